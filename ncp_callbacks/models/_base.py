@@ -1,0 +1,208 @@
+"""What CfC and LTC share: the time loop, its argument checks, and constants that never train.
+
+A recurrent model owns a ``cell`` and calls it once per time step::
+
+    output_t, state = self.cell(x_t, state, time_delta_t)  # (B, F), (B, units), (B, 1)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+from ncps.wirings import Wiring
+
+__all__ = [
+    "Cell",
+    "Module",
+    "RecurrentModel",
+    "build_wiring",
+    "check_choice",
+    "check_size",
+    "hold_constant",
+]
+
+
+class _FrozenNames(set[str]):
+    """The names a module does not train, some of them for good."""
+
+    def __init__(self, names: Iterable[str] = (), constants: Iterable[str] = ()) -> None:
+        self.constants = frozenset(constants)
+        super().__init__({*names, *self.constants})
+
+    def clear(self) -> None:
+        super().clear()
+        self.update(self.constants)
+
+    def difference_update(self, *others: Iterable[Any]) -> None:
+        super().difference_update(*others)
+        self.update(self.constants)
+
+
+class Module(nn.Module):
+    """An ``nn.Module`` with a typed constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+
+def hold_constant(module: nn.Module, name: str, value: npt.ArrayLike) -> None:
+    """Set a boolean array that is saved with the weights and that no ``unfreeze`` trains.
+
+    ``unfreeze`` on a parent clears the frozen names of its children directly, so overriding the
+    children's ``unfreeze`` would not be enough.
+    """
+    module[name] = mx.array(np.asarray(value, dtype=bool))
+    constants: frozenset[str] = getattr(module._no_grad, "constants", frozenset())
+    module._no_grad = _FrozenNames(module._no_grad, {name, *constants})
+
+
+class Cell(Module):
+    """One time step of a recurrent model: ``(x_t, state, time_delta_t) -> (output_t, state)``."""
+
+    input_size: int
+    units: int
+    output_size: int
+
+    def __call__(
+        self, x: mx.array, state: mx.array, time_delta: mx.array | float = 1.0
+    ) -> tuple[mx.array, mx.array]:
+        raise NotImplementedError
+
+
+class RecurrentModel(Module):
+    """Runs ``self.cell`` over a batch of sequences."""
+
+    cell: Cell
+    input_size: int
+    units: int
+    output_size: int
+    return_sequences: bool
+
+    def __call__(
+        self,
+        x: mx.array,
+        time_delta: mx.array | npt.NDArray[Any] | float | None = None,
+        state: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Run the sequences through the cell.
+
+        Args:
+            x: ``(B, T, input_size)``, floating.
+            time_delta: Time since the previous step, >= 0: ``(B, T)``, ``(B, T, 1)`` or one
+                number for all steps; ``None`` means 1.
+            state: ``(B, units)``; ``None`` means zeros in the dtype of ``x``.
+
+        Returns:
+            Outputs ``(B, T, output_size)``, or ``(B, output_size)`` of the last step without
+            ``return_sequences``, and the last state ``(B, units)``.
+
+        Raises:
+            ValueError: A shape or value that does not fit; the message says how to mend it.
+        """
+        batch, steps = self._check_inputs(x)
+        intervals = _split_intervals(time_delta, batch, steps, x.dtype)
+        if state is None:
+            state = mx.zeros((batch, self.units), dtype=x.dtype)
+        elif state.shape != (batch, self.units):
+            raise ValueError(
+                f"state must have shape (batch, units) = {(batch, self.units)}, "
+                f"got {state.shape}: pass the state this model returned, or None to start at zero"
+            )
+        outputs = []
+        # One split has a cheap gradient; slicing x step by step makes it quadratic in T.
+        for x_t, interval in zip(x.split(steps, axis=1), intervals, strict=True):
+            output, state = self.cell(x_t.squeeze(1), state, interval)
+            outputs.append(output)
+        if self.return_sequences:
+            return self._read_out(mx.stack(outputs, axis=1)), state
+        return self._read_out(output), state
+
+    def _read_out(self, outputs: mx.array) -> mx.array:
+        """Map the cell's outputs to the model's."""
+        return outputs
+
+    def _check_inputs(self, x: mx.array) -> tuple[int, int]:
+        if x.ndim != 3:
+            hint = "add the batch axis with x[None]" if x.ndim == 2 else "put the batch axis first"
+            raise ValueError(f"x must have shape (batch, time, features), got {x.shape}: {hint}")
+        batch, steps, features = x.shape
+        if features != self.input_size:
+            raise ValueError(
+                f"x has {features} features in its last axis (shape {x.shape}), this model takes "
+                f"{self.input_size}: build it with input_size={features}"
+            )
+        if steps == 0:
+            raise ValueError(f"x has no time steps (shape {x.shape}): pass at least one")
+        if not mx.issubdtype(x.dtype, mx.floating):
+            raise ValueError(f"x must be floating, got {x.dtype}: use x.astype(mx.float32)")
+        return batch, steps
+
+
+def _split_intervals(
+    time_delta: mx.array | npt.NDArray[Any] | float | None,
+    batch: int,
+    steps: int,
+    dtype: mx.Dtype,
+) -> Sequence[mx.array]:
+    """One ``(B, 1)`` array of elapsed time per step."""
+    # Intervals keep float32 at least: a rounded or overflowing interval is wrong for all units.
+    dtype = dtype if dtype == mx.float64 else mx.float32
+    if time_delta is None:
+        time_delta = 1.0
+    if isinstance(time_delta, (int, float)):
+        if not (math.isfinite(time_delta) and time_delta >= 0):
+            raise ValueError(f"time_delta must be finite and >= 0, got {time_delta}")
+        time_delta = mx.array(float(time_delta), dtype=dtype)
+    elif not isinstance(time_delta, mx.array):
+        time_delta = mx.array(np.asarray(time_delta), dtype=dtype)
+    if not mx.issubdtype(time_delta.dtype, mx.floating):
+        time_delta = time_delta.astype(dtype)
+    if time_delta.ndim == 0:
+        return [mx.broadcast_to(time_delta, (batch, 1))] * steps
+    if time_delta.shape not in {(batch, steps), (batch, steps, 1)}:
+        raise ValueError(
+            f"time_delta must be a scalar or have shape {(batch, steps)} or {(batch, steps, 1)} "
+            f"to go with x, got {time_delta.shape}: for intervals shared by all sequences use "
+            f"mx.broadcast_to(time_delta, {(batch, steps)})"
+        )
+    return time_delta.reshape(batch, steps).split(steps, axis=1)
+
+
+def check_size(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``, else raise ``ValueError``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in (choices := tuple(choices)):
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+def build_wiring(wiring: Wiring, input_size: int) -> Wiring:
+    """Connect the inputs of a wiring, once.
+
+    Building a wiring again draws further synapses, so one that is built already is left alone and
+    two models that share it have the same connections.
+
+    Raises:
+        ValueError: It was built for another number of inputs, or has no output neurons.
+    """
+    if not wiring.is_built():
+        wiring.build(input_size)
+    if wiring.input_dim != input_size:
+        raise ValueError(
+            f"the wiring was built for {wiring.input_dim} inputs, got input_size={input_size}: "
+            "make a new wiring for this model"
+        )
+    if wiring.output_dim is None:
+        raise ValueError("the wiring has no output neurons: call wiring.set_output_dim(...) first")
+    return wiring
