@@ -1,0 +1,170 @@
+"""State space: principal components of hidden trajectories, comparable between steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .results import ArrayResult, FloatArray
+
+__all__ = ["Basis", "StateSpace", "explained_variance", "fit_basis", "state_space"]
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """An orthonormal basis to look at states in.
+
+    Attributes:
+        mean: ``(H,)``.
+        components: ``(k, H)``, orthonormal rows.
+    """
+
+    mean: FloatArray
+    components: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class StateSpace(ArrayResult):
+    """Hidden trajectories in ``k`` dimensions. As an array it is ``scores``.
+
+    Attributes:
+        scores: ``(B, T, k)``, states in the basis; NaN at padding and non-finite states.
+        basis: The basis used, with the mean that was subtracted.
+        axis_variance_ratio: ``(k,)``, share of the states' variance along each axis of the basis.
+        explained_variance_ratio: ``(H,)``, spectrum of the states' own principal components, as
+            shares of the total, decreasing.
+        captured: Variance within the basis over that within the best ``k``-dimensional one, in
+            [0, 1]; 1 for a basis just fitted or constant states.
+        refitted: Whether the basis was fitted to these very states.
+        participation_ratio: ``(sum l)^2 / sum l^2`` of the spectrum: between 1 and H, the number of
+            dimensions in use; NaN for constant states. Biased low when states are few.
+        samples: How many states went in.
+        non_finite: How many real states were left out because of NaN or infinity.
+        cell: Name of the recurrent cell.
+    """
+
+    scores: FloatArray
+    basis: Basis
+    axis_variance_ratio: FloatArray
+    explained_variance_ratio: FloatArray
+    captured: float
+    refitted: bool
+    participation_ratio: float
+    samples: int
+    non_finite: int
+    cell: str
+
+    @property
+    def _main(self) -> FloatArray:
+        return self.scores
+
+
+def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, variances along principal axes (decreasing) and the axes, of ``(N, H)`` samples.
+
+    By eigendecomposition of the covariance: for tall data far cheaper than a singular value
+    decomposition of the samples, and equal to it where it matters.
+
+    Returns:
+        ``(H,)``, ``(H,)``, ``(H, H)`` with axes as rows.
+    """
+    x = samples.astype(np.float64)
+    mean = x.mean(axis=0)
+    x = x - mean
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    return mean, np.maximum(values[::-1], 0.0), vectors[:, ::-1].T
+
+
+def fit_basis(samples: FloatArray, components: int, like: Basis | None = None) -> Basis:
+    """The first ``components`` principal axes of ``(N, H)`` samples.
+
+    The sign of an axis is arbitrary: it is chosen to agree with ``like``, or else so that the
+    largest weight is positive. With fewer units than components, the rest is zero.
+    """
+    mean, _, axes = explained_variance(samples)
+    axes = axes[:components]
+    if like is not None and like.components.shape[1] == axes.shape[1]:
+        old = like.components[: len(axes)]
+        sign = np.sign((axes * old).sum(axis=1))
+    else:
+        sign = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
+    axes = axes * np.where(sign == 0, 1.0, sign)[:, None]
+    if len(axes) < components:
+        axes = np.concatenate([axes, np.zeros((components - len(axes), axes.shape[1]))])
+    return Basis(mean=mean, components=axes)
+
+
+def state_space(
+    states: FloatArray,
+    *,
+    mask: np.ndarray | None = None,
+    basis: Basis | None = None,
+    components: int = 2,
+    refit_below: float = 0.8,
+    cell: str = "cell",
+) -> StateSpace:
+    """Project trajectories on a basis that stays as long as it captures enough.
+
+    Args:
+        states: ``(B, T, H)``.
+        mask: ``(B, T)``, true at real steps.
+        basis: Basis of an earlier look, kept unless ``captured`` falls below ``refit_below`` or its
+            width doesn't fit; ``None`` fits one.
+        components: Dimensions ``k`` of a fitted basis.
+        refit_below: Least ``captured`` at which ``basis`` is kept.
+        cell: Name of the recurrent cell.
+
+    Source: principal components of hidden states as in Lechner et al. 2020 (doi
+    10.1038/s42256-020-00237-3); participation ratio, Gao et al. 2017 (bioRxiv 214262). Re-fitting
+    at every look would let axes turn and flip between pictures without the states moving.
+    """
+    batch, steps, width = states.shape
+    real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
+    finite = np.isfinite(states).all(axis=2)
+    use = real & finite
+    samples = states[use].astype(np.float64)
+    scores = np.full((batch, steps, components), np.nan, np.float32)
+    none = np.full(width, np.nan)
+    if not len(samples):
+        kept = basis or Basis(np.zeros(width), np.zeros((components, width)))
+        return StateSpace(
+            scores=scores, basis=kept, axis_variance_ratio=none[:components],
+            explained_variance_ratio=none, captured=float("nan"), refitted=False,
+            participation_ratio=float("nan"), samples=0, non_finite=int((real & ~finite).sum()),
+            cell=cell,
+        )  # fmt: skip
+    mean, variances, _ = explained_variance(samples)
+    total = float(variances.sum())
+    # Below this, differences between states are rounding errors of float32.
+    if total <= width * (1e-7 * float(np.abs(samples).max())) ** 2:
+        variances, total = np.zeros_like(variances), 0.0
+
+    def share(of: Basis) -> tuple[FloatArray, float]:
+        if not total:
+            return np.zeros(len(of.components)), 1.0
+        along = np.var((samples - mean) @ of.components.T, axis=0)
+        best = float(variances[: len(of.components)].sum())
+        return along / total, min(1.0, float(along.sum()) / best)
+
+    used, refitted = basis, False
+    if used is None or used.components.shape != (components, width):
+        used, refitted = fit_basis(samples, components), True
+    axis_share, captured = share(used)
+    if not refitted and captured < refit_below:
+        used, refitted = fit_basis(samples, components, like=used), True
+        axis_share, captured = share(used)
+    scores[use] = (samples - used.mean) @ used.components.T
+    squares = float((variances**2).sum())
+    return StateSpace(
+        scores=scores,
+        basis=used,
+        axis_variance_ratio=axis_share,
+        explained_variance_ratio=variances / total if total else np.zeros(width),
+        captured=captured,
+        refitted=refitted,
+        participation_ratio=total**2 / squares if squares else float("nan"),
+        samples=len(samples),
+        non_finite=int((real & ~finite).sum()),
+        cell=cell,
+    )

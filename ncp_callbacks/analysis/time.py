@@ -1,0 +1,134 @@
+"""Sensitivity to elapsed time: what happens to the target when all intervals are stretched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .results import FloatArray, MappingResult
+
+__all__ = ["TimeSensitivity", "time_sensitivity"]
+
+
+@dataclass(frozen=True, eq=False)
+class TimeSensitivity(MappingResult):
+    """How one scalar target per sequence reacts to time.
+
+    Attributes:
+        scales: ``(S,)``, factors by which all intervals were multiplied, increasing.
+        sensitivities: ``(S,)``, ``RMS_b(y(s) - y(1)) / SD_b(y(1))``; exactly 0 at scale 1. NaN
+            where the target moved but is the same for all sequences, so that there is no SD.
+        rms_change: ``(S,)``, the numerator, in units of the target.
+        mean_change: ``(S,)``, mean over sequences of ``y(s) - y(1)``, with its sign.
+        target_mean: Mean over sequences of ``y(1)``.
+        target_sd: Standard deviation over sequences of ``y(1)``.
+        elasticity: ``(B,)``, ``dy/dln s`` at ``s = 1`` of each sequence, ``sum_t dt_t dy/d dt_t``;
+            in units of the target. NaN where no gradient was given.
+        elasticity_by_step: ``(B, T)``, the terms ``dt_t dy/d dt_t``; 0 at padding.
+        target: Name of the target.
+        sequences: How many sequences went in.
+        non_finite: How many were left out because of NaN or infinity at any scale.
+    """
+
+    scales: FloatArray
+    sensitivities: FloatArray
+    rms_change: FloatArray
+    mean_change: FloatArray
+    target_mean: float
+    target_sd: float
+    elasticity: FloatArray
+    elasticity_by_step: FloatArray
+    target: str
+    sequences: int
+    non_finite: int
+
+    def _per_sd(self, value: float) -> float:
+        if value == 0.0:
+            return 0.0
+        return value / self.target_sd if self.target_sd > 0 else float("nan")
+
+    @property
+    def relative_elasticity(self) -> float:
+        """RMS over sequences of the elasticity, in SDs of the target."""
+        return self._per_sd(float(np.sqrt(np.mean(np.square(self.elasticity, dtype=np.float64)))))
+
+    @property
+    def mean_elasticity(self) -> float:
+        """Mean over sequences of the elasticity, in SDs of the target; its sign says which way."""
+        return self._per_sd(float(np.mean(self.elasticity, dtype=np.float64)))
+
+    @property
+    def ignores_time(self) -> bool:
+        """Whether neither scaling nor the gradient moved any target at all."""
+        moved = bool(self.rms_change.any()) or bool(np.nan_to_num(self.elasticity_by_step).any())
+        return not moved and self.sequences > 0
+
+
+def time_sensitivity(
+    values: Mapping[float, FloatArray],
+    *,
+    time_delta: FloatArray | None = None,
+    time_gradient: FloatArray | None = None,
+    mask: np.ndarray | None = None,
+    target: str = "prediction at last step",
+) -> TimeSensitivity:
+    """Scale curve and elasticity from targets evaluated at several time scales.
+
+    Args:
+        values: Targets ``(B,)`` by scale; scale 1 must be among them.
+        time_delta: ``(B, T)``, the unscaled intervals.
+        time_gradient: ``(B, T)``, ``dy_b/d dt_bt`` at scale 1.
+        mask: ``(B, T)``, true at real steps.
+        target: Name of the target.
+
+    Raises:
+        ValueError: If scale 1 is missing.
+
+    Dividing by the SD over sequences makes the curve independent of the target's unit and offset;
+    the elasticity is its slope at 1, so both agree for small changes.
+    """
+    if 1.0 not in values:
+        raise ValueError(
+            f"scale 1 is missing among {sorted(values)}: it is what others compare with"
+        )
+    scales = np.array(sorted(values), dtype=np.float64)
+    y = np.stack([np.asarray(values[s], np.float64) for s in scales])
+    batch = y.shape[1]
+    by_step = np.full((batch, 1), np.nan)
+    if time_delta is not None and time_gradient is not None:
+        by_step = time_delta.astype(np.float64) * time_gradient.astype(np.float64)
+        if mask is not None:
+            by_step = np.where(mask, by_step, 0.0)
+    finite = np.isfinite(y).all(axis=0)
+    if time_gradient is not None:
+        finite &= np.isfinite(by_step).all(axis=1)
+    y, by_step = y[:, finite], by_step[finite]
+    base = y[list(scales).index(1.0)]
+    count = int(finite.sum())
+    if count:
+        change = y - base
+        rms, mean = np.sqrt(np.mean(change**2, axis=1)), np.mean(change, axis=1)
+        sd, target_mean = float(np.std(base)), float(np.mean(base))
+        # Rounding leaves a spurious SD where all targets are equal.
+        if sd <= 1e-7 * float(np.max(np.abs(base))):
+            sd = 0.0
+    else:
+        rms = mean = np.full(len(scales), np.nan)
+        sd = target_mean = float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(rms == 0, 0.0, rms / sd if sd > 0 else np.nan)
+    return TimeSensitivity(
+        scales=scales,
+        sensitivities=relative,
+        rms_change=rms,
+        mean_change=mean,
+        target_mean=target_mean,
+        target_sd=sd,
+        elasticity=by_step.sum(axis=1),
+        elasticity_by_step=by_step,
+        target=target,
+        sequences=count,
+        non_finite=batch - count,
+    )

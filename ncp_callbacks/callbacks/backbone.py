@@ -1,0 +1,136 @@
+"""How the units of the backbone are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..analysis import ACTIVATIONS, BackboneReport, layer_statistics
+from ..instrument import NothingToObserve
+from ..observation import Activations, Need, Observation
+from ..plots import plot_unit_activity
+from ..records import Figure, Histogram, Note, Record, Scalar
+from ..schedules import ScheduleLike
+from .base import Callback, GrowingLimit
+
+__all__ = ["BackboneActivations"]
+
+
+class BackboneActivations(Callback):
+    """Activity, sparsity and dead units of the hidden layers inside the recurrent cell.
+
+    Sparsity counts what it means for the layer's activation function, found by looking: exact
+    zeros for relu, saturation for tanh and its kin, the flat side for silu and gelu.
+
+    Costs one forward pass, or nothing beside a callback that needs a gradient. Left out, with a
+    message, for a model without a backbone.
+
+    ================================= ========= ===================================================
+    Tag                               Record    What
+    ================================= ========= ===================================================
+    ``backbone/unit_activity``        image     share of samples in which each unit is active
+    ``backbone/<layer>_mean``         scalar    mean activation
+    ``backbone/<layer>_std``          scalar    SD of the activations
+    ``backbone/<layer>_sparsity``     scalar    share of activations that are off or stuck
+    ``backbone/<layer>_dead_units``   scalar    units with one value for all sequences and steps
+    ``backbone/<layer>_treves_rolls`` scalar    1: all units equally active, 1/units: one is
+    ``backbone/<layer>_nonfinite``    scalar    samples left out because of NaN or infinity
+    ``backbone_hist/<layer>``         histogram activations, without exact zeros
+    ================================= ========= ===================================================
+
+    Layers are called ``layer0``, ``layer1``, … in the order of the forward pass; the guide says
+    which modules they are. At most 8 are logged.
+
+    Args:
+        every, name: See :class:`Callback`.
+    """
+
+    needs = frozenset({Need.ACTIVATIONS})
+    default_name = "backbone"
+    _MOST, _BINS, _MAX_VALUES = 8, 40, 65_536
+
+    def __init__(self, *, every: ScheduleLike | None = None, name: str | None = None) -> None:
+        super().__init__(every=every, name=name)
+        self._limits: dict[str, GrowingLimit] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"limits": {layer: limit.value for layer, limit in self._limits.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._limits = {layer: GrowingLimit(float(v)) for layer, v in state["limits"].items()}
+
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        layers = observation.activations
+        if not layers:
+            raise NothingToObserve(
+                "the model has no backbone: no hidden layer inside its recurrent cell. To look at "
+                "layers elsewhere, name them with layers="
+            )
+        if len(layers) > self._MOST:
+            yield Note(
+                f"{self.name}: {len(layers)} layers were found, the first {self._MOST} are logged; "
+                "choose others with layers="
+            )
+        report = BackboneReport(
+            tuple(
+                layer_statistics(
+                    layer.values,
+                    layer=layer.layer,
+                    activation=layer.activation,
+                    mask=observation.mask,
+                )
+                for layer in layers[: self._MOST]
+            )
+        )
+        if any(stats.samples for stats in report):
+            yield Figure(
+                f"{self.name}/unit_activity",
+                plot_unit_activity,
+                report,
+                {"step": observation.step},
+                "Share of held-out samples in which each unit is active, units sorted; shaded: "
+                "units with one value for all sequences and steps.",
+            )
+        for index, (stats, layer) in enumerate(zip(report, layers, strict=False)):
+            short = f"{self.name}/layer{index}"
+            where = f"{stats.layer} ({stats.activation}, {stats.units} units)"
+            sparse = f"Share of activations of {where} that are off or stuck: {stats.sparse_means}"
+            for key, value, text in (
+                ("mean", stats.mean, f"Mean activation of {where}"),
+                ("std", stats.std, f"SD of the activations of {where}"),
+                ("sparsity", stats.sparsity, sparse),
+                ("dead_units", stats.dead_units, f"Units of {where} that never change"),
+                ("treves_rolls", stats.treves_rolls, f"1: all units of {where} equally active"),
+                ("nonfinite", stats.non_finite, "Samples left out because of NaN or infinity"),
+            ):
+                if not math.isnan(value):
+                    yield Scalar(f"{short}_{key}", value, text)
+            if stats.samples:
+                yield from self._histogram(layer, f"{self.name}_hist/layer{index}", observation)
+            if stats.activation == "unknown":
+                yield Note(
+                    f"{short}: the activation function after {stats.layer} is none that is known; "
+                    f"its sparsity counts values that are {ACTIVATIONS['unknown'].sparse_means}"
+                )
+
+    def _histogram(
+        self, layer: Activations, tag: str, observation: Observation
+    ) -> Iterable[Record | Note]:
+        values = layer.values if observation.mask is None else layer.values[observation.mask]
+        values = values.ravel()
+        # An odd stride: an even one would pick the same units every time.
+        values = values[:: (values.size // self._MAX_VALUES) | 1]
+        values = values[np.isfinite(values) & (values != 0)]
+        if values.size:
+            limit = self._limits.setdefault(layer.layer, GrowingLimit())
+            low, high = np.quantile(values, [0.005, 0.995])
+            top = limit.covering(float(max(abs(low), abs(high))))
+            yield Histogram(
+                tag,
+                values,
+                np.linspace(-top, top, self._BINS + 1),
+                f"Activations of {layer.layer} that are not exactly 0",
+            )

@@ -1,0 +1,103 @@
+"""What a callback is: needs, and a function from an observation to records."""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..observation import Need, Observation
+from ..plots import nice_limit
+from ..records import Note, Record
+from ..schedules import Schedule, ScheduleLike, as_schedule
+
+__all__ = ["Callback", "GrowingLimit", "short_names"]
+
+
+class Callback(abc.ABC):
+    """Something to look at, every so often.
+
+    A subclass names what it ``needs`` of the model and turns an observation into records; it never
+    runs the model, draws, or writes. Say in its docstring which tags it logs.
+
+    Args:
+        every: When to look: steps, a schedule or any callable ``step -> bool``; by default whenever
+            the monitor does.
+        name: First part of its tags; by default the class's own. Names in a monitor differ.
+
+    Raises:
+        TypeError, ValueError: For an ``every`` or ``name`` that can't be one.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    default_name: ClassVar[str] = ""
+
+    # A subclass with state of its own need not call __init__.
+    every: Schedule | None = None
+    name: str = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__dict__.get("default_name"):
+            cls.default_name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if not cls.__dict__.get("name"):
+            cls.name = cls.default_name
+
+    def __init__(self, *, every: ScheduleLike | None = None, name: str | None = None) -> None:
+        self.every = None if every is None else as_schedule(every)
+        if name is not None and not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                f"name={name!r}: a name begins the callback's tags; use letters, digits and _ . -"
+            )
+        self.name = name or self.default_name
+
+    @abc.abstractmethod
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        """Records of one look.
+
+        Raises:
+            NothingToObserve: If the model has nothing for this callback; it is then left out.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive an interruption of the run: numbers, strings, numpy arrays, dicts."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional)
+        """Take up what ``state_dict`` gave."""
+
+    def __repr__(self) -> str:
+        when = "" if self.every is None else f", every={self.every!r}"
+        return f"{type(self).__name__}(name={self.name!r}{when})"
+
+
+class GrowingLimit:
+    """An axis limit that only grows, in 1-2-5 steps, so that pictures compare between steps."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def covering(self, largest: float) -> float:
+        """The limit, grown to cover ``largest`` where that is finite."""
+        if 0 < largest < float("inf") and largest > self.value:
+            self.value = nice_limit(largest)
+        return self.value or 1.0
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Module paths cut to what tells them apart, for tags: ``""`` for a single one.
+
+    ``["encoder.cell", "decoder.cell"]`` become ``["_encoder", "_decoder"]``.
+    """
+    if len(paths) == 1:
+        return [""]
+    split = [p.split(".") for p in paths]
+    for parts in (
+        [[part for part in p if sum(part in q for q in split) < len(split)] for p in split],
+        split,
+    ):
+        names = ["_" + "_".join(re.sub(r"\W+", "", part) for part in p) for p in parts]
+        if len(set(names)) == len(names) and "_" not in names:
+            return names
+    return [f"_{i}" for i in range(len(paths))]

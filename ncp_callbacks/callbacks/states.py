@@ -1,0 +1,171 @@
+"""Where the hidden state goes: trajectories in a basis that stays put."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..analysis import Basis, state_space
+from ..held_out import HeldOutBatch
+from ..instrument import NothingToObserve
+from ..observation import Need, Observation, Trajectory
+from ..plots import plot_state_space
+from ..records import Array, Figure, Note, Record, Scalar
+from ..schedules import ScheduleLike
+from .base import Callback, GrowingLimit, short_names
+
+__all__ = ["StateSpace", "sequence_classes"]
+
+
+def sequence_classes(held_out: HeldOutBatch) -> np.ndarray | None:
+    """``(B,)``, the class of each sequence where the targets say so: integers, one a sequence."""
+    targets = held_out.targets
+    if not isinstance(targets, mx.array) or mx.issubdtype(targets.dtype, mx.floating):
+        return None
+    if targets.size != len(held_out):
+        return None
+    return np.array(targets).reshape(-1)
+
+
+class StateSpace(Callback):
+    """Hidden trajectories in the plane of two principal axes, for every recurrent cell.
+
+    The axes of the first look are kept, so that pictures compare; they are fitted anew, and the
+    picture says so, once they hold too little of what two axes could.
+
+    Costs one forward pass, or nothing beside a callback that needs a gradient.
+
+    =================================== ======== ==================================================
+    Tag                                 Record   What
+    =================================== ======== ==================================================
+    ``hidden/pca``                      image    trajectories, coloured by time, ends by class
+    ``hidden/pc1_share``                scalar   share of variance along the first axis shown
+    ``hidden/pc2_share``                scalar   and along the second
+    ``hidden/participation_ratio``      scalar   number of dimensions in use
+    ``hidden/basis_captured``           scalar   variance in the plane shown over that in the best
+    ``hidden/basis_refits``             scalar   how often the axes were fitted anew
+    ``hidden/nonfinite``                scalar   states left out because of NaN or infinity
+    ``_ncp/hidden_spectrum``            array    ``(H,)``, variance shares, decreasing
+    =================================== ======== ==================================================
+
+    With several cells the name of a cell is added, as in ``hidden_encoder/pca``.
+
+    Args:
+        refit_below: Least share of the best plane's variance at which the axes are kept.
+        every, name: See :class:`Callback`.
+    """
+
+    needs = frozenset({Need.STATES})
+    default_name = "hidden"
+
+    def __init__(
+        self,
+        *,
+        refit_below: float = 0.8,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(every=every, name=name)
+        if not 0 <= refit_below <= 1:
+            raise ValueError(f"refit_below={refit_below}: give a share between 0 and 1")
+        self._refit_below = refit_below
+        self._bases: dict[str, Basis] = {}
+        self._refits: dict[str, int] = {}
+        self._limits: dict[str, GrowingLimit] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "bases": {
+                cell: {"mean": b.mean, "components": b.components}
+                for cell, b in self._bases.items()
+            },
+            "refits": dict(self._refits),
+            "limits": {cell: limit.value for cell, limit in self._limits.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._bases = {
+            cell: Basis(np.asarray(b["mean"]), np.asarray(b["components"]))
+            for cell, b in state["bases"].items()
+        }
+        self._refits = {cell: int(n) for cell, n in state["refits"].items()}
+        self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
+
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        cells = observation.states
+        if not cells:
+            raise NothingToObserve(
+                "no recurrent cell was found; if one holds the states, name it with cells="
+            )
+        for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
+            yield from self._of(cell, self.name + short, short, observation)
+
+    def _of(
+        self, cell: Trajectory, group: str, short: str, observation: Observation
+    ) -> Iterable[Record | Note]:
+        known = self._bases.get(cell.cell)
+        result = state_space(
+            cell.values,
+            mask=observation.mask,
+            basis=known,
+            refit_below=self._refit_below,
+            cell=cell.cell,
+        )
+        yield Scalar(
+            f"{group}/nonfinite",
+            result.non_finite,
+            "States left out because of NaN or infinity",
+        )
+        if not result.samples:
+            return
+        limit = self._limits.setdefault(cell.cell, GrowingLimit())
+        self._refits.setdefault(cell.cell, 0)
+        if result.refitted:
+            self._bases[cell.cell] = result.basis
+            if known is not None:
+                self._refits[cell.cell] += 1
+                yield Note(
+                    f"{group}/pca: the axes held less than {self._refit_below:.0%} of what two "
+                    "axes can and were fitted anew; pictures before and after it have different "
+                    f"axes, and {group}/basis_refits counts how often that happened"
+                )
+        yield Figure(
+            f"{group}/pca",
+            plot_state_space,
+            result,
+            {
+                "time_delta": observation.time_delta,
+                "classes": sequence_classes(observation.held_out),
+                "class_names": observation.held_out.class_names,
+                "limit": limit.covering(float(np.nanmax(np.abs(result.scores)))),
+                "step": observation.step,
+            },
+            f"States of {cell.cell} along two principal axes, fitted at the first look and kept. "
+            "Colour: time since the sequence's start; end markers: class.",
+        )
+        for axis, value in enumerate(result.axis_variance_ratio[:2], start=1):
+            yield Scalar(
+                f"{group}/pc{axis}_share",
+                float(value),
+                f"Share of the states' variance along axis {axis} of the picture",
+            )
+        if np.isfinite(result.participation_ratio):
+            yield Scalar(
+                f"{group}/participation_ratio",
+                result.participation_ratio,
+                "Number of dimensions in use: (sum l)^2 / sum l^2 of the covariance's eigenvalues",
+            )
+        yield Scalar(
+            f"{group}/basis_captured",
+            result.captured,
+            "Variance in the plane of the picture over that in the best plane",
+        )
+        yield Scalar(
+            f"{group}/basis_refits",
+            self._refits[cell.cell],
+            "How often the picture's axes were fitted anew",
+        )
+        yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)

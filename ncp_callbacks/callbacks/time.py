@@ -1,0 +1,158 @@
+"""How the target reacts when time runs faster or slower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..analysis import TimeSensitivity as TimeSensitivityResult
+from ..analysis import time_sensitivity
+from ..instrument import NothingToObserve
+from ..observation import Need, Observation
+from ..plots import plot_time_sensitivity
+from ..records import Array, Figure, Note, Record, Scalar
+from ..schedules import ScheduleLike
+from .base import Callback, GrowingLimit
+
+__all__ = ["TimeSensitivity", "checked_scales"]
+
+
+def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """Scales as increasing floats with 1 among them.
+
+    Raises:
+        ValueError: If one is not finite and above 0.
+    """
+    listed = [float(s) for s in scales]
+    bad = [s for s in listed if not 0 < s < float("inf")]
+    if bad or not listed:
+        raise ValueError(f"scales={list(scales)}: give finite factors above 0, e.g. (0.5, 1, 2, 5)")
+    return tuple(sorted({*listed, 1.0}))
+
+
+class TimeSensitivity(Callback):
+    """How the target changes when all intervals are multiplied by a factor, and by how much each.
+
+    Costs one forward pass with a copy of the batch for every scale but 1, and the gradient pass
+    that it shares with :class:`GradientAttribution`. Left out, with a message, for a model that
+    takes no intervals or a batch without them.
+
+    ================================== ====== ====================================================
+    Tag                                Record What
+    ================================== ====== ====================================================
+    ``time_delta/curve``               image  change of the target over scale
+    ``time_delta/sensitivity_x<scale>`` scalar RMS change at that scale, in SDs of the target
+    ``time_delta/elasticity``          scalar mean of dy/d ln(scale) at 1, in SDs of the target
+    ``time_delta/elasticity_rms``      scalar its root mean square over sequences
+    ``time_delta/nonfinite``           scalar sequences left out because of NaN or infinity
+    ``_ncp/time_delta_curve``          array  ``(3, S)``: scales, RMS change, mean change, in units
+                                              of the target
+    ``_ncp/time_delta_by_step``        array  ``(T,)``, mean over sequences of ``dt_t dy/d dt_t``
+    ================================== ====== ====================================================
+
+    With a target other than the prediction at the last step, ``time_delta`` is followed by its
+    name, as in ``time_delta_loss/curve``.
+
+    Args:
+        scales: Factors, at most 8 beside 1.
+        every, name: See :class:`Callback`.
+    """
+
+    needs = frozenset({Need.TIME_GRADIENT})
+    default_name = "time_delta"
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(every=every, name=name)
+        self.scales = checked_scales(scales)
+        if len(self.scales) > 9:
+            raise ValueError(f"scales={list(scales)}: at most 8 beside 1, each is a curve")
+        self._limit = GrowingLimit()
+        self._first: TimeSensitivityResult | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        first = None if self._first is None else self._first.to_dict()
+        return {"limit": self._limit.value, "first": first}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._limit = GrowingLimit(float(state["limit"]))
+        first = state["first"]
+        self._first = None if first is None else TimeSensitivityResult(**first)
+
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        if not observation.takes_time:
+            missing = "the held-out batch has no time_delta"
+            if observation.time_delta is not None:
+                missing = "the model takes no intervals"
+            raise NothingToObserve(f"{missing}, so there is no time to scale")
+        result = time_sensitivity(
+            observation.values_at_scales(self.scales),
+            time_delta=observation.time_delta,
+            time_gradient=observation.time_gradient,
+            mask=observation.mask,
+            target=observation.target,
+        )
+        group = self.name + observation.target_slug
+        yield Scalar(
+            f"{group}/nonfinite",
+            result.non_finite,
+            "Sequences left out because their target or its gradient had NaN or infinity",
+        )
+        if not result.sequences:
+            return
+        if result.ignores_time:
+            yield Note(
+                f"{self.name}: the model takes intervals, but the {result.target} does not depend "
+                "on them at all: every sensitivity is exactly 0"
+            )
+        if result.target_sd == 0 and result.rms_change.any():
+            yield Note(
+                f"{self.name}: the {result.target} is the same for all held-out sequences, so "
+                "its sensitivity has no SD to be measured in; it is not logged while that is so"
+            )
+        else:
+            if self._first is None:
+                self._first = result
+            yield Figure(
+                f"{group}/curve",
+                plot_time_sensitivity,
+                result,
+                {
+                    "reference": None if self._first is result else self._first,
+                    "limit": self._limit.covering(float(np.abs(result.sensitivities).max())),
+                    "step": observation.step,
+                },
+                f"Change of the {result.target} when all intervals are multiplied by a factor; "
+                "RMS over held-out sequences, in SDs of the target over sequences. "
+                "Dashed: the first look.",
+            )
+            for scale, value in zip(result.scales, result.sensitivities, strict=True):
+                if scale != 1:
+                    yield Scalar(
+                        f"{group}/sensitivity_x{scale:g}",
+                        float(value),
+                        f"RMS change of the {result.target} when all intervals are multiplied by "
+                        f"{scale:g}; in SDs of the target over sequences",
+                    )
+            yield Scalar(
+                f"{group}/elasticity",
+                result.mean_elasticity,
+                f"Mean over sequences of the slope of the {result.target} in ln(scale) at scale 1; "
+                "in SDs of the target. Its sign says which way longer intervals move it",
+            )
+            yield Scalar(
+                f"{group}/elasticity_rms",
+                result.relative_elasticity,
+                "Root mean square over sequences of the same slope",
+            )
+        yield Array(
+            f"_ncp/{group}_curve", np.stack([result.scales, result.rms_change, result.mean_change])
+        )
+        yield Array(f"_ncp/{group}_by_step", result.elasticity_by_step.mean(axis=0))

@@ -1,0 +1,231 @@
+"""The held-out batch: what every look at the model looks at, checked once and never changed.
+
+held_out = HeldOutBatch(x_val[:16], time_delta=dt_val[:16], feature_names=["hr", "bp"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["HeldOutBatch", "to_numpy"]
+
+_FLOATING = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
+
+
+def to_numpy(array: mx.array) -> npt.NDArray[np.float32]:
+    """A float32 copy: numpy has no bfloat16, and through a view it could write into MLX."""
+    return np.array(array.astype(mx.float32), dtype=np.float32)
+
+
+def _names(names: Sequence[str] | None, what: str, count: int | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str):
+        raise TypeError(f"{what}={names!r} is one string; give a sequence, e.g. ['hr', 'bp']")
+    listed = tuple(str(n) for n in names)
+    if count is not None and len(listed) != count:
+        raise ValueError(f"{what} has {len(listed)} names for {count} features: give one for each")
+    doubled = sorted({n for n in listed if listed.count(n) > 1})
+    if doubled:
+        raise ValueError(f"{what} has {doubled[0]!r} more than once: names must tell them apart")
+    return listed
+
+
+class HeldOutBatch:
+    """Sequences to look at, frozen: later changes to the arrays given don't reach it.
+
+    Args:
+        inputs: ``(B, T, F)``, floating; numpy or MLX. Its dtype is what the model will be given.
+        time_delta: Intervals before each step, finite and above 0: ``(B, T)``, ``(B, T, 1)`` or one
+            number for all. ``(B, T)`` and ``(B, T, 1)`` are passed to the model as given.
+        targets: Whatever the target or loss function needs; arrays have ``B`` first.
+        mask: ``(B, T)`` bool, true at real steps; at least one in each sequence.
+        feature_names: ``F`` different names.
+        class_names: Names of the model's outputs.
+
+    Raises:
+        TypeError: For inputs that are not floating arrays.
+        ValueError: For shapes that don't fit, doubled names, intervals not above 0, and masks
+            that leave a sequence empty.
+    """
+
+    def __init__(
+        self,
+        inputs: mx.array | npt.NDArray[Any],
+        time_delta: mx.array | npt.NDArray[Any] | float | None = None,
+        targets: Any = None,
+        mask: mx.array | npt.NDArray[Any] | None = None,
+        feature_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._inputs = self._check_inputs(inputs)
+        batch, steps, features = self._inputs.shape
+        self._mask = self._check_mask(mask, batch, steps)
+        self._time_delta = self._check_time(time_delta, batch, steps)
+        self._targets = self._check_targets(targets, batch)
+        self.feature_names = _names(feature_names, "feature_names", features) or tuple(
+            f"feature {i}" for i in range(features)
+        )
+        self.class_names = _names(class_names, "class_names", None)
+
+    @staticmethod
+    def _check_inputs(inputs: Any) -> mx.array:
+        if not isinstance(inputs, mx.array | np.ndarray):
+            raise TypeError(
+                f"inputs is a {type(inputs).__name__}; give an mx.array or numpy array of shape "
+                "(batch, time steps, features)"
+            )
+        if isinstance(inputs, np.ndarray) and inputs.dtype == np.float64:
+            inputs = inputs.astype(np.float32)  # as mx.array does for Python floats
+        array = mx.array(inputs)
+        if array.ndim != 3 or 0 in array.shape:
+            raise ValueError(
+                f"inputs has shape {tuple(array.shape)}; expected (batch, time steps, features), "
+                "none of them 0. For one sequence use inputs[None], for one feature "
+                "inputs[..., None]"
+            )
+        if array.dtype not in _FLOATING:
+            raise TypeError(
+                f"inputs has dtype {array.dtype}; gradients need floating inputs: use "
+                "inputs.astype(mx.float32)"
+            )
+        mx.eval(array)
+        return array
+
+    @staticmethod
+    def _check_mask(mask: Any, batch: int, steps: int) -> npt.NDArray[np.bool_] | None:
+        if mask is None:
+            return None
+        array = np.array(mask)
+        if array.shape != (batch, steps):
+            raise ValueError(
+                f"mask has shape {array.shape}; expected (batch, time steps) = ({batch}, {steps})"
+            )
+        if array.dtype != np.bool_:
+            if not np.isin(array, (0, 1)).all():
+                raise ValueError(f"mask holds {array.min()} to {array.max()}; give booleans")
+            array = array.astype(bool)
+        empty = np.flatnonzero(~array.any(axis=1))
+        if len(empty):
+            raise ValueError(
+                f"mask leaves no step in sequence {empty[0]} ({len(empty)} such): drop the "
+                "sequence, or mark at least one step as real"
+            )
+        array.flags.writeable = False
+        return array
+
+    def _check_time(self, time_delta: Any, batch: int, steps: int) -> mx.array | None:
+        if time_delta is None:
+            return None
+        array = mx.array(time_delta)
+        if array.dtype not in _FLOATING:
+            array = array.astype(mx.float32)
+        if isinstance(time_delta, np.ndarray) and array.dtype == mx.float64:
+            array = array.astype(mx.float32)
+        if array.size == 1 and array.ndim <= 1:
+            array = mx.broadcast_to(array.reshape(1, 1), (batch, steps))
+        if tuple(array.shape) not in {(batch, steps), (batch, steps, 1)}:
+            raise ValueError(
+                f"time_delta has shape {tuple(array.shape)}; expected (batch, time steps) = "
+                f"({batch}, {steps}), ({batch}, {steps}, 1) or one number"
+            )
+        values = to_numpy(array).reshape(batch, steps)
+        bad = np.argwhere(~(np.isfinite(values) & (values > 0)) & self.mask_array)
+        if len(bad):
+            b, t = bad[0]
+            raise ValueError(
+                f"time_delta is {values[b, t]:g} at sequence {b}, step {t} ({len(bad)} such): "
+                "intervals must be finite and above 0. They are the times between samples, not "
+                "timestamps: np.diff turns timestamps into intervals; give the first step one too"
+            )
+        mx.eval(array)
+        return array
+
+    @staticmethod
+    def _check_targets(targets: Any, batch: int) -> Any:
+        if isinstance(targets, list | tuple) and all(isinstance(t, int | float) for t in targets):
+            targets = np.asarray(targets)
+        if isinstance(targets, np.ndarray):
+            if targets.dtype == object:
+                return targets
+            targets = mx.array(
+                targets.astype(np.float32) if targets.dtype == np.float64 else targets
+            )
+        elif isinstance(targets, mx.array):
+            targets = mx.array(targets)
+        else:
+            return targets
+        if targets.ndim == 0 or targets.shape[0] != batch:
+            raise ValueError(
+                f"targets has shape {tuple(targets.shape)} for {batch} sequences: its first axis "
+                "must be the batch"
+            )
+        mx.eval(targets)
+        return targets
+
+    # An mx.array can be written in place, so every caller gets a handle of its own.
+    @property
+    def inputs(self) -> mx.array:
+        """``(B, T, F)`` in the dtype given."""
+        return mx.array(self._inputs)
+
+    @property
+    def time_delta(self) -> mx.array | None:
+        """``(B, T)`` or ``(B, T, 1)`` as given, or None."""
+        return None if self._time_delta is None else mx.array(self._time_delta)
+
+    @property
+    def targets(self) -> Any:
+        """As given; arrays as MLX arrays."""
+        return mx.array(self._targets) if isinstance(self._targets, mx.array) else self._targets
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_] | None:
+        """``(B, T)`` bool, not writable, or None."""
+        return self._mask
+
+    @property
+    def mask_array(self) -> npt.NDArray[np.bool_]:
+        """``(B, T)`` bool, all true where no mask was given."""
+        return np.ones(self.inputs_shape[:2], bool) if self._mask is None else self._mask
+
+    @property
+    def inputs_shape(self) -> tuple[int, int, int]:
+        batch, steps, features = self._inputs.shape
+        return batch, steps, features
+
+    @property
+    def last_steps(self) -> npt.NDArray[np.intp]:
+        """``(B,)``, index of each sequence's last real step."""
+        from_end: npt.NDArray[np.intp] = np.argmax(self.mask_array[:, ::-1], axis=1)
+        return self.inputs_shape[1] - 1 - from_end
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return int(self._inputs.shape[0])
+
+    def __repr__(self) -> str:
+        batch, steps, features = self.inputs_shape
+        parts = [f"{batch} sequences, {steps} steps, {features} features, {self._inputs.dtype}"]
+        parts += ["time_delta"] if self._time_delta is not None else []
+        parts += ["targets"] if self._targets is not None else []
+        parts += ["mask"] if self._mask is not None else []
+        return f"HeldOutBatch({', '.join(parts)})"
+
+    def head(self, sequences: int) -> HeldOutBatch:
+        """The first ``sequences`` sequences."""
+        n = min(sequences, len(self))
+        part = object.__new__(HeldOutBatch)
+        part._inputs = self._inputs[:n]
+        part._time_delta = None if self._time_delta is None else self._time_delta[:n]
+        part._mask = None if self._mask is None else self._mask[:n]
+        part._targets = self._targets
+        if isinstance(self._targets, mx.array | np.ndarray):
+            part._targets = self._targets[:n]
+        part.feature_names, part.class_names = self.feature_names, self.class_names
+        return part

@@ -1,0 +1,25 @@
+"""How a model is looked at without touching it."""
+
+from .conventions import TIME_KEYWORDS, Calling, Forward
+from .discovery import CellSite, LayerSite, Sites
+from .errors import ModelError, NothingToObserve
+from .isolation import undisturbed
+from .probe import Instrument, Pass
+from .target import At, Target, TargetLike
+
+__all__ = [
+    "TIME_KEYWORDS",
+    "At",
+    "Calling",
+    "CellSite",
+    "Forward",
+    "Instrument",
+    "LayerSite",
+    "ModelError",
+    "NothingToObserve",
+    "Pass",
+    "Sites",
+    "Target",
+    "TargetLike",
+    "undisturbed",
+]

@@ -1,0 +1,289 @@
+"""One pass of the user's model over the held-out batch, with everything that is wanted of it.
+
+This is the only place that runs the model once it is understood: a forward pass, or one that also
+gives the gradients of the targets with respect to inputs and intervals, with hidden states and
+activations recorded on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..held_out import HeldOutBatch
+from .capture import Around, Tap, flush_subnormal_cotangents
+from .conventions import Calling, Forward, find_calling
+from .discovery import CellSite, LayerSite, Sites, find_sites
+from .errors import ModelError
+from .isolation import undisturbed
+from .target import At, Target, TargetLike
+from .trees import get_leaf, replace_leaf
+
+__all__ = ["Instrument", "Pass"]
+
+
+@dataclass(eq=False)
+class Pass:
+    """What one pass gave, as unevaluated MLX arrays.
+
+    Attributes:
+        outputs: ``(B, T, O)`` or ``(B, O)``.
+        values: ``(B,)``, targets.
+        chosen: ``(B,)``, followed outputs, or None.
+        input_gradient: ``(B, T, F)`` or None where it was not asked for.
+        time_gradient: ``(B, T)`` or None.
+        states: Per cell site, state arrays each as a list over steps of ``(B, H)``, or one
+            ``(B, T, H)``.
+        initial: Per cell site, state arrays ``(B, H)`` before the first step; empty if not given.
+        activations: Per layer site, likewise a list over steps, or one ``(B, T, N)``.
+    """
+
+    outputs: mx.array
+    values: mx.array
+    chosen: mx.array | None
+    input_gradient: mx.array | None = None
+    time_gradient: mx.array | None = None
+    states: dict[str, list[list[mx.array]]] = field(default_factory=dict)
+    initial: dict[str, list[mx.array]] = field(default_factory=dict)
+    activations: dict[str, list[mx.array]] = field(default_factory=dict)
+
+
+class _Recorder:
+    """What the calls of chosen modules showed during one forward pass."""
+
+    def __init__(
+        self, tap: Tap, cells: Sequence[CellSite], layers: Sequence[LayerSite], flush: bool
+    ) -> None:
+        self._tap, self._cells, self._layers, self._flush = tap, cells, layers, flush
+        self._shown: dict[int, list[tuple[Any, Any]]] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        watched = {id(module): module for module in self._modules()}
+        with self._tap.on([(m, self._around(m)) for m in watched.values()]):
+            yield
+
+    def _around(self, module: nn.Module) -> Around:
+        flushed = [
+            path
+            for site in self._cells
+            if site.module is module and self._flush and not site.whole_sequence
+            for path in site.out_paths
+        ]
+
+        def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            out = call(*args, **kwargs)
+            for path in flushed:
+                out = replace_leaf(out, path, flush_subnormal_cotangents(get_leaf(out, path)))
+            self._shown[id(module)].append(((args, kwargs), out))
+            return out
+
+        return wrapper
+
+    def clear(self) -> None:
+        self._shown = {id(module): [] for module in self._modules()}
+
+    def _modules(self) -> list[nn.Module]:
+        return [s.module for s in self._cells] + [s.module for s in self._layers]
+
+    def into(self, result: Pass) -> None:
+        for cell in self._cells:
+            calls = self._shown[id(cell.module)][cell.calls]
+            if cell.reverse and not cell.whole_sequence:
+                calls = calls[::-1]
+            result.states[cell.name] = [
+                [get_leaf(out, path) for _, out in calls] for path in cell.out_paths
+            ]
+            first = self._shown[id(cell.module)][self._first_call(cell)]
+            initial = [get_leaf(first[0], path) for path in cell.in_paths]
+            if initial and all(isinstance(a, mx.array) for a in initial):
+                result.initial[cell.name] = initial
+        for layer in self._layers:
+            shown = self._shown[id(layer.module)][layer.calls]
+            result.activations[layer.name] = [
+                get_leaf(given if layer.at_input else out, layer.path) for given, out in shown
+            ]
+
+    @staticmethod
+    def _first_call(cell: CellSite) -> int:
+        return cell.calls.start - (cell.calls.step - 1) if cell.calls.step else 0
+
+
+class Instrument:
+    """A model, a held-out batch and a target, understood well enough to be looked at.
+
+    Making one runs the model a few times on the batch's first two sequences, undisturbed.
+
+    Args:
+        model: Any ``mlx.nn.Module``.
+        held_out: The batch.
+        target, at: What is attributed, see :class:`~.target.Target`.
+        forward: ``callable(model, inputs, time_delta) -> outputs`` where the model is not called
+            as ``model(inputs)`` or with one of the usual keywords for the intervals.
+        cells, layers: Module paths or globs, instead of looking for them.
+
+    Raises:
+        TypeError: If ``model`` or ``held_out`` is something else.
+        ModelError: If they don't fit each other or the arguments.
+
+    Attributes:
+        calling, target, sites: What was found out.
+        notes: What was not, one sentence each.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        held_out: HeldOutBatch,
+        *,
+        target: TargetLike = "prediction",
+        at: At = "last",
+        forward: Forward | None = None,
+        cells: str | Sequence[str] | None = None,
+        layers: str | Sequence[str] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; give an mlx.nn.Module")
+        if not isinstance(held_out, HeldOutBatch):
+            raise TypeError(
+                f"held_out is a {type(held_out).__name__}; give "
+                "HeldOutBatch(inputs, time_delta=..., targets=...)"
+            )
+        if forward is not None and not callable(forward):
+            raise TypeError(
+                f"forward is a {type(forward).__name__}; give a callable "
+                "(model, inputs, time_delta) -> outputs"
+            )
+        self.model, self.held_out, self.forward = model, held_out, forward
+        self._tap = Tap()
+        with undisturbed(model):
+            self.calling, self.sites = self._look(
+                [cells] if isinstance(cells, str) else cells,
+                [layers] if isinstance(layers, str) else layers,
+            )
+            self.target = Target(target, at, held_out, self.calling)
+            self._wanted = (target, at)
+            if target == "loss" or callable(target):
+                # Only the whole batch shows whether its targets fit.
+                outputs = self.calling(held_out.inputs, self.time_delta)
+                mx.eval(self.target(outputs, self.target.choose(outputs)))
+        self.notes = self.sites.notes
+
+    def small(self) -> Instrument:
+        """The same for the batch's first two sequences, or for all where only all will do."""
+        if self._probed is self.held_out or callable(self._wanted[0]):
+            return self
+        small = copy.copy(self)
+        small.held_out = self._probed
+        small.target = Target(*self._wanted, self._probed, self.calling)
+        return small
+
+    def _look(
+        self, cells: Sequence[str] | None, layers: Sequence[str] | None
+    ) -> tuple[Calling, Sites]:
+        held_out = self.held_out.head(2)
+        try:
+            calling = find_calling(self.model, held_out, self.forward)
+        except ModelError:
+            if len(self.held_out) <= 2:
+                raise
+            # Some models are made for one batch size.
+            held_out = self.held_out
+            calling = find_calling(self.model, held_out, self.forward)
+        self._probed = held_out
+        delta = _flat(held_out)
+        sites = find_sites(
+            self.model,
+            held_out,
+            lambda: calling(held_out.inputs, delta),
+            cells=cells,
+            layers=layers,
+        )
+        return calling, sites
+
+    @property
+    def time_delta(self) -> mx.array | None:
+        """``(B, T)``, as the model is given them, or None."""
+        return _flat(self.held_out)
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether intervals reach the model."""
+        return self.calling.time_argument is not None and self.held_out.time_delta is not None
+
+    def forward_values(
+        self, time_deltas: Sequence[mx.array], chosen: mx.array | None
+    ) -> list[mx.array]:
+        """Targets ``(B,)`` of the same inputs under several intervals ``(B, T)``, in one pass."""
+        inputs = self.held_out.inputs
+        copies, batch = len(time_deltas), len(self.held_out)
+        outputs = self.calling(mx.concatenate([inputs] * copies), mx.concatenate(list(time_deltas)))
+        parts = [outputs[i * batch : (i + 1) * batch] for i in range(copies)]
+        return [self.target(part, chosen) for part in parts]
+
+    def run(
+        self,
+        *,
+        input_gradient: bool = False,
+        time_gradient: bool = False,
+        states: bool = False,
+        activations: bool = False,
+    ) -> Pass:
+        """One pass; call it inside ``undisturbed(model)``.
+
+        With both gradients it costs what one gradient costs; states and activations are recorded
+        in the same pass.
+        """
+        inputs, delta = self.held_out.inputs, self.time_delta
+        gradient = input_gradient or time_gradient
+        recorder = _Recorder(
+            self._tap,
+            self.sites.cells if states or gradient else (),
+            self.sites.layers if activations else (),
+            flush=gradient,
+        )
+
+        def forward(x: mx.array, dt: mx.array | None) -> tuple[mx.array, Pass]:
+            recorder.clear()
+            outputs = self.calling(x, dt)
+            chosen = self.target.choose(outputs)
+            values = self.target(outputs, chosen)
+            result = Pass(outputs, values, chosen)
+            recorder.into(result)
+            # Sequences don't interact in eval mode, so the gradient of the sum is that of each.
+            return values.sum(), result
+
+        with recorder.listening():
+            if not gradient:
+                return forward(inputs, delta)[1]
+            kept: list[Pass] = []
+
+            def scalar(x: mx.array, dt: mx.array | None) -> mx.array:
+                total, result = forward(x, dt)
+                kept.append(result)
+                return total
+
+            wanted = [0] * input_gradient + [1] * (time_gradient and self.takes_time)
+            if not wanted:
+                return forward(inputs, delta)[1]
+            gradients = mx.grad(scalar, argnums=wanted)(inputs, delta)
+        result = kept[-1]
+        if isinstance(gradients, mx.array):
+            gradients = (gradients,)
+        for which, array in zip(wanted, gradients, strict=True):
+            if which == 0:
+                result.input_gradient = array
+            else:
+                result.time_gradient = array
+        return result
+
+
+def _flat(held_out: HeldOutBatch) -> mx.array | None:
+    delta = held_out.time_delta
+    return None if delta is None else delta.reshape(held_out.inputs_shape[:2])

@@ -1,0 +1,221 @@
+"""The scalar of each sequence that is attributed: which output, and when in the sequence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..held_out import HeldOutBatch
+from .conventions import Calling
+from .errors import ModelError
+
+__all__ = ["At", "Target", "TargetLike"]
+
+TargetLike: TypeAlias = "str | int | Callable[[mx.array, Any], mx.array]"
+At: TypeAlias = "str | int"
+
+
+class Target:
+    """Reduces a model's outputs to one number per sequence.
+
+    Args:
+        target: ``"prediction"``: the only output, or with several the largest one of that sequence,
+            chosen once and then kept; an index: that output; ``"loss"``: squared error, for integer
+            targets cross-entropy (outputs are logits); a callable from all outputs
+            (``(B, T, O)`` or ``(B, O)``) and the batch's targets to ``(B,)``.
+        at: ``"last"`` real step, ``"mean"`` over real steps, or a step's index.
+        held_out: The batch.
+        calling: What the model returns.
+
+    Raises:
+        ModelError: If the model's outputs or the batch's targets don't fit.
+        TypeError, ValueError: If ``target`` or ``at`` is none of the above.
+
+    Attributes:
+        name: For titles and guides: "prediction at last step".
+        slug: For tags: "" for the default target, else a suffix such as "_loss" or "_output2_at3".
+    """
+
+    def __init__(
+        self, target: TargetLike, at: At, held_out: HeldOutBatch, calling: Calling
+    ) -> None:
+        self._held_out, self._calling = held_out, calling
+        self._steps = held_out.inputs_shape[1]
+        self._target = self._check_target(target)
+        self._at = self._check_at(at)
+        when = {"last": "at last step", "mean": "mean over steps"}.get(str(at), f"at step {at}")
+        self.name, self.slug = self._names(when if calling.per_step else "")
+
+    def _check_target(self, target: TargetLike) -> TargetLike:
+        outputs = self._calling.outputs
+        names = self._held_out.class_names
+        if names is not None and outputs > 1 and len(names) != outputs:
+            raise ModelError(
+                f"class_names has {len(names)} names, but the model has {outputs} outputs"
+            )
+        if isinstance(target, bool):
+            raise TypeError(f"target={target!r}: give 'prediction', an output's index or 'loss'")
+        if isinstance(target, int):
+            if not -outputs <= target < outputs:
+                raise ModelError(
+                    f"target={target}, but the model has {outputs} outputs: choose "
+                    f"0 to {outputs - 1}, 'prediction' or 'loss'"
+                )
+            return target % outputs
+        if isinstance(target, str):
+            if target not in ("prediction", "loss"):
+                raise ValueError(
+                    f"target={target!r} is unknown: give 'prediction', 'loss', an output's index "
+                    "or a callable(outputs, targets) -> (batch,)"
+                )
+            if target == "loss" and self._held_out.targets is None:
+                raise ModelError(
+                    "target='loss' needs targets: give them as HeldOutBatch(inputs, targets=...)"
+                )
+            return target
+        if not callable(target):
+            raise TypeError(
+                f"target is a {type(target).__name__}: give 'prediction', 'loss', an output's "
+                "index or a callable(outputs, targets) -> (batch,)"
+            )
+        return target
+
+    def _check_at(self, at: At) -> At:
+        if at == "last":
+            return at
+        if not (at == "mean" or (isinstance(at, int) and not isinstance(at, bool))):
+            raise ValueError(f"at={at!r} is unknown: give 'last', 'mean' or a step's index")
+        if not self._calling.per_step:
+            raise ModelError(
+                f"at={at!r}, but the model gives one output per sequence, not one per step: "
+                "leave at='last'"
+            )
+        if isinstance(at, int):
+            if not -self._steps <= at < self._steps:
+                raise ModelError(
+                    f"at={at}, but the held-out batch has {self._steps} steps: choose 0 to "
+                    f"{self._steps - 1}"
+                )
+            at %= self._steps
+            missing = (~self._held_out.mask_array[:, at]).nonzero()[0]
+            if len(missing):
+                raise ModelError(
+                    f"at={at} is padding in sequence {missing[0]} ({len(missing)} such): use "
+                    "at='last', which takes each sequence's last real step"
+                )
+        return at
+
+    def _names(self, when: str) -> tuple[str, str]:
+        target = self._target
+        if isinstance(target, int):
+            what, slug = f"output {target}", f"_output{target}"
+            if self._held_out.class_names is not None:
+                what = self._held_out.class_names[target]
+        elif isinstance(target, str):
+            what, slug = target, "" if target == "prediction" else f"_{target}"
+        else:
+            what = getattr(target, "__name__", type(target).__name__)
+            what = "target" if what == "<lambda>" else what
+            slug = "_" + re.sub(r"\W+", "_", what)
+        if callable(target):
+            when = ""
+        elif when and self._at != "last":
+            slug += "_mean" if self._at == "mean" else f"_at{self._at}"
+        return f"{what} {when}".strip(), slug
+
+    def _at_step(self, values: mx.array) -> mx.array:
+        """``(B, T, ...)`` to ``(B, ...)``; without gathers, which have no forward-mode gradient."""
+        if isinstance(self._at, int):
+            return values[:, self._at]
+        mask = self._held_out.mask_array
+        if self._at == "last":
+            last = self._held_out.last_steps
+            if (last == self._steps - 1).all():
+                return values[:, -1]
+            weight = mx.array(last)[:, None] == mx.arange(self._steps)[None]
+        else:
+            weight = mx.array(mask)
+        weight = weight.reshape(*weight.shape, *[1] * (values.ndim - 2))
+        total = mx.where(weight, values, mx.zeros_like(values)).sum(axis=1)
+        return total / weight.sum(axis=1).astype(values.dtype)
+
+    def choose(self, outputs: mx.array) -> mx.array | None:
+        """``(B,)``, the output to follow in each sequence; None without a choice."""
+        if self._target != "prediction" or self._calling.outputs == 1:
+            return None
+        at_step = self._at_step(outputs) if self._calling.per_step else outputs
+        return mx.stop_gradient(mx.argmax(at_step, axis=-1))
+
+    def __call__(self, outputs: mx.array, chosen: mx.array | None) -> mx.array:
+        """``(B,)`` values from ``(B, T, O)`` or ``(B, O)``, in float32 or wider."""
+        if outputs.dtype in (mx.float16, mx.bfloat16):
+            outputs = outputs.astype(mx.float32)
+        target = self._target
+        if callable(target):
+            return self._checked(target(outputs, self._held_out.targets), target)
+        if target == "loss":
+            return self._loss(outputs)
+        if self._calling.per_step:
+            outputs = self._at_step(outputs)
+        if isinstance(target, int):
+            return outputs[:, target]
+        if chosen is None:
+            return outputs[:, 0]
+        one_hot = chosen[:, None] == mx.arange(outputs.shape[-1])[None]
+        return mx.where(one_hot, outputs, mx.zeros_like(outputs)).sum(axis=-1)
+
+    def _checked(self, values: Any, target: Any) -> mx.array:
+        batch = len(self._held_out)
+        if not isinstance(values, mx.array) or tuple(values.shape) != (batch,):
+            shape = tuple(values.shape) if isinstance(values, mx.array) else type(values).__name__
+            raise ModelError(
+                f"target={getattr(target, '__name__', target)!r} returned {shape}; it must return "
+                f"one number per sequence, an mx.array of shape ({batch},)"
+            )
+        if not mx.issubdtype(values.dtype, mx.floating):
+            raise ModelError(f"target returned dtype {values.dtype}, which has no gradient")
+        return values
+
+    def _loss(self, outputs: mx.array) -> mx.array:
+        targets = self._held_out.targets
+        if not isinstance(targets, mx.array):
+            raise ModelError(
+                f"target='loss' needs targets as an array, not {type(targets).__name__}; for any "
+                "other loss give target=callable(outputs, targets) -> (batch,)"
+            )
+        classes = not mx.issubdtype(targets.dtype, mx.floating)
+        # Targets without an output axis: (B, T) beside (B, T, O), (B,) beside (B, O).
+        per_step = self._calling.per_step and self._is_per_step(targets, outputs, classes)
+        if self._calling.per_step and not per_step:
+            outputs = self._at_step(outputs)
+        shape, expected = tuple(targets.shape), tuple(outputs.shape)
+        if shape == expected[:-1] and (classes or expected[-1] == 1):
+            targets = targets[..., None]
+        elif shape != expected:
+            allowed = f"{expected[:-1]} (classes)" if expected[-1] > 1 else f"{expected[:-1]}"
+            raise ModelError(
+                f"target='loss': targets of shape {shape} don't fit outputs of shape {expected}; "
+                f"expected {allowed} or {expected}"
+            )
+        if classes and targets.shape[-1] == 1 and expected[-1] > 1:
+            loss = nn.losses.cross_entropy(outputs, targets[..., 0], reduction="none")
+        elif classes:
+            labels = targets.astype(outputs.dtype)
+            loss = nn.losses.binary_cross_entropy(
+                outputs, labels, with_logits=True, reduction="none"
+            ).mean(axis=-1)
+        else:
+            loss = ((outputs - targets.astype(outputs.dtype)) ** 2).mean(axis=-1)
+        return self._at_step(loss) if per_step else loss
+
+    def _is_per_step(self, targets: mx.array, outputs: mx.array, classes: bool) -> bool:
+        if targets.ndim < 2 or targets.shape[1] != self._steps:
+            return False
+        if targets.ndim == 3:
+            return True
+        # (B, T) could be (B, O) when there are as many outputs as steps: floats then are outputs.
+        return classes or outputs.shape[-1] != self._steps

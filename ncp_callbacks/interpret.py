@@ -1,0 +1,377 @@
+"""The same analyses outside a loop, for notebooks: one call for one model and one batch.
+
+    importance = compute_temporal_importance(model, x, time_delta)
+    plot_feature_importance(importance, feature_names)
+
+    everything = interpret_model(model, x, time_delta)
+    everything["sensitivity"]["sensitivities"]
+
+Each function finds out by itself how the model is called, which module is its recurrent cell and
+what its backbone is, and leaves the model as it was. Keywords common to all (``mask``,
+``forward``, ``cells``, ``layers``, and where a target is attributed ``target``, ``targets``,
+``at``) are those of :class:`~ncp_callbacks.Monitor` and :class:`~ncp_callbacks.HeldOutBatch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.nn as nn
+import numpy as np
+
+from .analysis import (
+    BackboneReport,
+    StateSpace,
+    TemporalImportance,
+    TimeSensitivity,
+    TransitionStatistics,
+    layer_statistics,
+    state_space,
+    temporal_importance,
+    time_sensitivity,
+    transition_statistics,
+)
+from .analysis.results import FloatArray, MappingResult
+from .callbacks.time import checked_scales
+from .held_out import HeldOutBatch
+from .instrument import Instrument, ModelError, undisturbed
+from .observation import Need, Observation, Trajectory
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+__all__ = [
+    "Interpretation",
+    "StateTransitionAnalyzer",
+    "analyze_backbone",
+    "analyze_time_sensitivity",
+    "compute_temporal_importance",
+    "interpret_model",
+    "visualize_hidden_states",
+]
+
+
+def _instrument(
+    model: nn.Module,
+    x: Any,
+    time_delta: Any,
+    *,
+    targets: Any = None,
+    mask: Any = None,
+    feature_names: Sequence[str] | None = None,
+    **how: Any,
+) -> Instrument:
+    held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names)
+    return Instrument(model, held_out, **how)
+
+
+def compute_temporal_importance(
+    model: nn.Module, x: Any, time_delta: Any = None, **options: Any
+) -> TemporalImportance:
+    """Mean absolute input × gradient of the target per time step and feature.
+
+    Args:
+        model: Any ``mlx.nn.Module``.
+        x: ``(B, T, F)``.
+        time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None where the model needs none.
+
+    Returns:
+        An object that is the ``(T, F)`` array wherever numpy wants one, with the signed mean, sign
+        agreement and shares as attributes.
+
+    Raises:
+        ModelError, ValueError: If model and arrays don't fit.
+    """
+    instrument = _instrument(model, x, time_delta, **options)
+    with undisturbed(model):
+        return _importance(Observation(instrument, 0, {Need.INPUT_GRADIENT}))
+
+
+def _importance(observation: Observation) -> TemporalImportance:
+    return temporal_importance(
+        observation.inputs,
+        observation.input_gradient,
+        target_values=observation.target_values,
+        mask=observation.mask,
+        target=observation.target,
+        feature_names=observation.held_out.feature_names,
+    )
+
+
+def analyze_time_sensitivity(
+    model: nn.Module,
+    x: Any,
+    base_time_delta: Any,
+    *,
+    scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
+    **options: Any,
+) -> TimeSensitivity:
+    """Change of the target when all intervals are multiplied by each of ``scales``.
+
+    Args:
+        model, x: As for :func:`compute_temporal_importance`.
+        base_time_delta: ``(B, T)``, ``(B, T, 1)`` or one number.
+        scales: Factors above 0; 1 is added where it is missing.
+
+    Returns:
+        A mapping with ``scales`` and ``sensitivities`` (in SDs of the target over sequences; NaN
+        for one sequence, whose change is in ``rms_change``) and more.
+
+    Raises:
+        ModelError, ValueError: If model and arrays don't fit, or the model takes no intervals.
+    """
+    if base_time_delta is None:
+        raise ValueError("base_time_delta is None: give the intervals that are to be scaled")
+    wanted = checked_scales(scales)
+    instrument = _instrument(model, x, base_time_delta, **options)
+    with undisturbed(model):
+        return _sensitivity(Observation(instrument, 0, {Need.TIME_GRADIENT}), wanted)
+
+
+def _sensitivity(observation: Observation, scales: Sequence[float]) -> TimeSensitivity:
+    return time_sensitivity(
+        observation.values_at_scales(scales),
+        time_delta=observation.time_delta,
+        time_gradient=observation.time_gradient,
+        mask=observation.mask,
+        target=observation.target,
+    )
+
+
+def visualize_hidden_states(
+    model: nn.Module,
+    x: Any,
+    time_delta: Any = None,
+    *,
+    components: int = 2,
+    cell: str | None = None,
+    **options: Any,
+) -> StateSpace:
+    """Hidden trajectories along the principal axes of all states.
+
+    Args:
+        model, x, time_delta: As for :func:`compute_temporal_importance`.
+        components: Number of axes.
+        cell: Which recurrent cell, by module path; by default the last one.
+
+    Returns:
+        An object that is the ``(B, T, components)`` array of scores wherever numpy wants one.
+
+    Raises:
+        ModelError: If no recurrent cell is found, or none of that name.
+    """
+    instrument = _instrument(model, x, time_delta, **options)
+    with undisturbed(model):
+        observation = Observation(instrument, 0, {Need.STATES})
+        return _states(observation, components, cell)
+
+
+def _trajectory(observation: Observation, cell: str | None) -> Trajectory:
+    found = observation.states
+    if not found:
+        raise ModelError(
+            "no recurrent cell was found in the model; if one holds the states, name it with cells="
+        )
+    if cell is None:
+        return found[-1]
+    for trajectory in found:
+        if trajectory.cell == cell:
+            return trajectory
+    raise ModelError(f"cell={cell!r}: the model has {', '.join(t.cell for t in found)}")
+
+
+def _states(observation: Observation, components: int, cell: str | None) -> StateSpace:
+    trajectory = _trajectory(observation, cell)
+    return state_space(
+        trajectory.values, mask=observation.mask, components=components, cell=trajectory.cell
+    )
+
+
+class StateTransitionAnalyzer:
+    """Collects hidden trajectories of one model and sums up their steps.
+
+        analyzer = StateTransitionAnalyzer(model)
+        analyzer.add_sequence(x, time_delta)
+        analyzer.add_sequence(more, more_delta)
+        analyzer.analyze_transitions()["magnitude_mean"]
+
+    Args:
+        model: Any ``mlx.nn.Module``.
+        cell: Which recurrent cell, by module path; by default the last one.
+    """
+
+    def __init__(self, model: nn.Module, *, cell: str | None = None, **options: Any) -> None:
+        self.model = model
+        self._cell, self._options = cell, options
+        self._parts: list[tuple[FloatArray, FloatArray, np.ndarray[Any, Any], str]] = []
+
+    def add_sequence(self, x: Any, time_delta: Any = None, mask: Any = None) -> None:
+        """Run ``(B, T, F)`` sequences and keep their trajectories.
+
+        Raises:
+            ModelError, ValueError: If model and arrays don't fit.
+        """
+        instrument = _instrument(self.model, x, time_delta, mask=mask, **self._options)
+        with undisturbed(self.model):
+            observation = Observation(instrument, 0, {Need.STATES})
+        self._add(observation)
+
+    def _add(self, observation: Observation) -> None:
+        trajectory = _trajectory(observation, self._cell)
+        batch, steps, _ = trajectory.values.shape
+        if steps < 2:
+            raise ValueError("the sequences have one step: there is no transition between steps")
+        delta = observation.time_delta
+        self._parts.append(
+            (
+                trajectory.values,
+                np.ones((batch, steps)) if delta is None else delta,
+                observation.held_out.mask_array,
+                trajectory.cell,
+            )
+        )
+
+    def analyze_transitions(self) -> TransitionStatistics:
+        """Statistics over all sequences added; a mapping with ``magnitude_mean`` and so on.
+
+        Raises:
+            ValueError: If no sequence was added.
+        """
+        if not self._parts:
+            raise ValueError("no sequence was added: call add_sequence(x, time_delta) first")
+        longest = max(states.shape[1] for states, *_ in self._parts)
+
+        def padded(array: np.ndarray[Any, Any], fill: float) -> np.ndarray[Any, Any]:
+            width = [(0, 0), (0, longest - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+            return np.pad(array, width, constant_values=fill)
+
+        states, deltas, masks, cells = zip(*self._parts, strict=True)
+        values = np.concatenate([padded(s, 0.0) for s in states])
+        mask = np.concatenate([padded(m, False) for m in masks])
+        bounded = bool(np.abs(values[mask]).max() <= 1.0)
+        return transition_statistics(
+            values,
+            time_delta=np.concatenate([padded(d, 1.0) for d in deltas]),
+            mask=mask,
+            bound=1.0 if bounded else None,
+            cell=cells[-1],
+        )
+
+
+def analyze_backbone(
+    model: nn.Module, x: Any, time_delta: Any = None, **options: Any
+) -> BackboneReport:
+    """Statistics of the hidden layers inside the recurrent cell, one mapping a layer.
+
+    Args:
+        model, x, time_delta: As for :func:`compute_temporal_importance`.
+
+    Raises:
+        ModelError: If the model has no backbone.
+    """
+    instrument = _instrument(model, x, time_delta, **options)
+    with undisturbed(model):
+        report = _backbone(Observation(instrument, 0, {Need.ACTIVATIONS}))
+    if report is None:
+        raise ModelError(
+            "the model has no backbone: no hidden layer inside its recurrent cell. To look at "
+            "layers elsewhere, name them with layers="
+        )
+    return report
+
+
+def _backbone(observation: Observation) -> BackboneReport | None:
+    layers = tuple(
+        layer_statistics(a.values, layer=a.layer, activation=a.activation, mask=observation.mask)
+        for a in observation.activations
+    )
+    return BackboneReport(layers) if layers else None
+
+
+@dataclass(frozen=True, eq=False)
+class Interpretation(MappingResult):
+    """Everything at once, also as a mapping; None where the model has nothing to look at.
+
+    Attributes:
+        importance: Which inputs matter, when.
+        sensitivity: How the target reacts to time; None for a model or call without intervals.
+        states: Trajectories of the (last) recurrent cell in two dimensions.
+        transitions: Statistics of their steps.
+        backbone: Statistics of the backbone's layers.
+        notes: What there was not to look at, one sentence each.
+        time_delta: ``(B, T)``, for the pictures.
+    """
+
+    importance: TemporalImportance
+    sensitivity: TimeSensitivity | None
+    states: StateSpace | None
+    transitions: TransitionStatistics | None
+    backbone: BackboneReport | None
+    notes: tuple[str, ...]
+    time_delta: FloatArray | None
+
+    def figures(self) -> Mapping[str, matplotlib.figure.Figure]:
+        """One figure for each of ``importance``, ``sensitivity``, ``states``, ``backbone``."""
+        from . import plots
+
+        figures = {"importance": plots.plot_feature_importance(self.importance)}
+        if self.sensitivity is not None:
+            figures["sensitivity"] = plots.plot_time_sensitivity(self.sensitivity)
+        if self.states is not None:
+            figures["states"] = plots.plot_state_space(self.states, self.time_delta)
+        if self.backbone is not None:
+            figures["backbone"] = plots.plot_unit_activity(self.backbone)
+        return figures
+
+
+def interpret_model(
+    model: nn.Module,
+    x: Any,
+    time_delta: Any = None,
+    *,
+    scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
+    **options: Any,
+) -> Interpretation:
+    """All of the above from one pass of the model (two with intervals).
+
+    Args:
+        model, x, time_delta: As for :func:`compute_temporal_importance`.
+        scales: As for :func:`analyze_time_sensitivity`.
+
+    Raises:
+        ModelError, ValueError: If model and arrays don't fit.
+    """
+    wanted = checked_scales(scales)
+    instrument = _instrument(model, x, time_delta, **options)
+    notes: list[str] = list(instrument.notes)
+    with undisturbed(model):
+        observation = Observation(instrument, 0, set(Need))
+        sensitivity = states = transitions = None
+        if observation.takes_time:
+            sensitivity = _sensitivity(observation, wanted)
+            if sensitivity.ignores_time:
+                notes.append("the model takes intervals, but the target doesn't depend on them")
+        else:
+            notes.append("no intervals reach the model: there is no time to scale")
+        importance, backbone = _importance(observation), _backbone(observation)
+        if observation.states:
+            states = _states(observation, 2, None)
+            if x.shape[1] > 1:
+                analyzer = StateTransitionAnalyzer(model)
+                analyzer._add(observation)
+                transitions = analyzer.analyze_transitions()
+    return Interpretation(
+        importance=importance,
+        sensitivity=sensitivity,
+        states=states,
+        transitions=transitions,
+        backbone=backbone,
+        notes=_once(notes),
+        time_delta=observation.time_delta,
+    )
+
+
+def _once(notes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(notes))

@@ -1,0 +1,519 @@
+"""The training loop's single point of contact.
+
+    with ncp.Monitor(model, held_out, log_dir="runs/cfc-seed0") as monitor:
+        for step, (x, dt, y) in enumerate(batches, start=1):
+            loss = train_step(x, dt, y)
+            monitor.on_step_end(step, loss=loss)
+
+Entering runs the model and every callback once on two sequences, so that what is wrong with the
+configuration shows before the first step. Afterwards nothing that goes wrong in looking or writing
+ends the training: it is reported once, and the callback or the writer concerned is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import operator
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .callbacks import Callback, standard_callbacks
+from .held_out import HeldOutBatch
+from .instrument import (
+    At,
+    Forward,
+    Instrument,
+    NothingToObserve,
+    TargetLike,
+    undisturbed,
+)
+from .observation import Need, Observation
+from .records import Note, Record, Scalar, Text
+from .schedules import Schedule, ScheduleLike, as_schedule
+from .writers import TensorBoardWriter, Writer, as_writer
+
+if TYPE_CHECKING:
+    import tensorboardX
+
+__all__ = ["Monitor"]
+
+_LOG = logging.getLogger("ncp_callbacks")
+# Set by mlx.launch and by MPI; asking mx.distributed itself would connect to the other ranks.
+_RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def _rank() -> int:
+    for variable in _RANK_VARIABLES:
+        value = os.environ.get(variable, "")
+        if value.isdigit():
+            return int(value)
+    return 0
+
+
+class Monitor:
+    """Looks at a model while it trains and logs what it sees.
+
+    Args:
+        model: Any ``mlx.nn.Module``. It is left as it is: training with and without the monitor is
+            bit-identical.
+        held_out: What every look looks at.
+        callbacks: What to look at; None is the standard set: :class:`GradientAttribution`,
+            :class:`TimeSensitivity`, :class:`StateTransitions`, :class:`StateSpace`,
+            :class:`BackboneActivations`.
+        log_dir: Directory of this run's TensorBoard log; one that holds a run gets a number.
+        writer: Instead of ``log_dir``: a writer of this package, or a
+            ``tensorboardX.SummaryWriter``.
+        every: When callbacks look that name no schedule: steps, a schedule or any callable
+            ``step -> bool``.
+        train_every: When the keywords of ``on_step_end`` are logged; None: when a callback is due.
+        target: What is attributed: ``"prediction"``: the only output, or with several the largest
+            one of each sequence; an output's index; ``"loss"``; or a callable
+            ``(outputs, targets) -> (B,)``.
+        at: When in the sequence: ``"last"`` real step, ``"mean"`` over real steps, or an index.
+        forward: ``callable(model, inputs, time_delta) -> outputs``, for a model that is not called
+            as ``model(inputs)`` or ``model(inputs, time_delta=...)`` (other usual keywords are
+            found).
+        cells: Module paths or globs of the recurrent cells, instead of looking for them.
+        layers: Module paths or globs of the backbone's layers, likewise.
+        run_config: Hyper-parameters of the run, for TensorBoard's HParams.
+        resume_step: Continue the run in ``log_dir``: the last step done. What was logged for later
+            steps is hidden.
+        on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``.
+
+    Raises:
+        TypeError, ValueError: For arguments that can't be meant, when made or entered. Errors of
+            the model or a callback in the dry run come out of ``__enter__``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        held_out: HeldOutBatch,
+        callbacks: Iterable[Callback] | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        writer: Writer | tensorboardX.SummaryWriter | None = None,
+        every: ScheduleLike = 100,
+        train_every: ScheduleLike | None = None,
+        target: TargetLike = "prediction",
+        at: At = "last",
+        forward: Forward | None = None,
+        cells: str | Sequence[str] | None = None,
+        layers: str | Sequence[str] | None = None,
+        run_config: Mapping[str, Any] | None = None,
+        resume_step: int | None = None,
+        on_error: Literal["disable", "raise"] = "disable",
+    ) -> None:
+        if (log_dir is None) == (writer is None):
+            raise TypeError(
+                "give either log_dir='runs/name', a directory for this run's log, or writer=, one "
+                f"that exists; {'neither' if log_dir is None else 'both'} was given"
+            )
+        if on_error not in ("disable", "raise"):
+            raise ValueError(f"on_error={on_error!r}: give 'disable' or 'raise'")
+        if resume_step is not None and (isinstance(resume_step, bool) or resume_step < 0):
+            raise ValueError(f"resume_step={resume_step!r}: give the last step done, 0 or more")
+        if run_config is not None and not isinstance(run_config, Mapping):
+            raise TypeError(f"run_config is a {type(run_config).__name__}; give a mapping")
+        self._model, self._held_out = model, held_out
+        self._callbacks = self._checked(callbacks)
+        self._log_dir, self._given_writer = log_dir, writer
+        self._every = as_schedule(every)
+        self._train_every = (
+            None if train_every is None else as_schedule(train_every, what="train_every")
+        )
+        self._how: dict[str, Any] = {
+            "target": target,
+            "at": at,
+            "forward": forward,
+            "cells": cells,
+            "layers": layers,
+        }
+        self._run_config = dict(run_config or {})
+        self._resume_step = resume_step
+        self._on_error = on_error
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._writes = _rank() == 0
+        self._writer: Writer | None = None
+        self._instrument: Instrument | None = None
+        self._groups: list[tuple[Schedule, list[Callback]]] = []
+        self._notes: list[str] = []
+        self._said: set[str] = set()
+        self._last_step: int | None = None
+
+    @staticmethod
+    def _checked(callbacks: Iterable[Callback] | None) -> list[Callback]:
+        if callbacks is None:
+            return standard_callbacks()
+        if isinstance(callbacks, str | Callback) or not isinstance(callbacks, Iterable):
+            raise TypeError(f"callbacks={callbacks!r}: give a list of callbacks, or None")
+        listed = list(callbacks)
+        for callback in listed:
+            if isinstance(callback, type):
+                raise TypeError(
+                    f"callbacks has a class, not an object: write {callback.__name__}()"
+                )
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    f"callbacks has a {type(callback).__name__}; give objects of subclasses of "
+                    "ncp_callbacks.Callback"
+                )
+        names = [c.name for c in listed]
+        doubled = sorted({n for n in names if names.count(n) > 1})
+        if doubled:
+            raise ValueError(
+                f"two callbacks are called {doubled[0]!r}, so their tags would mix: give one "
+                f"name='{doubled[0]}_2'"
+            )
+        return listed
+
+    # ---- life
+
+    def __enter__(self) -> Monitor:
+        if self._state != "new":
+            raise RuntimeError(
+                f"this monitor is {self._state} already: a run's log is written once. "
+                "Make a new Monitor for another run"
+            )
+        if self._writes:
+            self._instrument = Instrument(self._model, self._held_out, **self._how)
+            findings = self._dry_run(self._instrument)
+            # Only now: a configuration that fails must not leave an empty run behind.
+            self._writer = self._open_writer()
+            self._groups = self._grouped()
+            for note in findings[1]:
+                self._say(note, write=False)
+            self._introduce(self._instrument, findings[0])
+        self._state = "open"
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._state = "closed"
+        if self._writer is not None:
+            if self._given_writer is self._writer:
+                self._writer.flush()  # the user's, who may go on with it
+            else:
+                self._writer.close()
+
+    def _open_writer(self) -> Writer:
+        if self._given_writer is not None:
+            return as_writer(self._given_writer)
+        assert self._log_dir is not None
+        first = None if self._resume_step is None else self._resume_step + 1
+        return TensorBoardWriter(self._log_dir, first_step=first)
+
+    @property
+    def log_dir(self) -> str | None:
+        """Directory of the log, once entered; a number was added where the one given was taken."""
+        if isinstance(self._writer, TensorBoardWriter):
+            return str(self._writer.log_dir)
+        return None if self._log_dir is None else os.fspath(self._log_dir)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was said so far: what was not found, left out, or failed."""
+        return tuple(self._notes)
+
+    @property
+    def callbacks(self) -> tuple[Callback, ...]:
+        """Those still looking."""
+        return tuple(self._callbacks)
+
+    # ---- the dry run
+
+    def _dry_run(self, instrument: Instrument) -> tuple[list[Record], list[str]]:
+        """Every callback once on a small batch; the records only tell which tags will come."""
+        records: list[Record] = []
+        notes: list[str] = []
+        small = instrument.small()
+        with undisturbed(self._model):
+            observation = Observation(small, 0, self._needs(self._callbacks))
+            for callback in list(self._callbacks):
+                # A copy, so that nothing is remembered of a look that doesn't count.
+                rehearsal = _copy_of(callback)
+                if rehearsal is None:
+                    continue
+                try:
+                    for record in rehearsal.measure(observation):
+                        _check_record(record, callback)
+                        if isinstance(record, Note):
+                            continue  # of two sequences; the first look says what is true of all
+                        records.append(record)
+                except NothingToObserve as reason:
+                    self._callbacks.remove(callback)
+                    notes.append(f"{callback.name}: {reason}. It is left out.")
+                except Exception as error:
+                    raise RuntimeError(
+                        f"{callback!r} failed in the dry run, before the first step: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+        return records, notes
+
+    def _introduce(self, instrument: Instrument, records: Sequence[Record]) -> None:
+        assert self._writer is not None
+        step = 0 if self._resume_step is None else self._resume_step + 1
+        if self._run_config:
+            self._writer.log_run_config(self._run_config)
+        texts = [Text("about/run", self._about(instrument)), Text("about/guide", _guide(records))]
+        self._writer.write(step, texts)
+
+    def _about(self, instrument: Instrument) -> str:
+        batch, steps, features = self._held_out.inputs_shape
+        sites = instrument.sites
+        rows = [
+            ("model", type(self._model).__name__),
+            ("intervals", instrument.calling.time_argument if instrument.takes_time else "none"),
+            ("recurrent cells", ", ".join(f"`{s.name}`" for s in sites.cells) or "none found"),
+            (
+                "backbone layers",
+                ", ".join(f"layer{i} = `{s.name}` ({s.activation})" for i, s in
+                          enumerate(sites.layers)) or "none found",
+            ),
+            ("target", instrument.target.name),
+            ("held-out batch", f"{batch} sequences × {steps} steps × {features} features"),
+            ("looks", ", ".join(f"{c.name}: {c.every or self._every!r}" for c in self._callbacks)),
+            ("versions", f"mlx {mx.__version__}, numpy {np.__version__}, Python "
+                         f"{platform.python_version()}"),
+        ]  # fmt: skip
+        lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+        if self._run_config:
+            lines += ["", "Hyper-parameters:", ""]
+            lines += [f"    {name} = {value}" for name, value in self._run_config.items()]
+        if self._notes:
+            lines += ["", "Notes:", "", *(f"* {note}" for note in self._notes)]
+        return "\n".join(lines)
+
+    def _grouped(self) -> list[tuple[Schedule, list[Callback]]]:
+        """Callbacks by schedule, so that one that counts time is asked once a step."""
+        groups: dict[int, tuple[Schedule, list[Callback]]] = {}
+        for callback in self._callbacks:
+            schedule = callback.every or self._every
+            groups.setdefault(id(schedule), (schedule, []))[1].append(callback)
+        return list(groups.values())
+
+    # ---- every step
+
+    def on_step_end(self, step: int, **scalars: Any) -> None:
+        """Call after every training step, outside compiled functions.
+
+        Args:
+            step: Number of steps done, increasing.
+            scalars: Numbers or MLX scalars of the step (``loss=loss``), logged as ``train/<name>``
+                when ``train_every`` says so and not evaluated otherwise.
+
+        Raises:
+            RuntimeError: Outside the ``with`` block.
+            TypeError: If ``step`` is no whole number.
+        """
+        if self._state != "open":
+            raise RuntimeError(
+                "on_step_end was called outside the monitor's with block; write\n"
+                "    with Monitor(model, held_out, log_dir=...) as monitor:\n"
+                "        for step, batch in enumerate(batches, start=1): ...\n"
+                "            monitor.on_step_end(step, loss=loss)"
+            )
+        if self._writer is None:
+            return
+        step = operator.index(step)
+        due = [c for schedule, group in self._groups if self._asked(schedule, step) for c in group]
+        train_due = self._asked(self._train_every, step) if self._train_every else bool(due)
+        if not due and not train_due:
+            return
+        if self._last_step is not None and step <= self._last_step:
+            self._say(
+                f"step {step} came after step {self._last_step}: steps should increase, or curves "
+                "run backwards in TensorBoard",
+                topic="steps",
+            )
+        self._last_step = step
+        records: list[Record] = []
+        if train_due:
+            records += self._numbers({f"train/{name}": value for name, value in scalars.items()})
+        if due:
+            records += self._look(step, due)
+        if records:
+            self._writer.write(step, records)
+
+    def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Log numbers measured elsewhere, under tags of one's own: ``{"val/loss": 0.3}``.
+
+        Raises:
+            RuntimeError: Outside the ``with`` block.
+        """
+        if self._state != "open":
+            raise RuntimeError("log_scalars was called outside the monitor's with block")
+        if self._writer is not None:
+            records = self._numbers(scalars)
+            if records:
+                self._writer.write(operator.index(step), records)
+
+    def _asked(self, schedule: Schedule, step: int) -> bool:
+        try:
+            return schedule(step)
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            self._fail(f"the schedule {schedule!r} failed at step {step}", error)
+            self._groups = [(s, group) for s, group in self._groups if s is not schedule]
+            if schedule is self._train_every:
+                self._train_every = None
+            return False
+
+    def _numbers(self, scalars: Mapping[str, Any]) -> list[Record]:
+        records: list[Record] = []
+        for tag, value in scalars.items():
+            try:
+                number = float(value.item() if hasattr(value, "item") else value)
+            except Exception as error:
+                if self._on_error == "raise":
+                    raise
+                shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+                self._say(
+                    f"{tag} is a {type(value).__name__}{shape} and not logged; give a number "
+                    f"({type(error).__name__}: {error})",
+                    topic=f"no number: {tag}",
+                )
+                continue
+            if not math.isfinite(number):
+                self._say(f"{tag} is {number}; it is logged as it is")
+            records.append(Scalar(tag, number))
+        return records
+
+    # ---- looking
+
+    @staticmethod
+    def _needs(callbacks: Iterable[Callback]) -> frozenset[Need]:
+        return frozenset[Need]().union(*(c.needs for c in callbacks))
+
+    def _look(self, step: int, due: Sequence[Callback]) -> list[Record]:
+        assert self._instrument is not None
+        records: list[Record] = []
+        notes: list[str] = []
+        try:
+            with undisturbed(self._model):
+                for observation, callbacks in self._observations(step, due):
+                    for callback in callbacks:
+                        records += self._measure(callback, observation, notes)
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            self._fail(f"looking at the model failed at step {step}; it is not tried again", error)
+            self._disable(due)
+        for note in notes:
+            self._say(note)
+        return records
+
+    def _observations(
+        self, step: int, due: Sequence[Callback]
+    ) -> Iterable[tuple[Observation, Sequence[Callback]]]:
+        """One observation for all, or where that fails one for each that can have one."""
+        assert self._instrument is not None
+        try:
+            yield Observation(self._instrument, step, self._needs(due)), due
+            return
+        except Exception:
+            if self._on_error == "raise" or len(due) == 1:
+                raise
+        for callback in due:
+            try:
+                own = Observation(self._instrument, step, callback.needs)
+            except Exception as error:
+                self._fail(f"{callback.name} failed at step {step} and is disabled", error)
+                self._disable([callback])
+                continue
+            yield own, [callback]
+
+    def _measure(
+        self, callback: Callback, observation: Observation, notes: list[str]
+    ) -> list[Record]:
+        records: list[Record] = []
+        try:
+            for record in callback.measure(observation):
+                if isinstance(record, Note):
+                    notes.append(record.message)
+                else:
+                    _check_record(record, callback)
+                    records.append(record)
+        except NothingToObserve as reason:
+            notes.append(f"{callback.name}: {reason}. It is left out from now on.")
+            self._disable([callback])
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            self._fail(f"{callback.name} failed at step {observation.step} and is disabled", error)
+            self._disable([callback])
+        return records
+
+    def _disable(self, callbacks: Sequence[Callback]) -> None:
+        gone = {id(c) for c in callbacks}
+        self._callbacks = [c for c in self._callbacks if id(c) not in gone]
+        kept = [(s, [c for c in group if id(c) not in gone]) for s, group in self._groups]
+        self._groups = [(s, group) for s, group in kept if group]
+
+    # ---- saying
+
+    def _say(self, message: str, *, topic: str | None = None, write: bool = True) -> None:
+        """Once for a topic (by default the message itself), however often it is true."""
+        topic = topic or message
+        if topic not in self._said:
+            self._said.add(topic)
+            self._notes.append(message)
+            _LOG.warning(message)
+            self._write_notes(write)
+
+    def _fail(self, message: str, error: Exception) -> None:
+        self._notes.append(f"{message}: {type(error).__name__}: {error}")
+        _LOG.error("%s; training goes on", message, exc_info=error)
+        self._write_notes(True)
+
+    def _write_notes(self, write: bool) -> None:
+        if write and self._writer is not None:
+            text = "\n".join(f"* {note}" for note in self._notes)
+            self._writer.write(self._last_step or 0, [Text("about/notes", text)])
+
+
+def _copy_of(callback: Callback) -> Callback | None:
+    try:
+        return copy.deepcopy(callback)
+    except Exception:  # it holds something that can't be copied: rehearsing would count
+        return None
+
+
+def _check_record(record: Any, callback: Callback) -> None:
+    from .records import Array, Figure, Histogram
+
+    if not isinstance(record, Scalar | Histogram | Figure | Text | Array | Note):
+        raise TypeError(
+            f"{callback!r}.measure gave a {type(record).__name__}; yield records: Scalar, "
+            "Histogram, Figure, Text, Array or Note"
+        )
+
+
+def _guide(records: Iterable[Record]) -> str:
+    lines = [
+        "What is logged, by tag. Everything is measured on the held-out batch, which is the same "
+        "at every step.",
+        "",
+        "| tag | what |",
+        "|---|---|",
+    ]
+    for record in records:
+        description = getattr(record, "description", "")
+        if description:
+            # A pipe would end the table's cell.
+            lines.append(f"| `{record.tag}` | {description.replace('||', '‖').replace('|', '∣')} |")
+    return "\n".join(lines)

@@ -1,0 +1,216 @@
+"""What one look at the model sees: one fused pass, shared by all callbacks that are due.
+
+A callback declares what it needs, and reads numpy arrays::
+
+    class MeanState(Callback):
+        needs = frozenset({Need.STATES})
+
+        def measure(self, observation):
+            for cell in observation.states:
+                yield Scalar(f"{self.name}/mean", float(cell.values.mean()))
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .analysis.results import FloatArray
+from .held_out import HeldOutBatch, to_numpy
+from .instrument import Instrument, Pass
+
+__all__ = ["Activations", "Need", "Observation", "Trajectory"]
+
+
+class Need(enum.Enum):
+    """What an observation can hold beyond outputs and target values."""
+
+    INPUT_GRADIENT = "input_gradient"
+    """Gradient of the targets with respect to the inputs."""
+    TIME_GRADIENT = "time_gradient"
+    """Gradient of the targets with respect to the intervals; costs nothing beside the former."""
+    STATES = "states"
+    """Hidden states of every recurrent cell."""
+    ACTIVATIONS = "activations"
+    """Activations of every backbone layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """States of one recurrent cell.
+
+    Attributes:
+        cell: Module path of the cell.
+        values: ``(B, T, H)``; a cell with several state arrays has them side by side.
+        initial: ``(B, H)``, state before the first step, or None where the model didn't give one.
+        reverse: Whether the cell ran from the last step to the first.
+    """
+
+    cell: str
+    values: FloatArray
+    initial: FloatArray | None
+    reverse: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Activations of one backbone layer.
+
+    Attributes:
+        layer: Module path of the layer.
+        activation: Name of its activation function, "unknown" if it isn't recognised.
+        values: ``(B, T, N)``.
+    """
+
+    layer: str
+    activation: str
+    values: FloatArray
+
+
+class Observation:
+    """The held-out batch seen through the model at one step, as float32 numpy arrays.
+
+    Valid during ``measure`` only: some of it is computed when first asked for. Asking for what was
+    not declared in ``needs`` is an error, because it would cost every user another pass.
+
+    Attributes:
+        step: The training step.
+        held_out: The batch.
+        inputs: ``(B, T, F)``.
+        time_delta: ``(B, T)`` or None.
+        mask: ``(B, T)`` bool or None.
+        outputs: ``(B, T, O)`` or ``(B, O)``.
+        target_values: ``(B,)``, the scalar target of each sequence.
+        target: Its name, for titles.
+        target_slug: Its suffix for tags, "" for the default target.
+    """
+
+    def __init__(
+        self, instrument: Instrument, step: int, needs: Iterable[Need] = frozenset()
+    ) -> None:
+        """Run the model once; only inside ``undisturbed(model)``."""
+        self.step = step
+        self.held_out: HeldOutBatch = instrument.held_out
+        self.target, self.target_slug = instrument.target.name, instrument.target.slug
+        self._instrument = instrument
+        self._needs = frozenset(needs)
+        self._scaled: dict[float, FloatArray] = {}
+        result = instrument.run(**{need.value: need in self._needs for need in Need})
+        _evaluate(result)
+        self._pass = result
+        self.outputs = to_numpy(result.outputs)
+        self.target_values = to_numpy(result.values)
+        self.inputs = to_numpy(self.held_out.inputs)
+        delta = instrument.time_delta
+        self.time_delta = None if delta is None else to_numpy(delta)
+        self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether the intervals reach the model."""
+        return self._instrument.takes_time
+
+    def _require(self, need: Need) -> None:
+        if need not in self._needs:
+            raise RuntimeError(
+                f"this observation holds no {need.value}: declare it in the callback, "
+                f"needs = frozenset({{Need.{need.name}, ...}})"
+            )
+
+    @property
+    def input_gradient(self) -> FloatArray:
+        """``(B, T, F)``, gradient of each sequence's target with respect to its inputs."""
+        self._require(Need.INPUT_GRADIENT)
+        assert self._pass.input_gradient is not None
+        return to_numpy(self._pass.input_gradient)
+
+    @property
+    def time_gradient(self) -> FloatArray | None:
+        """``(B, T)``, gradient with respect to the intervals; None where the model takes none."""
+        self._require(Need.TIME_GRADIENT)
+        gradient = self._pass.time_gradient
+        return None if gradient is None else to_numpy(gradient)
+
+    @property
+    def states(self) -> Sequence[Trajectory]:
+        """One trajectory per recurrent cell; empty where none was found."""
+        self._require(Need.STATES)
+        batch, steps, _ = self.held_out.inputs_shape
+        return [
+            Trajectory(
+                site.name,
+                np.concatenate(
+                    [
+                        _over_time(a, batch, steps, site.reverse)
+                        for a in self._pass.states[site.name]
+                    ],
+                    axis=-1,
+                ),
+                self._initial(site.name, batch),
+                site.reverse,
+            )
+            for site in self._instrument.sites.cells
+        ]
+
+    def _initial(self, cell: str, batch: int) -> FloatArray | None:
+        if cell not in self._pass.initial:
+            return None
+        parts = [to_numpy(a) for a in self._pass.initial[cell]]
+        parts = [np.broadcast_to(a, (batch, a.shape[-1])) for a in parts]
+        return np.concatenate(parts, axis=-1)
+
+    @property
+    def activations(self) -> Sequence[Activations]:
+        """One per backbone layer, in the order of the forward pass; empty where none was found."""
+        self._require(Need.ACTIVATIONS)
+        batch, steps, _ = self.held_out.inputs_shape
+        return [
+            Activations(
+                site.name,
+                site.activation,
+                _over_time(self._pass.activations[site.name], batch, steps, False),
+            )
+            for site in self._instrument.sites.layers
+        ]
+
+    def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
+        """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
+
+        The same outputs are followed as at scale 1, whose values cost nothing.
+
+        Raises:
+            RuntimeError: If the model takes no intervals.
+        """
+        delta = self._instrument.time_delta
+        if not self.takes_time or delta is None:
+            raise RuntimeError("the model takes no intervals: check observation.takes_time first")
+        self._scaled[1.0] = self.target_values
+        missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
+        if missing:
+            values = self._instrument.forward_values(
+                [delta * s for s in missing], self._pass.chosen
+            )
+            mx.eval(values)
+            self._scaled.update({s: to_numpy(v) for s, v in zip(missing, values, strict=True)})
+        return {s: self._scaled[s] for s in map(float, scales)}
+
+
+def _over_time(arrays: Sequence[mx.array], batch: int, steps: int, reverse: bool) -> FloatArray:
+    """``(B, T, N)`` from one array over all steps, or one per step."""
+    if len(arrays) == 1 and arrays[0].ndim == 3 and arrays[0].shape[1] == steps:
+        values = to_numpy(arrays[0])
+        return values[:, ::-1] if reverse else values
+    return np.stack([to_numpy(a).reshape(batch, -1) for a in arrays], axis=1)
+
+
+def _evaluate(result: Pass) -> None:
+    parts: list[Any] = [result.outputs, result.values]
+    parts += [a for a in (result.input_gradient, result.time_gradient) if a is not None]
+    parts += [result.states, result.initial, result.activations]
+    mx.eval(*parts)

@@ -1,0 +1,195 @@
+"""When to look: a schedule is any callable from step to bool; these are the usual ones.
+
+    every(steps=100)                        # steps 100, 200, ...
+    every(steps=100) | at([1, 10])          # and these two
+    every(seconds=60)                       # once a minute, at the step that comes after it
+    log_spaced(per_decade=4)                # 1, 2, 3, 6, 10, 18, 32, ...
+    every(steps=10) & ~at([20])
+
+Plain integers are read as ``every(steps=n)`` wherever a schedule is expected.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+__all__ = ["Schedule", "ScheduleLike", "as_schedule", "at", "every", "log_spaced"]
+
+
+class Schedule(abc.ABC):
+    """A callable ``step -> due?`` that combines with others by ``|``, ``&`` and ``~``."""
+
+    @abc.abstractmethod
+    def __call__(self, step: int) -> bool:
+        """Whether to look at this step; asked once per step."""
+
+    def __or__(self, other: ScheduleLike) -> Schedule:
+        return _Combined(any, "|", self, as_schedule(other))
+
+    def __and__(self, other: ScheduleLike) -> Schedule:
+        return _Combined(all, "&", self, as_schedule(other))
+
+    def __invert__(self) -> Schedule:
+        return _Not(self)
+
+
+ScheduleLike: TypeAlias = "int | Schedule | Callable[[int], bool]"
+
+
+class _Combined(Schedule):
+    def __init__(self, fold: Callable[[Iterable[bool]], bool], sign: str, *parts: Schedule) -> None:
+        self._fold, self._sign, self._parts = fold, sign, parts
+
+    def __call__(self, step: int) -> bool:
+        # All parts are asked: one that counts time must not miss a step.
+        return self._fold([part(step) for part in self._parts])
+
+    def __repr__(self) -> str:
+        return f"({f' {self._sign} '.join(map(repr, self._parts))})"
+
+
+class _Not(Schedule):
+    def __init__(self, inner: Schedule) -> None:
+        self._inner = inner
+
+    def __call__(self, step: int) -> bool:
+        return not self._inner(step)
+
+    def __repr__(self) -> str:
+        return f"~{self._inner!r}"
+
+
+class _Function(Schedule):
+    def __init__(self, function: Callable[[int], bool]) -> None:
+        self._function = function
+
+    def __call__(self, step: int) -> bool:
+        return bool(self._function(step))
+
+    def __repr__(self) -> str:
+        return getattr(self._function, "__name__", repr(self._function))
+
+
+class _EverySteps(Schedule):
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def __call__(self, step: int) -> bool:
+        return step % self._steps == 0
+
+    def __repr__(self) -> str:
+        return f"every(steps={self._steps})"
+
+
+class _EverySeconds(Schedule):
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._last: float | None = None
+
+    def __call__(self, step: int) -> bool:
+        now = self._clock()
+        if self._last is None:
+            self._last = now
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+    def __repr__(self) -> str:
+        return f"every(seconds={self._seconds})"
+
+
+class _Steps(Schedule):
+    def __init__(self, steps: frozenset[int], text: str) -> None:
+        self._steps, self._text = steps, text
+
+    def __call__(self, step: int) -> bool:
+        return step in self._steps
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def every(
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Schedule:
+    """Due at multiples of ``steps``, or when ``seconds`` have passed since last due, or both.
+
+    Args:
+        steps: At least 1.
+        seconds: Above 0; counted from the first step asked about.
+        clock: Where the seconds come from.
+
+    Raises:
+        ValueError: If neither is given, or one is out of range.
+    """
+    if steps is None and seconds is None:
+        raise ValueError("every() needs steps=, seconds= or both, e.g. every(steps=100)")
+    parts: list[Schedule] = []
+    if steps is not None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"every(steps={steps!r}): steps is a whole number of at least 1")
+        parts.append(_EverySteps(steps))
+    if seconds is not None:
+        if not seconds > 0:
+            raise ValueError(f"every(seconds={seconds!r}): seconds must be above 0")
+        parts.append(_EverySeconds(float(seconds), clock))
+    return parts[0] if len(parts) == 1 else _Combined(any, "|", *parts)
+
+
+def at(steps: Iterable[int]) -> Schedule:
+    """Due at exactly these steps."""
+    listed = sorted(set(steps))
+    return _Steps(frozenset(listed), f"at({listed})")
+
+
+def log_spaced(*, first: int = 1, last: int = 10**9, per_decade: int = 4) -> Schedule:
+    """Due at steps that grow by a constant factor: dense early, sparse late.
+
+    Args:
+        first: First due step, at least 1.
+        last: Last step that may be due.
+        per_decade: Due steps per factor of ten, at least 1.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    if first < 1 or last < first or per_decade < 1:
+        raise ValueError(
+            f"log_spaced(first={first}, last={last}, per_decade={per_decade}): needs "
+            "1 <= first <= last and per_decade >= 1"
+        )
+    steps: set[int] = set()
+    power = 0
+    while (step := round(first * 10 ** (power / per_decade))) <= last:
+        steps.add(step)
+        power += 1
+    text = f"log_spaced(first={first}, last={last}, per_decade={per_decade})"
+    return _Steps(frozenset(steps), text)
+
+
+def as_schedule(value: ScheduleLike, *, what: str = "every") -> Schedule:
+    """An integer, schedule or any callable ``step -> bool``, as a schedule.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: For an integer below 1.
+    """
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"{what}={value}: give a number of steps of at least 1")
+        return _EverySteps(value)
+    if callable(value):
+        return _Function(value)
+    raise TypeError(
+        f"{what}={value!r} is no schedule: give a number of steps (100), a schedule "
+        "(every(seconds=60)) or a callable from step to bool"
+    )
