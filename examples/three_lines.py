@@ -1,0 +1,48 @@
+"""The three lines in a plain loop: a small LTC learns to tell a rising from a falling signal.
+
+python examples/three_lines.py
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+import ncp_callbacks as ncp
+from ncp_callbacks.models import LTC
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = LTC(2, 12), nn.Linear(12, 1)
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        return self.head(self.rnn(x, time_delta)[0][:, -1])
+
+
+def batch(seed: int, size: int = 32) -> tuple[mx.array, mx.array, mx.array]:
+    """Signals sampled at random times, beside a channel of noise; +1 rising, -1 falling."""
+    keys = mx.random.split(mx.random.key(seed), 4)
+    dt = mx.random.uniform(0.1, 1.0, (size, 10), key=keys[0])
+    slope = mx.where(mx.random.bernoulli(0.5, (size, 1), key=keys[1]), 1.0, -1.0)
+    signal = slope * mx.cumsum(dt, axis=1) / 3 + 0.3 * mx.random.normal((size, 10), key=keys[2])
+    noise = mx.random.normal((size, 10), key=keys[3])
+    return mx.stack([signal, noise], axis=-1), dt, slope
+
+
+model, optimizer = Net(), optim.Adam(learning_rate=1e-2)
+loss_and_grad = nn.value_and_grad(
+    model, lambda x, dt, y: nn.losses.mse_loss(model(x, dt), y, reduction="mean")
+)
+
+x, dt, y = batch(seed=0)
+held_out = ncp.HeldOutBatch(x, time_delta=dt, feature_names=["signal", "noise"])  # 1
+with ncp.Monitor(model, held_out, log_dir="runs/three_lines/ltc", every=10) as monitor:  # 2
+    for step in range(1, 101):
+        x, dt, y = batch(seed=step)
+        loss, gradients = loss_and_grad(x, dt, y)
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state)
+        monitor.on_step_end(step, loss=loss)  # 3
+
+print(f"loss {loss.item():.3f}; open the log with: tensorboard --logdir {monitor.log_dir}")

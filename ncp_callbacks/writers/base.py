@@ -1,0 +1,39 @@
+"""The writer interface: what happens to the records of a step.
+
+``Monitor`` calls a writer from the training thread only. ``write`` must return at once and must
+never raise for anything that happens to files later; ``close`` writes what is left.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..records import Record
+
+__all__ = ["Writer"]
+
+
+class Writer(abc.ABC):
+    """Where records go."""
+
+    @abc.abstractmethod
+    def write(self, step: int, records: Sequence[Record]) -> None:
+        """Take the records of one step; their order is kept."""
+
+    def log_run_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take the run's hyper-parameters; a writer that has no place for them ignores them."""
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Return when everything handed over so far is where it belongs, or can't get there."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Flush and let go of files and threads; calling it again does nothing."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What stopped this writer for good, if anything did."""
+        return None

@@ -1,0 +1,169 @@
+"""Records as TensorBoard's protocol buffers::
+
+    encoder = Encoder()
+    event = Event(step=step, wall_time=now, summary=Summary(value=encoder.values(record)))
+
+Scalars are ``simple_value``, the only form every reader knows. Everything else is a tensor with a
+plugin name (TensorFlow 2's form), the only one whose description reaches all TensorBoard loaders.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
+from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
+from tensorboardX.summary import hparams
+
+from ..plots import to_png
+from ..records import Array, Figure, Histogram, Note, Record, Scalar, Text
+
+__all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
+
+ARRAY_PLUGIN = "ncp_callbacks"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The hyper-parameters of a run; :meth:`of` makes one from any mapping."""
+
+    values: Mapping[str, bool | float | str]
+    tag: str = "run config"
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> RunConfig:
+        """Flatten nested mappings with dots; turn what TensorBoard can't take into strings."""
+        return cls(dict(_flat(config, "")))
+
+
+def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, bool | float | str]]:
+    flat: list[tuple[str, bool | float | str]] = []
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, Mapping) and value:
+            flat += _flat(value, f"{name}.")
+        elif (
+            isinstance(value, bool | str)
+            or (isinstance(value, int) and abs(value) < 2**53)
+            or (isinstance(value, float) and math.isfinite(value))
+        ):
+            flat.append((name, value))
+        else:
+            # TensorBoard keeps numbers as doubles and answers with an error for NaN.
+            flat.append((name, str(value)))
+    return flat
+
+
+class Encoder:
+    """Turns records into summary values; remembers which clean tag stands for which original."""
+
+    def __init__(self) -> None:
+        self._tags: dict[tuple[type, str], str] = {}
+        self._taken: set[str] = set()
+        self._end: list[Summary.Value] = []
+
+    def values(self, record: Record | RunConfig) -> list[Summary.Value]:
+        """The summary values of one record, drawn if it is a figure.
+
+        Raises:
+            Exception: Whatever the plot function raised, or what is wrong with the record.
+        """
+        if isinstance(record, RunConfig):
+            _, start, end = hparams(record.values, {})
+            self._end = list(end.value)
+            return list(start.value)
+        if isinstance(record, Note):
+            return []  # The monitor says it, and writes all of them as one text.
+        tag = self._tag(type(record), record.tag)
+        if isinstance(record, Scalar):
+            return [Summary.Value(tag=tag, simple_value=float(record.value))]
+        if isinstance(record, Histogram):
+            return self._histogram(tag, record)
+        if isinstance(record, Text):
+            return [_tensor(tag, record, "text", _strings(record.markdown.encode()))]
+        if isinstance(record, Array):
+            return [_tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))]
+        if isinstance(record, Figure):
+            png = to_png(record.plot(record.data, **record.options))
+            width, height = struct.unpack(">II", png[16:24])
+            sized = _strings(b"%d" % width, b"%d" % height, png)
+            return [_tensor(tag, record, "images", sized)]
+        raise TypeError(f"not a record: {record!r}")
+
+    def end(self) -> list[Summary.Value]:
+        """What ends the session that a :class:`RunConfig` started, if one did."""
+        return self._end
+
+    def _histogram(self, tag: str, record: Histogram) -> list[Summary.Value]:
+        values = np.asarray(record.values).reshape(-1)
+        edges = np.asarray(record.edges, dtype=np.float64)
+        if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0).all():
+            raise ValueError(f"edges of {record.tag!r} must be increasing and at least 2")
+        finite = values[np.isfinite(values)]
+        encoded = []
+        if finite.size:
+            # Searching between the inner edges puts overflow into the outer bins.
+            bins = np.searchsorted(edges[1:-1], finite, side="right")
+            counts = np.bincount(bins, minlength=edges.size - 1)
+            table = np.stack([edges[:-1], edges[1:], counts], axis=1)
+            encoded.append(_tensor(tag, record, "histograms", _numbers(table, "<f8")))
+        if finite.size < values.size:
+            count = float(values.size - finite.size)
+            name = self._tag(Scalar, f"{tag}_nonfinite")
+            encoded.append(Summary.Value(tag=name, simple_value=count))
+        return encoded
+
+    def _tag(self, kind: type, tag: str) -> str:
+        # TensorBoard knows one kind of data per tag, so the kind is part of what must be unique.
+        key = (kind, tag)
+        if key not in self._tags:
+            clean = re.sub(r"[^-/\w.]", "_", tag).lstrip("/") or "_"
+            unique, number = clean, 2
+            while unique in self._taken:
+                unique, number = f"{clean}_{number}", number + 1
+            self._taken.add(unique)
+            self._tags[key] = unique
+        return self._tags[key]
+
+
+def _tensor(
+    tag: str, record: Histogram | Figure | Text | Array, plugin: str, tensor: TensorProto
+) -> Summary.Value:
+    metadata = SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
+        display_name=record.tag if record.tag != tag else "",
+        summary_description=getattr(record, "description", ""),
+    )
+    return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+
+
+def _numbers(values: npt.ArrayLike, dtype: str) -> TensorProto:
+    with np.errstate(over="ignore"):
+        array = np.asarray(values).astype(dtype)
+    return TensorProto(
+        dtype=DT_FLOAT if dtype == "<f4" else DT_DOUBLE,
+        tensor_shape=_shape(array.shape),
+        tensor_content=array.tobytes(),
+    )
+
+
+def _strings(*values: bytes) -> TensorProto:
+    return TensorProto(
+        dtype=DT_STRING, tensor_shape=_shape((len(values),)), string_val=list(values)
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> TensorShapeProto:
+    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shape])

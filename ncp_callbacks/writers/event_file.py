@@ -1,0 +1,159 @@
+"""An event file of our own in a run directory of its own::
+
+file = EventFile("runs/cfc-seed0")      # or runs/cfc-seed0-2 when that one is taken
+file.write(Event(step=1, summary=...))
+file.flush()
+file.close()
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import itertools
+import os
+import re
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from tensorboardX.record_writer import masked_crc32c
+
+from .encoding import Event, SessionLog
+
+__all__ = ["EventFile"]
+
+_CLAIM = ".ncp_callbacks-claim"
+
+
+class EventFile:
+    """A new event file.
+
+    Args:
+        log_dir: Made when missing. Unless resuming, the first of ``log_dir``, ``log_dir-2``,
+            ``log_dir-3``, … that holds no event files is used.
+        first_step: Resume: use ``log_dir`` as it is; TensorBoard then hides what earlier files
+            hold from this step on.
+
+    Raises:
+        NotADirectoryError: ``log_dir``, or what should contain it, is a file.
+        PermissionError: ``log_dir`` can't be written to.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str],
+        first_step: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        wanted = Path(os.path.abspath(os.path.expanduser(log_dir)))
+        try:
+            self._file = _open(wanted, resume=first_step is not None, clock=clock)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(
+                f"log_dir {str(wanted)!r} can't be a directory: it, or a part of its path, is a "
+                f"file. Choose another, for instance log_dir={str(wanted) + '-logs'!r}."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise PermissionError(
+                f"log_dir {str(wanted)!r} can't be written to ({error.strerror}). Make it "
+                "writable, or choose another, for instance log_dir='~/runs/cfc-seed0'."
+            ) from error
+        self.path = Path(self._file.name)
+        self._pending = bytearray()
+
+        now = clock()
+        self.write(Event(wall_time=now, file_version="brain.Event:2"))
+        start = Event(
+            wall_time=now, step=first_step or 0, session_log=SessionLog(status=SessionLog.START)
+        )
+        self.write(start)
+        if first_step is not None:
+            # One of TensorBoard's loaders ignores the first marker of a directory, and files
+            # of other writers have none.
+            self.write(start)
+        self.flush()
+
+    def write(self, event: Event) -> None:
+        """Append an event; it is in the file after the next :meth:`flush`."""
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self._pending += length
+        self._pending += struct.pack("<I", masked_crc32c(length))
+        self._pending += data
+        self._pending += struct.pack("<I", masked_crc32c(data))
+
+    def flush(self) -> None:
+        """Hand everything to the operating system: it survives the death of this process.
+
+        Raises:
+            OSError: The disk is full, the file was deleted, …
+        """
+        rest = bytes(self._pending)
+        self._pending.clear()
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            # Writing to it goes on without an error, into nothing.
+            raise FileNotFoundError(f"the event file {str(self.path)!r} was deleted")
+
+    def close(self) -> None:
+        """Flush and close."""
+        try:
+            if not self._file.closed:
+                self.flush()
+        finally:
+            self._file.close()
+
+
+def _open(wanted: Path, *, resume: bool, clock: Callable[[], float]) -> io.FileIO:
+    if resume:
+        wanted.mkdir(parents=True, exist_ok=True)
+        return _create(wanted, clock)
+    for number in itertools.count(1):
+        directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if number == 1:
+                raise
+            continue
+        file = _claim(directory, clock)
+        if file is not None:
+            return file
+    raise AssertionError("unreachable")
+
+
+def _claim(directory: Path, clock: Callable[[], float]) -> io.FileIO | None:
+    """A file in a directory without event files; None if it has some or is being claimed."""
+    claim = directory / _CLAIM
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return None
+    try:
+        return None if _event_files(directory) else _create(directory, clock)
+    finally:
+        claim.unlink()
+
+
+def _create(directory: Path, clock: Callable[[], float]) -> io.FileIO:
+    # TensorBoard reads the files of a directory in the order of their names.
+    newest = max((int(found[1] or 0) for found in _event_files(directory)), default=0)
+    seconds = max(int(clock()), newest + 1)
+    name = (
+        f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}"
+        f".{os.getpid()}.{uuid.uuid4().hex[:8]}.ncp"
+    )
+    # Unbuffered, so that a forked child has nothing to write a second time when it exits.
+    return io.FileIO(directory / name, "x")
+
+
+def _event_files(directory: Path) -> list[re.Match[str]]:
+    names = (re.search(r"tfevents\.?(\d*)", name) for name in os.listdir(directory))
+    return [found for found in names if found]
