@@ -74,7 +74,8 @@ class Monitor:
             ``tensorboardX.SummaryWriter``.
         every: When callbacks look that name no schedule: steps, a schedule or any callable
             ``step -> bool``.
-        train_every: When the keywords of ``on_step_end`` are logged; None: when a callback is due.
+        train_every: When the keywords of ``on_step_end`` are logged; None: whenever a callback is
+            due (or would be, had it not been disabled).
         target: What is attributed: ``"prediction"``: the only output, or with several the largest
             one of each sequence; an output's index; ``"loss"``; or a callable
             ``(outputs, targets) -> (B,)``.
@@ -303,7 +304,7 @@ class Monitor:
         for callback in self._callbacks:
             schedule = callback.every or self._every
             groups.setdefault(id(schedule), (schedule, []))[1].append(callback)
-        return list(groups.values())
+        return list(groups.values()) or [(self._every, [])]
 
     # ---- every step
 
@@ -329,8 +330,9 @@ class Monitor:
         if self._writer is None:
             return
         step = operator.index(step)
-        due = [c for schedule, group in self._groups if self._asked(schedule, step) for c in group]
-        train_due = self._asked(self._train_every, step) if self._train_every else bool(due)
+        fired = [group for schedule, group in self._groups if self._asked(schedule, step)]
+        due = [callback for group in fired for callback in group]
+        train_due = self._asked(self._train_every, step) if self._train_every else bool(fired)
         if not due and not train_due:
             return
         if self._last_step is not None and step <= self._last_step:
@@ -428,14 +430,19 @@ class Monitor:
         except Exception:
             if self._on_error == "raise" or len(due) == 1:
                 raise
+        failed: dict[str, tuple[Exception, list[Callback]]] = {}
         for callback in due:
             try:
                 own = Observation(self._instrument, step, callback.needs)
             except Exception as error:
-                self._fail(f"{callback.name} failed at step {step} and is disabled", error)
-                self._disable([callback])
+                what = f"{type(error).__name__}: {error}"
+                failed.setdefault(what, (error, []))[1].append(callback)
                 continue
             yield own, [callback]
+        for error, callbacks in failed.values():
+            names = ", ".join(c.name for c in callbacks)
+            self._fail(f"looking failed at step {step}, which disables {names}", error)
+            self._disable(callbacks)
 
     def _measure(
         self, callback: Callback, observation: Observation, notes: list[str]
@@ -461,8 +468,10 @@ class Monitor:
     def _disable(self, callbacks: Sequence[Callback]) -> None:
         gone = {id(c) for c in callbacks}
         self._callbacks = [c for c in self._callbacks if id(c) not in gone]
-        kept = [(s, [c for c in group if id(c) not in gone]) for s, group in self._groups]
-        self._groups = [(s, group) for s, group in kept if group]
+        # A schedule without callbacks still says when the loop's own numbers are logged.
+        self._groups = [
+            (schedule, [c for c in group if id(c) not in gone]) for schedule, group in self._groups
+        ]
 
     # ---- saying
 

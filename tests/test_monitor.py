@@ -1,0 +1,601 @@
+"""The monitor in a loop: when it looks, what it logs, what it refuses, what it survives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+import ncp_callbacks as ncp
+from ncp_callbacks.models import CfC
+
+B, T, F = 6, 5, 3
+
+
+class Net(nn.Module):
+    """A CfC under a linear head: ``(B, T, O)``."""
+
+    def __init__(self, outputs: int = 4) -> None:
+        super().__init__()
+        self.rnn = CfC(F, 8, backbone_units=6, activation="relu")
+        self.head = nn.Linear(8, outputs)
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        return self.head(self.rnn(x, time_delta)[0])
+
+
+class NoTime(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(F, 2)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(x)
+
+
+@pytest.fixture
+def model() -> Net:
+    mx.random.seed(0)
+    net = Net()
+    mx.eval(net.parameters())
+    return net
+
+
+def arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((B, T, F)).astype(np.float32)
+    return x, rng.uniform(0.5, 2.0, (B, T)).astype(np.float32)
+
+
+@pytest.fixture
+def held_out() -> ncp.HeldOutBatch:
+    x, dt = arrays()
+    return ncp.HeldOutBatch(x, dt, targets=np.arange(B) % 4)
+
+
+class Counting(ncp.Callback):
+    """Logs how often it has looked."""
+
+    def __init__(self, **common: object) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        self.looks = 0
+
+    def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+        self.looks += 1
+        yield ncp.Scalar(f"{self.name}/looks", self.looks)
+
+
+class Failing(ncp.Callback):
+    def __init__(self, at: int, **common: object) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        self.at = at
+
+    def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+        if observation.step >= self.at:
+            raise ZeroDivisionError("planted")
+        yield ncp.Scalar(f"{self.name}/fine", 1.0)
+
+
+# ---- when
+
+
+def steps_of(writer: ncp.MemoryWriter, tag: str) -> list[int]:
+    return [step for step, _ in writer.scalars(tag)]
+
+
+def test_default_schedule_and_own_schedules(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer = ncp.MemoryWriter()
+    callbacks = [
+        Counting(name="default"),
+        Counting(name="own", every=4),
+        Counting(name="listed", every=ncp.at([1, 9]) | (lambda step: step == 2)),
+    ]
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, every=5) as monitor:
+        for step in range(1, 11):
+            monitor.on_step_end(step, loss=step / 10)
+    assert steps_of(writer, "default/looks") == [5, 10]
+    assert steps_of(writer, "own/looks") == [4, 8]
+    assert steps_of(writer, "listed/looks") == [1, 2, 9]
+    # Without train_every, the keywords are logged whenever anything is due.
+    assert writer.scalars("train/loss") == [(s, s / 10) for s in (1, 2, 4, 5, 8, 9, 10)]
+    # The dry run counts for nothing.
+    assert writer.scalars("default/looks") == [(5, 1), (10, 2)]
+
+
+def test_train_every_is_its_own_schedule(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(
+        model, held_out, [Counting()], writer=writer, every=6, train_every=2
+    ) as monitor:
+        for step in range(1, 7):
+            monitor.on_step_end(step, loss=1.0)
+    assert steps_of(writer, "train/loss") == [2, 4, 6]
+    assert steps_of(writer, "counting/looks") == [6]
+
+
+def test_a_lazy_loss_is_evaluated_only_when_logged(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    class Lazy:
+        evaluated = 0
+
+        def item(self) -> float:
+            Lazy.evaluated += 1
+            return 2.5
+
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [Counting()], writer=writer, every=10) as monitor:
+        for step in range(1, 31):
+            monitor.on_step_end(step, loss=Lazy())
+    assert Lazy.evaluated == 3
+    assert writer.scalars("train/loss") == [(10, 2.5), (20, 2.5), (30, 2.5)]
+
+
+def test_a_schedule_that_counts_time_is_asked_once_a_step(
+    model: Net, held_out: ncp.HeldOutBatch
+) -> None:
+    now = 0.0
+    schedule = ncp.every(seconds=2.0, clock=lambda: now)
+    writer = ncp.MemoryWriter()
+    callbacks = [Counting(name="a"), Counting(name="b")]
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, every=schedule) as monitor:
+        for step in range(1, 9):
+            monitor.on_step_end(step)
+            now += 1.0
+    assert steps_of(writer, "a/looks") == steps_of(writer, "b/looks") == [3, 5, 7]
+
+
+def test_log_spaced_steps_grow_by_a_constant_factor() -> None:
+    due = [s for s in range(1, 1001) if ncp.log_spaced(per_decade=1)(s)]
+    assert due == [1, 10, 100, 1000]
+    due = [s for s in range(1, 101) if ncp.log_spaced(per_decade=4)(s)]
+    assert due == [1, 2, 3, 6, 10, 18, 32, 56, 100]
+
+
+def test_schedules_combine() -> None:
+    schedule = (ncp.every(steps=4) | ncp.at([3])) & ~ncp.at([8])
+    assert [s for s in range(1, 13) if schedule(s)] == [3, 4, 12]
+
+
+# ---- what
+
+
+def test_user_scalars_keep_their_tags(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [], writer=writer) as monitor:
+        monitor.log_scalars(7, {"val/loss": mx.array(0.25), "val/accuracy": np.float32(0.5)})
+    assert writer.scalars("val/loss") == [(7, 0.25)]
+    assert writer.scalars("val/accuracy") == [(7, 0.5)]
+
+
+def test_standard_set_on_a_model_without_time_or_cell(
+    held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ncp.MemoryWriter()
+    x, _ = arrays()
+    batch = ncp.HeldOutBatch(x)
+    with (
+        caplog.at_level(logging.WARNING, "ncp_callbacks"),
+        ncp.Monitor(NoTime(), batch, writer=writer, every=1) as monitor,
+    ):
+        for step in range(1, 4):
+            monitor.on_step_end(step)
+        assert [c.name for c in monitor.callbacks] == ["attribution"]
+    said = [r.message for r in caplog.records]
+    assert len(said) == 4, said
+    for name, word in [
+        ("time_delta", "no time_delta"),
+        ("transitions", "no recurrent cell"),
+        ("hidden", "no recurrent cell"),
+        ("backbone", "no backbone"),
+    ]:
+        assert any(m.startswith(f"{name}: ") and word in m for m in said)
+    groups = {tag.split("/")[0] for tag in writer.tags}
+    assert groups == {"about", "attribution", "attribution_share", "_ncp"}
+
+
+def test_target_is_named_in_tags(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    for target, at, group in [
+        ("prediction", "last", "attribution"),
+        (2, "last", "attribution_output2"),
+        ("loss", "last", "attribution_loss"),
+        (-1, "mean", "attribution_output3_mean"),
+        ("prediction", 1, "attribution_at1"),
+    ]:
+        writer = ncp.MemoryWriter()
+        with ncp.Monitor(
+            model,
+            held_out,
+            [ncp.GradientAttribution()],
+            writer=writer,
+            every=1,
+            target=target,
+            at=at,
+        ) as monitor:
+            monitor.on_step_end(1)
+        assert f"{group}/strength" in writer.tags, (target, writer.tags)
+
+
+def test_non_finite_model_is_counted_not_hidden(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, writer=writer, every=1) as monitor:
+        monitor.on_step_end(1, loss=1.0)
+        model.head.weight = mx.full(model.head.weight.shape, float("nan"))
+        monitor.on_step_end(2, loss=float("nan"))
+        assert len(monitor.callbacks) == 5
+    assert writer.scalars("attribution/nonfinite") == [(1, 0), (2, B)]
+    assert writer.scalars("time_delta/nonfinite") == [(1, 0), (2, B)]
+    assert np.isnan(writer.scalars("train/loss")[1][1])
+    assert steps_of(writer, "attribution/strength") == [1]
+    # The states don't come through the head.
+    assert steps_of(writer, "hidden/participation_ratio") == [1, 2]
+
+
+def test_the_held_out_batch_is_frozen(model: Net) -> None:
+    x, dt = arrays()
+    y, given = x.copy(), mx.array(x)
+    batch = ncp.HeldOutBatch(x, dt)
+    same = ncp.HeldOutBatch(given, mx.array(dt))
+    x += 1.0
+    given[0] = 5.0
+    batch.inputs[0] = 7.0
+    for b in (batch, same):
+        np.testing.assert_array_equal(np.array(b.inputs), y)
+
+
+# ---- what is refused before the first step
+
+
+def refused(error: type[Exception], *words: str) -> pytest.RaisesExc:
+    return pytest.raises(error, match="(?s)" + ".*".join(words))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"inputs": np.zeros((4, 3), np.float32)}, ValueError, [r"\(4, 3\)", "batch, time"]),
+        ({"inputs": np.zeros((0, 5, 3), np.float32)}, ValueError, [r"\(0, 5, 3\)"]),
+        ({"inputs": np.zeros((B, T, F), np.int64)}, TypeError, ["int", "astype"]),
+        ({"inputs": [[1.0]]}, TypeError, ["list", "array"]),
+        ({"time_delta": np.ones((B, T - 1))}, ValueError, [r"\(6, 4\)", r"\(6, 5\)"]),
+        ({"time_delta": np.zeros((B, T))}, ValueError, ["is 0 at sequence 0, step 0", "diff"]),
+        ({"time_delta": -1.0}, ValueError, ["is -1", "above 0"]),
+        ({"time_delta": np.full((B, T), np.inf)}, ValueError, ["inf", "finite"]),
+        ({"mask": np.zeros((B, T), bool)}, ValueError, ["sequence 0", "drop"]),
+        ({"mask": np.ones((B, T + 1), bool)}, ValueError, [r"\(6, 6\)"]),
+        ({"mask": np.full((B, T), 3)}, ValueError, ["3", "booleans"]),
+        ({"feature_names": ["a", "b"]}, ValueError, ["2 names", "3 features"]),
+        ({"feature_names": ["a", "b", "a"]}, ValueError, ["'a'", "more than once"]),
+        ({"feature_names": "abc"}, TypeError, ["'abc'"]),
+        ({"targets": np.zeros(B + 1)}, ValueError, [r"\(7,\)", "6 sequences"]),
+    ],
+)
+def test_bad_batches(changes: dict[str, object], error: type[Exception], words: list[str]) -> None:
+    x, dt = arrays()
+    with refused(error, *words):
+        ncp.HeldOutBatch(**{"inputs": x, "time_delta": dt, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"target": "probability"}, ValueError, ["'probability'", "'prediction', 'loss'"]),
+        ({"target": 4}, ValueError, ["target=4", "4 outputs", "0 to 3"]),
+        ({"target": True}, TypeError, ["True"]),
+        ({"target": lambda outputs, targets: outputs}, ValueError, [r"\(6, 5, 4\)", r"\(6,\)"]),
+        ({"at": 5}, ValueError, ["at=5", "5 steps"]),
+        ({"at": "first"}, ValueError, ["'first'", "'last', 'mean'"]),
+        ({"cells": "nothing*"}, ValueError, ["nothing", "rnn.cell"]),
+        ({"layers": "head.*"}, ValueError, ["head", "rnn.cell.backbone"]),
+        ({"forward": 3}, TypeError, ["forward", "int"]),
+        ({"every": 0}, ValueError, ["every=0"]),
+        ({"every": "often"}, TypeError, ["'often'"]),
+        ({"callbacks": [ncp.StateSpace]}, TypeError, [r"StateSpace\(\)"]),
+        ({"callbacks": [3]}, TypeError, ["int", "Callback"]),
+        ({"callbacks": ncp.StateSpace()}, TypeError, ["list"]),
+        ({"callbacks": [ncp.StateSpace(), ncp.StateSpace()]}, ValueError, ["'hidden'", "name="]),
+        ({"on_error": "ignore"}, ValueError, ["'ignore'", "'disable'"]),
+        ({"resume_step": -3}, ValueError, ["-3"]),
+        ({"writer": "runs/x"}, TypeError, ["str", "log_dir"]),
+        ({"log_dir": "x"}, TypeError, ["both"]),
+        ({"writer": None}, TypeError, ["neither"]),
+        ({"model": lambda x: x}, TypeError, ["function", "Module"]),
+        ({"held_out": arrays()[0]}, TypeError, ["ndarray", "HeldOutBatch"]),
+    ],
+)
+def test_bad_configurations(
+    model: Net,
+    held_out: ncp.HeldOutBatch,
+    changes: dict[str, object],
+    error: type[Exception],
+    words: list[str],
+) -> None:
+    given = {"model": model, "held_out": held_out, "writer": ncp.MemoryWriter(), **changes}
+    with refused(error, *words), ncp.Monitor(**given):  # type: ignore[arg-type]
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ncp.Monitor(Net(), None, evry=3),  # type: ignore[call-arg, arg-type]
+        lambda: ncp.GradientAttribution(evry=3),  # type: ignore[call-arg]
+        lambda: ncp.TimeSensitivity((1, 2)),  # type: ignore[misc]
+        lambda: ncp.StateSpace(refit=0.5),  # type: ignore[call-arg]
+    ],
+)
+def test_unknown_arguments_are_errors(make: object) -> None:
+    with pytest.raises(TypeError):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ncp.TimeSensitivity(scales=[]),
+        lambda: ncp.TimeSensitivity(scales=[0.5, -1]),
+        lambda: ncp.TimeSensitivity(scales=[0.5, float("nan")]),
+        lambda: ncp.StateSpace(refit_below=2),
+        lambda: ncp.GradientAttribution(features="hr"),
+        lambda: ncp.StateSpace(name="a/b"),
+        lambda: ncp.every(),
+        lambda: ncp.every(steps=0),
+        lambda: ncp.every(seconds=-1),
+        lambda: ncp.log_spaced(first=0),
+    ],
+)
+def test_values_out_of_range_are_errors(make: object) -> None:
+    with pytest.raises(ValueError, match=r"="):
+        make()  # type: ignore[operator]
+
+
+def test_time_delta_for_a_model_without_time(held_out: ncp.HeldOutBatch) -> None:
+    with (
+        refused(ValueError, "NoTime", "time_delta, timespans", "forward="),
+        ncp.Monitor(NoTime(), held_out, writer=ncp.MemoryWriter()),
+    ):
+        pytest.fail("entered")
+
+
+def test_loss_without_targets(model: Net) -> None:
+    x, dt = arrays()
+    with (
+        refused(ValueError, "target='loss'", "targets="),
+        ncp.Monitor(model, ncp.HeldOutBatch(x, dt), writer=ncp.MemoryWriter(), target="loss"),
+    ):
+        pytest.fail("entered")
+
+
+def test_loss_targets_that_do_not_fit(model: Net) -> None:
+    x, dt = arrays()
+    batch = ncp.HeldOutBatch(x, dt, targets=np.zeros((B, 7), np.float32))
+    with (
+        refused(ValueError, r"\(6, 7\)", r"\(6, 4\)"),
+        ncp.Monitor(model, batch, writer=ncp.MemoryWriter(), target="loss"),
+    ):
+        pytest.fail("entered")
+
+
+def test_model_of_other_width(held_out: ncp.HeldOutBatch) -> None:
+    with (
+        refused(ValueError, "CfC", r"\(6, 5, 3\)", "takes 5"),
+        ncp.Monitor(CfC(5, 8), held_out, writer=ncp.MemoryWriter()),
+    ):
+        pytest.fail("entered")
+
+
+def test_unknown_feature_name(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    callbacks = [ncp.GradientAttribution(features=["heart rate"])]
+    with (
+        refused(Exception, "heart rate", "feature 0"),
+        ncp.Monitor(model, held_out, callbacks, writer=ncp.MemoryWriter()),
+    ):
+        pytest.fail("entered")
+
+
+def test_log_dir_that_is_a_file(model: Net, held_out: ncp.HeldOutBatch, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with (
+        refused(NotADirectoryError, "run"),
+        ncp.Monitor(model, held_out, log_dir=tmp_path / "run"),
+    ):
+        pytest.fail("entered")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_bad_configuration_leaves_no_run_behind(model: Net, tmp_path: Path) -> None:
+    x, dt = arrays()
+    with (
+        pytest.raises(ValueError, match="target=9"),
+        ncp.Monitor(model, ncp.HeldOutBatch(x, dt), log_dir=tmp_path / "run", target=9),
+    ):
+        pytest.fail("entered")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_callback_that_fails_in_the_dry_run(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"Failing.*dry run.*ZeroDivisionError: planted") as info,
+        ncp.Monitor(model, held_out, [Failing(at=0)], writer=ncp.MemoryWriter()),
+    ):
+        pytest.fail("entered")
+    assert isinstance(info.value.__cause__, ZeroDivisionError)
+
+
+def test_calls_outside_the_block(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    monitor = ncp.Monitor(model, held_out, writer=ncp.MemoryWriter())
+    with pytest.raises(RuntimeError, match="with Monitor"):
+        monitor.on_step_end(1)
+    with monitor:
+        monitor.on_step_end(1)
+        with pytest.raises(TypeError):
+            monitor.on_step_end("2")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="outside"):
+        monitor.log_scalars(2, {"a": 1.0})
+    with pytest.raises(RuntimeError, match="new Monitor"):
+        monitor.__enter__()
+
+
+# ---- what is survived
+
+
+def test_a_failing_callback_is_disabled_and_reported_once(
+    model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ncp.MemoryWriter()
+    callbacks = [Failing(at=3), Counting()]
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1) as monitor:
+        for step in range(1, 6):
+            monitor.on_step_end(step, loss=0.0)
+        assert [c.name for c in monitor.callbacks] == ["counting"]
+    assert steps_of(writer, "failing/fine") == [1, 2]
+    assert steps_of(writer, "counting/looks") == [1, 2, 3, 4, 5]
+    errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].exc_info is not None
+    assert errors[0].exc_info[0] is ZeroDivisionError
+    assert "training goes on" in errors[0].getMessage()
+
+
+def test_on_error_raise(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        ncp.Monitor(
+            model, held_out, [Failing(at=1)], writer=ncp.MemoryWriter(), every=1, on_error="raise"
+        ) as monitor,
+    ):
+        monitor.on_step_end(1)
+
+
+def test_a_model_that_begins_to_fail(
+    model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, writer=writer, every=1) as monitor:
+        monitor.on_step_end(1, loss=0.5)
+        del model["head"]
+        for step in (2, 3):
+            monitor.on_step_end(step, loss=0.5)
+        assert monitor.callbacks == ()
+    assert steps_of(writer, "train/loss") == [1, 2, 3]
+    errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert "attribution, time_delta, transitions, hidden, backbone" in errors[0].getMessage()
+
+
+def test_interrupts_pass(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    class Interrupted(ncp.Callback):
+        def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+            if observation.step:
+                raise KeyboardInterrupt
+            return []
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ncp.Monitor(
+            model, held_out, [Interrupted()], writer=ncp.MemoryWriter(), every=1
+        ) as monitor,
+    ):
+        monitor.on_step_end(1)
+    assert type(model.rnn.cell).__name__ == "CfCCell"
+    assert model.training
+
+
+def test_what_is_no_number_is_said_once(
+    model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [Counting()], writer=writer, every=1) as monitor:
+        for step in (1, 2):
+            monitor.on_step_end(step, loss=mx.zeros((3,)), ok=1)
+    assert steps_of(writer, "train/ok") == [1, 2]
+    assert "train/loss" not in writer.tags
+    assert len([r for r in caplog.records if "(3,)" in r.getMessage()]) == 1
+
+
+def test_steps_that_run_backwards_are_said_once(
+    model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [Counting()], writer=writer, every=1) as monitor:
+        for step in (5, 4, 3, 2):
+            monitor.on_step_end(step)
+    assert steps_of(writer, "counting/looks") == [5, 4, 3, 2]
+    assert len([r for r in caplog.records if "increase" in r.getMessage()]) == 1
+
+
+def test_a_record_of_another_kind_is_a_clear_error(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    class Careless(ncp.Callback):
+        def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+            yield ("tag", 1.0)  # type: ignore[misc]
+
+    with (
+        pytest.raises(RuntimeError, match="yield records"),
+        ncp.Monitor(model, held_out, [Careless()], writer=ncp.MemoryWriter()),
+    ):
+        pytest.fail("entered")
+
+
+def test_what_is_not_needed_is_not_there(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    class Greedy(ncp.Callback):
+        def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+            yield ncp.Scalar("greedy/sum", float(observation.input_gradient.sum()))
+
+    with (
+        pytest.raises(RuntimeError, match=r"Need\.INPUT_GRADIENT"),
+        ncp.Monitor(model, held_out, [Greedy()], writer=ncp.MemoryWriter()),
+    ):
+        pytest.fail("entered")
+
+
+def test_other_ranks_do_nothing(
+    model: Net,
+    held_out: ncp.HeldOutBatch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLX_RANK", "1")
+    with ncp.Monitor(model, held_out, log_dir=tmp_path / "run", every=1) as monitor:
+        monitor.on_step_end(1, loss=1.0)
+        monitor.log_scalars(1, {"val/loss": 1.0})
+    assert not (tmp_path / "run").exists()
+
+
+# ---- state
+
+
+def test_callback_state_survives_a_resume(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    def values(callbacks: list[ncp.Callback], steps: range) -> dict[str, list[float]]:
+        writer = ncp.MemoryWriter()
+        with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1) as monitor:
+            for step in steps:
+                model.head.weight = weights[step]
+                model.rnn.cell.ff1.weight = cells[step]
+                monitor.on_step_end(step)
+        return {t: writer.scalars(t) for t in writer.tags if writer.scalars(t)}  # type: ignore[misc]
+
+    def fresh() -> list[ncp.Callback]:
+        return [
+            ncp.GradientAttribution(),
+            ncp.TimeSensitivity(),
+            ncp.StateTransitions(),
+            ncp.StateSpace(refit_below=0.99),
+            ncp.BackboneActivations(),
+        ]
+
+    keys = mx.random.split(mx.random.key(3), 7)
+    weights = [mx.random.normal(model.head.weight.shape, key=k) for k in keys]
+    cells = [mx.random.normal(model.rnn.cell.ff1.weight.shape, key=k) for k in keys]
+    whole = values(fresh(), range(1, 7))
+    first = fresh()
+    values(first, range(1, 4))
+    second = fresh()
+    for old, new in zip(first, second, strict=True):
+        new.load_state_dict(old.state_dict())
+    resumed = values(second, range(4, 7))
+    for tag, curve in whole.items():
+        assert [p for p in curve if p[0] >= 4] == resumed[tag], tag
+    assert dict(whole["hidden/basis_refits"])[6] > 0  # type: ignore[call-overload]
