@@ -1,0 +1,32 @@
+"""The tags that the callbacks' docstrings promise, as patterns."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import ncp_callbacks as ncp
+
+STANDARD = (
+    ncp.GradientAttribution,
+    ncp.TimeSensitivity,
+    ncp.StateTransitions,
+    ncp.StateSpace,
+    ncp.BackboneActivations,
+)
+_ROW = re.compile(r"^``(?P<tag>[^`]+)``\s+(?P<kind>image|scalar|histogram|array|text)\b")
+
+
+def promised(callback: type[ncp.Callback]) -> dict[str, str]:
+    """From tag, with its placeholders, to the kind of record."""
+    rows = {}
+    for line in (inspect.getdoc(callback) or "").splitlines():
+        match = _ROW.match(line.strip())
+        if match:
+            rows[match["tag"]] = match["kind"]
+    return rows
+
+
+def pattern(tag: str) -> re.Pattern[str]:
+    """A tag with ``<placeholders>`` as a regular expression."""
+    return re.compile("[^/]+".join(map(re.escape, re.split(r"<[a-z]+>", tag))) + r"\Z")

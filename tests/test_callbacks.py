@@ -1,0 +1,197 @@
+"""What holds for every callback: its documented tags, its keywords, its needs, its state."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from promises import STANDARD, pattern, promised
+
+import ncp_callbacks as ncp
+from ncp_callbacks.models import CfC
+
+KINDS = {
+    ncp.Scalar: "scalar",
+    ncp.Histogram: "histogram",
+    ncp.Figure: "image",
+    ncp.Array: "array",
+    ncp.Text: "text",
+}
+every_callback = pytest.mark.parametrize("cls", STANDARD, ids=lambda c: c.__name__)
+
+
+class Net(nn.Module):
+    def __init__(self, features: int = 3) -> None:
+        super().__init__()
+        self.rnn = CfC(features, 8, backbone_units=6, backbone_layers=2, activation="relu")
+        self.head = nn.Linear(8, 4)
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        return self.head(self.rnn(x, time_delta)[0])
+
+
+def logged(
+    callbacks: list[ncp.Callback], features: int = 3, steps: int = 2, **options: Any
+) -> ncp.MemoryWriter:
+    mx.random.seed(0)
+    model = Net(features)
+    rng = np.random.default_rng(0)
+    held_out = ncp.HeldOutBatch(
+        rng.standard_normal((6, 5, features)).astype(np.float32),
+        rng.uniform(0.5, 2.0, (6, 5)).astype(np.float32),
+        targets=np.arange(6) % 4,
+    )
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1, **options) as monitor:
+        for step in range(1, steps + 1):
+            monitor.on_step_end(step)
+    return writer
+
+
+def own(writer: ncp.MemoryWriter) -> list[ncp.Record]:
+    return [r for step, r in writer.records if step > 0 and not r.tag.startswith("about/")]
+
+
+@every_callback
+def test_the_docstring_lists_every_tag_and_no_other(cls: type[ncp.Callback]) -> None:
+    promises = promised(cls)
+    assert promises
+    # Thirteen features: with "other", which only exists when there are too many for curves.
+    records = own(logged([cls()], features=13))
+    for record in records:
+        fitting = [tag for tag in promises if pattern(tag).match(record.tag)]
+        assert fitting, f"{record.tag} is not in the table of {cls.__name__}"
+        assert promises[fitting[0]] == KINDS[type(record)], record.tag
+    for tag in promises:
+        assert any(pattern(tag).match(r.tag) for r in records), f"{tag} was never logged"
+
+
+@every_callback
+def test_common_keywords(cls: type[ncp.Callback]) -> None:
+    parameters = inspect.signature(cls).parameters
+    assert {"every", "name"} <= set(parameters)
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
+    writer = logged([cls(name="mine", every=2)], steps=4)
+    tags = {r.tag.removeprefix("_ncp/") for r in own(writer)}
+    assert all(tag.startswith("mine") for tag in tags), tags
+    assert {step for step, r in writer.records if not r.tag.startswith("about/")} == {2, 4}
+
+
+@every_callback
+def test_scalars_do_not_depend_on_company(cls: type[ncp.Callback]) -> None:
+    def values(writer: ncp.MemoryWriter) -> dict[str, list[tuple[int, float]]]:
+        return {r.tag: writer.scalars(r.tag) for r in own(writer) if isinstance(r, ncp.Scalar)}
+
+    alone = values(logged([cls()]))
+    together = values(logged([c() for c in STANDARD]))
+    for tag, curve in alone.items():
+        # Alone without a gradient, the same numbers come out of another graph.
+        np.testing.assert_allclose(curve, together[tag], rtol=1e-5, atol=1e-6, err_msg=tag)
+
+
+@every_callback
+def test_every_tag_is_explained(cls: type[ncp.Callback]) -> None:
+    writer = logged([cls()])
+    guide = next(r.markdown for _, r in writer.records if r.tag == "about/guide")
+    for record in own(writer):
+        if not record.tag.startswith("_ncp/"):
+            assert f"`{record.tag}`" in guide, record.tag
+
+
+@every_callback
+def test_every_image_has_scalar_twins(cls: type[ncp.Callback]) -> None:
+    records = own(logged([cls()]))
+    images = [r for r in records if isinstance(r, ncp.Figure)]
+    for image in images:
+        group = image.tag.split("/")[0]
+        twins = [r for r in records if isinstance(r, ncp.Scalar) and r.tag.startswith(group)]
+        assert twins, image.tag
+
+
+@every_callback
+def test_records_carry_no_mlx_arrays(cls: type[ncp.Callback]) -> None:
+    def inside(value: Any) -> list[Any]:
+        if isinstance(value, dict):
+            return [v for item in value.values() for v in inside(item)]
+        if isinstance(value, list | tuple):
+            return [v for item in value for v in inside(item)]
+        if hasattr(value, "__dataclass_fields__"):
+            return inside({name: getattr(value, name) for name in value.__dataclass_fields__})
+        return [value]
+
+    for record in own(logged([cls()])):
+        assert not any(isinstance(v, mx.array) for v in inside(record)), record.tag
+
+
+@every_callback
+def test_state_is_small_and_copies(cls: type[ncp.Callback]) -> None:
+    callback = cls()
+    logged([callback])
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        return np.asarray(value).tolist()
+
+    state = callback.state_dict()
+    assert len(json.dumps(plain(state))) < 10_000
+    other = cls()
+    other.load_state_dict(copy.deepcopy(state))
+    assert plain(other.state_dict()) == plain(state)
+
+
+@every_callback
+def test_axes_never_shrink(cls: type[ncp.Callback]) -> None:
+    limits: dict[str, list[float]] = {}
+    for record in own(logged([cls()], steps=4)):
+        if isinstance(record, ncp.Figure) and "limit" in record.options:
+            limits.setdefault(record.tag, []).append(record.options["limit"])
+    for tag, values in limits.items():
+        assert values == sorted(values), tag
+
+
+@every_callback
+def test_figures_draw(cls: type[ncp.Callback]) -> None:
+    for record in own(logged([cls()])):
+        if isinstance(record, ncp.Figure):
+            figure = record.plot(record.data, **record.options)
+            assert figure.get_size_inches().tolist() == [6.4, 4.3]
+
+
+def test_shares_sum_to_one() -> None:
+    writer = logged([ncp.GradientAttribution()], features=20)
+    shares = [writer.scalars(t)[0][1] for t in writer.tags if t.startswith("attribution_share/")]
+    assert len(shares) == 12
+    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_chosen_features() -> None:
+    writer = logged([ncp.GradientAttribution(features=["feature 2", "feature 7"])], features=9)
+    tags = {t for t in writer.tags if t.startswith("attribution_share/")}
+    assert tags == {f"attribution_share/{f}" for f in ("feature 2", "feature 7", "other")}
+
+
+def test_scales_are_tags() -> None:
+    writer = logged([ncp.TimeSensitivity(scales=[0.25, 3])])
+    tags = {t for t in writer.tags if "sensitivity_x" in t}
+    assert tags == {"time_delta/sensitivity_x0.25", "time_delta/sensitivity_x3"}
+
+
+def test_a_single_sequence_has_no_sd() -> None:
+    mx.random.seed(0)
+    writer = ncp.MemoryWriter()
+    x = np.random.default_rng(0).standard_normal((1, 5, 3)).astype(np.float32)
+    held_out = ncp.HeldOutBatch(x, np.ones((1, 5)))
+    with ncp.Monitor(Net(), held_out, writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+        assert any("no SD" in note for note in monitor.notes)
+        assert any("fewer than two" in note for note in monitor.notes)
+    assert "time_delta/elasticity" not in writer.tags
+    assert "_ncp/time_delta_curve" in writer.tags
+    assert "transitions/direction_consistency" not in writer.tags
