@@ -306,6 +306,43 @@ class Monitor:
             groups.setdefault(id(schedule), (schedule, []))[1].append(callback)
         return list(groups.values()) or [(self._every, [])]
 
+    # ---- interruptions
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to log what an uninterrupted one would; JSON can hold it.
+
+        json.dump(monitor.state_dict(), open("monitor.json", "w"))   # beside the checkpoint
+
+        monitor = Monitor(..., log_dir="runs/cfc-seed0", resume_step=step)
+        monitor.load_state_dict(json.load(open("monitor.json")))
+        with monitor: ...
+        """
+        callbacks = {c.name: _plain(c.state_dict()) for c in self._callbacks}
+        return {"step": self._last_step, "callbacks": callbacks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state_dict`` gave, before or after entering.
+
+        Raises:
+            ValueError: If it isn't such a state, or a callback can't take its part.
+        """
+        if not isinstance(state, Mapping) or not isinstance(state.get("callbacks"), Mapping):
+            raise ValueError("this is no state of a monitor: give what monitor.state_dict() gave")
+        known = state["callbacks"]
+        for callback in self._callbacks:
+            if callback.name not in known:
+                self._say(
+                    f"{callback.name}: the state loaded knows nothing of it; it starts afresh"
+                )
+                continue
+            try:
+                callback.load_state_dict(known[callback.name])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{callback!r} can't take up its part of the state: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
     # ---- every step
 
     def on_step_end(self, step: int, **scalars: Any) -> None:
@@ -493,6 +530,17 @@ class Monitor:
         if write and self._writer is not None:
             text = "\n".join(f"* {note}" for note in self._notes)
             self._writer.write(self._last_step or 0, [Text("about/notes", text)])
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and numpy numbers as lists and Python's, which keep every digit."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, mx.array):
+        return value.tolist()
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _copy_of(callback: Callback) -> Callback | None:

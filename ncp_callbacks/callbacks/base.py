@@ -61,11 +61,11 @@ class Callback(abc.ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive an interruption of the run: numbers, strings, numpy arrays, dicts."""
+        """What must survive an interruption of the run: numbers, strings, lists, arrays, dicts."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional)
-        """Take up what ``state_dict`` gave."""
+        """Take up what ``state_dict`` gave; arrays may come back as lists."""
 
     def __repr__(self) -> str:
         when = "" if self.every is None else f", every={self.every!r}"

@@ -84,6 +84,8 @@ class TimeSensitivity(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limit = GrowingLimit(float(state["limit"]))
         first = state["first"]
+        if first is not None:
+            first = {k: np.asarray(v) if isinstance(v, list) else v for k, v in first.items()}
         self._first = None if first is None else TimeSensitivityResult(**first)
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:

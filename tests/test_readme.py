@@ -1,0 +1,144 @@
+"""The README does what it says: its Python blocks run, in order, on a small training loop."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+
+import ncp_callbacks as ncp
+from ncp_callbacks.models import CfC
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = CfC(3, 8, backbone_units=8), nn.Linear(8, 2)
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        return self.head(self.rnn(x, time_delta)[0])
+
+
+class TimeFirst(Net):
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        assert time_delta is not None
+        return super().__call__(x.swapaxes(0, 1), time_delta.swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def namespace() -> dict[str, Any]:
+    """What the README takes for granted: a model, data, and a step."""
+    mx.random.seed(0)
+    model, optimizer = Net(), optim.Adam(learning_rate=1e-3)
+    x, dt = mx.random.normal((20, 6, 3)), mx.random.uniform(0.5, 1.5, (20, 6))
+    y = (x[:, :, 0].sum(axis=1) > 0).astype(mx.int32)
+    loss_and_grad = nn.value_and_grad(
+        model, lambda x, dt, y: nn.losses.cross_entropy(model(x, dt)[:, -1], y, reduction="mean")
+    )
+
+    def train_step(x: mx.array, dt: mx.array, y: mx.array) -> mx.array:
+        loss, gradients = loss_and_grad(x, dt, y)
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state)
+        return loss
+
+    return {
+        "__name__": "readme",
+        "model": model,
+        "time_first": TimeFirst(),
+        "train_step": train_step,
+        "batches": [(x, dt, y)] * 100,
+        "x_val": x,
+        "dt_val": dt,
+        "y_val": y,
+        "mask_val": mx.arange(6)[None] < mx.array([3, 4, 5, 6] * 5)[:, None],
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which every Python block was run, in order."""
+    where = tmp_path_factory.mktemp("readme")
+    names = namespace()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        for language, code in BLOCKS:
+            if language == "python":
+                exec(compile(code, "README.md", "exec"), names)
+    return where
+
+
+def tags(run: Path) -> set[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0})
+    events.Reload()
+    found = events.Tags()
+    return {*found["scalars"], *found["tensors"]}
+
+
+def test_every_block_runs(ran: Path) -> None:
+    assert sorted(p.name for p in (ran / "runs").iterdir()) == [
+        "cfc-seed0", "cfc-seed1", "own", "time-first",
+    ]  # fmt: skip
+    assert {p.name for p in ran.glob("*.png")} == {
+        "importance.png", "sensitivity.png", "states.png", "backbone.png",
+    }  # fmt: skip
+
+
+def test_the_three_lines_log_the_standard_set(ran: Path) -> None:
+    found = tags(ran / "runs" / "cfc-seed0")
+    groups = {t.split("/")[0] for t in found}
+    assert groups >= {"train", "attribution", "time_delta", "transitions", "hidden", "backbone"}
+    assert "train/loss" in found
+
+
+def test_the_keywords_show(ran: Path) -> None:
+    found = tags(ran / "runs" / "cfc-seed1")
+    assert {"attribution_loss/heatmap", "time_delta_loss/curve", "val/loss"} <= found
+    assert "attribution_loss_share/heart_rate" in found
+
+
+def test_the_callback_of_ones_own_logs_its_figure(ran: Path) -> None:
+    assert {"state_norm/last", "state_norm/curve"} <= tags(ran / "runs" / "own")
+
+
+def test_the_callback_of_ones_own_is_short() -> None:
+    (code,) = [code for _, code in BLOCKS if "class StateNorm" in code]
+    assert len(code.splitlines()) < 40
+
+
+def test_the_table_names_the_standard_set() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    assert rows[:5] == [type(c).__name__ for c in standard()]
+
+
+def standard() -> list[ncp.Callback]:
+    from ncp_callbacks.callbacks import standard_callbacks
+
+    return standard_callbacks()
+
+
+def test_the_two_commands_stand_below_their_headings() -> None:
+    run = README.split("## Run it")[1].split("```")[1]
+    test = README.split("## Test it")[1].split("```")[1]
+    assert run.strip().endswith(".venv/bin/python examples/digits.py")
+    assert test.strip().endswith(".venv/bin/python -m pytest")
+
+
+def test_pictures_exist() -> None:
+    root = Path(__file__).parent.parent
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (root / path).is_file(), path
+
+
+def test_only_bash_and_python_blocks() -> None:
+    # A block in another language would be a block that nobody runs.
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
