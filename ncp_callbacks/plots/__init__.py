@@ -1,0 +1,30 @@
+"""Figures of results, made to be read as small pictures in TensorBoard.
+
+    from ncp_callbacks.plots import plot_feature_importance, to_png
+
+    figure = plot_feature_importance(importance, limit=0.5, step=3000)
+    Path("importance.png").write_bytes(to_png(figure))
+
+Every function takes a result of :mod:`ncp_callbacks.analysis` or a plain array and returns a
+``matplotlib.figure.Figure`` of 640 × 430 pixels with text of 16 points. ``pyplot`` and matplotlib's
+global settings are neither used nor changed, so figures look the same everywhere and can be drawn
+on any thread.
+
+Limits of axes and colours are the caller's, so that pictures of different steps and runs compare;
+:func:`nice_limit` rounds them. Where no limit is given, it is that of the data.
+"""
+
+from ._sheet import nice_limit, to_png
+from .backbone import plot_unit_activity
+from .importance import plot_feature_importance
+from .states import plot_state_space
+from .time import plot_time_sensitivity
+
+__all__ = [
+    "nice_limit",
+    "plot_feature_importance",
+    "plot_state_space",
+    "plot_time_sensitivity",
+    "plot_unit_activity",
+    "to_png",
+]

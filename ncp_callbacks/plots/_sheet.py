@@ -1,0 +1,326 @@
+"""A figure laid out in pixels, with a style of its own, and numbers in words."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+# Twice the height of a TensorBoard card (215), so that it is scaled by exactly 1/2 or 1: cards are
+# scaled without smoothing, and any other factor cuts strokes off letters.
+WIDTH, HEIGHT, DPI = 640, 430, 100
+SIZE = 16
+FONT = "DejaVu Sans"  # Comes with matplotlib.
+LINE_HEIGHT = 25  # Pixels between baselines.
+TITLE_Y, SECOND_Y = 404, 376  # Baselines of the two rows of text above the axes.
+LEFT = 8  # Where they begin.
+
+INK, GREY, LIGHT, MISSING = "#1a1a1a", "#666666", "#d9d9d9", "#bdbdbd"
+# Okabe & Ito's palette, distinguishable with any colour vision.
+BLUE, VERMILION, ORANGE, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
+GREEN, PURPLE = "#009E73", "#CC79A7"
+
+# Fewer colours are fine while less than this share of pixels changes by more than this of 255
+# levels; at the edges of lines and letters nobody sees it.
+MOST_CHANGED, VISIBLE = 0.002, 24
+
+MINUS, ELLIPSIS = "\N{MINUS SIGN}", "\N{HORIZONTAL ELLIPSIS}"
+
+
+def points(pixels: float) -> float:
+    """Points, in which matplotlib measures lines, in pixels."""
+    return pixels * 72 / DPI
+
+
+class Sheet:
+    """A white figure with text and axes placed in pixels from its lower left corner.
+
+    What users' style sheets commonly change is set explicitly, since a figure reads the
+    global settings while it is built and ``rc_context`` would change them for other threads too.
+    """
+
+    def __init__(self) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.font_manager import FontProperties
+
+        self.figure: Figure = Figure(
+            figsize=(WIDTH / DPI, HEIGHT / DPI),
+            dpi=DPI,
+            facecolor="white",
+            edgecolor="white",
+            linewidth=0,
+        )
+        self.figure.set_layout_engine("none")
+        self._renderer = FigureCanvasAgg(self.figure).get_renderer()  # type: ignore[no-untyped-call]
+        self._font = FontProperties(
+            family=FONT, style="normal", variant="normal", weight="normal", stretch="normal",
+            size=SIZE,
+        )  # fmt: skip
+
+    @property
+    def _style(self) -> dict[str, Any]:
+        # A copy, because set_ticks and others change the font they are given. Names are the
+        # user's: a "$" in them is no formula.
+        return {"fontproperties": self._font.copy(), "parse_math": False, "usetex": False}
+
+    def width(self, text: str) -> float:
+        """Width of ``text`` in pixels."""
+        if not text:
+            return 0.0
+        return float(self._renderer.get_text_width_height_descent(text, self._font, False)[0])
+
+    @property
+    def space(self) -> float:
+        """Width of a space in pixels."""
+        return self.width("n n") - self.width("nn")
+
+    def shorten(self, text: str, width: float, *, keep_end: bool = False) -> str:
+        """``text`` on one line, cut with an ellipsis where it is wider than ``width`` pixels."""
+        text = " ".join(text.split())
+        if self.width(text) <= width:
+            return text
+        short = ELLIPSIS
+        for n in range(1, len(text)):
+            longer = ELLIPSIS + text[-n:].lstrip() if keep_end else text[:n].rstrip() + ELLIPSIS
+            if self.width(longer) > width:
+                break
+            short = longer
+        return short
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        ha: str = "left",
+        va: str = "baseline",
+        color: Any = INK,
+        rotation: float = 0.0,
+    ) -> Text:
+        return self.figure.text(
+            x / WIDTH, y / HEIGHT, text,
+            ha=ha, va=va, color=color, rotation=rotation, alpha=1.0, **self._style,
+        )  # fmt: skip
+
+    def words(self, x: float, y: float, words: Sequence[tuple[str, Any]]) -> float:
+        """Texts with their colours one after the other; returns where the last ends."""
+        for text, color in words:
+            if text:
+                self.text(x, y, text, color=color)
+                x += self.width(text) + self.space
+        return x - self.space
+
+    def title(self, *parts: str, step: int | None = None) -> None:
+        if step is not None:
+            parts = (*parts, f"step {int(step):,}")
+        title = " · ".join(p for p in parts if p)
+        self.text(LEFT, TITLE_Y, self.shorten(title, WIDTH - 2 * LEFT))
+
+    def target(self, x: float, target: str | None) -> None:
+        """The target's name in the second row, from ``x`` on."""
+        if target:
+            self.text(x, SECOND_Y, self.shorten(target, WIDTH - LEFT - x), color=GREY)
+
+    def line(self, x: Sequence[float], y: Sequence[float], color: Any = INK) -> None:
+        """A thin line between points of the figure."""
+        from matplotlib.lines import Line2D
+
+        self.figure.add_artist(
+            Line2D(
+                np.asarray(x) / WIDTH, np.asarray(y) / HEIGHT,
+                transform=self.figure.transFigure, **line_style(color, 2),
+            )
+        )  # fmt: skip
+
+    def marker(self, x: float, y: float, marker: str, color: Any) -> None:
+        """A marker in the :func:`marker_style`, for a legend."""
+        from matplotlib.lines import Line2D
+
+        self.figure.add_artist(
+            Line2D(
+                [x / WIDTH], [y / HEIGHT], transform=self.figure.transFigure,
+                **marker_style(marker, color),
+            )
+        )  # fmt: skip
+
+    def axes(
+        self,
+        left: float,
+        bottom: float,
+        width: float,
+        height: float,
+        *,
+        spines: Sequence[str] = ("left", "bottom"),
+    ) -> Axes:
+        """Axes without ticks or grid; see :meth:`ticks`."""
+        axes = self.figure.add_axes(
+            (left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT),
+            facecolor="white",
+            axisbelow=True,
+        )
+        axes.grid(False, which="both")
+        for name, spine in axes.spines.items():
+            spine.set_visible(name in spines)
+            spine.set(edgecolor=INK, linewidth=points(2))
+        axes.tick_params(
+            which="both", bottom=True, top=False, left=True, right=False, labelbottom=True,
+            labeltop=False, labelleft=True, labelright=False, direction="out", length=points(6),
+            width=points(2), color=INK, labelcolor=INK, pad=points(5), labelrotation=0,
+        )  # fmt: skip
+        self.ticks(axes, "x")
+        self.ticks(axes, "y")
+        return axes
+
+    def ticks(
+        self,
+        axes: Axes,
+        which: str,
+        positions: npt.ArrayLike = (),
+        labels: Sequence[str] | None = None,
+        *,
+        length: float = 6,
+    ) -> None:
+        """Ticks at ``positions`` only; without ``labels`` bare ones."""
+        from matplotlib.ticker import NullLocator
+
+        at = [float(p) for p in np.atleast_1d(np.asarray(positions, np.float64))]
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        axis.set_minor_locator(NullLocator())
+        axis.set_ticks(at, labels if labels is not None else [""] * len(at), **self._style)
+        axis.set_tick_params(which="major", length=points(length))
+
+
+def line_style(color: Any, pixels: float) -> dict[str, Any]:
+    return {
+        "color": color,
+        "linewidth": points(pixels),
+        "linestyle": "-",
+        "marker": "",
+        "solid_capstyle": "round",
+        "solid_joinstyle": "round",
+        "dash_capstyle": "butt",
+        "dash_joinstyle": "round",
+    }
+
+
+def marker_style(marker: str, color: Any) -> dict[str, Any]:
+    return {
+        "linestyle": "none",
+        "marker": marker,
+        "markersize": points(15 if marker in "^vP*" else 13),
+        "markerfacecolor": color,
+        "markeredgecolor": INK,
+        "markeredgewidth": points(2),
+    }
+
+
+def number(value: float) -> str:
+    """A number as people write it: ``0.05``, ``−2``, ``1,000``, ``5e−6``."""
+    text = f"{value:,g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return text.replace("-", MINUS)
+
+
+def nice_limit(value: float) -> float:
+    """The smallest of 1, 2, 5 × a power of ten that is not below ``value``.
+
+    Use it to grow a limit in steps, so that pictures keep it for long::
+
+        limit = max(limit, nice_limit(np.abs(scores).max()))
+
+    Args:
+        value: Largest absolute value to show; its sign is ignored.
+
+    Returns:
+        The limit; 1.0 for 0 and for NaN or infinities, since blank axes have limits too.
+    """
+    size = abs(float(value))
+    if size == 0 or not math.isfinite(size):
+        return 1.0
+    exponent = math.floor(math.log10(size))
+    for power in (exponent - 1, exponent, exponent + 1):
+        for digit in (1, 2, 5):
+            limit = float(f"{digit}e{power}")
+            # float32 has 0.2 a little above 0.2.
+            if limit >= size * (1 - 1e-6) and 0 < limit < math.inf:
+                return limit
+    return size
+
+
+def checked_limit(limit: float | None, data: npt.NDArray[np.float64]) -> float:
+    """``limit``, or the nice limit of the finite ``data``."""
+    if limit is None:
+        return nice_limit(float(np.abs(data[np.isfinite(data)]).max(initial=0.0)))
+    if not 0 < limit < math.inf:
+        raise ValueError(f"limit={limit!r} must be a number above 0, or None for that of the data")
+    return float(limit)
+
+
+def integer_ticks(last: int, most: int) -> list[int]:
+    """At most ``most`` + 1 round integers from 0 to ``last``."""
+    if last <= 0:
+        return [0]
+    step = max(1, int(nice_limit(last / most)))
+    return list(range(0, last + 1, step))
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions at least ``gap`` apart within ``[low, high]``, as near to ``wanted`` as they can.
+
+    Labels in a column must not overlap: each group of crowded ones is centred on its mean.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    groups: list[tuple[float, int]] = []
+    for rank, i in enumerate(order):
+        mean, count = wanted[i] - rank * gap, 1
+        while groups and groups[-1][0] >= mean:
+            other, n = groups.pop()
+            mean, count = (mean * count + other * n) / (count + n), count + n
+        groups.append((mean, count))
+    shifted = [mean for mean, count in groups for _ in range(count)]
+    highest = high - (len(wanted) - 1) * gap
+    placed = [0.0] * len(wanted)
+    for rank, i in enumerate(order):
+        placed[i] = max(low, min(shifted[rank], highest)) + rank * gap
+    return placed
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG of 256 colours, half the bytes of one with all of them.
+
+    Where more than a few pixels would visibly change (photographs, many hues), all are kept.
+
+    Args:
+        figure: Any ``matplotlib.figure.Figure``; it is drawn at its own size and resolution.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    before = figure.canvas
+    canvas = FigureCanvasAgg(figure)
+    try:
+        canvas.draw()  # type: ignore[no-untyped-call]
+        rgba = np.array(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    finally:
+        figure.set_canvas(before)
+    exact = Image.fromarray(rgba).convert("RGB")
+    # Octree quantisation loses faint colours and tints the white; dithering adds noise.
+    small = exact.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    change = np.abs(rgba[..., :3].astype(np.int16) - np.asarray(small.convert("RGB")))
+    visible = float((change.max(axis=2) > VISIBLE).mean())
+    file = io.BytesIO()
+    (small if visible < MOST_CHANGED else exact).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,746 @@
+"""Figures are read back: artists against the data, text against the canvas, pixels of the PNG."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from ncp_callbacks.analysis import (
+    BackboneReport,
+    layer_statistics,
+    state_space,
+    temporal_importance,
+    time_sensitivity,
+)
+from ncp_callbacks.plots import (
+    nice_limit,
+    plot_feature_importance,
+    plot_state_space,
+    plot_time_sensitivity,
+    plot_unit_activity,
+    to_png,
+)
+from ncp_callbacks.plots._sheet import integer_ticks, number, spread
+
+WIDTH, HEIGHT = 640, 430
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def importance(steps: int = 48, features: int = 8, names: tuple[str, ...] | None = None) -> Any:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, steps, features)).astype(np.float32)
+    g = (rng.normal(size=(steps, features)) * np.linspace(0, 1, features)).astype(np.float32)
+    return temporal_importance(np.abs(x), np.broadcast_to(g, x.shape), feature_names=names)
+
+
+def sensitivity(
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0), size: float = 1.0, batch: int = 32
+) -> Any:
+    rng = np.random.default_rng(1)
+    y, a = rng.normal(size=batch), rng.normal(size=batch) + 0.5
+    return time_sensitivity({s: y + size * a * np.log(s) for s in scales})
+
+
+def states(batch: int = 5, steps: int = 20, components: int = 2) -> Any:
+    rng = np.random.default_rng(2)
+    h = np.cumsum(rng.normal(size=(batch, steps, 7)), axis=1).astype(np.float32)
+    return state_space(h, components=components)
+
+
+def layer(units: int = 48, name: str = "layer0", activation: str = "relu", dead: int = 5) -> Any:
+    rng = np.random.default_rng(units)
+    a = rng.normal(size=(4, 30, units)) + rng.normal(size=units)
+    a = np.maximum(a, 0) if activation == "relu" else np.tanh(2 * a)
+    a[..., : min(dead, units)] = 0
+    return layer_statistics(a.astype(np.float32), layer=name, activation=activation)
+
+
+# --- reading figures ----------------------------------------------------------------------------
+
+
+def texts(figure: Figure) -> list[Text]:
+    return [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+
+
+def words(figure: Figure) -> str:
+    return " | ".join(t.get_text() for t in texts(figure))
+
+
+def title(figure: Figure) -> str:
+    return max(texts(figure), key=lambda t: t.get_window_extent().y1).get_text()
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def image_of(figure: Figure) -> Any:
+    return figure.axes[0].images[0]
+
+
+def lines_of(figure: Figure) -> LineCollection:
+    (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    return lines
+
+
+def line_with(figure: Figure, y: np.ndarray) -> Any:
+    """The line that shows these values."""
+    (found,) = [
+        line
+        for line in figure.axes[0].lines
+        if np.shape(line.get_ydata()) == y.shape and np.allclose(line.get_ydata(), y)
+    ]
+    return found
+
+
+def check_text(figure: Figure) -> None:
+    """No text is cut off or covers another, and each is large and dark enough to be read."""
+    figure.draw_without_rendering()
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts(figure)]
+    assert boxes
+    for text, box in boxes:
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= WIDTH, text
+        assert box.y1 <= HEIGHT, text
+    for (a, one), (b, two) in itertools.combinations(boxes, 2):
+        apart = (
+            one.x1 <= two.x0 + 0.5
+            or two.x1 <= one.x0 + 0.5
+            or one.y1 <= two.y0 + 0.5
+            or two.y1 <= one.y0 + 0.5
+        )
+        # Lines of text may share the pixel rows of one's descenders and the other's accents.
+        assert apart or min(one.y1, two.y1) - max(one.y0, two.y0) <= 3, (a, b)
+    for t in texts(figure):
+        assert t.get_fontsize() == 16, t.get_text()
+
+
+EXAMPLES: dict[str, Any] = {
+    "importance": lambda: plot_feature_importance(importance(), step=3000),
+    "importance many": lambda: plot_feature_importance(importance(60, 40), step=3000),
+    "importance array": lambda: plot_feature_importance(importance().importance),
+    "time": lambda: plot_time_sensitivity(sensitivity(), reference=sensitivity(size=0.2), step=9),
+    "states": lambda: plot_state_space(states(), classes=[0, 1, 2, 0, 1], step=9),
+    "states many": lambda: plot_state_space(states(30), classes=np.arange(30) % 3, step=9),
+    "states 1-d": lambda: plot_state_space(states(components=1), step=9),
+    "units": lambda: plot_unit_activity([layer(), layer(200, "b")], step=9),
+}
+
+
+@pytest.fixture(params=EXAMPLES)
+def example(request: pytest.FixtureRequest) -> Any:
+    return EXAMPLES[request.param]
+
+
+# --- what all figures have in common ------------------------------------------------------------
+
+
+def test_is_a_plain_figure_of_the_right_size_and_its_text_fits(example: Any) -> None:
+    figure = example()
+    assert type(figure) is Figure
+    check_text(figure)
+    picture = Image.open(io.BytesIO(to_png(figure)))
+    assert picture.size == (WIDTH, HEIGHT)
+    corners = {picture.convert("RGB").getpixel((x, y)) for x in (0, 639) for y in (0, 429)}
+    assert corners == {(255, 255, 255)}
+
+
+def test_leaves_pyplot_and_settings_alone(example: Any) -> None:
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams)
+    to_png(example())
+    assert plt.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("style", ["dark_background", "seaborn-v0_8-poster", "own"])
+def test_looks_the_same_whatever_the_users_style(example: Any, style: str) -> None:
+    own = {
+        "font.size": 30, "font.family": "monospace", "font.weight": "bold", "text.usetex": True,
+        "axes.grid": True, "axes.spines.top": False, "xtick.top": True, "ytick.minor.visible": True,
+        "xtick.labelsize": 3, "lines.linewidth": 9, "figure.dpi": 50, "savefig.dpi": 400,
+        "figure.constrained_layout.use": True, "image.cmap": "jet", "image.origin": "lower",
+        "image.aspect": "equal", "axes.titlesize": 40, "xtick.direction": "in",
+    }  # fmt: skip
+    plain = to_png(example())
+    with matplotlib.rc_context():
+        if style == "own":
+            matplotlib.rcParams.update(own)
+        else:
+            matplotlib.style.use(style)
+        styled = to_png(example())
+    assert styled == plain
+
+
+def test_is_the_same_again_and_on_many_threads_at_once() -> None:
+    expected = {name: to_png(make()) for name, make in EXAMPLES.items()}
+    results: dict[str, bytes] = {}
+
+    def work(name: str) -> None:
+        results[name] = to_png(EXAMPLES[name]())
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in EXAMPLES]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == expected
+
+
+def test_importing_does_not_import_matplotlib() -> None:
+    code = (
+        "import sys, ncp_callbacks.plots;"
+        "print([m for m in sys.modules if m.split('.')[0] in ('matplotlib', 'PIL')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf")])
+def test_a_limit_must_be_above_zero(limit: float) -> None:
+    for plot in (
+        lambda: plot_feature_importance(importance(), limit=limit),
+        lambda: plot_time_sensitivity(sensitivity(), limit=limit),
+        lambda: plot_state_space(states(), limit=limit),
+    ):
+        with pytest.raises(ValueError, match="limit="):
+            plot()
+
+
+# --- feature importance -------------------------------------------------------------------------
+
+
+def test_importance_shows_signed_means_with_symmetric_colours() -> None:
+    result = importance()
+    figure = plot_feature_importance(result, limit=0.25, step=3000)
+    image = image_of(figure)
+    np.testing.assert_array_equal(np.asarray(image.get_array()), result.signed.T)
+    assert image.get_clim() == (-0.25, 0.25)
+    assert image.cmap.name == "PuOr_r"
+    assert title(figure) == "input × gradient ±0.25 · step 3,000"
+    assert result.target in words(figure)
+    assert [t.get_text() for t in texts(figure) if t.get_text() in result.feature_names] == list(
+        result.feature_names
+    )
+
+
+def test_importance_pixels_have_the_colours_of_the_values() -> None:
+    values = np.array([[1.0, -1.0], [0.0, 0.5], [-0.5, np.nan]])
+    figure = plot_feature_importance(values, limit=1.0)
+    pixels, box = drawn(figure), figure.axes[0].get_window_extent()
+    for step, feature in itertools.product(range(3), range(2)):
+        x = int(box.x0 + (step + 0.5) * box.width / 3)
+        y = HEIGHT - int(box.y1 - (feature + 0.5) * box.height / 2)
+        value = values[step, feature]
+        expected = (
+            (189, 189, 189)
+            if np.isnan(value)
+            else tuple(int(c) for c in colormaps["PuOr_r"]((value + 1) / 2, bytes=True)[:3])
+        )
+        assert tuple(int(c) for c in pixels[y, x]) == expected
+    # Orange, for values above 0, has more red than blue; purple the opposite.
+    top = pixels[HEIGHT - int(box.y1 - box.height / 4), int(box.x0 + box.width / 6)]
+    assert top[0] > top[2]
+
+
+def test_importance_share_bars_are_the_shares() -> None:
+    result = importance()
+    figure = plot_feature_importance(result)
+    (bars,) = figure.axes[1].collections
+    widths = [path.vertices[:, 0].max() for path in bars.get_paths()]
+    np.testing.assert_allclose(widths, result.feature_share, rtol=1e-6)
+    assert figure.axes[1].get_xlim() == (0, 1)
+    assert f"{result.feature_share.max():.0%}" in words(figure)
+
+
+def test_the_guides_call_with_scores_and_names() -> None:
+    scores = np.abs(np.random.default_rng(0).normal(size=(10, 3)))
+    names = ["temperature", "pressure", "flow"]
+    figure = plot_feature_importance(scores, names)
+    image = image_of(figure)
+    assert image.cmap.name == "cividis"
+    assert image.get_clim() == (0, nice_limit(scores.max()))
+    np.testing.assert_array_equal(np.asarray(image.get_array()), scores.T)
+    assert all(name in words(figure) for name in names)
+    (bars,) = figure.axes[1].collections
+    widths = [path.vertices[:, 0].max() for path in bars.get_paths()]
+    np.testing.assert_allclose(widths, scores.sum(0) / scores.sum())
+    same = plot_feature_importance(mx.array(scores), feature_names=names)
+    np.testing.assert_allclose(np.asarray(image_of(same).get_array()), scores.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", [1, 12, 13, 500])
+@pytest.mark.parametrize("steps", [1, 2, 50, 12345])
+def test_importance_is_readable_at_any_size(steps: int, features: int) -> None:
+    rng = np.random.default_rng(steps + features)
+    figure = plot_feature_importance(rng.normal(size=(steps, features)), step=10_000_000)
+    check_text(figure)
+    columns = np.asarray(image_of(figure).get_array())
+    assert columns.shape[0] == features
+    assert columns.shape[1] <= 200
+    assert figure.axes[0].get_xlim() == (-0.5, steps - 0.5)
+    named = [t for t in texts(figure) if t.get_text().startswith("feature ")]
+    assert len(named) == (features if features <= 12 else 5)
+
+
+def test_importance_names_the_most_important_of_many_also_when_crowded() -> None:
+    values = np.full((30, 100), 0.01)
+    top = [3, 4, 5, 6, 97]
+    values[:, top] = 1.0
+    figure = plot_feature_importance(values)
+    check_text(figure)
+    named = [t for t in texts(figure) if t.get_text().startswith("feature ")]
+    assert [t.get_text() for t in named] == [f"feature {i}" for i in top]
+    heights = [t.get_window_extent().y0 for t in named]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_importance_bins_are_means_of_whole_steps_without_nan() -> None:
+    values = np.random.default_rng(0).normal(size=(1999, 2))
+    values[0, 0] = np.nan
+    values[10:20, 1] = np.nan
+    figure = plot_feature_importance(values)
+    columns = image_of(figure).get_array()
+    assert columns.shape == (2, 200)
+    assert columns[0, 0] == pytest.approx(values[1:10, 0].mean())
+    assert columns[1, 199] == pytest.approx(values[1990:, 1].mean())
+    assert np.ma.getmaskarray(columns)[1, 1]
+    assert "means of 10" in words(figure)
+    left, right, _, _ = image_of(figure).get_extent()
+    assert (left, right) == (-0.5, 1999.5)
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_importance_of_nothing_is_drawn(value: float) -> None:
+    figure = plot_feature_importance(np.full((5, 3), value))
+    check_text(figure)
+    assert "importance 0–1" in title(figure)
+    assert words(figure).count("0%") == 3
+
+
+def test_importance_names_are_shortened_and_no_formulas() -> None:
+    names = ("mean arterial blood pressure, invasive (mmHg)", "$\\nonsense", "two\nlines")
+    figure = plot_feature_importance(importance(20, 3, names), target="of " * 40, step=1)
+    check_text(figure)
+    shown = [t.get_text() for t in texts(figure)]
+    assert "two lines" in shown
+    assert "$\\nonsense" in shown
+    (short,) = [s for s in shown if s.startswith("mean art")]
+    assert short.endswith("…")
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5, 3), (0, 3), (5, 0)])
+def test_importance_of_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"importance has shape \(.*give \(T, F\)"):
+        plot_feature_importance(np.zeros(shape))
+
+
+def test_importance_names_must_fit() -> None:
+    with pytest.raises(ValueError, match="2 feature_names for 3 features"):
+        plot_feature_importance(np.zeros((5, 3)), ["a", "b"])
+
+
+# --- time sensitivity ---------------------------------------------------------------------------
+
+
+def test_time_curves_are_rms_and_mean_in_sds() -> None:
+    result, first = sensitivity(), sensitivity(size=0.2)
+    figure = plot_time_sensitivity(result, reference=first, limit=5, step=300)
+    axes = figure.axes[0]
+    rms = line_with(figure, result.sensitivities)
+    mean = line_with(figure, result.mean_change / result.target_sd)
+    earlier = line_with(figure, first.sensitivities)
+    for line in (rms, mean, earlier):
+        np.testing.assert_array_equal(line.get_xdata(), [0.5, 1, 2, 5])
+    assert rms.get_linewidth() > mean.get_linewidth()
+    assert rms.get_linewidth() * 100 / 72 >= 3
+    assert earlier.get_linestyle() != "-"
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylim() == (-5, 5)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.5×", "1×", "2×", "5×"]
+    np.testing.assert_allclose(axes.get_xticks(), [0.5, 1, 2, 5])
+    assert title(figure) == "time sensitivity ±5 SD · step 300"
+    assert all(word in words(figure) for word in ("RMS", "mean", "first", result.target))
+    dotted = [line for line in axes.lines if list(line.get_xdata()) == [1, 1]]
+    assert len(dotted) == 1
+    assert dotted[0].get_linestyle() not in ("-", "None")
+    check_text(figure)
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [(1.0,), (1.0, 2.0), (0.5, 1.0), (0.99, 1.0, 1.01), (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+     tuple(float(s) for s in np.geomspace(1e-3, 1e3, 13)), (0.3333333, 1.0, 3.0)],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1e-6, 0.05, 400.0])
+def test_time_is_readable_for_any_scales(scales: tuple[float, ...], size: float) -> None:
+    reference = sensitivity((0.5, 1.0, 2.0), 0.3 * size)
+    figure = plot_time_sensitivity(sensitivity(scales, size), reference=reference, step=10_000_000)
+    check_text(figure)
+    assert 1.0 in figure.axes[0].get_xticks()
+
+
+def test_time_ignored_is_said_and_drawn_flat() -> None:
+    result = time_sensitivity({s: np.arange(4.0) for s in (0.5, 1.0, 2.0)})
+    figure = plot_time_sensitivity(result, step=7)
+    assert title(figure) == "the model ignores time · step 7"
+    line_with(figure, np.zeros(3))
+    check_text(figure)
+
+
+def test_time_without_an_sd_is_in_units_of_the_target() -> None:
+    result = time_sensitivity({s: np.array([np.log(s)]) for s in (0.5, 1.0, 2.0)})
+    figure = plot_time_sensitivity(result)
+    line_with(figure, result.rms_change)
+    assert "change (target units)" in words(figure)
+    assert "SD" not in words(figure)
+
+
+def test_time_without_finite_sequences_is_drawn() -> None:
+    figure = plot_time_sensitivity(
+        time_sensitivity({s: np.array([np.nan]) for s in (0.5, 1.0, 2.0)})
+    )
+    check_text(figure)
+
+
+def test_time_scales_must_be_above_zero() -> None:
+    bad = time_sensitivity({s: np.arange(3.0) for s in (0.0, 1.0)})
+    with pytest.raises(ValueError, match=r"\[0.0, 1.0\]"):
+        plot_time_sensitivity(bad)
+    with pytest.raises(ValueError, match="above 0"):
+        plot_time_sensitivity(sensitivity(), reference=bad)
+
+
+# --- state space --------------------------------------------------------------------------------
+
+
+def test_states_are_lines_coloured_by_time_of_one_norm() -> None:
+    result = states(3, 10)
+    dt = np.random.default_rng(0).gamma(2, size=(3, 10))
+    figure = plot_state_space(result, dt, limit=20, step=300)
+    lines = lines_of(figure)
+    segments = np.array(lines.get_segments())
+    expected = np.stack([result.scores[:, :-1], result.scores[:, 1:]], axis=2)
+    np.testing.assert_allclose(segments, expected.reshape(-1, 2, 2), rtol=1e-6)
+    elapsed = np.cumsum(dt, axis=1)
+    np.testing.assert_allclose(lines.get_array(), elapsed[:, 1:].ravel())
+    assert (lines.norm.vmin, lines.norm.vmax) == (0, elapsed.max())
+    axes, bar = figure.axes
+    assert axes.get_xlim() == axes.get_ylim() == (-20, 20)
+    box = axes.get_window_extent()
+    assert box.width == pytest.approx(box.height)
+    assert bar.get_ylim() == pytest.approx((0, elapsed.max()))
+    shown = words(figure)
+    assert f"PC1 ({result.axis_variance_ratio[0]:.0%})" in shown
+    assert f"PC2 ({result.axis_variance_ratio[1]:.0%})" in shown
+    assert "time" in shown
+    assert title(figure) == "hidden states · new axes · step 300"
+
+
+def test_states_say_new_axes_only_where_they_are() -> None:
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(3, 9, 4)).astype(np.float32)
+    kept = state_space(h, basis=states_basis(h))
+    assert title(plot_state_space(kept, step=5)) == "hidden states · step 5"
+    assert title(plot_state_space(state_space(h))) == "hidden states"
+
+
+def states_basis(h: np.ndarray) -> Any:
+    return state_space(h).basis
+
+
+def test_the_guides_call_with_states_and_intervals() -> None:
+    scores = np.random.default_rng(0).normal(size=(4, 6, 2))
+    dt = np.full((4, 6, 1), 0.5)
+    figure = plot_state_space(scores, dt)
+    np.testing.assert_allclose(lines_of(figure).norm.vmax, 3.0)
+    assert "time" in words(figure)
+    largest = np.abs(scores).max()
+    assert figure.axes[0].get_xlim() == (-nice_limit(largest), nice_limit(largest))
+    steps = plot_state_space(mx.array(scores))
+    assert lines_of(steps).norm.vmax == 5
+    assert "step" in words(steps)
+
+
+def test_states_ends_have_the_shape_and_colour_of_their_class() -> None:
+    result = states(4, 8)
+    figure = plot_state_space(result, classes=[1, 0, 1, 0], class_names=["alive", "dead"])
+    drawn(figure)
+    by_end = {}
+    for line in figure.axes[0].lines:
+        if len(line.get_xdata()) == 1:
+            xy = np.array([line.get_xdata()[0], line.get_ydata()[0]])
+            for b in range(4):
+                if np.allclose(xy, result.scores[b, -1]):
+                    by_end[b] = (line.get_marker(), line.get_markerfacecolor())
+    assert by_end[0] == by_end[2] != by_end[1] == by_end[3]
+    assert by_end[0][0] != by_end[1][0]
+    legend = {t.get_text(): t for t in texts(figure)}
+    for name, b in (("alive", 1), ("dead", 0)):
+        y = legend[name].get_window_extent().y0
+        (marker,) = [
+            line for line in figure.artists + figure.lines
+            if abs(line.get_ydata()[0] * HEIGHT - y - 8) < 6
+        ]  # fmt: skip
+        assert (marker.get_marker(), marker.get_markerfacecolor()) == by_end[b]
+
+
+def test_states_skip_padding_at_either_end_and_gaps() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 10, 2))
+    scores[0, 7:] = np.nan
+    mask = np.ones((3, 10), bool)
+    mask[1, :4] = False
+    scores[2, 5] = np.inf
+    figure = plot_state_space(scores, np.ones((3, 10)), mask=mask, classes=[0, 0, 0])
+    segments = np.array(lines_of(figure).get_segments())
+    assert np.isfinite(segments).all()
+    assert len(segments) == 6 + 5 + (4 + 3)
+    # The first real step of each is after one interval, whatever padding came before it.
+    times = np.asarray(lines_of(figure).get_array())
+    np.testing.assert_allclose(times[6:11], [2, 3, 4, 5, 6])
+    points = {tuple(np.round((a.get_xdata()[0], a.get_ydata()[0]), 9)) for a in
+              figure.axes[0].lines if len(a.get_xdata()) == 1}  # fmt: skip
+    for b, at in ((0, (0, 6)), (1, (4, 9)), (2, (0, 9))):
+        for t in at:
+            assert tuple(np.round(scores[b, t], 9)) in points
+
+
+def test_states_of_many_sequences_become_means_of_classes() -> None:
+    result = states(30, 12)
+    classes = np.arange(30) % 3
+    figure = plot_state_space(result, classes=classes)
+    segments = np.array(lines_of(figure).get_segments()).reshape(3, 11, 2, 2)
+    for c in range(3):
+        np.testing.assert_allclose(
+            segments[c, :, 1], result.scores[classes == c].mean(0)[1:], rtol=1e-4, atol=1e-5
+        )
+    clouds = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 10]
+    np.testing.assert_allclose(
+        np.sort(np.concatenate([c.get_xdata() for c in clouds])), np.sort(result.scores[:, -1, 0])
+    )
+
+
+def test_states_of_many_sequences_without_classes_are_twelve_of_them() -> None:
+    figure = plot_state_space(states(40, 5))
+    assert len(lines_of(figure).get_segments()) == 12 * 4
+
+
+@pytest.mark.parametrize("batch", [1, 12, 20])
+@pytest.mark.parametrize("steps", [1, 2, 2000])
+@pytest.mark.parametrize("classes", [0, 6, 9])
+def test_states_are_readable_at_any_size(batch: int, steps: int, classes: int) -> None:
+    result = states(batch, steps)
+    figure = plot_state_space(
+        result,
+        np.full((batch, steps), 1234.567),
+        classes=np.arange(batch) % classes if classes else None,
+        class_names=["a class with a very long name"] * 4,
+        step=10_000_000,
+    )
+    check_text(figure)
+    assert len(lines_of(figure).get_segments()) <= 12 * 300
+
+
+@pytest.mark.parametrize("limit", [1e-5, 0.2, 5.0, 20000.0])
+@pytest.mark.parametrize("components", [1, 2, 3])
+@pytest.mark.parametrize("interval", [1e-4, 3e5])
+def test_states_are_readable_in_any_unit(limit: float, components: int, interval: float) -> None:
+    result = states(5, 20, components)
+    for classes in (None, np.arange(5)):
+        figure = plot_state_space(
+            result, np.full((5, 20), interval), limit=limit, classes=classes, step=1
+        )
+        check_text(figure)
+        assert "PC3" not in words(figure)
+
+
+def test_states_of_one_dimension_are_drawn_against_time() -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 6, 1))
+    dt = np.full((2, 6), 0.5)
+    figure = plot_state_space(scores, dt)
+    segments = np.array(lines_of(figure).get_segments()).reshape(2, 5, 2, 2)
+    np.testing.assert_allclose(segments[0, :, 1, 0], [1.0, 1.5, 2.0, 2.5, 3.0])
+    np.testing.assert_allclose(segments[0, :, 1, 1], scores[0, 1:, 0])
+    assert len(figure.axes) == 1
+    assert "PC2" not in words(figure)
+
+
+def test_states_that_are_all_padding_are_drawn() -> None:
+    check_text(plot_state_space(np.full((20, 5, 2), np.nan), classes=np.arange(20) % 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"states": np.zeros((5, 2))}, r"\(5, 2\).*states\[None\]"),
+        ({"states": np.zeros((3, 5, 32))}, r"\(3, 5, 32\).*state_space\(states\)"),
+        ({"time_delta": np.zeros((5, 3))}, r"time_delta has shape \(5, 3\); give \(3, 5\)"),
+        ({"mask": np.zeros(3)}, r"mask has shape \(3,\); give \(3, 5\)"),
+        ({"classes": [0, 1]}, r"classes have shape \(2,\); give \(3,\)"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot_state_space(**{"states": np.zeros((3, 5, 2)), **arguments})
+
+
+# --- unit activity ------------------------------------------------------------------------------
+
+
+def test_units_are_sorted_and_the_dead_shaded() -> None:
+    stats = layer(48, dead=5)
+    figure = plot_unit_activity(stats, step=3000)
+    (axes,) = figure.axes
+    (profile,) = [p for p in axes.patches if hasattr(p, "get_data")]
+    alive = np.sort(stats.active_fraction[~stats.dead])[::-1]
+    np.testing.assert_allclose(profile.get_data().values, alive)
+    (shade,) = [p for p in axes.patches if p is not profile]
+    assert (shade.get_x(), shade.get_width()) == (43, 5)
+    assert axes.get_xlim() == (0, 48)
+    assert axes.get_ylim() == (0, 1)
+    shown = words(figure)
+    assert "dead 10%" in shown
+    assert f"zero {stats.sparsity:.0%}" in shown
+    assert "48 units" in shown
+    assert title(figure) == "unit activity · step 3,000"
+
+
+def test_units_are_worded_by_their_activation() -> None:
+    from ncp_callbacks.analysis import ACTIVATIONS
+
+    for name in ACTIVATIONS:
+        a = np.random.default_rng(0).normal(size=(2, 9, 4))
+        figure = plot_unit_activity(layer_statistics(a, activation=name))
+        check_text(figure)
+        found = [w for w in ("zero", "off", "saturated", "0 or 6") if f" {w} " in words(figure)]
+        assert len(found) == 1
+        assert (found == ["saturated"]) == (name in ("tanh", "lecun_tanh", "sigmoid", "elu"))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 5])
+@pytest.mark.parametrize("units", [1, 64, 500])
+@pytest.mark.parametrize("name", ["0", "encoder.cell.cfc.backbone.layers.{}.a_very_long_name"])
+def test_units_are_readable_at_any_size(layers: int, units: int, name: str) -> None:
+    report = BackboneReport(
+        tuple(layer(units, name.format(i), ("relu", "tanh")[i % 2]) for i in range(layers))
+    )
+    figure = plot_unit_activity(report, step=10_000_000)
+    check_text(figure)
+    assert len(figure.axes) == min(layers, 3)
+    assert ("+2 more layers" in words(figure)) == (layers == 5)
+
+
+def test_units_without_finite_samples_are_said_to_be() -> None:
+    figure = plot_unit_activity(layer_statistics(np.full((2, 3, 4), np.nan)))
+    assert "no finite samples" in words(figure)
+    check_text(figure)
+
+
+def test_units_need_a_layer() -> None:
+    with pytest.raises(ValueError, match="no layers"):
+        plot_unit_activity(BackboneReport(()))
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [(0.3, 0.5), (0.5, 0.5), (0.51, 1), (1, 1), (-1.01, 2), (5.5e-7, 1e-6), (2e9, 2e9),
+     (np.float32(0.2), 0.2), (0, 1), (float("nan"), 1), (float("-inf"), 1)],
+)  # fmt: skip
+def test_nice_limit(value: float, limit: float) -> None:
+    assert nice_limit(value) == limit
+
+
+@given(st.floats(1e-300, 1e300))
+def test_nice_limit_is_the_next_step(value: float) -> None:
+    limit = nice_limit(value)
+    assert value * (1 - 1e-6) <= limit <= value * 2.5 * (1 + 1e-9)
+    assert nice_limit(limit) == limit
+    assert f"{limit:e}"[0] in "125"
+
+
+@given(st.lists(st.floats(0, 300), max_size=9))
+def test_spread_labels_keep_their_distance_and_order(wanted: list[float]) -> None:
+    placed = spread(wanted, 25, 0, 300)
+    ordered = sorted(placed)
+    assert all(b - a >= 25 - 1e-6 for a, b in itertools.pairwise(ordered))
+    assert all(-1e-6 <= p <= 300 + 1e-6 for p in placed)
+    for (w1, p1), (w2, p2) in itertools.combinations(zip(wanted, placed, strict=True), 2):
+        assert w1 == w2 or (w1 < w2) == (p1 < p2)
+
+
+def test_spread_leaves_labels_with_room_where_they_want_to_be() -> None:
+    assert spread([200, 10, 100], 25, 0, 300) == [200, 10, 100]
+    assert spread([100, 100], 30, 0, 300) == pytest.approx([85, 115])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.05, "0.05"), (-2.0, "−2"), (1000.0, "1,000"), (5e-6, "5e−6"), (2e6, "2e6"), (2.5, "2.5")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_integer_ticks_are_few_and_within(last: int, most: int) -> None:
+    ticks = integer_ticks(last, most)
+    assert ticks[0] == 0
+    assert ticks[-1] <= last
+    assert len(ticks) <= most + 1
+
+
+# --- PNG ----------------------------------------------------------------------------------------
+
+
+def test_png_keeps_flat_colours_exactly(example: Any) -> None:
+    figure = example()
+    exact = drawn(figure).astype(int)
+    shown = np.array(Image.open(io.BytesIO(to_png(figure))).convert("RGB")).astype(int)
+    flat = np.ones(exact.shape[:2], bool)
+    for axis, shift in itertools.product((0, 1), (1, -1)):
+        flat &= (np.roll(exact, shift, axis) == exact).all(axis=-1)
+    assert (np.abs(shown - exact)[flat].max(axis=1) > 2).mean() < 1e-3
+    assert np.abs(shown - exact).mean() < 0.2
+
+
+def test_png_of_many_colours_keeps_them() -> None:
+    figure = Figure(figsize=(2, 1), dpi=50)
+    colours = np.random.default_rng(0).random((50, 100, 3))
+    figure.figimage(colours)
+    shown = np.array(Image.open(io.BytesIO(to_png(figure))).convert("RGB"))
+    assert shown.shape == (50, 100, 3)
+    np.testing.assert_array_equal(shown, drawn(figure))
+
+
+def test_png_leaves_the_canvas_of_the_figure() -> None:
+    figure = Figure()
+    canvas = figure.canvas
+    to_png(figure)
+    assert figure.canvas is canvas
