@@ -997,3 +997,20 @@ def test_adapter_of_a_writer_without_a_file(tmp_path: Path) -> None:
     adapter.close()
     assert adapter.failure is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flushing_at_once_does_not_keep_the_lock(tmp_path: Path) -> None:
+    writers = [
+        TensorBoardWriter(tmp_path / str(i), flush_seconds=0.0, patience=5.0) for i in range(6)
+    ]
+    time.sleep(0.3)  # the threads are idle now, and must not ask again and again
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.25
+    for step in range(20):
+        for writer in writers:
+            writer.write(step, [Scalar("a", step)])
+            writer.flush()
+    for writer in writers:
+        writer.close()
+        assert writer.failure is None

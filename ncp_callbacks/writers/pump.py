@@ -30,6 +30,8 @@ from .encoding import Encoder, Event, RunConfig, Summary
 __all__ = ["Pump", "Sink"]
 
 logger = logging.getLogger("ncp_callbacks")
+# Seconds. A thread that asks again at once keeps the lock from those who have something to say.
+_LEAST_IDLE = 0.25
 
 
 class Sink(Protocol):
@@ -281,7 +283,8 @@ class Pump:
                     break
                 else:
                     pending = self._numbers.waiting or self._unflushed
-                    self._changed.wait(next_flush - now if pending else self._flush_seconds)
+                    idle = max(self._flush_seconds, _LEAST_IDLE)
+                    self._changed.wait(next_flush - now if pending else idle)
                     continue
                 work = queue.take(count)
                 self._unflushed = True
