@@ -97,7 +97,8 @@ def temporal_importance(
     from one whose pushes cancel.
     """
     batch, steps, features = inputs.shape
-    attribution = inputs.astype(np.float64) * gradient.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        attribution = inputs.astype(np.float64) * gradient.astype(np.float64)
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     # Whatever stands in the padding (NaN included) is not the model's input.
     attribution = np.where(real[..., None], attribution, 0.0)

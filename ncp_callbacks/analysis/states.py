@@ -115,10 +115,15 @@ def state_space(
         refit_below: Least ``captured`` at which ``basis`` is kept.
         cell: Name of the recurrent cell.
 
+    Raises:
+        ValueError: For ``components`` below 1.
+
     Source: principal components of hidden states as in Lechner et al. 2020 (doi
     10.1038/s42256-020-00237-3); participation ratio, Gao et al. 2017 (bioRxiv 214262). Re-fitting
     at every look would let axes turn and flip between pictures without the states moving.
     """
+    if components < 1:
+        raise ValueError(f"components={components}: give the number of axes, at least 1")
     batch, steps, width = states.shape
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     finite = np.isfinite(states).all(axis=2)
@@ -129,7 +134,7 @@ def state_space(
     if not len(samples):
         kept = basis or Basis(np.zeros(width), np.zeros((components, width)))
         return StateSpace(
-            scores=scores, basis=kept, axis_variance_ratio=none[:components],
+            scores=scores, basis=kept, axis_variance_ratio=np.full(components, np.nan),
             explained_variance_ratio=none, captured=float("nan"), refitted=False,
             participation_ratio=float("nan"), samples=0, non_finite=int((real & ~finite).sum()),
             cell=cell,

@@ -98,11 +98,12 @@ def time_sensitivity(
     batch = y.shape[1]
     by_step = np.full((batch, 1), np.nan)
     if time_delta is not None and time_gradient is not None:
-        by_step = time_delta.astype(np.float64) * time_gradient.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            by_step = time_delta.astype(np.float64) * time_gradient.astype(np.float64)
         if mask is not None:
             by_step = np.where(mask, by_step, 0.0)
     finite = np.isfinite(y).all(axis=0)
-    if time_gradient is not None:
+    if time_delta is not None and time_gradient is not None:
         finite &= np.isfinite(by_step).all(axis=1)
     y, by_step = y[:, finite], by_step[finite]
     base = y[list(scales).index(1.0)]

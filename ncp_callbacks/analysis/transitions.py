@@ -111,8 +111,9 @@ def transition_statistics(
     use = real & np.isfinite(h).all(axis=2)
     if initial is not None:
         h = np.concatenate([initial.astype(np.float64)[:, None], h], axis=1)
-        pad = np.ones((batch, 1), bool)
-        real, use = np.concatenate([pad, real], 1), np.concatenate([pad, use], 1)
+        known = np.isfinite(h[:, :1]).all(axis=2)
+        real = np.concatenate([np.ones((batch, 1), bool), real], 1)
+        use = np.concatenate([known, use], 1)
     else:
         dt = dt[:, 1:]
     both_real = real[:, 1:] & real[:, :-1]
@@ -121,6 +122,8 @@ def transition_statistics(
         dh = np.where(valid[..., None], h[:, 1:] - h[:, :-1], 0.0)
     norm = np.linalg.norm(dh, axis=-1)
     magnitudes = np.where(valid, norm, np.nan)
+    # Padding may hold any interval, 0 and NaN included.
+    dt = np.where(valid, dt, 1.0)
     speeds = np.where(valid, norm / dt, np.nan)
 
     samples = h[use]
@@ -138,9 +141,12 @@ def transition_statistics(
     deviation = np.where(valid, norm - (total / np.maximum(count, 1))[:, None], 0.0)
     var_b = (deviation**2).sum(axis=1)[present] / count[present]
 
-    unit_sd = samples.std(axis=0) if len(samples) else np.zeros(width)
-    spread = float(np.sqrt(((samples - samples.mean(axis=0)) ** 2).sum(axis=1).mean())) if len(
-        samples) else 0.0  # fmt: skip
+    unit_sd = np.zeros(width)
+    if len(samples):
+        # The mean of equal values is rounded: their SD need not come out as 0.
+        moves = samples.max(axis=0) > samples.min(axis=0)
+        unit_sd = np.where(moves, samples.std(axis=0), 0.0)
+    spread = float(np.linalg.norm(unit_sd))
     all_valid = norm[valid]
     magnitude_mean = _mean(all_valid)
     return TransitionStatistics(
