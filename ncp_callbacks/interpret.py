@@ -250,7 +250,9 @@ class StateTransitionAnalyzer:
         states, deltas, masks, cells = zip(*self._parts, strict=True)
         values = np.concatenate([padded(s, 0.0) for s in states])
         mask = np.concatenate([padded(m, False) for m in masks])
-        bounded = bool(np.abs(values[mask]).max() <= 1.0)
+        real = values[mask]
+        finite = real[np.isfinite(real)]
+        bounded = bool(finite.size and np.abs(finite).max() <= 1.0)
         return transition_statistics(
             values,
             time_delta=np.concatenate([padded(d, 1.0) for d in deltas]),

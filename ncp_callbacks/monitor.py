@@ -17,7 +17,6 @@ import logging
 import math
 import operator
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +25,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .about import guide, run_card
 from .callbacks import Callback, standard_callbacks
 from .held_out import HeldOutBatch
 from .instrument import (
@@ -40,6 +40,7 @@ from .observation import Need, Observation
 from .records import Note, Record, Scalar, Text
 from .schedules import Schedule, ScheduleLike, as_schedule
 from .writers import TensorBoardWriter, Writer, as_writer
+from .writers.shutdown import ClosesOnTerm
 
 if TYPE_CHECKING:
     import tensorboardX
@@ -145,6 +146,7 @@ class Monitor:
         self._state: Literal["new", "open", "closed"] = "new"
         self._writes = _rank() == 0
         self._writer: Writer | None = None
+        self._on_term: ClosesOnTerm | None = None
         self._instrument: Instrument | None = None
         self._groups: list[tuple[Schedule, list[Callback]]] = []
         self._notes: list[str] = []
@@ -190,6 +192,7 @@ class Monitor:
             findings = self._dry_run(self._instrument)
             # Only now: a configuration that fails must not leave an empty run behind.
             self._writer = self._open_writer()
+            self._on_term = ClosesOnTerm(self._close_writer)
             self._groups = self._grouped()
             for note in findings[1]:
                 self._say(note, write=False)
@@ -204,6 +207,11 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self._state = "closed"
+        if self._on_term is not None:
+            self._on_term.undo()
+        self._close_writer()
+
+    def _close_writer(self) -> None:
         if self._writer is not None:
             if self._given_writer is self._writer:
                 self._writer.flush()  # the user's, who may go on with it
@@ -269,34 +277,8 @@ class Monitor:
         step = 0 if self._resume_step is None else self._resume_step + 1
         if self._run_config:
             self._writer.log_run_config(self._run_config)
-        texts = [Text("about/run", self._about(instrument)), Text("about/guide", _guide(records))]
-        self._writer.write(step, texts)
-
-    def _about(self, instrument: Instrument) -> str:
-        batch, steps, features = self._held_out.inputs_shape
-        sites = instrument.sites
-        rows = [
-            ("model", type(self._model).__name__),
-            ("intervals", instrument.calling.time_argument if instrument.takes_time else "none"),
-            ("recurrent cells", ", ".join(f"`{s.name}`" for s in sites.cells) or "none found"),
-            (
-                "backbone layers",
-                ", ".join(f"layer{i} = `{s.name}` ({s.activation})" for i, s in
-                          enumerate(sites.layers)) or "none found",
-            ),
-            ("target", instrument.target.name),
-            ("held-out batch", f"{batch} sequences × {steps} steps × {features} features"),
-            ("looks", ", ".join(f"{c.name}: {c.every or self._every!r}" for c in self._callbacks)),
-            ("versions", f"mlx {mx.__version__}, numpy {np.__version__}, Python "
-                         f"{platform.python_version()}"),
-        ]  # fmt: skip
-        lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-        if self._run_config:
-            lines += ["", "Hyper-parameters:", ""]
-            lines += [f"    {name} = {value}" for name, value in self._run_config.items()]
-        if self._notes:
-            lines += ["", "Notes:", "", *(f"* {note}" for note in self._notes)]
-        return "\n".join(lines)
+        card = run_card(instrument, self._callbacks, self._every, self._run_config, self._notes)
+        self._writer.write(step, [Text("about/run", card), Text("about/guide", guide(records))])
 
     def _grouped(self) -> list[tuple[Schedule, list[Callback]]]:
         """Callbacks by schedule, so that one that counts time is asked once a step."""
@@ -476,9 +458,9 @@ class Monitor:
                 failed.setdefault(what, (error, []))[1].append(callback)
                 continue
             yield own, [callback]
-        for error, callbacks in failed.values():
+        for cause, callbacks in failed.values():
             names = ", ".join(c.name for c in callbacks)
-            self._fail(f"looking failed at step {step}, which disables {names}", error)
+            self._fail(f"looking failed at step {step}, which disables {names}", cause)
             self._disable(callbacks)
 
     def _measure(
@@ -558,19 +540,3 @@ def _check_record(record: Any, callback: Callback) -> None:
             f"{callback!r}.measure gave a {type(record).__name__}; yield records: Scalar, "
             "Histogram, Figure, Text, Array or Note"
         )
-
-
-def _guide(records: Iterable[Record]) -> str:
-    lines = [
-        "What is logged, by tag. Everything is measured on the held-out batch, which is the same "
-        "at every step.",
-        "",
-        "| tag | what |",
-        "|---|---|",
-    ]
-    for record in records:
-        description = getattr(record, "description", "")
-        if description:
-            # A pipe would end the table's cell.
-            lines.append(f"| `{record.tag}` | {description.replace('||', '‖').replace('|', '∣')} |")
-    return "\n".join(lines)

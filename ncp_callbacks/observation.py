@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, to_numpy
-from .instrument import Instrument, Pass
+from .instrument import CellSite, Instrument, LayerSite, ModelError, Pass
 
 __all__ = ["Activations", "Need", "Observation", "Trajectory"]
 
@@ -141,43 +141,64 @@ class Observation:
     def states(self) -> Sequence[Trajectory]:
         """One trajectory per recurrent cell; empty where none was found."""
         self._require(Need.STATES)
-        batch, steps, _ = self.held_out.inputs_shape
         return [
             Trajectory(
                 site.name,
                 np.concatenate(
                     [
-                        _over_time(a, batch, steps, site.reverse)
-                        for a in self._pass.states[site.name]
+                        self._over_time(site, arrays, site.reverse)
+                        for arrays in self._pass.states[site.name]
                     ],
                     axis=-1,
                 ),
-                self._initial(site.name, batch),
+                self._initial(site.name),
                 site.reverse,
             )
             for site in self._instrument.sites.cells
         ]
 
-    def _initial(self, cell: str, batch: int) -> FloatArray | None:
+    def _initial(self, cell: str) -> FloatArray | None:
         if cell not in self._pass.initial:
             return None
+        batch = len(self.held_out)
         parts = [to_numpy(a) for a in self._pass.initial[cell]]
-        parts = [np.broadcast_to(a, (batch, a.shape[-1])) for a in parts]
+        # One state for all sequences is common.
+        parts = [
+            a.reshape(batch, -1)
+            if len(a) == batch and a.ndim > 1
+            else np.broadcast_to(a.reshape(-1), (batch, a.size))
+            for a in parts
+        ]
         return np.concatenate(parts, axis=-1)
 
     @property
     def activations(self) -> Sequence[Activations]:
         """One per backbone layer, in the order of the forward pass; empty where none was found."""
         self._require(Need.ACTIVATIONS)
-        batch, steps, _ = self.held_out.inputs_shape
         return [
             Activations(
                 site.name,
                 site.activation,
-                _over_time(self._pass.activations[site.name], batch, steps, False),
+                self._over_time(site, self._pass.activations[site.name], False),
             )
             for site in self._instrument.sites.layers
         ]
+
+    def _over_time(
+        self, site: CellSite | LayerSite, arrays: Sequence[mx.array], reverse: bool
+    ) -> FloatArray:
+        """``(B, T, N)`` from one array over all steps, or one per step in order of time."""
+        batch, steps, _ = self.held_out.inputs_shape
+        shape = tuple(arrays[0].shape)
+        if shape[:1] != (batch,) or (site.whole_sequence and shape[1:2] != (steps,)):
+            raise ModelError(
+                f"{site.name} gave an array of shape {shape} for {batch} sequences of {steps} "
+                "steps: its first axis must be the batch"
+            )
+        if site.whole_sequence:
+            values = to_numpy(arrays[0])
+            return values[:, ::-1] if reverse else values
+        return np.stack([to_numpy(a).reshape(batch, -1) for a in arrays], axis=1)
 
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
@@ -199,14 +220,6 @@ class Observation:
             mx.eval(values)
             self._scaled.update({s: to_numpy(v) for s, v in zip(missing, values, strict=True)})
         return {s: self._scaled[s] for s in map(float, scales)}
-
-
-def _over_time(arrays: Sequence[mx.array], batch: int, steps: int, reverse: bool) -> FloatArray:
-    """``(B, T, N)`` from one array over all steps, or one per step."""
-    if len(arrays) == 1 and arrays[0].ndim == 3 and arrays[0].shape[1] == steps:
-        values = to_numpy(arrays[0])
-        return values[:, ::-1] if reverse else values
-    return np.stack([to_numpy(a).reshape(batch, -1) for a in arrays], axis=1)
 
 
 def _evaluate(result: Pass) -> None:

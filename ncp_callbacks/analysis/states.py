@@ -110,7 +110,7 @@ def state_space(
         states: ``(B, T, H)``.
         mask: ``(B, T)``, true at real steps.
         basis: Basis of an earlier look, kept unless ``captured`` falls below ``refit_below`` or its
-            width doesn't fit; ``None`` fits one.
+            shape isn't ``(components, H)``; ``None`` fits one.
         components: Dimensions ``k`` of a fitted basis.
         refit_below: Least ``captured`` at which ``basis`` is kept.
         cell: Name of the recurrent cell.

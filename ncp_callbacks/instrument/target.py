@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..held_out import HeldOutBatch
 from .conventions import Calling
@@ -57,6 +58,8 @@ class Target:
             raise ModelError(
                 f"class_names has {len(names)} names, but the model has {outputs} outputs"
             )
+        if isinstance(target, np.integer):
+            target = int(target)
         if isinstance(target, bool):
             raise TypeError(f"target={target!r}: give 'prediction', an output's index or 'loss'")
         if isinstance(target, int):
@@ -87,6 +90,8 @@ class Target:
     def _check_at(self, at: At) -> At:
         if at == "last":
             return at
+        if isinstance(at, np.integer):
+            at = int(at)
         if not (at == "mean" or (isinstance(at, int) and not isinstance(at, bool))):
             raise ValueError(f"at={at!r} is unknown: give 'last', 'mean' or a step's index")
         if not self._calling.per_step:

@@ -1,0 +1,63 @@
+"""What a log says of itself: the cards ``about/run`` and ``about/guide``, in Markdown."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from .callbacks import Callback
+from .instrument import Instrument
+from .records import Array, Record, Text
+from .schedules import Schedule
+
+__all__ = ["guide", "run_card"]
+
+
+def run_card(
+    instrument: Instrument,
+    callbacks: Iterable[Callback],
+    every: Schedule,
+    run_config: Mapping[str, Any],
+    notes: Sequence[str],
+) -> str:
+    """The model as it was understood, the held-out batch, schedules, versions."""
+    batch, steps, features = instrument.held_out.inputs_shape
+    sites = instrument.sites
+    layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(sites.layers)]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("ncp-callbacks", "mlx", "numpy"))
+    rows = {
+        "model": type(instrument.model).__name__,
+        "intervals": instrument.calling.time_argument if instrument.takes_time else "none",
+        "recurrent cells": ", ".join(f"`{s.name}`" for s in sites.cells) or "none found",
+        "backbone layers": ", ".join(layers) or "none found",
+        "target": instrument.target.name,
+        "held-out batch": f"{batch} sequences × {steps} steps × {features} features",
+        "looks": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
+        "versions": f"{versions}, Python {platform.python_version()}",
+    }
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    if run_config:
+        lines += ["", "Hyper-parameters:", ""]
+        lines += [f"    {name} = {value}" for name, value in run_config.items()]
+    if notes:
+        lines += ["", "Notes:", "", *(f"* {note}" for note in notes)]
+    return "\n".join(lines)
+
+
+def guide(records: Iterable[Record]) -> str:
+    """What every tag means, from the records that the callbacks will make."""
+    lines = [
+        "What is logged, by tag. Everything is measured on the held-out batch, which is the same "
+        "at every step.",
+        "",
+        "| tag | what |",
+        "|---|---|",
+    ]
+    for record in records:
+        if not isinstance(record, Text | Array) and record.description:
+            # A pipe would end the table's cell.
+            text = record.description.replace("||", "‖").replace("|", "∣")
+            lines.append(f"| `{record.tag}` | {text} |")
+    return "\n".join(lines)
