@@ -76,9 +76,18 @@ class _Function(Schedule):
 class _EverySteps(Schedule):
     def __init__(self, steps: int) -> None:
         self._steps = steps
+        self._last: int | None = None
+        self._answer = False
 
     def __call__(self, step: int) -> bool:
-        return step % self._steps == 0
+        # One that is asked twice about a step (by two monitors) must not forget it in between.
+        if step != self._last:
+            if self._last is None or step < self._last:
+                self._answer = step % self._steps == 0
+            else:
+                self._answer = step // self._steps > self._last // self._steps
+            self._last = step
+        return self._answer
 
     def __repr__(self) -> str:
         return f"every(steps={self._steps})"
@@ -87,16 +96,18 @@ class _EverySteps(Schedule):
 class _EverySeconds(Schedule):
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
         self._seconds, self._clock = seconds, clock
-        self._last: float | None = None
+        self._since: float | None = None
+        self._last: int | None = None
+        self._answer = False
 
     def __call__(self, step: int) -> bool:
-        now = self._clock()
-        if self._last is None:
-            self._last = now
-        if now - self._last < self._seconds:
-            return False
-        self._last = now
-        return True
+        if step != self._last:
+            now = self._clock()
+            self._since = now if self._since is None else self._since
+            self._answer = now - self._since >= self._seconds
+            self._since = now if self._answer else self._since
+            self._last = step
+        return self._answer
 
     def __repr__(self) -> str:
         return f"every(seconds={self._seconds})"
@@ -120,6 +131,8 @@ def every(
     clock: Callable[[], float] = time.monotonic,
 ) -> Schedule:
     """Due at multiples of ``steps``, or when ``seconds`` have passed since last due, or both.
+
+    In a loop that counts by more than one, due at the first step at or after each multiple.
 
     Args:
         steps: At least 1.

@@ -161,6 +161,13 @@ def test_schedules_combine() -> None:
     assert [s for s in range(1, 13) if schedule(s)] == [3, 4, 12]
 
 
+def test_loops_that_count_by_more_than_one_miss_nothing() -> None:
+    schedule = ncp.every(steps=100)
+    assert [s for s in range(32, 700, 32) if schedule(s)] == [128, 224, 320, 416, 512, 608]
+    # A run that starts again from the beginning, and two that ask about the same step.
+    assert [s for s in range(1, 301) if schedule(s) and schedule(s)] == [100, 200, 300]
+
+
 # ---- what
 
 

@@ -1,0 +1,57 @@
+"""For trainers that run the loop themselves and call back with reports.
+
+    from mlx_lm.tuner.trainer import train
+
+    with ncp.Monitor(model, held_out, log_dir="runs/lora", every=100) as monitor:
+        train(model, optimizer, data, training_callback=ReportCallback(monitor))
+
+Any other trainer will do that calls something now and then on the training thread, with the number
+of steps done: call ``monitor.on_step_end(step, loss=...)`` from there. A schedule of so many steps
+is then due at the first report at or after each multiple.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+from .monitor import Monitor
+
+__all__ = ["ReportCallback"]
+
+
+class ReportCallback:
+    """A ``training_callback`` for ``mlx_lm``'s trainer.
+
+    Its reports' numbers are logged as ``train/<name>`` when the monitor's schedule says so, and as
+    ``val/<name>`` always; ``train_loss`` and ``val_loss`` become ``train/loss`` and ``val/loss``.
+
+    Args:
+        monitor: Entered.
+        then: Another training callback, called with each report after the monitor.
+    """
+
+    def __init__(self, monitor: Monitor, *, then: Any = None) -> None:
+        self._monitor, self._then = monitor, then
+
+    def on_train_loss_report(self, train_info: Mapping[str, Any]) -> None:
+        """Look, if it is time; ``train_info`` has ``iteration`` and numbers."""
+        self._monitor.on_step_end(train_info["iteration"], **_numbers(train_info, "train_"))
+        if self._then is not None:
+            self._then.on_train_loss_report(train_info)
+
+    def on_val_loss_report(self, val_info: Mapping[str, Any]) -> None:
+        """Log; ``val_info`` has ``iteration`` and numbers."""
+        values = {f"val/{name}": value for name, value in _numbers(val_info, "val_").items()}
+        self._monitor.log_scalars(val_info["iteration"], values)
+        if self._then is not None:
+            self._then.on_val_loss_report(val_info)
+
+
+def _numbers(info: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in info.items()
+        if name != "iteration" and isinstance(value, numbers.Real)
+    }
