@@ -1,0 +1,49 @@
+"""A short form of the soak: nothing grows with the number of steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_nothing_grows(tmp_path: Path) -> None:
+    soak = script("soak")
+    readings = soak.soak(steps=600, every=5, log=tmp_path / "run")
+    assert [r.step for r in readings[:-1]] == list(range(60, 601, 60))
+    assert soak.complaints(readings) == []
+
+
+def test_the_soak_would_see_what_grows() -> None:
+    soak = script("soak")
+    flat = [soak.Reading(100 * i, 200.0, 5.0, 2, 9, 0.5 * i) for i in range(1, 11)]
+    end = soak.Reading(1000, 200.0, 5.0, 1, 8, 5.0)
+    assert soak.complaints([*flat, end]) == []
+    for change, word in [
+        ({"resident_mb": 300.0}, "memory grew"),
+        ({"mlx_mb": 9.0}, "MLX's memory"),
+        ({"threads": 3}, "threads"),
+        ({"files": 10}, "files"),
+        ({"log_mb": 9.0}, "expected"),
+    ]:
+        last = soak.Reading(**{**vars(flat[-1]), **change})
+        (found,) = soak.complaints([*flat[:-1], last, end])
+        assert word in found
+    (found,) = soak.complaints([*flat, flat[-1]])
+    assert "left" in found
