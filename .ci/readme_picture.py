@@ -1,6 +1,8 @@
 """Make the README's picture from the log of the digits example.
 
     python examples/digits.py && python .ci/readme_picture.py runs/digits/cfc-u48-s0
+
+It shows the last image of each tag.
 """
 
 from __future__ import annotations
