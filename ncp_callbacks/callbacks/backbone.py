@@ -54,13 +54,18 @@ class BackboneActivations(Callback):
 
     def __init__(self, *, every: ScheduleLike | None = None, name: str | None = None) -> None:
         super().__init__(every=every, name=name)
-        self._limits: dict[str, GrowingLimit] = {}
+        # Below and above 0, by layer: many activations have one side only.
+        self._limits: dict[str, tuple[GrowingLimit, GrowingLimit]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"limits": {layer: limit.value for layer, limit in self._limits.items()}}
+        limits = {layer: [side.value for side in pair] for layer, pair in self._limits.items()}
+        return {"limits": limits}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {layer: GrowingLimit(float(v)) for layer, v in state["limits"].items()}
+        self._limits = {
+            layer: (GrowingLimit(float(below)), GrowingLimit(float(above)))
+            for layer, (below, above) in state["limits"].items()
+        }
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         layers = observation.activations
@@ -125,12 +130,13 @@ class BackboneActivations(Callback):
         values = values[:: (values.size // self._MAX_VALUES) | 1]
         values = values[np.isfinite(values) & (values != 0)]
         if values.size:
-            limit = self._limits.setdefault(layer.layer, GrowingLimit())
+            below, above = self._limits.setdefault(layer.layer, (GrowingLimit(), GrowingLimit()))
             low, high = np.quantile(values, [0.005, 0.995])
-            top = limit.covering(float(max(abs(low), abs(high))))
+            below.cover(float(-low))
+            above.cover(float(high))
             yield Histogram(
                 tag,
                 values,
-                np.linspace(-top, top, self._BINS + 1),
+                np.linspace(-below.value, above.value or 1.0, self._BINS + 1),
                 f"Activations of {layer.layer} that are not exactly 0",
             )

@@ -78,10 +78,14 @@ class GrowingLimit:
     def __init__(self, value: float = 0.0) -> None:
         self.value = value
 
-    def covering(self, largest: float) -> float:
-        """The limit, grown to cover ``largest`` where that is finite."""
-        if 0 < largest < float("inf") and largest > self.value:
+    def cover(self, largest: float) -> None:
+        """Grow where ``largest`` is finite and beyond."""
+        if self.value < largest < float("inf"):
             self.value = nice_limit(largest)
+
+    def covering(self, largest: float) -> float:
+        """The limit, grown to cover ``largest``; 1 as long as nothing was above 0."""
+        self.cover(largest)
         return self.value or 1.0
 
 
