@@ -78,11 +78,18 @@ class HeldOutBatch:
         if not isinstance(inputs, mx.array | np.ndarray):
             raise TypeError(
                 f"inputs is a {type(inputs).__name__}; give an mx.array or numpy array of shape "
-                "(batch, time steps, features)"
+                "(batch, time steps, features): the sequence that is looked at. What else the "
+                "model takes can be added in forward=lambda model, inputs, time_delta: ..."
             )
         if isinstance(inputs, np.ndarray) and inputs.dtype == np.float64:
             inputs = inputs.astype(np.float32)  # as mx.array does for Python floats
         array = mx.array(inputs)
+        if array.ndim == 2 and not mx.issubdtype(array.dtype, mx.inexact):
+            raise TypeError(
+                f"inputs has shape {tuple(array.shape)} and dtype {array.dtype}, as tokens have, "
+                "which have no gradient: give what they are embedded as, inputs=model.embedding("
+                "tokens), and forward=lambda model, inputs, time_delta: ..., which runs the rest"
+            )
         if array.ndim != 3 or 0 in array.shape:
             raise ValueError(
                 f"inputs has shape {tuple(array.shape)}; expected (batch, time steps, features), "

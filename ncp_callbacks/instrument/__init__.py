@@ -1,10 +1,10 @@
 """How a model is looked at without touching it."""
 
 from .conventions import TIME_KEYWORDS, Calling, Forward
-from .discovery import CellSite, LayerSite, Sites
 from .errors import ModelError, NothingToObserve
 from .isolation import undisturbed
 from .probe import Instrument, Pass
+from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
 
 __all__ = [

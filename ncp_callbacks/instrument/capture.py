@@ -28,6 +28,15 @@ __all__ = ["Around", "Tap", "flush_subnormal_cotangents"]
 Around: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
+class _Unannounced:
+    """Comes before a user's class, whose ``__init_subclass__`` must not hear of ours."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
 class Tap:
     """Runs a function of one's own around calls of chosen modules.
 
@@ -53,8 +62,10 @@ class Tap:
                 "__module__": cls.__module__,
                 "__qualname__": cls.__qualname__,
                 "__doc__": cls.__doc__,
+                "__slots__": (),
             }
-            self._classes[cls] = type(cls)(cls.__name__, (cls,), body)
+            # Not type(cls)(...): a metaclass may keep a register of its classes.
+            self._classes[cls] = type.__new__(type(cls), cls.__name__, (_Unannounced, cls), body)
         return self._classes[cls]
 
     @contextlib.contextmanager

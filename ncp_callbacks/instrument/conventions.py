@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from ..held_out import HeldOutBatch
 from .errors import ModelError
+from .isolation import undisturbed
 
 __all__ = ["TIME_KEYWORDS", "Calling", "Forward", "find_calling"]
 
@@ -49,6 +50,7 @@ class Calling:
         time_shape: Shape of the intervals per sequence, ``(T,)`` or ``(T, 1)``; None without.
         per_step: Whether outputs have a time axis.
         outputs: Number of outputs, 1 where there is no output axis.
+        notes: What the user should know about it, one sentence each.
     """
 
     call: Callable[[mx.array, mx.array | None], Any]
@@ -56,6 +58,7 @@ class Calling:
     time_shape: tuple[int, ...] | None
     per_step: bool
     outputs: int
+    notes: tuple[str, ...] = ()
 
     def __call__(self, inputs: mx.array, time_delta: mx.array | None) -> mx.array:
         """Outputs as ``(B, T, O)`` or ``(B, O)``; ``time_delta`` as ``(B, T)``."""
@@ -73,6 +76,8 @@ def primary_output(raw: Any) -> mx.array:
             found = found[0]
         elif isinstance(found, dict) and any(k in found for k in _OUTPUT_KEYS):
             found = found[next(k for k in _OUTPUT_KEYS if k in found)]
+        elif isinstance(found, dict) and len(found) == 1:
+            found = next(iter(found.values()))
         else:
             raise ModelError(
                 f"the model returned a {type(raw).__name__} in which no outputs were found "
@@ -116,13 +121,25 @@ def _by_keyword(model: nn.Module, keyword: str | None) -> Callable[[mx.array, An
     return lambda inputs, time_delta: model(inputs, **{keyword: time_delta})
 
 
-def _attempt(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    try:
-        outputs = primary_output(call())
-        mx.eval(outputs)
-    except Exception as error:  # whatever a user's model raises: reported with its cause
-        return None, error
-    return outputs, None
+class _Way:
+    """One way to call the model, tried from the same start each time."""
+
+    def __init__(
+        self, model: nn.Module, keyword: str | None, call: Callable[[mx.array, Any], Any]
+    ) -> None:
+        self.model, self.keyword, self.call = model, keyword, call
+        self.error: Exception | None = None
+
+    def outputs(self, inputs: mx.array, time_delta: mx.array | None) -> mx.array | None:
+        """What the model returned; None, and ``error``, if it failed."""
+        try:
+            with undisturbed(self.model):  # else one that keeps its state would go on from there
+                outputs = primary_output(self.call(inputs, time_delta))
+                mx.eval(outputs)
+        except Exception as error:  # whatever a user's model raises: reported with its cause
+            self.error = error
+            return None
+        return outputs
 
 
 def find_calling(model: nn.Module, held_out: HeldOutBatch, forward: Forward | None) -> Calling:
@@ -142,11 +159,12 @@ def find_calling(model: nn.Module, held_out: HeldOutBatch, forward: Forward | No
         def run(x: mx.array, dt: Any) -> Any:
             return own(model, x, dt)
 
-        ways: list[tuple[str | None, Callable[[mx.array, Any], Any]]] = [("forward", run)]
+        ways = [_Way(model, "forward", run)]
     elif delta is None:
-        ways = [(next(iter(_time_keywords(model)), None), lambda x, dt: model(x))]
-        if _time_keywords(model) == TIME_KEYWORDS:
-            ways = [(None, ways[0][1])]  # **kwargs says nothing about time
+        keywords = _time_keywords(model)
+        # **kwargs says nothing about time.
+        keyword = keywords[0] if keywords and keywords != TIME_KEYWORDS else None
+        ways = [_Way(model, keyword, lambda x, dt: model(x))]
     else:
         keywords = _time_keywords(model)
         if not keywords:
@@ -154,23 +172,72 @@ def find_calling(model: nn.Module, held_out: HeldOutBatch, forward: Forward | No
                 f"time_delta was given, but {_describe(model)} takes no keyword for it; looked for "
                 f"{', '.join(TIME_KEYWORDS)}. Leave time_delta out, or " + _FORWARD_HINT
             )
-        ways = [(k, _by_keyword(model, k)) for k in keywords]
+        ways = [_Way(model, k, _by_keyword(model, k)) for k in keywords]
     shapes: list[tuple[int, ...] | None] = [None]
     if delta is not None:
         given = tuple(delta.shape[1:])
         shapes = [given, (steps,) if len(given) == 2 else (steps, 1)]
 
     errors: list[Exception] = []
-    for keyword, call in ways:
+    working: list[Calling] = []
+    for way in ways:
         for shape in shapes:
             dt = None if delta is None or shape is None else delta.reshape(batch, *shape)
-            outputs, error = _attempt(lambda call=call, dt=dt: call(inputs, dt))  # type: ignore[misc]
-            if error is None:
-                per_step = _has_time_axis(outputs, call, held_out, dt)
-                count = 1 if outputs.ndim == 1 + per_step else int(outputs.shape[-1])
-                return Calling(call, keyword, shape, per_step, count)
-            errors.append(error)
+            outputs = way.outputs(inputs, dt)
+            if outputs is None:
+                errors += [way.error] if way.error is not None else []
+                continue
+            per_step = _has_time_axis(outputs, way, held_out, dt)
+            count = 1 if outputs.ndim == 1 + per_step else int(outputs.shape[-1])
+            notes = _check_sequences_apart(outputs, way, held_out, dt)
+            working.append(Calling(way.call, way.keyword, shape, per_step, count, notes))
+            # Of several keywords, one could be swallowed by **kwargs without any effect.
+            if len(ways) == 1 or dt is None or _differ(way.outputs(inputs, 2 * dt), outputs):
+                return working[-1]
+            break
+    if working:
+        return working[0]
     raise _explained(model, held_out, forward, errors) from errors[0]
+
+
+def _differ(a: mx.array | None, b: mx.array) -> bool:
+    return a is not None and not bool(mx.array_equal(a, b, equal_nan=True))
+
+
+def _close(a: mx.array, b: mx.array) -> bool:
+    # Products of other rows may be summed in another order.
+    return a.shape == b.shape and bool(mx.allclose(a, b, 1e-3, 1e-4, equal_nan=True))
+
+
+def _check_sequences_apart(
+    outputs: mx.array, way: _Way, held_out: HeldOutBatch, dt: mx.array | None
+) -> tuple[str, ...]:
+    """Notes on what is wrong with gradients if sequences act on each other.
+
+    Raises:
+        ModelError: If the model runs over the batch as though it were time.
+    """
+    inputs = held_out.inputs
+    if len(inputs) < 2:
+        return ()
+    without_first = way.outputs(mx.concatenate([inputs[-1:], inputs[1:]]), dt)
+    without_last = way.outputs(mx.concatenate([inputs[:-1], inputs[:1]]), dt)
+    if without_first is None or without_last is None:
+        return ()
+    later = not _close(without_first[1:], outputs[1:])
+    earlier = not _close(without_last[:-1], outputs[:-1])
+    if later and not earlier:
+        raise ModelError(
+            "the outputs of a sequence depend on the sequences before it in the batch, as though "
+            "the batch were time. For a model that takes (time, batch, features), transpose in "
+            "forward=lambda model, inputs, time_delta: ..."
+        )
+    if later or earlier:
+        return (
+            "the outputs of a sequence depend on the other sequences in the batch: gradients are "
+            "of the sum over the batch, so each holds its part in the others' targets",
+        )
+    return ()
 
 
 def _explained(
@@ -190,10 +257,7 @@ def _explained(
 
 
 def _has_time_axis(
-    outputs: mx.array,
-    call: Callable[[mx.array, Any], Any],
-    held_out: HeldOutBatch,
-    dt: mx.array | None,
+    outputs: mx.array, way: _Way, held_out: HeldOutBatch, dt: mx.array | None
 ) -> bool:
     """Whether axis 1 of the outputs is time; a shorter run tells where sizes don't."""
     batch, steps, _ = held_out.inputs_shape
@@ -225,9 +289,7 @@ def _has_time_axis(
         return False
     if steps == 1:
         return len(shape) == 3
-    shorter, error = _attempt(
-        lambda: call(held_out.inputs[:, :-1], None if dt is None else dt[:, :-1])
-    )
-    if error is not None:  # a model of fixed length: sizes are all there is to go by
+    shorter = way.outputs(held_out.inputs[:, :-1], None if dt is None else dt[:, :-1])
+    if shorter is None:  # a model of fixed length: sizes are all there is to go by
         return len(shape) == 3
     return bool(shorter.ndim > 1 and shorter.shape[1] == steps - 1)

@@ -19,11 +19,12 @@ import mlx.nn as nn
 from ..held_out import HeldOutBatch
 from .capture import Around, Tap, flush_subnormal_cotangents
 from .conventions import Calling, Forward, find_calling
-from .discovery import CellSite, LayerSite, Sites, find_sites
+from .discovery import find_sites
 from .errors import ModelError
-from .isolation import undisturbed
+from .isolation import evaluation_mode, undisturbed
+from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
-from .trees import get_leaf, replace_leaf
+from .trees import Path, get_leaf, modules, replace_leaf
 
 __all__ = ["Instrument", "Pass"]
 
@@ -61,58 +62,77 @@ class _Recorder:
         self, tap: Tap, cells: Sequence[CellSite], layers: Sequence[LayerSite], flush: bool
     ) -> None:
         self._tap, self._cells, self._layers, self._flush = tap, cells, layers, flush
-        self._shown: dict[int, list[tuple[Any, Any]]] = {}
+        self._shown: dict[str, list[tuple[Any, Any]]] = {}
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        watched = {id(module): module for module in self._modules()}
-        with self._tap.on([(m, self._around(m)) for m in watched.values()]):
+    def listening(self, model: nn.Module) -> Iterator[None]:
+        sites: list[CellSite | LayerSite] = [*self._cells, *self._layers]
+        watched = dict.fromkeys(site.module for site in sites)
+        found = dict(modules(model))
+        missing = [path for path in watched if path not in found]
+        if missing:
+            raise ModelError(f"the model had a module {missing[0]!r} when it was looked at first")
+        with self._tap.on([(found[path], self._around(path)) for path in watched]):
             yield
 
-    def _around(self, module: nn.Module) -> Around:
-        flushed = [
-            path
+    def _around(self, module: str) -> Around:
+        flushed = {
+            path: None
             for site in self._cells
-            if site.module is module and self._flush and not site.whole_sequence
+            if site.module == module and self._flush and not site.whole_sequence
             for path in site.out_paths
-        ]
+        }
 
         def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             out = call(*args, **kwargs)
             for path in flushed:
-                out = replace_leaf(out, path, flush_subnormal_cotangents(get_leaf(out, path)))
-            self._shown[id(module)].append(((args, kwargs), out))
+                state = get_leaf(out, path)
+                if isinstance(state, mx.array) and mx.issubdtype(state.dtype, mx.floating):
+                    out = replace_leaf(out, path, flush_subnormal_cotangents(state))
+            self._shown.setdefault(module, []).append(((args, kwargs), out))
             return out
 
         return wrapper
 
     def clear(self) -> None:
-        self._shown = {id(module): [] for module in self._modules()}
+        self._shown = {}
 
-    def _modules(self) -> list[nn.Module]:
-        return [s.module for s in self._cells] + [s.module for s in self._layers]
-
-    def into(self, result: Pass) -> None:
-        for cell in self._cells:
-            calls = self._shown[id(cell.module)][cell.calls]
-            if cell.reverse and not cell.whole_sequence:
-                calls = calls[::-1]
+    def into(self, result: Pass, states: bool, activations: bool) -> None:
+        for cell in self._cells if states else ():
+            shown = self._calls(cell)
             result.states[cell.name] = [
-                [get_leaf(out, path) for _, out in calls] for path in cell.out_paths
+                [self._array(shown[number][1], path, cell) for number in cell.calls]
+                for path in cell.out_paths
             ]
-            first = self._shown[id(cell.module)][self._first_call(cell)]
-            initial = [get_leaf(first[0], path) for path in cell.in_paths]
-            if initial and all(isinstance(a, mx.array) for a in initial):
+            initial = [get_leaf(shown[cell.first][0], path) for path in cell.in_paths]
+            if initial and all(isinstance(a, mx.array) and a.ndim for a in initial):
                 result.initial[cell.name] = initial
-        for layer in self._layers:
-            shown = self._shown[id(layer.module)][layer.calls]
+        for layer in self._layers if activations else ():
+            shown = self._calls(layer)
             result.activations[layer.name] = [
-                get_leaf(given if layer.at_input else out, layer.path) for given, out in shown
+                self._array(shown[number][0 if layer.at_input else 1], layer.path, layer)
+                for number in layer.calls
             ]
+
+    def _calls(self, site: CellSite | LayerSite) -> list[tuple[Any, Any]]:
+        shown = self._shown.get(site.module, [])
+        if len(shown) != site.calls_in_all:
+            raise ModelError(
+                f"{site.name} was called {len(shown)} times, but {site.calls_in_all} times when "
+                "the model was looked at first: with calls that come and go there is no telling "
+                "which belong to which step"
+            )
+        return shown
 
     @staticmethod
-    def _first_call(cell: CellSite) -> int:
-        return cell.calls.start - (cell.calls.step - 1) if cell.calls.step else 0
+    def _array(tree: Any, path: Path, site: CellSite | LayerSite) -> mx.array:
+        array = get_leaf(tree, path)
+        if not isinstance(array, mx.array):
+            raise ModelError(
+                f"{site.name} gave no array where it had given one when the model was looked at "
+                "first"
+            )
+        return array
 
 
 class Instrument:
@@ -167,13 +187,16 @@ class Instrument:
                 [cells] if isinstance(cells, str) else cells,
                 [layers] if isinstance(layers, str) else layers,
             )
+            self.calling(held_out.inputs, self.time_delta)
+            self._modules = len(modules(model))
+            evaluation_mode(model)
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
             if target == "loss" or callable(target):
                 # Only the whole batch shows whether its targets fit.
                 outputs = self.calling(held_out.inputs, self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
-        self.notes = self.sites.notes
+        self.notes = (*self.calling.notes, *self.sites.notes)
 
     def small(self) -> Instrument:
         """The same for the batch's first two sequences, or for all where only all will do."""
@@ -188,20 +211,21 @@ class Instrument:
         self, cells: Sequence[str] | None, layers: Sequence[str] | None
     ) -> tuple[Calling, Sites]:
         held_out = self.held_out.head(2)
+        self._one_batch_size = False
         try:
             calling = find_calling(self.model, held_out, self.forward)
         except ModelError:
             if len(self.held_out) <= 2:
                 raise
-            # Some models are made for one batch size.
             held_out = self.held_out
             calling = find_calling(self.model, held_out, self.forward)
+            self._one_batch_size = True
         self._probed = held_out
         delta = _flat(held_out)
         sites = find_sites(
             self.model,
             held_out,
-            lambda: calling(held_out.inputs, delta),
+            lambda inputs: calling(inputs, delta),
             cells=cells,
             layers=layers,
         )
@@ -217,14 +241,32 @@ class Instrument:
         """Whether intervals reach the model."""
         return self.calling.time_argument is not None and self.held_out.time_delta is not None
 
+    def _ready(self) -> None:
+        """Let a model that makes its layers when it is first called do so.
+
+        They would be in train mode otherwise: it is not known before that there are any.
+        """
+        if len(modules(self.model)) < self._modules:
+            self.calling(self.held_out.inputs, self.time_delta)
+            evaluation_mode(self.model)
+
     def forward_values(
         self, time_deltas: Sequence[mx.array], chosen: mx.array | None
     ) -> list[mx.array]:
-        """Targets ``(B,)`` of the same inputs under several intervals ``(B, T)``, in one pass."""
+        """Targets ``(B,)`` of the same inputs under several intervals ``(B, T)``.
+
+        In one pass, unless the model is made for one batch size.
+        """
+        self._ready()
         inputs = self.held_out.inputs
         copies, batch = len(time_deltas), len(self.held_out)
-        outputs = self.calling(mx.concatenate([inputs] * copies), mx.concatenate(list(time_deltas)))
-        parts = [outputs[i * batch : (i + 1) * batch] for i in range(copies)]
+        if self._one_batch_size:
+            parts = [self.calling(inputs, delta) for delta in time_deltas]
+        else:
+            outputs = self.calling(
+                mx.concatenate([inputs] * copies), mx.concatenate(list(time_deltas))
+            )
+            parts = [outputs[i * batch : (i + 1) * batch] for i in range(copies)]
         return [self.target(part, chosen) for part in parts]
 
     def run(
@@ -240,6 +282,7 @@ class Instrument:
         With both gradients it costs what one gradient costs; states and activations are recorded
         in the same pass.
         """
+        self._ready()
         inputs, delta = self.held_out.inputs, self.time_delta
         gradient = input_gradient or time_gradient
         recorder = _Recorder(
@@ -255,11 +298,11 @@ class Instrument:
             chosen = self.target.choose(outputs)
             values = self.target(outputs, chosen)
             result = Pass(outputs, values, chosen)
-            recorder.into(result)
+            recorder.into(result, states, activations)
             # Sequences don't interact in eval mode, so the gradient of the sum is that of each.
             return values.sum(), result
 
-        with recorder.listening():
+        with recorder.listening(self.model):
             if not gradient:
                 return forward(inputs, delta)[1]
             kept: list[Pass] = []

@@ -1,15 +1,18 @@
-"""Arrays inside the nested tuples, lists and dicts that modules take and return."""
+"""Arrays and modules inside the nested containers that models take, return and are made of."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 
-__all__ = ["Path", "get_leaf", "leaves", "modules", "replace_leaf"]
+__all__ = ["Path", "children", "get_leaf", "leaves", "modules", "replace_leaf"]
 
+# Keys of dicts, indices of tuples and lists, and names of a dataclass's fields.
 Path: TypeAlias = "tuple[Any, ...]"
 
 
@@ -25,14 +28,17 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, mx.array]]:
     elif isinstance(tree, list | tuple):
         for index, value in enumerate(tree):
             yield from leaves(value, (*path, index))
+    elif _is_record(tree):
+        for field in dataclasses.fields(tree):
+            yield from leaves(getattr(tree, field.name, None), (*path, field.name))
 
 
 def get_leaf(tree: Any, path: Path) -> Any:
     """What stands at ``path``; None where the path breaks off."""
     for key in path:
         try:
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
+            tree = getattr(tree, key) if _is_record(tree) else tree[key]
+        except (AttributeError, KeyError, IndexError, TypeError):
             return None
     return tree
 
@@ -42,13 +48,38 @@ def replace_leaf(tree: Any, path: Path, value: Any) -> Any:
     if not path:
         return value
     key, rest = path[0], path[1:]
+    if _is_record(tree):
+        changed = copy.copy(tree)
+        # Also on a frozen one: the copy is ours.
+        object.__setattr__(changed, key, replace_leaf(getattr(tree, key), rest, value))
+        return changed
     inner = replace_leaf(tree[key], rest, value)
     if isinstance(tree, dict):
-        return type(tree)({**tree, key: inner})
+        changed = copy.copy(tree)
+        changed[key] = inner
+        return changed
     items = [inner if i == key else item for i, item in enumerate(tree)]
     if hasattr(tree, "_fields"):  # a namedtuple takes its fields one by one
         return type(tree)(*items)
     return type(tree)(items)
+
+
+def _is_record(tree: Any) -> bool:
+    return dataclasses.is_dataclass(tree) and not isinstance(tree, type | nn.Module)
+
+
+def children(node: Any) -> Iterator[tuple[str, Any]]:
+    """Containers inside a module or container, by key.
+
+    A module's attributes are among them: what was put there past ``nn.Module.__setattr__``, a
+    module that is to be held without owning its parameters, is called like any other.
+    """
+    items: list[tuple[Any, Any]] = list(node.items() if isinstance(node, dict) else enumerate(node))
+    if isinstance(node, nn.Module):
+        items += vars(node).items()
+    for key, value in items:
+        if isinstance(value, dict | list | tuple):
+            yield str(key), value
 
 
 def modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -69,12 +100,8 @@ def modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
         if id(node) in seen:
             continue
         seen.add(id(node))
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        stack += [
-            (f"{path}.{key}" if path else str(key), value)
-            for key, value in reversed(list(items))
-            if isinstance(value, dict | list | tuple)
-        ]
+        inside = [(f"{path}.{key}" if path else key, value) for key, value in children(node)]
+        stack += reversed(inside)
     return list(found.values())
 
 

@@ -1,0 +1,685 @@
+"""Every model of the zoo is understood, by comparison with what a plain run of it gives."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import zoo
+from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
+
+import ncp_callbacks as ncp
+from ncp_callbacks.held_out import to_numpy
+from ncp_callbacks.instrument import Instrument, ModelError, undisturbed
+
+every_example = pytest.mark.parametrize("name", EXAMPLES)
+
+
+def looked_at(name, *needs, **options):
+    """The example, its inputs, the instrument and what it sees."""
+    case = EXAMPLES[name]
+    x, dt = zoo.data(case)
+    model = zoo.made(case)
+    if name.startswith("enhanced/"):
+        case.plain(model, x, dt)  # which makes its weights
+    instrument = Instrument(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
+    with undisturbed(model):
+        return case, x, dt, instrument, ncp.Observation(instrument, 0, needs)
+
+
+def built(name):
+    """The same model as in ``looked_at``, with its late weights, in eval mode."""
+    case = EXAMPLES[name]
+    x, dt = zoo.data(case)
+    model = zoo.made(case)
+    if name.startswith("enhanced/"):
+        case.plain(model, x, dt)
+    if name != "hand/cycle":  # on which MLX's eval() never returns
+        model.eval()
+    return case, x, dt, model
+
+
+def close(seen, expected, tolerance=1e-6):
+    expected = to_numpy(expected) if isinstance(expected, mx.array) else expected
+    assert seen.shape == expected.shape
+    np.testing.assert_allclose(seen, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+# ---- what is found
+
+
+@every_example
+def test_calling_cells_and_layers_are_found(name):
+    case, x, dt, instrument, seen = looked_at(name)
+    sites = instrument.sites
+    reference = case.states(built(name)[3], x, dt)
+    assert instrument.calling.time_argument == case.time
+    assert [site.name for site in sites.cells] == list(reference)
+    assert {site.name for site in sites.cells if site.reverse} == case.reverse
+    assert [(s.name, s.activation) for s in sites.layers] == list(case.layers.items())
+    assert seen.outputs.shape == (BATCH, *case.outputs)
+    assert len(instrument.notes) == len(case.notes), instrument.notes
+    for word, note in zip(case.notes, instrument.notes, strict=True):
+        assert word in note
+
+
+@every_example
+def test_states_are_those_of_a_loop_by_hand(name):
+    case, x, dt, _, seen = looked_at(name, ncp.Need.STATES)
+    reference = case.states(built(name)[3], x, dt)
+    for cell in seen.states:
+        close(cell.values, np.stack([to_numpy(s) for s in reference[cell.cell]], 1), case.tolerance)
+        if cell.initial is not None and not cell.cell.endswith("#2"):
+            assert not cell.initial.any()
+            assert cell.initial.shape == (BATCH, cell.values.shape[-1])
+
+
+@every_example
+def test_gradients_are_those_of_a_plain_function(name):
+    wanted = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT, *ncp.Need}
+    output = EXAMPLES[name].outputs[-1] - 1
+    case, x, dt, _, seen = looked_at(name, *wanted, target=output)
+    model = built(name)[3]
+
+    def target(x, dt):
+        outputs = case.plain(model, x, dt)
+        return (outputs[:, -1] if len(case.outputs) > 1 else outputs)[..., output].sum()
+
+    expected = mx.grad(target, argnums=[0] if dt is None else [0, 1])(x, dt)
+    expected = expected if isinstance(expected, tuple | list) else [expected]
+    close(seen.input_gradient, expected[0], case.tolerance)
+    assert np.abs(seen.input_gradient).max() > 0
+    if dt is None:
+        assert seen.time_gradient is None
+    else:
+        close(seen.time_gradient, to_numpy(expected[1]).reshape(BATCH, STEPS), case.tolerance)
+        assert bool(np.any(seen.time_gradient)) == case.uses_time
+
+
+@every_example
+def test_targets_at_scaled_intervals_are_those_of_plain_calls(name):
+    case, x, dt, instrument, seen = looked_at(name, target=0)
+    if dt is None:
+        with pytest.raises(RuntimeError, match="takes no intervals"):
+            seen.values_at_scales((2.0,))
+        return
+    model = built(name)[3]
+    with undisturbed(instrument.model):
+        values = seen.values_at_scales((0.5, 1.0, 3.0))
+    for scale in (0.5, 1.0, 3.0):
+        outputs = case.plain(model, x, dt * scale)
+        expected = (outputs[:, -1] if len(case.outputs) > 1 else outputs)[..., 0]
+        close(values[scale], expected, case.tolerance)
+    assert np.array_equal(values[0.5], values[3.0]) != case.uses_time
+
+
+def hidden(cell, x, h):
+    """The hidden layer of a ``zoo.TimedCell``."""
+    return nn.relu(cell.mix(mx.concatenate([x, h], axis=-1)))
+
+
+def of_chain(cell, inputs, states, reverse=False):
+    """Its activations at every step, from the inputs and states of each."""
+    before = [*states[1:], None] if reverse else [None, *states[:-1]]
+    return [
+        hidden(cell, x, zoo.zeros(x) if h is None else h)
+        for x, h in zip(inputs, before, strict=True)
+    ]
+
+
+def activations_by_hand(name, model, x, dt):
+    by_step = [x[:, t] for t in range(STEPS)]
+    if name == "hand/both-ways":
+        ways, states, layers = model.all(x, dt), {}, {}
+        x = nn.silu(model.enter(x))
+        for i, pair in enumerate(model.pairs):
+            states = {"ahead": ways[2 * i], "back": ways[2 * i + 1]}
+            by_step = [x[:, t] for t in range(STEPS)]
+            for way, found in states.items():
+                layers[f"pairs.{i}.{way}.mix"] = of_chain(pair[way], by_step, found, way == "back")
+            x = mx.concatenate([mx.stack(s, axis=1) for s in states.values()], axis=-1)
+        return layers
+    if name.startswith("hand/shared"):
+        first, second = model.both(x, dt)
+        entered = [model.enter(x_t) for x_t in by_step]
+        ahead = of_chain(model.cell, entered, first)
+        after = of_chain(model.cell, first, second, reverse="backwards" in name)
+        if "carrying-on" in name:
+            after[0] = hidden(model.cell, first[0], first[-1])
+        return {"cell.mix#1": ahead, "cell.mix#2": after}
+    if name == "hand/sub-steps":
+        h, found = zoo.zeros(x), []
+        for t in range(STEPS):
+            for _ in range(3):
+                last = hidden(model.cell, x[:, t], h)
+                h = model.cell(x[:, t], h, dt[:, t, None] / 3)
+            found.append(last)
+        return {"cell.mix": found}
+    if name == "port/cfc-deep-dropout-proj":
+        cell, states = model.rnn_cell, EXAMPLES[name].states(model, x, dt)["rnn_cell"]
+        layers = cell.backbone.layers
+        found = {"rnn_cell.backbone.layers.0": [], "rnn_cell.backbone.layers.3": []}
+        for x_t, h in zip(by_step, [zoo.zeros(x), *states[:-1]], strict=True):
+            z = layers[1](layers[0](mx.concatenate([x_t, h], axis=-1)))
+            found["rnn_cell.backbone.layers.0"].append(z)
+            found["rnn_cell.backbone.layers.3"].append(layers[4](layers[3](z)))
+        return found
+    states = EXAMPLES[name].states(model, x, dt)["cell"]
+    return {"cell.mix": of_chain(model.cell, by_step, states)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "port/cfc-deep-dropout-proj",
+        "hand/both-ways",
+        "hand/shared-one-after-other",
+        "hand/shared-in-turns",
+        "hand/shared-carrying-on",
+        "hand/shared-backwards",
+        "hand/sub-steps",
+        "hand/awkward-class",
+        "hand/time-PassingOn",
+    ],
+)
+def test_activations_are_those_of_a_loop_by_hand(name):
+    if name == "hand/time-PassingOn":
+        case, x, dt, _, seen = looked_at(name, ncp.Need.ACTIVATIONS)
+        net = built(name)[3].net
+        by_step = [x[:, t] for t in range(STEPS)]
+        states = case.states(built(name)[3], x, dt)["net.cell"]
+        expected = {"net.cell.mix": of_chain(net.cell, by_step, states)}
+    else:
+        case, x, dt, _, seen = looked_at(name, ncp.Need.ACTIVATIONS)
+        expected = activations_by_hand(name, built(name)[3], x, dt)
+    assert [layer.layer for layer in seen.activations] == list(expected)
+    for layer in seen.activations:
+        close(layer.values, np.stack([to_numpy(a) for a in expected[layer.layer]], 1))
+
+
+def test_activations_after_norms_and_plain_functions():
+    for name in ("hand/backbone-plain", "hand/backbone-own", "hand/backbone-norms"):
+        case, x, dt, _, seen = looked_at(name, ncp.Need.ACTIVATIONS)
+        model = built(name)[3]
+        cell, states = model.cell, case.states(model, x, dt)["cell"]
+        for t, h in enumerate([zoo.zeros(x), *states[:-1]]):
+            z = cell.first(mx.concatenate([x[:, t], h], axis=-1))
+            if cell.variant == "plain":
+                first = mx.sin(0.1 * nn.relu6(z))
+                second = nn.leaky_relu(cell.second(first))
+            elif cell.variant == "own":
+                first = cell.own(z)
+                second = cell.second(first)
+            else:
+                first = nn.relu(cell.norms[0](z))
+                second = mx.tanh(cell.norms[1](cell.second(first)))
+            close(seen.activations[0].values[:, t], first)
+            close(seen.activations[1].values[:, t], second)
+
+
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if n.startswith("enhanced/")])
+def test_a_model_whose_weights_are_not_made_yet(name):
+    case = EXAMPLES[name]
+    x, dt = zoo.data(case)
+    model = zoo.made(case)
+    keys = {path: list(module) for path, module in model.named_modules()}
+    instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
+    with undisturbed(model):
+        before = ncp.Observation(instrument, 0, set(ncp.Need))
+    assert {path: list(module) for path, module in model.named_modules()} == keys
+    model(x, time_delta=dt)  # makes them, as the first training step does
+    model.train()
+    with undisturbed(model):
+        after = ncp.Observation(instrument, 1, set(ncp.Need))
+    expected = case.states(built(name)[3], x, dt)
+    for seen in (before, after):
+        for cell in seen.states:
+            close(cell.values, np.stack([to_numpy(s) for s in expected[cell.cell]], axis=1))
+    assert [a.activation for a in after.activations] == list(case.layers.values())
+
+
+# ---- other steps, batches, inputs
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_any_number_of_sequences(batch):
+    for name in ("port/cfc-default", "hand/both-ways", "nn/lstm-stacked", "hand/between-held"):
+        case = EXAMPLES[name]
+        x, dt = zoo.data(case, batch=batch)
+        model = zoo.made(case)
+        instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
+        with undisturbed(model):
+            seen = ncp.Observation(instrument, 0, set(ncp.Need))
+        expected = case.states(built(name)[3], x, dt)
+        assert [c.cell for c in seen.states] == list(expected)
+        for cell in seen.states:
+            close(cell.values, np.stack([to_numpy(s) for s in expected[cell.cell]], axis=1))
+
+
+def test_sequences_of_one_step_have_no_states_handed_on():
+    model = zoo.made(EXAMPLES["port/cfc-default"])
+    instrument = Instrument(model, ncp.HeldOutBatch(mx.ones((3, 1, FEATURES)), 0.5))
+    assert not instrument.sites.cells
+    assert "one step" in instrument.notes[0]
+
+
+def test_inputs_that_never_change_leave_the_direction_open():
+    case = EXAMPLES["hand/both-ways"]
+    x = mx.broadcast_to(mx.random.normal((3, 1, FEATURES)), (3, STEPS, FEATURES))
+    instrument = Instrument(zoo.made(case), ncp.HeldOutBatch(x, 0.5))
+    assert [site.name for site in instrument.sites.cells] == list(zoo._WAYS)
+    assert sum("which way it runs" in note for note in instrument.notes) == 4
+
+
+def test_nan_in_a_state_is_followed():
+    case = EXAMPLES["hand/state-tuple"]
+    x, _ = zoo.data(case)
+    values = to_numpy(x)
+    values[0, 2] = np.nan
+    instrument = Instrument(zoo.made(case), ncp.HeldOutBatch(values))
+    with undisturbed(instrument.model):
+        states = ncp.Observation(instrument, 0, {ncp.Need.STATES}).states
+    assert states[0].cell == "cell"
+    assert np.isnan(states[0].values[0, 2:]).all()
+    assert np.isfinite(states[0].values[1:]).all()
+
+
+# ---- naming cells, layers and the call
+
+
+def test_cells_by_name():
+    case = EXAMPLES["hand/both-ways"]
+    x, dt = zoo.data(case)
+    expected = case.states(built("hand/both-ways")[3], x, dt)
+    for pattern, found in {
+        "pairs.1.back": ["pairs.1.back"],
+        "pairs.?.back": ["pairs.0.back", "pairs.1.back"],
+        "*.ahead": ["pairs.0.ahead", "pairs.1.ahead"],
+    }.items():
+        *_, seen = looked_at("hand/both-ways", ncp.Need.STATES, cells=pattern)
+        assert [cell.cell for cell in seen.states] == found
+        for cell in seen.states:
+            close(cell.values, np.stack([to_numpy(s) for s in expected[cell.cell]], axis=1))
+
+
+def test_the_inner_of_two_cells_by_name():
+    *_, seen = looked_at("hand/in-wrapper", ncp.Need.STATES, cells="wrapped.cell")
+    assert [cell.cell for cell in seen.states] == ["wrapped.cell"]
+    assert seen.states[0].values.shape == (BATCH, STEPS, UNITS)
+
+
+def test_a_module_named_as_cell_is_read_by_what_it_returns():
+    *_, seen = looked_at("hand/backbone-plain", ncp.Need.STATES, cells="cell.first")
+    assert seen.states[0].values.shape == (BATCH, STEPS, 6)
+    assert seen.states[0].initial is None
+    _, x, *_, seen = looked_at("hand/shared-backwards", ncp.Need.STATES, cells="enter")
+    close(seen.states[0].values, built("hand/shared-backwards")[3].enter(x))
+
+
+def test_layers_by_name():
+    _, x, dt, _, seen = looked_at("hand/both-ways", ncp.Need.ACTIVATIONS, layers=["enter", "*.out"])
+    names = ["enter", *(f"{way}.out" for way in zoo._WAYS)]
+    assert [(a.layer, a.activation) for a in seen.activations] == [(n, "identity") for n in names]
+    model = built("hand/both-ways")[3]
+    close(seen.activations[0].values, model.enter(x))
+    expected = activations_by_hand("hand/both-ways", model, x, dt)
+    for way, layer in zip(zoo._WAYS, seen.activations[1:], strict=True):
+        out = model.pairs[int(way[6])][way[8:]].out
+        values = np.stack([to_numpy(out(a)) for a in expected[f"{way}.mix"]], axis=1)
+        close(layer.values, values)
+
+
+def test_a_layer_that_several_runs_share_is_read_once_for_each():
+    _, x, dt, _, seen = looked_at("hand/shared-backwards", ncp.Need.ACTIVATIONS, layers="cell.out")
+    model = built("hand/shared-backwards")[3]
+    expected = activations_by_hand("hand/shared-backwards", model, x, dt)
+    assert [a.layer for a in seen.activations] == ["cell.out#1", "cell.out#2"]
+    for layer, mixed in zip(seen.activations, expected.values(), strict=True):
+        close(layer.values, np.stack([to_numpy(model.cell.out(a)) for a in mixed], axis=1))
+
+
+def test_a_stack_named_as_layer_tells_its_activation():
+    *_, instrument, seen = looked_at(
+        "hand/backbone-block", ncp.Need.ACTIVATIONS, layers="cell.block"
+    )
+    assert [(s.name, s.activation) for s in instrument.sites.layers] == [("cell.block", "sigmoid")]
+    assert seen.activations[0].values.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cells": "nothing.*"}, r"'nothing\.\*' matches no module; the model has .*rnn_cell"),
+        ({"cells": "rnn_cell.ff1"}, "never called; called were .*rnn_cell.backbone"),
+        ({"layers": "rnn_cell.ff1"}, "never called"),
+        ({"layers": ["rnn_cell.backbone", "oops"]}, "'oops' matches no module"),
+        ({"forward": 3}, "forward is a int"),
+        ({"forward": lambda model, x, dt: None}, "returned a NoneType"),
+        ({"forward": lambda model, x, dt: model.nothing(x)}, "forward failed on inputs .*nothing"),
+        ({"forward": lambda model, x, dt: {"a": x, "b": x}}, "returned a dict"),
+        ({"forward": lambda model, x, dt: x.argmax(-1)}, "has no gradient"),
+        ({"forward": lambda model, x, dt: x.swapaxes(0, 1)}, "first axis must be the batch"),
+        ({"forward": lambda model, x, dt: mx.cumsum(x, 0)}, "as though the batch were time"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(options, message):
+    with pytest.raises((ModelError, TypeError), match=message):
+        looked_at("port/cfc-default", **options)
+
+
+def test_a_model_that_wants_time_first_is_not_mistaken():
+    model = zoo.made(EXAMPLES["port/cfc-time-first"])
+    x, _ = zoo.data(EXAMPLES["port/cfc-default"])
+    with pytest.raises(ModelError, match=r"as though the batch were time.*transpose in\s+forward="):
+        Instrument(model, ncp.HeldOutBatch(x))
+
+
+def test_intervals_that_a_model_has_no_keyword_for_are_refused():
+    model = zoo.made(EXAMPLES["port/node-without-keyword"])
+    x, _ = zoo.data(EXAMPLES["port/cfc-default"])
+    with pytest.raises(ModelError, match=r"takes no keyword for it.*forward="):
+        Instrument(model, ncp.HeldOutBatch(x, 0.5))
+
+
+def test_intervals_that_a_model_needs_are_asked_for():
+    model = zoo.made(EXAMPLES["hand/time-ByPosition"])
+    x, _ = zoo.data(EXAMPLES["port/cfc-default"])
+    with pytest.raises(ModelError, match="is time_delta= missing in HeldOutBatch"):
+        Instrument(model, ncp.HeldOutBatch(x))
+
+
+# ---- what can't be found is said
+
+
+class Inlined(nn.Module):
+    """Its step is not a module."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.wx, self.wh = nn.Linear(FEATURES, UNITS), nn.Linear(UNITS, UNITS)
+        self.rule = rule
+
+    def __call__(self, x):
+        h, states = zoo.zeros(x), []
+        if self.rule == "whole":
+            return self.wh(mx.tanh(self.wx(x)))
+        for t in range(x.shape[1] - (self.rule == "missing a step")):
+            new = mx.tanh(self.wx(x[:, t]) + self.wh(h))
+            h = h + 0.1 * new if self.rule == "residual" else new
+            states.append(h)
+        return mx.stack(states, axis=1)[:, -1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("residual", "called once per step are wx, wh, but they hand nothing on.*cells='wx'"),
+        ("plain", "called once per step are wx, wh, but they hand nothing on"),
+        ("missing a step", "called repeatedly are wx 5 times, wh 5 times, for 6 steps"),
+        ("whole", "wx, wh may be one that runs over the sequence by itself"),
+    ],
+)
+def test_no_cell_is_said_with_what_might_be_one(rule, message):
+    model = Inlined(rule)
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    instrument = Instrument(model, ncp.HeldOutBatch(x))
+    assert not instrument.sites.cells
+    note = next(n for n in instrument.notes if n.startswith("no recurrent cell was found"))
+    assert re.search(message, note), note
+
+
+def test_a_cell_called_too_often_can_not_be_named():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    with pytest.raises(
+        ModelError, match=r"wh was called 5 times for 6 steps and returned \(2, 5\)"
+    ):
+        Instrument(Inlined("missing a step"), ncp.HeldOutBatch(x), cells="wh")
+    with pytest.raises(ModelError, match="wh was called 5 times for 6 steps"):
+        Instrument(Inlined("missing a step"), ncp.HeldOutBatch(x), layers="wh")
+
+
+class KeepsItsState(nn.Module):
+    """``cell(x) -> h``, with h in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.h = nn.Linear(FEATURES + UNITS, UNITS), None
+
+    def __call__(self, x):
+        self.h = mx.tanh(self.lin(mx.concatenate([x, self.h], axis=-1)))
+        return self.h
+
+
+class WithStatefulCell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = KeepsItsState()
+
+    def __call__(self, x):
+        self.cell.h = zoo.zeros(x)
+        return mx.stack([self.cell(x[:, t]) for t in range(x.shape[1])], axis=1)
+
+
+def test_a_cell_that_keeps_its_state_can_be_named():
+    mx.random.seed(0)
+    model = WithStatefulCell()
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    assert "cells='cell'" in Instrument(model, ncp.HeldOutBatch(x)).notes[0]
+    instrument = Instrument(model, ncp.HeldOutBatch(x), cells="cell")
+    with undisturbed(model):
+        seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    close(seen.states[0].values, model(x))
+
+
+class Vmapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = zoo.PlainCell()
+
+    def __call__(self, x):
+        def one(sequence):
+            h = mx.zeros((UNITS,))
+            for t in range(sequence.shape[0]):
+                h = self.cell(sequence[t], h)
+            return h
+
+        return mx.vmap(one)(x)
+
+
+def test_calls_inside_vmap_can_not_be_seen_and_that_is_said():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    instrument = Instrument(Vmapped(), ncp.HeldOutBatch(x))
+    assert not instrument.sites.cells
+    assert "mx.vmap" in instrument.notes[0]
+    with undisturbed(instrument.model):
+        seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
+    assert np.abs(seen.input_gradient).max() > 0
+    assert not seen.states
+
+
+class Adaptive(nn.Module):
+    """As many calls as the largest input asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = zoo.PlainCell()
+
+    def __call__(self, x):
+        h = zoo.zeros(x)
+        for t in range(x.shape[1]):
+            for _ in range(1 + int(mx.abs(x).max().item())):
+                h = self.cell(x[:, t], h)
+        return h
+
+
+def test_calls_that_come_and_go_are_not_assigned_to_steps():
+    x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
+    x[:, 1] = 0.7
+    x[3] = 1.5  # beyond the two sequences that are looked at first
+    instrument = Instrument(Adaptive(), ncp.HeldOutBatch(x))
+    assert [site.name for site in instrument.sites.cells] == ["cell"]
+    with undisturbed(instrument.model):
+        with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
+            ncp.Observation(instrument, 0, {ncp.Need.STATES})
+        ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
+
+
+class BatchMean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(FEATURES, UNITS)
+
+    def __call__(self, x):
+        return self.gru(x - x.mean(axis=0))
+
+
+def test_sequences_that_act_on_each_other_are_mentioned():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    notes = Instrument(BatchMean(), ncp.HeldOutBatch(x)).notes
+    assert "depend on the other sequences in the batch" in notes[0]
+
+
+class Attentive(nn.Module):
+    """What its cell is given at any step depends on all steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.cell = nn.MultiHeadAttention(4, 2), zoo.PlainCell(4)
+        self.enter = nn.Linear(FEATURES, 4)
+
+    def __call__(self, x):
+        x = self.enter(x)
+        x, h = self.attention(x, x, x), zoo.zeros(x)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+        return h
+
+
+def test_a_direction_that_can_not_be_told_is_mentioned():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    instrument = Instrument(Attentive(), ncp.HeldOutBatch(x))
+    assert [site.name for site in instrument.sites.cells] == ["cell"]
+    assert any("which way it runs can't be told" in note for note in instrument.notes)
+
+
+class FixedBatch(nn.Module):
+    """Made for one batch size; and given something beside the sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.start = zoo.TimedCell(), nn.Linear(2, UNITS)
+
+    def __call__(self, x, static, dt):
+        h = self.start(static)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h, dt[:, t, None])
+        return h
+
+
+def test_a_model_for_one_batch_size_with_another_input():
+    case = EXAMPLES["hand/sub-steps"]
+    x, dt = zoo.data(case)
+    static, model = mx.random.normal((BATCH, 2)), FixedBatch()
+    instrument = Instrument(
+        model,
+        ncp.HeldOutBatch(x, dt),
+        forward=lambda model, x, dt: model(x, static, dt),
+        target=0,
+    )
+    assert instrument.small() is instrument
+    with undisturbed(model):
+        seen = ncp.Observation(instrument, 0, set(ncp.Need))
+        scaled = seen.values_at_scales((2.0,))[2.0]
+    close(scaled, model(x, static, 2 * dt)[:, 0])
+    close(seen.states[0].initial, model.start(static))
+
+
+class Iterated(nn.Module):
+    """A block applied to the whole sequence as often as there are steps is no cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Linear(FEATURES, FEATURES)
+
+    def __call__(self, x):
+        for _ in range(STEPS):
+            x = self.block(x)
+        return x
+
+
+def test_a_block_applied_repeatedly_is_no_cell():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    assert not Instrument(Iterated(), ncp.HeldOutBatch(x)).sites.cells
+
+
+class PassesThrough(nn.Module):
+    """Dropout in eval mode returns what it is given; some inputs stay as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.cell = nn.Dropout(0.5), zoo.PlainCell()
+
+    def __call__(self, x):
+        h, context, steps = zoo.zeros(x), x.mean(axis=1), mx.zeros((len(x), 1))
+        for t in range(x.shape[1]):
+            context = self.drop(context)
+            h = self.cell(x[:, t] + context, h)
+            steps = self.drop(steps)
+        return h
+
+
+def test_what_is_only_passed_through_is_no_state():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    instrument = Instrument(PassesThrough(), ncp.HeldOutBatch(x))
+    assert [site.name for site in instrument.sites.cells] == ["cell"]
+
+
+# ---- what a held-out batch can't be yet
+
+
+def test_tokens_and_several_inputs_are_refused_with_a_way_out():
+    tokens = mx.array(np.random.default_rng(0).integers(0, 9, (BATCH, STEPS)))
+    with pytest.raises(TypeError, match=r"tokens.*embed"):
+        ncp.HeldOutBatch(tokens)
+    with pytest.raises(TypeError, match=r"dict.*forward="):
+        ncp.HeldOutBatch({"x": mx.zeros((2, 3, 4)), "static": mx.zeros((2, 5))})
+    with pytest.raises(TypeError, match=r"tuple.*forward="):
+        ncp.HeldOutBatch((mx.zeros((2, 3, 4)), mx.zeros((2, 5))))
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.cell = nn.Embedding(9, FEATURES), zoo.PlainCell()
+        self.head = nn.Linear(UNITS, OUTPUTS)
+
+    def __call__(self, tokens):
+        return self.read(self.embedding(tokens))
+
+    def read(self, x):
+        h = zoo.zeros(x)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+        return self.head(h)
+
+
+def test_the_way_out_for_tokens_works():
+    tokens = mx.array(np.random.default_rng(0).integers(0, 9, (BATCH, STEPS)))
+    model = Tagger()
+    held_out = ncp.HeldOutBatch(model.embedding(tokens))
+    instrument = Instrument(model, held_out, forward=lambda model, x, dt: model.read(x), target=0)
+    with undisturbed(model):
+        seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})
+    expected = mx.grad(lambda x: model.read(x)[:, 0].sum())(model.embedding(tokens))
+    close(seen.input_gradient, expected)
+    close(seen.outputs, model(tokens))
+
+
+def test_the_zoo_is_complete():
+    families = {k: len(list(v)) for k, v in itertools.groupby(EXAMPLES, lambda n: n.split("/")[0])}
+    assert families.keys() == {"port", "enhanced", "nn", "hand"}
+    assert all(count >= 4 for count in families.values())
