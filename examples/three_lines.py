@@ -1,4 +1,4 @@
-"""The three lines in a plain loop: a small LTC learns to tell a rising from a falling signal.
+"""The three lines in a plain loop: a small LTC learns how steeply a signal rises or falls.
 
 python examples/three_lines.py
 """
@@ -21,11 +21,11 @@ class Net(nn.Module):
 
 
 def batch(seed: int, size: int = 32) -> tuple[mx.array, mx.array, mx.array]:
-    """Signals sampled at random times, beside a channel of noise; +1 rising, -1 falling."""
+    """Signals sampled at random times, beside a channel of noise, and their slopes."""
     keys = mx.random.split(mx.random.key(seed), 4)
     dt = mx.random.uniform(0.1, 1.0, (size, 10), key=keys[0])
-    slope = mx.where(mx.random.bernoulli(0.5, (size, 1), key=keys[1]), 1.0, -1.0)
-    signal = slope * mx.cumsum(dt, axis=1) / 3 + 0.3 * mx.random.normal((size, 10), key=keys[2])
+    slope = mx.random.uniform(-1, 1, (size, 1), key=keys[1])
+    signal = slope * mx.cumsum(dt, axis=1) / 3 + 0.1 * mx.random.normal((size, 10), key=keys[2])
     noise = mx.random.normal((size, 10), key=keys[3])
     return mx.stack([signal, noise], axis=-1), dt, slope
 

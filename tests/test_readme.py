@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
+from scripts import BENCHMARKS, script
 
 import ncp_callbacks as ncp
 from ncp_callbacks.models import CfC
@@ -131,6 +135,28 @@ def test_the_two_commands_stand_below_their_headings() -> None:
     test = README.split("## Test it")[1].split("```")[1]
     assert run.strip().endswith(".venv/bin/python examples/digits.py")
     assert test.strip().endswith(".venv/bin/python -m pytest")
+
+
+def test_the_table_of_costs_is_the_stored_measurement() -> None:
+    cost = script("cost")
+    with (BENCHMARKS / "cost.csv").open(newline="") as file:
+        table = cost.table(list(csv.DictReader(file)))
+    assert README.split("<!-- cost.csv -->\n")[1].split("<!-- end -->")[0] == table + "\n"
+
+
+def test_the_short_example_finds_the_signal(tmp_path: Path) -> None:
+    out = subprocess.run(
+        [sys.executable, Path(__file__).parent.parent / "examples" / "three_lines.py"],
+        cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "tensorboard --logdir" in out.stdout
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "runs" / "three_lines" / "ltc"))
+    events.Reload()
+    assert [p.step for p in events.Scalars("train/loss")] == list(range(10, 101, 10))
+    # One channel carries the answer, the other one is noise.
+    assert events.Scalars("attribution_share/signal")[-1].value > 0.8
 
 
 def test_pictures_exist() -> None:
