@@ -5,6 +5,7 @@ held_out = HeldOutBatch(x_val[:16], time_delta=dt_val[:16], feature_names=["hr",
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class HeldOutBatch:
 
     Args:
         inputs: ``(B, T, F)``, floating; numpy or MLX. Its dtype is what the model will be given.
+            Or tokens, ``(B, T)`` integers, which are looked at behind the model's embedding. Or a
+            tuple, list or dict of arrays with ``B`` first, of which one is such a sequence.
         time_delta: Intervals before each step, finite and above 0: ``(B, T)``, ``(B, T, 1)`` or one
             number for all. ``(B, T)`` and ``(B, T, 1)`` are passed to the model as given.
         targets: Whatever the target or loss function needs; arrays have ``B`` first.
@@ -49,57 +52,91 @@ class HeldOutBatch:
         class_names: Names of the model's outputs.
 
     Raises:
-        TypeError: For inputs that are not floating arrays.
+        TypeError: For inputs that are none of these.
         ValueError: For shapes that don't fit, doubled names, intervals not above 0, and masks
             that leave a sequence empty.
     """
 
     def __init__(
         self,
-        inputs: mx.array | npt.NDArray[Any],
+        inputs: Any,
         time_delta: mx.array | npt.NDArray[Any] | float | None = None,
         targets: Any = None,
         mask: mx.array | npt.NDArray[Any] | None = None,
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self._inputs = self._check_inputs(inputs)
-        batch, steps, features = self._inputs.shape
+        # The sequence, and what it is given to the model in, with None in its place.
+        self._inputs, self._container, self._key = self._check_inputs(inputs)
+        batch, steps, features = self.inputs_shape
         self._mask = self._check_mask(mask, batch, steps)
         self._time_delta = self._check_time(time_delta, batch, steps)
         self._targets = self._check_targets(targets, batch)
-        self.feature_names = _names(feature_names, "feature_names", features) or tuple(
-            f"feature {i}" for i in range(features)
+        self.feature_names = _names(feature_names, "feature_names", features) or (
+            ("token",) if self.tokens else tuple(f"feature {i}" for i in range(features))
         )
         self.class_names = _names(class_names, "class_names", None)
 
+    @classmethod
+    def _check_inputs(cls, inputs: Any) -> tuple[mx.array, Any, Any]:
+        """The sequence, its container with None in its place, and its key there."""
+        if isinstance(inputs, mx.array | np.ndarray):
+            return cls._check_sequence(inputs), None, None
+        if not isinstance(inputs, dict | list | tuple) or not inputs:
+            raise TypeError(
+                f"inputs is a {type(inputs).__name__}; give an array (batch, time steps, "
+                "features), or a tuple, list or dict of arrays of which one is such a sequence"
+            )
+        items = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
+        arrays = {key: cls._array(value, f"inputs[{key!r}]") for key, value in items}
+        shapes = ", ".join(f"{k!r}: {tuple(a.shape)} {a.dtype}" for k, a in arrays.items())
+        sequences = [k for k, a in arrays.items() if a.ndim == 3 and a.dtype in _FLOATING]
+        if not sequences:
+            sequences = [
+                k for k, a in arrays.items() if a.ndim == 2 and mx.issubdtype(a.dtype, mx.integer)
+            ]
+        if len(sequences) != 1:
+            raise ValueError(
+                f"inputs holds {shapes}; expected one sequence among them, floating (batch, time "
+                "steps, features), or tokens (batch, time steps). Give the one to be looked at "
+                "alone, and add the others in forward=lambda model, inputs, time_delta: ..."
+            )
+        key = sequences[0]
+        sequence = cls._check_sequence(arrays[key])
+        odd = [k for k, a in arrays.items() if a.ndim == 0 or len(a) != len(sequence)]
+        if odd:
+            raise ValueError(
+                f"inputs holds {shapes}; all must have the batch first, which is {len(sequence)} "
+                f"in {key!r}, but not in {odd[0]!r}"
+            )
+        mx.eval(list(arrays.values()))
+        container: Any = {k: None if k == key else a for k, a in arrays.items()}
+        if not isinstance(inputs, dict):
+            container = type(inputs)(container.values())
+        return sequence, container, key
+
     @staticmethod
-    def _check_inputs(inputs: Any) -> mx.array:
-        if not isinstance(inputs, mx.array | np.ndarray):
-            raise TypeError(
-                f"inputs is a {type(inputs).__name__}; give an mx.array or numpy array of shape "
-                "(batch, time steps, features): the sequence that is looked at. What else the "
-                "model takes can be added in forward=lambda model, inputs, time_delta: ..."
-            )
-        if isinstance(inputs, np.ndarray) and inputs.dtype == np.float64:
-            inputs = inputs.astype(np.float32)  # as mx.array does for Python floats
-        array = mx.array(inputs)
-        if array.ndim == 2 and not mx.issubdtype(array.dtype, mx.inexact):
-            raise TypeError(
-                f"inputs has shape {tuple(array.shape)} and dtype {array.dtype}, as tokens have, "
-                "which have no gradient: give what they are embedded as, inputs=model.embedding("
-                "tokens), and forward=lambda model, inputs, time_delta: ..., which runs the rest"
-            )
-        if array.ndim != 3 or 0 in array.shape:
+    def _array(value: Any, what: str) -> mx.array:
+        if not isinstance(value, mx.array | np.ndarray):
+            raise TypeError(f"{what} is a {type(value).__name__}; give an mx.array or numpy array")
+        if isinstance(value, np.ndarray) and value.dtype == np.float64:
+            value = value.astype(np.float32)  # as mx.array does for Python floats
+        return mx.array(value)
+
+    @classmethod
+    def _check_sequence(cls, inputs: Any) -> mx.array:
+        array = cls._array(inputs, "inputs")
+        tokens = array.ndim == 2 and mx.issubdtype(array.dtype, mx.integer)
+        if (array.ndim != 3 and not tokens) or 0 in array.shape:
             raise ValueError(
                 f"inputs has shape {tuple(array.shape)}; expected (batch, time steps, features), "
                 "none of them 0. For one sequence use inputs[None], for one feature "
                 "inputs[..., None]"
             )
-        if array.dtype not in _FLOATING:
+        if array.dtype not in _FLOATING and not tokens:
             raise TypeError(
                 f"inputs has dtype {array.dtype}; gradients need floating inputs: use "
-                "inputs.astype(mx.float32)"
+                "inputs.astype(mx.float32). Tokens have shape (batch, time steps)"
             )
         mx.eval(array)
         return array
@@ -178,13 +215,47 @@ class HeldOutBatch:
     # An mx.array can be written in place, so every caller gets a handle of its own.
     @property
     def inputs(self) -> mx.array:
-        """``(B, T, F)`` in the dtype given."""
+        """The sequence, ``(B, T, F)`` in the dtype given, or tokens ``(B, T)``."""
         return mx.array(self._inputs)
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the sequence is of tokens."""
+        return bool(self._inputs.ndim == 2)
+
+    @property
+    def has_companions(self) -> bool:
+        """Whether the model is given more than the sequence."""
+        return self._container is not None
+
+    def pack(self, sequence: mx.array) -> Any:
+        """What the model is given: ``sequence`` beside its companions, if it has any.
+
+        Companions are repeated for a sequence of several times the batch.
+        """
+        if self._container is None:
+            return sequence
+        copies = len(sequence) // len(self)
+
+        def beside(array: mx.array | None) -> mx.array:
+            if array is None:
+                return sequence
+            return mx.concatenate([array] * copies) if copies > 1 else mx.array(array)
+
+        if isinstance(self._container, dict):
+            return {key: beside(array) for key, array in self._container.items()}
+        return type(self._container)(beside(array) for array in self._container)
 
     @property
     def time_delta(self) -> mx.array | None:
         """``(B, T)`` or ``(B, T, 1)`` as given, or None."""
         return None if self._time_delta is None else mx.array(self._time_delta)
+
+    @property
+    def flat_time_delta(self) -> mx.array | None:
+        """``(B, T)``, or None."""
+        delta = self.time_delta
+        return None if delta is None else delta.reshape(self.inputs_shape[:2])
 
     @property
     def targets(self) -> Any:
@@ -203,8 +274,9 @@ class HeldOutBatch:
 
     @property
     def inputs_shape(self) -> tuple[int, int, int]:
-        batch, steps, features = self._inputs.shape
-        return batch, steps, features
+        """``(B, T, F)``; tokens count as one feature."""
+        batch, steps, *features = self._inputs.shape
+        return batch, steps, features[0] if features else 1
 
     @property
     def last_steps(self) -> npt.NDArray[np.intp]:
@@ -218,21 +290,29 @@ class HeldOutBatch:
 
     def __repr__(self) -> str:
         batch, steps, features = self.inputs_shape
-        parts = [f"{batch} sequences, {steps} steps, {features} features, {self._inputs.dtype}"]
+        what = "tokens" if self.tokens else f"{features} features, {self._inputs.dtype}"
+        parts = [f"{batch} sequences, {steps} steps, {what}"]
+        parts += [] if self._container is None else ["companions"]
         parts += ["time_delta"] if self._time_delta is not None else []
         parts += ["targets"] if self._targets is not None else []
         parts += ["mask"] if self._mask is not None else []
         return f"HeldOutBatch({', '.join(parts)})"
 
-    def head(self, sequences: int) -> HeldOutBatch:
-        """The first ``sequences`` sequences."""
-        n = min(sequences, len(self))
-        part = object.__new__(HeldOutBatch)
-        part._inputs = self._inputs[:n]
-        part._time_delta = None if self._time_delta is None else self._time_delta[:n]
-        part._mask = None if self._mask is None else self._mask[:n]
-        part._targets = self._targets
+    def rows(self, start: int, stop: int) -> HeldOutBatch:
+        """Sequences ``start`` to ``stop``; targets that are no arrays stay whole."""
+        part = copy.copy(self)
+        rows = slice(start, stop)
+        part._inputs = self._inputs[rows]
+        if isinstance(self._container, dict):
+            part._container = {
+                k: None if a is None else a[rows] for k, a in self._container.items()
+            }
+        elif self._container is not None:
+            part._container = type(self._container)(
+                None if a is None else a[rows] for a in self._container
+            )
+        part._time_delta = None if self._time_delta is None else self._time_delta[rows]
+        part._mask = None if self._mask is None else self._mask[rows]
         if isinstance(self._targets, mx.array | np.ndarray):
-            part._targets = self._targets[:n]
-        part.feature_names, part.class_names = self.feature_names, self.class_names
+            part._targets = self._targets[rows]
         return part

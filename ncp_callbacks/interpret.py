@@ -21,16 +21,14 @@ from typing import TYPE_CHECKING, Any
 import mlx.nn as nn
 import numpy as np
 
+from . import measures
 from .analysis import (
     BackboneReport,
     StateSpace,
     TemporalImportance,
     TimeSensitivity,
     TransitionStatistics,
-    layer_statistics,
     state_space,
-    temporal_importance,
-    time_sensitivity,
     transition_statistics,
 )
 from .analysis.results import FloatArray, MappingResult
@@ -74,7 +72,7 @@ def compute_temporal_importance(
 
     Args:
         model: Any ``mlx.nn.Module``.
-        x: ``(B, T, F)``.
+        x: ``(B, T, F)``, tokens ``(B, T)``, or either with companions, as for ``HeldOutBatch``.
         time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None where the model needs none.
 
     Returns:
@@ -86,18 +84,7 @@ def compute_temporal_importance(
     """
     instrument = _instrument(model, x, time_delta, **options)
     with undisturbed(model):
-        return _importance(Observation(instrument, 0, {Need.INPUT_GRADIENT}))
-
-
-def _importance(observation: Observation) -> TemporalImportance:
-    return temporal_importance(
-        observation.inputs,
-        observation.input_gradient,
-        target_values=observation.target_values,
-        mask=observation.mask,
-        target=observation.target,
-        feature_names=observation.held_out.feature_names,
-    )
+        return measures.importance(Observation(instrument, 0, {Need.INPUT_GRADIENT}))
 
 
 def analyze_time_sensitivity(
@@ -127,17 +114,7 @@ def analyze_time_sensitivity(
     wanted = checked_scales(scales)
     instrument = _instrument(model, x, base_time_delta, **options)
     with undisturbed(model):
-        return _sensitivity(Observation(instrument, 0, {Need.TIME_GRADIENT}), wanted)
-
-
-def _sensitivity(observation: Observation, scales: Sequence[float]) -> TimeSensitivity:
-    return time_sensitivity(
-        observation.values_at_scales(scales),
-        time_delta=observation.time_delta,
-        time_gradient=observation.time_gradient,
-        mask=observation.mask,
-        target=observation.target,
-    )
+        return measures.sensitivity(Observation(instrument, 0, {Need.TIME_GRADIENT}), wanted)
 
 
 def visualize_hidden_states(
@@ -275,21 +252,13 @@ def analyze_backbone(
     """
     instrument = _instrument(model, x, time_delta, **options)
     with undisturbed(model):
-        report = _backbone(Observation(instrument, 0, {Need.ACTIVATIONS}))
-    if report is None:
+        report = measures.backbone(Observation(instrument, 0, {Need.ACTIVATIONS}))
+    if not report:
         raise ModelError(
             "the model has no backbone: no hidden layer inside its recurrent cell. To look at "
             "layers elsewhere, name them with layers="
         )
     return report
-
-
-def _backbone(observation: Observation) -> BackboneReport | None:
-    layers = tuple(
-        layer_statistics(a.values, layer=a.layer, activation=a.activation, mask=observation.mask)
-        for a in observation.activations
-    )
-    return BackboneReport(layers) if layers else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,15 +321,15 @@ def interpret_model(
         observation = Observation(instrument, 0, set(Need))
         sensitivity = states = transitions = None
         if observation.takes_time:
-            sensitivity = _sensitivity(observation, wanted)
+            sensitivity = measures.sensitivity(observation, wanted)
             if sensitivity.ignores_time:
                 notes.append("the model takes intervals, but the target doesn't depend on them")
         else:
             notes.append("no intervals reach the model: there is no time to scale")
-        importance, backbone = _importance(observation), _backbone(observation)
+        importance, backbone = measures.importance(observation), measures.backbone(observation)
         if observation.states:
             states = _states(observation, 2, None)
-            if x.shape[1] > 1:
+            if observation.inputs.shape[1] > 1:
                 analyzer = StateTransitionAnalyzer(model)
                 analyzer._add(observation)
                 transitions = analyzer.analyze_transitions()
@@ -369,7 +338,7 @@ def interpret_model(
         sensitivity=sensitivity,
         states=states,
         transitions=transitions,
-        backbone=backbone,
+        backbone=backbone or None,
         notes=_once(notes),
         time_delta=observation.time_delta,
     )

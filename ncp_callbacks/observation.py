@@ -82,7 +82,7 @@ class Observation:
     Attributes:
         step: The training step.
         held_out: The batch.
-        inputs: ``(B, T, F)``.
+        inputs: ``(B, T, F)``; for tokens, what they are embedded as.
         time_delta: ``(B, T)`` or None.
         mask: ``(B, T)`` bool or None.
         outputs: ``(B, T, O)`` or ``(B, O)``.
@@ -106,7 +106,7 @@ class Observation:
         self._pass = result
         self.outputs = to_numpy(result.outputs)
         self.target_values = to_numpy(result.values)
-        self.inputs = to_numpy(self.held_out.inputs)
+        self.inputs = to_numpy(result.sequence)
         delta = instrument.time_delta
         self.time_delta = None if delta is None else to_numpy(delta)
         self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask

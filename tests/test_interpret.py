@@ -466,7 +466,7 @@ WRONG = {
     "x of two axes": ({"x": np.ones((B, F), np.float32)}, ValueError, "use inputs\\[None\\]"),
     "no steps": ({"x": np.ones((B, 0, F), np.float32)}, ValueError, "none of them 0"),
     "integers": ({"x": np.ones((B, T, F), int)}, TypeError, "astype"),
-    "a list": ({"x": [[[1.0]]]}, TypeError, "inputs is a list"),
+    "a list": ({"x": [[[1.0]]]}, TypeError, "is a list"),
     "time of another length": ({"dt": np.ones((B, T + 1))}, ValueError, "time_delta has shape"),
     "time of sequences": ({"dt": np.ones(B)}, ValueError, "time_delta has shape"),
     "no time passes": ({"dt": np.zeros((B, T))}, ValueError, "above 0.*not timestamps"),

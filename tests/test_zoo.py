@@ -275,17 +275,34 @@ def test_inputs_that_never_change_leave_the_direction_open():
     assert sum("which way it runs" in note for note in instrument.notes) == 4
 
 
-def test_nan_in_a_state_is_followed():
-    case = EXAMPLES["hand/state-tuple"]
+@pytest.mark.parametrize("name", ["hand/state-tuple", "hand/between-held"])
+def test_nan_in_a_state_is_followed(name):
+    case = EXAMPLES[name]
     x, _ = zoo.data(case)
     values = to_numpy(x)
-    values[0, 2] = np.nan
+    values[0, 2, 1] = np.nan
     instrument = Instrument(zoo.made(case), ncp.HeldOutBatch(values))
     with undisturbed(instrument.model):
         states = ncp.Observation(instrument, 0, {ncp.Need.STATES}).states
     assert states[0].cell == "cell"
-    assert np.isnan(states[0].values[0, 2:]).all()
+    assert np.isnan(states[0].values[0, 2:]).any()
     assert np.isfinite(states[0].values[1:]).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["port/cfc-default", "hand/shared-one-after-other", "nn/gru-stepped"]
+)
+def test_two_steps_are_enough(name):
+    case = EXAMPLES[name]
+    x, dt = zoo.data(case)
+    model = zoo.made(case)
+    instrument = Instrument(model, ncp.HeldOutBatch(x[:, :2], None if dt is None else dt[:, :2]))
+    with undisturbed(model):
+        seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    expected = case.states(built(name)[3], x, dt)
+    assert [cell.cell for cell in seen.states] == list(expected)
+    for cell in seen.states:
+        close(cell.values, np.stack([to_numpy(s) for s in expected[cell.cell][:2]], axis=1))
 
 
 # ---- naming cells, layers and the call
@@ -543,6 +560,27 @@ def test_sequences_that_act_on_each_other_are_mentioned():
     assert "depend on the other sequences in the batch" in notes[0]
 
 
+class Noisy(nn.Module):
+    """Draws numbers in eval mode too, and goes on from the state that it was left in."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.carried = nn.GRU(FEATURES, UNITS), mx.zeros((1, UNITS))
+
+    def __call__(self, x):
+        states = self.gru(x + mx.random.normal(x.shape), self.carried)
+        self.carried = states[:1, -1]
+        return {"anything": states}
+
+
+def test_noise_is_not_mistaken_for_sequences_that_act_on_each_other():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    instrument = Instrument(Noisy(), ncp.HeldOutBatch(x))
+    assert [site.name for site in instrument.sites.cells] == ["gru"]
+    assert len(instrument.notes) == 1
+    assert "backbone" in instrument.notes[0]
+
+
 class Attentive(nn.Module):
     """What its cell is given at any step depends on all steps."""
 
@@ -593,8 +631,9 @@ def test_a_model_for_one_batch_size_with_another_input():
     assert instrument.small() is instrument
     with undisturbed(model):
         seen = ncp.Observation(instrument, 0, set(ncp.Need))
-        scaled = seen.values_at_scales((2.0,))[2.0]
-    close(scaled, model(x, static, 2 * dt)[:, 0])
+        scaled = seen.values_at_scales((2.0, 3.0))
+    close(scaled[2.0], model(x, static, 2 * dt)[:, 0])
+    close(scaled[3.0], model(x, static, 3 * dt)[:, 0])
     close(seen.states[0].initial, model.start(static))
 
 
@@ -632,23 +671,43 @@ class PassesThrough(nn.Module):
         return h
 
 
+class Flagged(nn.Module):
+    """A flag for the first step, and an encoder whose units happen to be off."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.cell = Encoder(), zoo.PlainCell(UNITS)
+
+    def __call__(self, x):
+        h = zoo.zeros(x)
+        for t in range(x.shape[1]):
+            flag = mx.full((len(x), UNITS), float(t == 0))
+            h = self.cell(self.encoder(x[:, t], flag), h)
+        return h
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(FEATURES, UNITS)
+
+    def __call__(self, x, flag):
+        return nn.relu(self.lin(x) - 100 - flag)
+
+
+def test_zeros_that_meet_zeros_are_no_state():
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    instrument = Instrument(Flagged(), ncp.HeldOutBatch(x))
+    assert [site.name for site in instrument.sites.cells] == ["cell"]
+
+
 def test_what_is_only_passed_through_is_no_state():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     instrument = Instrument(PassesThrough(), ncp.HeldOutBatch(x))
     assert [site.name for site in instrument.sites.cells] == ["cell"]
 
 
-# ---- what a held-out batch can't be yet
-
-
-def test_tokens_and_several_inputs_are_refused_with_a_way_out():
-    tokens = mx.array(np.random.default_rng(0).integers(0, 9, (BATCH, STEPS)))
-    with pytest.raises(TypeError, match=r"tokens.*embed"):
-        ncp.HeldOutBatch(tokens)
-    with pytest.raises(TypeError, match=r"dict.*forward="):
-        ncp.HeldOutBatch({"x": mx.zeros((2, 3, 4)), "static": mx.zeros((2, 5))})
-    with pytest.raises(TypeError, match=r"tuple.*forward="):
-        ncp.HeldOutBatch((mx.zeros((2, 3, 4)), mx.zeros((2, 5))))
+# ---- tokens
 
 
 class Tagger(nn.Module):
@@ -667,11 +726,17 @@ class Tagger(nn.Module):
         return self.head(h)
 
 
-def test_the_way_out_for_tokens_works():
+@pytest.mark.parametrize("embedded", [False, True])
+def test_tokens_are_looked_at_as_what_they_are_embedded_as(embedded):
     tokens = mx.array(np.random.default_rng(0).integers(0, 9, (BATCH, STEPS)))
     model = Tagger()
-    held_out = ncp.HeldOutBatch(model.embedding(tokens))
-    instrument = Instrument(model, held_out, forward=lambda model, x, dt: model.read(x), target=0)
+    if embedded:
+        held_out = ncp.HeldOutBatch(model.embedding(tokens))
+        options = {"forward": lambda model, x, dt: model.read(x)}
+    else:
+        held_out, options = ncp.HeldOutBatch(tokens), {}
+    instrument = Instrument(model, held_out, target=0, **options)
+    assert [site.name for site in instrument.sites.cells] == ["cell"]
     with undisturbed(model):
         seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})
     expected = mx.grad(lambda x: model.read(x)[:, 0].sum())(model.embedding(tokens))

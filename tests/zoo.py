@@ -1057,8 +1057,8 @@ class Shared(nn.Module):
         steps = list(range(x.shape[1]))
         if self.how == "in-turns":
             for t in steps:
-                a = self.cell(x[:, t], a, dt[:, t, None])
-                b = self.cell(a, b, dt[:, t, None])
+                a = self.cell(x[:, t], a[:, :], dt[:, t, None])
+                b = self.cell(a, b[:, :], dt[:, t, None])
                 first.append(a)
                 second.append(b)
             return first, second
@@ -1208,6 +1208,101 @@ example(
     outputs=(STEPS, 4),
     plain=lambda m, x, dt: m(x),
     states=together_states,
+    notes=("backbone",),
+)
+
+
+class Ledger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(FEATURES + UNITS, UNITS)
+
+    def __call__(self, x, h, c):
+        return c + 0.3 * mx.tanh(self.gate(mx.concatenate([x, h], axis=-1)))
+
+
+class WithLedger(nn.Module):
+    """One of its two states is kept by a module inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.ledger, self.out = Ledger(), nn.Linear(UNITS, 4)
+        self.back = nn.Linear(4, UNITS)
+
+    def __call__(self, x, state):
+        h, c = state
+        c = self.ledger(x, self.back(h), c)
+        h = mx.tanh(self.out(c)) + 0.1 * h
+        return h, (h, c)
+
+
+class LedgerLoop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = WithLedger()
+
+    def __call__(self, x):
+        state, outputs = (zeros(x, 4), zeros(x)), []
+        for t in range(x.shape[1]):
+            out, state = self.cell(x[:, t], state)
+            outputs.append(out)
+        return mx.stack(outputs, axis=1)
+
+
+def ledger_states(model, x, dt):
+    def step(t, state):
+        _, state = model.cell(x[:, t], state)
+        return state, mx.concatenate(state, axis=-1)
+
+    return {"cell": unrolled(step, (zeros(x, 4), zeros(x)))}
+
+
+example(
+    "hand/inner-module-keeps-one-state",
+    LedgerLoop,
+    outputs=(STEPS, 4),
+    plain=lambda m, x, dt: m(x),
+    states=ledger_states,
+    notes=("backbone",),
+)
+
+
+class Conditioned(nn.Module):
+    """Its cell is also given what stays the same for all steps, in the shape of a state."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.cell = nn.Linear(FEATURES, UNITS), ConditionedCell()
+
+    def __call__(self, x):
+        context, h, outputs = mx.tanh(self.enter(x.mean(axis=1))), zeros(x), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h, context + 0)
+            outputs.append(h)
+        return mx.stack(outputs, axis=1)
+
+
+class ConditionedCell(PlainCell):
+    def __call__(self, x, h, context):
+        return super().__call__(x, h) + 0.2 * context
+
+
+def conditioned_states(model, x, dt):
+    context = mx.tanh(model.enter(x.mean(axis=1)))
+
+    def step(t, h):
+        h = model.cell(x[:, t], h, context)
+        return h, h
+
+    return {"cell": unrolled(step, zeros(x))}
+
+
+example(
+    "hand/conditioned",
+    Conditioned,
+    outputs=(STEPS, UNITS),
+    plain=lambda m, x, dt: m(x),
+    states=conditioned_states,
     notes=("backbone",),
 )
 
@@ -1395,7 +1490,11 @@ class StackCell(nn.Module):
         if variant == "norms":
             self.norms = [nn.LayerNorm(width), nn.RMSNorm(width)]
         if variant == "modules":
-            self.acts = [nn.PReLU(), nn.Dropout(0.4), nn.ELU()]
+            self.acts = [nn.PReLU(), nn.Dropout(0.4), nn.Sequential(nn.LayerNorm(width), nn.ELU())]
+        if variant == "whole":
+            self.block = nn.Sequential(self.first, nn.ReLU(), self.out, nn.Tanh())
+        if variant == "logits":
+            self.block = nn.Sequential(self.first, nn.ReLU(), self.out)
         if variant == "block":
             self.block = nn.Sequential(
                 nn.Sequential(self.first, nn.Tanh()), self.second, nn.sigmoid
@@ -1413,13 +1512,24 @@ class StackCell(nn.Module):
             z = self.acts[2](self.second(self.acts[1](self.acts[0](self.first(z)))))
         else:
             z = self.block(z)
-        return mx.tanh(self.out(z))
+        if self.variant == "whole":
+            return z
+        return mx.tanh(z if self.variant == "logits" else self.out(z))
 
     @staticmethod
     def own(z):
         return z / (1 + mx.abs(z))
 
 
+for _variant in ("whole", "logits"):  # the last layer's output is the state, or becomes it
+    example(
+        f"hand/backbone-{_variant}",
+        functools.partial(lambda v: NodeLike(StackCell(v)), _variant),
+        outputs=(STEPS, UNITS),
+        plain=lambda m, x, dt: m(x),
+        states=cell_states(),
+        layers={"cell.first": "relu"},
+    )
 for _variant, _found in {
     "plain": ("unknown", "leaky_relu"),
     "own": ("unknown", "identity"),

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import TemporalImportance, temporal_importance
+from ..analysis import TemporalImportance
+from ..measures import importance
 from ..observation import Need, Observation
 from ..plots import plot_feature_importance
 from ..records import Array, Figure, Note, Record, Scalar
@@ -74,14 +75,7 @@ class GradientAttribution(Callback):
         self._limit = GrowingLimit(float(state["limit"]))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        result = temporal_importance(
-            observation.inputs,
-            observation.input_gradient,
-            target_values=observation.target_values,
-            mask=observation.mask,
-            target=observation.target,
-            feature_names=observation.held_out.feature_names,
-        )
+        result = importance(observation)
         group = self.name + observation.target_slug
         of = f"of the {result.target}"
         if result.sequences:
@@ -95,8 +89,8 @@ class GradientAttribution(Callback):
                 "raises the target, purple lowers it. Bars: share of each feature in the mean "
                 "absolute value. Unit: that of the target.",
             )
-            importance = result.importance.astype(np.float64)
-            strength = float(importance.sum())
+            weight = result.importance.astype(np.float64)
+            strength = float(weight.sum())
             yield Scalar(
                 f"{group}/strength",
                 strength,
@@ -110,7 +104,7 @@ class GradientAttribution(Callback):
                 )
                 yield Scalar(
                     f"{group}/sign_agreement",
-                    float((result.sign_agreement * importance).sum() / strength),
+                    float((result.sign_agreement * weight).sum() / strength),
                     "1: inputs push the target the same way in all sequences; 0: pushes cancel",
                 )
                 yield Scalar(

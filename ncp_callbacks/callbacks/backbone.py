@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import ACTIVATIONS, BackboneReport, layer_statistics
+from ..analysis import ACTIVATIONS
 from ..instrument import NothingToObserve
+from ..measures import backbone
 from ..observation import Activations, Need, Observation
 from ..plots import plot_unit_activity
 from ..records import Figure, Histogram, Note, Record, Scalar
@@ -79,17 +80,7 @@ class BackboneActivations(Callback):
                 f"{self.name}: {len(layers)} layers were found, the first {self._MOST} are logged; "
                 "choose others with layers="
             )
-        report = BackboneReport(
-            tuple(
-                layer_statistics(
-                    layer.values,
-                    layer=layer.layer,
-                    activation=layer.activation,
-                    mask=observation.mask,
-                )
-                for layer in layers[: self._MOST]
-            )
-        )
+        report = backbone(observation, self._MOST)
         if any(stats.samples for stats in report):
             yield Figure(
                 f"{self.name}/unit_activity",

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..analysis import TimeSensitivity as TimeSensitivityResult
-from ..analysis import time_sensitivity
 from ..instrument import NothingToObserve
+from ..measures import sensitivity
 from ..observation import Need, Observation
 from ..plots import plot_time_sensitivity
 from ..records import Array, Figure, Note, Record, Scalar
@@ -94,13 +94,7 @@ class TimeSensitivity(Callback):
             if observation.time_delta is not None:
                 missing = "the model takes no intervals"
             raise NothingToObserve(f"{missing}, so there is no time to scale")
-        result = time_sensitivity(
-            observation.values_at_scales(self.scales),
-            time_delta=observation.time_delta,
-            time_gradient=observation.time_gradient,
-            mask=observation.mask,
-            target=observation.target,
-        )
+        result = sensitivity(observation, self.scales)
         group = self.name + observation.target_slug
         yield Scalar(
             f"{group}/nonfinite",

@@ -124,7 +124,9 @@ class _Cell:
     def source(self, array: mx.array | None, seen_in: Call) -> tuple[Call | None, list[_Stage]]:
         """The layer whose output became ``array`` through activations and norms only."""
         trail: list[_Stage] = []
-        while array is not None:
+        followed: set[int] = set()
+        while array is not None and id(array) not in followed:
+            followed.add(id(array))
             maker = self.makers.get(id(array))
             if maker is None or any(is_layer(call.module) for call in maker.descendants()):
                 maker = self._maker_through_a_function(array, seen_in)

@@ -65,7 +65,8 @@ class Tap:
                 "__slots__": (),
             }
             # Not type(cls)(...): a metaclass may keep a register of its classes.
-            self._classes[cls] = type.__new__(type(cls), cls.__name__, (_Unannounced, cls), body)
+            bases = (cls,) if issubclass(cls, _Unannounced) else (_Unannounced, cls)
+            self._classes[cls] = type.__new__(type(cls), cls.__name__, bases, body)
         return self._classes[cls]
 
     @contextlib.contextmanager

@@ -206,8 +206,8 @@ def outermost(chains: Mapping[str, list[Chain]], values: Values) -> dict[str, li
     for key, outer in chains.items():
         if key not in kept:
             continue
-        calls = [call for chain in outer for call in chain.calls]
-        inner = {k: c for k, c in chains.items() if k != key and c[0].calls[0].inside(calls)}
+        calls = {id(call) for chain in outer for call in chain.calls}
+        inner = {k: c for k, c in chains.items() if k != key and c[0].calls[0].within(calls)}
         if not inner:
             continue
         states = outer[0].states(-1)

@@ -53,14 +53,14 @@ class Calling:
         notes: What the user should know about it, one sentence each.
     """
 
-    call: Callable[[mx.array, mx.array | None], Any]
+    call: Callable[[Any, mx.array | None], Any]
     time_argument: str | None
     time_shape: tuple[int, ...] | None
     per_step: bool
     outputs: int
     notes: tuple[str, ...] = ()
 
-    def __call__(self, inputs: mx.array, time_delta: mx.array | None) -> mx.array:
+    def __call__(self, inputs: Any, time_delta: mx.array | None) -> mx.array:
         """Outputs as ``(B, T, O)`` or ``(B, O)``; ``time_delta`` as ``(B, T)``."""
         if time_delta is not None and self.time_shape is not None:
             time_delta = time_delta.reshape(len(time_delta), *self.time_shape)
@@ -112,29 +112,45 @@ def _time_keywords(model: nn.Module) -> tuple[str, ...]:
     return named or (TIME_KEYWORDS if takes_any else ())
 
 
-def _by_keyword(model: nn.Module, keyword: str | None) -> Callable[[mx.array, Any], Any]:
-    if keyword is None:
-        return lambda inputs, time_delta: model(inputs)
-    parameter = (_parameters(model) or {}).get(keyword)
-    if parameter is not None and parameter.kind is parameter.POSITIONAL_ONLY:
-        return lambda inputs, time_delta: model(inputs, time_delta)
-    return lambda inputs, time_delta: model(inputs, **{keyword: time_delta})
+def _by_keyword(
+    model: nn.Module, keyword: str | None, apart: bool
+) -> Callable[[Any, mx.array | None], Any]:
+    """A call with the intervals under ``keyword``, and a container's items ``apart`` or not."""
+    parameter = (_parameters(model) or {}).get(keyword or "")
+    positional = parameter is not None and parameter.kind is parameter.POSITIONAL_ONLY
+
+    def call(inputs: Any, time_delta: mx.array | None) -> Any:
+        named = dict(inputs) if apart and isinstance(inputs, dict) else {}
+        listed = [] if named else [*inputs] if apart else [inputs]
+        if keyword is not None and time_delta is not None:
+            if positional:
+                listed.append(time_delta)
+            else:
+                named[keyword] = time_delta
+        return model(*listed, **named)
+
+    return call
 
 
 class _Way:
     """One way to call the model, tried from the same start each time."""
 
     def __init__(
-        self, model: nn.Module, keyword: str | None, call: Callable[[mx.array, Any], Any]
+        self,
+        model: nn.Module,
+        keyword: str | None,
+        call: Callable[[Any, mx.array | None], Any],
+        held_out: HeldOutBatch,
     ) -> None:
         self.model, self.keyword, self.call = model, keyword, call
+        self._pack = held_out.pack
         self.error: Exception | None = None
 
     def outputs(self, inputs: mx.array, time_delta: mx.array | None) -> mx.array | None:
         """What the model returned; None, and ``error``, if it failed."""
         try:
             with undisturbed(self.model):  # else one that keeps its state would go on from there
-                outputs = primary_output(self.call(inputs, time_delta))
+                outputs = primary_output(self.call(self._pack(inputs), time_delta))
                 mx.eval(outputs)
         except Exception as error:  # whatever a user's model raises: reported with its cause
             self.error = error
@@ -155,24 +171,22 @@ def find_calling(model: nn.Module, held_out: HeldOutBatch, forward: Forward | No
     batch, steps, _ = held_out.inputs_shape
     if forward is not None:
         own = forward
-
-        def run(x: mx.array, dt: Any) -> Any:
-            return own(model, x, dt)
-
-        ways = [_Way(model, "forward", run)]
-    elif delta is None:
-        keywords = _time_keywords(model)
-        # **kwargs says nothing about time.
-        keyword = keywords[0] if keywords and keywords != TIME_KEYWORDS else None
-        ways = [_Way(model, keyword, lambda x, dt: model(x))]
+        ways = [_Way(model, "forward", lambda x, dt: own(model, x, dt), held_out)]
     else:
-        keywords = _time_keywords(model)
-        if not keywords:
+        keywords: tuple[str | None, ...] = _time_keywords(model)
+        if delta is None:
+            # **kwargs says nothing about time.
+            keywords = keywords[:1] if keywords and keywords != TIME_KEYWORDS else (None,)
+        elif not keywords:
             raise ModelError(
                 f"time_delta was given, but {_describe(model)} takes no keyword for it; looked for "
                 f"{', '.join(TIME_KEYWORDS)}. Leave time_delta out, or " + _FORWARD_HINT
             )
-        ways = [_Way(model, k, _by_keyword(model, k)) for k in keywords]
+        ways = [
+            _Way(model, k, _by_keyword(model, k, apart), held_out)
+            for apart in ((False, True) if held_out.has_companions else (False,))
+            for k in keywords
+        ]
     shapes: list[tuple[int, ...] | None] = [None]
     if delta is not None:
         given = tuple(delta.shape[1:])

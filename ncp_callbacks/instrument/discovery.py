@@ -16,7 +16,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..held_out import HeldOutBatch
 from .backbone import activation_of, is_layer, layer_sites
 from .chains import Chain, find_chains, outermost
 from .errors import ModelError
@@ -34,22 +33,23 @@ _SHOWN = 4
 
 def find_sites(
     model: nn.Module,
-    held_out: HeldOutBatch,
+    inputs: mx.array,
     run: Callable[[mx.array], Any],
     *,
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
 ) -> Sites:
-    """Record ``run(held_out.inputs)`` and find cells and backbone layers in it.
+    """Record ``run(inputs)`` and find cells and backbone layers in it.
 
     Args:
+        inputs: ``(B, T, F)``.
         cells: Paths or globs of modules to take as cells, instead of looking.
         layers: Paths or globs of modules whose outputs to take as backbone layers.
 
     Raises:
         ModelError: If a pattern matches nothing that was called, or what it matches can't be read.
     """
-    finder = _Finder(model, held_out, run)
+    finder = _Finder(model, inputs, run)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     found_layers = finder.layers() if layers is None else finder.named_layers(layers)
     notes = list(finder.notes)
@@ -64,11 +64,9 @@ def find_sites(
 
 
 class _Finder:
-    def __init__(
-        self, model: nn.Module, held_out: HeldOutBatch, run: Callable[[mx.array], Any]
-    ) -> None:
-        self.inputs = held_out.inputs
-        self.batch, self.steps, _ = held_out.inputs_shape
+    def __init__(self, model: nn.Module, inputs: mx.array, run: Callable[[mx.array], Any]) -> None:
+        self.inputs = inputs
+        self.batch, self.steps, _ = inputs.shape
         self.values = Values()
         self.notes: list[str] = []
         with undisturbed(model):  # each run from the same start, also of a model that draws numbers
@@ -136,12 +134,12 @@ class _Finder:
     def cells(self) -> list[CellSite]:
         kept = outermost(self.chains, self.values)
         sites = [s for key in kept for s in self._chain_sites(kept[key])]
-        inside = [c for found in kept.values() for chain in found for c in chain.calls]
+        inside = {id(c) for found in kept.values() for chain in found for c in chain.calls}
         for key, calls in self.by_module.items():
             if (
                 isinstance(calls[0].module, SEQUENCE_LAYERS)
                 and key not in self.chains
-                and not calls[0].inside(inside)
+                and calls[0].within(inside) is None
             ):
                 sites += self._sequence_sites(calls)
         return sorted(sites, key=lambda s: self.rank[s.module])
@@ -328,9 +326,10 @@ class _Finder:
         groups = []
         for chain in (chain for chains in self.chains.values() for chain in chains):
             ends, _ = self._ends_of_steps(chain.calls[0].name, chain.calls, chain.in_paths)
-            inside = [[call for call in calls if call.inside([end])] for end in ends]
-            if all(inside):
-                groups.append([found[-1] for found in inside])
+            ids = {id(end) for end in ends}
+            last = {id(call.within(ids)): call for call in calls}
+            if all(id(end) in last for end in ends):
+                groups.append([last[id(end)] for end in ends])
         if groups or len(calls) % self.steps:
             return groups[:1] if len({tuple(map(id, g)) for g in groups}) == 1 else groups
         return [self._ends_of_steps(calls[0].name, calls)[0]]

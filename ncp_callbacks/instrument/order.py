@@ -8,7 +8,7 @@ all later calls notice as well; then another input at the last step tells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +23,10 @@ __all__ = ["SEQUENCE_LAYERS", "TimeOrder"]
 
 # They run over a sequence by themselves, and have no cell.
 SEQUENCE_LAYERS = (nn.RNN, nn.GRU, nn.LSTM)
+
+
+# By argument, which of its elements notice.
+_Noticing: TypeAlias = "dict[Path, np.ndarray[Any, np.dtype[np.bool_]]]"
 
 
 class TimeOrder:
@@ -61,47 +65,63 @@ class TimeOrder:
             first, last: The first and the last ones.
             states: Which of their arguments are states.
         """
-
         return self._is_reverse(
             lambda step: (
-                any(self.notices(call, step, states) for call in first),
-                any(self.notices(call, step, states) for call in last),
+                self._noticing(first, step, states),
+                self._noticing(last, step, states),
             )
         )
 
     def is_reversed_sequence(self, call: Call) -> bool | None:
         """The same for a call that takes all steps at once."""
 
-        def notice(step: int) -> tuple[bool, bool]:
-            after = self._again(step).get(id(call))
-            noticed = np.zeros(self._inputs.shape[1], bool)
-            for place, array in call.inputs.items():
-                other = None if after is None else after.inputs.get(place)
-                if self.is_sequence(array) and other is not None and other.shape == array.shape:
-                    noticed |= np.array(mx.any(array != other, axis=(0, 2)))
-            return bool(noticed[0]), bool(noticed[-1])
+        def notice(step: int) -> tuple[_Noticing, _Noticing]:
+            noticing = self._noticing([call], step)
+            sequences = [place for place in noticing if self.is_sequence(call.inputs[place])]
+            return (
+                {place: noticing[place][:, 0] for place in sequences},
+                {place: noticing[place][:, -1] for place in sequences},
+            )
 
         return self._is_reverse(notice)
 
-    def _is_reverse(self, notice: Callable[[int], tuple[bool, bool]]) -> bool | None:
+    def _is_reverse(self, notice: Callable[[int], tuple[_Noticing, _Noticing]]) -> bool | None:
         seen = False
         for step in (0, -1):
             if not self._again(step):
                 return None
-            first, last = notice(step)
-            if first != last:
-                return last if step == 0 else first
-            seen = seen or first
+            at_first, at_last = notice(step)
+            # By element: beside a step's input there may be something that all steps are given.
+            pairs = [
+                (at_first[place], at_last[place])
+                for place in at_first.keys() & at_last.keys()
+                if at_first[place].shape == at_last[place].shape
+            ]
+            first_only = any((first & ~last).any() for first, last in pairs)
+            last_only = any((last & ~first).any() for first, last in pairs)
+            if first_only != last_only:
+                return last_only if step == 0 else first_only
+            seen = seen or any(first.any() for first, _ in pairs)
         return None if seen else False  # False: a decoder, which is given no step's input
 
     def notices(self, call: Call, step: int, states: Sequence[Path] = ()) -> bool:
         """Whether the input at ``step`` (0 or -1) reaches ``call`` other than as its state."""
-        after = self._again(step).get(id(call))
-        return after is not None and any(
-            place not in after.inputs or not self._values.same(array, after.inputs[place])
-            for place, array in call.inputs.items()
-            if place not in states
-        )
+        return any(changed.any() for changed in self._noticing([call], step, states).values())
+
+    def _noticing(self, calls: Sequence[Call], step: int, states: Sequence[Path] = ()) -> _Noticing:
+        """Which elements of which arguments of calls for one step."""
+        noticing: _Noticing = {}
+        for call in calls:
+            after = self._again(step).get(id(call))
+            for place, array in call.inputs.items():
+                other = None if after is None else after.inputs.get(place)
+                if other is None or place in states or other.shape != array.shape:
+                    continue
+                x, y = self._values.of(array), self._values.of(other)
+                changed = (x != y) & ~(np.isnan(x) & np.isnan(y))
+                known = noticing.get(place, changed)
+                noticing[place] = known | changed if known.shape == changed.shape else changed
+        return noticing
 
     def is_sequence(self, array: mx.array) -> bool:
         """Whether it is ``(B, T, N)``."""

@@ -21,6 +21,7 @@ from .capture import Around, Tap, flush_subnormal_cotangents
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_sites
 from .errors import ModelError
+from .inlets import find_embedding
 from .isolation import evaluation_mode, undisturbed
 from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
@@ -34,6 +35,7 @@ class Pass:
     """What one pass gave, as unevaluated MLX arrays.
 
     Attributes:
+        sequence: ``(B, T, F)``, what gradients are taken of.
         outputs: ``(B, T, O)`` or ``(B, O)``.
         values: ``(B,)``, targets.
         chosen: ``(B,)``, followed outputs, or None.
@@ -45,6 +47,7 @@ class Pass:
         activations: Per layer site, likewise a list over steps, or one ``(B, T, N)``.
     """
 
+    sequence: mx.array
     outputs: mx.array
     values: mx.array
     chosen: mx.array | None
@@ -187,14 +190,14 @@ class Instrument:
                 [cells] if isinstance(cells, str) else cells,
                 [layers] if isinstance(layers, str) else layers,
             )
-            self.calling(held_out.inputs, self.time_delta)
+            self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(model))
             evaluation_mode(model)
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
             if target == "loss" or callable(target):
                 # Only the whole batch shows whether its targets fit.
-                outputs = self.calling(held_out.inputs, self.time_delta)
+                outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
         self.notes = (*self.calling.notes, *self.sites.notes)
 
@@ -210,7 +213,7 @@ class Instrument:
     def _look(
         self, cells: Sequence[str] | None, layers: Sequence[str] | None
     ) -> tuple[Calling, Sites]:
-        held_out = self.held_out.head(2)
+        held_out = self.held_out.rows(0, 2)
         self._one_batch_size = False
         try:
             calling = find_calling(self.model, held_out, self.forward)
@@ -221,20 +224,39 @@ class Instrument:
             calling = find_calling(self.model, held_out, self.forward)
             self._one_batch_size = True
         self._probed = held_out
-        delta = _flat(held_out)
+        self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
+        probed = copy.copy(self)
+        probed.held_out, probed.calling = held_out, calling
+        with undisturbed(self.model):
+            sequence = probed.sequence()
+            mx.eval(sequence)
         sites = find_sites(
             self.model,
-            held_out,
-            lambda inputs: calling(inputs, delta),
+            sequence,
+            lambda inputs: probed.outputs(inputs, probed.time_delta),
             cells=cells,
             layers=layers,
         )
         return calling, sites
 
+    def sequence(self) -> mx.array:
+        """``(B, T, F)``, what gradients are taken of: inputs, or what tokens are embedded as."""
+        if self._embedding is None:
+            return self.held_out.inputs
+        return self._embedding.vectors(self.model, self.held_out)
+
+    def outputs(self, sequence: mx.array, time_delta: mx.array | None) -> mx.array:
+        """The model's outputs for a sequence ``(n B, T, F)``; see :class:`Calling`."""
+        if self._embedding is None:
+            return self.calling(self.held_out.pack(sequence), time_delta)
+        copies = len(sequence) // len(self.held_out)
+        tokens = self.held_out.pack(mx.concatenate([self.held_out.inputs] * copies))
+        return self._embedding.run(self.model, sequence, lambda: self.calling(tokens, time_delta))
+
     @property
     def time_delta(self) -> mx.array | None:
-        """``(B, T)``, as the model is given them, or None."""
-        return _flat(self.held_out)
+        """``(B, T)``, or None."""
+        return self.held_out.flat_time_delta
 
     @property
     def takes_time(self) -> bool:
@@ -247,7 +269,7 @@ class Instrument:
         They would be in train mode otherwise: it is not known before that there are any.
         """
         if len(modules(self.model)) < self._modules:
-            self.calling(self.held_out.inputs, self.time_delta)
+            self.outputs(self.sequence(), self.time_delta)
             evaluation_mode(self.model)
 
     def forward_values(
@@ -258,12 +280,12 @@ class Instrument:
         In one pass, unless the model is made for one batch size.
         """
         self._ready()
-        inputs = self.held_out.inputs
+        inputs = self.sequence()
         copies, batch = len(time_deltas), len(self.held_out)
         if self._one_batch_size:
-            parts = [self.calling(inputs, delta) for delta in time_deltas]
+            parts = [self.outputs(inputs, delta) for delta in time_deltas]
         else:
-            outputs = self.calling(
+            outputs = self.outputs(
                 mx.concatenate([inputs] * copies), mx.concatenate(list(time_deltas))
             )
             parts = [outputs[i * batch : (i + 1) * batch] for i in range(copies)]
@@ -283,7 +305,7 @@ class Instrument:
         in the same pass.
         """
         self._ready()
-        inputs, delta = self.held_out.inputs, self.time_delta
+        inputs, delta = self.sequence(), self.time_delta
         gradient = input_gradient or time_gradient
         recorder = _Recorder(
             self._tap,
@@ -294,10 +316,10 @@ class Instrument:
 
         def forward(x: mx.array, dt: mx.array | None) -> tuple[mx.array, Pass]:
             recorder.clear()
-            outputs = self.calling(x, dt)
+            outputs = self.outputs(x, dt)
             chosen = self.target.choose(outputs)
             values = self.target(outputs, chosen)
-            result = Pass(outputs, values, chosen)
+            result = Pass(inputs, outputs, values, chosen)
             recorder.into(result, states, activations)
             # Sequences don't interact in eval mode, so the gradient of the sum is that of each.
             return values.sum(), result
@@ -325,8 +347,3 @@ class Instrument:
             else:
                 result.time_gradient = array
         return result
-
-
-def _flat(held_out: HeldOutBatch) -> mx.array | None:
-    delta = held_out.time_delta
-    return None if delta is None else delta.reshape(held_out.inputs_shape[:2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -43,14 +43,12 @@ class Call:
     def name(self) -> str:
         return self.path or type(self.module).__name__
 
-    def inside(self, others: Iterable[Call]) -> bool:
-        ids = {id(other) for other in others}
+    def within(self, others: Container[int]) -> Call | None:
+        """The innermost of ``others``, given by their ids, that this call was made in."""
         above = self.parent
-        while above is not None:
-            if id(above) in ids:
-                return True
+        while above is not None and id(above) not in others:
             above = above.parent
-        return False
+        return above
 
     def descendants(self) -> Iterator[Call]:
         for child in self.children:
