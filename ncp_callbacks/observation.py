@@ -15,15 +15,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, to_numpy
-from .instrument import CellSite, Instrument, LayerSite, ModelError, Pass
+from .instrument import CellSite, Instrument
+from .instrument.looks import looks
 
 __all__ = ["Activations", "Need", "Observation", "Trajectory"]
 
@@ -101,12 +100,10 @@ class Observation:
         self._instrument = instrument
         self._needs = frozenset(needs)
         self._scaled: dict[float, FloatArray] = {}
-        result = instrument.run(**{need.value: need in self._needs for need in Need})
-        _evaluate(result)
-        self._pass = result
-        self.outputs = to_numpy(result.outputs)
-        self.target_values = to_numpy(result.values)
-        self.inputs = to_numpy(result.sequence)
+        self._looks = list(looks(instrument, {need.value: need in self._needs for need in Need}))
+        self.outputs = self._array("outputs")
+        self.target_values = self._array("values")
+        self.inputs = self._array("sequence")
         delta = instrument.time_delta
         self.time_delta = None if delta is None else to_numpy(delta)
         self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask
@@ -115,6 +112,9 @@ class Observation:
     def takes_time(self) -> bool:
         """Whether the intervals reach the model."""
         return self._instrument.takes_time
+
+    def _array(self, name: str) -> FloatArray:
+        return np.concatenate([look.array(name) for look in self._looks])
 
     def _require(self, need: Need) -> None:
         if need not in self._needs:
@@ -127,15 +127,13 @@ class Observation:
     def input_gradient(self) -> FloatArray:
         """``(B, T, F)``, gradient of each sequence's target with respect to its inputs."""
         self._require(Need.INPUT_GRADIENT)
-        assert self._pass.input_gradient is not None
-        return to_numpy(self._pass.input_gradient)
+        return self._array("input_gradient")
 
     @property
     def time_gradient(self) -> FloatArray | None:
         """``(B, T)``, gradient with respect to the intervals; None where the model takes none."""
         self._require(Need.TIME_GRADIENT)
-        gradient = self._pass.time_gradient
-        return None if gradient is None else to_numpy(gradient)
+        return self._array("time_gradient") if self.takes_time else None
 
     @property
     def states(self) -> Sequence[Trajectory]:
@@ -144,32 +142,17 @@ class Observation:
         return [
             Trajectory(
                 site.name,
-                np.concatenate(
-                    [
-                        self._over_time(site, arrays, site.reverse)
-                        for arrays in self._pass.states[site.name]
-                    ],
-                    axis=-1,
-                ),
-                self._initial(site.name),
+                np.concatenate([look.states(site) for look in self._looks]),
+                self._initial(site),
                 site.reverse,
             )
             for site in self._instrument.sites.cells
         ]
 
-    def _initial(self, cell: str) -> FloatArray | None:
-        if cell not in self._pass.initial:
-            return None
-        batch = len(self.held_out)
-        parts = [to_numpy(a) for a in self._pass.initial[cell]]
-        # One state for all sequences is common.
-        parts = [
-            a.reshape(batch, -1)
-            if len(a) == batch and a.ndim > 1
-            else np.broadcast_to(a.reshape(-1), (batch, a.size))
-            for a in parts
-        ]
-        return np.concatenate(parts, axis=-1)
+    def _initial(self, site: CellSite) -> FloatArray | None:
+        parts = [look.initial(site) for look in self._looks]
+        given = [part for part in parts if part is not None]
+        return np.concatenate(given) if len(given) == len(parts) else None
 
     @property
     def activations(self) -> Sequence[Activations]:
@@ -179,26 +162,10 @@ class Observation:
             Activations(
                 site.name,
                 site.activation,
-                self._over_time(site, self._pass.activations[site.name], False),
+                np.concatenate([look.activations(site) for look in self._looks]),
             )
             for site in self._instrument.sites.layers
         ]
-
-    def _over_time(
-        self, site: CellSite | LayerSite, arrays: Sequence[mx.array], reverse: bool
-    ) -> FloatArray:
-        """``(B, T, N)`` from one array over all steps, or one per step in order of time."""
-        batch, steps, _ = self.held_out.inputs_shape
-        shape = tuple(arrays[0].shape)
-        if shape[:1] != (batch,) or (site.whole_sequence and shape[1:2] != (steps,)):
-            raise ModelError(
-                f"{site.name} gave an array of shape {shape} for {batch} sequences of {steps} "
-                "steps: its first axis must be the batch"
-            )
-        if site.whole_sequence:
-            values = to_numpy(arrays[0])
-            return values[:, ::-1] if reverse else values
-        return np.stack([to_numpy(a).reshape(batch, -1) for a in arrays], axis=1)
 
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
@@ -208,22 +175,11 @@ class Observation:
         Raises:
             RuntimeError: If the model takes no intervals.
         """
-        delta = self._instrument.time_delta
-        if not self.takes_time or delta is None:
+        if not self.takes_time:
             raise RuntimeError("the model takes no intervals: check observation.takes_time first")
         self._scaled[1.0] = self.target_values
         missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
         if missing:
-            values = self._instrument.forward_values(
-                [delta * s for s in missing], self._pass.chosen
-            )
-            mx.eval(values)
-            self._scaled.update({s: to_numpy(v) for s, v in zip(missing, values, strict=True)})
+            values = np.concatenate([k.values_at_scales(missing) for k in self._looks], axis=1)
+            self._scaled.update(zip(missing, values, strict=True))
         return {s: self._scaled[s] for s in map(float, scales)}
-
-
-def _evaluate(result: Pass) -> None:
-    parts: list[Any] = [result.outputs, result.values]
-    parts += [a for a in (result.input_gradient, result.time_gradient) if a is not None]
-    parts += [result.states, result.initial, result.activations]
-    mx.eval(*parts)

@@ -494,6 +494,40 @@ def test_a_model_that_begins_to_fail(
     assert "attribution, time_delta, transitions, hidden, backbone" in errors[0].getMessage()
 
 
+def test_what_does_not_fit_into_memory_is_looked_at_in_parts(
+    model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = 0
+
+    class Tight(Net):
+        """Has memory for so many sequences."""
+
+        def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+            if len(x) > room:
+                raise RuntimeError("[malloc] Unable to allocate 999 bytes.")
+            return super().__call__(x, time_delta)
+
+    def curves(room_in_run: int) -> dict[str, list[tuple[int, float]]]:
+        nonlocal room
+        room = 10**6
+        mx.random.seed(0)
+        tight, writer = Tight(), ncp.MemoryWriter()
+        with ncp.Monitor(tight, held_out, writer=writer, every=1) as monitor:
+            room = room_in_run
+            for step in (1, 2):
+                monitor.on_step_end(step)
+            assert len(monitor.callbacks) == 5
+        return {t: writer.scalars(t) for t in writer.tags}
+
+    whole = curves(10**6)
+    assert caplog.records == []
+    parts = curves(2)  # of six sequences, so that the scales don't fit side by side either
+    said = [r.getMessage().split(";")[1] for r in caplog.records]
+    assert said == [" from now on at most 3", " from now on at most 1"]
+    for tag, curve in whole.items():
+        np.testing.assert_allclose(parts[tag], curve, rtol=1e-4, atol=1e-6, err_msg=tag)
+
+
 def test_interrupts_pass(model: Net, held_out: ncp.HeldOutBatch) -> None:
     class Interrupted(ncp.Callback):
         def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:

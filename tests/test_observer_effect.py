@@ -20,6 +20,7 @@ from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
 from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument.capture import Tap
 from ncp_callbacks.instrument.trees import modules
 from ncp_callbacks.models import CfC
 
@@ -355,6 +356,43 @@ def test_weights_made_in_the_first_call_are_made_as_without():
         training.start()
         models.append({path: seen(module) for path, module in modules(training.model)})
     assert models[0] == models[1]
+
+
+# ---- the tap, by itself
+
+
+@pytest.mark.parametrize("make", [zoo.DeclaredCell, zoo.TimedCell])
+def test_taps_on_one_module_can_be_nested(make):
+    cell, log = make(), []
+
+    def logging(name):
+        def around(call, args, kwargs):
+            log.append(name)
+            return call(*args, **kwargs)
+
+        return around
+
+    x, h, dt = mx.ones((2, zoo.FEATURES)), mx.ones((2, zoo.UNITS)), mx.ones((2, 1))
+    expected, cls, outer, inner = cell(x, h, dt), type(cell), Tap(), Tap()
+    for _ in range(2):  # the classes made are used again
+        with outer.on([(cell, logging("outer"))]):
+            with inner.on([(cell, logging("inner"))]):
+                assert mx.array_equal(cell(x, h, dt), expected)
+                assert isinstance(cell, make)
+            with pytest.raises(ValueError, match="broken"), inner.on([(cell, broken)]):
+                cell(x, h, dt)
+            cell(x, h, dt)
+        assert type(cell) is cls
+        assert log == ["inner", "outer", "outer"]
+        cell(x, h, dt)
+        log.clear()
+    with pytest.raises(RuntimeError, match="tapped already"), outer.on([(cell, broken)] * 2):
+        pass
+    assert type(cell) is cls
+
+
+def broken(call, args, kwargs):
+    raise ValueError("broken")
 
 
 # ---- undisturbed, by itself

@@ -158,6 +158,7 @@ class Instrument:
     Attributes:
         calling, target, sites: What was found out.
         notes: What was not, one sentence each.
+        most_rows: How many sequences memory allows to look at at once; None: all.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class Instrument:
                 "(model, inputs, time_delta) -> outputs"
             )
         self.model, self.held_out, self.forward = model, held_out, forward
+        self.most_rows: int | None = None
         self._tap = Tap()
         with undisturbed(model):
             self.calling, self.sites = self._look(
@@ -201,14 +203,23 @@ class Instrument:
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
         self.notes = (*self.calling.notes, *self.sites.notes)
 
+    @property
+    def divisible(self) -> bool:
+        """Whether parts of the batch can be looked at by themselves."""
+        return not self._one_batch_size and not callable(self._wanted[0])
+
+    def rows(self, start: int, stop: int) -> Instrument:
+        """The same for sequences ``start`` to ``stop`` of the batch."""
+        if (start, stop) == (0, len(self.held_out)):
+            return self
+        part = copy.copy(self)
+        part.held_out = self.held_out.rows(start, stop)
+        part.target = Target(*self._wanted, part.held_out, self.calling)
+        return part
+
     def small(self) -> Instrument:
         """The same for the batch's first two sequences, or for all where only all will do."""
-        if self._probed is self.held_out or callable(self._wanted[0]):
-            return self
-        small = copy.copy(self)
-        small.held_out = self._probed
-        small.target = Target(*self._wanted, self._probed, self.calling)
-        return small
+        return self.rows(0, min(2, len(self.held_out))) if self.divisible else self
 
     def _look(
         self, cells: Sequence[str] | None, layers: Sequence[str] | None
@@ -223,7 +234,6 @@ class Instrument:
             held_out = self.held_out
             calling = find_calling(self.model, held_out, self.forward)
             self._one_batch_size = True
-        self._probed = held_out
         self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
         probed = copy.copy(self)
         probed.held_out, probed.calling = held_out, calling
