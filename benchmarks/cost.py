@@ -154,6 +154,14 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def into_readme(shown: str) -> None:
+    """Put the table where the README shows it."""
+    readme = HERE.parent / "README.md"
+    before, rest = readme.read_text().split("<!-- cost.csv -->\n")
+    after = rest.split("<!-- end -->")[1]
+    readme.write_text(f"{before}<!-- cost.csv -->\n{shown}\n<!-- end -->{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["S", "M"])
@@ -170,7 +178,10 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     with args.out.open(newline="") as file:
-        print(table(list(csv.DictReader(file))))
+        shown = table(list(csv.DictReader(file)))
+    print(shown)
+    if args.out == HERE / "cost.csv":
+        into_readme(shown)
     print(f"\na step that isn't due: {not_due() * 1e6:.2f} µs")
     print(f"import ncp_callbacks, beyond mlx: {import_time() * 1e3:.0f} ms")
 

@@ -9,6 +9,8 @@ with ncp.Monitor(model, held_out, log_dir="runs/cfc-seed0") as monitor:
         monitor.on_step_end(step, loss=loss)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .callbacks import (
     BackboneActivations,
     Callback,
@@ -39,12 +41,16 @@ from .records import Array, Figure, Histogram, Note, Record, Scalar, Text
 from .schedules import Schedule, at, every, log_spaced
 from .writers import MemoryWriter, TensorBoardWriter, Writer
 
+if TYPE_CHECKING:
+    from .runs import Comparison, compare_runs
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Array",
     "BackboneActivations",
     "Callback",
+    "Comparison",
     "Figure",
     "GradientAttribution",
     "HeldOutBatch",
@@ -69,6 +75,7 @@ __all__ = [
     "analyze_backbone",
     "analyze_time_sensitivity",
     "at",
+    "compare_runs",
     "compute_temporal_importance",
     "every",
     "interpret_model",
@@ -79,3 +86,12 @@ __all__ = [
     "plot_unit_activity",
     "visualize_hidden_states",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Reading logs back takes modules that a training run has no use for.
+    if name in ("Comparison", "compare_runs"):
+        from . import runs
+
+        return getattr(runs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

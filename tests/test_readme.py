@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,26 @@ def test_the_short_example_finds_the_signal(tmp_path: Path) -> None:
     assert [p.step for p in events.Scalars("train/loss")] == list(range(10, 101, 10))
     # One channel carries the answer, the other one is noise.
     assert events.Scalars("attribution_share/signal")[-1].value > 0.8
+
+
+def test_the_comparison_runs_as_shown(tmp_path: Path) -> None:
+    names = namespace()
+    held_out = ncp.HeldOutBatch(names["x_val"], names["dt_val"])
+    for seed in (0, 1):
+        names["model"].head.weight = names["model"].head.weight * (1 + seed)
+        run = tmp_path / "runs" / "digits" / f"cfc-u48-s{seed}"
+        with ncp.Monitor(names["model"], held_out, log_dir=run, every=2) as monitor:
+            for step in range(1, 7):
+                monitor.on_step_end(step, loss=step * (1 + seed))
+    (command,) = [code for language, code in BLOCKS if "ncp-callbacks compare" in code]
+    program, *arguments = shlex.split(command)
+    out = subprocess.run(
+        [Path(sys.executable).parent / program, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "One run each: no significance" in out.stdout
+    assert "train/loss" in out.stdout
+    assert (tmp_path / "report" / "compare.html").is_file()
 
 
 def test_pictures_exist() -> None:

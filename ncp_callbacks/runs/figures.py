@@ -1,0 +1,221 @@
+"""Pictures of several runs in one: 640 × 430 pixels, a colour for each side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..plots import nice_limit
+from .comparison import Curve
+from .reader import Binned, Scalars
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLORS", "plot_difference", "plot_histograms", "plot_scalar", "plot_time_curves"]
+
+FloatArray = npt.NDArray[np.float64]
+
+INK, LIGHT = "#1a1a1a", "#d9d9d9"
+# Okabe & Ito's palette, distinguishable with any colour vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", INK)
+_STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 14,
+    "axes.titlesize": 15,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 1.4,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-4, 5),
+    "grid.color": LIGHT,
+    "grid.linewidth": 1.0,
+    "xtick.major.width": 1.4,
+    "ytick.major.width": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": 13,
+    "legend.borderaxespad": 0.2,
+    "text.parse_math": False,  # A "$" in a tag is no formula.
+}
+_MOST_POINTS = 300
+_MOST_NAMED = 12
+_LONGEST_NAME = 24
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Matplotlib's defaults and the style above, whatever the user's style sheet says."""
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
+def _page(title: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.3), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(_short(title, 52))
+    return figure, axes
+
+
+def _short(text: str, longest: int = _LONGEST_NAME) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _line(side: int, runs: int) -> dict[str, Any]:
+    return {"color": COLORS[side % len(COLORS)], "linewidth": 2.4 if runs == 1 else 1.4}
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_line(side, 1)["color"], linewidth=4) for side in range(len(names))
+    ]
+    figure.legend(
+        handles, [_short(name) for name in names], loc="outside upper left",
+        ncols=min(len(names), 3), handlelength=1.0, columnspacing=1.2,
+    )  # fmt: skip
+
+
+def plot_scalar(
+    tag: str,
+    names: Sequence[str],
+    sides: Sequence[Sequence[Scalars]],
+    span: tuple[int, int],
+) -> Figure:
+    """A scalar of all runs over training; the steps of ``span``, which are averaged, are shaded."""
+    with _styled():
+        figure, axes = _page(tag)
+        every = [series for side in sides for series in side]
+        axes.axvspan(*span, color=LIGHT, alpha=0.5, linewidth=0)
+        for side, group in enumerate(sides):
+            for series in group:
+                steps, values = _thinned(series)
+                style = _line(side, len(group))
+                if len(steps) <= 12:
+                    style |= {"marker": "o", "markersize": 5}
+                axes.plot(steps, values, **style)
+        values = np.concatenate([series.values for series in every])
+        values = values[np.isfinite(values)]
+        if values.size:
+            # A few wild points at the start would flatten all that follows.
+            low, high = np.quantile(values, [0.005, 0.995])
+            margin = 0.06 * (high - low) or 0.5
+            axes.set_ylim(low - margin, high + margin)
+        axes.set_xlabel("training step (shaded: averaged)")
+        _legend(figure, names)
+        return figure
+
+
+def _thinned(series: Scalars) -> tuple[FloatArray, FloatArray]:
+    """At most 300 points, means of equally many."""
+    size = -(-len(series.values) // _MOST_POINTS)
+    starts = np.arange(0, len(series.values), size)
+    counts = np.diff([*starts, len(series.values)])
+    return (
+        np.add.reduceat(series.steps.astype(np.float64), starts) / counts,
+        np.add.reduceat(series.values, starts) / counts,
+    )
+
+
+def plot_difference(
+    difference: FloatArray, feature_names: Sequence[str] | None, names: tuple[str, str]
+) -> Figure:
+    """Where the second side's attribution is stronger than the first's, and by feature.
+
+    Args:
+        difference: ``(T, F)``, of two maps that each sum to 1.
+        feature_names: ``F`` names.
+        names: Of the first and the second side.
+    """
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    with _styled():
+        features = difference.shape[1]
+        points = 100 * difference
+        limit = nice_limit(float(np.abs(points).max()))
+        figure, axes = _page("")
+        # Names of features take the room on the left: the title begins above them.
+        title = f"attribution: {_short(names[1], 18)} minus {_short(names[0], 18)}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=15)
+        axes.grid(False)
+        image = axes.imshow(
+            points.T, cmap="PuOr_r", norm=Normalize(-limit, limit), aspect="auto",
+            interpolation="nearest" if features <= 300 else "antialiased",
+        )  # fmt: skip
+        bar = figure.colorbar(image, ax=axes, ticks=[-limit, 0, limit], pad=0.02, aspect=30)
+        bar.set_label("percentage points", labelpad=-8)
+        bar.ax.set_yticklabels([f"{-limit:+g}", "0", f"{limit:+g}"])
+        sums = points.sum(axis=0)
+        shown = list(range(features))
+        if features > _MOST_NAMED:
+            shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:5].tolist())
+        labels = feature_names or [f"feature {i}" for i in range(features)]
+        axes.set_yticks(shown, [f"{_short(labels[i], 18)}  {sums[i]:+.0f}" for i in shown])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("time step")
+        return figure
+
+
+def plot_time_curves(curve: Curve, names: Sequence[str]) -> Figure:
+    """RMS change of the target over the factor of all intervals, for all runs."""
+    from matplotlib.ticker import NullLocator
+
+    with _styled():
+        figure, axes = _page(f"{curve.tag}: RMS change of the target")
+        axes.set_xscale("log")
+        axes.axvline(1.0, color=INK, linewidth=1.4, linestyle=":")
+        for side, group in enumerate(curve.rms):
+            for values in group:
+                axes.plot(curve.scales, values, marker="o", markersize=6, **_line(side, len(group)))
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(curve.scales, [f"{scale:g}×" for scale in curve.scales])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("all intervals × (1× = the data's)")
+        _legend(figure, names)
+        return figure
+
+
+def plot_histograms(tag: str, names: Sequence[str], sides: Sequence[Sequence[Binned]]) -> Figure:
+    """The histograms of all runs over each other."""
+    with _styled():
+        figure, axes = _page(f"{tag}: density")
+        for side, group in enumerate(sides):
+            for histogram in group:
+                x, density = _outline(histogram)
+                axes.plot(x, density, **_line(side, len(group)))
+                if len(group) == 1:
+                    axes.fill_between(x, density, color=_line(side, 1)["color"], alpha=0.12, lw=0)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("value")
+        _legend(figure, names)
+        return figure
+
+
+def _outline(histogram: Binned) -> tuple[FloatArray, FloatArray]:
+    """Steps of the density; a spike where all counts are at single values."""
+    wide = histogram.right > histogram.left
+    if not wide.any():
+        at = histogram.left[histogram.counts > 0]
+        return np.repeat(at, 3), np.tile([0.0, 1.0, 0.0], at.size)
+    left, right = histogram.left[wide], histogram.right[wide]
+    density = histogram.counts[wide] / histogram.counts.sum() / (right - left)
+    x = np.stack([left, right], axis=1).ravel()
+    return (
+        np.concatenate([x[:1], x, x[-1:]]),
+        np.concatenate([[0.0], np.repeat(density, 2), [0.0]]),
+    )

@@ -1,0 +1,367 @@
+"""A run as it stands in the event files of a directory::
+
+    run = read_run("runs/cfc-seed0")
+    run.scalars["val/loss"].values
+    run.arrays["_ncp/attribution_strength"][3000]       # (T, F)
+
+Scalars, histograms, texts and images are read in both of their forms (plain, and as tensors with a
+plugin name), beside raw arrays and hyper-parameters. Where a run was resumed, what its earlier part
+had logged for later steps is left out, as in TensorBoard. What is damaged or not yet whole is left
+out with a warning; pictures stay in the file until they are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import RunsError
+from .frames import Frame, Frames, read_frame, whole
+
+__all__ = ["Binned", "HyperParameter", "Image", "Run", "Scalars", "event_files", "read_run"]
+
+HyperParameter: TypeAlias = bool | float | str
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+_ARRAYS = "ncp_callbacks"
+_NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
+_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
+_STRING = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Scalars:
+    """The points of a tag in the order of their steps: ``steps`` and ``values``, both ``(N,)``."""
+
+    steps: npt.NDArray[np.int64]
+    values: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Binned:
+    """A histogram: ``counts`` between ``left`` and ``right``, all ``(bins,)``."""
+
+    left: FloatArray
+    right: FloatArray
+    counts: FloatArray
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture that is still in its file."""
+
+    path: Path
+    offset: int
+    part: int
+
+    def data(self) -> bytes:
+        """The encoded picture, as a rule a PNG.
+
+        Raises:
+            OSError, ValueError: The file is gone, or damaged here.
+        """
+        frame = read_frame(self.path, self.offset)
+        event = _parsed(frame)
+        if event is None or not whole([frame])[0] or self.part >= len(event.summary.value):
+            raise ValueError(f"{self.path.name} is damaged at byte {self.offset:,}")
+        value = event.summary.value[self.part]
+        if value.HasField("image"):
+            return bytes(value.image.encoded_image_string)
+        strings = value.tensor.string_val  # Width, height, and one or more pictures.
+        if len(strings) < 3:
+            raise ValueError(f"{value.tag} has no picture")
+        return bytes(strings[2])
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the event files of a directory hold.
+
+    Attributes:
+        name: Last part of the path, or what the caller calls it.
+        scalars: By tag, in the order in which tags first appear.
+        histograms, arrays, texts, images: By tag, then by step, increasing; of several for a step,
+            the last.
+        hparams: Hyper-parameters, as TensorBoard's HParams dashboard shows them.
+        warnings: What was left out, in sentences.
+    """
+
+    name: str
+    path: Path
+    scalars: Mapping[str, Scalars]
+    histograms: Mapping[str, Mapping[int, Binned]]
+    arrays: Mapping[str, Mapping[int, FloatArray]]
+    texts: Mapping[str, Mapping[int, str]]
+    images: Mapping[str, Mapping[int, Image]]
+    hparams: Mapping[str, HyperParameter]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[int, int] | None:
+        """First and last step at which a number was logged; None if none was."""
+        kept = [(int(s.steps[0]), int(s.steps[-1])) for s in self.scalars.values()]
+        for kind in (self.histograms, self.arrays):
+            kept += [(min(points), max(points)) for points in kind.values()]
+        if not kept:
+            return None
+        return min(first for first, _ in kept), max(last for _, last in kept)
+
+
+def event_files(path: Path) -> list[Path]:
+    """The event files of a directory in the order in which they were begun, or the file itself."""
+    if path.is_file():
+        return [path]
+    names = (name for name in os.listdir(path) if "tfevents" in name)
+    return sorted(path / name for name in names if (path / name).is_file())
+
+
+def read_run(path: str | os.PathLike[str], *, name: str | None = None) -> Run:
+    """Read all event files of a directory, or one event file.
+
+    Args:
+        path: Directory with event files (not those in directories below), or an event file.
+        name: What to call the run.
+
+    Raises:
+        RunsError: There is no such directory, it can't be listed, or it has no event files.
+    """
+    where = Path(path).expanduser()
+    try:
+        files = event_files(where)
+    except OSError as error:
+        raise RunsError(f"run {str(path)!r} can't be read: {error.strerror}") from error
+    if not files:
+        raise RunsError(f"{str(path)!r} holds no event files")
+    log = _Log()
+    for file in files:
+        log.read(file)
+    return log.run(name or where.absolute().name, where)
+
+
+def _parsed(frame: Frame) -> Any:
+    """The event, or None where the data is none."""
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto.event_pb2 import Event
+
+    try:
+        return Event.FromString(frame.data)
+    except DecodeError:
+        return None
+
+
+class _Log:
+    """What was read so far."""
+
+    def __init__(self) -> None:
+        # For every kind: tag -> step and value of its points, in the order of the file.
+        self._points: dict[str, dict[str, list[tuple[int, Any]]]] = {
+            kind: defaultdict(list)
+            for kind in ("scalars", "histograms", "arrays", "texts", "images")
+        }
+        self._plugins: dict[str, str] = {}
+        self._hparams: dict[str, HyperParameter] = {}
+        self._warnings: list[str] = []
+
+    def run(self, name: str, path: Path) -> Run:
+        scalars = {}
+        for tag, points in self._points["scalars"].items():
+            if points:
+                steps = np.array([step for step, _ in points], np.int64)
+                values = np.array([value for _, value in points], np.float64)
+                order = np.argsort(steps, kind="stable")
+                scalars[tag] = Scalars(steps[order], values[order])
+        others = {
+            kind: {
+                tag: dict(sorted(dict(points).items())) for tag, points in tags.items() if points
+            }
+            for kind, tags in self._points.items()
+            if kind != "scalars"
+        }
+        return Run(
+            name, path, scalars, **others, hparams=self._hparams, warnings=tuple(self._warnings)
+        )
+
+    def read(self, path: Path) -> None:
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        frames = Frames(path)
+        records = foreign = bad = bad_bytes = 0
+        unread: list[str] = []
+        try:
+            for part in frames:
+                events = [_parsed(frame) for frame in part]
+                # Checking pictures would take most of the time; it is done when one is loaded.
+                unsure = [i for i, event in enumerate(events) if not _only_images(event)]
+                sound = whole([part[i] for i in unsure])
+                for i, is_sound in zip(unsure, sound, strict=True):
+                    if not is_sound:
+                        bad += 1
+                        bad_bytes += len(part[i].data)
+                        events[i] = None
+                    elif events[i] is None:
+                        foreign += 1
+                records += len(part)
+                for frame, event in zip(part, events, strict=True):
+                    if event is None:
+                        continue
+                    if event.session_log.status == SessionLog.START:
+                        self._restart(event.step)
+                    for number, value in enumerate(event.summary.value):
+                        where = Image(path, frame.offset, number)
+                        try:
+                            self._value(event.step, value, where)
+                        except (ValueError, TypeError, OverflowError) as error:
+                            unread.append(f"{value.tag} at step {event.step} {error}")
+        except OSError as error:
+            self._warn(path, f"can't be read: {error.strerror}")
+            return
+        if frames.size == 0:
+            self._warn(path, "is empty")
+        elif records == foreign:
+            self._warn(path, "holds no event records: another kind of file, or a damaged one")
+        elif frames.damaged or bad:
+            count = bad + len(frames.damaged)
+            lost = bad_bytes + sum(frames.damaged.values())
+            places = "place" if count == 1 else "places"
+            self._warn(path, f"is damaged in {count} {places}; {lost:,} bytes are left out")
+        if 0 < foreign < records:
+            self._warn(path, f"has {foreign} records of another kind, which are left out")
+        if unread:
+            more = "" if len(unread) == 1 else f", and {len(unread) - 1} more like it"
+            self._warn(path, f"has a value that can't be read: {unread[0]}{more}")
+        if records and frames.cut_off:
+            self._warn(
+                path,
+                f"ends within a record, {frames.cut_off:,} bytes of which are left out: it is "
+                "still being written, or was cut off",
+            )
+
+    def _warn(self, path: Path, what: str) -> None:
+        self._warnings.append(f"{path.name} {what}")
+
+    def _restart(self, first: int) -> None:
+        """Leave out what an earlier part of the run logged for ``first`` and later steps."""
+        for tags in self._points.values():
+            for points in tags.values():
+                points[:] = [point for point in points if point[0] < first]
+
+    def _value(self, step: int, value: Any, where: Image) -> None:
+        """Keep one value of a summary."""
+        tag, form = value.tag, value.WhichOneof("value")
+        plugin = value.metadata.plugin_data.plugin_name
+        # Only the first summary of a tag need name the plugin.
+        if plugin:
+            self._plugins.setdefault(tag, plugin)
+        else:
+            plugin = self._plugins.get(tag, "")
+        if form == "simple_value":
+            self._points["scalars"][tag].append((step, value.simple_value))
+        elif form == "histo":
+            self._points["histograms"][tag].append((step, _plain_histogram(value.histo)))
+        elif form == "image":
+            self._points["images"][tag].append((step, where))
+        elif form == "tensor" and plugin == "scalars":
+            self._points["scalars"][tag].append((step, float(_numbers(value.tensor).reshape(()))))
+        elif form == "tensor" and plugin == "histograms":
+            self._points["histograms"][tag].append((step, _histogram(_numbers(value.tensor))))
+        elif form == "tensor" and plugin == "images":
+            self._points["images"][tag].append((step, where))
+        elif form == "tensor" and plugin == _ARRAYS:
+            self._points["arrays"][tag].append((step, _numbers(value.tensor)))
+        elif form == "tensor" and plugin == "text":
+            self._points["texts"][tag].append((step, _text(value.tensor)))
+        elif plugin == "hparams":
+            self._hparams.update(_hparams(value.metadata.plugin_data.content))
+
+
+def _only_images(event: Any) -> bool:
+    if event is None or not event.summary.value or event.HasField("session_log"):
+        return False
+    return all(_is_image(value) for value in event.summary.value)
+
+
+def _is_image(value: Any) -> bool:
+    form = value.WhichOneof("value")
+    plugin = value.metadata.plugin_data.plugin_name
+    return bool(form == "image" or (form == "tensor" and plugin == "images"))
+
+
+def _numbers(tensor: Any) -> FloatArray:
+    """The values of a numeric tensor.
+
+    Raises:
+        ValueError: It has another type, or not as many values as its shape wants.
+    """
+    if tensor.dtype not in _NUMBERS:
+        raise ValueError(f"is a tensor of type {tensor.dtype}, not of numbers")
+    shape = [int(dim.size) for dim in tensor.tensor_shape.dim]
+    if tensor.tensor_content:
+        values = np.frombuffer(tensor.tensor_content, f"<{_NUMBERS[tensor.dtype]}")
+    else:
+        values = np.array(getattr(tensor, _FIELDS.get(tensor.dtype, "int_val")), np.float64)
+        if values.size == 1:
+            values = np.repeat(values, max(0, math.prod(shape)))  # One value stands for all.
+    if min(shape, default=0) < 0 or math.prod(shape) != values.size:
+        raise ValueError(f"has {values.size} values for the shape {tuple(shape)}")
+    return values.astype(np.float64).reshape(shape)
+
+
+def _text(tensor: Any) -> str:
+    if tensor.dtype != _STRING:
+        raise ValueError("is no text")
+    return "\n".join(part.decode(errors="replace") for part in tensor.string_val)
+
+
+def _histogram(table: FloatArray) -> Binned:
+    if table.ndim != 2 or table.shape[1] != 3:
+        raise ValueError(f"has the shape {table.shape}, not that of a histogram, (bins, 3)")
+    return _checked(Binned(table[:, 0], table[:, 1], table[:, 2]))
+
+
+def _plain_histogram(histogram: Any) -> Binned:
+    right = np.array(histogram.bucket_limit, np.float64)
+    counts = np.array(histogram.bucket, np.float64)
+    if right.size != counts.size:
+        raise ValueError(f"has {counts.size} counts for {right.size} bins")
+    # The outer bins reach from and to the largest numbers there are.
+    left = np.concatenate([[histogram.min], right[:-1]]) if right.size else right
+    low, high = histogram.min, histogram.max
+    return _checked(Binned(left.clip(low, high), right.clip(low, high), counts))
+
+
+def _checked(histogram: Binned) -> Binned:
+    filled = histogram.counts != 0
+    left, right = histogram.left[filled], histogram.right[filled]
+    values = np.concatenate([left, right, histogram.counts])
+    if not np.isfinite(values).all() or (histogram.counts < 0).any() or (left > right).any():
+        raise ValueError("is no histogram: its bins are not in order, or counts are below 0")
+    if (left[1:] < right[:-1]).any():
+        raise ValueError("is no histogram: its bins overlap")
+    return histogram
+
+
+def _hparams(content: bytes) -> dict[str, HyperParameter]:
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    try:
+        start = HParamsPluginData.FromString(content).session_start_info
+    except DecodeError as error:
+        raise ValueError("hyper-parameters can't be read") from error
+    found: Iterable[tuple[str, Any]] = start.hparams.items()
+    return {name: _hparam(value) for name, value in sorted(found)}
+
+
+def _hparam(value: Any) -> HyperParameter:
+    kind = value.WhichOneof("kind")
+    if kind == "bool_value":
+        return bool(value.bool_value)
+    return float(value.number_value) if kind == "number_value" else str(value.string_value)

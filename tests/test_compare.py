@@ -1,0 +1,583 @@
+"""Comparing runs: statistics against SciPy and brute force, honesty, formats, the command."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ncp_callbacks as ncp
+from ncp_callbacks.cli import main
+from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
+from ncp_callbacks.runs import distances as dist
+from ncp_callbacks.runs import statistics as stats
+from ncp_callbacks.runs.compare import compare_groups
+from ncp_callbacks.runs.find import Group
+from ncp_callbacks.runs.rules import Rule, broken_rules
+
+SCALES = np.array([0.5, 1.0, 2.0, 5.0])
+
+
+def write_run(
+    path: Path,
+    seed: int,
+    *,
+    shift: float = 0.0,
+    lean: float = 0.0,
+    steps=range(0, 101, 10),
+    config=None,
+    extra=(),
+) -> Path:
+    """A run as the package writes it: loss and time curve shifted, attribution leaning to f0."""
+    rng = np.random.default_rng(seed)
+    level = rng.normal(0, 0.02)
+    writer = ncp.TensorBoardWriter(path)
+    writer.log_run_config({"seed": seed, "units": 32, **(config or {})})
+    for step in steps:
+        strength = np.outer(np.linspace(0.2, 1, 6), [1.0 + lean, 2.0, 3.0, 4.0])
+        strength *= rng.uniform(0.9, 1.1, strength.shape)
+        share = strength.sum(axis=0) / strength.sum()
+        rms = np.abs(np.log(SCALES)) * (1 + shift)
+        records = [
+            ncp.Scalar("val/loss", 0.5 + shift + level + rng.normal(0, 0.005) + 1 / (1 + step)),
+            ncp.Scalar("train/loss", 0.4 + rng.normal(0, 0.05)),
+            ncp.Scalar("attribution/entropy", 0.9 + rng.normal(0, 0.01)),
+            ncp.Scalar("hidden/nonfinite", 0.0),
+            *(ncp.Scalar(f"attribution_share/f{i}", s) for i, s in enumerate(share.tolist())),
+            ncp.Array("_ncp/attribution_strength", strength),
+            ncp.Array("_ncp/attribution_signed", strength * [1, -1, 1, -1]),
+            ncp.Array("_ncp/time_delta_curve", np.stack([SCALES, rms, rms / 2])),
+            ncp.Array("_ncp/hidden_spectrum", np.array([0.6, 0.3, 0.1])),
+            ncp.Histogram("transitions/magnitude", rng.gamma(2, 1 + shift, 400), np.arange(11.0)),
+            *(ncp.Scalar(tag, 1.0) for tag in extra),
+        ]
+        writer.write(step, records)
+        if step % 50 == 0:
+            importance = np.asarray(strength, np.float32)
+            options = {"step": step}
+            writer.write(
+                step,
+                [ncp.Figure("attribution/heatmap", ncp.plot_feature_importance, importance,
+                            options)],
+            )  # fmt: skip
+    writer.close()
+    assert writer.failure is None
+    return writer.log_dir
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four runs of each of two kinds; the second has a loss that is 0.2 higher."""
+    where = tmp_path_factory.mktemp("logs")
+    for seed in range(4):
+        write_run(where / f"cfc-s{seed}", seed, config={"model": "cfc"})
+        write_run(where / f"ltc-s{seed}", 10 + seed, shift=0.2, lean=9.0, config={"model": "ltc"})
+    return where
+
+
+def memory_run(name: str, values: dict[str, np.ndarray], first: int = 0) -> Run:
+    steps = {tag: first + np.arange(len(v)) * 10 for tag, v in values.items()}
+    scalars = {tag: Scalars(steps[tag], np.asarray(v, np.float64)) for tag, v in values.items()}
+    return Run(name, Path(name), scalars, {}, {}, {}, {}, {})
+
+
+def simulated(rng: np.random.Generator, runs: int, tags: list[str], effect: float = 0.0) -> Group:
+    """Runs with levels of their own, which noise from step to step doesn't show."""
+    made = []
+    for number in range(runs):
+        values = {t: effect + rng.normal() + 0.01 * rng.normal(size=8) for t in tags}
+        made.append(memory_run(f"r{rng.integers(1 << 40)}-{number}", values))
+    return Group(f"g{rng.integers(1 << 40)}", tuple(made))
+
+
+# Statistics.
+
+samples = st.lists(st.floats(-50, 50).map(lambda x: round(x, 3)), min_size=3, max_size=5)
+
+
+@given(samples, samples)
+def test_welch_interval_is_that_of_scipy(a: list[float], b: list[float]) -> None:
+    found = stats.welch_interval(a, b)
+    if np.var(a) + np.var(b) == 0:
+        assert found is None
+        return
+    right = scipy.stats.ttest_ind(b, a, equal_var=False)
+    interval = right.confidence_interval(0.95)
+    assert found == pytest.approx((interval.low, interval.high), rel=1e-8, abs=1e-9)
+    assert stats.welch_t(a, b) == pytest.approx(right.statistic, rel=1e-9, abs=1e-9)
+
+
+@given(samples, samples)
+def test_permutation_p_is_that_of_brute_force(a: list[float], b: list[float]) -> None:
+    values, size = [*a, *b], len(a)
+    observed = abs(np.mean(a) - np.mean(b))
+    count = total = 0
+    for chosen in itertools.combinations(range(len(values)), size):
+        one = [values[i] for i in chosen]
+        other = [values[i] for i in range(len(values)) if i not in chosen]
+        count += abs(np.mean(one) - np.mean(other)) >= observed - 1e-9 * max(map(abs, values))
+        total += 1
+    assert stats.permutation_p(a, b) == pytest.approx(count / total)
+    assert stats.permutation_p(a, b) >= stats.smallest_p(len(a), len(b)) - 1e-12
+
+
+def test_permutation_p_of_scipy_and_of_many_runs() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=6), rng.normal(0.8, size=5)
+    right = scipy.stats.permutation_test(
+        (a, b), lambda x, y: np.mean(x) - np.mean(y), n_resamples=np.inf
+    )
+    # SciPy doubles the smaller tail; relabelling counts both tails as they are.
+    assert stats.permutation_p(a, b) == pytest.approx(right.pvalue, abs=0.02)
+    a, b = rng.normal(size=14), rng.normal(0.5, size=14)
+    found = stats.permutation_p(a, b)
+    assert found == stats.permutation_p(a, b)
+    assert found == pytest.approx(scipy.stats.ttest_ind(a, b).pvalue, abs=0.02)
+
+
+def test_holm() -> None:
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+
+
+def test_numbers_that_are_not_finite_have_no_p() -> None:
+    assert stats.permutation_p([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]) is None
+    assert stats.welch_interval([1.0, 2.0, math.inf], [1.0, 2.0, 3.0]) is None
+    assert stats.welch_interval([1.0] * 3, [2.0] * 3) is None
+
+
+def test_no_more_false_alarms_than_promised() -> None:
+    rng = np.random.default_rng(1)
+    pairs, alarms, covered = 200, 0, 0
+    for _ in range(pairs):
+        (row,) = compare_groups([simulated(rng, 4, ["x"]) for _ in range(2)]).scalars
+        (change,) = row.changes
+        alarms += change.p <= 0.05
+        covered += change.interval[0] <= 0 <= change.interval[1]
+    assert alarms <= scipy.stats.binom.ppf(0.99, pairs, 0.05)
+    assert covered >= scipy.stats.binom.ppf(0.01, pairs, 0.95)
+
+
+def test_no_more_false_alarms_than_promised_among_several_tags() -> None:
+    rng = np.random.default_rng(2)
+    pairs, alarms, uncorrected = 200, 0, 0
+    for _ in range(pairs):
+        rows = compare_groups([simulated(rng, 5, ["x", "y", "z"]) for _ in range(2)]).scalars
+        alarms += any(row.changes[0].p_holm <= 0.05 for row in rows)
+        uncorrected += any(row.changes[0].p <= 0.05 for row in rows)
+    assert alarms <= scipy.stats.binom.ppf(0.99, pairs, 0.05)
+    assert uncorrected > 2 * alarms  # What the correction is for.
+
+
+def test_a_planted_shift_is_found_among_tags_without_one() -> None:
+    rng = np.random.default_rng(2)
+    tags = [f"t{i}" for i in range(5)]
+    a, b = simulated(rng, 6, tags), simulated(rng, 6, tags)
+    shifted = []
+    for run in b.runs:
+        moved = {
+            **run.scalars,
+            "t3": Scalars(run.scalars["t3"].steps, run.scalars["t3"].values + 8),
+        }
+        shifted.append(replace(run, scalars=moved))
+    result = compare_groups([a, Group("b", tuple(shifted))])
+    assert result.scalars[0].tag == "t3"
+    (change,) = result.row("t3").changes
+    assert change.p_holm < 0.05
+    assert change.interval[0] < 8 < change.interval[1]
+    assert all(row.changes[0].p_holm > 0.05 for row in result.scalars[1:])
+
+
+# What is said, and what isn't.
+
+
+def test_one_run_each_has_no_significance(logs: Path) -> None:
+    result = compare_runs([logs / "cfc-s0", logs / "ltc-s0"])
+    assert result.significance == "one run each: no significance"
+    for row in result.scalars:
+        (change,) = row.changes
+        assert change.interval is change.p is change.p_holm is None
+    assert result.row("val/loss").changes[0].delta == pytest.approx(0.2, abs=0.1)
+
+
+def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> None:
+    result = compare_runs({"A": [logs / "cfc-s0", logs / "cfc-s1"], "B": str(logs / "ltc-s[01]")})
+    assert result.significance.startswith("2 runs on a side: intervals and p are not given, since")
+    assert all(row.changes[0].interval is None for row in result.scalars)
+    result = compare_runs({"A": logs / "cfc-s0", "B": str(logs / "ltc-s*")})
+    assert result.significance == "one run in 'A': no significance, no intervals"
+
+
+def test_groups_have_intervals_and_the_limits_of_p_are_said(logs: Path) -> None:
+    result = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"])
+    (change,) = result.row("val/loss").changes
+    assert change.p == pytest.approx(2 / 70)
+    assert change.interval[0] < 0.2 < change.interval[1]
+    assert "no p is below 0.029" in result.significance
+    assert "--tags" in result.significance
+    few = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"], tags="^val/")
+    assert few.row("val/loss").changes[0].p_holm == pytest.approx(2 / 70)
+    assert "no p is below" not in few.significance
+
+
+def test_copies_of_a_run_are_pointed_out(tmp_path: Path) -> None:
+    for number, seed in enumerate((0, 0, 1)):
+        write_run(tmp_path / f"a{number}", seed, steps=range(5))
+        write_run(tmp_path / f"b{number}", 5 + number, steps=range(5))
+    result = compare_runs({"A": f"{tmp_path}/a*", "B": f"{tmp_path}/b*"})
+    assert any("a0 and a1 have the same numbers" in warning for warning in result.warnings)
+    assert sum("same numbers" in warning for warning in result.warnings) == 1
+
+
+# What is averaged.
+
+
+def test_runs_are_averaged_over_the_same_steps() -> None:
+    dense = Scalars(np.arange(0, 101), np.arange(0, 101.0))
+    sparse = Scalars(np.arange(0, 201, 10), np.arange(0, 201, 10.0))
+    groups = [
+        Group(name, (Run(name, Path(name), {"x": s, "y": s}, {}, {}, {}, {}, {}),))
+        for name, s in (("a", dense), ("b", sparse))
+    ]
+    result = compare_groups(groups, last=5)
+    assert (result.step, result.set_by) == (100, "where a ends")
+    assert result.unchanged == ("x", "y")  # Both are the step itself: no bias from the cadence.
+    higher = {"x": Scalars(sparse.steps, sparse.values + 1)}
+    groups[1] = Group("b", (replace(groups[1].runs[0], scalars=higher),))
+    row = compare_groups(groups, last=5).row("x")
+    assert row.steps == (60, 100)
+    assert row.changes[0].delta == pytest.approx(1.0)
+    row = compare_groups(groups, last=2, at=50).row("x")
+    assert row.steps == (40, 50)
+    assert [value.points for value in row.values] == [(11,), (2,)]
+
+
+def test_order_of_tags_and_tags_of_some_runs(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", 0, extra=["only/a"])
+    b = write_run(tmp_path / "b", 1, shift=0.2, lean=9.0)
+    result = compare_runs([a, b])
+    tags = [row.tag for row in result.scalars]
+    assert tags[:2] == ["val/loss", "train/loss"]
+    sizes = [row.changes[0].over_noise for row in result.scalars[2:]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert result.unchanged == ("hidden/nonfinite",)
+    assert result.partial == {"only/a": ("a",)}
+    assert result.hparams == {"seed": ((0.0,), (1.0,))}
+
+
+def test_a_run_that_diverged_is_shown_first_and_fails_every_rule() -> None:
+    good = np.linspace(1, 0.5, 8)
+    bad = np.append(good[:-1], np.nan)
+    runs = [memory_run("a", {"z": good, "m": good}), memory_run("b", {"z": bad, "m": good + 1})]
+    groups = [Group(run.name, (run,)) for run in runs]
+    result = compare_groups(groups)
+    assert result.scalars[0].tag == "z"
+    assert math.isnan(result.scalars[0].values[1].mean)
+    assert math.isnan(Comparison.from_json(result.to_json()).row("z").values[1].mean)
+    for rule in ("z>+5%", "z<-5%", "z>100"):
+        (reason,) = broken_rules(groups, [Rule.parse(rule)], until=70, last=5)
+        assert "can't be compared" in reason
+
+
+# Interpretability.
+
+
+def test_attention_that_moved_is_measured(logs: Path) -> None:
+    same = compare_runs([logs / "cfc-s0", logs / "cfc-s1"])
+    other = compare_runs([logs / "cfc-s0", logs / "ltc-s0"])
+
+    def between(result: Comparison, tag: str, name: str) -> float:
+        (found,) = (m for m in result.measures if m.tag == tag and m.name == name)
+        return found.between[0]
+
+    name = "rank correlation of feature shares"
+    assert between(same, "attribution_strength", name) == 1.0
+    assert between(other, "attribution_strength", name) < 0
+    assert between(same, "attribution_strength", "shift of feature shares") < 0.05
+    assert between(other, "attribution_strength", "shift of feature shares") > 0.25
+    assert between(other, "time_delta_curve", "largest gap of RMS change") == pytest.approx(
+        0.2 * math.log(5), abs=1e-5
+    )
+    assert between(other, "hidden_spectrum", "shift of the spectrum") == 0
+    w1 = "W1 of the histogram"
+    assert between(other, "transitions/magnitude", w1) > between(same, "transitions/magnitude", w1)
+    (curve,) = other.curves
+    assert curve.scales == (0.5, 1.0, 2.0, 5.0)
+    drift = next(m for m in same.measures if m.name == name).drift
+    assert drift == (1.0, 1.0)
+
+
+def test_groups_are_as_far_apart_as_their_runs_or_further(logs: Path) -> None:
+    result = compare_runs({"A": f"{logs}/cfc-s*", "B": f"{logs}/ltc-s*"})
+    shift = next(m for m in result.measures if m.name == "shift of the map")
+    assert shift.between[0] > 5 * max(shift.within)
+    spectrum = next(m for m in result.measures if m.tag == "hidden_spectrum")
+    assert spectrum.between[0] == spectrum.within[0] == 0
+
+
+def test_arrays_of_other_shapes_are_said_not_to_compare(tmp_path: Path) -> None:
+    for name, size in (("a", 3), ("b", 4)):
+        writer = ncp.TensorBoardWriter(tmp_path / name)
+        arrays = [ncp.Array("_ncp/own", np.ones(size)), ncp.Array("_ncp/x_spectrum", np.ones(size))]
+        writer.write(1, [ncp.Scalar("x", size), *arrays])
+        writer.close()
+    result = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert result.warnings == ("_ncp/own can't be compared: it is 3 in a, 4 in b",)
+    assert [m.between[0] for m in result.measures] == [pytest.approx(0.25)]
+
+
+@given(st.lists(st.integers(-3, 3), min_size=3, max_size=12), st.randoms())
+def test_rank_correlation_is_spearmans(values: list[int], random) -> None:
+    a = np.array(values, float)
+    b = np.array(random.sample(values, len(values)), float)
+    found = dist.rank_correlation(a, b)
+    if np.ptp(a) == 0:
+        assert found is None
+    else:
+        assert found == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-12)
+
+
+finite = st.lists(st.floats(-10, 10).map(lambda x: round(x, 2)), min_size=1, max_size=8)
+
+
+@given(finite, finite)
+def test_wasserstein_is_that_of_scipy(a: list[float], b: list[float]) -> None:
+    found = dist.wasserstein(np.array(a), np.array(b))
+    assert found == pytest.approx(scipy.stats.wasserstein_distance(a, b), abs=1e-9)
+
+
+def test_wasserstein_of_histograms() -> None:
+    def uniform(low: float, high: float, bins: int) -> Binned:
+        edges = np.linspace(low, high, bins + 1)
+        return Binned(edges[:-1], edges[1:], np.full(bins, 7.0))
+
+    assert dist.wasserstein_binned(uniform(0, 1, 5), uniform(0, 1, 8)) == pytest.approx(0)
+    assert dist.wasserstein_binned(uniform(0, 1, 5), uniform(3, 4, 2)) == pytest.approx(3)
+    assert dist.wasserstein_binned(uniform(0, 1, 5), uniform(0, 2, 2)) == pytest.approx(0.5)
+    assert dist.wasserstein_binned(uniform(-1, 1, 5), uniform(-2, 2, 2)) == pytest.approx(0.5)
+    empty = Binned(np.zeros(1), np.ones(1), np.zeros(1))
+    assert dist.wasserstein_binned(empty, uniform(0, 1, 2)) is None
+
+
+def test_shift_and_overlap() -> None:
+    a, b = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.0, 0.0, 3.0, 1.0])
+    assert dist.shift(a, b) == 1.0
+    assert dist.shift(a, 5 * a) == 0.0
+    assert dist.shift(b, -b) == 1.0
+    assert dist.shift(a, 0 * a) is None
+    assert dist.top_overlap(a, b, 2) == 0.0
+    assert dist.top_overlap(b, 2 * b, 2) == 1.0
+
+
+# Requests that can't be met.
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "says"),
+    [
+        (["cfc-s0", "cfc-s9"], {}, r"no such run: .*cfc-s9.*nearest: cfc-s"),
+        (["cfc-s0", "cfc-s0"], {}, "given twice"),
+        (["A=cfc-s*", "B=cfc-s1"], {}, "given twice, in 'A' and 'B'"),
+        (["cfc-s0"], {}, "only 'cfc-s0' to compare"),
+        (["cfc-s0", "nothing*"], {}, "no run matches"),
+        (["cfc-s0", "."], {}, r"holds no event files; there are runs below it \(cfc-s0"),
+        (["cfc-s0", "ltc-s0"], {"tags": "val/los$"}, "no tag matches .*nearest: val/loss"),
+        (["cfc-s0", "ltc-s0"], {"tags": "("}, "no regular expression"),
+        (["cfc-s0", "ltc-s0"], {"at": 1000}, "ends at step 100: give at most that"),
+        (["cfc-s0", "ltc-s0"], {"last": 0}, "must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_there_is(
+    logs: Path, runs: list[str], options: dict, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(logs)
+    with pytest.raises(RunsError, match=says):
+        compare_runs(runs, **options)
+
+
+def test_no_common_steps(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0, steps=range(10))
+    write_run(tmp_path / "b", 1, steps=range(100, 110))
+    with pytest.raises(RunsError, match=r"no common steps up to 9; they logged: a 0-9, b 100-109"):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_run_without_numbers(logs: Path, tmp_path: Path) -> None:
+    (tmp_path / "tfevents").touch()
+    with pytest.raises(RunsError, match=r"holds no numbers to compare .*is empty"):
+        compare_runs([logs / "cfc-s0", tmp_path])
+
+
+def test_names_that_need_more_than_the_last_folder(tmp_path: Path) -> None:
+    for side in "ab":
+        write_run(tmp_path / side / "s0", ord(side), steps=range(5))
+    result = compare_runs([tmp_path / "a" / "s0", tmp_path / "b" / "s0"])
+    assert [side.name for side in result.sides] == ["a/s0", "b/s0"]
+
+
+# Formats and the command.
+
+
+def run_cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ncp_callbacks.cli", *map(str, arguments)],
+        capture_output=True, text=True, env={**os.environ, **environment}, timeout=60,
+    )  # fmt: skip
+
+
+def test_the_command_is_installed_with_the_package() -> None:
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    assert 'ncp-callbacks = "ncp_callbacks.cli:main"' in project.read_text()
+    assert "compare" in run_cli("--help").stdout
+
+
+def test_json_is_the_comparison(logs: Path) -> None:
+    done = run_cli("compare", f"A={logs}/cfc-s*", f"B={logs}/ltc-s*", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    result = compare_runs({"A": f"{logs}/cfc-s*", "B": f"{logs}/ltc-s*"})
+    assert Comparison.from_json(done.stdout) == result
+    assert json.loads(done.stdout)["scalars"][0]["tag"] == "val/loss"
+    with pytest.raises(ValueError, match="not a comparison"):
+        Comparison.from_json('{"step": 1}')
+
+
+def test_the_command_prints_a_table_that_fits(logs: Path) -> None:
+    done = run_cli("compare", logs / "cfc-s0", logs / "ltc-s0", COLUMNS="80")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "One run each: no significance." in done.stdout
+    assert re.search(r"^val/loss +0\.\d+ +0\.\d+ +\+0\.[12]", done.stdout, re.MULTILINE)
+    assert not re.search("[*↑↓▲▼→]", done.stdout)
+
+
+def test_fail_if(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(logs / "cfc-s0"), str(logs / "ltc-s0")]
+    for rule, status in [
+        ("val/loss>+5%", 1), ("val/loss>+90%", 0), ("val/loss<-5%", 0), ("val/loss>+0.1", 1),
+        ("val/loss>+0.5", 0), ("val/loss>0.6", 1), ("val/loss >= 0.9", 0),
+        ("hidden/nonfinite>+5%", 0), ("hidden/nonfinite>=0", 1),
+    ]:  # fmt: skip
+        assert main(["compare", *runs, "--tags", "train", "--fail-if", rule]) == status, rule
+        said = capsys.readouterr().err
+        assert ("failed: " + rule in said) == (status == 1)
+    assert main(["compare", *runs, "--fail-if", "val/loss>9", "--fail-if", "val/loss>+5%"]) == 1
+    assert "a change of +" in capsys.readouterr().err
+    assert main(["compare", *runs, "--fail-if", "val/los>+5%"]) == 2
+    assert "nearest: val/loss" in capsys.readouterr().err
+    assert main(["compare", *runs, "--fail-if", "val/loss up"]) == 2
+    assert "is no condition" in capsys.readouterr().err
+
+
+def test_usage_errors_have_status_2(logs: Path, tmp_path: Path) -> None:
+    for arguments in (
+        [], ["compare"], ["compare", logs / "cfc-s0"], ["compare", logs / "cfc-s0", logs / "none"],
+        ["compare", logs / "cfc-s0", logs / "ltc-s0", "--last", "x"],
+    ):  # fmt: skip
+        done = run_cli(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert done.stderr
+    (tmp_path / "file").touch()
+    out = ["--out", str(tmp_path / "file")]
+    assert main(["compare", str(logs / "cfc-s0"), str(logs / "ltc-s0"), *out]) == 2
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that open and close, pictures, and what is loaded from elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+        self.elsewhere: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if tag == "img" and name == "src":
+                self.images.append(value or "")
+            elif name in ("src", "href"):
+                self.elsewhere.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_the_report_holds_the_pictures(logs: Path, tmp_path: Path, groups: bool) -> None:
+    runs = ["cfc-s0", "ltc-s0"] if not groups else ["A=cfc-s*", "B=ltc-s*"]
+    at = [re.sub("(.*=)?(.*)", rf"\g<1>{logs}/\2", run, count=1) for run in runs]
+    assert main(["compare", *at, "--out", str(tmp_path / "new" / "report")]) == 0
+    text = (tmp_path / "new" / "report" / "compare.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.elsewhere == []
+    assert "http" not in text
+    for name in ("cfc-s0", "ltc-s0"):
+        for step in (0, 100):
+            data = read_run(logs / name).images["attribution/heatmap"][step].data()
+            assert f"data:image/png;base64,{base64.b64encode(data).decode()}" in page.images
+    drawn = len(page.images) - 4
+    assert drawn == 2 + 1 + 1 + 1  # Loss curves, difference of maps, time curves, histograms.
+    assert "val/loss" in text
+
+
+def test_names_cannot_break_the_report_or_markdown(tmp_path: Path) -> None:
+    for name, seed in (("<script>alert(1)", 0), ("b|c", 1)):
+        write_run(tmp_path / name, seed, steps=range(5), config={"note": f"<i>|{seed}"})
+    runs = [str(tmp_path / "<script>alert(1)"), str(tmp_path / "b|c")]
+    assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<i>" not in text
+    assert Page(text).open == []
+
+
+def test_markdown(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", f"{logs}/cfc-s0", f"{logs}/ltc-s0", "--format", "md"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# ltc-s0 against cfc-s0\n")
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) >= 4
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1
+
+
+def test_three_sides_are_compared_with_the_first(logs: Path) -> None:
+    result = compare_runs([logs / "cfc-s0", logs / "cfc-s1", logs / "ltc-s0"])
+    row = result.row("val/loss")
+    assert len(row.values) == 3
+    assert [c.delta for c in row.changes] == [v.mean - row.values[0].mean for v in row.values[1:]]
+    assert len(result.measures[0].between) == 2
+
+
+@given(cut=st.floats(0, 1), flips=st.lists(st.integers(0, 10**6), max_size=3))
+def test_the_command_survives_damaged_runs(
+    logs: Path, tmp_path_factory: pytest.TempPathFactory, cut: float, flips: list[int]
+) -> None:
+    (file,) = (p for p in (logs / "ltc-s0").iterdir() if "tfevents" in p.name)
+    data = bytearray(file.read_bytes())
+    for flip in flips:
+        data[flip % len(data)] ^= 1 << flip % 8
+    where = tmp_path_factory.mktemp("damaged")
+    (where / "tfevents").write_bytes(data[: int(cut * len(data))])
+    assert main(["compare", str(logs / "cfc-s0"), str(where), "--format", "md"]) in (0, 2)
