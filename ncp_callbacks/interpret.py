@@ -148,9 +148,7 @@ def visualize_hidden_states(
 def _trajectory(observation: Observation, cell: str | None) -> Trajectory:
     found = observation.states
     if not found:
-        raise ModelError(
-            "no recurrent cell was found in the model; if one holds the states, name it with cells="
-        )
+        raise ModelError(observation.no_cells)
     if cell is None:
         return found[-1]
     for trajectory in found:
@@ -252,12 +250,10 @@ def analyze_backbone(
     """
     instrument = _instrument(model, x, time_delta, **options)
     with undisturbed(model):
-        report = measures.backbone(Observation(instrument, 0, {Need.ACTIVATIONS}))
+        observation = Observation(instrument, 0, {Need.ACTIVATIONS})
+    report = measures.backbone(observation)
     if not report:
-        raise ModelError(
-            "the model has no backbone: no hidden layer inside its recurrent cell. To look at "
-            "layers elsewhere, name them with layers="
-        )
+        raise ModelError(observation.no_layers)
     return report
 
 
@@ -316,7 +312,7 @@ def interpret_model(
     """
     wanted = checked_scales(scales)
     instrument = _instrument(model, x, time_delta, **options)
-    notes: list[str] = list(instrument.notes)
+    notes: list[str] = [*instrument.notes, *instrument.missing]
     with undisturbed(model):
         observation = Observation(instrument, 0, set(Need))
         sensitivity = states = transitions = None

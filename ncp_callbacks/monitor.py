@@ -189,14 +189,14 @@ class Monitor:
             )
         if self._writes:
             self._instrument = Instrument(self._model, self._held_out, **self._how)
-            findings = self._dry_run(self._instrument)
+            records, notes = self._dry_run(self._instrument)
             # Only now: a configuration that fails must not leave an empty run behind.
             self._writer = self._open_writer()
             self._on_term = ClosesOnTerm(self._close_writer)
             self._groups = self._grouped()
-            for note in findings[1]:
+            for note in (*self._instrument.notes, *notes):
                 self._say(note, write=False)
-            self._introduce(self._instrument, findings[0])
+            self._introduce(self._instrument, records)
         self._state = "open"
         return self
 
@@ -264,7 +264,7 @@ class Monitor:
                         records.append(record)
                 except NothingToObserve as reason:
                     self._callbacks.remove(callback)
-                    notes.append(f"{callback.name}: {reason}. It is left out.")
+                    notes.append(f"{callback.name} is left out: {reason}")
                 except Exception as error:
                     raise RuntimeError(
                         f"{callback!r} failed in the dry run, before the first step: "
@@ -475,7 +475,7 @@ class Monitor:
                     _check_record(record, callback)
                     records.append(record)
         except NothingToObserve as reason:
-            notes.append(f"{callback.name}: {reason}. It is left out from now on.")
+            notes.append(f"{callback.name} is left out from now on: {reason}")
             self._disable([callback])
         except Exception as error:
             if self._on_error == "raise":

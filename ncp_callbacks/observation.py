@@ -86,6 +86,8 @@ class Observation:
         mask: ``(B, T)`` bool or None.
         outputs: ``(B, T, O)`` or ``(B, O)``.
         target_values: ``(B,)``, the scalar target of each sequence.
+        no_cells: Why there are no states, with the mend; "" where there are.
+        no_layers: Why there are no activations, likewise.
         target: Its name, for titles.
         target_slug: Its suffix for tags, "" for the default target.
     """
@@ -97,6 +99,8 @@ class Observation:
         self.step = step
         self.held_out: HeldOutBatch = instrument.held_out
         self.target, self.target_slug = instrument.target.name, instrument.target.slug
+        sites = instrument.sites
+        self.no_cells, self.no_layers = sites.no_cells, sites.no_layers
         self._instrument = instrument
         self._needs = frozenset(needs)
         self._scaled: dict[float, FloatArray] = {}

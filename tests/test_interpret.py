@@ -424,7 +424,7 @@ def test_no_backbone(x):
 
 @pytest.mark.parametrize("call", ["states", "transitions"])
 def test_no_cell(call, x, time_delta):
-    with pytest.raises(ModelError, match=r"no recurrent cell.*name it with cells="):
+    with pytest.raises(ModelError, match=r"no recurrent cell.*name it: cells="):
         CALLS[call](NoCell(), x, time_delta)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import itertools
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -38,7 +40,10 @@ from ncp_callbacks.plots import (
     plot_unit_activity,
     to_png,
 )
-from ncp_callbacks.plots._sheet import integer_ticks, number, spread
+from ncp_callbacks.plots._sheet import Sheet, integer_ticks, number, spread
+from ncp_callbacks.plots.drawer import SHEETS, Drawer
+from ncp_callbacks.plots.importance import ENDS
+from ncp_callbacks.plots.states import BEGIN
 
 WIDTH, HEIGHT = 640, 430
 
@@ -87,7 +92,9 @@ def words(figure: Figure) -> str:
 
 
 def title(figure: Figure) -> str:
-    return max(texts(figure), key=lambda t: t.get_window_extent().y1).get_text()
+    """The texts of the first row."""
+    first = [t for t in texts(figure) if t.get_window_extent().y0 > 390]
+    return " ".join(t.get_text() for t in sorted(first, key=lambda t: t.get_window_extent().x0))
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -100,9 +107,32 @@ def image_of(figure: Figure) -> Any:
     return figure.axes[0].images[0]
 
 
+def bar_widths(figure: Figure) -> np.ndarray:
+    (bars,) = figure.axes[1].patches
+    return bars.get_path().vertices.reshape(-1, 5, 2)[:, :, 0].max(axis=1)
+
+
 def lines_of(figure: Figure) -> LineCollection:
     (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
     return lines
+
+
+def segments_of(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
+    """``(N, 2, 2)`` segments, ordered by their time, and these times."""
+    lines = lines_of(figure)
+    each = [path.vertices.reshape(-1, 3, 2)[:, :2] for path in lines.get_paths()]
+    times = [np.full(len(s), t) for s, t in zip(each, lines.get_array(), strict=True)]
+    return np.concatenate(each), np.concatenate(times)
+
+
+def points_of(figure: Figure) -> list[tuple[tuple[float, float], Any, Any]]:
+    """Starts and ends of trajectories, each with its marker and colour."""
+    return [
+        ((float(x), float(y)), line.get_marker(), line.get_markerfacecolor())
+        for line in figure.axes[0].lines
+        if line.get_zorder() >= 4
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
 
 
 def line_with(figure: Figure, y: np.ndarray) -> Any:
@@ -270,9 +300,7 @@ def test_importance_pixels_have_the_colours_of_the_values() -> None:
 def test_importance_share_bars_are_the_shares() -> None:
     result = importance()
     figure = plot_feature_importance(result)
-    (bars,) = figure.axes[1].collections
-    widths = [path.vertices[:, 0].max() for path in bars.get_paths()]
-    np.testing.assert_allclose(widths, result.feature_share, rtol=1e-6)
+    np.testing.assert_allclose(bar_widths(figure), result.feature_share, rtol=1e-6)
     assert figure.axes[1].get_xlim() == (0, 1)
     assert f"{result.feature_share.max():.0%}" in words(figure)
 
@@ -286,9 +314,7 @@ def test_the_guides_call_with_scores_and_names() -> None:
     assert image.get_clim() == (0, nice_limit(scores.max()))
     np.testing.assert_array_equal(np.asarray(image.get_array()), scores.T)
     assert all(name in words(figure) for name in names)
-    (bars,) = figure.axes[1].collections
-    widths = [path.vertices[:, 0].max() for path in bars.get_paths()]
-    np.testing.assert_allclose(widths, scores.sum(0) / scores.sum())
+    np.testing.assert_allclose(bar_widths(figure), scores.sum(0) / scores.sum())
     same = plot_feature_importance(mx.array(scores), feature_names=names)
     np.testing.assert_allclose(np.asarray(image_of(same).get_array()), scores.T, rtol=1e-6)
 
@@ -442,12 +468,17 @@ def test_states_are_lines_coloured_by_time_of_one_norm() -> None:
     result = states(3, 10)
     dt = np.random.default_rng(0).gamma(2, size=(3, 10))
     figure = plot_state_space(result, dt, limit=20, step=300)
-    lines = lines_of(figure)
-    segments = np.array(lines.get_segments())
-    expected = np.stack([result.scores[:, :-1], result.scores[:, 1:]], axis=2)
-    np.testing.assert_allclose(segments, expected.reshape(-1, 2, 2), rtol=1e-6)
+    lines, (segments, times) = lines_of(figure), segments_of(figure)
     elapsed = np.cumsum(dt, axis=1)
-    np.testing.assert_allclose(lines.get_array(), elapsed[:, 1:].ravel())
+    found = set()
+    for segment, time in zip(segments, times, strict=True):
+        off = np.abs(result.scores[:, :-1] - segment[0]).max(axis=-1)
+        b, t = np.unravel_index(off.argmin(), off.shape)
+        np.testing.assert_allclose(segment, result.scores[b, t : t + 2], rtol=1e-6)
+        # Segments of about the same time share a colour.
+        assert time == pytest.approx(elapsed[b, t + 1], abs=elapsed.max() / 128 * (1 + 1e-6))
+        found.add((b, t))
+    assert len(found) == len(segments) == 3 * 9
     assert (lines.norm.vmin, lines.norm.vmax) == (0, elapsed.max())
     axes, bar = figure.axes
     assert axes.get_xlim() == axes.get_ylim() == (-20, 20)
@@ -491,12 +522,10 @@ def test_states_ends_have_the_shape_and_colour_of_their_class() -> None:
     figure = plot_state_space(result, classes=[1, 0, 1, 0], class_names=["alive", "dead"])
     drawn(figure)
     by_end = {}
-    for line in figure.axes[0].lines:
-        if len(line.get_xdata()) == 1:
-            xy = np.array([line.get_xdata()[0], line.get_ydata()[0]])
-            for b in range(4):
-                if np.allclose(xy, result.scores[b, -1]):
-                    by_end[b] = (line.get_marker(), line.get_markerfacecolor())
+    for xy, *look in points_of(figure):
+        for b in range(4):
+            if np.allclose(xy, result.scores[b, -1]):
+                by_end[b] = tuple(look)
     assert by_end[0] == by_end[2] != by_end[1] == by_end[3]
     assert by_end[0][0] != by_end[1][0]
     legend = {t.get_text(): t for t in texts(figure)}
@@ -516,14 +545,13 @@ def test_states_skip_padding_at_either_end_and_gaps() -> None:
     mask[1, :4] = False
     scores[2, 5] = np.inf
     figure = plot_state_space(scores, np.ones((3, 10)), mask=mask, classes=[0, 0, 0])
-    segments = np.array(lines_of(figure).get_segments())
+    segments, times = segments_of(figure)
     assert np.isfinite(segments).all()
     assert len(segments) == 6 + 5 + (4 + 3)
     # The first real step of each is after one interval, whatever padding came before it.
-    times = np.asarray(lines_of(figure).get_array())
-    np.testing.assert_allclose(times[6:11], [2, 3, 4, 5, 6])
-    points = {tuple(np.round((a.get_xdata()[0], a.get_ydata()[0]), 9)) for a in
-              figure.axes[0].lines if len(a.get_xdata()) == 1}  # fmt: skip
+    second = [np.isin(s, scores[1]).all() for s in segments]
+    np.testing.assert_allclose(times[second], [2, 3, 4, 5, 6], atol=10 / 128)
+    points = {tuple(np.round(xy, 9)) for xy, *_ in points_of(figure)}
     for b, at in ((0, (0, 6)), (1, (4, 9)), (2, (0, 9))):
         for t in at:
             assert tuple(np.round(scores[b, t], 9)) in points
@@ -533,10 +561,10 @@ def test_states_of_many_sequences_become_means_of_classes() -> None:
     result = states(30, 12)
     classes = np.arange(30) % 3
     figure = plot_state_space(result, classes=classes)
-    segments = np.array(lines_of(figure).get_segments()).reshape(3, 11, 2, 2)
+    segments = segments_of(figure)[0].reshape(11, 3, 2, 2)
     for c in range(3):
         np.testing.assert_allclose(
-            segments[c, :, 1], result.scores[classes == c].mean(0)[1:], rtol=1e-4, atol=1e-5
+            segments[:, c, 1], result.scores[classes == c].mean(0)[1:], rtol=1e-4, atol=1e-5
         )
     clouds = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 10]
     np.testing.assert_allclose(
@@ -546,7 +574,7 @@ def test_states_of_many_sequences_become_means_of_classes() -> None:
 
 def test_states_of_many_sequences_without_classes_are_twelve_of_them() -> None:
     figure = plot_state_space(states(40, 5))
-    assert len(lines_of(figure).get_segments()) == 12 * 4
+    assert len(segments_of(figure)[0]) == 12 * 4
 
 
 @pytest.mark.parametrize("batch", [1, 12, 20])
@@ -562,7 +590,7 @@ def test_states_are_readable_at_any_size(batch: int, steps: int, classes: int) -
         step=10_000_000,
     )
     check_text(figure)
-    assert len(lines_of(figure).get_segments()) <= 12 * 300
+    assert sum(len(path.vertices) for path in lines_of(figure).get_paths()) <= 12 * 300 * 3
 
 
 @pytest.mark.parametrize("limit", [1e-5, 0.2, 5.0, 20000.0])
@@ -582,9 +610,9 @@ def test_states_of_one_dimension_are_drawn_against_time() -> None:
     scores = np.random.default_rng(0).normal(size=(2, 6, 1))
     dt = np.full((2, 6), 0.5)
     figure = plot_state_space(scores, dt)
-    segments = np.array(lines_of(figure).get_segments()).reshape(2, 5, 2, 2)
-    np.testing.assert_allclose(segments[0, :, 1, 0], [1.0, 1.5, 2.0, 2.5, 3.0])
-    np.testing.assert_allclose(segments[0, :, 1, 1], scores[0, 1:, 0])
+    segments = segments_of(figure)[0].reshape(5, 2, 2, 2)
+    np.testing.assert_allclose(segments[:, 0, 1, 0], [1.0, 1.5, 2.0, 2.5, 3.0])
+    np.testing.assert_allclose(segments[:, 0, 1, 1], scores[0, 1:, 0])
     assert len(figure.axes) == 1
     assert "PC2" not in words(figure)
 
@@ -744,3 +772,237 @@ def test_png_leaves_the_canvas_of_the_figure() -> None:
     canvas = figure.canvas
     to_png(figure)
     assert figure.canvas is canvas
+
+
+# --- pictures drawn again and again -------------------------------------------------------------
+
+
+def looks() -> dict[str, tuple[Any, list[tuple[Any, dict[str, Any]]]]]:
+    """Pictures of each kind that follow each other: data, limits, names and shapes change."""
+    many = importance(300, 40).signed.astype(np.float64)
+    gap = np.where(np.arange(48 * 8).reshape(48, 8) % 11 == 0, np.nan, importance().signed)
+    two, three = state_space_pair()
+    dt = np.random.default_rng(3).gamma(2, size=(5, 20))
+    late = np.where(np.arange(20) < 4, np.nan, 1.0)[:, None]
+    ignored = time_sensitivity({s: np.arange(4.0) for s in (0.5, 1.0, 2.0)})
+    unknown = time_sensitivity({s: np.array([np.nan]) for s in (0.5, 1.0, 2.0)})
+    alone = time_sensitivity({s: np.array([np.log(s)]) for s in (0.5, 1.0, 2.0)})
+    empty = layer_statistics(np.full((2, 3, 4), np.nan), layer="layer0")
+    return {
+        "importance": (
+            plot_feature_importance,
+            [
+                (importance(), {"limit": 0.5}),
+                (importance(48, 8, tuple("abcdefgh")), {"limit": 0.5}),
+                (importance(), {"limit": 5.0, "target": "$of/another$"}),
+                (np.abs(importance().signed), {"limit": 5.0}),
+                (gap, {}),
+                (-gap, {"target": "gÅ" * 60}),
+                (importance(30, 2), {}),
+                (np.full((5, 3), np.nan), {}),
+            ],
+        ),
+        "importance of many": (
+            plot_feature_importance,
+            [
+                (many, {"limit": 0.2}),
+                (many[:, ::-1], {"limit": 0.2}),
+                (many**3, {"limit": 0.2, "feature_names": [f"x{i}" * (i % 9) for i in range(40)]}),
+                (importance(2000, 200), {}),
+                (importance(50, 500), {}),
+            ],
+        ),
+        "states": (
+            plot_state_space,
+            [
+                (two, {"classes": [0, 1, 2, 0, 1], "limit": 20.0}),
+                (three, {"classes": [0, 1, 2, 0, 1], "limit": 20.0}),
+                (two, {"classes": [2, 1, 0, 0, 1], "class_names": ["alive", "dead", "gone"]}),
+                (three, {"classes": None, "time_delta": dt}),
+                (three, {"limit": 50.0, "time_delta": dt}),
+                (two.scores * late, {"time_delta": dt, "classes": [0] * 5}),
+                (states(30), {"classes": np.arange(30) % 8}),
+                (states(30), {}),
+                (states(components=1), {"classes": [1, 1, 0, 0, 0]}),
+                (states(2, 1), {}),
+                (np.full((5, 20, 2), np.nan), {"limit": 5.0}),
+            ],
+        ),
+        "time": (
+            plot_time_sensitivity,
+            [
+                (sensitivity(), {"limit": 5.0}),
+                (sensitivity(size=0.3), {"limit": 5.0, "reference": sensitivity()}),
+                (sensitivity(size=0.1), {"limit": 0.5, "reference": sensitivity(size=0.05)}),
+                (sensitivity((0.1, 1.0, 10.0)), {"reference": sensitivity()}),
+                (ignored, {}),
+                (unknown, {}),
+                (alone, {}),
+            ],
+        ),
+        "units": (
+            plot_unit_activity,
+            [
+                ([layer(), layer(200, "b")], {}),
+                ([layer(dead=0), layer(200, "b", dead=190)], {}),
+                ([layer(48, "a", "tanh", 48), layer(200, "b")], {}),
+                ([layer(64), layer(64, "b" * 80), layer(9, "c"), layer(3, "d")], {}),
+                ([empty], {}),
+                ([layer()], {}),
+            ],
+        ),
+    }
+
+
+def state_space_pair() -> tuple[Any, Any]:
+    """States, and later ones with the same axes, so that "new axes" is only on the first."""
+    rng = np.random.default_rng(5)
+    h = np.cumsum(rng.normal(size=(5, 20, 4)), axis=1).astype(np.float32)
+    first = state_space(h)
+    return first, state_space(1.3 * h + 0.1, basis=first.basis)
+
+
+LOOKS = looks()
+
+
+def sheet_of(plot: Any, data: Any, options: dict[str, Any]) -> Sheet:
+    sheet = Sheet()
+    dict(SHEETS)[plot](sheet, data, **options)
+    return sheet
+
+
+def shown(png: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+@pytest.mark.parametrize("seed", range(3))
+def test_next_pictures_are_those_of_fresh_figures(kind: str, seed: int) -> None:
+    plot, pictures = LOOKS[kind]
+    rng, drawer = np.random.default_rng(seed), Drawer()
+    order = [*range(len(pictures)), *rng.integers(0, len(pictures), size=2 * len(pictures))]
+    for step, i in enumerate(order):
+        data, options = pictures[i]
+        options = {**options, "step": int(10 ** (step / 4))}
+        expected = drawn(plot(data, **options))
+        picture = drawer.picture("a/tag", sheet_of(plot, data, options))
+        np.testing.assert_array_equal(picture[..., :3], expected)
+        png = drawer.png("a/tag", plot, data, options)
+        if step < len(pictures):
+            assert png == Drawer().png("another", plot, data, options)
+        change = np.abs(shown(png).astype(int) - expected).max(axis=-1)
+        assert (change > 24).mean() < 0.002
+        assert change.mean() < 1.5
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+def test_next_pictures_keep_flat_colours(kind: str) -> None:
+    plot, pictures = LOOKS[kind]
+    drawer = Drawer()
+    for data, options in pictures:
+        exact = drawn(plot(data, **options)).astype(int)
+        flat = np.ones(exact.shape[:2], bool)
+        for axis, shift in itertools.product((0, 1), (1, -1)):
+            flat &= (np.roll(exact, shift, axis) == exact).all(axis=-1)
+        change = np.abs(shown(drawer.png("tag", plot, data, options)) - exact)[flat].max(axis=1)
+        assert (change > 4).mean() < 1e-3
+        assert change.mean() < 1.5
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+def test_a_frame_is_drawn_again_only_when_it_changes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    new = Drawer._new_frame
+    monkeypatch.setattr(Drawer, "_new_frame", lambda self, p: made.append(p) or new(self, p))
+    plot, pictures = LOOKS[kind]
+    (data, options), (other, other_options) = pictures[:2]
+    drawer = Drawer()
+    for step in range(3):
+        drawer.png("tag", plot, data, {**options, "step": step})
+    assert len(made) == 1
+    if kind != "importance":  # Its names are others, and have another width.
+        drawer.png("tag", plot, other, {**other_options, "step": 3})
+        assert len(made) == 1
+    if kind in ("states", "time"):  # Others have no axis in the unit of the limit.
+        drawer.png("tag", plot, data, {**options, "limit": 1000.0})
+        assert len(made) == 2
+
+
+def test_frames_and_texts_are_let_go() -> None:
+    drawer = Drawer(most_frames=2)
+    plot, pictures = LOOKS["units"]
+    expected = drawer.png("0", plot, *pictures[0])
+    for step in range(9):
+        drawer.png(str(step % 3), plot, pictures[0][0], {"step": step})
+    assert list(drawer._frames) == ["1", "2"]
+    assert drawer._stamp.cache_info().maxsize <= 512
+    assert all(not panel.artists for frame in drawer._frames.values() for panel in frame.panels)
+    assert all(not axes.patches for frame in drawer._frames.values() for axes in frame.axes)
+    assert drawer.png("0", plot, *pictures[0]) == expected
+
+
+def test_a_picture_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    plot, pictures = LOOKS["states"]
+    drawer = Drawer()
+    expected = drawer.png("tag", plot, *pictures[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(LineCollection, "draw", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            drawer.png("tag", plot, *pictures[1])
+    with pytest.raises(ValueError, match="limit="):
+        drawer.png("tag", plot, pictures[0][0], {"limit": -1.0})
+    assert drawer.png("tag", plot, *pictures[0]) == expected
+
+
+def test_a_tag_may_change_its_plot_and_users_plots_are_drawn_afresh() -> None:
+    def own(data: Any, *, title: str) -> Figure:
+        figure = Figure(figsize=(2, 1), dpi=50)
+        figure.add_subplot().set_title(title)
+        figure.axes[0].plot(data)
+        return figure
+
+    drawer = Drawer()
+    for plot, pictures in LOOKS.values():
+        assert drawer.png("tag", own, [1, 2], {"title": "a"}) == to_png(own([1, 2], title="a"))
+        assert drawer.png("tag", plot, *pictures[0]) == Drawer().png("tag", plot, *pictures[0])
+
+
+def test_next_pictures_look_the_same_whatever_the_users_style() -> None:
+    for plot, pictures in LOOKS.values():
+        plain, drawer = Drawer().png("tag", plot, *pictures[0]), Drawer()
+        with matplotlib.rc_context():
+            matplotlib.style.use("dark_background")
+            assert drawer.png("tag", plot, *pictures[0]) == plain
+            assert drawer.png("tag", plot, *pictures[0]) == plain
+
+
+def test_drawers_on_many_threads_do_not_mind_each_other() -> None:
+    expected = {kind: [Drawer().png("tag", p, *picture) for picture in all_[:3]]
+                for kind, (p, all_) in LOOKS.items()}  # fmt: skip
+    results: dict[str, list[bytes]] = {}
+
+    def work(kind: str) -> None:
+        drawer, (plot, pictures) = Drawer(), LOOKS[kind]
+        results[kind] = [drawer.png("tag", plot, *picture) for picture in pictures[:3]]
+
+    threads = [threading.Thread(target=work, args=(kind,)) for kind in LOOKS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == expected
+
+
+@pytest.mark.parametrize(("plot", "draw"), SHEETS)
+def test_a_plot_and_its_sheet_take_the_same_arguments(plot: Any, draw: Any) -> None:
+    on_sheet = list(inspect.signature(draw).parameters.values())
+    assert on_sheet[1:] == list(inspect.signature(plot).parameters.values())
+
+
+def test_legends_wear_the_colours_of_the_map() -> None:
+    for signed, ends in ENDS.items():
+        colors = colormaps["PuOr_r" if signed else "cividis"]
+        assert ends == tuple(to_hex(colors(x)) for x in ((0.12, 0.85) if signed else (0.0, 1.0)))
+    assert to_hex(colormaps["viridis"](0.0)) == BEGIN

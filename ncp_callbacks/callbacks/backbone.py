@@ -71,10 +71,7 @@ class BackboneActivations(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         layers = observation.activations
         if not layers:
-            raise NothingToObserve(
-                "the model has no backbone: no hidden layer inside its recurrent cell. To look at "
-                "layers elsewhere, name them with layers="
-            )
+            raise NothingToObserve(observation.no_layers)
         if len(layers) > self._MOST:
             yield Note(
                 f"{self.name}: {len(layers)} layers were found, the first {self._MOST} are logged; "

@@ -97,9 +97,7 @@ class StateSpace(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
-            raise NothingToObserve(
-                "no recurrent cell was found; if one holds the states, name it with cells="
-            )
+            raise NothingToObserve(observation.no_cells)
         for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
             yield from self._of(cell, self.name + short, short, observation)
 

@@ -80,9 +80,7 @@ class StateTransitions(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
-            raise NothingToObserve(
-                "no recurrent cell was found; if one holds the states, name it with cells="
-            )
+            raise NothingToObserve(observation.no_cells)
         if observation.inputs.shape[1] < 2:
             raise NothingToObserve("the held-out sequences have one step: nothing moves")
         for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):

@@ -27,6 +27,10 @@ from .trees import Path, modules
 
 __all__ = ["find_sites"]
 
+_NO_LAYERS = (
+    "no backbone was found: no hidden layer inside the recurrent cell. To look at layers "
+    "elsewhere, name them with layers="
+)
 # Of the modules that might hold the states, as many as a message can show.
 _SHOWN = 4
 
@@ -52,15 +56,13 @@ def find_sites(
     finder = _Finder(model, inputs, run)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     found_layers = finder.layers() if layers is None else finder.named_layers(layers)
-    notes = list(finder.notes)
-    if not found:
-        notes.append(finder.why_no_cell())
-    if not found_layers:
-        notes.append(
-            "no backbone was found: no hidden layer inside the recurrent cell. To look at layers "
-            "elsewhere, name them with layers="
-        )
-    return Sites(tuple(found), tuple(found_layers), tuple(dict.fromkeys(notes)))
+    return Sites(
+        tuple(found),
+        tuple(found_layers),
+        tuple(dict.fromkeys(finder.notes)),
+        "" if found else finder.why_no_cell(),
+        "" if found_layers else _NO_LAYERS,
+    )
 
 
 class _Finder:

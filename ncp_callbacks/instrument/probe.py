@@ -157,7 +157,8 @@ class Instrument:
 
     Attributes:
         calling, target, sites: What was found out.
-        notes: What was not, one sentence each.
+        notes: What the user should know about it, one sentence each.
+        missing: Which kinds of sites were not found, and why, one sentence each.
         most_rows: How many sequences memory allows to look at at once; None: all.
     """
 
@@ -202,6 +203,7 @@ class Instrument:
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
         self.notes = (*self.calling.notes, *self.sites.notes)
+        self.missing = tuple(filter(None, (self.sites.no_cells, self.sites.no_layers)))
 
     @property
     def divisible(self) -> bool:

@@ -71,9 +71,13 @@ class Sites:
     Attributes:
         cells: In the order in which they are first called.
         layers: Likewise.
-        notes: What was not found or not understood, one sentence each.
+        notes: What the user should know about them, one sentence each.
+        no_cells: Why there are no cells, with the mend; "" where there are.
+        no_layers: Likewise.
     """
 
     cells: tuple[CellSite, ...]
     layers: tuple[LayerSite, ...]
     notes: tuple[str, ...]
+    no_cells: str
+    no_layers: str

@@ -1,19 +1,24 @@
-"""A figure laid out in pixels, with a style of its own, and numbers in words."""
+"""A picture laid out in pixels, with a style of its own, and numbers in words."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
+
+Colors: TypeAlias = npt.NDArray[np.float64]
 
 # Twice the height of a TensorBoard card (215), so that it is scaled by exactly 1/2 or 1: cards are
 # scaled without smoothing, and any other factor cuts strokes off letters.
@@ -29,6 +34,8 @@ INK, GREY, LIGHT, MISSING = "#1a1a1a", "#666666", "#d9d9d9", "#bdbdbd"
 BLUE, VERMILION, ORANGE, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
 GREEN, PURPLE = "#009E73", "#CC79A7"
 
+ABOVE = 2.0  # Least z-order of what changes in a panel; that of its spines is 2.5.
+
 # Fewer colours are fine while less than this share of pixels changes by more than this of 255
 # levels; at the edges of lines and letters nobody sees it.
 MOST_CHANGED, VISIBLE = 0.002, 24
@@ -41,43 +48,164 @@ def points(pixels: float) -> float:
     return pixels * 72 / DPI
 
 
+class Ruler:
+    """Measures text and remembers what it measured."""
+
+    def __init__(self) -> None:
+        from matplotlib.backends.backend_agg import RendererAgg
+        from matplotlib.font_manager import FontProperties
+
+        self._renderer = RendererAgg(1, 1, DPI)  # type: ignore[no-untyped-call]
+        self._font = FontProperties(
+            family=FONT, style="normal", variant="normal", weight="normal", stretch="normal",
+            size=SIZE,
+        )  # fmt: skip
+        self.width: Callable[[str], float] = lru_cache(4096)(self._width)
+        self.shorten: Callable[[str, float, bool], str] = lru_cache(1024)(self._shorten)
+
+    @property
+    def style(self) -> dict[str, Any]:
+        # A copy, because set_ticks and others change the font they are given. Names are the
+        # user's: a "$" in them is no formula.
+        return {"fontproperties": self._font.copy(), "parse_math": False, "usetex": False}
+
+    def _width(self, text: str) -> float:
+        if not text:
+            return 0.0
+        size = self._renderer.get_text_width_height_descent(text, self._font, False)  # type: ignore[no-untyped-call]
+        return float(size[0])
+
+    def _shorten(self, text: str, width: float, keep_end: bool) -> str:
+        text = " ".join(text.split())
+        if self._width(text) <= width:
+            return text
+        short = ELLIPSIS
+        for n in range(1, len(text)):
+            longer = ELLIPSIS + text[-n:].lstrip() if keep_end else text[:n].rstrip() + ELLIPSIS
+            if self._width(longer) > width:
+                break
+            short = longer
+        return short
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text, without its place."""
+
+    text: str
+    ha: str = "left"
+    va: str = "baseline"
+    color: Any = INK
+    rotation: float = 0.0
+
+    def put(self, figure: Figure, x: float, y: float, ruler: Ruler) -> Text:
+        return figure.text(
+            x / WIDTH, y / HEIGHT, self.text, ha=self.ha, va=self.va, color=self.color,
+            rotation=self.rotation, alpha=1.0, **ruler.style,
+        )  # fmt: skip
+
+
+@dataclass
+class Panel:
+    """Axes without ticks or grid, and the artists in them.
+
+    What is given as numbers and names stays the same for long, and is compared to know whether it
+    did; artists change from picture to picture. They are above :data:`ABOVE`, all else but the
+    spines is below.
+    """
+
+    box: tuple[float, float, float, float]
+    xlim: tuple[float, float]
+    ylim: tuple[float, float]
+    spines: tuple[str, ...] = ("left", "bottom")
+    xscale: str = "linear"
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    marks: dict[str, tuple[list[float], list[str], float]] = field(default_factory=dict)
+    artists: list[Artist] = field(default_factory=list, compare=False)
+
+    def always(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Call this method of the axes, with arguments that can be compared."""
+        self.calls.append((method, args, kwargs))
+
+    def ticks(
+        self,
+        which: str,
+        positions: npt.ArrayLike,
+        labels: Sequence[str] | None = None,
+        *,
+        length: float = 6,
+    ) -> None:
+        """Ticks at ``positions`` only; without ``labels`` bare ones."""
+        at = [float(p) for p in np.atleast_1d(np.asarray(positions, np.float64))]
+        self.marks[which] = (at, list(labels) if labels is not None else [""] * len(at), length)
+
+    def add(self, *artists: Artist) -> None:
+        self.artists += artists
+
+    def axes(self, figure: Figure, ruler: Ruler) -> Axes:
+        """New axes in the figure, without the artists."""
+        from matplotlib.ticker import NullLocator
+
+        left, bottom, width, height = self.box
+        axes = figure.add_axes(
+            (left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT),
+            facecolor="white",
+            axisbelow=True,
+        )
+        axes.grid(False, which="both")
+        for name, spine in axes.spines.items():
+            spine.set_visible(name in self.spines)
+            spine.set(edgecolor=INK, linewidth=points(2))
+        axes.tick_params(
+            which="both", bottom=True, top=False, left=True, right=False, labelbottom=True,
+            labeltop=False, labelleft=True, labelright=False, direction="out", length=points(6),
+            width=points(2), color=INK, labelcolor=INK, pad=points(5), labelrotation=0,
+        )  # fmt: skip
+        axes.set_xscale(self.xscale)
+        for method, args, kwargs in self.calls:
+            getattr(axes, method)(*args, **kwargs)
+        axes.set_xlim(self.xlim)
+        axes.set_ylim(self.ylim)
+        for axis, which in ((axes.xaxis, "x"), (axes.yaxis, "y")):
+            at, labels, length = self.marks.get(which, ([], [], 6.0))
+            axis.set_minor_locator(NullLocator())
+            axis.set_ticks(at, labels, **ruler.style)
+            axis.set_tick_params(which="major", length=points(length))
+        return axes
+
+
 class Sheet:
-    """A white figure with text and axes placed in pixels from its lower left corner.
+    """What a picture consists of, placed in pixels from its lower left corner.
+
+    Axes are made only by :meth:`figure`, or by a drawer that doesn't still have them. All text is
+    on white, and nothing is drawn over it.
 
     What users' style sheets commonly change is set explicitly, since a figure reads the
     global settings while it is built and ``rc_context`` would change them for other threads too.
     """
 
-    def __init__(self) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.font_manager import FontProperties
+    def __init__(self, ruler: Ruler | None = None) -> None:
+        self.ruler = ruler or Ruler()
+        self.panels: list[Panel] = []
+        self.texts: list[tuple[int, int, Words]] = []
+        self.artists: list[Artist] = []
+        self.palette: Callable[[], Colors] = partial(shades, INK, 32)
 
-        self.figure: Figure = Figure(
-            figsize=(WIDTH / DPI, HEIGHT / DPI),
-            dpi=DPI,
-            facecolor="white",
-            edgecolor="white",
-            linewidth=0,
-        )
-        self.figure.set_layout_engine("none")
-        self._renderer = FigureCanvasAgg(self.figure).get_renderer()  # type: ignore[no-untyped-call]
-        self._font = FontProperties(
-            family=FONT, style="normal", variant="normal", weight="normal", stretch="normal",
-            size=SIZE,
-        )  # fmt: skip
-
-    @property
-    def _style(self) -> dict[str, Any]:
-        # A copy, because set_ticks and others change the font they are given. Names are the
-        # user's: a "$" in them is no formula.
-        return {"fontproperties": self._font.copy(), "parse_math": False, "usetex": False}
+    def figure(self) -> Figure:
+        figure = blank()
+        for panel in self.panels:
+            axes = panel.axes(figure, self.ruler)
+            for artist in panel.artists:
+                axes.add_artist(artist)
+        for artist in self.artists:
+            figure.add_artist(artist)
+        for x, y, words in self.texts:
+            words.put(figure, x, y, self.ruler)
+        return figure
 
     def width(self, text: str) -> float:
         """Width of ``text`` in pixels."""
-        if not text:
-            return 0.0
-        return float(self._renderer.get_text_width_height_descent(text, self._font, False)[0])
+        return self.ruler.width(text)
 
     @property
     def space(self) -> float:
@@ -86,16 +214,7 @@ class Sheet:
 
     def shorten(self, text: str, width: float, *, keep_end: bool = False) -> str:
         """``text`` on one line, cut with an ellipsis where it is wider than ``width`` pixels."""
-        text = " ".join(text.split())
-        if self.width(text) <= width:
-            return text
-        short = ELLIPSIS
-        for n in range(1, len(text)):
-            longer = ELLIPSIS + text[-n:].lstrip() if keep_end else text[:n].rstrip() + ELLIPSIS
-            if self.width(longer) > width:
-                break
-            short = longer
-        return short
+        return self.ruler.shorten(text, width, keep_end)
 
     def text(
         self,
@@ -107,11 +226,9 @@ class Sheet:
         va: str = "baseline",
         color: Any = INK,
         rotation: float = 0.0,
-    ) -> Text:
-        return self.figure.text(
-            x / WIDTH, y / HEIGHT, text,
-            ha=ha, va=va, color=color, rotation=rotation, alpha=1.0, **self._style,
-        )  # fmt: skip
+    ) -> None:
+        # At whole pixels the same text has the same pixels everywhere.
+        self.texts.append((round(x), round(y), Words(text, ha, va, color, rotation)))
 
     def words(self, x: float, y: float, words: Sequence[tuple[str, Any]]) -> float:
         """Texts with their colours one after the other; returns where the last ends."""
@@ -122,10 +239,14 @@ class Sheet:
         return x - self.space
 
     def title(self, *parts: str, step: int | None = None) -> None:
-        if step is not None:
-            parts = (*parts, f"step {int(step):,}")
-        title = " · ".join(p for p in parts if p)
-        self.text(LEFT, TITLE_Y, self.shorten(title, WIDTH - 2 * LEFT))
+        # The number is a text of its own, since it is new in every picture.
+        number = "" if step is None else f"{int(step):,}"
+        title = " · ".join(p for p in (*parts, number and "step") if p)
+        room = WIDTH - 2 * LEFT - self.width(" " + "0" * len(number))
+        title = self.shorten(title, room)
+        self.text(LEFT, TITLE_Y, title)
+        if number:
+            self.text(LEFT + self.width(title) + self.space, TITLE_Y, number)
 
     def target(self, x: float, target: str | None) -> None:
         """The target's name in the second row, from ``x`` on."""
@@ -134,71 +255,64 @@ class Sheet:
 
     def line(self, x: Sequence[float], y: Sequence[float], color: Any = INK) -> None:
         """A thin line between points of the figure."""
-        from matplotlib.lines import Line2D
-
-        self.figure.add_artist(
-            Line2D(
-                np.asarray(x) / WIDTH, np.asarray(y) / HEIGHT,
-                transform=self.figure.transFigure, **line_style(color, 2),
-            )
-        )  # fmt: skip
+        self._add(x, y, line_style(color, 2))
 
     def marker(self, x: float, y: float, marker: str, color: Any) -> None:
         """A marker in the :func:`marker_style`, for a legend."""
+        self._add([x], [y], marker_style(marker, color))
+
+    def _add(self, x: Sequence[float], y: Sequence[float], style: dict[str, Any]) -> None:
         from matplotlib.lines import Line2D
 
-        self.figure.add_artist(
-            Line2D(
-                [x / WIDTH], [y / HEIGHT], transform=self.figure.transFigure,
-                **marker_style(marker, color),
-            )
-        )  # fmt: skip
+        self.artists.append(Line2D(np.asarray(x) / WIDTH, np.asarray(y) / HEIGHT, **style))
 
-    def axes(
+    def panel(
         self,
         left: float,
         bottom: float,
         width: float,
         height: float,
         *,
+        xlim: tuple[float, float],
+        ylim: tuple[float, float],
+        xscale: str = "linear",
         spines: Sequence[str] = ("left", "bottom"),
-    ) -> Axes:
-        """Axes without ticks or grid; see :meth:`ticks`."""
-        axes = self.figure.add_axes(
-            (left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT),
-            facecolor="white",
-            axisbelow=True,
-        )
-        axes.grid(False, which="both")
-        for name, spine in axes.spines.items():
-            spine.set_visible(name in spines)
-            spine.set(edgecolor=INK, linewidth=points(2))
-        axes.tick_params(
-            which="both", bottom=True, top=False, left=True, right=False, labelbottom=True,
-            labeltop=False, labelleft=True, labelright=False, direction="out", length=points(6),
-            width=points(2), color=INK, labelcolor=INK, pad=points(5), labelrotation=0,
-        )  # fmt: skip
-        self.ticks(axes, "x")
-        self.ticks(axes, "y")
-        return axes
+    ) -> Panel:
+        panel = Panel((left, bottom, width, height), xlim, ylim, tuple(spines), xscale)
+        self.panels.append(panel)
+        return panel
 
-    def ticks(
-        self,
-        axes: Axes,
-        which: str,
-        positions: npt.ArrayLike = (),
-        labels: Sequence[str] | None = None,
-        *,
-        length: float = 6,
-    ) -> None:
-        """Ticks at ``positions`` only; without ``labels`` bare ones."""
-        from matplotlib.ticker import NullLocator
 
-        at = [float(p) for p in np.atleast_1d(np.asarray(positions, np.float64))]
-        axis = axes.xaxis if which == "x" else axes.yaxis
-        axis.set_minor_locator(NullLocator())
-        axis.set_ticks(at, labels if labels is not None else [""] * len(at), **self._style)
-        axis.set_tick_params(which="major", length=points(length))
+def blank() -> Figure:
+    """An empty figure of a sheet's size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(WIDTH / DPI, HEIGHT / DPI),
+        dpi=DPI,
+        facecolor="white",
+        edgecolor="white",
+        linewidth=0,
+    )
+    figure.set_layout_engine("none")
+    return figure
+
+
+def samples(name: str, count: int, last: float = 1.0) -> Colors:
+    """``(count, 3)`` colours of a map up to the share ``last`` of it."""
+    from matplotlib import colormaps
+
+    colors: Colors = colormaps[name](np.linspace(0, last, count))[:, :3]
+    return colors
+
+
+def shades(color: Any, count: int, other: Any = "white") -> Colors:
+    """``(count, 3)`` mixtures, from the colour on towards the other but without it."""
+    from matplotlib.colors import to_rgb
+
+    share = np.arange(count)[:, None] / count
+    mixed: Colors = (1 - share) * np.array(to_rgb(color)) + share * np.array(to_rgb(other))
+    return mixed
 
 
 def line_style(color: Any, pixels: float) -> dict[str, Any]:

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..analysis.backbone import BackboneReport, LayerStatistics
-from ._sheet import BLUE, GREY, INK, LEFT, VERMILION, WIDTH, Sheet, points
+from ._sheet import (
+    ABOVE,
+    BLUE,
+    GREY,
+    INK,
+    LEFT,
+    VERMILION,
+    WIDTH,
+    Colors,
+    Panel,
+    Sheet,
+    points,
+    shades,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["plot_unit_activity"]
@@ -56,10 +68,22 @@ def plot_unit_activity(
     Raises:
         ValueError: For a report without layers.
     """
+    sheet = Sheet()
+    draw_unit_activity(sheet, report, step=step)
+    return sheet.figure()
+
+
+def draw_unit_activity(
+    sheet: Sheet,
+    report: BackboneReport | Sequence[LayerStatistics] | LayerStatistics,
+    *,
+    step: int | None = None,
+) -> None:
+    """:func:`plot_unit_activity` on a sheet."""
     layers = [report] if isinstance(report, LayerStatistics) else list(report)
     if not layers:
         raise ValueError("the report has no layers: give at least one LayerStatistics")
-    sheet = Sheet()
+    sheet.palette = _palette
     sheet.title("unit activity", step=step)
     shown = layers[:MOST_LAYERS]
     left, right = LEFT + sheet.width("100%") + 12, WIDTH - LEFT - 4
@@ -67,16 +91,17 @@ def plot_unit_activity(
     for i, layer in enumerate(shown):
         bottom = TOP - (i + 1) * pitch + (10 if i < len(shown) - 1 else 0)
         top = TOP - i * pitch - HEADING
-        axes = sheet.axes(left, bottom, right - left, top - bottom)
-        _draw(axes, layer)
-        sheet.ticks(axes, "y", [0, 1], ["0", "100%"])
+        panel = sheet.panel(
+            left, bottom, right - left, top - bottom, xlim=(0, layer.units), ylim=(0, 1)
+        )
+        panel.ticks("y", [0, 1], ["0", "100%"])
+        _draw(panel, layer)
         _heading(sheet, left, top + 8, right, layer)
     more = len(layers) - len(shown)
     note = f"+{more} more layer{'s' if more > 1 else ''}" if more else ""
     sheet.text(left, 16, "units, most active first")
     if note:
         sheet.text(right, 16, note, ha="right", color=GREY)
-    return sheet.figure
 
 
 def _heading(sheet: Sheet, x: float, y: float, right: float, layer: LayerStatistics) -> None:
@@ -99,21 +124,33 @@ def _heading(sheet: Sheet, x: float, y: float, right: float, layer: LayerStatist
     sheet.words(x, y, [(sheet.shorten(layer.layer, room(), keep_end=True), INK), *words])
 
 
-def _draw(axes: Axes, layer: LayerStatistics) -> None:
+def _draw(panel: Panel, layer: LayerStatistics) -> None:
     from matplotlib.collections import LineCollection
+    from matplotlib.patches import Rectangle, StepPatch
 
     active = np.nan_to_num(np.asarray(layer.active_fraction, np.float64))
     dead = np.asarray(layer.dead, bool)
     alive = np.sort(active[~dead])[::-1]
     units = len(active)
-    axes.stairs(alive, np.arange(len(alive) + 1), fill=True, facecolor=BLUE, edgecolor="none")
+    style: dict[str, Any] = {"edgecolor": "none", "linewidth": 0, "zorder": ABOVE}
+    panel.add(StepPatch(alive, np.arange(len(alive) + 1), fill=True, facecolor=BLUE, **style))
     if dead.any():
-        axes.axvspan(len(alive), units, facecolor=SHADE, edgecolor="none")
+        width = units - len(alive)
+        panel.add(Rectangle((len(alive), 0), width, 1, facecolor=SHADE, **style))
     if units <= SEPARATED:
         inner = [[(i, 0.0), (i, 1.0)] for i in range(1, len(alive))]
-        axes.add_collection(
-            LineCollection(inner, colors="white", linewidths=points(2), zorder=1.5), autolim=False
-        )
-    axes.set_xlim(0, units)
-    axes.set_ylim(0, 1)
-    axes.tick_params(bottom=False)
+        panel.add(LineCollection(inner, colors="white", linewidths=points(2), zorder=ABOVE + 0.1))
+
+
+def _palette() -> Colors:
+    return np.concatenate(
+        [
+            shades(INK, 48),
+            shades(GREY, 24),
+            shades(VERMILION, 48),
+            shades(BLUE, 48),
+            shades(SHADE, 12),
+            shades(INK, 12, BLUE),
+            shades(INK, 12, SHADE),
+        ]
+    )

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..analysis.attribution import TemporalImportance
 from ._sheet import (
+    ABOVE,
     GREY,
     HEIGHT,
     INK,
@@ -18,16 +19,19 @@ from ._sheet import (
     MISSING,
     SECOND_Y,
     WIDTH,
+    Colors,
+    Panel,
     Sheet,
     checked_limit,
     integer_ticks,
     nice_limit,
     number,
+    samples,
+    shades,
     spread,
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["plot_feature_importance"]
@@ -40,6 +44,9 @@ TOP_LABELS = 5  # … and these are how many.
 MOST_COLUMNS = 200
 NAMES = 200  # Most pixels for names.
 BARS = 64  # Pixels of a bar of 100 %.
+BAR = "#4d4d4d"
+# Colours of the maps that stand for their lower and upper ends.
+ENDS = {True: ("#5c348e", "#c96d0d"), False: ("#00224e", "#fee838")}
 METHODS = {"input_x_gradient": "input × gradient"}
 
 
@@ -69,6 +76,21 @@ def plot_feature_importance(
         ValueError: For an array that is not ``(T, F)``, names that are not ``F``, or a limit that
             is not above 0.
     """
+    sheet = Sheet()
+    draw_feature_importance(sheet, importance, feature_names, limit=limit, step=step, target=target)
+    return sheet.figure()
+
+
+def draw_feature_importance(
+    sheet: Sheet,
+    importance: TemporalImportance | npt.ArrayLike,
+    feature_names: Sequence[str] | None = None,
+    *,
+    limit: float | None = None,
+    step: int | None = None,
+    target: str | None = None,
+) -> None:
+    """:func:`plot_feature_importance` on a sheet."""
     result = importance if isinstance(importance, TemporalImportance) else None
     values = np.array(importance if result is None else result.signed, np.float64)
     values[~np.isfinite(values)] = np.nan
@@ -97,14 +119,22 @@ def plot_feature_importance(
     columns, size = _binned(values)
     limit = checked_limit(limit, columns)
 
-    sheet = Sheet()
+    sheet.palette = _signed_palette if signed else _unsigned_palette
     sheet.title(f"{what} {'±' if signed else '0–'}{number(limit)}", step=step)
     right = WIDTH - LEFT - sheet.width("100%") - 5
     left = _draw_labels(sheet, [str(name) for name in feature_names], share)
     width = right - BARS - 10 - left
-    axes = sheet.axes(left, BOTTOM, width, TOP - BOTTOM)
-    low, high = _draw_map(axes, columns, steps, size, limit, signed)
-    bars = sheet.axes(right - BARS, BOTTOM, BARS, TOP - BOTTOM, spines=["left"])
+    rows = (features - 0.5, -0.5)
+    panel = sheet.panel(left, BOTTOM, width, TOP - BOTTOM, xlim=(-0.5, steps - 0.5), ylim=rows)
+    panel.always("tick_params", left=False)
+    low, high = _draw_map(panel, columns, size, limit, signed)
+    # With many features, none has a large share: full width is then that of the largest, rounded.
+    many = features > ALL_LABELS
+    full = min(1.0, nice_limit(float(share.max()))) if many else 1.0
+    bars = sheet.panel(
+        right - BARS, BOTTOM, BARS, TOP - BOTTOM, xlim=(0, full), ylim=rows, spines=["left"]
+    )
+    bars.always("tick_params", left=False, bottom=False)
     _draw_bars(bars, share)
     sheet.text(WIDTH - LEFT, 9, "share", ha="right")
     # There is no room for a colour bar: the words wear the colours.
@@ -119,10 +149,9 @@ def plot_feature_importance(
         distance = (at[1] if len(at) > 1 else steps) * width / steps
         if sheet.width(f"{at[-1]:,}") + 16 <= distance:
             break
-    sheet.ticks(axes, "x", at, [f"{s:,}" for s in at])
+    panel.ticks("x", at, [f"{s:,}" for s in at])
     label = "time step" if size == 1 else f"time step (means of {size})"
     sheet.text(left + width / 2, 9, label, ha="center")
-    return sheet.figure
 
 
 def _draw_labels(sheet: Sheet, names: list[str], share: Array) -> float:
@@ -168,35 +197,39 @@ def _binned(values: Array) -> tuple[Array, int]:
 
 
 def _draw_map(
-    axes: Axes, columns: Array, steps: int, size: int, limit: float, signed: bool
-) -> tuple[Any, Any]:
-    """Draw the map; returns colours that stand for its lower and upper end."""
+    panel: Panel, columns: Array, size: int, limit: float, signed: bool
+) -> tuple[str, str]:
+    """Draw the map; returns its :data:`ENDS`."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
+    from matplotlib.image import AxesImage
+
+    from ._cells import Cells
 
     colors = colormaps["PuOr_r" if signed else "cividis"].with_extremes(bad=MISSING)
     features, count = columns.shape
-    axes.imshow(
-        np.ma.masked_invalid(columns),
+    # Fewer pixels than rows: rows are averaged, not dropped.
+    few = features <= TOP - BOTTOM
+    image = (Cells if few else AxesImage)(
+        None,  # type: ignore[arg-type]  # It gets its axes when it is added to them.
         cmap=colors,
         norm=Normalize(-limit if signed else 0.0, limit),
-        # Fewer pixels than rows: rows are averaged, not dropped.
-        interpolation="nearest" if features <= TOP - BOTTOM else "antialiased",
-        aspect="auto",
+        interpolation="nearest" if few else "antialiased",
         origin="upper",
         extent=(-0.5, count * size - 0.5, features - 0.5, -0.5),
         filternorm=True,
         resample=True,
+        zorder=ABOVE,
     )
-    axes.set_xlim(-0.5, steps - 0.5)
-    axes.set_ylim(features - 0.5, -0.5)
-    axes.tick_params(left=False)
-    return (colors(0.12), colors(0.85)) if signed else (colors(0.0), colors(1.0))
+    image.set_data(np.ma.masked_invalid(columns))
+    panel.add(image)
+    return ENDS[signed]
 
 
-def _draw_bars(axes: Axes, share: Array) -> None:
-    """Horizontal bars, one rectangle a row; from 0 to 100 % where all rows have a label."""
-    from matplotlib.collections import PolyCollection
+def _draw_bars(panel: Panel, share: Array) -> None:
+    """Horizontal bars, one rectangle a row."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
 
     rows = np.arange(len(share))
     thick = 0.35 if len(share) <= HEIGHT / 20 else 0.5
@@ -205,9 +238,18 @@ def _draw_bars(axes: Axes, share: Array) -> None:
         [np.stack([x, y], axis=-1) for x, y in ((zero, low), (share, low), (share, high),
                                                 (zero, high))], axis=1,
     )  # fmt: skip
-    axes.add_collection(PolyCollection(list(corners), facecolors="#4d4d4d", edgecolors="none"))
-    # With many features, none has a large share: full width is then that of the largest, rounded.
-    many = len(share) > ALL_LABELS
-    axes.set_xlim(0, min(1.0, nice_limit(float(share.max()))) if many else 1)
-    axes.set_ylim(len(share) - 0.5, -0.5)
-    axes.tick_params(left=False, bottom=False)
+    path = Path.make_compound_path_from_polys(corners)
+    panel.add(PathPatch(path, facecolor=BAR, edgecolor="none", linewidth=0, zorder=ABOVE))
+
+
+def _signed_palette() -> Colors:
+    return _palette("PuOr_r")
+
+
+def _unsigned_palette() -> Colors:
+    return _palette("cividis")
+
+
+def _palette(name: str) -> Colors:
+    others = [shades(INK, 24), shades(GREY, 12), shades(BAR, 12), shades(MISSING, 2)]
+    return np.concatenate([samples(name, 192), *others])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..analysis.states import StateSpace
 from ._sheet import (
+    ABOVE,
     BLUE,
     GREEN,
     GREY,
@@ -23,6 +24,8 @@ from ._sheet import (
     SKY,
     VERMILION,
     WIDTH,
+    Colors,
+    Panel,
     Sheet,
     checked_limit,
     line_style,
@@ -30,10 +33,12 @@ from ._sheet import (
     nice_limit,
     number,
     points,
+    samples,
+    shades,
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
 __all__ = ["plot_state_space"]
@@ -49,6 +54,10 @@ END_MARKERS = (
     ("s", SKY), ("^", VERMILION), ("o", ORANGE), ("D", BLUE), ("v", GREEN), ("P", PURPLE),
 )  # fmt: skip
 OTHER_MARKER = ("o", LIGHT)
+BEGIN = "#440154"  # Its first colour.
+LATEST = 0.92  # How far the colours of time go; the rest of viridis is too light on white.
+BANDS = 64  # Of time: more can't be told apart.
+GRADIENT = tuple((LATEST * i / (BANDS - 1),) for i in range(BANDS))
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,26 @@ def plot_state_space(
     Raises:
         ValueError: For shapes that don't fit, and a limit that is not above 0.
     """
+    sheet = Sheet()
+    draw_state_space(
+        sheet, states, time_delta, classes=classes, class_names=class_names, limit=limit,
+        step=step, mask=mask,
+    )  # fmt: skip
+    return sheet.figure()
+
+
+def draw_state_space(
+    sheet: Sheet,
+    states: StateSpace | npt.ArrayLike,
+    time_delta: npt.ArrayLike | None = None,
+    *,
+    classes: npt.ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+    limit: float | None = None,
+    step: int | None = None,
+    mask: npt.ArrayLike | None = None,
+) -> None:
+    """:func:`plot_state_space` on a sheet."""
     variance: Sequence[float] = ()
     if isinstance(states, StateSpace):
         scores = np.array(states.scores, np.float64)[..., :2]
@@ -118,7 +147,7 @@ def plot_state_space(
     limit = checked_limit(limit, scores)
     groups = None if classes is None else _grouped(classes, class_names, batch)
 
-    sheet = Sheet()
+    sheet.palette = _palette
     new = isinstance(states, StateSpace) and states.refitted and step is not None
     sheet.title("hidden states", "new axes" if new else "", step=step)
     y_ticks = [-limit, 0.0, limit]
@@ -130,27 +159,26 @@ def plot_state_space(
         names = [] if groups is None else groups.names
         side = WIDTH - LEFT - 26 - max(map(sheet.width, [*names, "ends"])) if names else WIDTH
         side = max(side, 470)
-    axes = sheet.axes(left, BOTTOM, side - 28 - left, TOP - BOTTOM)
+    panel = sheet.panel(
+        left, BOTTOM, side - 28 - left, TOP - BOTTOM, ylim=(-limit, limit),
+        xlim=(-0.03 * latest, 1.03 * latest) if flat else (-limit, limit),
+    )  # fmt: skip
     across = elapsed[..., None] if flat else scores[..., :1]
     path = np.concatenate([across, scores[..., -1:]], axis=2)
     path[~real] = np.nan
-    lines = _draw(axes, path, real, elapsed, latest, groups)
-
-    below = -limit if not flat else -0.03 * latest
-    axes.set_xlim(below, limit if not flat else 1.03 * latest)
-    axes.set_ylim(-limit, limit)
+    _draw(panel, path, real, elapsed, latest, groups)
     for at in (-limit / 2, 0.0, limit / 2):
         color = GREY if at == 0 else LIGHT
-        axes.axhline(at, zorder=1, **line_style(color, 2))
+        panel.always("axhline", at, zorder=1, **line_style(color, 2))
         if not flat:
-            axes.axvline(at, zorder=1, **line_style(color, 2))
+            panel.always("axvline", at, zorder=1, **line_style(color, 2))
     time_name = "step" if time_delta is None else "time"
-    sheet.ticks(axes, "y", y_ticks, y_labels)
+    panel.ticks("y", y_ticks, y_labels)
     if flat:
         at_time = _time_ticks(latest)
-        sheet.ticks(axes, "x", at_time, [number(t) for t in at_time])
+        panel.ticks("x", at_time, [number(t) for t in at_time])
     else:
-        sheet.ticks(axes, "x", y_ticks, y_labels)
+        panel.ticks("x", y_ticks, y_labels)
     labels = [f"PC{i + 1}" for i in range(2)]
     for i, ratio in enumerate(variance):
         labels[i] += f" ({ratio:.0%})" if np.isfinite(ratio) else ""
@@ -162,8 +190,7 @@ def plot_state_space(
     )  # fmt: skip
     bottom_of_legend = TOP if groups is None else _legend(sheet, side, groups)
     if not flat:
-        _colour_bar(sheet, lines, side, bottom_of_legend, latest, time_name)
-    return sheet.figure
+        _colour_bar(sheet, side, bottom_of_legend, latest, time_name)
 
 
 def _fitting(values: npt.ArrayLike, name: str, batch: int, steps: int) -> npt.NDArray[Any]:
@@ -199,17 +226,15 @@ def _grouped(classes: npt.ArrayLike, class_names: Sequence[str] | None, batch: i
 
 
 def _draw(
-    axes: Axes,
+    panel: Panel,
     path: Array,
     real: npt.NDArray[np.bool_],
     elapsed: Array,
     latest: float,
     groups: _Classes | None,
-) -> Any:
-    """Draw trajectories, starts and ends; returns the lines, all of one norm."""
-    from matplotlib import colormaps
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import ListedColormap, Normalize
+) -> None:
+    """Draw trajectories, starts and ends."""
+    from matplotlib.lines import Line2D
 
     shown = np.flatnonzero(real.any(axis=1))
     ends = {int(b): path[b, np.flatnonzero(real[b])[-1]] for b in shown}
@@ -225,41 +250,62 @@ def _draw(
         drawn = [(path[b], elapsed[b], real[b]) for b in shown]
         who = [0 if groups is None else int(groups.index[b]) for b in shown]
 
-    pieces = [_segments(*line) for line in drawn]
-    colors = ListedColormap(colormaps["viridis"](np.linspace(0, 0.92, 256)))
-    lines = LineCollection(
-        [segment for segments, _ in pieces for segment in segments],
-        array=np.concatenate([times for _, times in pieces]) if pieces else np.zeros(0),
-        cmap=colors,
-        norm=Normalize(0.0, latest),
-        linewidths=points(4 if many and groups is not None else 3),
-        capstyle="round",
-        linestyles="solid",
-        zorder=3,
-    )
-    axes.add_collection(lines, autolim=False)
+    width = 4 if many and groups is not None else 3
+    panel.add(_lines([_segments(*line) for line in drawn], latest, width))
 
     if many:
         for g in range(1 if groups is None else len(groups.names)):
             marker, color = ("o", GREY) if groups is None else groups.markers[g]
             cloud = [p for b, p in ends.items() if groups is None or groups.index[b] == g]
             if cloud:
-                axes.plot(
-                    *np.transpose(cloud), linestyle="none", marker=marker, markersize=points(8),
-                    markerfacecolor=color, markeredgecolor="none", markeredgewidth=0,
-                    alpha=0.75 if len(cloud) <= 100 else 0.5, zorder=2,
+                panel.add(
+                    Line2D(
+                        *np.transpose(cloud), linestyle="none", marker=marker,
+                        markersize=points(8), markerfacecolor=color, markeredgecolor="none",
+                        markeredgewidth=0, alpha=0.75 if len(cloud) <= 100 else 0.5, zorder=ABOVE,
+                    )
                 )  # fmt: skip
+    begins: list[Array] = []
+    stops: dict[int, list[Array]] = {}
     for (line, _, known), g in zip(drawn, who, strict=True):
         at = np.flatnonzero(known)
-        if not at.size:
-            continue
-        marker, color = ("o", "white") if groups is None else groups.markers[g]
-        axes.plot(
-            *line[at[0]], linestyle="none", marker="o", markersize=points(7),
-            markerfacecolor=colors(0.0), markeredgecolor="none", markeredgewidth=0, zorder=4,
+        if at.size:
+            begins.append(line[at[0]])
+            stops.setdefault(g, []).append(line[at[-1]])
+    if begins:
+        panel.add(
+            Line2D(
+                *np.transpose(begins), linestyle="none", marker="o", markersize=points(7),
+                markerfacecolor=BEGIN, markeredgecolor="none", markeredgewidth=0, zorder=4,
+            )
         )  # fmt: skip
-        axes.plot(*line[at[-1]], zorder=5, **marker_style(marker, color))
-    return lines
+    for g in sorted(stops):
+        marker, color = ("o", "white") if groups is None else groups.markers[g]
+        panel.add(Line2D(*np.transpose(stops[g]), zorder=5, **marker_style(marker, color)))
+
+
+def _lines(pieces: list[tuple[Array, Array]], latest: float, width: float) -> LineCollection:
+    """Segments, those of about the same time as one path: a path for each would be slow."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import ListedColormap, Normalize
+
+    segments = np.concatenate([np.empty((0, 2, 2)), *(s for s, _ in pieces)])
+    times = np.concatenate([np.empty(0), *(t for _, t in pieces)])
+    band = np.minimum(times / latest * BANDS, BANDS - 1).astype(np.int64)
+    order = np.argsort(band, kind="stable")
+    used, first = np.unique(band[order], return_index=True)
+    # NaN between segments keeps them apart.
+    apart = np.concatenate([segments, np.full((len(segments), 1, 2), np.nan)], axis=1)[order]
+    return LineCollection(
+        [group.reshape(-1, 2) for group in np.split(apart, first[1:])] if len(used) else [],
+        array=(used + 0.5) / BANDS * latest,
+        cmap=ListedColormap(samples("viridis", BANDS, LATEST)),
+        norm=Normalize(0.0, latest),
+        linewidths=points(width),
+        capstyle="round",
+        linestyles="solid",
+        zorder=3,
+    )
 
 
 def _mean(
@@ -302,12 +348,21 @@ def _legend(sheet: Sheet, x: float, groups: _Classes) -> float:
     return y - 27
 
 
-def _colour_bar(
-    sheet: Sheet, lines: Any, left: float, top: float, latest: float, name: str
-) -> None:
-    axes = sheet.axes(left, BOTTOM, 22, top - BOTTOM, spines=())
-    bar = sheet.figure.colorbar(lines, cax=axes, ticks=[0.0, latest], drawedges=False)
-    bar.outline.set_visible(False)
-    axes.tick_params(which="both", left=False, right=True, labelleft=False, labelright=True)
-    sheet.ticks(axes, "y", [0.0, latest], ["0", number(float(f"{latest:.3g}"))], length=0)
+def _colour_bar(sheet: Sheet, left: float, top: float, latest: float, name: str) -> None:
+    panel = sheet.panel(left, BOTTOM, 22, top - BOTTOM, xlim=(0, 1), ylim=(0, latest), spines=())
+    panel.always(
+        "imshow", GRADIENT, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower",
+        interpolation="nearest", extent=(0, 1, 0, latest), filternorm=True, resample=True,
+    )  # fmt: skip
+    panel.always("tick_params", left=False, right=True, labelleft=False, labelright=True)
+    panel.ticks("y", [0.0, latest], ["0", number(float(f"{latest:.3g}"))], length=0)
     sheet.text(left + 30, (BOTTOM + top) / 2, name, va="center_baseline", color=INK)
+
+
+def _palette() -> Colors:
+    times = [samples("viridis", BANDS, LATEST)]
+    times += [shades(color, 5)[1:] for color in samples("viridis", 16, LATEST)]
+    # Four shades, since clouds of ends are drawn with an alpha of 3/4 or 1/2.
+    classes = [color for _, color in (*END_MARKERS, OTHER_MARKER)]
+    ends = [part for color in classes for part in (shades(color, 4), shades(INK, 6, color)[1:])]
+    return np.concatenate([shades(INK, 40), shades(GREY, 8), shades(LIGHT, 3), *times, *ends])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..analysis.time import TimeSensitivity
 from ._sheet import (
+    ABOVE,
     BLUE,
     GREY,
     INK,
@@ -18,11 +19,13 @@ from ._sheet import (
     LINE_HEIGHT,
     VERMILION,
     WIDTH,
+    Colors,
     Sheet,
     checked_limit,
     line_style,
     number,
     points,
+    shades,
     spread,
 )
 
@@ -59,6 +62,23 @@ def plot_time_sensitivity(
     Raises:
         ValueError: For scales that are not above 0, and a limit that is not above 0.
     """
+    sheet = Sheet()
+    draw_time_sensitivity(sheet, result, reference=reference, limit=limit, step=step)
+    return sheet.figure()
+
+
+def draw_time_sensitivity(
+    sheet: Sheet,
+    result: TimeSensitivity,
+    *,
+    reference: TimeSensitivity | None = None,
+    limit: float | None = None,
+    step: int | None = None,
+) -> None:
+    """:func:`plot_time_sensitivity` on a sheet."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.lines import Line2D
+
     for scales in (result.scales, *(() if reference is None else (reference.scales,))):
         if not len(scales) or not (np.asarray(scales) > 0).all():
             raise ValueError(
@@ -71,7 +91,7 @@ def plot_time_sensitivity(
     limit = checked_limit(limit, rms if first is None else np.concatenate([rms, first]))
     unit = "SD" if in_sd else "target units"
 
-    sheet = Sheet()
+    sheet.palette = _palette
     if result.ignores_time:
         sheet.title("the model ignores time", step=step)
     else:
@@ -91,35 +111,47 @@ def plot_time_sensitivity(
     y_labels = [number(v) for v in y_ticks]
     left = LEFT + 33 + max(map(sheet.width, y_labels)) + 12
     right = WIDTH - LEFT - sheet.width("mean") - 10
-    axes = sheet.axes(left, BOTTOM, right - left, TOP - BOTTOM)
-    axes.set_xscale("log")
     x = np.asarray(result.scales, np.float64)
     low, high = min(1.0, *x), max(1.0, *x)
     if low == high:
         low, high = 0.5, 2.0
     margin = (high / low) ** 0.03
-    axes.set_xlim(low / margin, high * margin)
-    axes.set_ylim(-limit, limit)
+    panel = sheet.panel(
+        left, BOTTOM, right - left, TOP - BOTTOM,
+        xlim=(float(low / margin), float(high * margin)), ylim=(-limit, limit), xscale="log",
+    )  # fmt: skip
 
     def across(scale: float) -> float:
         share = np.log(scale * margin / low) / np.log(high / low * margin**2)
         return left + (right - left) * float(share)
 
     for y in y_ticks:
-        axes.axhline(y, zorder=1, **line_style(GREY if y == 0 else LIGHT, 2))
-    axes.axvline(1.0, zorder=1.5, **{**line_style(INK, 2), "linestyle": (0, (1, 2))})
-    axes.fill_between(x, -rms, rms, facecolor=BLUE, edgecolor="none", alpha=0.16, zorder=2)
+        panel.always("axhline", y, zorder=1, **line_style(GREY if y == 0 else LIGHT, 2))
+    panel.always("axvline", 1.0, zorder=1.5, **{**line_style(INK, 2), "linestyle": (0, (1, 2))})
+    bands = [
+        np.stack([np.append(x[run], x[run][::-1]), np.append(rms[run], -rms[run][::-1])], axis=1)
+        for run in np.ma.clump_unmasked(np.ma.masked_invalid(rms))  # type: ignore[no-untyped-call]
+    ]
+    panel.add(
+        PolyCollection(
+            bands, facecolor=BLUE, edgecolor="none", linewidth=0, alpha=0.16, zorder=ABOVE
+        )
+    )
     if first is not None and reference is not None:
-        axes.plot(
-            reference.scales, first, zorder=3,
-            **{**line_style(GREY, 2.5), "linestyle": (0, (4, 2))},
+        panel.add(
+            Line2D(
+                reference.scales, first, zorder=3,
+                **{**line_style(GREY, 2.5), "linestyle": (0, (4, 2))},
+            )
         )  # fmt: skip
     if not result.ignores_time:
-        axes.plot(x, mean, zorder=4, **line_style(VERMILION, 2.5))
-    axes.plot(
-        x, rms, zorder=5,
-        **{**line_style(BLUE, 4), "marker": "o", "markersize": points(9)},
-        markerfacecolor=BLUE, markeredgecolor=BLUE, markeredgewidth=points(1.4),
+        panel.add(Line2D(x, mean, zorder=4, **line_style(VERMILION, 2.5)))
+    panel.add(
+        Line2D(
+            x, rms, zorder=5,
+            **{**line_style(BLUE, 4), "marker": "o", "markersize": points(9)},
+            markerfacecolor=BLUE, markeredgecolor=BLUE, markeredgewidth=points(1.4),
+        )
     )  # fmt: skip
 
     wanted = [BOTTOM + (TOP - BOTTOM) * (end[2] / limit + 1) / 2 for end in ends]
@@ -127,13 +159,26 @@ def plot_time_sensitivity(
     for (name, color, _), y in zip(ends, places, strict=True):
         sheet.text(right + 10, y, name, va="center_baseline", color=color)
     at = _x_ticks(sheet, low, high, across, x)
-    sheet.ticks(axes, "x", at, [_times(s) for s in at])
-    sheet.ticks(axes, "y", y_ticks, y_labels)
+    panel.ticks("x", at, [_times(s) for s in at])
+    panel.ticks("y", y_ticks, y_labels)
     sheet.text(
         LEFT + 18, (BOTTOM + TOP) / 2, f"change ({unit})", ha="center", va="center", rotation=90
     )
     sheet.text((left + right) / 2, 9, "all intervals × (1× = the data's)", ha="center")
-    return sheet.figure
+
+
+def _palette() -> Colors:
+    band = shades(BLUE, 2, "white")[0] * 0.16 + 0.84
+    lines = [shades(color, 20) for color in (BLUE, VERMILION, GREY)]
+    on_band = [shades(color, 12, band) for color in (BLUE, VERMILION, GREY, LIGHT, INK)]
+    crossed = [
+        shades(one, 6, other)
+        for one, other in (
+            (BLUE, GREY), (BLUE, LIGHT), (BLUE, VERMILION), (VERMILION, GREY), (INK, BLUE),
+            (INK, VERMILION), (GREY, LIGHT), (VERMILION, LIGHT),
+        )
+    ]  # fmt: skip
+    return np.concatenate([shades(INK, 32), *lines, shades(LIGHT, 6), *on_band, *crossed])
 
 
 def _curves(result: TimeSensitivity, in_sd: bool) -> tuple[Array, Array]:

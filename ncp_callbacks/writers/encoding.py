@@ -25,7 +25,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
-from ..plots import to_png
+from ..plots.drawer import Drawer
 from ..records import Array, Figure, Histogram, Note, Record, Scalar, Text
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
@@ -73,6 +73,7 @@ class Encoder:
         self._tags: dict[tuple[type, str], str] = {}
         self._taken: set[str] = set()
         self._end: list[Summary.Value] = []
+        self._drawer: Drawer | None = None
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
         """The summary values of one record, drawn if it is a figure.
@@ -96,7 +97,9 @@ class Encoder:
         if isinstance(record, Array):
             return [_tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))]
         if isinstance(record, Figure):
-            png = to_png(record.plot(record.data, **record.options))
+            if self._drawer is None:
+                self._drawer = Drawer()
+            png = self._drawer.png(tag, record.plot, record.data, record.options)
             width, height = struct.unpack(">II", png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, png)
             return [_tensor(tag, record, "images", sized)]

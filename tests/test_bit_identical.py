@@ -1,0 +1,86 @@
+"""The reference models, trained for fifty steps with and without a monitor that logs to disk."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from ncps.wirings import AutoNCP
+
+import ncp_callbacks as ncp
+from ncp_callbacks.models import LTC, CfC
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "CfC": lambda: CfC(3, 8, backbone_units=12, backbone_layers=2, backbone_dropout=0.2),
+    "CfC pure": lambda: CfC(3, 8, mode="pure", backbone_units=8),
+    "CfC wired": lambda: CfC(3, AutoNCP(12, 8)),
+    "LTC": lambda: LTC(3, 8, ode_unfolds=3),
+    "LTC wired": lambda: LTC(3, AutoNCP(12, 8), ode_unfolds=3),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.drop, self.head = rnn, nn.Dropout(0.3), nn.Linear(8, 4)
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        return self.head(self.drop(self.rnn(x, time_delta)[0][:, -1]))
+
+
+def trained(make: Callable[[], nn.Module], compiled: bool, log_dir: Path | None) -> Any:
+    mx.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (AutoNCP draws its wiring from it)
+    model, optimizer = Net(make()), optim.Adam(learning_rate=1e-2)
+    mx.eval(model.parameters())
+    keys = mx.random.split(mx.random.key(1), 2)
+    x = mx.random.normal((12, 6, 3), key=keys[0])
+    dt = mx.random.uniform(0.5, 1.5, (12, 6), key=keys[1])
+    y = (x[:, :, 0].sum(axis=1) > 0).astype(mx.int32)
+    loss_and_grad = nn.value_and_grad(
+        model, lambda x, dt, y: nn.losses.cross_entropy(model(x, dt), y, reduction="mean")
+    )
+
+    def step(x: mx.array, dt: mx.array, y: mx.array) -> mx.array:
+        loss, gradients = loss_and_grad(x, dt, y)
+        optimizer.update(model, gradients)
+        return loss
+
+    state = [model.state, optimizer.state, mx.random.state]
+    run = mx.compile(step, inputs=state, outputs=state) if compiled else step
+    watch: Any = contextlib.nullcontext()
+    if log_dir is not None:
+        held_out = ncp.HeldOutBatch(x[:5], dt[:5], targets=y[:5])
+        watch = ncp.Monitor(model, held_out, log_dir=log_dir, every=7, target="loss")
+    losses = []
+    with watch as monitor:
+        for number in range(1, 51):
+            loss = run(x, dt, y)
+            if monitor is not None:
+                monitor.on_step_end(number, loss=loss)
+            losses.append(loss.item())
+        if monitor is not None:
+            assert len(monitor.callbacks) >= 4
+    arrays = {**dict(tree_flatten(model.parameters())), **dict(tree_flatten(optimizer.state))}
+    return losses, {k: np.array(v) for k, v in arrays.items()}, mx.random.state[0].tolist()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", MODELS)
+def test_fifty_steps(name: str, compiled: bool, tmp_path: Path) -> None:
+    losses, arrays, key = trained(MODELS[name], compiled, None)
+    watched_losses, watched_arrays, watched_key = trained(MODELS[name], compiled, tmp_path / "run")
+    assert losses == watched_losses
+    assert losses[-1] < losses[0]
+    assert key == watched_key
+    assert arrays.keys() == watched_arrays.keys()
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(array, watched_arrays[path], err_msg=path)
