@@ -105,6 +105,14 @@ def test_the_three_lines_log_the_standard_set(ran: Path) -> None:
     assert "train/loss" in found
 
 
+def test_the_interrupted_run_goes_on_in_its_log(ran: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(ran / "runs" / "cfc-seed0"))
+    events.Reload()
+    assert [p.step for p in events.Scalars("train/loss")] == [100, 200]
+
+
 def test_the_keywords_show(ran: Path) -> None:
     found = tags(ran / "runs" / "cfc-seed1")
     assert {"attribution_loss/heatmap", "time_delta_loss/curve", "val/loss"} <= found
