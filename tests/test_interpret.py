@@ -108,7 +108,7 @@ def same(first, second, but=(), rtol=1e-5, atol=1e-7):
             np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
 
 
-# --- the founding guide's calls
+# --- calls with arrays alone, as in a notebook
 
 
 def test_temporal_importance_is_an_array_with_company(model, x, time_delta):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -133,7 +134,8 @@ class StateSpace(Callback):
         yield Figure(
             f"{group}/pca",
             plot_state_space,
-            result,
+            # The first axes are not new to anybody.
+            result if known is not None else dataclasses.replace(result, refitted=False),
             {
                 "time_delta": observation.time_delta,
                 "classes": sequence_classes(observation.held_out),
