@@ -21,7 +21,9 @@ from .callbacks import (
 )
 from .held_out import HeldOutBatch
 from .instrument import ModelError, NothingToObserve
+from .integrations import ReportCallback
 from .interpret import (
+    Interpretation,
     StateTransitionAnalyzer,
     analyze_backbone,
     analyze_time_sensitivity,
@@ -30,7 +32,7 @@ from .interpret import (
     visualize_hidden_states,
 )
 from .monitor import Monitor
-from .observation import Need, Observation
+from .observation import Activations, Need, Observation, Trajectory
 from .plots import (
     plot_feature_importance,
     plot_state_space,
@@ -38,7 +40,7 @@ from .plots import (
     plot_unit_activity,
 )
 from .records import Array, Figure, Histogram, Note, Record, Scalar, Text
-from .schedules import Schedule, at, every, log_spaced
+from .schedules import Schedule, ScheduleLike, at, every, log_spaced
 from .writers import MemoryWriter, TensorBoardWriter, Writer
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activations",
     "Array",
     "BackboneActivations",
     "Callback",
@@ -55,6 +58,7 @@ __all__ = [
     "GradientAttribution",
     "HeldOutBatch",
     "Histogram",
+    "Interpretation",
     "MemoryWriter",
     "ModelError",
     "Monitor",
@@ -63,14 +67,17 @@ __all__ = [
     "NothingToObserve",
     "Observation",
     "Record",
+    "ReportCallback",
     "Scalar",
     "Schedule",
+    "ScheduleLike",
     "StateSpace",
     "StateTransitionAnalyzer",
     "StateTransitions",
     "TensorBoardWriter",
     "Text",
     "TimeSensitivity",
+    "Trajectory",
     "Writer",
     "analyze_backbone",
     "analyze_time_sensitivity",

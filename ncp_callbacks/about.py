@@ -37,7 +37,8 @@ def run_card(
         "looks": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
         "versions": f"{versions}, Python {platform.python_version()}",
     }
-    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(str(value))} |" for name, value in rows.items()]
     if run_config:
         lines += ["", "Hyper-parameters:", ""]
         lines += [f"    {name} = {value}" for name, value in run_config.items()]
@@ -57,7 +58,10 @@ def guide(records: Iterable[Record]) -> str:
     ]
     for record in records:
         if not isinstance(record, Text | Array) and record.description:
-            # A pipe would end the table's cell.
-            text = record.description.replace("||", "‖").replace("|", "∣")
-            lines.append(f"| `{record.tag}` | {text} |")
+            lines.append(f"| `{record.tag}` | {_cell(record.description)} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A pipe would end the table's cell."""
+    return text.replace("||", "‖").replace("|", "∣")

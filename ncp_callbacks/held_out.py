@@ -47,7 +47,8 @@ class HeldOutBatch:
         time_delta: Intervals before each step, finite and above 0: ``(B, T)``, ``(B, T, 1)`` or one
             number for all. ``(B, T)`` and ``(B, T, 1)`` are passed to the model as given.
         targets: Whatever the target or loss function needs; arrays have ``B`` first.
-        mask: ``(B, T)`` bool, true at real steps; at least one in each sequence.
+        mask: ``(B, T)`` bool, true at real steps; at least one in each sequence. What is not finite
+            elsewhere is replaced: inputs by 0, intervals by 1.
         feature_names: ``F`` different names.
         class_names: Names of the model's outputs.
 
@@ -72,6 +73,8 @@ class HeldOutBatch:
         self._mask = self._check_mask(mask, batch, steps)
         self._time_delta = self._check_time(time_delta, batch, steps)
         self._targets = self._check_targets(targets, batch)
+        if self._mask is not None:
+            self._fill_padding(mx.array(self._mask))
         self.feature_names = _names(feature_names, "feature_names", features) or (
             ("token",) if self.tokens else tuple(f"feature {i}" for i in range(features))
         )
@@ -190,6 +193,17 @@ class HeldOutBatch:
         mx.eval(array)
         return array
 
+    def _fill_padding(self, real: mx.array) -> None:
+        """NaN in padding would come back in the gradients of real steps, as 0 times NaN."""
+        if not self.tokens:
+            odd = mx.logical_not(real[..., None] | mx.isfinite(self._inputs))
+            self._inputs = mx.where(odd, mx.zeros_like(self._inputs), self._inputs)
+        if self._time_delta is not None:
+            real = real.reshape(self._time_delta.shape)
+            odd = mx.logical_not(real | mx.isfinite(self._time_delta))
+            self._time_delta = mx.where(odd, mx.ones_like(self._time_delta), self._time_delta)
+        mx.eval(self._inputs, *([] if self._time_delta is None else [self._time_delta]))
+
     @staticmethod
     def _check_targets(targets: Any, batch: int) -> Any:
         if isinstance(targets, list | tuple) and all(isinstance(t, int | float) for t in targets):
@@ -290,7 +304,11 @@ class HeldOutBatch:
 
     def __repr__(self) -> str:
         batch, steps, features = self.inputs_shape
-        what = "tokens" if self.tokens else f"{features} features, {self._inputs.dtype}"
+        what = (
+            "tokens"
+            if self.tokens
+            else f"{features} features, {str(self._inputs.dtype).split('.')[-1]}"
+        )
         parts = [f"{batch} sequences, {steps} steps, {what}"]
         parts += [] if self._container is None else ["companions"]
         parts += ["time_delta"] if self._time_delta is not None else []

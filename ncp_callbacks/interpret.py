@@ -51,6 +51,9 @@ __all__ = [
 ]
 
 
+_HOW = ("target", "at", "forward", "cells", "layers")
+
+
 def _instrument(
     model: nn.Module,
     x: Any,
@@ -59,9 +62,14 @@ def _instrument(
     targets: Any = None,
     mask: Any = None,
     feature_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
     **how: Any,
 ) -> Instrument:
-    held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names)
+    unknown = sorted(how.keys() - set(_HOW))
+    if unknown:
+        batch = ("targets", "mask", "feature_names", "class_names")
+        raise TypeError(f"{unknown[0]!r} is no option; there are {', '.join((*batch, *_HOW))}")
+    held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names, class_names)
     return Instrument(model, held_out, **how)
 
 

@@ -38,7 +38,7 @@ from .instrument import (
 )
 from .observation import Need, Observation
 from .records import Note, Record, Scalar, Text
-from .schedules import Schedule, ScheduleLike, as_schedule
+from .schedules import Schedule, ScheduleLike, as_schedule, every
 from .writers import TensorBoardWriter, Writer, as_writer
 from .writers.shutdown import ClosesOnTerm
 
@@ -122,8 +122,16 @@ class Monitor:
             )
         if on_error not in ("disable", "raise"):
             raise ValueError(f"on_error={on_error!r}: give 'disable' or 'raise'")
-        if resume_step is not None and (isinstance(resume_step, bool) or resume_step < 0):
-            raise ValueError(f"resume_step={resume_step!r}: give the last step done, 0 or more")
+        if resume_step is not None:
+            whole = hasattr(resume_step, "__index__") and not isinstance(resume_step, bool)
+            if not whole or operator.index(resume_step) < 0:
+                raise ValueError(f"resume_step={resume_step!r}: give the last step done, 0 or more")
+            if writer is not None:
+                raise ValueError(
+                    "resume_step= continues the run in log_dir=; with writer=, make the writer "
+                    "with purge_step= or first_step= instead"
+                )
+            resume_step = operator.index(resume_step)
         if run_config is not None and not isinstance(run_config, Mapping):
             raise TypeError(f"run_config is a {type(run_config).__name__}; give a mapping")
         self._model, self._held_out = model, held_out
@@ -151,6 +159,7 @@ class Monitor:
         self._groups: list[tuple[Schedule, list[Callback]]] = []
         self._notes: list[str] = []
         self._said: set[str] = set()
+        self._afresh: set[str] = set()
         self._last_step: int | None = None
 
     @staticmethod
@@ -191,12 +200,22 @@ class Monitor:
             self._instrument = Instrument(self._model, self._held_out, **self._how)
             records, notes = self._dry_run(self._instrument)
             # Only now: a configuration that fails must not leave an empty run behind.
-            self._writer = self._open_writer()
-            self._on_term = ClosesOnTerm(self._close_writer)
             self._groups = self._grouped()
             for note in (*self._instrument.notes, *notes):
-                self._say(note, write=False)
-            self._introduce(self._instrument, records)
+                self._say(note)
+            for callback in self._callbacks:
+                if callback.name in self._afresh:
+                    self._say(f"{callback.name}: the state loaded knows nothing of it")
+            card = run_card(
+                self._instrument, self._callbacks, self._every, self._run_config, self._notes
+            )
+            self._writer = self._open_writer()
+            self._on_term = ClosesOnTerm(self._close_writer)
+            if self._run_config:
+                self._writer.log_run_config(self._run_config)
+            step = 0 if self._resume_step is None else self._resume_step + 1
+            about = [Text("about/run", card), Text("about/guide", guide(records))]
+            self._writer.write(step, about)
         self._state = "open"
         return self
 
@@ -227,10 +246,11 @@ class Monitor:
 
     @property
     def log_dir(self) -> str | None:
-        """Directory of the log, once entered; a number was added where the one given was taken."""
+        """Directory of the log, where it is known; once entered, the one really used."""
         if isinstance(self._writer, TensorBoardWriter):
             return str(self._writer.log_dir)
-        return None if self._log_dir is None else os.fspath(self._log_dir)
+        given = getattr(self._given_writer, "logdir", self._log_dir)
+        return None if given is None else os.fspath(given)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -272,14 +292,6 @@ class Monitor:
                     ) from error
         return records, notes
 
-    def _introduce(self, instrument: Instrument, records: Sequence[Record]) -> None:
-        assert self._writer is not None
-        step = 0 if self._resume_step is None else self._resume_step + 1
-        if self._run_config:
-            self._writer.log_run_config(self._run_config)
-        card = run_card(instrument, self._callbacks, self._every, self._run_config, self._notes)
-        self._writer.write(step, [Text("about/run", card), Text("about/guide", guide(records))])
-
     def _grouped(self) -> list[tuple[Schedule, list[Callback]]]:
         """Callbacks by schedule, so that one that counts time is asked once a step."""
         groups: dict[int, tuple[Schedule, list[Callback]]] = {}
@@ -310,12 +322,10 @@ class Monitor:
         """
         if not isinstance(state, Mapping) or not isinstance(state.get("callbacks"), Mapping):
             raise ValueError("this is no state of a monitor: give what monitor.state_dict() gave")
-        known = state["callbacks"]
+        known, self._last_step = state["callbacks"], state.get("step")
         for callback in self._callbacks:
             if callback.name not in known:
-                self._say(
-                    f"{callback.name}: the state loaded knows nothing of it; it starts afresh"
-                )
+                self._afresh.add(callback.name)
                 continue
             try:
                 callback.load_state_dict(known[callback.name])
@@ -349,11 +359,6 @@ class Monitor:
         if self._writer is None:
             return
         step = operator.index(step)
-        fired = [group for schedule, group in self._groups if self._asked(schedule, step)]
-        due = [callback for group in fired for callback in group]
-        train_due = self._asked(self._train_every, step) if self._train_every else bool(fired)
-        if not due and not train_due:
-            return
         if self._last_step is not None and step <= self._last_step:
             self._say(
                 f"step {step} came after step {self._last_step}: steps should increase, or curves "
@@ -361,6 +366,11 @@ class Monitor:
                 topic="steps",
             )
         self._last_step = step
+        fired = [group for schedule, group in self._groups if self._asked(schedule, step)]
+        due = [callback for group in fired for callback in group]
+        train_due = self._asked(self._train_every, step) if self._train_every else bool(fired)
+        if not due and not train_due:
+            return
         records: list[Record] = []
         if train_due:
             records += self._numbers({f"train/{name}": value for name, value in scalars.items()})
@@ -388,10 +398,15 @@ class Monitor:
         except Exception as error:
             if self._on_error == "raise":
                 raise
-            self._fail(f"the schedule {schedule!r} failed at step {step}", error)
+            stopped = [c for s, group in self._groups if s is schedule for c in group]
+            names = ", ".join(c.name for c in stopped) or "train/*"
+            self._fail(
+                f"the schedule {schedule!r} failed at step {step}, which stops {names}", error
+            )
+            self._disable(stopped)
             self._groups = [(s, group) for s, group in self._groups if s is not schedule]
             if schedule is self._train_every:
-                self._train_every = None
+                self._train_every = ~every(steps=1)
             return False
 
     def _numbers(self, scalars: Mapping[str, Any]) -> list[Record]:
@@ -494,22 +509,22 @@ class Monitor:
 
     # ---- saying
 
-    def _say(self, message: str, *, topic: str | None = None, write: bool = True) -> None:
+    def _say(self, message: str, *, topic: str | None = None) -> None:
         """Once for a topic (by default the message itself), however often it is true."""
         topic = topic or message
         if topic not in self._said:
             self._said.add(topic)
             self._notes.append(message)
             _LOG.warning(message)
-            self._write_notes(write)
+            self._write_notes()
 
     def _fail(self, message: str, error: Exception) -> None:
         self._notes.append(f"{message}: {type(error).__name__}: {error}")
         _LOG.error("%s; training goes on", message, exc_info=error)
-        self._write_notes(True)
+        self._write_notes()
 
-    def _write_notes(self, write: bool) -> None:
-        if write and self._writer is not None:
+    def _write_notes(self) -> None:
+        if self._writer is not None:
             text = "\n".join(f"* {note}" for note in self._notes)
             self._writer.write(self._last_step or 0, [Text("about/notes", text)])
 

@@ -12,9 +12,11 @@ Plain integers are read as ``every(steps=n)`` wherever a schedule is expected.
 from __future__ import annotations
 
 import abc
+import numbers
+import operator
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = ["Schedule", "ScheduleLike", "as_schedule", "at", "every", "log_spaced"]
 
@@ -132,7 +134,8 @@ def every(
 ) -> Schedule:
     """Due at multiples of ``steps``, or when ``seconds`` have passed since last due, or both.
 
-    In a loop that counts by more than one, due at the first step at or after each multiple.
+    In a loop that counts by more than one, due at the first step at or after each multiple that
+    comes after the first step asked about.
 
     Args:
         steps: At least 1.
@@ -146,19 +149,26 @@ def every(
         raise ValueError("every() needs steps=, seconds= or both, e.g. every(steps=100)")
     parts: list[Schedule] = []
     if steps is not None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        whole = _whole(steps)
+        if whole is None or whole < 1:
             raise ValueError(f"every(steps={steps!r}): steps is a whole number of at least 1")
-        parts.append(_EverySteps(steps))
+        parts.append(_EverySteps(whole))
     if seconds is not None:
-        if not seconds > 0:
-            raise ValueError(f"every(seconds={seconds!r}): seconds must be above 0")
+        if not isinstance(seconds, numbers.Real) or not seconds > 0:
+            raise ValueError(f"every(seconds={seconds!r}): seconds is a number above 0")
         parts.append(_EverySeconds(float(seconds), clock))
     return parts[0] if len(parts) == 1 else _Combined(any, "|", *parts)
 
 
 def at(steps: Iterable[int]) -> Schedule:
-    """Due at exactly these steps."""
-    listed = sorted(set(steps))
+    """Due at exactly these steps.
+
+    Raises:
+        TypeError: If ``steps`` is no collection of whole numbers.
+    """
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"at({steps!r}): give a list of steps, e.g. at([{steps!r}])")
+    listed = sorted({operator.index(step) for step in steps})
     return _Steps(frozenset(listed), f"at({listed})")
 
 
@@ -187,6 +197,13 @@ def log_spaced(*, first: int = 1, last: int = 10**9, per_decade: int = 4) -> Sch
     return _Steps(frozenset(steps), text)
 
 
+def _whole(value: Any) -> int | None:
+    """A whole number, numpy's too; None for anything else."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    return operator.index(value)
+
+
 def as_schedule(value: ScheduleLike, *, what: str = "every") -> Schedule:
     """An integer, schedule or any callable ``step -> bool``, as a schedule.
 
@@ -196,10 +213,11 @@ def as_schedule(value: ScheduleLike, *, what: str = "every") -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
+    whole = _whole(value)
+    if whole is not None:
+        if whole < 1:
             raise ValueError(f"{what}={value}: give a number of steps of at least 1")
-        return _EverySteps(value)
+        return _EverySteps(whole)
     if callable(value):
         return _Function(value)
     raise TypeError(

@@ -506,3 +506,8 @@ def test_what_is_no_model(x):
 def test_unknown_option(model, x):
     with pytest.raises(TypeError, match="tagret"):
         compute_temporal_importance(model, x, tagret="loss")
+
+
+def test_options_that_are_none():
+    with pytest.raises(TypeError, match=r"'colour' is no option; there are targets, mask"):
+        compute_temporal_importance(None, np.ones((B, T, F), np.float32), colour="red")

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -655,3 +656,182 @@ def test_states_that_are_none(model: Net, held_out: ncp.HeldOutBatch, state: obj
     monitor = ncp.Monitor(model, held_out, [ncp.StateSpace()], writer=ncp.MemoryWriter())
     with pytest.raises(ValueError, match="state"):
         monitor.load_state_dict(state)  # type: ignore[arg-type]
+
+
+# ---- small print
+
+
+def logged(
+    model: nn.Module, batch: ncp.HeldOutBatch, steps: Iterable[int] = (1,), **options: Any
+) -> tuple[ncp.MemoryWriter, tuple[str, ...]]:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, batch, writer=writer, **{"every": 1, **options}) as monitor:
+        for step in steps:
+            monitor.on_step_end(step)
+    return writer, monitor.notes
+
+
+def test_what_stands_in_padding_does_not_matter(model: Net) -> None:
+    x, dt = arrays()
+    mask = np.arange(T)[None] < np.array([5, 3, 4, 1, 2, 5])[:, None]
+    clean, _ = logged(
+        model, ncp.HeldOutBatch(np.where(mask[..., None], x, 0), np.where(mask, dt, 1), mask=mask)
+    )
+    for fill in (np.nan, np.inf):
+        batch = ncp.HeldOutBatch(
+            np.where(mask[..., None], x, fill), np.where(mask, dt, fill), mask=mask
+        )
+        writer, _ = logged(model, batch)
+        for tag in clean.tags:
+            assert writer.scalars(tag) == clean.scalars(tag), tag
+    assert clean.scalars("attribution/nonfinite") == [(1, 0)]
+
+
+def test_sequences_left_out_are_spoken_of_once(model: Net) -> None:
+    x, dt = arrays()
+    x[2, 3, 1] = np.nan
+    writer, notes = logged(model, ncp.HeldOutBatch(x, dt), steps=(1, 2, 3))
+    for group in ("attribution", "time_delta", "transitions", "hidden"):
+        assert len([n for n in notes if n.startswith(f"{group}: some ")]) == 1, group
+    assert writer.scalars("attribution/nonfinite") == [(1, 1), (2, 1), (3, 1)]
+    x[:] = np.nan
+    writer, _ = logged(model, ncp.HeldOutBatch(x, dt))
+    assert not writer.scalars("transitions/dead_units")
+
+
+def test_the_cards_are_whole_tables(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer, _ = logged(
+        model,
+        held_out,
+        callbacks=[ncp.GradientAttribution(name="attr"), ncp.StateSpace()],
+        every=ncp.every(steps=3) | ncp.at([1]),
+        target=0,
+    )
+    cards = {r.tag: r.markdown for _, r in writer.records if isinstance(r, ncp.Text)}
+    for card in cards.values():
+        rows = [line for line in card.splitlines() if line.startswith("|")]
+        assert {row.count("|") for row in rows} == {3}
+    assert "hidden: " in cards["about/run"]
+    assert "in attr_output0/strength" in cards["about/guide"]
+
+
+def test_a_schedule_that_fails_stops_its_callbacks(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    def boom(step: int) -> bool:
+        raise ZeroDivisionError
+
+    writer, notes = logged(
+        model, held_out, steps=(1, 2), callbacks=[ncp.StateSpace(every=boom), Counting()]
+    )
+    assert any("which stops hidden" in note for note in notes)
+    assert steps_of(writer, "counting/looks") == [1, 2]
+
+
+def test_a_class_with_a_schedule_of_its_own(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    class EveryThird(ncp.Callback):
+        every = 3  # type: ignore[assignment]
+
+        def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+            yield ncp.Scalar("third/look", 1.0)
+
+    class Hasty(EveryThird):
+        def __init__(self) -> None:
+            self.own = 1
+
+    for callback in (EveryThird(), Hasty()):
+        writer, _ = logged(model, held_out, steps=range(1, 8), callbacks=[callback])
+        assert steps_of(writer, "third/look") == [3, 6]
+
+
+@pytest.mark.parametrize("step", ["3", 1.5, True, -1])
+def test_resume_steps_that_are_none(model: Net, held_out: ncp.HeldOutBatch, step: Any) -> None:
+    with pytest.raises(ValueError, match="the last step done"):
+        ncp.Monitor(model, held_out, log_dir="x", resume_step=step)
+
+
+def test_resuming_is_the_writers_business_where_one_is_given(
+    model: Net, held_out: ncp.HeldOutBatch
+) -> None:
+    with pytest.raises(ValueError, match="purge_step"):
+        ncp.Monitor(model, held_out, writer=ncp.MemoryWriter(), resume_step=3)
+
+
+def test_the_state_knows_the_last_step(
+    held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mx.random.seed(0)
+    gru, batch = nn.GRU(F, 4), ncp.HeldOutBatch(arrays()[0])
+    first = ncp.Monitor(gru, batch, writer=ncp.MemoryWriter(), every=10)
+    with first:
+        for step in range(1, 26):
+            first.on_step_end(step)
+    assert first.state_dict()["step"] == 25
+    caplog.clear()
+    second = ncp.Monitor(gru, batch, writer=ncp.MemoryWriter(), every=10)
+    second.load_state_dict(first.state_dict())
+    with second:
+        # A model without a backbone has none in its state either: nothing to be told.
+        assert not [r for r in caplog.records if "knows nothing" in r.getMessage()]
+        second.on_step_end(25)
+    assert any("increase" in note for note in second.notes)
+
+
+def test_a_target_that_fails_says_on_what(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    def margin(outputs: mx.array, targets: Any) -> mx.array:
+        return outputs[:, 0, 0, 0]
+
+    with pytest.raises(ncp.ModelError, match=r"'margin' failed on outputs of shape \(6, 5, 4\)"):
+        logged(model, held_out, target=margin)
+
+
+def test_numbers_of_numpy_are_numbers(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer, _ = logged(
+        model,
+        held_out,
+        steps=range(1, 7),
+        callbacks=[ncp.GradientAttribution(every=ncp.every(steps=np.int64(2)))],
+        every=np.int64(3),
+        target=np.int64(1),
+        at=np.int64(2),
+    )
+    assert steps_of(writer, "attribution_output1_at2/strength") == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: ncp.GradientAttribution(features=["a", "a"]), ValueError, "more than once"),
+        (lambda: ncp.TimeSensitivity(scales=(1.00000001, 2)), ValueError, "equal"),
+        (lambda: ncp.TimeSensitivity(scales=2.0), TypeError, "sequence"),
+        (lambda: ncp.at(5), TypeError, r"at\(\[5\]\)"),
+        (lambda: ncp.every(seconds="a"), ValueError, "number"),
+    ],
+)
+def test_more_values_out_of_range(make: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_the_directory_of_a_users_writer_is_known(
+    model: Net, held_out: ncp.HeldOutBatch, tmp_path: Path
+) -> None:
+    import tensorboardX
+
+    with tensorboardX.SummaryWriter(str(tmp_path / "mine")) as writer:  # noqa: SIM117
+        with ncp.Monitor(model, held_out, [Counting()], writer=writer, every=1) as monitor:
+            monitor.on_step_end(1)
+            assert monitor.log_dir == str(tmp_path / "mine")
+
+
+def test_a_run_config_that_cannot_be_shown_leaves_no_run_behind(
+    model: Net, held_out: ncp.HeldOutBatch, tmp_path: Path
+) -> None:
+    class Shy:
+        def __str__(self) -> str:
+            raise ValueError("shy")
+
+    with (
+        pytest.raises(ValueError, match="shy"),
+        ncp.Monitor(model, held_out, log_dir=tmp_path / "run", run_config={"a": Shy()}),
+    ):
+        pytest.fail("entered")
+    assert not (tmp_path / "run").exists()

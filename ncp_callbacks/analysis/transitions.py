@@ -161,7 +161,9 @@ def transition_statistics(
         unit_speed_max=(np.abs(dh) / dt[..., None]).max(axis=(0, 1), initial=0.0),
         relative_magnitude=magnitude_mean / spread if spread > 0 else float("nan"),
         saturation=float("nan") if bound is None else _mean(np.abs(samples) > SATURATED * bound),
-        dead_units=int(((unit_sd <= DEAD * np.median(unit_sd)) | (unit_sd == 0)).sum()),
+        dead_units=int(((unit_sd <= DEAD * np.median(unit_sd)) | (unit_sd == 0)).sum())
+        if len(samples)
+        else 0,
         magnitudes=magnitudes,
         speeds=speeds,
         transitions=int(valid.sum()),

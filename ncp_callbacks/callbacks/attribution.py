@@ -13,7 +13,7 @@ from ..observation import Need, Observation
 from ..plots import plot_feature_importance
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit
+from .base import Callback, GrowingLimit, non_finite
 
 __all__ = ["GradientAttribution"]
 
@@ -63,6 +63,8 @@ class GradientAttribution(Callback):
             raise ValueError(
                 f"features={features!r}: give a list of at most {self._MOST} feature names"
             )
+        if features is not None and len(set(features)) < len(features):
+            raise ValueError(f"features={features!r}: a name stands there more than once")
         self._given = features
         self._shown: list[str] | None = None
         self._limit = GrowingLimit()
@@ -112,13 +114,11 @@ class GradientAttribution(Callback):
                     result.mean_lag,
                     "Mean distance from a sequence's last step, weighted by importance; in steps",
                 )
-            yield from self._shares(result, f"{group}_share")
+            yield from self._shares(result, group)
             yield Array(f"_ncp/{group}_strength", result.importance)
             yield Array(f"_ncp/{group}_signed", result.signed)
-        yield Scalar(
-            f"{group}/nonfinite",
-            result.non_finite,
-            "Sequences left out because their attribution had NaN or infinity",
+        yield from non_finite(
+            group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
 
     def _shares(self, result: TemporalImportance, group: str) -> Iterable[Record | Note]:
@@ -128,13 +128,15 @@ class GradientAttribution(Callback):
         share = dict(zip(names, result.feature_share.tolist(), strict=True))
         for feature in self._shown:
             yield Scalar(
-                f"{group}/{feature}", share[feature], f"Share of {feature} in attribution/strength"
+                f"{group}_share/{feature}",
+                share[feature],
+                f"Share of {feature} in {group}/strength",
             )
         if len(self._shown) < len(names):
             rest = 1.0 - sum(share[f] for f in self._shown)
             other = "other" if "other" not in self._shown else "other_features"
             yield Scalar(
-                f"{group}/{other}", max(0.0, rest), "Share of all features without a curve"
+                f"{group}_share/{other}", max(0.0, rest), "Share of all features without a curve"
             )
 
     def _choose(self, names: list[str], share: np.ndarray) -> list[str]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..observation import Need, Observation
 from ..plots import nice_limit
-from ..records import Note, Record
+from ..records import Note, Record, Scalar
 from ..schedules import Schedule, ScheduleLike, as_schedule
 
-__all__ = ["Callback", "GrowingLimit", "short_names"]
+__all__ = ["Callback", "GrowingLimit", "non_finite", "short_names"]
 
 
 class Callback(abc.ABC):
@@ -43,9 +43,12 @@ class Callback(abc.ABC):
             cls.default_name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
         if not cls.__dict__.get("name"):
             cls.name = cls.default_name
+        if cls.__dict__.get("every") is not None:
+            cls.every = as_schedule(cls.__dict__["every"])
 
     def __init__(self, *, every: ScheduleLike | None = None, name: str | None = None) -> None:
-        self.every = None if every is None else as_schedule(every)
+        if every is not None:
+            self.every = as_schedule(every)
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(
                 f"name={name!r}: a name begins the callback's tags; use letters, digits and _ . -"
@@ -87,6 +90,15 @@ class GrowingLimit:
         """The limit, grown to cover ``largest``; 1 as long as nothing was above 0."""
         self.cover(largest)
         return self.value or 1.0
+
+
+def non_finite(group: str, count: int, what: str, why: str) -> Iterator[Scalar | Note]:
+    """How many were left out, as ``<group>/nonfinite``, and a word to the user if any were."""
+    yield Scalar(f"{group}/nonfinite", count, f"{what.capitalize()} left out because {why}")
+    if count:
+        yield Note(
+            f"{group}: some {what} are left out because {why}; {group}/nonfinite counts them"
+        )
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

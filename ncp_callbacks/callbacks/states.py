@@ -16,7 +16,7 @@ from ..observation import Need, Observation, Trajectory
 from ..plots import plot_state_space
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, short_names
+from .base import Callback, GrowingLimit, non_finite, short_names
 
 __all__ = ["StateSpace", "sequence_classes"]
 
@@ -113,11 +113,7 @@ class StateSpace(Callback):
             refit_below=self._refit_below,
             cell=cell.cell,
         )
-        yield Scalar(
-            f"{group}/nonfinite",
-            result.non_finite,
-            "States left out because of NaN or infinity",
-        )
+        yield from non_finite(group, result.non_finite, "states", "of NaN or infinity")
         if not result.samples:
             return
         limit = self._limits.setdefault(cell.cell, GrowingLimit())

@@ -14,7 +14,7 @@ from ..observation import Need, Observation
 from ..plots import plot_time_sensitivity
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit
+from .base import Callback, GrowingLimit, non_finite
 
 __all__ = ["TimeSensitivity", "checked_scales"]
 
@@ -25,11 +25,17 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: If one is not finite and above 0.
     """
-    listed = [float(s) for s in scales]
+    try:
+        listed = [float(s) for s in scales]
+    except TypeError:
+        raise TypeError(f"scales={scales!r}: give a sequence of factors, e.g. (0.5, 2)") from None
     bad = [s for s in listed if not 0 < s < float("inf")]
     if bad or not listed:
         raise ValueError(f"scales={list(scales)}: give finite factors above 0, e.g. (0.5, 1, 2, 5)")
-    return tuple(sorted({*listed, 1.0}))
+    ordered = tuple(sorted({*listed, 1.0}))
+    if len({f"{s:g}" for s in ordered}) < len(ordered):
+        raise ValueError(f"scales={list(scales)}: two are equal to six digits")
+    return ordered
 
 
 class TimeSensitivity(Callback):
@@ -96,10 +102,11 @@ class TimeSensitivity(Callback):
             raise NothingToObserve(f"{missing}, so there is no time to scale")
         result = sensitivity(observation, self.scales)
         group = self.name + observation.target_slug
-        yield Scalar(
-            f"{group}/nonfinite",
+        yield from non_finite(
+            group,
             result.non_finite,
-            "Sequences left out because their target or its gradient had NaN or infinity",
+            "sequences",
+            "their target or its gradient had NaN or infinity",
         )
         if not result.sequences:
             return
@@ -109,9 +116,10 @@ class TimeSensitivity(Callback):
                 "on them at all: every sensitivity is exactly 0"
             )
         if result.target_sd == 0 and result.rms_change.any():
+            same = "there is one sequence" if result.sequences == 1 else "it is the same for all"
             yield Note(
-                f"{self.name}: the {result.target} is the same for all held-out sequences, so "
-                "its sensitivity has no SD to be measured in; it is not logged while that is so"
+                f"{self.name}: the {result.target} has no SD over the sequences ({same}) for its "
+                "sensitivity to be measured in, which is not logged while that is so"
             )
         else:
             if self._first is None:

@@ -13,7 +13,7 @@ from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
 from ..records import Array, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, short_names
+from .base import Callback, GrowingLimit, non_finite, short_names
 
 __all__ = ["StateTransitions"]
 
@@ -28,7 +28,6 @@ _SCALARS = {
     "-1 back and forth",
     "saturation": "Share of state components beyond 95 % of their bound of 1",
     "dead_units": "Units whose SD is below 0.1 % of the median unit's, or 0",
-    "nonfinite": "Transitions left out because of NaN or infinity",
 }
 
 
@@ -114,12 +113,12 @@ class StateTransitions(Callback):
             yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max)
 
     def _scalars(self, result: TransitionStatistics, group: str) -> Iterable[Record | Note]:
-        values = {**result, "nonfinite": result.non_finite}
-        for name, description in _SCALARS.items():
-            value = float(values[name])
+        yield from non_finite(group, result.non_finite, "transitions", "of NaN or infinity")
+        for name, description in _SCALARS.items() if result.transitions else ():
+            value = float(result[name])
             if not math.isnan(value):
                 yield Scalar(f"{group}/{name}", value, description)
-            elif name == "direction_consistency" and result.transitions:
+            elif name == "direction_consistency":
                 yield Note(
                     f"{group}: direction_consistency compares sequences that move at the same "
                     "step; there were fewer than two, so it is not logged"

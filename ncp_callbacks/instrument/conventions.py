@@ -34,7 +34,18 @@ TIME_KEYWORDS = (
     "time",
     "ts",
 )
-_OUTPUT_KEYS = ("outputs", "output", "logits", "prediction", "predictions", "y", "y_hat")
+_OUTPUT_KEYS = (
+    "outputs",
+    "output",
+    "out",
+    "logits",
+    "prediction",
+    "predictions",
+    "pred",
+    "preds",
+    "y",
+    "y_hat",
+)
 _FORWARD_HINT = (
     "forward=lambda model, inputs, time_delta: model(...) tells the monitor how to call your model"
 )
@@ -79,8 +90,9 @@ def primary_output(raw: Any) -> mx.array:
         elif isinstance(found, dict) and len(found) == 1:
             found = next(iter(found.values()))
         else:
+            keys = f" with keys {', '.join(map(repr, found))}" if isinstance(found, dict) else ""
             raise ModelError(
-                f"the model returned a {type(raw).__name__} in which no outputs were found "
+                f"the model returned a {type(raw).__name__}{keys} in which no outputs were found "
                 f"(looked for an array, a tuple's first element, keys {', '.join(_OUTPUT_KEYS)}); "
                 + _FORWARD_HINT
             )
@@ -266,7 +278,7 @@ def _explained(
         told += f" and time_delta {tuple(held_out.time_delta.shape)}"
     hint = "" if forward is not None else ". If it is to be called in another way: " + _FORWARD_HINT
     if held_out.time_delta is None and _time_keywords(model) and forward is None:
-        hint = ". It can take intervals: is time_delta= missing in HeldOutBatch?" + hint
+        hint = ". It can take intervals: maybe time_delta is missing" + hint
     return ModelError(f"{what} failed on {told}: {type(error).__name__}: {error}{hint}")
 
 

@@ -161,7 +161,14 @@ class Target:
             outputs = outputs.astype(mx.float32)
         target = self._target
         if callable(target):
-            return self._checked(target(outputs, self._held_out.targets), target)
+            try:
+                values = target(outputs, self._held_out.targets)
+            except Exception as error:
+                raise ModelError(
+                    f"target={getattr(target, '__name__', target)!r} failed on outputs of shape "
+                    f"{tuple(outputs.shape)}: {type(error).__name__}: {error}"
+                ) from error
+            return self._checked(values, target)
         if target == "loss":
             return self._loss(outputs)
         if self._calling.per_step:
