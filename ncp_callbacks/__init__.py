@@ -1,12 +1,14 @@
 """Watch what recurrent networks in MLX attend to while they train.
 
-import ncp_callbacks as ncp
+    import ncp_callbacks as ncp
 
-held_out = ncp.HeldOutBatch(x_val, time_delta=dt_val)
-with ncp.Monitor(model, held_out, log_dir="runs/cfc-seed0") as monitor:
-    for step, (x, dt, y) in enumerate(batches, start=1):
-        loss = train_step(x, dt, y)
-        monitor.on_step_end(step, loss=loss)
+    held_out = ncp.HeldOutBatch(x_val, time_delta=dt_val)
+    with ncp.Monitor(model, held_out, log_dir="runs/cfc-seed0") as monitor:
+        for step, (x, dt, y) in enumerate(batches, start=1):
+            loss = train_step(x, dt, y)
+            monitor.on_step_end(step, loss=loss)
+
+The names below are the public ones.
 """
 
 from typing import TYPE_CHECKING, Any

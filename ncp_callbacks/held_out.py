@@ -1,6 +1,8 @@
 """The held-out batch: what every look at the model looks at, checked once and never changed.
 
-held_out = HeldOutBatch(x_val[:16], time_delta=dt_val[:16], feature_names=["hr", "bp"])
+    held_out = HeldOutBatch(x_val[:16], time_delta=dt_val[:16], feature_names=["hr", "bp"])
+
+Some 16 sequences are enough for most purposes.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ what its backbone is, and leaves the model as it was. Keywords common to all (``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,12 @@ from .analysis import (
     TemporalImportance,
     TimeSensitivity,
     TransitionStatistics,
+    checked_scales,
     state_space,
+    stays_within,
     transition_statistics,
 )
 from .analysis.results import FloatArray, MappingResult
-from .callbacks.time import checked_scales
 from .held_out import HeldOutBatch
 from .instrument import Instrument, ModelError, undisturbed
 from .observation import Need, Observation, Trajectory
@@ -233,14 +234,11 @@ class StateTransitionAnalyzer:
         states, deltas, masks, cells = zip(*self._parts, strict=True)
         values = np.concatenate([padded(s, 0.0) for s in states])
         mask = np.concatenate([padded(m, False) for m in masks])
-        real = values[mask]
-        finite = real[np.isfinite(real)]
-        bounded = bool(finite.size and np.abs(finite).max() <= 1.0)
         return transition_statistics(
             values,
             time_delta=np.concatenate([padded(d, 1.0) for d in deltas]),
             mask=mask,
-            bound=1.0 if bounded else None,
+            bound=1.0 if stays_within(values, mask, 1.0) else None,
             cell=cells[-1],
         )
 
@@ -343,10 +341,6 @@ def interpret_model(
         states=states,
         transitions=transitions,
         backbone=backbone or None,
-        notes=_once(notes),
+        notes=tuple(dict.fromkeys(notes)),
         time_delta=observation.time_delta,
     )
-
-
-def _once(notes: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(notes))

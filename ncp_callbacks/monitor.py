@@ -17,7 +17,7 @@ import logging
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -199,16 +199,14 @@ class Monitor:
         if self._writes:
             self._instrument = Instrument(self._model, self._held_out, **self._how)
             records, notes = self._dry_run(self._instrument)
-            # Only now: a configuration that fails must not leave an empty run behind.
             self._groups = self._grouped()
             for note in (*self._instrument.notes, *notes):
                 self._say(note)
-            for callback in self._callbacks:
-                if callback.name in self._afresh:
-                    self._say(f"{callback.name}: the state loaded knows nothing of it")
+            self._say_afresh()
             card = run_card(
                 self._instrument, self._callbacks, self._every, self._run_config, self._notes
             )
+            # Only now: a configuration that fails must not leave an empty run behind.
             self._writer = self._open_writer()
             self._on_term = ClosesOnTerm(self._close_writer)
             if self._run_config:
@@ -277,11 +275,9 @@ class Monitor:
                 if rehearsal is None:
                     continue
                 try:
-                    for record in rehearsal.measure(observation):
-                        _check_record(record, callback)
-                        if isinstance(record, Note):
-                            continue  # of two sequences; the first look says what is true of all
-                        records.append(record)
+                    # Notes are of two sequences: the first look says what is true of all.
+                    found = _measured(rehearsal, observation)
+                    records += [record for record in found if not isinstance(record, Note)]
                 except NothingToObserve as reason:
                     self._callbacks.remove(callback)
                     notes.append(f"{callback.name} is left out: {reason}")
@@ -305,11 +301,8 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to log what an uninterrupted one would; JSON can hold it.
 
-        json.dump(monitor.state_dict(), open("monitor.json", "w"))   # beside the checkpoint
-
-        monitor = Monitor(..., log_dir="runs/cfc-seed0", resume_step=step)
-        monitor.load_state_dict(json.load(open("monitor.json")))
-        with monitor: ...
+        Save it beside the checkpoint, and give it to ``load_state_dict`` of the monitor that
+        continues the run with ``resume_step=``.
         """
         callbacks = {c.name: _plain(c.state_dict()) for c in self._callbacks}
         return {"step": self._last_step, "callbacks": callbacks}
@@ -334,6 +327,14 @@ class Monitor:
                     f"{callback!r} can't take up its part of the state: "
                     f"{type(error).__name__}: {error}"
                 ) from error
+        if self._state == "open":
+            self._say_afresh()
+
+    def _say_afresh(self) -> None:
+        """Of callbacks that look, not of those that are left out anyhow."""
+        for callback in self._callbacks:
+            if callback.name in self._afresh:
+                self._say(f"{callback.name}: the state loaded knows nothing of it")
 
     # ---- every step
 
@@ -483,11 +484,10 @@ class Monitor:
     ) -> list[Record]:
         records: list[Record] = []
         try:
-            for record in callback.measure(observation):
+            for record in _measured(callback, observation):
                 if isinstance(record, Note):
                     notes.append(record.message)
                 else:
-                    _check_record(record, callback)
                     records.append(record)
         except NothingToObserve as reason:
             notes.append(f"{callback.name} is left out from now on: {reason}")
@@ -547,11 +547,12 @@ def _copy_of(callback: Callback) -> Callback | None:
         return None
 
 
-def _check_record(record: Any, callback: Callback) -> None:
-    from .records import Array, Figure, Histogram
-
-    if not isinstance(record, Scalar | Histogram | Figure | Text | Array | Note):
-        raise TypeError(
-            f"{callback!r}.measure gave a {type(record).__name__}; yield records: Scalar, "
-            "Histogram, Figure, Text, Array or Note"
-        )
+def _measured(callback: Callback, observation: Observation) -> Iterator[Record | Note]:
+    """What a callback makes of an observation, if it is what writers take."""
+    for record in callback.measure(observation):
+        if not isinstance(record, Record | Note):
+            raise TypeError(
+                f"{callback!r}.measure gave a {type(record).__name__}; yield records: Scalar, "
+                "Histogram, Figure, Text, Array or Note"
+            )
+        yield record

@@ -13,6 +13,7 @@ A callback declares what it needs, and reads numpy arrays::
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -139,19 +140,19 @@ class Observation:
         self._require(Need.TIME_GRADIENT)
         return self._array("time_gradient") if self.takes_time else None
 
-    @property
+    @functools.cached_property
     def states(self) -> Sequence[Trajectory]:
-        """One trajectory per recurrent cell; empty where none was found."""
+        """One trajectory per recurrent cell; empty where none was found.
+
+        Shared by all callbacks, so the arrays can't be written to.
+        """
         self._require(Need.STATES)
-        return [
-            Trajectory(
-                site.name,
-                np.concatenate([look.states(site) for look in self._looks]),
-                self._initial(site),
-                site.reverse,
-            )
-            for site in self._instrument.sites.cells
-        ]
+        found = []
+        for site in self._instrument.sites.cells:
+            values = np.concatenate([look.states(site) for look in self._looks])
+            values.flags.writeable = False
+            found.append(Trajectory(site.name, values, self._initial(site), site.reverse))
+        return found
 
     def _initial(self, site: CellSite) -> FloatArray | None:
         parts = [look.initial(site) for look in self._looks]

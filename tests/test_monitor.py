@@ -835,3 +835,33 @@ def test_a_run_config_that_cannot_be_shown_leaves_no_run_behind(
     ):
         pytest.fail("entered")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_callbacks_unknown_to_a_state_are_named(
+    model: Net, held_out: ncp.HeldOutBatch, entered: bool
+) -> None:
+    state = {"step": 3, "callbacks": {}}
+    monitor = ncp.Monitor(model, held_out, [Counting()], writer=ncp.MemoryWriter())
+    if not entered:
+        monitor.load_state_dict(state)
+    with monitor:
+        if entered:
+            monitor.load_state_dict(state)
+        assert monitor.notes == ("counting: the state loaded knows nothing of it",)
+
+
+def test_states_are_converted_once_and_shared(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    seen = []
+
+    class Looking(ncp.Callback):
+        needs = frozenset({ncp.Need.STATES})
+
+        def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+            seen.append(observation.states[0].values)
+            assert not seen[-1].flags.writeable
+            return []
+
+    callbacks = [Looking(name="a"), Looking(name="b")]
+    logged(model, held_out, callbacks=callbacks)
+    assert seen[-1] is seen[-2]

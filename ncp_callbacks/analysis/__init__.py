@@ -9,8 +9,8 @@ from .backbone import (
     recognise_activation,
 )
 from .states import Basis, StateSpace, fit_basis, state_space
-from .time import TimeSensitivity, time_sensitivity
-from .transitions import TransitionStatistics, transition_statistics
+from .time import TimeSensitivity, checked_scales, time_sensitivity
+from .transitions import TransitionStatistics, stays_within, transition_statistics
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,10 +21,12 @@ __all__ = [
     "TemporalImportance",
     "TimeSensitivity",
     "TransitionStatistics",
+    "checked_scales",
     "fit_basis",
     "layer_statistics",
     "recognise_activation",
     "state_space",
+    "stays_within",
     "temporal_importance",
     "time_sensitivity",
     "transition_statistics",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .results import FloatArray, MappingResult
 
-__all__ = ["TimeSensitivity", "time_sensitivity"]
+__all__ = ["TimeSensitivity", "checked_scales", "time_sensitivity"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,25 @@ class TimeSensitivity(MappingResult):
         """Whether neither scaling nor the gradient moved any target at all."""
         moved = bool(self.rms_change.any()) or bool(np.nan_to_num(self.elasticity_by_step).any())
         return not moved and self.sequences > 0
+
+
+def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """Scales as increasing floats with 1 among them.
+
+    Raises:
+        ValueError: If one is not finite and above 0.
+    """
+    try:
+        listed = [float(s) for s in scales]
+    except TypeError:
+        raise TypeError(f"scales={scales!r}: give a sequence of factors, e.g. (0.5, 2)") from None
+    bad = [s for s in listed if not 0 < s < float("inf")]
+    if bad or not listed:
+        raise ValueError(f"scales={list(scales)}: give finite factors above 0, e.g. (0.5, 1, 2, 5)")
+    ordered = tuple(sorted({*listed, 1.0}))
+    if len({f"{s:g}" for s in ordered}) < len(ordered):
+        raise ValueError(f"scales={list(scales)}: two are equal to six digits")
+    return ordered
 
 
 def time_sensitivity(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .results import FloatArray, MappingResult
 
-__all__ = ["TransitionStatistics", "transition_statistics"]
+__all__ = ["TransitionStatistics", "stays_within", "transition_statistics"]
 
 # A state component within this share of its bound counts as saturated.
 SATURATED = 0.95
@@ -78,6 +78,12 @@ def _alignment(directions: FloatArray, valid: np.ndarray) -> float:
     # the resultant length itself is not (it is near 1/sqrt(N) for unrelated directions).
     n = count[enough].astype(np.float64)
     return _mean((resultant[enough] ** 2 - n) / (n * (n - 1)))
+
+
+def stays_within(states: FloatArray, mask: np.ndarray | None, bound: float) -> bool:
+    """Whether no finite component of ``(B, T, H)`` states at real steps is beyond ``bound``."""
+    real = states if mask is None else states[mask]
+    return bool((np.abs(real[np.isfinite(real)]) <= bound).all())
 
 
 def transition_statistics(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis import TimeSensitivity as TimeSensitivityResult
+from ..analysis import checked_scales
 from ..instrument import NothingToObserve
 from ..measures import sensitivity
 from ..observation import Need, Observation
@@ -16,26 +17,7 @@ from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
 from .base import Callback, GrowingLimit, non_finite
 
-__all__ = ["TimeSensitivity", "checked_scales"]
-
-
-def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Scales as increasing floats with 1 among them.
-
-    Raises:
-        ValueError: If one is not finite and above 0.
-    """
-    try:
-        listed = [float(s) for s in scales]
-    except TypeError:
-        raise TypeError(f"scales={scales!r}: give a sequence of factors, e.g. (0.5, 2)") from None
-    bad = [s for s in listed if not 0 < s < float("inf")]
-    if bad or not listed:
-        raise ValueError(f"scales={list(scales)}: give finite factors above 0, e.g. (0.5, 1, 2, 5)")
-    ordered = tuple(sorted({*listed, 1.0}))
-    if len({f"{s:g}" for s in ordered}) < len(ordered):
-        raise ValueError(f"scales={list(scales)}: two are equal to six digits")
-    return ordered
+__all__ = ["TimeSensitivity"]
 
 
 class TimeSensitivity(Callback):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import TransitionStatistics, transition_statistics
+from ..analysis import TransitionStatistics, stays_within, transition_statistics
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
 from ..records import Array, Histogram, Note, Record, Scalar
@@ -88,9 +88,7 @@ class StateTransitions(Callback):
     def _of(
         self, cell: Trajectory, group: str, observation: Observation
     ) -> Iterable[Record | Note]:
-        real = cell.values if observation.mask is None else cell.values[observation.mask]
-        finite = real[np.isfinite(real)]
-        if finite.size and np.abs(finite).max() > 1.0:
+        if not stays_within(cell.values, observation.mask, 1.0):
             self._unbounded.add(cell.cell)
         result = transition_statistics(
             cell.values,

@@ -1,8 +1,10 @@
 """Runs side by side, by number::
 
-result = compare_runs(["runs/cfc-s0", "runs/ltc-s0"])
-result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"}, tags="^val/")
-result.row("val/loss").changes[0].interval
+    result = compare_runs(["runs/cfc-s0", "runs/ltc-s0"])
+    result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"}, tags="^val/")
+    result.row("val/loss").changes[0].interval
+
+The first side is the one that the others are compared with.
 """
 
 from __future__ import annotations

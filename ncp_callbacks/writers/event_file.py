@@ -1,9 +1,11 @@
 """An event file of our own in a run directory of its own::
 
-file = EventFile("runs/cfc-seed0")      # or runs/cfc-seed0-2 when that one is taken
-file.write(Event(step=1, summary=...))
-file.flush()
-file.close()
+    file = EventFile("runs/cfc-seed0")      # or runs/cfc-seed0-2 when that one is taken
+    file.write(Event(step=1, summary=...))
+    file.flush()
+    file.close()
+
+It raises what the file system raises; the thread that writes to it deals with that.
 """
 
 from __future__ import annotations

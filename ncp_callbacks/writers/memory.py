@@ -1,9 +1,11 @@
 """Records kept in memory, for tests and notebooks::
 
-writer = MemoryWriter()
-with Monitor(model, held_out, writer=writer) as monitor:
-    ...
-steps, losses = zip(*writer.scalars("train/loss"))
+    writer = MemoryWriter()
+    with Monitor(model, held_out, writer=writer) as monitor:
+        ...
+    steps, losses = zip(*writer.scalars("train/loss"))
+
+Nothing is drawn or encoded.
 """
 
 from __future__ import annotations
