@@ -318,21 +318,34 @@ class HeldOutBatch:
         parts += ["mask"] if self._mask is not None else []
         return f"HeldOutBatch({', '.join(parts)})"
 
-    def rows(self, start: int, stop: int) -> HeldOutBatch:
-        """Sequences ``start`` to ``stop``; targets that are no arrays stay whole."""
+    def take(self, rows: slice | npt.NDArray[np.intp]) -> HeldOutBatch:
+        """Some of the sequences; targets that are no arrays stay whole."""
         part = copy.copy(self)
-        rows = slice(start, stop)
-        part._inputs = self._inputs[rows]
+        picked = rows if isinstance(rows, slice) else mx.array(rows)
+        part._inputs = self._inputs[picked]
         if isinstance(self._container, dict):
             part._container = {
-                k: None if a is None else a[rows] for k, a in self._container.items()
+                k: None if a is None else a[picked] for k, a in self._container.items()
             }
         elif self._container is not None:
             part._container = type(self._container)(
-                None if a is None else a[rows] for a in self._container
+                None if a is None else a[picked] for a in self._container
             )
-        part._time_delta = None if self._time_delta is None else self._time_delta[rows]
+        part._time_delta = None if self._time_delta is None else self._time_delta[picked]
         part._mask = None if self._mask is None else self._mask[rows]
-        if isinstance(self._targets, mx.array | np.ndarray):
+        if isinstance(self._targets, mx.array):
+            part._targets = self._targets[picked]
+        elif isinstance(self._targets, np.ndarray):
             part._targets = self._targets[rows]
         return part
+
+    def spread(self, count: int) -> npt.NDArray[np.intp]:
+        """``count`` sequences spread over the batch, in order; those of a smaller count are among
+        those of a larger one.
+
+        Spread, because held-out data is often sorted; nested, so that callbacks which look at
+        different numbers of sequences share what they see.
+        """
+        bits = max(1, (len(self) - 1).bit_length())
+        backwards = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
+        return np.sort([i for i in backwards if i < len(self)][:count])

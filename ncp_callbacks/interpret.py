@@ -75,25 +75,36 @@ def _instrument(
 
 
 def compute_temporal_importance(
-    model: nn.Module, x: Any, time_delta: Any = None, **options: Any
+    model: nn.Module,
+    x: Any,
+    time_delta: Any = None,
+    *,
+    method: str = "input_x_gradient",
+    baseline: Any = None,
+    time_baseline: Any = "mean",
+    nodes: int = 16,
+    **options: Any,
 ) -> TemporalImportance:
-    """Mean absolute input × gradient of the target per time step and feature.
+    """Mean absolute attribution of the target per time step and feature.
 
     Args:
         model: Any ``mlx.nn.Module``.
         x: ``(B, T, F)``, tokens ``(B, T)``, or either with companions, as for ``HeldOutBatch``.
         time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None where the model needs none.
+        method, baseline, time_baseline, nodes: As for
+            :class:`~ncp_callbacks.GradientAttribution`; by default input × gradient.
 
     Returns:
         An object that is the ``(T, F)`` array wherever numpy wants one, with the signed mean, sign
-        agreement and shares as attributes.
+        agreement, shares, their intervals and checks as attributes.
 
     Raises:
         ModelError, ValueError: If model and arrays don't fit.
     """
+    settings = measures.AttributionSettings(method, baseline, time_baseline, nodes, max(64, nodes))
     instrument = _instrument(model, x, time_delta, **options)
     with undisturbed(model):
-        return measures.importance(Observation(instrument, 0, {Need.INPUT_GRADIENT}))
+        return measures.importance(Observation(instrument, 0, settings.needs), settings)
 
 
 def analyze_time_sensitivity(

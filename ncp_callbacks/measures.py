@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,23 +13,161 @@ from .analysis import (
     TemporalImportance,
     TimeSensitivity,
     layer_statistics,
-    temporal_importance,
+    summarize,
     time_sensitivity,
 )
-from .observation import Observation
+from .analysis.methods import (
+    METHODS,
+    Attribution,
+    constant_baseline,
+    expected_gradients,
+    gradient,
+    input_x_gradient,
+    integrated_gradients,
+    occlusion,
+    smooth_grad,
+)
+from .observation import Need, Observation
 
-__all__ = ["backbone", "importance", "sensitivity"]
+__all__ = [
+    "AttributionSettings",
+    "attribution",
+    "backbone",
+    "importance",
+    "reduced",
+    "sensitivity",
+]
 
 
-def importance(observation: Observation) -> TemporalImportance:
-    """Input × gradient; of tokens, summed over the dimensions of what they are embedded as."""
-    inputs, gradient = observation.inputs, observation.input_gradient
-    if observation.held_out.tokens:
-        inputs = (inputs.astype(np.float64) * gradient).sum(axis=-1, keepdims=True)
-        gradient = np.ones_like(inputs)
-    return temporal_importance(
-        inputs,
-        gradient,
+@dataclass(frozen=True)
+class AttributionSettings:
+    """How a target is attributed; see :class:`ncp_callbacks.GradientAttribution`."""
+
+    method: str = "input_x_gradient"
+    baseline: Any = None
+    time_baseline: Any = "mean"
+    nodes: int = 16
+    most_nodes: int = 64
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(
+                f"method={self.method!r} is unknown: give one of {', '.join(map(repr, METHODS))}"
+            )
+        for name, least in (("nodes", 1), ("most_nodes", self.nodes)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ValueError(f"{name}={number!r}: give a whole number of at least {least}")
+        if isinstance(self.baseline, str) and self.baseline not in ("mean", "zeros"):
+            raise ValueError(
+                f"baseline={self.baseline!r} is unknown: give 'mean', 'zeros' or an array"
+            )
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it takes from the shared pass; other methods run passes of their own."""
+        if self.method in ("input_x_gradient", "gradient"):
+            return frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT})
+        return frozenset()
+
+
+def attribution(observation: Observation, settings: AttributionSettings) -> Attribution:
+    """What of each target is owed to which input and interval.
+
+    Of tokens, summed over the dimensions of what they are embedded as.
+
+    Raises:
+        ValueError: For baselines that don't fit the held-out batch.
+    """
+    found = _attribution(observation, settings)
+    if not observation.held_out.tokens:
+        return found
+    return replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
+
+
+def _attribution(observation: Observation, settings: AttributionSettings) -> Attribution:
+    x, mask, method = observation.inputs, observation.mask, settings.method
+    dt = observation.time_delta if observation.takes_time else None
+    if method == "gradient":
+        return gradient(observation.input_gradient, observation.time_gradient, mask=mask)
+    if method == "smooth_grad":
+        return smooth_grad(observation.evaluate, x, draws=settings.nodes, mask=mask)
+    dt0 = None
+    if dt is not None:
+        dt0 = constant_baseline(settings.time_baseline, dt, mask, "time_baseline")
+    given = settings.baseline
+    if method == "expected_gradients":
+        draws, time_draws = x, dt
+        if given is not None and not isinstance(given, str):
+            draws, time_draws = _checked_draws(given, x), dt0
+            if time_draws is not None:
+                # Draws of inputs come without intervals of their own.
+                time_draws = np.broadcast_to(time_draws.mean(axis=0), draws.shape[:2])
+        return expected_gradients(
+            observation.evaluate,
+            x,
+            dt,
+            baselines=draws,
+            time_baselines=time_draws,
+            values=observation.target_values,
+            draws=settings.nodes,
+        )
+    if given is None:
+        given = "zeros" if method == "input_x_gradient" else "mean"
+    x0 = constant_baseline(given, x, mask, "baseline")
+    if method == "input_x_gradient":
+        return input_x_gradient(
+            x,
+            observation.input_gradient,
+            dt,
+            observation.time_gradient,
+            baseline=x0,
+            time_baseline=0.0 if dt0 is None else dt0,
+            mask=mask,
+        )
+    if method == "occlusion":
+        return occlusion(
+            observation.evaluate,
+            x,
+            dt,
+            baseline=x0,
+            time_baseline=dt0,
+            values=observation.target_values,
+            mask=mask,
+        )
+    return integrated_gradients(
+        observation.evaluate,
+        x,
+        dt,
+        baseline=x0,
+        time_baseline=dt0,
+        values=observation.target_values,
+        nodes=settings.nodes,
+        most_nodes=settings.most_nodes,
+    )
+
+
+def _checked_draws(given: Any, x: np.ndarray) -> np.ndarray:
+    draws = np.asarray(given, np.float32)
+    if draws.ndim != 3 or draws.shape[1:] != x.shape[1:] or not len(draws):
+        raise ValueError(
+            f"baseline has shape {draws.shape}; expected gradients draw from (draws, "
+            f"{x.shape[1]}, {x.shape[2]}), sequences like those of the held-out batch"
+        )
+    return draws
+
+
+def importance(
+    observation: Observation, settings: AttributionSettings | None = None
+) -> TemporalImportance:
+    """Attribution, reduced over sequences; by default input × gradient."""
+    return reduced(observation, attribution(observation, settings or AttributionSettings()))
+
+
+def reduced(observation: Observation, found: Attribution) -> TemporalImportance:
+    """An attribution of the observation's sequences, reduced over them."""
+    return summarize(
+        found,
         target_values=observation.target_values,
         mask=observation.mask,
         target=observation.target,

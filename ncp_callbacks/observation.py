@@ -12,18 +12,26 @@ A callback declares what it needs, and reads numpy arrays::
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import enum
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .analysis.methods import Points
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, to_numpy
 from .instrument import CellSite, Instrument
-from .instrument.looks import looks
+from .instrument.further import slopes, step_gradients
+from .instrument.looks import as_points, in_parts, looks, points
+from .instrument.randomise import randomised
+from .instrument.replay import Replay
 
 __all__ = ["Activations", "Need", "Observation", "Trajectory"]
 
@@ -81,7 +89,8 @@ class Observation:
 
     Attributes:
         step: The training step.
-        held_out: The batch.
+        held_out: The sequences seen.
+        indices: ``(B,)``, which of the whole held-out batch they are.
         inputs: ``(B, T, F)``; for tokens, what they are embedded as.
         time_delta: ``(B, T)`` or None.
         mask: ``(B, T)`` bool or None.
@@ -94,18 +103,36 @@ class Observation:
     """
 
     def __init__(
-        self, instrument: Instrument, step: int, needs: Iterable[Need] = frozenset()
+        self,
+        instrument: Instrument,
+        step: int,
+        needs: Iterable[Need] = frozenset(),
+        *,
+        max_sequences: int | None = None,
     ) -> None:
         """Run the model once; only inside ``undisturbed(model)``."""
         self.step = step
-        self.held_out: HeldOutBatch = instrument.held_out
+        self._batch: HeldOutBatch = instrument.held_out
+        self.indices: npt.NDArray[np.intp] = np.arange(len(self._batch))
+        if max_sequences is not None and max_sequences < len(self._batch) and instrument.divisible:
+            self.indices = self._batch.spread(max_sequences)
+            instrument = instrument.take(self.indices)
         self.target, self.target_slug = instrument.target.name, instrument.target.slug
         sites = instrument.sites
         self.no_cells, self.no_layers = sites.no_cells, sites.no_layers
-        self._instrument = instrument
         self._needs = frozenset(needs)
-        self._scaled: dict[float, FloatArray] = {}
+        self._whole: Observation | None = None
+        self._rows: npt.NDArray[np.intp] | None = None
         self._looks = list(looks(instrument, {need.value: need in self._needs for need in Need}))
+        self._rows_at_once = instrument.most_rows or len(self._batch)
+        chosen = [c for look in self._looks if (c := look.chosen) is not None]
+        self._chosen = np.concatenate(chosen) if chosen else None
+        self._see(instrument)
+
+    def _see(self, instrument: Instrument) -> None:
+        self._instrument = instrument
+        self._scaled: dict[float, FloatArray] = {}
+        self.held_out: HeldOutBatch = instrument.held_out
         self.outputs = self._array("outputs")
         self.target_values = self._array("values")
         self.inputs = self._array("sequence")
@@ -113,13 +140,42 @@ class Observation:
         self.time_delta = None if delta is None else to_numpy(delta)
         self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask
 
+    def limited(self, sequences: int | None) -> Observation:
+        """At most so many of the sequences, spread over the batch, at no cost.
+
+        All of them where the model or the target takes the whole batch only.
+        """
+        here = len(self.held_out)
+        if sequences is None or sequences >= here or not self._instrument.divisible:
+            return self
+        part = copy.copy(self)
+        # What was worked out of all the sequences.
+        for name in ("states", "activations", "input_gradient", "time_gradient"):
+            part.__dict__.pop(name, None)
+        # The same ones of the whole batch, whatever others look at.
+        part.indices = self._batch.spread(sequences)
+        rows = np.searchsorted(self.indices, part.indices)
+        part._whole = self if self._whole is None else self._whole
+        part._rows = rows if self._rows is None else self._rows[rows]
+        part._chosen = None if self._chosen is None else self._chosen[rows]
+        part._see(self._instrument.take(rows))
+        return part
+
+    @property
+    def whole_batch(self) -> int:
+        """How many sequences the held-out batch has, of which these are some."""
+        return self._instrument.whole_batch
+
     @property
     def takes_time(self) -> bool:
         """Whether the intervals reach the model."""
         return self._instrument.takes_time
 
     def _array(self, name: str) -> FloatArray:
-        return np.concatenate([look.array(name) for look in self._looks])
+        return self._of_rows(np.concatenate([look.array(name) for look in self._looks]))
+
+    def _of_rows(self, values: FloatArray) -> FloatArray:
+        return values if self._rows is None else values[self._rows]
 
     def _require(self, need: Need) -> None:
         if need not in self._needs:
@@ -128,13 +184,13 @@ class Observation:
                 f"needs = frozenset({{Need.{need.name}, ...}})"
             )
 
-    @property
+    @functools.cached_property
     def input_gradient(self) -> FloatArray:
         """``(B, T, F)``, gradient of each sequence's target with respect to its inputs."""
         self._require(Need.INPUT_GRADIENT)
         return self._array("input_gradient")
 
-    @property
+    @functools.cached_property
     def time_gradient(self) -> FloatArray | None:
         """``(B, T)``, gradient with respect to the intervals; None where the model takes none."""
         self._require(Need.TIME_GRADIENT)
@@ -147,30 +203,155 @@ class Observation:
         Shared by all callbacks, so the arrays can't be written to.
         """
         self._require(Need.STATES)
-        found = []
-        for site in self._instrument.sites.cells:
-            values = np.concatenate([look.states(site) for look in self._looks])
-            values.flags.writeable = False
-            found.append(Trajectory(site.name, values, self._initial(site), site.reverse))
-        return found
+        if self._whole is not None:
+            return [
+                replace(
+                    seen,
+                    values=_read_only(self._of_rows(seen.values)),
+                    initial=None if seen.initial is None else self._of_rows(seen.initial),
+                )
+                for seen in self._whole.states
+            ]
+        return [
+            Trajectory(
+                site.name,
+                _read_only(np.concatenate([look.states(site) for look in self._looks])),
+                self._initial(site),
+                site.reverse,
+            )
+            for site in self._instrument.sites.cells
+        ]
 
     def _initial(self, site: CellSite) -> FloatArray | None:
         parts = [look.initial(site) for look in self._looks]
         given = [part for part in parts if part is not None]
         return np.concatenate(given) if len(given) == len(parts) else None
 
-    @property
+    @functools.cached_property
     def activations(self) -> Sequence[Activations]:
-        """One per backbone layer, in the order of the forward pass; empty where none was found."""
+        """One per backbone layer, in the order of the forward pass; empty where none was found.
+
+        Shared by all callbacks, so the arrays can't be written to.
+        """
         self._require(Need.ACTIVATIONS)
+        if self._whole is not None:
+            return [
+                replace(seen, values=_read_only(self._of_rows(seen.values)))
+                for seen in self._whole.activations
+            ]
         return [
             Activations(
                 site.name,
                 site.activation,
-                np.concatenate([look.activations(site) for look in self._looks]),
+                _read_only(np.concatenate([look.activations(site) for look in self._looks])),
             )
             for site in self._instrument.sites.layers
         ]
+
+    # ---- further passes
+
+    def evaluate(
+        self,
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        rows: npt.NDArray[np.intp] | None = None,
+        gradient: bool = False,
+    ) -> Points:
+        """Targets, and their gradients, of ``K`` variants of the batch: further passes.
+
+        The same outputs are followed as in the batch itself. At most as many sequences are run at
+        once as the held-out batch has (or ``chunk_size``), without gradients four times as many.
+
+        Args:
+            inputs: ``(K, B, T, F)``; None: the batch's own.
+            time_delta: ``(K, B, T)``; None: the batch's own.
+            rows: ``(R,)``, the sequences of which these are variants, ``R`` in place of ``B``
+                everywhere; None: all.
+            gradient: Whether gradients are wanted.
+
+        Raises:
+            ValueError: For shapes that don't fit the batch.
+        """
+        batch = len(self.held_out) if rows is None else len(rows)
+        for what, array, own in (
+            ("inputs", inputs, self.inputs),
+            ("time_delta", time_delta, self.time_delta),
+        ):
+            if array is not None and own is None:
+                raise ValueError(f"{what} are given, but the held-out batch has none to vary")
+            if array is not None and array.shape[1:] != (batch, *own.shape[1:]):  # type: ignore[union-attr]
+                raise ValueError(
+                    f"{what} have shape {array.shape}; expected (variants, "
+                    f"{', '.join(map(str, (batch, *own.shape[1:])))})"  # type: ignore[union-attr]
+                )
+        if rows is None:
+            return self._points(self._instrument, inputs, time_delta, self._chosen, gradient)
+        if self._instrument.divisible:
+            chosen = None if self._chosen is None else self._chosen[rows]
+            return self._points(self._instrument.take(rows), inputs, time_delta, chosen, gradient)
+        # Only whole batches can be run: the others come along as they are.
+        whole = self._points(
+            self._instrument,
+            _among(self.inputs, rows, inputs),
+            None if self.time_delta is None else _among(self.time_delta, rows, time_delta),
+            self._chosen,
+            gradient,
+        )
+        return whole.of(rows)
+
+    def _points(
+        self,
+        instrument: Instrument,
+        inputs: FloatArray | None,
+        time_delta: FloatArray | None,
+        chosen: npt.NDArray[np.integer[Any]] | None,
+        gradient: bool,
+    ) -> Points:
+        return points(
+            instrument,
+            inputs,
+            time_delta,
+            chosen,
+            gradient=gradient,
+            rows=self._rows_at_once,
+            # A pass without gradients keeps nothing, so that more of it fits.
+            copies=1 if gradient else 4,
+        )
+
+    def replay(self, cell: str, sequences: int | None = None) -> Replay:
+        """A cell whose steps can be run again from any state; one forward pass.
+
+        Args:
+            cell: Its :attr:`Trajectory.cell`.
+            sequences: How many of the sequences, spread over the batch; None: all.
+
+        Raises:
+            NothingToObserve: If its steps can't be run by themselves.
+            KeyError: If there is no such cell.
+        """
+        sites = {site.name: site for site in self._instrument.sites.cells}
+        if cell not in sites:
+            raise KeyError(f"{cell!r}; the model's cells are {', '.join(sites) or 'none'}")
+        return Replay(self.limited(sequences)._instrument, sites[cell])
+
+    def state_jacobian(self, cell: str, sequences: int | None = 8) -> FloatArray:
+        """``(S, T - 1, H, H)``: element ``[s, t, i, j]`` is ``d h_{t+1,i} / d h_{t,j}``.
+
+        Costs a forward pass, and a backward pass of ``H`` copies of each sequence. Of a cell that
+        runs backwards, steps are counted as it makes them: ``h_0`` is its state at the last one.
+
+        Args:
+            cell, sequences: As for :meth:`replay`.
+
+        Raises:
+            NothingToObserve, KeyError: Likewise.
+        """
+        replay = self.replay(cell, sequences)
+        order = range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
+        steps = [replay.jacobian(t) for t in order]
+        units = sum(replay.sizes)
+        return np.stack(steps, axis=1) if steps else np.zeros((len(self.held_out), 0, units, units))
 
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
@@ -182,9 +363,211 @@ class Observation:
         """
         if not self.takes_time:
             raise RuntimeError("the model takes no intervals: check observation.takes_time first")
+        assert self.time_delta is not None
         self._scaled[1.0] = self.target_values
         missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
         if missing:
-            values = np.concatenate([k.values_at_scales(missing) for k in self._looks], axis=1)
-            self._scaled.update(zip(missing, values, strict=True))
+            scaled = np.stack([self.time_delta * np.float32(s) for s in missing])
+            self._scaled.update(zip(missing, self.evaluate(time_delta=scaled).values, strict=True))
         return {s: self._scaled[s] for s in map(float, scales)}
+
+    def slopes(
+        self,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        along: FloatArray,
+        time_along: FloatArray | None = None,
+    ) -> Points:
+        """Derivatives along a direction, and their gradients: Hessians times the direction.
+
+        For each variant of the batch a gradient of a gradient, some five forward passes.
+
+        Args:
+            inputs, time_delta: ``(K, B, T, F)`` and ``(K, B, T)``, as for :meth:`evaluate`.
+            along: ``(K, B, T, F)`` or what broadcasts to it.
+            time_along: ``(K, B, T)`` likewise; None: intervals stay.
+
+        Returns:
+            As ``values`` the derivatives of the targets.
+        """
+        count = len(inputs)
+        along = np.broadcast_to(along, inputs.shape)
+        delta = self.time_delta
+        if delta is not None:
+            time_delta = np.broadcast_to(
+                delta if time_delta is None else time_delta, (count, *delta.shape)
+            )
+            if time_along is not None:
+                time_along = np.broadcast_to(time_along, time_delta.shape)
+
+        def run(some: Instrument, here: slice, at: slice) -> Points:
+            own, own_delta = some.sequence(), some.time_delta
+            times = [
+                None
+                if array is None or own_delta is None
+                else mx.array(array[at, here]).astype(own_delta.dtype)
+                for array in (time_delta, time_along)
+            ]
+            seen = slopes(
+                some,
+                mx.array(inputs[at, here]).astype(own.dtype),
+                times[0],
+                mx.array(along[at, here]).astype(own.dtype),
+                times[1],
+                None if self._chosen is None else mx.array(self._chosen[here]),
+            )
+            return as_points(seen)
+
+        # It keeps some three times what a gradient does.
+        rows = max(1, self._rows_at_once // 3)
+        return in_parts(self._instrument, run, count, rows=rows, copies=1)
+
+    @property
+    def every_step(self) -> tuple[str, str] | None:
+        """Name of the target at every step, and its suffix for tags.
+
+        None for a model with one output per sequence, and a target that is a callable.
+        """
+        return self._instrument.target.of_every_step
+
+    def at_steps(self, steps: Sequence[int]) -> Points:
+        """The target at each of ``K`` steps, and its gradients; a gradient pass for each.
+
+        Of a sequence whose step is padding, what it gives is of no meaning.
+
+        Raises:
+            RuntimeError: If there is no target at every step, see :attr:`every_step`.
+        """
+        total = self.inputs.shape[1]
+        wanted = np.zeros((len(steps), 1, total), bool)
+        wanted[np.arange(len(steps)), :, list(steps)] = True
+        return self._at_steps(wanted, hold_states=False)
+
+    def at_own_steps(self) -> tuple[Points, bool]:
+        """What each step's input does to that step's target, with the state before it held fixed.
+
+        With the states that cells are given counted as constants, a target depends on no other
+        step's inputs, so that the gradient of the sum over all steps is that of each; half of the
+        steps at a time, so that it shows if that is not so.
+
+        Returns:
+            One variant, and whether targets depended on other steps' inputs all the same. As
+            ``values`` the sum over real steps.
+
+        Raises:
+            RuntimeError: If there is no target at every step, see :attr:`every_step`.
+            NothingToObserve: If the states can't be held fixed.
+        """
+        real = self.held_out.mask_array
+        half = np.random.default_rng(0).permutation(real.shape[1]) % 2 == 0
+        found = self._at_steps(np.stack([real & half, real & ~half]), hold_states=True)
+        assert found.input_gradient is not None
+        first, second = found.input_gradient
+        # What of other steps came through, at steps that were not asked for.
+        others = np.where((real & half)[..., None], second, np.where(real[..., None], first, 0.0))
+        mixed = bool(np.nan_to_num(others).any())
+        own = np.where(half[:, None], first, second)
+        by_time = found.time_gradient
+        if by_time is not None:
+            others = np.where(real & half, by_time[1], np.where(real, by_time[0], 0.0))
+            mixed = mixed or bool(np.nan_to_num(others).any())
+            by_time = np.where(half, by_time[0], by_time[1])[None]
+        return Points(found.values.sum(axis=0)[None], own[None], by_time), mixed
+
+    def _at_steps(self, wanted: npt.NDArray[np.bool_], *, hold_states: bool) -> Points:
+        if self.every_step is None:
+            raise RuntimeError("there is no target at every step: check observation.every_step")
+
+        def run(some: Instrument, here: slice, at: slice) -> Points:
+            part = wanted[at] if wanted.shape[1] == 1 else wanted[at, here]
+            return as_points(step_gradients(some, part, hold_states=hold_states))
+
+        return in_parts(self._instrument, run, len(wanted), rows=self._rows_at_once, copies=1)
+
+    def again(self, inputs: FloatArray | None = None) -> Observation:
+        """The same sequences through the model as it is now, by one gradient pass.
+
+        For attributions: inputs, target values and both gradients are new, and the same outputs
+        are followed. There are no outputs, states or activations.
+
+        Args:
+            inputs: ``(B, T, F)`` in place of their own.
+        """
+        return _Again(self, inputs)
+
+    @contextlib.contextmanager
+    def randomised(
+        self, stages: int = 6
+    ) -> Iterator[Iterator[tuple[tuple[str, ...], Observation]]]:
+        """Iterate over stages that randomise parameters, from the output towards the input.
+
+        Gives the modules that a stage adds, and these sequences through the model as it is then
+        (:meth:`again`). On leaving the ``with`` block the model is as it was.
+
+        Args:
+            stages: At most so many.
+
+        Raises:
+            NothingToObserve: If the model has no trainable parameters that can change places.
+        """
+        with randomised(self._instrument, stages) as cascade:
+            yield ((names, self.again()) for names in cascade)
+
+
+class _Again(Observation):
+    """See :meth:`Observation.again`."""
+
+    def __init__(self, of: Observation, inputs: FloatArray | None) -> None:
+        known = vars(of).items()
+        # Without what was worked out of the other pass.
+        vars(self).update((k, v) for k, v in known if k != "outputs" and k not in vars(Observation))
+        self._scaled, self._looks = {}, []
+        # What tokens are embedded as may have changed.
+        self.inputs = to_numpy(of._instrument.sequence()) if inputs is None else inputs
+        self._seen = super().evaluate(self.inputs[None], gradient=True)
+        self.target_values = self._seen.values[0]
+
+    @functools.cached_property
+    def input_gradient(self) -> FloatArray:
+        assert self._seen.input_gradient is not None
+        gradient: FloatArray = self._seen.input_gradient[0]
+        return gradient
+
+    @functools.cached_property
+    def time_gradient(self) -> FloatArray | None:
+        gradients = self._seen.time_gradient
+        if gradients is None:
+            return None
+        gradient: FloatArray = gradients[0]
+        return gradient
+
+    def evaluate(
+        self,
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        rows: npt.NDArray[np.intp] | None = None,
+        gradient: bool = False,
+    ) -> Points:
+        if inputs is None:
+            own = self.inputs if rows is None else self.inputs[rows]
+            copies = 1 if time_delta is None else len(time_delta)
+            inputs = np.broadcast_to(own, (copies, *own.shape))
+        return super().evaluate(inputs, time_delta, rows=rows, gradient=gradient)
+
+
+def _read_only(values: FloatArray) -> FloatArray:
+    values.flags.writeable = False
+    return values
+
+
+def _among(
+    own: FloatArray, rows: npt.NDArray[np.intp], variants: FloatArray | None
+) -> FloatArray | None:
+    """``(K, B, ...)``: the batch's own with ``rows`` replaced by ``(K, R, ...)``."""
+    if variants is None:
+        return None
+    whole = np.repeat(own[None], len(variants), axis=0)
+    whole[:, rows] = variants
+    return whole

@@ -29,9 +29,11 @@ from ncp_callbacks.analysis import (
     BackboneReport,
     layer_statistics,
     state_space,
+    summarize,
     temporal_importance,
     time_sensitivity,
 )
+from ncp_callbacks.analysis.methods import input_x_gradient
 from ncp_callbacks.plots import (
     nice_limit,
     plot_feature_importance,
@@ -108,7 +110,7 @@ def image_of(figure: Figure) -> Any:
 
 
 def bar_widths(figure: Figure) -> np.ndarray:
-    (bars,) = figure.axes[1].patches
+    (bars,) = (patch for patch in figure.axes[1].patches if patch.get_fill())
     return bars.get_path().vertices.reshape(-1, 5, 2)[:, :, 0].max(axis=1)
 
 
@@ -1006,3 +1008,22 @@ def test_legends_wear_the_colours_of_the_map() -> None:
         colors = colormaps["PuOr_r" if signed else "cividis"]
         assert ends == tuple(to_hex(colors(x)) for x in ((0.12, 0.85) if signed else (0.0, 1.0)))
     assert to_hex(colormaps["viridis"](0.0)) == BEGIN
+
+
+def test_lines_over_bars_are_the_intervals_of_the_shares() -> None:
+    result = importance()
+    (lines,) = (p for p in plot_feature_importance(result).axes[1].patches if not p.get_fill())
+    ends = lines.get_path().vertices.reshape(-1, 2, 2)
+    np.testing.assert_allclose(ends[:, :, 0].T, result.share_interval, rtol=1e-6)
+    np.testing.assert_array_equal(ends[:, :, 1], np.arange(len(ends))[:, None].repeat(2, axis=1))
+    # Of one sequence nothing is known about others.
+    one = temporal_importance(np.ones((1, 3, 2)), np.ones((1, 3, 2)))
+    assert all(p.get_fill() for p in plot_feature_importance(one).axes[1].patches)
+
+
+def test_the_share_of_intervals_stands_below_the_map() -> None:
+    x, t = np.ones((4, 3, 2)), np.ones((4, 3))
+    result = summarize(input_x_gradient(x, x, t, 2 * t))
+    assert result.intervals_share == pytest.approx(0.5)
+    assert "intervals 50%" in words(plot_feature_importance(result))
+    assert "intervals" not in words(plot_feature_importance(importance()))

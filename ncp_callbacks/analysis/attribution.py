@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from .methods import Attribution, input_x_gradient
 from .results import ArrayResult, FloatArray
+from .uncertainty import mean_interval, share_interval, split_half
 
-__all__ = ["TemporalImportance", "temporal_importance"]
+__all__ = ["TemporalImportance", "summarize", "temporal_importance"]
 
 
 @dataclass(frozen=True, eq=False)
 class TemporalImportance(ArrayResult):
-    """Input × gradient of one scalar target per sequence, averaged over sequences.
+    """Attribution of one scalar target per sequence, averaged over sequences.
 
-    As an array it is ``importance``. With ``A[b,t,f] = x[b,t,f] * dy_b/dx[b,t,f]``:
+    As an array it is ``importance``. With ``A[b,t,f]`` what input ``f`` at step ``t`` has to do
+    with the target of sequence ``b``:
 
     Attributes:
-        importance: ``(T, F)``, mean over sequences of ``|A|``, in units of the target.
+        importance: ``(T, F)``, mean over sequences of ``|A|``, in units of the target (of
+            gradients: of the target over those of the inputs).
         signed: ``(T, F)``, mean over sequences of ``A``: above 0 raises the target.
         sign_agreement: ``(T, F)`` in [0, 1], ``|signed| / importance``; 0 where importance is 0.
         feature_share: ``(F,)``, importance summed over time, as shares that sum to 1
@@ -32,6 +38,22 @@ class TemporalImportance(ArrayResult):
         mean_lag: Importance-weighted mean number of steps between an input and its sequence's last
             real step; NaN when nothing matters.
         feature_names: One name per feature.
+        by_sequence: ``(S, F)``, strength of each feature in each sequence that went in, in the
+            order of the batch; its mean over sequences is ``importance`` summed over time.
+        share_interval: ``(2, F)``, 95 % interval of ``feature_share`` over sequences.
+        strength_interval: ``(2,)``, 95 % interval of ``importance.sum()`` over sequences.
+        reliability: Of the map ``importance``, in split halves of the sequences: 1 another batch
+            would show the same, 0 noise; see :func:`~.uncertainty.split_half`.
+        intervals_importance: ``(T,)``, mean over sequences of ``|A|`` of the interval before each
+            step; None where the model takes no intervals.
+        intervals_signed: ``(T,)``, mean of ``A``, likewise.
+        intervals_share: Share of the intervals in the strength of inputs and intervals together:
+            how much of the target is owed to when rather than what. None likewise, NaN when
+            nothing matters.
+        intervals_share_interval: ``(2,)``, its 95 % interval.
+        error: ``(S,)``, completeness error of each sequence, see
+            :attr:`~.methods.Attribution.error`; None where the method promises no completeness.
+        nodes: Gradients spent on the sequence that took most (forward passes, for occlusion).
     """
 
     importance: FloatArray
@@ -46,6 +68,16 @@ class TemporalImportance(ArrayResult):
     non_finite: int
     mean_lag: float
     feature_names: tuple[str, ...]
+    by_sequence: FloatArray
+    share_interval: FloatArray
+    strength_interval: FloatArray
+    reliability: float
+    intervals_importance: FloatArray | None
+    intervals_signed: FloatArray | None
+    intervals_share: float | None
+    intervals_share_interval: FloatArray | None
+    error: FloatArray | None
+    nodes: int
 
     @property
     def _main(self) -> FloatArray:
@@ -75,45 +107,73 @@ def temporal_importance(
     gradient: FloatArray,
     *,
     target_values: FloatArray | None = None,
-    mask: np.ndarray | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
     target: str = "prediction at last step",
     feature_names: tuple[str, ...] | None = None,
 ) -> TemporalImportance:
-    """Input × gradient, reduced over sequences.
-
-    A sequence whose attribution has a non-finite entry is left out and counted.
+    """Input × gradient, reduced over sequences: :func:`summarize` of that method.
 
     Args:
         inputs: ``(B, T, F)``.
         gradient: ``(B, T, F)``, gradient of each sequence's target with respect to its inputs.
+        target_values, mask, target, feature_names: See :func:`summarize`.
+    """
+    return summarize(
+        input_x_gradient(inputs, gradient, mask=mask),
+        target_values=target_values,
+        mask=mask,
+        target=target,
+        feature_names=feature_names,
+    )
+
+
+def summarize(
+    attribution: Attribution,
+    *,
+    target_values: FloatArray | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
+    target: str = "prediction at last step",
+    feature_names: tuple[str, ...] | None = None,
+) -> TemporalImportance:
+    """Any attribution, reduced over sequences.
+
+    A sequence whose attribution has a non-finite entry is left out and counted.
+
+    Args:
+        attribution: Of ``B`` sequences.
         target_values: ``(B,)``; NaN where not given.
         mask: ``(B, T)``, true at real steps. Padding gets no attribution, and a step's mean is
             over the sequences that have it.
         target: Name of the target.
         feature_names: ``F`` names; ``feature 0`` … where not given.
 
-    Source: input × gradient, Shrikumar et al. 2016 (arXiv:1605.01713), whose sum over a linear
-    model's inputs is its output. The sign agreement tells a feature that always pushes one way
-    from one whose pushes cancel.
+    The sign agreement tells a feature that always pushes one way from one whose pushes cancel.
     """
-    batch, steps, features = inputs.shape
-    with np.errstate(invalid="ignore", over="ignore"):
-        attribution = inputs.astype(np.float64) * gradient.astype(np.float64)
+    batch, steps, features = attribution.inputs.shape
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     # Whatever stands in the padding (NaN included) is not the model's input.
-    attribution = np.where(real[..., None], attribution, 0.0)
-    finite = np.isfinite(attribution).all(axis=(1, 2))
-    kept, kept_real = attribution[finite], real[finite]
-    count = np.maximum(kept_real.sum(axis=0), 1)[:, None]
-    importance = np.abs(kept).sum(axis=0) / count
-    signed = kept.sum(axis=0) / count
+    values = np.where(real[..., None], attribution.inputs, 0.0)
+    by_time = attribution.intervals
+    by_time = None if by_time is None else np.where(real, by_time, 0.0)
+    finite = np.isfinite(values).all(axis=(1, 2))
+    if by_time is not None:
+        finite &= np.isfinite(by_time).all(axis=1)
+    kept, kept_real = values[finite], real[finite]
+    strength = np.abs(kept)
+    count = np.maximum(kept_real.sum(axis=0), 1)
+    importance = strength.sum(axis=0) / count[:, None]
+    signed = kept.sum(axis=0) / count[:, None]
     agreement = np.divide(
         np.abs(signed), importance, out=np.zeros_like(signed), where=importance > 0
     )
     last = steps - 1 - np.argmax(real[:, ::-1], axis=1)
-    weight = np.abs(kept).sum(axis=2)
+    weight = strength.sum(axis=2)
     lag = last[finite][:, None] - np.arange(steps)
     total = weight.sum()
+    # Steps that fewer sequences have count for more in each of these.
+    each = len(kept) / count
+    by_sequence = np.einsum("stf,t->sf", strength, each)
+    error = attribution.error
     return TemporalImportance(
         importance=importance.astype(np.float32),
         signed=signed.astype(np.float32),
@@ -124,9 +184,35 @@ def temporal_importance(
         if target_values is None
         else target_values,
         target=target,
-        method="input_x_gradient",
+        method=attribution.method,
         sequences=int(finite.sum()),
         non_finite=int((~finite).sum()),
         mean_lag=float((weight * lag).sum() / total) if total > 0 else float("nan"),
         feature_names=feature_names or tuple(f"feature {i}" for i in range(features)),
+        by_sequence=by_sequence.astype(np.float32),
+        share_interval=share_interval(by_sequence).astype(np.float32),
+        strength_interval=mean_interval(by_sequence.sum(axis=1)).astype(np.float32),
+        reliability=split_half(strength),
+        **_intervals(None if by_time is None else by_time[finite], by_sequence, count),
+        error=None if error is None else error[finite].astype(np.float32),
+        nodes=int(attribution.nodes.max(initial=0)),
     )
+
+
+def _intervals(
+    values: FloatArray | None, by_sequence: FloatArray, count: npt.NDArray[np.integer[Any]]
+) -> dict[str, Any]:
+    """What of a result is about intervals, from ``(S, T)``."""
+    if values is None:
+        names = ("importance", "signed", "share", "share_interval")
+        return dict.fromkeys(f"intervals_{name}" for name in names)
+    importance = np.abs(values).sum(axis=0) / count
+    own = (np.abs(values) * (len(values) / count)).sum(axis=1)
+    both = np.stack([own, by_sequence.sum(axis=1)], axis=1)
+    total = float(both.sum())
+    return {
+        "intervals_importance": importance.astype(np.float32),
+        "intervals_signed": (values.sum(axis=0) / count).astype(np.float32),
+        "intervals_share": float(own.sum()) / total if total > 0 else float("nan"),
+        "intervals_share_interval": share_interval(both)[:, 0].astype(np.float32),
+    }

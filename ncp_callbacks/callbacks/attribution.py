@@ -2,124 +2,266 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..analysis import TemporalImportance
-from ..measures import importance
-from ..observation import Need, Observation
+from ..analysis.methods import Attribution, method_name
+from ..analysis.uncertainty import FEW, cosine, rank_correlation
+from ..measures import AttributionSettings, attribution, importance, reduced
+from ..observation import Observation
 from ..plots import plot_feature_importance
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, non_finite
+from .base import Callback, GrowingLimit, bounds, non_finite
 
 __all__ = ["GradientAttribution"]
 
 
 class GradientAttribution(Callback):
-    """Input × gradient of the target, per time step and feature.
+    """What of the target is owed to which feature, at which time step, and to the intervals.
 
-    Costs one gradient pass, shared with :class:`TimeSensitivity`.
+    Costs one gradient pass by default, shared with :class:`TimeSensitivity`. Integrated gradients,
+    SmoothGrad and expected gradients run ``nodes`` gradients of each sequence, occlusion a forward
+    pass for each of its ``T (F + 1)`` cells: give them ``max_sequences``.
 
-    =============================== ========= ====================================================
-    Tag                             Record    What
-    =============================== ========= ====================================================
-    ``attribution/heatmap``         image     mean over sequences of x·dy/dx, step by feature
-    ``attribution/strength``        scalar    sum over the map of mean absolute x·dy/dx
-    ``attribution/entropy``         scalar    1: all features matter equally, 0: one does
-    ``attribution/sign_agreement``  scalar    1: every push has the same sign in all sequences
-    ``attribution/mean_lag``        scalar    how many steps before the last one, on average
-    ``attribution/nonfinite``       scalar    sequences left out because of NaN or infinity
-    ``attribution_share/<feature>`` scalar    share of a feature in the strength; at most 11 and
-                                              ``attribution_share/other``
-    ``_ncp/attribution_strength``   array     ``(T, F)``, mean over sequences of the absolute value
-    ``_ncp/attribution_signed``     array     ``(T, F)``, mean over sequences
-    =============================== ========= ====================================================
+    ==================================== ========= ==============================================
+    Tag                                  Record    What
+    ==================================== ========= ==============================================
+    ``attribution/heatmap``              image     mean attribution over sequences, step by feature
+    ``attribution/strength``             scalar    sum over the map of mean absolute attribution
+    ``attribution/entropy``              scalar    1: all features matter equally, 0: one does
+    ``attribution/sign_agreement``       scalar    1: every push has the same sign in all sequences
+    ``attribution/mean_lag``             scalar    how many steps before the last one, on average
+    ``attribution/time_share``           scalar    share of the intervals in the strength of inputs
+                                                   and intervals together
+    ``attribution/reliability``          scalar    1: other sequences would show the same map
+    ``attribution/change``               scalar    cosine distance of the map to the last look's
+    ``attribution/agreement``            scalar    rank correlation with the map of the method
+                                                   ``agreement``
+    ``attribution/completeness_error``   scalar    99th percentile over sequences, methods that
+                                                   promise completeness
+    ``attribution/incomplete``           scalar    share of sequences whose error is above 5 %
+    ``attribution/nodes``                scalar    gradients for the sequence that took most
+    ``attribution/sequences``            scalar    sequences that went in
+    ``attribution/nonfinite``            scalar    sequences left out because of NaN or infinity
+    ``attribution_share/<feature>``      scalar    share of a feature in the strength; at most 11
+                                                   and ``attribution_share/other``
+    ``_ncp/attribution_strength``        array     ``(T, F)``, mean over sequences of the absolute
+                                                   value
+    ``_ncp/attribution_signed``          array     ``(T, F)``, mean over sequences
+    ``_ncp/attribution_intervals``       array     ``(2, T)``, the same two of the intervals
+    ==================================== ========= ==============================================
 
     With a target other than the prediction at the last step, ``attribution`` is followed by its
-    name, as in ``attribution_loss/heatmap``.
+    name, as in ``attribution_loss/heatmap``. Strength and shares come with 95 % intervals over
+    sequences; of fewer than 16 sequences they are indicative.
 
     Args:
+        method: ``"input_x_gradient"``; ``"gradient"``; ``"integrated_gradients"``, by
+            Gauss-Legendre quadrature, with twice the nodes for sequences whose sum is more than
+            1 % off the change of the target; ``"smooth_grad"``, the mean gradient at noisy inputs;
+            ``"expected_gradients"``, over baselines that are drawn; ``"occlusion"``, one input
+            replaced at a time.
+        baseline: What inputs are compared with: ``"mean"`` of each feature over held-out sequences
+            and steps, ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or ``(B, T, F)``; for expected
+            gradients ``(draws, T, F)``, sequences to draw from. By default zeros for input ×
+            gradient, the held-out sequences themselves for expected gradients, and else the mean.
+        time_baseline: Likewise for the intervals: ``"mean"``, or an array ``(T,)`` or ``(B, T)``.
+            With the mean, intervals that are all alike have no part in anything.
+        nodes: Gradients along the way, or draws.
+        most_nodes: Of integrated gradients, the most.
+        agreement: Another method, whose map is compared with this one on 8 sequences.
         features: Names of the features whose share is logged as a curve, at most 12; by default
             all, or of more than 12 the 11 strongest at the first look.
-        every, name: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
     """
 
-    needs = frozenset({Need.INPUT_GRADIENT})
     default_name = "attribution"
     _MOST = 12
+    _COMPARED = 8
 
     def __init__(
         self,
         *,
+        method: str = "input_x_gradient",
+        baseline: Any = None,
+        time_baseline: Any = "mean",
+        nodes: int = 16,
+        most_nodes: int | None = None,
+        agreement: str | None = None,
         features: Sequence[str] | None = None,
         every: ScheduleLike | None = None,
         name: str | None = None,
+        max_sequences: int | None = None,
     ) -> None:
-        super().__init__(every=every, name=name)
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
         if features is not None and (isinstance(features, str) or len(features) > self._MOST):
             raise ValueError(
                 f"features={features!r}: give a list of at most {self._MOST} feature names"
             )
         if features is not None and len(set(features)) < len(features):
             raise ValueError(f"features={features!r}: a name stands there more than once")
+        self._settings = AttributionSettings(
+            method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
+        )
+        self._other = None
+        self.needs = self._settings.needs
+        if agreement is not None:
+            if agreement == method:
+                raise ValueError(f"agreement={agreement!r} is the method itself: give another one")
+            self._other = replace(self._settings, method=agreement, baseline=None)
+            self.needs |= self._other.needs
         self._given = features
         self._shown: list[str] | None = None
         self._limit = GrowingLimit()
+        self._previous: np.ndarray | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"shown": self._shown, "limit": self._limit.value}
+        previous = None if self._previous is None else self._previous.tolist()
+        return {"shown": self._shown, "limit": self._limit.value, "previous": previous}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._shown = None if state["shown"] is None else list(state["shown"])
         self._limit = GrowingLimit(float(state["limit"]))
+        previous = state["previous"]
+        self._previous = None if previous is None else np.asarray(previous)
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        result = importance(observation)
+        found = attribution(observation, self._settings)
+        result = reduced(observation, found)
         group = self.name + observation.target_slug
-        of = f"of the {result.target}"
         if result.sequences:
-            limit = self._limit.covering(float(np.abs(result.signed).max()))
-            yield Figure(
-                f"{group}/heatmap",
-                plot_feature_importance,
-                result,
-                {"limit": limit, "step": observation.step},
-                f"Input × gradient {of}, mean over held-out sequences: orange "
-                "raises the target, purple lowers it. Bars: share of each feature in the mean "
-                "absolute value. Unit: that of the target.",
-            )
-            weight = result.importance.astype(np.float64)
-            strength = float(weight.sum())
-            yield Scalar(
-                f"{group}/strength",
-                strength,
-                f"Mean absolute input × gradient {of}, summed over steps and features; in its unit",
-            )
-            if strength > 0:
-                yield Scalar(
-                    f"{group}/entropy",
-                    result.entropy,
-                    "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
-                )
-                yield Scalar(
-                    f"{group}/sign_agreement",
-                    float((result.sign_agreement * weight).sum() / strength),
-                    "1: inputs push the target the same way in all sequences; 0: pushes cancel",
-                )
-                yield Scalar(
-                    f"{group}/mean_lag",
-                    result.mean_lag,
-                    "Mean distance from a sequence's last step, weighted by importance; in steps",
-                )
+            yield from self._map(result, group, observation.step)
+            yield from self._numbers(result, group)
+            yield from self._checks(result, group)
+            yield from self._agreement(found, group, observation)
             yield from self._shares(result, group)
             yield Array(f"_ncp/{group}_strength", result.importance)
             yield Array(f"_ncp/{group}_signed", result.signed)
+            if result.intervals_importance is not None and result.intervals_signed is not None:
+                yield Array(
+                    f"_ncp/{group}_intervals",
+                    np.stack([result.intervals_importance, result.intervals_signed]),
+                )
         yield from non_finite(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
+
+    def _map(self, result: TemporalImportance, group: str, step: int) -> Iterator[Record]:
+        yield Figure(
+            f"{group}/heatmap",
+            plot_feature_importance,
+            result,
+            {"limit": self._limit.covering(float(np.abs(result.signed).max())), "step": step},
+            f"{method_name(result.method).capitalize()} of the {result.target}, mean over held-out "
+            "sequences: orange raises the target, purple lowers it. Bars: share of each feature in "
+            f"the mean absolute value. Unit: {_unit(result.method)}.",
+        )
+
+    def _numbers(self, result: TemporalImportance, group: str) -> Iterator[Record]:
+        weight = result.importance.astype(np.float64)
+        strength = float(weight.sum())
+        what = f"{method_name(result.method)} of the {result.target}"
+        yield Scalar(
+            f"{group}/strength",
+            strength,
+            f"Mean absolute {what}, summed over steps and features; in {_unit(result.method)}",
+            interval=bounds(result.strength_interval),
+        )
+        if strength > 0:
+            yield Scalar(
+                f"{group}/entropy",
+                result.entropy,
+                "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
+            )
+            yield Scalar(
+                f"{group}/sign_agreement",
+                float((result.sign_agreement * weight).sum() / strength),
+                "1: inputs push the target the same way in all sequences; 0: pushes cancel",
+            )
+            yield Scalar(
+                f"{group}/mean_lag",
+                result.mean_lag,
+                "Mean distance from a sequence's last step, weighted by importance; in steps",
+            )
+        share = result.intervals_share
+        if share is not None and np.isfinite(share):
+            yield Scalar(
+                f"{group}/time_share",
+                share,
+                "Share of the intervals in the attribution of inputs and intervals together: 0 "
+                "only what was measured counts, 1 only when",
+                interval=bounds(result.intervals_share_interval),
+            )
+
+    def _checks(self, result: TemporalImportance, group: str) -> Iterator[Record | Note]:
+        """What the map is worth."""
+        yield Scalar(
+            f"{group}/sequences",
+            result.sequences,
+            f"Held-out sequences that went in; intervals over fewer than {FEW} are indicative",
+        )
+        if np.isfinite(result.reliability):
+            yield Scalar(
+                f"{group}/reliability",
+                result.reliability,
+                "Correlation of the maps of two halves of the sequences, stepped up to all of "
+                "them: 1 other sequences would show the same map, 0 it is noise",
+            )
+        if self._previous is not None and self._previous.shape == result.signed.shape:
+            alike = cosine(self._previous, result.signed)
+            if np.isfinite(alike):
+                yield Scalar(
+                    f"{group}/change",
+                    1.0 - alike,
+                    "Cosine distance of the map to that of the last look: 0 the same up to a "
+                    "factor, 1 unrelated, 2 opposite",
+                )
+        self._previous = result.signed
+        error = result.error
+        if error is not None and np.isfinite(error).any():
+            known = error[np.isfinite(error)].astype(np.float64)
+            worst, above = float(np.quantile(known, 0.99)), float((known > 0.05).mean())
+            yield Scalar(
+                f"{group}/completeness_error",
+                worst,
+                "Difference between a sequence's attributions, summed, and the change of its "
+                "target from the baseline; 99th percentile over sequences, in RMS changes",
+            )
+            yield Scalar(
+                f"{group}/incomplete", above, "Share of sequences whose error is above 5 %"
+            )
+            if above > 0 and result.method == "integrated_gradients":
+                yield Note(
+                    f"{group}: attributions of some sequences don't sum to the change of their "
+                    f"target within 5 %, even with {self._settings.most_nodes} nodes: the target "
+                    f"jumps on the way from the baseline. {group}/incomplete is their share; "
+                    "another baseline= may have a smoother way"
+                )
+        if not self._settings.needs:
+            yield Scalar(f"{group}/nodes", result.nodes, "Passes for the sequence that took most")
+
+    def _agreement(
+        self, found: Attribution, group: str, observation: Observation
+    ) -> Iterator[Record]:
+        if self._other is None:
+            return
+        few = observation.limited(self._COMPARED)
+        rows = np.searchsorted(observation.indices, few.indices)
+        own, other = reduced(few, found.of(rows)), importance(few, self._other)
+        if own.sequences and other.sequences:
+            alike = rank_correlation(own.importance, other.importance)
+            if alike is not None:
+                yield Scalar(
+                    f"{group}/agreement",
+                    alike,
+                    f"Rank correlation of the map with that of {method_name(self._other.method)} "
+                    f"on the same {own.sequences} sequences: 1 the same order of importance",
+                )
 
     def _shares(self, result: TemporalImportance, group: str) -> Iterable[Record | Note]:
         names = list(result.feature_names)
@@ -131,6 +273,7 @@ class GradientAttribution(Callback):
                 f"{group}_share/{feature}",
                 share[feature],
                 f"Share of {feature} in {group}/strength",
+                interval=bounds(result.share_interval[:, names.index(feature)]),
             )
         if len(self._shown) < len(names):
             rest = 1.0 - sum(share[f] for f in self._shown)
@@ -151,3 +294,9 @@ class GradientAttribution(Callback):
             return names
         strongest = np.argsort(-share, kind="stable")[: self._MOST - 1]
         return [names[i] for i in sorted(strongest)]
+
+
+def _unit(method: str) -> str:
+    if method in ("gradient", "smooth_grad"):
+        return "units of the target per unit of the input"
+    return "units of the target"

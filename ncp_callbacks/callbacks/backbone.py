@@ -46,15 +46,21 @@ class BackboneActivations(Callback):
     which modules they are. At most 8 are logged.
 
     Args:
-        every, name: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.ACTIVATIONS})
     default_name = "backbone"
     _MOST, _BINS, _MAX_VALUES = 8, 40, 65_536
 
-    def __init__(self, *, every: ScheduleLike | None = None, name: str | None = None) -> None:
-        super().__init__(every=every, name=name)
+    def __init__(
+        self,
+        *,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = None,
+    ) -> None:
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
         # Below and above 0, by layer: many activations have one side only.
         self._limits: dict[str, tuple[GrowingLimit, GrowingLimit]] = {}
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import abc
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from ..observation import Need, Observation
 from ..plots import nice_limit
 from ..records import Note, Record, Scalar
 from ..schedules import Schedule, ScheduleLike, as_schedule
 
-__all__ = ["Callback", "GrowingLimit", "non_finite", "short_names"]
+__all__ = ["Callback", "GrowingLimit", "bounds", "non_finite", "short_names"]
 
 
 class Callback(abc.ABC):
@@ -25,17 +29,22 @@ class Callback(abc.ABC):
         every: When to look: steps, a schedule or any callable ``step -> bool``; by default whenever
             the monitor does.
         name: First part of its tags; by default the class's own. Names in a monitor differ.
+        max_sequences: Look at no more than so many held-out sequences, spread over the batch; None:
+            all. What others look at at the same step costs nothing more.
 
     Raises:
-        TypeError, ValueError: For an ``every`` or ``name`` that can't be one.
+        TypeError, ValueError: For an ``every``, ``name`` or ``max_sequences`` that can't be one.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs: frozenset[Need] = frozenset()
     default_name: ClassVar[str] = ""
 
     # A subclass with state of its own need not call __init__.
     every: Schedule | None = None
     name: str = ""
+    max_sequences: int | None = None
+    # Look at the first of so many occasions only.
+    one_in: int = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -46,7 +55,13 @@ class Callback(abc.ABC):
         if cls.__dict__.get("every") is not None:
             cls.every = as_schedule(cls.__dict__["every"])
 
-    def __init__(self, *, every: ScheduleLike | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = None,
+    ) -> None:
         if every is not None:
             self.every = as_schedule(every)
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
@@ -54,6 +69,13 @@ class Callback(abc.ABC):
                 f"name={name!r}: a name begins the callback's tags; use letters, digits and _ . -"
             )
         self.name = name or self.default_name
+        if max_sequences is not None:
+            whole = hasattr(max_sequences, "__index__") and not isinstance(max_sequences, bool)
+            if not whole or operator.index(max_sequences) < 1:
+                raise ValueError(
+                    f"max_sequences={max_sequences!r}: give 1 or more, or None for all"
+                )
+            self.max_sequences = operator.index(max_sequences)
 
     @abc.abstractmethod
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
@@ -62,6 +84,10 @@ class Callback(abc.ABC):
         Raises:
             NothingToObserve: If the model has nothing for this callback; it is then left out.
         """
+
+    def finish(self, observation: Observation) -> Iterable[Record | Note]:
+        """Records of one more look, when the run ends without an error; most have none."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive an interruption of the run: numbers, strings, lists, arrays, dicts."""
@@ -73,6 +99,13 @@ class Callback(abc.ABC):
     def __repr__(self) -> str:
         when = "" if self.every is None else f", every={self.every!r}"
         return f"{type(self).__name__}(name={self.name!r}{when})"
+
+
+def bounds(interval: npt.NDArray[np.floating[Any]] | None) -> tuple[float, float] | None:
+    """An interval as a record takes it; None where there is none."""
+    if interval is None or not np.isfinite(interval).all():
+        return None
+    return float(interval[0]), float(interval[1])
 
 
 class GrowingLimit:

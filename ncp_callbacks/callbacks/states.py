@@ -14,7 +14,7 @@ from ..held_out import HeldOutBatch
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
 from ..plots import plot_state_space
-from ..records import Array, Figure, Note, Record, Scalar
+from ..records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
 from .base import Callback, GrowingLimit, non_finite, short_names
 
@@ -50,13 +50,15 @@ class StateSpace(Callback):
     ``hidden/basis_refits``             scalar   how often the axes were fitted anew
     ``hidden/nonfinite``                scalar   states left out because of NaN or infinity
     ``_ncp/hidden_spectrum``            array    ``(H,)``, variance shares, decreasing
+    ``hidden/states``                   points   once, when the run ends: up to 2,000 states for the
+                                                 Projector, with class, time, step and sequence
     =================================== ======== ==================================================
 
     With several cells the name of a cell is added, as in ``hidden_encoder/pca``.
 
     Args:
         refit_below: Least share of the best plane's variance at which the axes are kept.
-        every, name: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.STATES})
@@ -68,14 +70,22 @@ class StateSpace(Callback):
         refit_below: float = 0.8,
         every: ScheduleLike | None = None,
         name: str | None = None,
+        max_sequences: int | None = None,
     ) -> None:
-        super().__init__(every=every, name=name)
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
         if not 0 <= refit_below <= 1:
             raise ValueError(f"refit_below={refit_below}: give a share between 0 and 1")
         self._refit_below = refit_below
         self._bases: dict[str, Basis] = {}
         self._refits: dict[str, int] = {}
         self._limits: dict[str, GrowingLimit] = {}
+
+    def finish(self, observation: Observation) -> Iterable[Record | Note]:
+        cells = observation.states
+        for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
+            points = _points(f"{self.name}{short}/states", cell, observation)
+            if len(points.values):
+                yield points
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -165,3 +175,27 @@ class StateSpace(Callback):
             "How often the picture's axes were fitted anew",
         )
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
+
+
+def _points(tag: str, cell: Trajectory, observation: Observation) -> Embedding:
+    """States of real steps, spread over all, and what is known of each."""
+    batch, steps, units = cell.values.shape
+    mask = np.ones((batch, steps), bool) if observation.mask is None else observation.mask
+    real = np.flatnonzero(mask.reshape(-1) & np.isfinite(cell.values).all(axis=-1).reshape(-1))
+    if len(real) > MOST_POINTS:
+        real = real[np.linspace(0, len(real) - 1, MOST_POINTS).round().astype(int)]
+    sequence, step = np.divmod(real, steps)
+    labels: dict[str, Any] = {}
+    classes, names = sequence_classes(observation.held_out), observation.held_out.class_names
+    if classes is not None:
+        labels["class"] = [str(c) if names is None else names[c] for c in classes[sequence]]
+    if observation.time_delta is not None:
+        elapsed = np.where(mask, observation.time_delta, 0.0).cumsum(axis=1)
+        labels["time"] = elapsed[sequence, step]
+    labels |= {"step": step, "sequence": observation.indices[sequence]}
+    return Embedding(
+        tag,
+        cell.values.reshape(-1, units)[real],
+        labels,
+        f"States of {cell.cell} over the held-out batch, at the end of the run",
+    )

@@ -45,7 +45,7 @@ class TimeSensitivity(Callback):
 
     Args:
         scales: Factors, at most 8 beside 1.
-        every, name: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.TIME_GRADIENT})
@@ -57,8 +57,9 @@ class TimeSensitivity(Callback):
         scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
         every: ScheduleLike | None = None,
         name: str | None = None,
+        max_sequences: int | None = None,
     ) -> None:
-        super().__init__(every=every, name=name)
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.scales = checked_scales(scales)
         if len(self.scales) > 9:
             raise ValueError(f"scales={list(scales)}: at most 8 beside 1, each is a curve")

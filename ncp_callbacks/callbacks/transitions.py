@@ -56,15 +56,21 @@ class StateTransitions(Callback):
     With several cells the name of a cell is added, as in ``transitions_encoder/magnitude_mean``.
 
     Args:
-        every, name: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.STATES})
     default_name = "transitions"
     _BINS = 40
 
-    def __init__(self, *, every: ScheduleLike | None = None, name: str | None = None) -> None:
-        super().__init__(every=every, name=name)
+    def __init__(
+        self,
+        *,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = None,
+    ) -> None:
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
         self._limits: dict[str, GrowingLimit] = {}
         self._unbounded: set[str] = set()
 

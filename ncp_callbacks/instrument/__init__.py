@@ -2,7 +2,8 @@
 
 from .conventions import TIME_KEYWORDS, Calling, Forward
 from .errors import ModelError, NothingToObserve
-from .isolation import undisturbed
+from .isolation import settle, undisturbed
+from .memory import Memory
 from .probe import Instrument, Pass
 from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
@@ -15,11 +16,13 @@ __all__ = [
     "Forward",
     "Instrument",
     "LayerSite",
+    "Memory",
     "ModelError",
     "NothingToObserve",
     "Pass",
     "Sites",
     "Target",
     "TargetLike",
+    "settle",
     "undisturbed",
 ]

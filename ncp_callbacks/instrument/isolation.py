@@ -20,7 +20,7 @@ import numpy as np
 
 from .trees import children
 
-__all__ = ["evaluation_mode", "undisturbed"]
+__all__ = ["evaluation_mode", "settle", "undisturbed"]
 
 
 def _containers(root: nn.Module) -> list[Any]:
@@ -96,6 +96,12 @@ def _is_filled(slot: MemberDescriptorType, module: nn.Module) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def settle(model: nn.Module) -> None:
+    """Finish what is left of training steps, so that it isn't taken for a part of the look."""
+    held = (v for c in _containers(model) for v in _values(c))
+    mx.eval([v for v in held if isinstance(v, mx.array)])
 
 
 def _undo_in_place_writes(before: list[tuple[mx.array, mx.array]]) -> None:

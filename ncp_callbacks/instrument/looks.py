@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
+from ..analysis.methods import Points
 from ..analysis.results import FloatArray
 from ..held_out import to_numpy
 from .errors import ModelError
-from .probe import Instrument
+from .probe import Instrument, Variants
 from .sites import CellSite, LayerSite
 
-__all__ = ["Look", "looks"]
+__all__ = ["Look", "as_points", "in_parts", "looks", "points"]
 
 _LOG = logging.getLogger("ncp_callbacks")
 
@@ -34,6 +38,11 @@ class Look:
     def array(self, name: str) -> FloatArray:
         """An array of :class:`~.probe.Pass`, by its name there."""
         return to_numpy(getattr(self._pass, name))
+
+    @property
+    def chosen(self) -> npt.NDArray[np.integer[Any]] | None:
+        """``(B,)``, the output followed in each sequence; None without a choice."""
+        return None if self._pass.chosen is None else np.array(self._pass.chosen)
 
     def states(self, site: CellSite) -> FloatArray:
         """``(B, T, H)``; several state arrays side by side."""
@@ -73,22 +82,6 @@ class Look:
             return values[:, ::-1] if reverse else values
         return np.stack([to_numpy(a).reshape(self._batch, -1) for a in arrays], axis=1)
 
-    def values_at_scales(self, scales: Sequence[float]) -> FloatArray:
-        """``(S, B)``; all scales in one pass, or where memory doesn't do, in one each."""
-        delta = self._instrument.time_delta
-        assert delta is not None
-        try:
-            return self._forward([delta * s for s in scales])
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-        return np.concatenate([self._forward([delta * s]) for s in scales])
-
-    def _forward(self, deltas: Sequence[mx.array]) -> FloatArray:
-        values = self._instrument.forward_values(deltas, self._pass.chosen)
-        mx.eval(values)
-        return np.stack([to_numpy(v) for v in values])
-
 
 def looks(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[Look]:
     """The whole batch, in order.
@@ -100,19 +93,133 @@ def looks(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[Look]:
     while start < batch:
         stop = min(batch, start + (instrument.most_rows or batch))
         try:
-            look = Look(instrument.rows(start, stop), wanted)
+            whole = stop - start == batch
+            look = Look(instrument if whole else instrument.take(slice(start, stop)), wanted)
         except (MemoryError, RuntimeError) as error:
             if not (_out_of_memory(error) and instrument.divisible and stop - start > 1):
                 raise
-            instrument.most_rows = (stop - start) // 2
-            _LOG.warning(
-                "looking at %d sequences at once ran out of memory; from now on at most %d",
-                stop - start,
-                instrument.most_rows,
-            )
+            _take_fewer(instrument, stop - start)
         else:
             yield look
             start = stop
+
+
+def points(
+    instrument: Instrument,
+    sequences: FloatArray | None,
+    time_deltas: FloatArray | None,
+    chosen: npt.NDArray[np.integer[Any]] | None,
+    *,
+    gradient: bool,
+    rows: int,
+    copies: int,
+) -> Points:
+    """Run variants of the batch, some side by side on the batch axis.
+
+    Args:
+        sequences: ``(K, B, T, F)``; None: the batch's own.
+        time_deltas: ``(K, B, T)``; None: the batch's own.
+        chosen: ``(B,)``, the outputs to follow, or None without a choice.
+        gradient: Whether gradients are wanted.
+        rows: Sequences of the batch that are run at once, where it can be divided.
+        copies: How many variants of so many sequences; halved where memory doesn't do.
+    """
+    count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
+
+    def run(some: Instrument, here: slice, at: slice) -> Points:
+        return _points(
+            some,
+            None if sequences is None else sequences[at, here],
+            None if time_deltas is None else time_deltas[at, here],
+            None if chosen is None else chosen[here],
+            gradient,
+        )
+
+    return in_parts(instrument, run, count, rows=rows, copies=copies)
+
+
+def in_parts(
+    instrument: Instrument,
+    run: Callable[[Instrument, slice, slice], Points],
+    count: int,
+    *,
+    rows: int,
+    copies: int,
+) -> Points:
+    """``count`` variants of the batch, in parts as large as memory allows.
+
+    Args:
+        run: Some variants, the last argument, of some sequences, the other two.
+        rows, copies: See :func:`points`.
+    """
+    batch = len(instrument.held_out)
+    size = min(rows, batch) if instrument.divisible else batch
+    # Few sequences leave room for more variants of them.
+    copies = max(1, copies * rows // size)
+    parts: list[Points] = []
+    for begin in range(0, batch, size):
+        here = slice(begin, min(batch, begin + size))
+        some = instrument if size == batch else instrument.take(here)
+        done: list[Points] = []
+        start = 0
+        while start < count:
+            at = slice(start, min(count, start + copies))
+            try:
+                done.append(run(some, here, at))
+            except (MemoryError, RuntimeError) as error:
+                if not (_out_of_memory(error) and at.stop - start > 1):
+                    raise
+                copies = (at.stop - start) // 2
+            else:
+                start = at.stop
+        parts.append(_joined(done, axis=0))
+    return _joined(parts, axis=1)
+
+
+def _points(
+    instrument: Instrument,
+    sequences: FloatArray | None,
+    time_deltas: FloatArray | None,
+    chosen: npt.NDArray[np.integer[Any]] | None,
+    gradient: bool,
+) -> Points:
+    own, delta = instrument.sequence(), instrument.time_delta
+    given = [(sequences, own), (time_deltas, delta)]
+    count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
+    x, dt = (
+        None
+        if mine is None
+        else mx.broadcast_to(mine, (count, *mine.shape))
+        if variants is None
+        else mx.array(variants).astype(mine.dtype)
+        for variants, mine in given
+    )
+    assert x is not None
+    follow = None if chosen is None else mx.array(chosen)
+    return as_points(instrument.variants(x, dt, follow, gradient=gradient))
+
+
+def as_points(seen: Variants) -> Points:
+    """The same, evaluated, as numpy arrays."""
+    wanted = [seen.values, seen.input_gradient, seen.time_gradient]
+    mx.eval([a for a in wanted if a is not None])
+    return Points(*[None if a is None else to_numpy(a) for a in wanted])  # type: ignore[arg-type]
+
+
+def _joined(parts: Sequence[Points], axis: int) -> Points:
+    if len(parts) == 1:
+        return parts[0]
+    columns = ([getattr(p, f.name) for p in parts] for f in fields(Points))
+    return Points(*[None if c[0] is None else np.concatenate(c, axis=axis) for c in columns])  # type: ignore[arg-type]
+
+
+def _take_fewer(instrument: Instrument, tried: int) -> None:
+    instrument.most_rows = tried // 2
+    _LOG.warning(
+        "looking at %d sequences at once ran out of memory; from now on at most %d",
+        tried,
+        tried // 2,
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
 from ..held_out import HeldOutBatch
 from .capture import Around, Tap, flush_subnormal_cotangents
@@ -27,7 +29,7 @@ from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
 from .trees import Path, get_leaf, modules, replace_leaf
 
-__all__ = ["Instrument", "Pass"]
+__all__ = ["Instrument", "Pass", "Variants", "listening", "recorded_calls"]
 
 
 @dataclass(eq=False)
@@ -56,6 +58,21 @@ class Pass:
     states: dict[str, list[list[mx.array]]] = field(default_factory=dict)
     initial: dict[str, list[mx.array]] = field(default_factory=dict)
     activations: dict[str, list[mx.array]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Variants:
+    """Targets of several other batches, as unevaluated MLX arrays.
+
+    Attributes:
+        values: ``(K, B)``.
+        input_gradient: ``(K, B, T, F)``, or None.
+        time_gradient: ``(K, B, T)``, or None.
+    """
+
+    values: mx.array
+    input_gradient: mx.array | None = None
+    time_gradient: mx.array | None = None
 
 
 class _Recorder:
@@ -102,7 +119,7 @@ class _Recorder:
 
     def into(self, result: Pass, states: bool, activations: bool) -> None:
         for cell in self._cells if states else ():
-            shown = self._calls(cell)
+            shown = self.calls(cell)
             result.states[cell.name] = [
                 [self._array(shown[number][1], path, cell) for number in cell.calls]
                 for path in cell.out_paths
@@ -111,13 +128,13 @@ class _Recorder:
             if initial and all(isinstance(a, mx.array) and a.ndim for a in initial):
                 result.initial[cell.name] = initial
         for layer in self._layers if activations else ():
-            shown = self._calls(layer)
+            shown = self.calls(layer)
             result.activations[layer.name] = [
                 self._array(shown[number][0 if layer.at_input else 1], layer.path, layer)
                 for number in layer.calls
             ]
 
-    def _calls(self, site: CellSite | LayerSite) -> list[tuple[Any, Any]]:
+    def calls(self, site: CellSite | LayerSite) -> list[tuple[Any, Any]]:
         shown = self._shown.get(site.module, [])
         if len(shown) != site.calls_in_all:
             raise ModelError(
@@ -150,6 +167,7 @@ class Instrument:
         forward: ``callable(model, inputs, time_delta) -> outputs`` where the model is not called
             as ``model(inputs)`` or with one of the usual keywords for the intervals.
         cells, layers: Module paths or globs, instead of looking for them.
+        most_rows: How many sequences are looked at at once; None: all.
 
     Raises:
         TypeError: If ``model`` or ``held_out`` is something else.
@@ -157,9 +175,9 @@ class Instrument:
 
     Attributes:
         calling, target, sites: What was found out.
+        whole_batch: How many sequences the batch has of which these may be some.
         notes: What the user should know about it, one sentence each.
         missing: Which kinds of sites were not found, and why, one sentence each.
-        most_rows: How many sequences memory allows to look at at once; None: all.
     """
 
     def __init__(
@@ -172,6 +190,7 @@ class Instrument:
         forward: Forward | None = None,
         cells: str | Sequence[str] | None = None,
         layers: str | Sequence[str] | None = None,
+        most_rows: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; give an mlx.nn.Module")
@@ -186,7 +205,8 @@ class Instrument:
                 "(model, inputs, time_delta) -> outputs"
             )
         self.model, self.held_out, self.forward = model, held_out, forward
-        self.most_rows: int | None = None
+        self.whole_batch = len(held_out)
+        self._memory: dict[str, int | None] = {"rows": most_rows}
         self._tap = Tap()
         with undisturbed(model):
             self.calling, self.sites = self._look(
@@ -206,28 +226,35 @@ class Instrument:
         self.missing = tuple(filter(None, (self.sites.no_cells, self.sites.no_layers)))
 
     @property
+    def most_rows(self) -> int | None:
+        """How many sequences are looked at at once, here and in what was taken of it; None: all."""
+        return self._memory["rows"]
+
+    @most_rows.setter
+    def most_rows(self, rows: int) -> None:
+        self._memory["rows"] = rows
+
+    @property
     def divisible(self) -> bool:
         """Whether parts of the batch can be looked at by themselves."""
-        return not self._one_batch_size and not callable(self._wanted[0])
+        return not self.one_batch_size and not callable(self._wanted[0])
 
-    def rows(self, start: int, stop: int) -> Instrument:
-        """The same for sequences ``start`` to ``stop`` of the batch."""
-        if (start, stop) == (0, len(self.held_out)):
-            return self
+    def take(self, rows: slice | npt.NDArray[np.intp]) -> Instrument:
+        """The same for some sequences of the batch."""
         part = copy.copy(self)
-        part.held_out = self.held_out.rows(start, stop)
+        part.held_out = self.held_out.take(rows)
         part.target = Target(*self._wanted, part.held_out, self.calling)
         return part
 
     def small(self) -> Instrument:
         """The same for the batch's first two sequences, or for all where only all will do."""
-        return self.rows(0, min(2, len(self.held_out))) if self.divisible else self
+        return self.take(slice(0, 2)) if self.divisible else self
 
     def _look(
         self, cells: Sequence[str] | None, layers: Sequence[str] | None
     ) -> tuple[Calling, Sites]:
-        held_out = self.held_out.rows(0, 2)
-        self._one_batch_size = False
+        held_out = self.held_out.take(slice(0, 2))
+        self.one_batch_size = False
         try:
             calling = find_calling(self.model, held_out, self.forward)
         except ModelError:
@@ -235,7 +262,7 @@ class Instrument:
                 raise
             held_out = self.held_out
             calling = find_calling(self.model, held_out, self.forward)
-            self._one_batch_size = True
+            self.one_batch_size = True
         self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
         probed = copy.copy(self)
         probed.held_out, probed.calling = held_out, calling
@@ -284,24 +311,60 @@ class Instrument:
             self.outputs(self.sequence(), self.time_delta)
             evaluation_mode(self.model)
 
-    def forward_values(
-        self, time_deltas: Sequence[mx.array], chosen: mx.array | None
+    def outputs_of_variants(
+        self, sequences: mx.array, time_deltas: mx.array | None
     ) -> list[mx.array]:
-        """Targets ``(B,)`` of the same inputs under several intervals ``(B, T)``.
+        """The model's outputs for each of ``(K, B, T, F)``, run side by side where it can."""
+        copies, batch = sequences.shape[:2]
+        if self.one_batch_size:
+            return [
+                self.outputs(sequences[k], None if time_deltas is None else time_deltas[k])
+                for k in range(copies)
+            ]
+        flat = None if time_deltas is None else time_deltas.reshape(-1, time_deltas.shape[-1])
+        outputs = self.outputs(sequences.reshape(-1, *sequences.shape[2:]), flat)
+        return [outputs[k * batch : (k + 1) * batch] for k in range(copies)]
 
-        In one pass, unless the model is made for one batch size.
+    def variants(
+        self,
+        sequences: mx.array,
+        time_deltas: mx.array | None,
+        chosen: mx.array | None,
+        *,
+        gradient: bool = False,
+    ) -> Variants:
+        """Targets of ``K`` other batches in one pass, following the outputs ``chosen`` before.
+
+        Args:
+            sequences: ``(K, B, T, F)``.
+            time_deltas: ``(K, B, T)``, or None.
+            chosen: ``(B,)``, see :meth:`Target.choose`.
+            gradient: Whether gradients with respect to sequences and intervals are wanted.
         """
         self._ready()
-        inputs = self.sequence()
-        copies, batch = len(time_deltas), len(self.held_out)
-        if self._one_batch_size:
-            parts = [self.outputs(inputs, delta) for delta in time_deltas]
-        else:
-            outputs = self.outputs(
-                mx.concatenate([inputs] * copies), mx.concatenate(list(time_deltas))
-            )
-            parts = [outputs[i * batch : (i + 1) * batch] for i in range(copies)]
-        return [self.target(part, chosen) for part in parts]
+        recorder = _Recorder(self._tap, self.sites.cells if gradient else (), (), flush=gradient)
+
+        def total(x: mx.array, dt: mx.array | None) -> tuple[mx.array, mx.array]:
+            recorder.clear()
+            parts = self.outputs_of_variants(x, dt)
+            values = mx.stack([self.target(part, chosen) for part in parts])
+            return values.sum(), values
+
+        if not gradient:
+            return Variants(total(sequences, time_deltas)[1])
+        kept: list[mx.array] = []
+
+        def scalar(x: mx.array, dt: mx.array | None) -> mx.array:
+            summed, values = total(x, dt)
+            kept.append(values)
+            return summed
+
+        with recorder.listening(self.model):
+            wanted = [0, 1] if self.takes_time else [0]
+            gradients = mx.grad(scalar, argnums=wanted)(sequences, time_deltas)
+        if isinstance(gradients, mx.array):
+            gradients = (gradients,)
+        return Variants(kept[-1], *gradients)
 
     def run(
         self,
@@ -359,3 +422,21 @@ class Instrument:
             else:
                 result.time_gradient = array
         return result
+
+
+@contextmanager
+def listening(instrument: Instrument) -> Iterator[None]:
+    """For gradients taken elsewhere: those of the states that cells hand on don't get subnormal."""
+    instrument._ready()
+    cells = instrument.sites.cells
+    with _Recorder(instrument._tap, cells, (), flush=True).listening(instrument.model):
+        yield
+
+
+def recorded_calls(instrument: Instrument, site: CellSite) -> list[tuple[Any, Any]]:
+    """``((args, kwargs), output)`` of every call of a cell in one forward pass."""
+    instrument._ready()
+    recorder = _Recorder(instrument._tap, [site], (), flush=False)
+    with recorder.listening(instrument.model):
+        instrument.outputs(instrument.sequence(), instrument.time_delta)
+    return recorder.calls(site)

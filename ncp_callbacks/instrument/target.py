@@ -192,7 +192,30 @@ class Target:
             raise ModelError(f"target returned dtype {values.dtype}, which has no gradient")
         return values
 
-    def _loss(self, outputs: mx.array) -> mx.array:
+    @property
+    def of_every_step(self) -> tuple[str, str] | None:
+        """Name and slug of what :meth:`every_step` gives; None where it can give nothing."""
+        if not self._calling.per_step or callable(self._target):
+            return None
+        what, slug = self._names("")
+        return f"{what} at each step", slug
+
+    def every_step(self, outputs: mx.array) -> mx.array:
+        """``(B, T)`` values from ``(B, T, O)``, wherever the target itself is taken.
+
+        A prediction is the largest output of each step.
+        """
+        if outputs.dtype in (mx.float16, mx.bfloat16):
+            outputs = outputs.astype(mx.float32)
+        if self._target == "loss":
+            return self._loss(outputs, every_step=True)
+        if isinstance(self._target, int):
+            return outputs[..., self._target]
+        largest = mx.stop_gradient(mx.argmax(outputs, axis=-1, keepdims=True))
+        one_hot = largest == mx.arange(outputs.shape[-1])
+        return mx.where(one_hot, outputs, mx.zeros_like(outputs)).sum(axis=-1)
+
+    def _loss(self, outputs: mx.array, every_step: bool = False) -> mx.array:
         targets = self._held_out.targets
         if not isinstance(targets, mx.array):
             raise ModelError(
@@ -202,7 +225,9 @@ class Target:
         classes = not mx.issubdtype(targets.dtype, mx.floating)
         # Targets without an output axis: (B, T) beside (B, T, O), (B,) beside (B, O).
         per_step = self._calling.per_step and self._is_per_step(targets, outputs, classes)
-        if self._calling.per_step and not per_step:
+        if every_step and not per_step:
+            targets = mx.repeat(targets[:, None], self._steps, axis=1)
+        elif self._calling.per_step and not per_step:
             outputs = self._at_step(outputs)
         shape, expected = tuple(targets.shape), tuple(outputs.shape)
         if shape == expected[:-1] and (classes or expected[-1] == 1):
@@ -222,7 +247,7 @@ class Target:
             ).mean(axis=-1)
         else:
             loss = ((outputs - targets.astype(outputs.dtype)) ** 2).mean(axis=-1)
-        return self._at_step(loss) if per_step else loss
+        return self._at_step(loss) if per_step and not every_step else loss
 
     def _is_per_step(self, targets: mx.array, outputs: mx.array, classes: bool) -> bool:
         if targets.ndim < 2 or targets.shape[1] != self._steps:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..analysis.attribution import TemporalImportance
+from ..analysis.methods import method_name
 from ._sheet import (
     ABOVE,
     GREY,
@@ -26,6 +27,7 @@ from ._sheet import (
     integer_ticks,
     nice_limit,
     number,
+    points,
     samples,
     shades,
     spread,
@@ -44,10 +46,9 @@ TOP_LABELS = 5  # … and these are how many.
 MOST_COLUMNS = 200
 NAMES = 200  # Most pixels for names.
 BARS = 64  # Pixels of a bar of 100 %.
-BAR = "#4d4d4d"
+BAR = "#a6a6a6"
 # Colours of the maps that stand for their lower and upper ends.
 ENDS = {True: ("#5c348e", "#c96d0d"), False: ("#00224e", "#fee838")}
-METHODS = {"input_x_gradient": "input × gradient"}
 
 
 def plot_feature_importance(
@@ -63,7 +64,9 @@ def plot_feature_importance(
     A result is drawn with its signs: orange raises the target, purple lowers it. An array without
     negative values is drawn from dark (0) to yellow (``limit``). NaN is grey. The bars are the
     features' shares in the mean absolute value. Above 12 features, the 5 with the largest shares
-    are named; above 200 steps, columns are means over equally many steps.
+    are named; above 200 steps, columns are means over equally many steps. A line over each bar is
+    the 95 % interval of the share over sequences. Below stands the share of the time intervals in
+    the strength of inputs and intervals together, where the model takes them.
 
     Args:
         importance: A :class:`~ncp_callbacks.analysis.TemporalImportance`, or ``(T, F)`` importance.
@@ -113,7 +116,7 @@ def draw_feature_importance(
         what, raises, lowers = "importance", "above 0", "below 0"
     else:
         signed, share = True, np.nan_to_num(np.asarray(result.feature_share, np.float64))
-        what = METHODS.get(result.method, result.method.replace("_", " "))
+        what = method_name(result.method)
         raises, lowers = "raises", "lowers"
         target = result.target if target is None else target
     columns, size = _binned(values)
@@ -136,6 +139,8 @@ def draw_feature_importance(
     )
     bars.always("tick_params", left=False, bottom=False)
     _draw_bars(bars, share)
+    if result is not None and not many:
+        _draw_whiskers(bars, np.asarray(result.share_interval, np.float64))
     sheet.text(WIDTH - LEFT, 9, "share", ha="right")
     # There is no room for a colour bar: the words wear the colours.
     words: list[tuple[str, Any]]
@@ -152,6 +157,11 @@ def draw_feature_importance(
     panel.ticks("x", at, [f"{s:,}" for s in at])
     label = "time step" if size == 1 else f"time step (means of {size})"
     sheet.text(left + width / 2, 9, label, ha="center")
+    when = None if result is None else result.intervals_share
+    if when is not None and np.isfinite(when):
+        owed = f"intervals {when:.0%}"
+        if LEFT + sheet.width(owed) + 12 < left + (width - sheet.width(label)) / 2:
+            sheet.text(LEFT, 9, owed, color=GREY)
 
 
 def _draw_labels(sheet: Sheet, names: list[str], share: Array) -> float:
@@ -240,6 +250,25 @@ def _draw_bars(panel: Panel, share: Array) -> None:
     )  # fmt: skip
     path = Path.make_compound_path_from_polys(corners)
     panel.add(PathPatch(path, facecolor=BAR, edgecolor="none", linewidth=0, zorder=ABOVE))
+
+
+def _draw_whiskers(panel: Panel, interval: Array) -> None:
+    """How sure the shares are: a line from the lower to the upper bound of each."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    rows = np.flatnonzero(np.isfinite(interval).all(axis=0))
+    if not rows.size:
+        return
+    ends = np.stack([interval[:, rows].T, np.stack([rows, rows], axis=1)], axis=-1)
+    codes = np.tile([Path.MOVETO, Path.LINETO], len(rows))
+    path = Path(ends.reshape(-1, 2), codes)
+    panel.add(
+        PathPatch(
+            path, fill=False, edgecolor=INK, linewidth=points(2), capstyle="butt",
+            zorder=ABOVE + 0.1,
+        )
+    )  # fmt: skip
 
 
 def _signed_palette() -> Colors:

@@ -21,9 +21,10 @@ from .comparison import (
     SideValue,
 )
 from .errors import RunsError
-from .reader import Binned, Image, Run, Scalars, read_run
+from .reader import Band, Binned, Image, Run, Scalars, read_run
 
 __all__ = [
+    "Band",
     "Binned",
     "Change",
     "Comparison",

@@ -5,32 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..analysis.uncertainty import rank_correlation
 from .reader import Binned
 
 __all__ = ["rank_correlation", "shift", "top_overlap", "wasserstein", "wasserstein_binned"]
 
 FloatArray = npt.NDArray[np.float64]
-
-
-def rank_correlation(a: FloatArray, b: FloatArray) -> float | None:
-    """Spearman's: 1 the same order, 0 unrelated, -1 the opposite; ties get their mean rank.
-
-    Returns:
-        None for fewer than 3 values, values that are not finite, and for all values the same.
-    """
-    x, y = a.ravel(), b.ravel()
-    if x.size < 3 or not (np.isfinite(x).all() and np.isfinite(y).all()):
-        return None
-    ranks = [_ranks(v) - (v.size + 1) / 2 for v in (x, y)]
-    size = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    return float(ranks[0] @ ranks[1]) / size if size > 0 else None
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = count.cumsum()
-    ranks: FloatArray = (last - (count - 1) / 2)[place.reshape(-1)]
-    return ranks
 
 
 def top_overlap(a: FloatArray, b: FloatArray, k: int) -> float | None:

@@ -16,7 +16,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,12 +26,22 @@ import numpy.typing as npt
 from .errors import RunsError
 from .frames import Frame, Frames, read_frame, whole
 
-__all__ = ["Binned", "HyperParameter", "Image", "Run", "Scalars", "event_files", "read_run"]
+__all__ = [
+    "Band",
+    "Binned",
+    "HyperParameter",
+    "Image",
+    "Run",
+    "Scalars",
+    "event_files",
+    "read_run",
+]
 
 HyperParameter: TypeAlias = bool | float | str
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _ARRAYS = "ncp_callbacks"
+_INTERVALS = "intervals"
 _NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
 _FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7
@@ -43,6 +53,15 @@ class Scalars:
 
     steps: npt.NDArray[np.int64]
     values: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Bounds of a scalar at the steps that have some: ``steps``, ``low``, ``high``, ``(N,)``."""
+
+    steps: npt.NDArray[np.int64]
+    low: FloatArray
+    high: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +111,8 @@ class Run:
             the last.
         hparams: Hyper-parameters, as TensorBoard's HParams dashboard shows them.
         warnings: What was left out, in sentences.
+        intervals: Bounds of scalars that were logged with an interval, by the scalar's tag; they
+            are not among the scalars.
     """
 
     name: str
@@ -103,6 +124,7 @@ class Run:
     images: Mapping[str, Mapping[int, Image]]
     hparams: Mapping[str, HyperParameter]
     warnings: tuple[str, ...] = ()
+    intervals: Mapping[str, Band] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[int, int] | None:
@@ -178,6 +200,7 @@ class _Log:
                 values = np.array([value for _, value in points], np.float64)
                 order = np.argsort(steps, kind="stable")
                 scalars[tag] = Scalars(steps[order], values[order])
+        intervals = _taken_out(scalars)
         others = {
             kind: {
                 tag: dict(sorted(dict(points).items())) for tag, points in tags.items() if points
@@ -186,7 +209,13 @@ class _Log:
             if kind != "scalars"
         }
         return Run(
-            name, path, scalars, **others, hparams=self._hparams, warnings=tuple(self._warnings)
+            name,
+            path,
+            scalars,
+            **others,
+            hparams=self._hparams,
+            warnings=tuple(self._warnings),
+            intervals=intervals,
         )
 
     def read(self, path: Path) -> None:
@@ -280,6 +309,21 @@ class _Log:
             self._points["texts"][tag].append((step, _text(value.tensor)))
         elif plugin == "hparams":
             self._hparams.update(_hparams(value.metadata.plugin_data.content))
+
+
+def _taken_out(scalars: dict[str, Scalars]) -> dict[str, Band]:
+    """The bounds among scalars, which are then no longer among them."""
+    bands = {}
+    for tag in list(scalars):
+        low, high, value = (f"{_INTERVALS}/{tag}/{part}" for part in ("low", "high", "value"))
+        if not (low in scalars and high in scalars and value in scalars):
+            continue
+        steps = scalars[low].steps
+        if all(np.array_equal(scalars[other].steps, steps) for other in (high, value)):
+            bands[tag] = Band(steps, scalars[low].values, scalars[high].values)
+            for other in (low, high, value):
+                del scalars[other]
+    return bands
 
 
 def _only_images(event: Any) -> bool:

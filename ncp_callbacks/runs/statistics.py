@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..analysis.uncertainty import t_quantile
+
 __all__ = ["FEWEST", "holm", "permutation_p", "smallest_p", "welch_interval", "welch_t"]
 
 FloatArray = npt.NDArray[np.float64]
@@ -43,7 +45,7 @@ def welch_interval(
     if not error > 0:
         return None
     delta = float(np.mean(b)) - float(np.mean(a))
-    half = _t_quantile((1 + level) / 2, freedom) * error
+    half = t_quantile((1 + level) / 2, freedom) * error
     return delta - half, delta + half
 
 
@@ -114,47 +116,3 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p[i] * (len(p) - rank)))
         adjusted[i] = largest
     return adjusted
-
-
-def _t_quantile(p: float, freedom: float) -> float:
-    """Quantile above 1/2 of Student's t, by bisection."""
-    low, high = 0.0, 1.0
-    while _t_tail(high, freedom) > 1 - p:
-        low, high = high, 2 * high
-    for _ in range(80):
-        middle = (low + high) / 2
-        if _t_tail(middle, freedom) > 1 - p:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _t_tail(t: float, freedom: float) -> float:
-    """Probability that Student's t is above ``t >= 0``."""
-    return 0.5 * _incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function, by its continued fraction (DLMF 8.17.22)."""
-    if x in (0.0, 1.0):
-        return x
-    if x > (a + 1) / (a + b + 2):  # Where the fraction converges slowly.
-        return 1 - _incomplete_beta(1 - x, b, a)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    front = math.exp(log_front + a * math.log(x) + b * math.log1p(-x)) / a
-    # Lentz's method; a zero denominator would end it.
-    tiny = 1e-300
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or tiny)
-    fraction = d
-    for m in range(1, 500):
-        for term in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / (1 + term * d or tiny)
-            c = 1 + term / c or tiny
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * fraction

@@ -1,0 +1,541 @@
+"""Attribution methods: functions of anything that gives targets and gradients at points.
+
+    result = integrated_gradients(observation.evaluate, inputs, time_delta, baseline=..., ...)
+    result.inputs          # (B, T, F), sums with result.intervals to result.change
+    result.error           # by how much it doesn't, per sequence
+
+Inputs and intervals move together from the baseline to where they are, so that one attribution says
+how much of the change is owed to what was measured, and how much to when.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .results import FloatArray
+
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "Evaluate",
+    "Points",
+    "constant_baseline",
+    "expected_gradients",
+    "gradient",
+    "input_x_gradient",
+    "integrated_gradients",
+    "method_name",
+    "occlusion",
+    "smooth_grad",
+]
+
+METHODS = (
+    "input_x_gradient",
+    "gradient",
+    "integrated_gradients",
+    "smooth_grad",
+    "expected_gradients",
+    "occlusion",
+)
+
+
+_NAMES = {"input_x_gradient": "input × gradient", "smooth_grad": "SmoothGrad"}
+
+
+def method_name(method: str) -> str:
+    """A method's name in running text."""
+    return _NAMES.get(method, method.replace("_", " "))
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Targets of variants of some sequences, and their gradients where they were asked for.
+
+    Attributes:
+        values: ``(K, B)``.
+        input_gradient: ``(K, B, T, F)``, or None.
+        time_gradient: ``(K, B, T)``; None also where the model takes no intervals.
+    """
+
+    values: FloatArray
+    input_gradient: FloatArray | None = None
+    time_gradient: FloatArray | None = None
+
+    def of(self, rows: npt.NDArray[np.intp]) -> Points:
+        """Those of some sequences."""
+        columns = (getattr(self, f.name) for f in fields(self))
+        return Points(*[None if c is None else c[:, rows] for c in columns])  # type: ignore[arg-type]
+
+
+class Evaluate(Protocol):
+    """What a method asks of a model; see :meth:`ncp_callbacks.Observation.evaluate`."""
+
+    def __call__(
+        self,
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        rows: npt.NDArray[np.intp] | None = None,
+        gradient: bool = False,
+    ) -> Points: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """What of each sequence's target is owed to which input.
+
+    Attributes:
+        method: One of :data:`METHODS`.
+        inputs: ``(B, T, F)``, in units of the target (of ``gradient`` and ``smooth_grad``: of the
+            target over those of the input); 0 in padding.
+        intervals: ``(B, T)``, likewise; None where the model takes none.
+        change: ``(B,)``, target minus that at the baseline, which a complete attribution sums to;
+            None for methods that promise no such thing.
+        nodes: ``(B,)``, gradients that each sequence's attribution is made of (forward passes, for
+            occlusion).
+        rounding: ``(B,)``, how far ``change`` may be off as a difference of two float32 numbers;
+            None for not at all.
+    """
+
+    method: str
+    inputs: FloatArray
+    intervals: FloatArray | None
+    change: FloatArray | None
+    nodes: npt.NDArray[np.integer[Any]]
+    rounding: FloatArray | None = None
+
+    @property
+    def error(self) -> FloatArray | None:
+        """``(B,)``, ``|sum - change|`` over the RMS change of all sequences; None like it.
+
+        Without what rounding explains: of a target that hardly moves, as a probability near 1, the
+        change itself is not known better. 0 where nothing changed and nothing was attributed.
+        """
+        if self.change is None:
+            return None
+        total = self.inputs.sum(axis=(1, 2), dtype=np.float64)
+        if self.intervals is not None:
+            total = total + self.intervals.sum(axis=1, dtype=np.float64)
+        change = self.change.astype(np.float64)
+        known = change[np.isfinite(change)]
+        scale = np.sqrt(np.mean(known**2)) if known.size else 0.0
+        gap = np.abs(total - change)
+        if self.rounding is not None:
+            gap = np.maximum(gap - self.rounding, 0.0)
+        error: FloatArray = (
+            gap / scale
+            if scale > 0
+            else np.where(gap > 0, np.inf, np.where(np.isnan(gap), np.nan, 0.0))
+        )
+        return error
+
+    def of(self, rows: npt.NDArray[np.intp]) -> Attribution:
+        """That of some sequences."""
+        return replace(
+            self,
+            inputs=self.inputs[rows],
+            intervals=None if self.intervals is None else self.intervals[rows],
+            change=None if self.change is None else self.change[rows],
+            nodes=self.nodes[rows],
+            rounding=None if self.rounding is None else self.rounding[rows],
+        )
+
+
+def constant_baseline(
+    given: str | npt.ArrayLike, values: FloatArray, mask: npt.NDArray[np.bool_] | None, what: str
+) -> FloatArray:
+    """A baseline as large as ``values``, ``(B, T, F)`` or ``(B, T)``.
+
+    Args:
+        given: ``"mean"`` of each feature over sequences and real steps, of what is finite there;
+            ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``; for
+            intervals a number, ``(T,)`` or ``(B, T)``.
+        values: What is attributed.
+        mask: ``(B, T)``, true at real steps, or None.
+        what: Its name, for messages.
+
+    Returns:
+        float64. In padding, ``values`` themselves: what isn't real has no part.
+
+    Raises:
+        ValueError: For other words, shapes that don't fit, and numbers that aren't finite.
+    """
+    real = np.ones(values.shape[:2], bool) if mask is None else mask
+    own = values.astype(np.float64)
+    if isinstance(given, str):
+        if given not in ("mean", "zeros"):
+            raise ValueError(f"{what}={given!r} is unknown: give 'mean', 'zeros' or an array")
+        base = _finite_mean(own[real]) if given == "mean" else np.zeros(())
+    else:
+        base = np.asarray(given, np.float64)
+        if not np.isfinite(base).all():
+            raise ValueError(f"{what} holds NaN or infinity: a baseline is an input to the model")
+    try:
+        whole = np.broadcast_to(base, own.shape)
+    except ValueError:
+        raise ValueError(
+            f"{what} has shape {base.shape}, which doesn't fit {own.shape}: give one number per "
+            f"feature, {own.shape[2:] or 'one'}, or an array of shape {own.shape[1:]}"
+        ) from None
+    padded = ~real if own.ndim == 2 else ~real[..., None]
+    return np.where(padded, own, whole)
+
+
+def _finite_mean(values: FloatArray) -> FloatArray:
+    """Over the first axis; a sequence with NaN must not make the baseline of all others NaN."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    mean: FloatArray = total / np.maximum(known.sum(axis=0), 1)
+    return mean
+
+
+def _finite_range(values: FloatArray) -> FloatArray:
+    known = np.isfinite(values)
+    low = np.where(known, values, np.inf).min(axis=0)
+    high = np.where(known, values, -np.inf).max(axis=0)
+    extent: FloatArray = np.maximum(high - low, 0.0)
+    return extent
+
+
+def _rounding(values: FloatArray, at_baseline: FloatArray) -> FloatArray:
+    sizes: FloatArray = np.abs(values) + np.abs(at_baseline)
+    return np.finfo(np.float32).eps * sizes.astype(np.float64)
+
+
+def _masked(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
+    if mask is None:
+        return values
+    masked: FloatArray = np.where(mask if values.ndim == 2 else mask[..., None], values, 0.0)
+    return masked
+
+
+def gradient(
+    input_gradient: FloatArray,
+    time_gradient: FloatArray | None = None,
+    *,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> Attribution:
+    """The gradient itself: how fast the target changes, in its unit over that of the input.
+
+    Source: Simonyan et al. 2013 (arXiv:1312.6034).
+    """
+    inputs = _masked(input_gradient.astype(np.float64), mask)
+    intervals = None if time_gradient is None else _masked(time_gradient.astype(np.float64), mask)
+    ones = np.ones(len(inputs), np.int64)
+    return Attribution("gradient", inputs, intervals, None, ones)
+
+
+def input_x_gradient(
+    inputs: FloatArray,
+    input_gradient: FloatArray,
+    time_delta: FloatArray | None = None,
+    time_gradient: FloatArray | None = None,
+    *,
+    baseline: FloatArray | float = 0.0,
+    time_baseline: FloatArray | float = 0.0,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> Attribution:
+    """(Input - baseline) × gradient, of which with zeros as the baseline input × gradient is left.
+
+    Source: Shrikumar et al. 2016 (arXiv:1605.01713), whose sum over a linear model's inputs is its
+    output. It saturates: where the target has levelled off, it is small whatever led there.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        moved = inputs.astype(np.float64) - baseline
+        attributed = _masked(moved * input_gradient.astype(np.float64), mask)
+        intervals = None
+        if time_delta is not None and time_gradient is not None:
+            elapsed = time_delta.astype(np.float64) - time_baseline
+            intervals = _masked(elapsed * time_gradient.astype(np.float64), mask)
+    return Attribution(
+        "input_x_gradient", attributed, intervals, None, np.ones(len(attributed), np.int64)
+    )
+
+
+def integrated_gradients(
+    evaluate: Evaluate,
+    inputs: FloatArray,
+    time_delta: FloatArray | None = None,
+    *,
+    baseline: FloatArray,
+    time_baseline: FloatArray | None = None,
+    values: FloatArray | None = None,
+    nodes: int = 16,
+    most_nodes: int = 64,
+    tolerance: float = 0.01,
+) -> Attribution:
+    """Gradients averaged along the straight line from the baseline, times the way.
+
+    Completeness: the sum over inputs and intervals is the target minus that at the baseline. By
+    Gauss-Legendre quadrature; sequences whose error (:attr:`Attribution.error`) is above
+    ``tolerance`` are done again with twice as many nodes, up to ``most_nodes``.
+
+    Args:
+        evaluate: Targets and gradients at points.
+        inputs: ``(B, T, F)``.
+        time_delta: ``(B, T)`` where the model takes intervals.
+        baseline: Like ``inputs``.
+        time_baseline: Like ``time_delta``; None leaves the intervals as they are.
+        values: ``(B,)``, targets at ``inputs``, if known.
+        nodes, most_nodes: First and largest number of nodes.
+        tolerance: What error is good enough.
+
+    Source: Sundararajan et al. 2017 (arXiv:1703.01365).
+    """
+    x, x0 = inputs.astype(np.float64), baseline.astype(np.float64)
+    dt = None if time_delta is None else time_delta.astype(np.float64)
+    dt0 = dt if time_baseline is None else time_baseline.astype(np.float64)
+    moves_time = dt is not None and time_baseline is not None
+    at_baseline = evaluate(_single(x0)[None], _single(dt0)[None] if moves_time else None)
+    if values is None:
+        values = evaluate(_single(x)[None]).values[0]
+    change = values.astype(np.float64) - at_baseline.values[0].astype(np.float64)
+    batch = len(x)
+    found = Attribution(
+        "integrated_gradients",
+        np.zeros_like(x),
+        np.zeros(x.shape[:2]) if moves_time else None,
+        change,
+        np.zeros(batch, np.int64),
+        _rounding(values, at_baseline.values[0]),
+    )
+    rows = np.arange(batch)
+    count = nodes
+    while rows.size:
+        by_input, by_time = _along(evaluate, x, x0, dt, dt0 if moves_time else None, rows, count)
+        found.inputs[rows] = by_input * (x - x0)[rows]
+        if found.intervals is not None and dt is not None and dt0 is not None:
+            found.intervals[rows] = by_time * (dt - dt0)[rows]
+        found.nodes[rows] = count
+        error = found.error
+        assert error is not None
+        # NaN is not mended by more nodes.
+        rows = rows[error[rows] > tolerance]
+        count *= 2
+        if count > most_nodes:
+            break
+    return found
+
+
+def _along(
+    evaluate: Evaluate,
+    x: FloatArray,
+    x0: FloatArray,
+    dt: FloatArray | None,
+    dt0: FloatArray | None,
+    rows: npt.NDArray[np.intp],
+    nodes: int,
+) -> tuple[FloatArray, FloatArray | float]:
+    """Mean gradients of some sequences along their lines."""
+    at, weights = np.polynomial.legendre.leggauss(nodes)
+    at, weights = (at + 1) / 2, weights / 2
+    every = len(rows) == len(x)
+    start, way = x0[rows], (x - x0)[rows]
+    by_input = np.zeros_like(way)
+    by_time: FloatArray | float = 0.0
+    # In groups, so that what is kept doesn't grow with the number of nodes.
+    for group in np.array_split(np.arange(nodes), max(1, nodes // 8)):
+        alpha = at[group]
+        points = start + alpha[:, None, None, None] * way
+        elapsed = None
+        if dt is not None and dt0 is not None:
+            elapsed = dt0[rows] + alpha[:, None, None] * (dt - dt0)[rows]
+        seen = evaluate(
+            _single(points),
+            None if elapsed is None else _single(elapsed),
+            rows=None if every else rows,
+            gradient=True,
+        )
+        assert seen.input_gradient is not None
+        by_input += np.tensordot(weights[group], seen.input_gradient.astype(np.float64), 1)
+        if elapsed is not None and seen.time_gradient is not None:
+            by_time = by_time + np.tensordot(
+                weights[group], seen.time_gradient.astype(np.float64), 1
+            )
+    return by_input, by_time
+
+
+def smooth_grad(
+    evaluate: Evaluate,
+    inputs: FloatArray,
+    *,
+    draws: int = 16,
+    noise: float = 0.1,
+    mask: npt.NDArray[np.bool_] | None = None,
+    seed: int = 0,
+) -> Attribution:
+    """Mean gradient at inputs with Gaussian noise, whose SD is ``noise`` times a feature's range.
+
+    The same noise every time, so that maps of different training steps compare. Intervals are left
+    as they are; their gradients are averaged likewise.
+
+    Args:
+        evaluate: Targets and gradients at points.
+        inputs: ``(B, T, F)``.
+        draws: How many.
+        noise: SD over the range of a feature over sequences and real steps, of what is finite.
+        mask: ``(B, T)``.
+        seed: Of the noise.
+
+    Source: Smilkov et al. 2017 (arXiv:1706.03825).
+    """
+    x = inputs.astype(np.float64)
+    real = np.ones(x.shape[:2], bool) if mask is None else mask
+    spread = noise * _finite_range(x[real])
+    rng = np.random.default_rng(seed)
+    by_input, by_time = np.zeros_like(x), None
+    for group in np.array_split(np.arange(draws), max(1, draws // 8)):
+        shift = rng.standard_normal((len(group), *x.shape)) * spread
+        seen = evaluate(_single(x + np.where(real[..., None], shift, 0.0)), gradient=True)
+        assert seen.input_gradient is not None
+        by_input += seen.input_gradient.sum(axis=0, dtype=np.float64) / draws
+        if seen.time_gradient is not None:
+            total = seen.time_gradient.sum(axis=0, dtype=np.float64) / draws
+            by_time = total if by_time is None else by_time + total
+    return Attribution(
+        "smooth_grad",
+        _masked(by_input, mask),
+        None if by_time is None else _masked(by_time, mask),
+        None,
+        np.full(len(x), draws),
+    )
+
+
+def expected_gradients(
+    evaluate: Evaluate,
+    inputs: FloatArray,
+    time_delta: FloatArray | None = None,
+    *,
+    baselines: FloatArray,
+    time_baselines: FloatArray | None = None,
+    values: FloatArray | None = None,
+    draws: int = 16,
+    seed: int = 0,
+) -> Attribution:
+    """Integrated gradients averaged over baselines that are drawn, one node each.
+
+    ``draws`` pairs of a baseline and a place on the way, the places stratified; the same for every
+    call with the same seed. Complete in expectation: the error says how far from it.
+
+    Args:
+        evaluate: Targets and gradients at points.
+        inputs, time_delta: ``(B, T, F)``, ``(B, T)``.
+        baselines: ``(N, T, F)``, what is drawn from, but for those that are not finite.
+        time_baselines: ``(N, T)``, drawn along with them; None leaves the intervals as they are.
+        values: ``(B,)``, targets at ``inputs``, if known.
+        draws: How many.
+        seed: Of the draws.
+
+    Source: Erion et al. 2021 (arXiv:1906.10670).
+    """
+    x = inputs.astype(np.float64)
+    dt = None if time_delta is None else time_delta.astype(np.float64)
+    moves_time = dt is not None and time_baselines is not None
+    rng = np.random.default_rng(seed)
+    batch = len(x)
+    usable = np.isfinite(baselines).all(axis=(1, 2))
+    if time_baselines is not None:
+        usable &= np.isfinite(time_baselines).all(axis=1)
+    pool = np.flatnonzero(usable) if usable.any() else np.arange(len(baselines))
+    # Every sequence has its own, and every baseline its turn before one comes again.
+    turns = -(-draws // len(pool))
+    drawn = np.stack(
+        [
+            np.concatenate([rng.permutation(pool) for _ in range(turns)])[:draws]
+            for _ in range(batch)
+        ],
+        axis=1,
+    )
+    alpha = (np.arange(draws)[:, None] + rng.uniform(size=(draws, batch))) / draws
+    alpha = np.take_along_axis(alpha, rng.permuted(np.indices(alpha.shape)[0], axis=0), axis=0)
+    by_input = np.zeros_like(x)
+    by_time = np.zeros(x.shape[:2]) if moves_time else None
+    below = np.zeros(batch)
+    for group in np.array_split(np.arange(draws), max(1, draws // 8)):
+        x0 = baselines[drawn[group]].astype(np.float64)
+        way = x - x0
+        points = x0 + alpha[group][..., None, None] * way
+        dt0 = elapsed = since = None
+        if moves_time and dt is not None and time_baselines is not None:
+            dt0 = time_baselines[drawn[group]].astype(np.float64)
+            since = dt - dt0
+            elapsed = dt0 + alpha[group][..., None] * since
+        seen = evaluate(
+            _single(points), None if elapsed is None else _single(elapsed), gradient=True
+        )
+        assert seen.input_gradient is not None
+        by_input += (seen.input_gradient * way).sum(axis=0) / draws
+        if by_time is not None and seen.time_gradient is not None and since is not None:
+            by_time += (seen.time_gradient * since).sum(axis=0) / draws
+        at = evaluate(_single(x0), None if dt0 is None else _single(dt0))
+        below += at.values.sum(axis=0, dtype=np.float64) / draws
+    if values is None:
+        values = evaluate(_single(x)[None]).values[0]
+    change = values.astype(np.float64) - below
+    return Attribution(
+        "expected_gradients",
+        by_input,
+        by_time,
+        change,
+        np.full(batch, draws),
+        _rounding(values, below),
+    )
+
+
+def occlusion(
+    evaluate: Evaluate,
+    inputs: FloatArray,
+    time_delta: FloatArray | None = None,
+    *,
+    baseline: FloatArray,
+    time_baseline: FloatArray | None = None,
+    values: FloatArray | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> Attribution:
+    """How much the target falls when one input, or one interval, is replaced by its baseline.
+
+    One forward pass of every sequence for each of ``T (F + 1)`` cells. Not complete.
+
+    Args:
+        evaluate: Targets at points.
+        inputs, time_delta: ``(B, T, F)``, ``(B, T)``.
+        baseline, time_baseline: Likewise; without ``time_baseline`` intervals are left alone.
+        values: ``(B,)``, targets at ``inputs``, if known.
+        mask: ``(B, T)``.
+
+    Source: Zeiler & Fergus 2014 (arXiv:1311.2901), with patches of one cell.
+    """
+    x = inputs
+    _, steps, features = x.shape
+    if values is None:
+        values = evaluate(_single(x)[None]).values[0]
+    values = values.astype(np.float64)
+    attributed = np.zeros(x.shape)
+    for step in range(steps):
+        points = np.repeat(x[None], features, axis=0)
+        every = np.arange(features)
+        points[every, :, step, every] = baseline[:, step].T
+        attributed[:, step] = (values - evaluate(_single(points)).values).T
+    intervals: FloatArray | None = None
+    if time_delta is not None and time_baseline is not None:
+        intervals = np.zeros(time_delta.shape)
+        for group in np.array_split(np.arange(steps), -(-steps // 16)):
+            elapsed = np.repeat(time_delta[None], len(group), axis=0)
+            elapsed[np.arange(len(group)), :, group] = time_baseline[:, group].T
+            intervals[:, group] = (values - evaluate(None, _single(elapsed)).values).T
+    cells = steps * (features + (intervals is not None))
+    return Attribution(
+        "occlusion",
+        _masked(attributed, mask),
+        None if intervals is None else _masked(intervals, mask),
+        None,
+        np.full(len(x), cells),
+    )
+
+
+def _single(values: FloatArray | None) -> Any:
+    return None if values is None else values.astype(np.float32)

@@ -1,0 +1,154 @@
+"""Further passes: slopes with gradients of their own, targets at every step, states held fixed.
+
+Call them inside ``undisturbed(model)``, as :meth:`Instrument.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .capture import Around, Tap
+from .errors import NothingToObserve
+from .probe import Instrument, Variants, listening
+from .sites import CellSite
+from .trees import Path, get_leaf, modules, replace_leaf
+
+__all__ = ["held_states", "slopes", "step_gradients"]
+
+
+def slopes(
+    instrument: Instrument,
+    sequences: mx.array,
+    time_deltas: mx.array | None,
+    along: mx.array,
+    time_along: mx.array | None,
+    chosen: mx.array | None,
+) -> Variants:
+    """Derivatives of the targets of ``K`` other batches along a direction, and their gradients.
+
+    The gradients are products of the targets' Hessians with the direction; by reverse over reverse
+    differentiation, since MLX lacks forward derivatives of some operations.
+
+    Args:
+        sequences, time_deltas, chosen: As for :meth:`Instrument.variants`.
+        along: ``(K, B, T, F)``.
+        time_along: ``(K, B, T)``; None: intervals stay.
+    """
+    takes_time = instrument.takes_time
+    kept: list[mx.array] = []
+
+    def targets(x: mx.array, dt: mx.array | None) -> mx.array:
+        parts = instrument.outputs_of_variants(x, dt)
+        return mx.stack([instrument.target(part, chosen) for part in parts]).sum()
+
+    def slope(x: mx.array, dt: mx.array | None) -> mx.array:
+        if takes_time and time_along is not None:
+            by_input, by_time = mx.grad(targets, argnums=[0, 1])(x, dt)
+            values = (by_input * along).sum(axis=(2, 3)) + (by_time * time_along).sum(axis=2)
+        else:
+            values = (mx.grad(targets)(x, dt) * along).sum(axis=(2, 3))
+        kept.append(values)
+        total: mx.array = values.sum()
+        return total
+
+    with listening(instrument):
+        wanted = [0, 1] if takes_time else [0]
+        gradients = mx.grad(slope, argnums=wanted)(sequences, time_deltas)
+    if isinstance(gradients, mx.array):
+        gradients = (gradients,)
+    return Variants(kept[-1], *gradients)
+
+
+def step_gradients(
+    instrument: Instrument, steps: npt.NDArray[np.bool_], *, hold_states: bool = False
+) -> Variants:
+    """Gradients of :meth:`Target.every_step` at several steps, in a copy of the batch for each.
+
+    Args:
+        steps: ``(K, B, T)`` or ``(K, 1, T)``, the steps over which the targets of copy ``k`` are
+            summed.
+        hold_states: Whether the states that cells are given count as constants.
+
+    Raises:
+        NothingToObserve: If they are to be held but can't be.
+    """
+    own, delta = instrument.sequence(), instrument.time_delta
+    copies = len(steps)
+    x = mx.broadcast_to(own, (copies, *own.shape))
+    dt = None if delta is None else mx.broadcast_to(delta, (copies, *delta.shape))
+    weights = [mx.array(part) for part in steps]
+    kept: list[mx.array] = []
+
+    def total(x: mx.array, dt: mx.array | None) -> mx.array:
+        parts = instrument.outputs_of_variants(x, dt)
+        every = [instrument.target.every_step(part) for part in parts]
+        values = mx.stack(
+            [
+                mx.where(weight, part, mx.zeros_like(part)).sum(axis=1)
+                for weight, part in zip(weights, every, strict=True)
+            ]
+        )
+        kept.append(values)
+        return values.sum()
+
+    with held_states(instrument) if hold_states else listening(instrument):
+        wanted = [0, 1] if instrument.takes_time else [0]
+        gradients = mx.grad(total, argnums=wanted)(x, dt)
+    if isinstance(gradients, mx.array):
+        gradients = (gradients,)
+    return Variants(kept[-1], *gradients)
+
+
+@contextmanager
+def held_states(instrument: Instrument) -> Iterator[None]:
+    """No gradient goes through the states that recurrent cells are given at the start of a step.
+
+    Raises:
+        NothingToObserve: For a cell that hands its states on inside itself.
+    """
+    paths: dict[str, dict[int, list[Path]]] = {}
+    in_all: dict[str, int] = {}
+    for site in instrument.sites.cells:
+        if site.whole_sequence:
+            raise NothingToObserve(
+                f"{site.name} runs over the whole sequence by itself, so that its states can't be "
+                "held fixed at each step"
+            )
+        if not site.in_paths:
+            raise NothingToObserve(
+                f"{site.name} isn't given its state from outside, so that it can't be held fixed"
+            )
+        in_all[site.module] = site.calls_in_all
+        for number in _begins(site):
+            paths.setdefault(site.module, {}).setdefault(number, []).extend(site.in_paths)
+    found = dict(modules(instrument.model))
+    with Tap().on([(found[name], _holding(paths[name], in_all[name])) for name in paths]):
+        yield
+
+
+def _begins(site: CellSite) -> list[int]:
+    """Numbers of the calls that begin a step: several calls may make one, as a solver's do."""
+    ends = sorted(site.calls)
+    return [end - (ends[0] - site.first) for end in ends]
+
+
+def _holding(paths: dict[int, list[Path]], in_all: int) -> Around:
+    calls = 0
+
+    def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal calls
+        given: Any = (args, kwargs)
+        for path in paths.get(calls % in_all, ()):
+            state = get_leaf(given, path)
+            if isinstance(state, mx.array):
+                given = replace_leaf(given, path, mx.stop_gradient(state))
+        calls += 1
+        return call(*given[0], **given[1])
+
+    return wrapper

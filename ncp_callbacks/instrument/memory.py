@@ -1,0 +1,72 @@
+"""Keeping what a look needs of memory within twice what training needs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+from .probe import Instrument
+
+__all__ = ["Memory"]
+
+_LOG = logging.getLogger("ncp_callbacks")
+_TIMES = 2
+
+
+class Memory:
+    """Watches MLX's peak memory, which it never resets, because the user may be watching it, too.
+
+    What a sequence needs is learnt from the dry run, and what training needs from the peak before
+    the first look. Where that says too little, the first look that needs too much halves the number
+    of sequences of the next.
+
+    Args:
+        bounded: Whether to bound anything.
+    """
+
+    def __init__(self, *, bounded: bool) -> None:
+        self._bounded = bounded
+        self._per_row: float | None = None
+        self._most: int | None = None
+
+    @contextlib.contextmanager
+    def of_rows(self, rows: int) -> Iterator[None]:
+        """Around a look at so many sequences, before training."""
+        before, held = mx.get_peak_memory(), mx.get_active_memory()
+        yield
+        peak = mx.get_peak_memory()
+        if peak > before:
+            self._per_row = (peak - held) / rows
+
+    @contextlib.contextmanager
+    def bounding(self, instrument: Instrument) -> Iterator[None]:
+        """Around a look."""
+        before = mx.get_peak_memory()
+        if self._bounded and instrument.divisible and self._most is None:
+            self._most = _TIMES * before
+            self._fit(instrument)
+        yield
+        peak = mx.get_peak_memory()
+        if not self._bounded or self._most is None or peak <= max(before, self._most):
+            return
+        rows = instrument.most_rows or len(instrument.held_out)
+        if rows > 1:
+            instrument.most_rows = rows // 2
+            _LOG.info(
+                "looking at %d sequences at once took %.0f MB, more than twice what training did; "
+                "from now on %d",
+                rows,
+                peak / 1e6,
+                rows // 2,
+            )
+
+    def _fit(self, instrument: Instrument) -> None:
+        assert self._most is not None
+        if self._per_row is None:
+            return
+        rows = max(1, int((self._most - mx.get_active_memory()) / self._per_row))
+        if rows < len(instrument.held_out):
+            instrument.most_rows = rows
