@@ -11,8 +11,9 @@
 The names below are the public ones.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ._later import later
 from .callbacks import (
     BackboneActivations,
     Callback,
@@ -41,11 +42,31 @@ from .plots import (
     plot_time_sensitivity,
     plot_unit_activity,
 )
-from .records import Array, Figure, Histogram, Note, Record, Scalar, Text
+from .records import Array, Embedding, Figure, Histogram, Note, Record, Scalar, Text
 from .schedules import Schedule, ScheduleLike, at, every, log_spaced
 from .writers import MemoryWriter, TensorBoardWriter, Writer
 
 if TYPE_CHECKING:
+    from .callbacks import (
+        Dynamics,
+        Faithfulness,
+        FeatureInteractions,
+        OutputTime,
+        SanityCheck,
+        SinglePredictions,
+        TimeConstants,
+        Wiring,
+    )
+    from .plots import (
+        plot_dynamics,
+        plot_faithfulness,
+        plot_interactions,
+        plot_output_time,
+        plot_prediction,
+        plot_sanity,
+        plot_time_constants,
+        plot_wiring,
+    )
     from .runs import Comparison, compare_runs
 
 __version__ = "0.1.0"
@@ -56,6 +77,10 @@ __all__ = [
     "BackboneActivations",
     "Callback",
     "Comparison",
+    "Dynamics",
+    "Embedding",
+    "Faithfulness",
+    "FeatureInteractions",
     "Figure",
     "GradientAttribution",
     "HeldOutBatch",
@@ -68,18 +93,23 @@ __all__ = [
     "Note",
     "NothingToObserve",
     "Observation",
+    "OutputTime",
     "Record",
     "ReportCallback",
+    "SanityCheck",
     "Scalar",
     "Schedule",
     "ScheduleLike",
+    "SinglePredictions",
     "StateSpace",
     "StateTransitionAnalyzer",
     "StateTransitions",
     "TensorBoardWriter",
     "Text",
+    "TimeConstants",
     "TimeSensitivity",
     "Trajectory",
+    "Wiring",
     "Writer",
     "analyze_backbone",
     "analyze_time_sensitivity",
@@ -89,18 +119,54 @@ __all__ = [
     "every",
     "interpret_model",
     "log_spaced",
+    "plot_dynamics",
+    "plot_faithfulness",
     "plot_feature_importance",
+    "plot_interactions",
+    "plot_output_time",
+    "plot_prediction",
+    "plot_sanity",
     "plot_state_space",
+    "plot_time_constants",
     "plot_time_sensitivity",
     "plot_unit_activity",
+    "plot_wiring",
     "visualize_hidden_states",
 ]
 
+__getattr__ = later(
+    __name__,
+    {
+        **dict.fromkeys(
+            (
+                "Dynamics",
+                "Faithfulness",
+                "FeatureInteractions",
+                "OutputTime",
+                "SanityCheck",
+                "SinglePredictions",
+                "TimeConstants",
+                "Wiring",
+            ),
+            ".callbacks",
+        ),
+        **dict.fromkeys(
+            (
+                "plot_dynamics",
+                "plot_faithfulness",
+                "plot_interactions",
+                "plot_output_time",
+                "plot_prediction",
+                "plot_sanity",
+                "plot_time_constants",
+                "plot_wiring",
+            ),
+            ".plots",
+        ),
+        **dict.fromkeys(("Comparison", "compare_runs"), ".runs"),
+    },
+)
 
-def __getattr__(name: str) -> Any:
-    # Reading logs back takes modules that a training run has no use for.
-    if name in ("Comparison", "compare_runs"):
-        from . import runs
 
-        return getattr(runs, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -9,7 +9,6 @@ from typing import Any
 
 from .callbacks import Callback
 from .instrument import Instrument
-from .records import Array, Record, Text
 from .schedules import Schedule
 
 __all__ = ["guide", "run_card"]
@@ -47,8 +46,8 @@ def run_card(
     return "\n".join(lines)
 
 
-def guide(records: Iterable[Record]) -> str:
-    """What every tag means, from the records that the callbacks will make."""
+def guide(explained: Mapping[str, str]) -> str:
+    """What every tag means, from its description."""
     lines = [
         "What is logged, by tag. Everything is measured on the held-out batch, which is the same "
         "at every step.",
@@ -56,9 +55,7 @@ def guide(records: Iterable[Record]) -> str:
         "| tag | what |",
         "|---|---|",
     ]
-    for record in records:
-        if not isinstance(record, Text | Array) and record.description:
-            lines.append(f"| `{record.tag}` | {_cell(record.description)} |")
+    lines += [f"| `{tag}` | {_cell(description)} |" for tag, description in explained.items()]
     return "\n".join(lines)
 
 

@@ -17,27 +17,32 @@ import logging
 import math
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from .about import guide, run_card
-from .callbacks import Callback, standard_callbacks
+from .announce import closing, opening, show
+from .callbacks import Callback, callback_set
 from .held_out import HeldOutBatch
 from .instrument import (
     At,
     Forward,
     Instrument,
+    Memory,
     NothingToObserve,
     TargetLike,
+    settle,
     undisturbed,
 )
 from .observation import Need, Observation
-from .records import Note, Record, Scalar, Text
+from .overhead import Overhead
+from .records import Array, Figure, Note, Record, Scalar, Text
 from .schedules import Schedule, ScheduleLike, as_schedule, every
 from .writers import TensorBoardWriter, Writer, as_writer
 from .writers.shutdown import ClosesOnTerm
@@ -46,6 +51,9 @@ if TYPE_CHECKING:
     import tensorboardX
 
 __all__ = ["Monitor"]
+
+# Which of a callback's methods a look calls.
+Looking: TypeAlias = "Callable[[Callback], Callable[[Observation], Iterable[Record | Note]]]"
 
 _LOG = logging.getLogger("ncp_callbacks")
 # Set by mlx.launch and by MPI; asking mx.distributed itself would connect to the other ranks.
@@ -67,9 +75,10 @@ class Monitor:
         model: Any ``mlx.nn.Module``. It is left as it is: training with and without the monitor is
             bit-identical.
         held_out: What every look looks at.
-        callbacks: What to look at; None is the standard set: :class:`GradientAttribution`,
-            :class:`TimeSensitivity`, :class:`StateTransitions`, :class:`StateSpace`,
-            :class:`BackboneActivations`.
+        callbacks: What to look at, or the name of a set: ``"standard"``, which None also is:
+            :class:`GradientAttribution`, :class:`TimeSensitivity`, :class:`StateTransitions`,
+            :class:`StateSpace`, :class:`BackboneActivations`; ``"light"``: the first and the third,
+            on 16 sequences; ``"full"``: all there is, what is dear at every tenth look only.
         log_dir: Directory of this run's TensorBoard log; one that holds a run gets a number.
         writer: Instead of ``log_dir``: a writer of this package, or a
             ``tensorboardX.SummaryWriter``.
@@ -86,6 +95,12 @@ class Monitor:
             found).
         cells: Module paths or globs of the recurrent cells, instead of looking for them.
         layers: Module paths or globs of the backbone's layers, likewise.
+        chunk_size: How many sequences are run through the model at once; None: all, or as many as
+            need no more than twice the memory that training has needed so far.
+        max_overhead: Share of the wall time that looks may take, such as 0.02: those that would
+            take more are left out, which is said and counted. None: all are made.
+        verbose: Whether to print where the log goes and how to open it, and at the end what became
+            of it. None: to a terminal or notebook. It is logged at INFO either way.
         run_config: Hyper-parameters of the run, for TensorBoard's HParams.
         resume_step: Continue the run in ``log_dir``: the last step done. What was logged for later
             steps is hidden.
@@ -100,7 +115,7 @@ class Monitor:
         self,
         model: nn.Module,
         held_out: HeldOutBatch,
-        callbacks: Iterable[Callback] | None = None,
+        callbacks: Iterable[Callback] | str | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         *,
         writer: Writer | tensorboardX.SummaryWriter | None = None,
@@ -111,6 +126,9 @@ class Monitor:
         forward: Forward | None = None,
         cells: str | Sequence[str] | None = None,
         layers: str | Sequence[str] | None = None,
+        chunk_size: int | None = None,
+        max_overhead: float | None = None,
+        verbose: bool | None = None,
         run_config: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
         on_error: Literal["disable", "raise"] = "disable",
@@ -134,6 +152,15 @@ class Monitor:
             resume_step = operator.index(resume_step)
         if run_config is not None and not isinstance(run_config, Mapping):
             raise TypeError(f"run_config is a {type(run_config).__name__}; give a mapping")
+        if max_overhead is not None and not 0 < max_overhead <= 1:
+            raise ValueError(
+                f"max_overhead={max_overhead!r}: give a share of the wall time, such as 0.02, or "
+                "None for no bound"
+            )
+        if chunk_size is not None:
+            whole = hasattr(chunk_size, "__index__") and not isinstance(chunk_size, bool)
+            if not whole or operator.index(chunk_size) < 1:
+                raise ValueError(f"chunk_size={chunk_size!r}: give 1 or more sequences, or None")
         self._model, self._held_out = model, held_out
         self._callbacks = self._checked(callbacks)
         self._log_dir, self._given_writer = log_dir, writer
@@ -147,7 +174,13 @@ class Monitor:
             "forward": forward,
             "cells": cells,
             "layers": layers,
+            "most_rows": chunk_size,
         }
+        self._overhead = Overhead(max_overhead)
+        self._verbose = verbose
+        self._entered = 0.0
+        self._steps = 0
+        self._memory = Memory(bounded=chunk_size is None)
         self._run_config = dict(run_config or {})
         self._resume_step = resume_step
         self._on_error = on_error
@@ -161,13 +194,17 @@ class Monitor:
         self._said: set[str] = set()
         self._afresh: set[str] = set()
         self._last_step: int | None = None
+        self._occasions: dict[str, int] = {}
+        self._explained: dict[str, str] = {}
 
     @staticmethod
-    def _checked(callbacks: Iterable[Callback] | None) -> list[Callback]:
-        if callbacks is None:
-            return standard_callbacks()
-        if isinstance(callbacks, str | Callback) or not isinstance(callbacks, Iterable):
-            raise TypeError(f"callbacks={callbacks!r}: give a list of callbacks, or None")
+    def _checked(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
+        if callbacks is None or isinstance(callbacks, str):
+            return callback_set("standard" if callbacks is None else callbacks)
+        if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+            raise TypeError(
+                f"callbacks={callbacks!r}: give a list of callbacks, the name of a set, or None"
+            )
         listed = list(callbacks)
         for callback in listed:
             if isinstance(callback, type):
@@ -198,7 +235,8 @@ class Monitor:
             )
         if self._writes:
             self._instrument = Instrument(self._model, self._held_out, **self._how)
-            records, notes = self._dry_run(self._instrument)
+            with self._memory.of_rows(len(self._instrument.small().held_out)):
+                records, notes = self._dry_run(self._instrument)
             self._groups = self._grouped()
             for note in (*self._instrument.notes, *notes):
                 self._say(note)
@@ -212,8 +250,10 @@ class Monitor:
             if self._run_config:
                 self._writer.log_run_config(self._run_config)
             step = 0 if self._resume_step is None else self._resume_step + 1
-            about = [Text("about/run", card), Text("about/guide", guide(records))]
-            self._writer.write(step, about)
+            self._writer.write(step, [Text("about/run", card), *self._explain(records)])
+            pictures = [r.tag for r in records if isinstance(r, Figure)]
+            show(opening(self.log_dir, pictures), verbose=self._verbose)
+            self._entered = time.perf_counter()
         self._state = "open"
         return self
 
@@ -223,10 +263,41 @@ class Monitor:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._state = "closed"
-        if self._on_term is not None:
-            self._on_term.undo()
-        self._close_writer()
+        try:
+            if exc_type is None:
+                self._finish()
+        finally:
+            self._state = "closed"
+            if self._on_term is not None:
+                self._on_term.undo()
+            self._close_writer()
+            self._show_closing()
+
+    def _finish(self) -> None:
+        """A last look for callbacks that have something to say at the end."""
+        last = [c for c in self._callbacks if type(c).finish is not Callback.finish]
+        if not last or self._writer is None or self._last_step is None:
+            return
+        settle(self._model)
+        with self._overhead.looking():
+            records = self._look(self._last_step, last, of=lambda c: c.finish)
+        if records:
+            self._writer.write(self._last_step, [*records, *self._explain(records)])
+
+    def _show_closing(self) -> None:
+        if self._writer is None or self._last_step is None:
+            return
+        text = closing(
+            self.log_dir,
+            self._writer.tally,
+            steps=self._steps,
+            looks=self._overhead.looks,
+            notes=len(self._notes),
+            looking=self._overhead.seconds,
+            seconds=time.perf_counter() - self._entered,
+            failure=self._writer.failure,
+        )
+        show(text, verbose=self._verbose)
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -276,7 +347,8 @@ class Monitor:
                     continue
                 try:
                     # Notes are of two sequences: the first look says what is true of all.
-                    found = _measured(rehearsal, observation)
+                    seen = observation.limited(rehearsal.max_sequences)
+                    found = _checked(rehearsal, rehearsal.measure(seen))
                     records += [record for record in found if not isinstance(record, Note)]
                 except NothingToObserve as reason:
                     self._callbacks.remove(callback)
@@ -305,7 +377,11 @@ class Monitor:
         continues the run with ``resume_step=``.
         """
         callbacks = {c.name: _plain(c.state_dict()) for c in self._callbacks}
-        return {"step": self._last_step, "callbacks": callbacks}
+        return {
+            "step": self._last_step,
+            "callbacks": callbacks,
+            "occasions": dict(self._occasions),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state_dict`` gave, before or after entering.
@@ -316,6 +392,7 @@ class Monitor:
         if not isinstance(state, Mapping) or not isinstance(state.get("callbacks"), Mapping):
             raise ValueError("this is no state of a monitor: give what monitor.state_dict() gave")
         known, self._last_step = state["callbacks"], state.get("step")
+        self._occasions = {str(k): int(v) for k, v in state.get("occasions", {}).items()}
         for callback in self._callbacks:
             if callback.name not in known:
                 self._afresh.add(callback.name)
@@ -367,18 +444,61 @@ class Monitor:
                 topic="steps",
             )
         self._last_step = step
+        self._steps += 1
         fired = [group for schedule, group in self._groups if self._asked(schedule, step)]
-        due = [callback for group in fired for callback in group]
+        due = [callback for group in fired for callback in group if self._has_turn(callback)]
         train_due = self._asked(self._train_every, step) if self._train_every else bool(fired)
         if not due and not train_due:
             return
         records: list[Record] = []
         if train_due:
             records += self._numbers({f"train/{name}": value for name, value in scalars.items()})
-        if due:
-            records += self._look(step, due)
+        if due and self._affords():
+            settle(self._model)
+            with self._overhead.looking():
+                looked = self._look(step, due)
+            records += looked
+            records += self._overhead.records()
+            records += self._explain(records)
+            self._say_if_dear()
         if records:
             self._writer.write(step, records)
+
+    def _has_turn(self, callback: Callback) -> bool:
+        """Whether this occasion is one of those that the callback takes."""
+        number = self._occasions.get(callback.name, 0)
+        self._occasions[callback.name] = number + 1
+        return number % callback.one_in == 0
+
+    def _affords(self) -> bool:
+        if self._overhead.affords():
+            return True
+        self._say(
+            "looking takes more of the wall time than max_overhead allows: some looks are left "
+            "out, which monitor/skipped_looks counts. Look less often, or at fewer sequences",
+            topic="max_overhead",
+        )
+        return False
+
+    def _say_if_dear(self) -> None:
+        if self._overhead.dear:
+            self._say(
+                f"looking has taken {self._overhead.share:.0%} of the wall time so far: look less "
+                "often (every=...), at fewer sequences (a smaller held-out batch), or give "
+                "max_overhead=0.02",
+                topic="dear",
+            )
+
+    def _explain(self, records: Iterable[Record]) -> list[Record]:
+        """The guide, when it has something new to say: some tags come later than others."""
+        known = len(self._explained)
+        for record in records:
+            if isinstance(record, Text | Array) or not record.description:
+                continue
+            self._explained.setdefault(record.tag, record.description)
+        if known and len(self._explained) == known:
+            return []
+        return [Text("about/guide", guide(self._explained))]
 
     def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Log numbers measured elsewhere, under tags of one's own: ``{"val/loss": 0.3}``.
@@ -436,15 +556,19 @@ class Monitor:
     def _needs(callbacks: Iterable[Callback]) -> frozenset[Need]:
         return frozenset[Need]().union(*(c.needs for c in callbacks))
 
-    def _look(self, step: int, due: Sequence[Callback]) -> list[Record]:
+    def _look(
+        self, step: int, due: Sequence[Callback], of: Looking = lambda callback: callback.measure
+    ) -> list[Record]:
         assert self._instrument is not None
         records: list[Record] = []
         notes: list[str] = []
         try:
-            with undisturbed(self._model):
-                for observation, callbacks in self._observations(step, due):
-                    for callback in callbacks:
-                        records += self._measure(callback, observation, notes)
+            with undisturbed(self._model), self._memory.bounding(self._instrument):
+                for company in self._companies(due):
+                    for observation, callbacks in self._observations(step, company):
+                        for callback in callbacks:
+                            with self._overhead.timing(callback.name):
+                                records += self._measure(callback, observation, notes, of)
         except Exception as error:
             if self._on_error == "raise":
                 raise
@@ -454,13 +578,38 @@ class Monitor:
             self._say(note)
         return records
 
+    def _companies(self, due: Sequence[Callback]) -> list[list[Callback]]:
+        """Callbacks that share a pass.
+
+        All, unless gradients, which cost about twice as much again, are wanted of so few of the
+        sequences that a pass of their own is cheaper.
+        """
+        gradients = {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}
+        batch = len(self._held_out)
+        dear = max((_size(c, batch) for c in due if c.needs & gradients), default=0)
+        most = max(_size(c, batch) for c in due)
+        if not 0 < 2 * dear <= most:
+            return [list(due)]
+        few = [c for c in due if c.needs & gradients or _size(c, batch) <= dear]
+        return [few, [c for c in due if c not in few]]
+
+    def _seen(self, step: int, callbacks: Sequence[Callback]) -> Observation:
+        assert self._instrument is not None
+        batch = len(self._held_out)
+        with self._overhead.timing("pass"):
+            return Observation(
+                self._instrument,
+                step,
+                self._needs(callbacks),
+                max_sequences=max(_size(c, batch) for c in callbacks),
+            )
+
     def _observations(
         self, step: int, due: Sequence[Callback]
     ) -> Iterable[tuple[Observation, Sequence[Callback]]]:
         """One observation for all, or where that fails one for each that can have one."""
-        assert self._instrument is not None
         try:
-            yield Observation(self._instrument, step, self._needs(due)), due
+            yield self._seen(step, due), due
             return
         except Exception:
             if self._on_error == "raise" or len(due) == 1:
@@ -468,7 +617,7 @@ class Monitor:
         failed: dict[str, tuple[Exception, list[Callback]]] = {}
         for callback in due:
             try:
-                own = Observation(self._instrument, step, callback.needs)
+                own = self._seen(step, [callback])
             except Exception as error:
                 what = f"{type(error).__name__}: {error}"
                 failed.setdefault(what, (error, []))[1].append(callback)
@@ -480,11 +629,12 @@ class Monitor:
             self._disable(callbacks)
 
     def _measure(
-        self, callback: Callback, observation: Observation, notes: list[str]
+        self, callback: Callback, observation: Observation, notes: list[str], of: Looking
     ) -> list[Record]:
         records: list[Record] = []
         try:
-            for record in _measured(callback, observation):
+            seen = observation.limited(callback.max_sequences)
+            for record in _checked(callback, of(callback)(seen)):
                 if isinstance(record, Note):
                     notes.append(record.message)
                 else:
@@ -529,6 +679,10 @@ class Monitor:
             self._writer.write(self._last_step or 0, [Text("about/notes", text)])
 
 
+def _size(callback: Callback, batch: int) -> int:
+    return min(callback.max_sequences or batch, batch)
+
+
 def _plain(value: Any) -> Any:
     """Arrays and numpy numbers as lists and Python's, which keep every digit."""
     if isinstance(value, Mapping):
@@ -547,9 +701,9 @@ def _copy_of(callback: Callback) -> Callback | None:
         return None
 
 
-def _measured(callback: Callback, observation: Observation) -> Iterator[Record | Note]:
-    """What a callback makes of an observation, if it is what writers take."""
-    for record in callback.measure(observation):
+def _checked(callback: Callback, records: Iterable[Record | Note]) -> Iterator[Record | Note]:
+    """What a callback made, if it is what writers take."""
+    for record in records:
         if not isinstance(record, Record | Note):
             raise TypeError(
                 f"{callback!r}.measure gave a {type(record).__name__}; yield records: Scalar, "

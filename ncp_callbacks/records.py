@@ -10,7 +10,7 @@ Records carry numpy data only, so that they can be drawn and encoded on another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +20,17 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["Array", "Figure", "Histogram", "Note", "Record", "Scalar", "Text"]
+__all__ = [
+    "MOST_POINTS",
+    "Array",
+    "Embedding",
+    "Figure",
+    "Histogram",
+    "Note",
+    "Record",
+    "Scalar",
+    "Text",
+]
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,24 @@ class Scalar:
         tag: ``group/name``; characters other than letters, digits, ``_ . - /`` become ``_``.
         value: NaN and infinities are written as they are.
         description: What the number is, in one sentence with its unit; shown in the run's guide.
+        interval: Lower and upper bound: the 95 % interval over sequences, unless the description
+            says otherwise. TensorBoard's Custom Scalars shows it as a band around the value;
+            without finite bounds the band has no point at this step.
+
+    Raises:
+        ValueError: The lower bound is above the upper one.
     """
 
     tag: str
     value: float
     description: str = ""
+    interval: tuple[float, float] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(
+                f"interval={self.interval} of {self.tag!r}: give the lower bound first"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +122,51 @@ class Array:
     description: str = ""
 
 
+MOST_POINTS = 2000
+"""Points of an :class:`Embedding`: what TensorBoard's Projector moves about without lagging."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Points in many dimensions, for TensorBoard's Projector, as a rule once, at the end of a run.
+
+    They go into files beside the log, where each tag has one set of points: those written last. A
+    TensorBoard that was open before shows them once it is started again.
+
+    Args:
+        tag: As for :class:`Scalar`.
+        values: ``(N, D)``, at most 2,000 points; those with NaN or infinity are left out.
+        labels: Columns of ``N`` numbers or names to colour and search the points by, as in
+            ``{"class": [...], "time": [...]}``; the first is shown beside a point.
+        description: What a point is.
+
+    Raises:
+        ValueError: For other shapes, more points, or labels of another length.
+    """
+
+    tag: str
+    values: npt.NDArray[np.floating[Any]]
+    labels: Mapping[str, Sequence[Any] | npt.NDArray[Any]] = field(default_factory=dict)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.values)
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(
+                f"values of {self.tag!r} have the shape {shape}: give (points, dimensions)"
+            )
+        if shape[0] > MOST_POINTS:
+            raise ValueError(
+                f"{self.tag!r} has {shape[0]:,} points: choose at most {MOST_POINTS:,} of them"
+            )
+        for name, column in self.labels.items():
+            if len(column) != shape[0]:
+                raise ValueError(
+                    f"labels[{name!r}] of {self.tag!r} has {len(column):,} entries for "
+                    f"{shape[0]:,} points: give one a point"
+                )
+
+
 @dataclass(frozen=True)
 class Note:
     """Something the user should know about the model or the run.
@@ -109,4 +177,4 @@ class Note:
     message: str
 
 
-Record: TypeAlias = Scalar | Histogram | Figure | Text | Array
+Record: TypeAlias = Scalar | Histogram | Figure | Text | Array | Embedding

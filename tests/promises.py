@@ -14,7 +14,16 @@ STANDARD = (
     ncp.StateSpace,
     ncp.BackboneActivations,
 )
-_ROW = re.compile(r"^``(?P<tag>[^`]+)``\s+(?P<kind>image|scalar|histogram|array|text)\b")
+# Promised with arguments that aren't the defaults.
+OPTIONAL = {
+    "attribution/agreement",
+    "attribution/completeness_error",
+    "attribution/incomplete",
+    "attribution/nodes",
+}
+# What the monitor says of itself, and the bounds of scalars with an interval.
+OWN = ("monitor/seconds/<part>", "monitor/share")
+_ROW = re.compile(r"^``(?P<tag>[^`]+)``\s+(?P<kind>image|scalar|histogram|array|text|points)\b")
 
 
 def promised(callback: type[ncp.Callback]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
+from ncp_callbacks.instrument import Instrument, looks
 from ncp_callbacks.models import CfC
+from ncp_callbacks.plots.drawer import Drawer
 
 B, T, F = 6, 5, 3
 calls: list[int] = []
@@ -39,10 +42,30 @@ class Counted(nn.Module):
         ([ncp.StateTransitions()], [B], 0),
         ([ncp.StateSpace(), ncp.StateTransitions(), ncp.BackboneActivations()], [B], 0),
         ([], [], 0),
+        ("light", [B], 1),
+        # Gradients of a third of the sequences take a pass of their own, of most they don't.
+        ([ncp.GradientAttribution(max_sequences=2), ncp.StateTransitions()], [2, B], 1),
+        ([ncp.GradientAttribution(max_sequences=4), ncp.StateTransitions()], [B], 1),
+        ([ncp.GradientAttribution(), ncp.StateTransitions(max_sequences=1)], [B], 1),
+        ([ncp.StateTransitions(max_sequences=3), ncp.StateSpace(max_sequences=2)], [3], 0),
+        ([ncp.TimeSensitivity(max_sequences=2)], [2, 3 * 2], 1),
+        # The baseline, and eight nodes side by side, of three sequences (two of which fit into B).
+        (
+            [ncp.GradientAttribution(method="integrated_gradients", nodes=8, max_sequences=3)],
+            [3, 3, B, B, B, B],
+            4,
+        ),
+        ([ncp.GradientAttribution(method="smooth_grad", nodes=4)], [B, B, B, B, B], 4),
+        # Features of one step side by side, the intervals of all steps likewise.
+        (
+            [ncp.GradientAttribution(method="occlusion", max_sequences=1)],
+            [1, *[F] * T, T],
+            0,
+        ),
     ],
 )
 def test_passes_of_one_look(
-    callbacks: list[ncp.Callback] | None, passes: list[int], gradients: int
+    callbacks: list[ncp.Callback] | str | None, passes: list[int], gradients: int
 ) -> None:
     mx.random.seed(0)
     rng = np.random.default_rng(0)
@@ -59,3 +82,55 @@ def test_passes_of_one_look(
             monitor.on_step_end(5)
         assert calls == passes
         assert grad.call_count == gradients
+
+
+def test_passes_in_chunks() -> None:
+    rng = np.random.default_rng(0)
+    held_out = ncp.HeldOutBatch(rng.standard_normal((5, T, F)).astype(np.float32), 1.0)
+    with ncp.Monitor(
+        Counted(), held_out, writer=ncp.MemoryWriter(), every=1, chunk_size=2
+    ) as monitor:
+        calls.clear()
+        monitor.on_step_end(1)
+        seen = list(calls)
+    # Three parts; of each the three scales side by side, without gradients.
+    assert seen == [2, 2, 1, 6, 6, 3]
+
+
+def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
+    """Of the standard set, at the second look and later: the first pays for what is kept."""
+    rng = np.random.default_rng(0)
+    held_out = ncp.HeldOutBatch(
+        rng.standard_normal((B, T, F)).astype(np.float32), rng.uniform(0.5, 2, (B, T))
+    )
+    writer = ncp.TensorBoardWriter(tmp_path, flush_seconds=0.0)
+    with ncp.Monitor(Counted(), held_out, writer=writer, every=1) as monitor:
+        for step in (1, 2):
+            monitor.on_step_end(step)
+        writer.flush()
+        written = _size(tmp_path)
+        with (
+            mock.patch.object(looks, "to_numpy", wraps=looks.to_numpy) as converted,
+            mock.patch.object(
+                Drawer, "_new_frame", autospec=True, side_effect=Drawer._new_frame
+            ) as framed,
+            mock.patch.object(Drawer, "png", autospec=True, side_effect=Drawer.png) as drawn,
+        ):
+            for step in (3, 4, 5):
+                monitor.on_step_end(step)
+            writer.flush()
+            added = _size(tmp_path) - written
+    # Inputs, outputs, targets, two gradients, the values at scales and the initial state; and what
+    # every site shows at every step.
+    found = Instrument(Counted(), held_out).sites
+    sites = len(found.cells) + len(found.layers)
+    assert converted.call_count == 3 * (7 + sites * T)
+    assert drawn.call_count == 3 * 4
+    assert framed.call_count == 0
+    assert added / 3 < 80_000
+    assert writer.dropped_figures == writer.dropped_records == 0
+    writer.close()
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

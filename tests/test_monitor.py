@@ -203,7 +203,7 @@ def test_standard_set_on_a_model_without_time_or_cell(
     ]:
         assert any(m.startswith(f"{name} is left out: ") and word in m for m in said)
     groups = {tag.split("/")[0] for tag in writer.tags}
-    assert groups == {"about", "attribution", "attribution_share", "_ncp"}
+    assert groups == {"about", "attribution", "attribution_share", "monitor", "_ncp"}
 
 
 def test_target_is_named_in_tags(model: Net, held_out: ncp.HeldOutBatch) -> None:
@@ -518,7 +518,7 @@ def test_what_does_not_fit_into_memory_is_looked_at_in_parts(
             for step in (1, 2):
                 monitor.on_step_end(step)
             assert len(monitor.callbacks) == 5
-        return {t: writer.scalars(t) for t in writer.tags}
+        return {t: writer.scalars(t) for t in writer.tags if not t.startswith("monitor/")}
 
     whole = curves(10**6)
     assert caplog.records == []
@@ -634,7 +634,7 @@ def test_callback_state_survives_a_resume(model: Net, held_out: ncp.HeldOutBatch
             if isinstance(record, ncp.Figure) and "reference" in record.options:
                 reference = record.options["reference"]
                 first.append(None if reference is None else reference.sensitivities.tolist())
-        curves = {t: writer.scalars(t) for t in writer.tags}
+        curves = {t: writer.scalars(t) for t in writer.tags if not t.startswith("monitor/")}
         return {t: c for t, c in curves.items() if c}, monitor.state_dict()
 
     first: list[list[float] | None] = []
@@ -683,7 +683,8 @@ def test_what_stands_in_padding_does_not_matter(model: Net) -> None:
         )
         writer, _ = logged(model, batch)
         for tag in clean.tags:
-            assert writer.scalars(tag) == clean.scalars(tag), tag
+            if not tag.startswith("monitor/"):
+                assert writer.scalars(tag) == clean.scalars(tag), tag
     assert clean.scalars("attribution/nonfinite") == [(1, 0)]
 
 
@@ -865,3 +866,105 @@ def test_states_are_converted_once_and_shared(model: Net, held_out: ncp.HeldOutB
     callbacks = [Looking(name="a"), Looking(name="b")]
     logged(model, held_out, callbacks=callbacks)
     assert seen[-1] is seen[-2]
+
+
+# --- the end of a run
+
+
+class Last(ncp.Callback):
+    """Has something to say at the end."""
+
+    needs = frozenset({ncp.Need.STATES})
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def measure(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+        return ()
+
+    def finish(self, observation: ncp.Observation) -> Iterable[ncp.Record]:
+        if self.fails:
+            raise ValueError("on purpose")
+        yield ncp.Scalar("last/states", float(len(observation.states)))
+
+
+def test_callbacks_have_the_last_word(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [Last()], writer=writer, every=100) as monitor:
+        for step in range(1, 8):
+            monitor.on_step_end(step)
+        assert not writer.scalars("last/states")
+    assert writer.scalars("last/states") == [(7, 1.0)]
+
+
+def test_no_last_word_of_a_run_that_failed_or_never_began(
+    model: Net, held_out: ncp.HeldOutBatch
+) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [Last()], writer=writer):
+        pass
+
+    def interrupted() -> None:
+        with ncp.Monitor(model, held_out, [Last()], writer=writer) as monitor:
+            monitor.on_step_end(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not writer.scalars("last/states")
+
+
+def test_a_last_word_that_fails_ends_nothing(
+    model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [Last(fails=True)], writer=writer) as monitor:
+        monitor.on_step_end(1)
+    assert "on purpose" in caplog.text
+    assert any("last failed at step 1" in note for note in monitor.notes)
+
+
+def test_states_for_the_projector_when_the_run_ends(model: Net) -> None:
+    x, dt = arrays()
+    mask = np.arange(T)[None] < np.array([5, 3, 4, 1, 2, 5])[:, None]
+    held_out = ncp.HeldOutBatch(
+        x, dt, targets=np.array([0, 1, 0, 1, 1, 0]), mask=mask, class_names=None
+    )
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [ncp.StateSpace()], writer=writer, every=2) as monitor:
+        for step in range(1, 6):
+            monitor.on_step_end(step)
+    ((step, points),) = [(s, r) for s, r in writer.records if isinstance(r, ncp.Embedding)]
+    assert (step, points.tag) == (5, "hidden/states")
+    sequence, at = np.nonzero(mask)
+    np.testing.assert_array_equal(points.labels["sequence"], sequence)
+    np.testing.assert_array_equal(points.labels["step"], at)
+    np.testing.assert_allclose(points.labels["time"], np.cumsum(dt * mask, axis=1)[sequence, at])
+    assert points.values.shape == (20, 8)
+    (figure,) = [r for s, r in writer.records if s == 4 and isinstance(r, ncp.Figure)]
+    assert figure.tag == "hidden/pca"
+
+
+def test_what_is_printed(
+    model: Net,
+    held_out: ncp.HeldOutBatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def run(verbose: bool | None) -> str:
+        with ncp.Monitor(
+            model, held_out, log_dir=tmp_path / "run", every=1, verbose=verbose
+        ) as monitor:
+            monitor.on_step_end(1)
+        return capsys.readouterr().err
+
+    assert run(None) == run(False) == ""  # Nobody reads a pipe.
+    with caplog.at_level("INFO"):
+        said = run(True)
+    assert f"tensorboard.main --logdir {tmp_path}" in said or f"--logdir {tmp_path}" in said
+    assert "samples_per_plugin=images=200" in said
+    assert "1 step, 2 looks" in said  # One when it ended.
+    assert "4 pictures" in said
+    assert "looking took" in caplog.text

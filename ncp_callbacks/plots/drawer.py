@@ -35,9 +35,17 @@ from ._sheet import (
     to_png,
 )
 from .backbone import draw_unit_activity, plot_unit_activity
+from .dynamics import draw_dynamics, plot_dynamics
+from .faithfulness import draw_faithfulness, plot_faithfulness
 from .importance import draw_feature_importance, plot_feature_importance
+from .interactions import draw_interactions, plot_interactions
+from .output_time import draw_output_time, plot_output_time
+from .predictions import draw_prediction, plot_prediction
+from .sanity import draw_sanity, plot_sanity
 from .states import draw_state_space, plot_state_space
 from .time import draw_time_sensitivity, plot_time_sensitivity
+from .time_constants import draw_time_constants, plot_time_constants
+from .wiring import draw_wiring, plot_wiring
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -51,8 +59,16 @@ Pixels = npt.NDArray[np.uint8]
 SHEETS: tuple[tuple[Callable[..., Figure], Callable[..., None]], ...] = (
     (plot_feature_importance, draw_feature_importance),
     (plot_state_space, draw_state_space),
+    (plot_time_constants, draw_time_constants),
     (plot_time_sensitivity, draw_time_sensitivity),
     (plot_unit_activity, draw_unit_activity),
+    (plot_wiring, draw_wiring),
+    (plot_dynamics, draw_dynamics),
+    (plot_faithfulness, draw_faithfulness),
+    (plot_sanity, draw_sanity),
+    (plot_interactions, draw_interactions),
+    (plot_output_time, draw_output_time),
+    (plot_prediction, draw_prediction),
 )
 MOST_STAMPS = 512
 # Less is hardly faster, more takes twice as long for a tenth fewer bytes.

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..records import Record
 
-__all__ = ["Writer"]
+__all__ = ["Tally", "Writer"]
+
+
+class Tally(NamedTuple):
+    """How many records became what; the written ones without figures and embeddings."""
+
+    records: int = 0
+    figures: int = 0
+    embeddings: int = 0
+    dropped_records: int = 0
+    dropped_figures: int = 0
+    failed_records: int = 0
 
 
 class Writer(abc.ABC):
@@ -32,6 +43,11 @@ class Writer(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Flush and let go of files and threads; calling it again does nothing."""
+
+    @property
+    def tally(self) -> Tally:
+        """What was written so far, and what was not."""
+        return Tally()
 
     @property
     def failure(self) -> BaseException | None:

@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
 from ..plots.drawer import Drawer
-from ..records import Array, Figure, Histogram, Note, Record, Scalar, Text
+from ..records import Array, Embedding, Figure, Histogram, Note, Record, Scalar, Text
+from .bands import Bands, BandTags
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
@@ -73,10 +75,11 @@ class Encoder:
         self._tags: dict[tuple[type, str], str] = {}
         self._taken: set[str] = set()
         self._end: list[Summary.Value] = []
+        self._bands = Bands()
         self._drawer: Drawer | None = None
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
-        """The summary values of one record, drawn if it is a figure.
+        """The summary values of one record, drawn if it is a figure; none of an embedding.
 
         Raises:
             Exception: Whatever the plot function raised, or what is wrong with the record.
@@ -85,11 +88,11 @@ class Encoder:
             _, start, end = hparams(record.values, {})
             self._end = list(end.value)
             return list(start.value)
-        if isinstance(record, Note):
-            return []  # The monitor says it, and writes all of them as one text.
+        if isinstance(record, Note | Embedding):
+            return []  # The monitor says notes, as one text; embeddings have files of their own.
         tag = self._tag(type(record), record.tag)
         if isinstance(record, Scalar):
-            return [Summary.Value(tag=tag, simple_value=float(record.value))]
+            return self._scalar(tag, record)
         if isinstance(record, Histogram):
             return self._histogram(tag, record)
         if isinstance(record, Text):
@@ -108,6 +111,31 @@ class Encoder:
     def end(self) -> list[Summary.Value]:
         """What ends the session that a :class:`RunConfig` started, if one did."""
         return self._end
+
+    @property
+    def layout_changed(self) -> bool:
+        """Whether there is a scalar with an interval that the last layout didn't have."""
+        return self._bands.changed
+
+    def layout(self, log_dir: Path | None) -> list[Summary.Value]:
+        """The charts of scalars with an interval, beside those that the log has already.
+
+        Raises:
+            OSError: What the log has can't be read.
+        """
+        return [self._bands.layout(log_dir)]
+
+    def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
+        encoded = [Summary.Value(tag=tag, simple_value=float(record.value))]
+        if record.interval is not None:
+            points = [float(number) for number in (record.value, *record.interval)]
+            if all(map(math.isfinite, points)):
+                tags = self._bands.of(tag, lambda wanted: self._tag(BandTags, wanted))
+                encoded += [
+                    Summary.Value(tag=band, simple_value=number)
+                    for band, number in zip(tags, points, strict=True)
+                ]
+        return encoded
 
     def _histogram(self, tag: str, record: Histogram) -> list[Summary.Value]:
         values = np.asarray(record.values).reshape(-1)

@@ -81,6 +81,11 @@ class EventFile:
             self.write(start)
         self.flush()
 
+    @property
+    def log_dir(self) -> Path:
+        """The directory used."""
+        return self.path.parent
+
     def write(self, event: Event) -> None:
         """Append an event; it is in the file after the next :meth:`flush`."""
         data = event.SerializeToString()

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..records import Note, Record, Scalar
-from .base import Writer
+from ..records import Embedding, Figure, Note, Record, Scalar
+from .base import Tally, Writer
 
 __all__ = ["MemoryWriter"]
 
@@ -50,6 +50,12 @@ class MemoryWriter(Writer):
 
     def log_run_config(self, config: Mapping[str, Any]) -> None:
         self.run_config = dict(config)
+
+    @property
+    def tally(self) -> Tally:
+        figures = sum(isinstance(record, Figure) for _, record in self.records)
+        embeddings = sum(isinstance(record, Embedding) for _, record in self.records)
+        return Tally(len(self.records) - figures - embeddings, figures, embeddings)
 
     def flush(self) -> None:
         pass

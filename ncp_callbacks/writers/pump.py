@@ -18,14 +18,16 @@ import math
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..records import Figure, Record, Scalar
+from ..records import Embedding, Figure, Record, Scalar
 from .encoding import Encoder, Event, RunConfig, Summary
+from .projector import write_embedding
 
 __all__ = ["Pump", "Sink"]
 
@@ -36,6 +38,10 @@ _LEAST_IDLE = 0.25
 
 class Sink(Protocol):
     """Where events go; called on the pump's thread only."""
+
+    @property
+    def log_dir(self) -> Path | None:
+        """Directory of the log; None where there is none on this machine."""
 
     def write(self, event: Event) -> None:
         """Take an event."""
@@ -103,6 +109,7 @@ class Pump:
         failure: What stopped the thread, if anything did.
         dropped_figures, dropped_records: How many found no place in the queue.
         failed_records: How many couldn't be drawn or encoded.
+        written: How many the sink took, by kind.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class Pump:
         self.dropped_figures = 0
         self.dropped_records = 0
         self.failed_records = 0
+        self.written: Counter[type] = Counter()
         self._sink = sink
         self._encoder = Encoder()
         self._flush_seconds = flush_seconds
@@ -303,9 +311,15 @@ class Pump:
     def _write(self, entry: _Entry) -> None:
         self._step = max(self._step, entry.step)
         values: list[Summary.Value] = []
+        encoded: Counter[type] = Counter()
         for record in entry.records:
             try:
-                values += self._encoder.values(record)
+                if isinstance(record, Embedding):
+                    if self._sink.log_dir is not None:
+                        write_embedding(self._sink.log_dir, entry.step, record)
+                else:
+                    values += self._encoder.values(record)
+                encoded[type(record)] += 1
             except Exception:
                 self.failed_records += 1
                 kind, tag = type(record).__name__, getattr(record, "tag", "")
@@ -317,8 +331,21 @@ class Pump:
                     exc_info=True,
                 )
             self._heartbeat += 1
+        if self._encoder.layout_changed:
+            values += self._layout()
         if values:
             self._write_values(entry.step, entry.wall_time, values)
+        self.written += encoded
+
+    def _layout(self) -> list[Summary.Value]:
+        self._sink.flush()  # The log is read, for charts of others.
+        try:
+            return self._encoder.layout(self._sink.log_dir)
+        except Exception:
+            self._report_once(
+                "layout", "can't write the layout of the Custom Scalars dashboard", exc_info=True
+            )
+            return []
 
     def _write_values(self, step: int, wall_time: float, values: list[Summary.Value]) -> None:
         event = Event(step=step, wall_time=wall_time, summary=Summary(value=values))

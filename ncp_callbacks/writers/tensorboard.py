@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..records import Record
-from .base import Writer
+from ..records import Embedding, Figure, Record
+from .base import Tally, Writer
 
 # tensorboardX takes long to import: only who makes one of these writers pays for it.
 if TYPE_CHECKING:
@@ -70,6 +70,19 @@ class _PumpedWriter(Writer):
     @property
     def failure(self) -> BaseException | None:
         return self._pump.failure
+
+    @property
+    def tally(self) -> Tally:
+        pump = self._pump
+        figures, embeddings = pump.written[Figure], pump.written[Embedding]
+        return Tally(
+            pump.written.total() - figures - embeddings,
+            figures,
+            embeddings,
+            pump.dropped_records,
+            pump.dropped_figures,
+            pump.failed_records,
+        )
 
     @property
     def dropped_figures(self) -> int:
@@ -124,7 +137,7 @@ class TensorBoardWriter(_PumpedWriter):
         from .event_file import EventFile
 
         file = EventFile(log_dir, first_step, clock)
-        self.log_dir: Path = file.path.parent
+        self.log_dir: Path = file.log_dir
         super().__init__(
             file,
             first_step=first_step or 0,
@@ -185,6 +198,12 @@ class _SharedFile:
 
     def __init__(self, summary_writer: tensorboardX.SummaryWriter) -> None:
         self._summary_writer = summary_writer
+
+    @property
+    def log_dir(self) -> Path | None:
+        where = str(self._summary_writer.logdir)
+        # Of a log in a cloud's storage there are no files that could be read here.
+        return None if self._file() is None or "://" in where else Path(where)
 
     def write(self, event: Event) -> None:
         file = self._file()

@@ -1,0 +1,216 @@
+"""What is said of a run when it begins and ends: where its log is, how to open it, what is in it.
+
+    show(opening("runs/cfc-seed0", ["attribution/heatmap", "hidden/pca"]))
+    ...
+    show(closing("runs/cfc-seed0", writer.tally, steps=3000, looks=30))
+
+The functions but :func:`show` only make text. Nothing imports IPython, which is asked only where it
+is there already.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .writers.base import Tally
+
+__all__ = ["closing", "in_notebook", "link", "opening", "show", "tensorboard_command"]
+
+PathLike = str | os.PathLike[str]
+
+_LOG = logging.getLogger("ncp_callbacks")
+_MOST_PINNED = 6
+
+
+def tensorboard_command(log_dir: PathLike, program: str = "tensorboard") -> str:
+    """What opens a log with all of its pictures and, beside it, the runs in the same directory.
+
+    Without ``--samples_per_plugin`` TensorBoard keeps 10 pictures of a tag, chosen at random.
+    """
+    root = shlex.quote(_shown(_root_and_run(log_dir)[0]))
+    return f"{program} --logdir {root} --samples_per_plugin=images=200"
+
+
+def link(
+    log_dir: PathLike,
+    pictures: Sequence[str] = (),
+    *,
+    scalars: Sequence[str] = ("train/loss",),
+    port: int = 6006,
+) -> str:
+    """Address of TensorBoard's Time Series with these cards on top, the first six.
+
+    Args:
+        log_dir: The run whose pictures they are; scalars are those of all runs.
+        pictures, scalars: Tags. Those that the log doesn't have yet appear when it has.
+        port: Where TensorBoard listens, which takes another port when this one is taken.
+    """
+    run = f"defaultExperimentId/{_root_and_run(log_dir)[1]}"
+    cards: list[dict[str, str | int]] = [{"plugin": "scalars", "tag": tag} for tag in scalars]
+    cards += [{"plugin": "images", "tag": tag, "runId": run, "sample": 0} for tag in pictures]
+    pinned = json.dumps(cards[:_MOST_PINNED], separators=(",", ":"))
+    # Terminals end an address at a quote or bracket, not at these.
+    quoted = urllib.parse.quote(pinned, safe="/:,")
+    return f"http://localhost:{port}/?pinnedCards={quoted}#timeseries"
+
+
+def opening(
+    log_dir: PathLike | None,
+    pictures: Sequence[str] = (),
+    *,
+    scalars: Sequence[str] = ("train/loss",),
+    notebook: bool | None = None,
+    program: str | None = None,
+) -> str:
+    """Where the log goes and how to open it; "" where it goes to no directory.
+
+    Args:
+        log_dir: The run's directory.
+        pictures, scalars: Tags of cards to see first.
+        notebook: Whether to name magics instead of a command; None: if this is a notebook.
+        program: What starts TensorBoard; None: what is installed.
+    """
+    if log_dir is None:
+        return ""
+    lines = [f"ncp_callbacks: logging to {_shown(log_dir)}"]
+    if program is None:
+        program = _program()
+        if not program:
+            lines.append("  TensorBoard, to look at it:  pip install 'ncp-callbacks[viewer]'")
+            program = "tensorboard"
+    if in_notebook() if notebook is None else notebook:
+        lines += [
+            "  open it, in a cell of its own:",
+            "    %load_ext tensorboard",
+            f"    {tensorboard_command(log_dir, '%tensorboard')}",
+        ]
+    else:
+        lines += [
+            f"  open it:  {tensorboard_command(log_dir, program)}",
+            f"  then:     {link(log_dir, pictures, scalars=scalars)}",
+        ]
+    return "\n".join(lines)
+
+
+def closing(
+    log_dir: PathLike | None,
+    tally: Tally,
+    *,
+    steps: int,
+    looks: int,
+    notes: int = 0,
+    looking: float = 0.0,
+    seconds: float = 0.0,
+    failure: BaseException | None = None,
+) -> str:
+    """What became of a run.
+
+    Args:
+        log_dir: Where it is logged, None for no directory.
+        tally: What the writer did, once it is closed.
+        steps: How many the monitor was told of.
+        looks: How often it looked.
+        notes: How many the user should read.
+        looking: Seconds that the training loop waited for looks.
+        seconds: How long the run took.
+        failure: What stopped the writing, if anything did.
+    """
+    where = "" if log_dir is None else f" in {_shown(log_dir)}"
+    lines = [
+        f"ncp_callbacks: {_count(steps, 'step')}, {_count(looks, 'look')}; "
+        f"{_count(tally.records, 'record')} and {_count(tally.figures, 'picture')}{where}"
+    ]
+    if looks and seconds > 0:
+        lines.append(
+            f"  looking took {_percent(looking / seconds)} of the time, {looking:.1f} of "
+            f"{seconds:,.1f} s"
+        )
+    if failure is not None:
+        lines.append(f"  logging STOPPED before the end: {type(failure).__name__}: {failure}")
+    lost = [
+        f"{_count(number, what)} {why}"
+        for number, what, why in (
+            (tally.dropped_figures, "picture", "dropped, which came faster than they are drawn"),
+            (tally.dropped_records, "record", "dropped, which came faster than they are written"),
+            (tally.failed_records, "record", "failed"),
+        )
+        if number
+    ]
+    if lost:
+        lines.append(f"  lost: {'; '.join(lost)}")
+    if tally.embeddings:
+        # It reads the Projector's config when it finds a run, and not again.
+        what = _count(tally.embeddings, "embedding")
+        lines.append(f"  {what}: in the Projector, once TensorBoard is started again")
+    if notes:
+        lines.append(f"  {_count(notes, 'note')}: monitor.notes, or about/notes in TensorBoard")
+    return "\n".join(lines)
+
+
+def show(text: str, *, verbose: bool | None = None) -> None:
+    """Log a text at INFO, and print it if somebody is likely to read it.
+
+    Args:
+        text: Nothing happens with "".
+        verbose: Whether to print; None: in a notebook, or where stderr is a terminal.
+    """
+    if not text:
+        return
+    _LOG.info("%s", text)
+    notebook = in_notebook()
+    # Notebooks show stderr like an error.
+    stream = sys.stdout if notebook else sys.stderr
+    if verbose is None:
+        # Who has set up logging to show it would see it twice.
+        read = notebook or (stream is not None and stream.isatty())
+        verbose = read and not _LOG.isEnabledFor(logging.INFO)
+    if verbose:
+        print(text, file=stream, flush=True)
+
+
+def in_notebook() -> bool:
+    """Whether this runs in the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def _program() -> str:
+    """What starts TensorBoard here; "" if nothing does."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    if importlib.util.find_spec("tensorboard"):
+        return f"{shlex.quote(sys.executable)} -m tensorboard.main"
+    return ""
+
+
+def _root_and_run(log_dir: PathLike) -> tuple[Path, str]:
+    """The directory to open and the name that the run then has."""
+    run = Path(os.path.abspath(log_dir))
+    # TensorBoard searches all below for runs; in these that is too much, or somebody else's.
+    broad = {Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path(run.anchor)}
+    return (run, ".") if run.parent in broad else (run.parent, run.name)
+
+
+def _shown(path: PathLike) -> str:
+    """Relative to the current directory where that is shorter, as the user writes it."""
+    whole = os.path.abspath(path)
+    relative = os.path.relpath(whole)
+    return whole if relative.startswith(os.pardir) else relative
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %") if share < 0.1 else f"{share:.0%}".replace("%", " %")

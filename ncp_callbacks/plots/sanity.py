@@ -1,0 +1,195 @@
+"""How alike maps stay while the model's parameters are randomised, from the output on."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..analysis.sanity import ALIKE, Cascade, Measures
+from ._sheet import (
+    ABOVE,
+    BLUE,
+    GREY,
+    INK,
+    LEFT,
+    LIGHT,
+    MINUS,
+    MISSING,
+    SECOND_Y,
+    VERMILION,
+    WIDTH,
+    Colors,
+    Panel,
+    Sheet,
+    line_style,
+    number,
+    points,
+    shades,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_sanity"]
+
+Array = npt.NDArray[np.float64]
+
+BOTTOM, TOP = 66, 354
+MIDDLE = 404  # Where the right part begins.
+NAMES = 150  # Most pixels for names of stages.
+MEASURES = ("strength", "entropy", "elasticity", "target SD")
+BAR = 20  # Pixels of height for a bar and its number …
+NUMBERS = 102  # … which has so many to the right of it.
+
+
+def plot_sanity(
+    result: Cascade,
+    *,
+    first: Measures | None = None,
+    first_curve: npt.ArrayLike | None = None,
+    method: str = "attribution",
+    step: int | None = None,
+) -> Figure:
+    """Similarity of maps to the trained model's, stage by stage, and measures of both.
+
+    Left, from above: the trained model, then more and more of its parameters randomised, from the
+    output towards the input. Blue: rank correlation of absolute maps, vermilion: cosine; both mean
+    over sequences. Right of the dotted line more than half of the variance of ranks is left: what
+    the map shows is then mostly not what was learnt. Right: what is measured of the trained model
+    (blue) and the randomised one (grey), each pair on a scale of its own.
+
+    Args:
+        result: What to draw.
+        first: Measures of the randomised model at the first look, dashed.
+        first_curve: ``(N + 1,)``, rank correlations at the first look, dashed.
+        method: Name of the attribution method, for the title.
+        step: Training step, for the title.
+    """
+    sheet = Sheet()
+    draw_sanity(sheet, result, first=first, first_curve=first_curve, method=method, step=step)
+    return sheet.figure()
+
+
+def draw_sanity(
+    sheet: Sheet,
+    result: Cascade,
+    *,
+    first: Measures | None = None,
+    first_curve: npt.ArrayLike | None = None,
+    method: str = "attribution",
+    step: int | None = None,
+) -> None:
+    """:func:`plot_sanity` on a sheet."""
+    sheet.palette = _palette
+    sheet.title(f"sanity check of {method}", step=step)
+    _cascade(sheet, result, None if first_curve is None else np.asarray(first_curve, np.float64))
+    _measures(sheet, result, first)
+
+
+def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
+    from matplotlib.lines import Line2D
+
+    curve = np.asarray(result.curve, np.float64)
+    names = ["trained", *(f"+ {name}" for name in result.stages)]
+    rows = np.arange(len(names))
+    short = [sheet.shorten(name, NAMES, keep_end=True) for name in names]
+    left = LEFT + max(map(sheet.width, short)) + 14
+    right = MIDDLE - 34
+    sheet.words(
+        LEFT, SECOND_Y, [("■", BLUE), ("rank correlation", INK), ("■", VERMILION), ("cosine", INK)]
+    )
+    panel = sheet.panel(
+        left, BOTTOM, right - left, TOP - BOTTOM,
+        xlim=(-1.04, 1.04), ylim=(len(names) - 0.5, -0.5), spines=("bottom",),
+    )  # fmt: skip
+    for x in (-1.0, 0.0, 1.0):
+        panel.always("axvline", x, zorder=1, **line_style(GREY if x == 0 else LIGHT, 2))
+    panel.always("axvline", ALIKE, zorder=1.5, **{**line_style(INK, 2), "linestyle": (0, (1, 2))})
+    panel.ticks("x", [-1, 0, 1], [number(v) for v in (-1, 0, 1)])
+    panel.ticks("y", [], [])
+    pitch = (TOP - BOTTOM) / len(names)
+    for row, name in zip(rows, short, strict=True):
+        y = TOP - (row + 0.5) * pitch
+        sheet.text(left - 10, y, name, ha="right", va="center_baseline")
+    if first is not None and len(first) == len(rows):
+        dashed = {**line_style(GREY, 2.5), "linestyle": (0, (4, 2))}
+        panel.add(Line2D(first, rows, zorder=3, **dashed))
+    for values, color, width, z in ((curve[1], VERMILION, 2.5, 4), (curve[0], BLUE, 4, 5)):
+        panel.add(
+            Line2D(
+                values, rows, zorder=z,
+                **{**line_style(color, width), "marker": "o", "markersize": points(9)},
+                markerfacecolor=color, markeredgecolor=color, markeredgewidth=points(1.4),
+            )
+        )  # fmt: skip
+    sheet.text((left + right) / 2, 9, "likeness of the maps", ha="center")
+
+
+def _measures(sheet: Sheet, result: Cascade, first: Measures | None) -> None:
+    sheet.words(MIDDLE, SECOND_Y, [("■", BLUE), ("trained", INK), ("■", MISSING), ("random", INK)])
+    if first is not None:
+        sheet.text((MIDDLE + WIDTH - LEFT) / 2, 9, "dashed: first look", ha="center", color=GREY)
+    values = np.array([astuple(result.trained), astuple(result.randomised)], np.float64)
+    before = np.full(4, np.nan) if first is None else np.array(astuple(first), np.float64)
+    known = [i for i in range(4) if np.isfinite(values[:, i]).any()]
+    pitch = (TOP - BOTTOM) / 4
+    for place, i in enumerate(known):
+        top = TOP - place * pitch
+        largest = max(np.nanmax(np.abs(values[:, i])), np.nan_to_num(before[i]), 0.0) or 1.0
+        sheet.text(MIDDLE, top - 20, MEASURES[i])
+        bottom = top - 27 - 2 * BAR
+        for value, color, slot in ((values[0, i], BLUE, 1.5), (values[1, i], GREY, 0.5)):
+            y = bottom + slot * BAR
+            sheet.text(
+                WIDTH - LEFT, y, _short(value), ha="right", va="center_baseline", color=color
+            )
+        width = WIDTH - LEFT - NUMBERS - MIDDLE
+        panel = sheet.panel(
+            MIDDLE, bottom, width, 2 * BAR, xlim=(0, 1), ylim=(0, 2), spines=("left",)
+        )
+        panel.always("tick_params", left=False, bottom=False)
+        panel.ticks("x", [], [])
+        panel.ticks("y", [], [])
+        _bars(panel, values[:, i] / largest, before[i] / largest)
+
+
+def _short(value: float) -> str:
+    """Two digits, in no more room than there is."""
+    if not np.isfinite(value):
+        return "–"
+    if value == 0 or 1e-3 <= abs(value) < 9950:
+        return number(float(f"{value:.2g}"))
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+
+
+def _bars(panel: Panel, shares: Array, first: float) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    for share, low, color in ((shares[0], 1.0, BLUE), (shares[1], 0.0, MISSING)):
+        if np.isfinite(share):
+            panel.add(
+                Rectangle(
+                    (0.0, low + 0.15), float(share), 0.7, facecolor=color, edgecolor="none",
+                    linewidth=0, zorder=ABOVE,
+                )
+            )  # fmt: skip
+    if np.isfinite(first):
+        dashed = {**line_style(INK, 2.5), "linestyle": (0, (2, 1))}
+        panel.add(Line2D([first, first], [0.0, 2.0], zorder=4, **dashed))
+
+
+def _palette() -> Colors:
+    lines = [shades(color, 24) for color in (BLUE, VERMILION, GREY)]
+    crossed = [
+        shades(one, 8, other)
+        for one, other in (
+            (BLUE, GREY), (BLUE, LIGHT), (BLUE, VERMILION), (VERMILION, GREY), (INK, BLUE),
+            (INK, VERMILION), (GREY, LIGHT), (VERMILION, LIGHT), (INK, MISSING), (BLUE, MISSING),
+        )
+    ]  # fmt: skip
+    return np.concatenate([shades(INK, 32), *lines, shades(LIGHT, 6), shades(MISSING, 6), *crossed])

@@ -1,0 +1,113 @@
+"""Scalars with an interval as bands in TensorBoard's Custom Scalars.
+
+A margin chart takes three tags that have points at exactly the same steps, and is an error message
+otherwise. The value is therefore written twice: under its own tag, and where there are bounds
+beside them, as ``intervals/<tag>/value``, ``…/low``, ``…/high``. Which tags make up a chart is told
+by a layout, of which the one written last to a run counts::
+
+    bands = Bands()
+    tags = bands.of("attribution/strength", unique)
+    if bands.changed:
+        Summary(value=[bands.layout(log_dir)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.layout_pb2 import Category, Chart, Layout, MarginChartContent
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
+from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboardX.proto.types_pb2 import DT_STRING
+
+__all__ = ["MOST_CHARTS", "BandTags", "Bands"]
+
+MOST_CHARTS = 48
+_GROUP = "intervals"
+_LAYOUT = "custom_scalars__config__"
+_PLUGIN = "custom_scalars"
+
+
+class BandTags(NamedTuple):
+    """The tags of a chart, in the order in which they are written."""
+
+    value: str
+    low: str
+    high: str
+
+
+class Bands:
+    """Which tags have an interval.
+
+    Attributes:
+        changed: Whether a layout must be written.
+    """
+
+    def __init__(self) -> None:
+        self.changed = False
+        self._tags: dict[str, BandTags] = {}
+
+    def of(self, tag: str, unique: Callable[[str], str]) -> BandTags:
+        """The tags for the band of ``tag``, made by ``unique`` of what they should be.
+
+        The first 48 get a chart.
+        """
+        if tag not in self._tags:
+            wanted = (f"{_GROUP}/{tag}/{part}" for part in BandTags._fields)
+            self._tags[tag] = BandTags(*map(unique, wanted))
+            self.changed = self.changed or len(self._tags) <= MOST_CHARTS
+        return self._tags[tag]
+
+    def layout(self, log_dir: Path | None) -> Summary.Value:
+        """Charts of all tags so far, grouped like the tags, beside those that ``log_dir`` has.
+
+        Raises:
+            OSError: An event file in ``log_dir`` can't be read.
+        """
+        self.changed = False
+        layout = Layout()
+        if log_dir is not None:
+            for found in _layouts(log_dir):
+                layout = found
+        for tag in list(self._tags)[:MOST_CHARTS]:
+            _add(layout, tag, self._tags[tag])
+        return Summary.Value(
+            tag=_LAYOUT,
+            metadata=SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=_PLUGIN)),
+            tensor=TensorProto(
+                dtype=DT_STRING,
+                tensor_shape=TensorShapeProto(),
+                string_val=[layout.SerializeToString()],
+            ),
+        )
+
+
+def _add(layout: Any, tag: str, tags: BandTags) -> None:
+    series = MarginChartContent.Series(value=tags.value, lower=tags.low, upper=tags.high)
+    chart = Chart(title=tag, margin=MarginChartContent(series=[series]))
+    group = tag.split("/")[0]
+    for category in layout.category:
+        if category.title == group:
+            if chart not in category.chart:
+                category.chart.append(chart)
+            return
+    layout.category.append(Category(title=group, chart=[chart]))
+
+
+def _layouts(log_dir: Path) -> Iterator[Any]:
+    """The layouts in the event files of a directory, in the order in which they were written."""
+    from ..runs.frames import Frames, whole
+    from ..runs.reader import event_files
+
+    for file in event_files(log_dir):
+        for frames in Frames(file):
+            some = [frame for frame in frames if _LAYOUT.encode() in frame.data]
+            for frame, sound in zip(some, whole(some) if some else [], strict=True):
+                if sound:
+                    for value in Event.FromString(frame.data).summary.value:
+                        if value.tag == _LAYOUT and value.tensor.string_val:
+                            yield Layout.FromString(value.tensor.string_val[0])
