@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+# Where a script finds its neighbours when it is run as one.
+sys.path.append(str(BENCHMARKS))
 
 
 def script(name: str) -> ModuleType:

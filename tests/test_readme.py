@@ -134,9 +134,9 @@ def test_the_table_names_the_standard_set() -> None:
 
 
 def standard() -> list[ncp.Callback]:
-    from ncp_callbacks.callbacks import standard_callbacks
+    from ncp_callbacks.callbacks import callback_set
 
-    return standard_callbacks()
+    return callback_set("standard")
 
 
 def test_the_two_commands_stand_below_their_headings() -> None:

@@ -1,0 +1,266 @@
+"""Which features act on the target together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..analysis.interactions import (
+    METHODS,
+    Indices,
+    Interactions,
+    archipelago,
+    group_effects,
+    integrated_hessians,
+)
+from ..analysis.methods import constant_baseline
+from ..instrument import NothingToObserve
+from ..observation import Observation
+from ..plots import plot_interactions
+from ..records import Array, Figure, Note, Record, Scalar
+from ..schedules import ScheduleLike
+from .base import Callback, GrowingLimit, bounds, non_finite
+
+__all__ = ["FeatureInteractions"]
+
+
+class FeatureInteractions(Callback):
+    """Which features act on the target together, rather than each by itself.
+
+    Features are taken over all time steps, and the intervals are one more, whose pairs say whether
+    a feature matters only when it is recent. With ``G`` of them, a look takes up to ``G² + G + 2``
+    forward passes of ``max_sequences`` sequences; ``integrated_hessians`` ``G nodes`` products of a
+    Hessian with a vector, each some four gradient passes. So look rarely: ``every=``.
+
+    ======================================== ====== ==============================================
+    Tag                                      Record What
+    ======================================== ====== ==============================================
+    ``interactions/matrix``                  image  strength of every pair, and of each feature
+                                                    alone
+    ``interactions/share``                   scalar share of pairs in the strength of pairs and of
+                                                    features alone: 0 each acts by itself
+    ``interactions/time_share``              scalar share of pairs with the intervals in that of all
+                                                    pairs
+    ``interactions/higher_order``            scalar what neither pairs nor features alone explain
+                                                    (``archipelago``)
+    ``interactions/completeness_error``      scalar error of the quadrature
+                                                    (``integrated_hessians``)
+    ``interactions/sequences``               scalar sequences that went in
+    ``interactions/nonfinite``               scalar sequences left out because of NaN or infinity
+    ``interactions_pair/<pair>``             scalar strength of a pair: the 6 strongest at the first
+                                                    look
+    ``_ncp/interactions_strength``           array  ``(G, G)``, mean over sequences of the absolute
+                                                    value; on the diagonal features alone
+    ``_ncp/interactions_signed``             array  ``(G, G)``, mean over sequences
+    ======================================== ====== ==============================================
+
+    With a target other than the prediction at the last step, ``interactions`` is followed by its
+    name, as in ``interactions_loss/matrix``. Share and pairs come with 95 % intervals over
+    sequences, which of so few are indicative. Everything is relative to the baseline: two features
+    that are always at it have no part in anything.
+
+    Args:
+        method: ``"archipelago"``: what changes when two features are replaced by their baseline
+            together, beyond what each changes by itself; or ``"integrated_hessians"``: second
+            derivatives averaged along the line from the baseline, which share a product of two
+            features among the pair and the features alone.
+        baseline: ``"mean"`` of each feature over held-out sequences and steps, ``"zeros"``, or an
+            array ``(F,)``, ``(T, F)`` or ``(B, T, F)``, ``B`` being the sequences looked at.
+        time_baseline: Likewise for the intervals.
+        nodes: Of the quadrature for ``integrated_hessians``.
+        every, name, max_sequences: See :class:`Callback`.
+
+    With more than 12 features, the 11 whose replacement changes the target most at the first look
+    are looked at by themselves, and the others as one.
+    """
+
+    default_name = "interactions"
+    max_sequences: int | None = 8
+    _MOST, _CURVES = 12, 6
+
+    def __init__(
+        self,
+        *,
+        method: str = "archipelago",
+        baseline: Any = "mean",
+        time_baseline: Any = "mean",
+        nodes: int = 16,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = 8,
+    ) -> None:
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
+        self.max_sequences = max_sequences
+        if method not in METHODS:
+            raise ValueError(
+                f"method={method!r} is unknown: give {' or '.join(map(repr, METHODS))}"
+            )
+        if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+            raise ValueError(f"nodes={nodes!r}: give a whole number of at least 1")
+        self._method, self._nodes = method, nodes
+        self._baseline, self._time_baseline = baseline, time_baseline
+        self._own: list[str] | None = None
+        self._pairs: list[tuple[str, str]] | None = None
+        self._limit, self._bars = GrowingLimit(), GrowingLimit()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "own": self._own,
+            "pairs": None if self._pairs is None else [list(pair) for pair in self._pairs],
+            "limits": [self._limit.value, self._bars.value],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._own = None if state["own"] is None else list(state["own"])
+        pairs = state["pairs"]
+        self._pairs = None if pairs is None else [(str(a), str(b)) for a, b in pairs]
+        self._limit, self._bars = (GrowingLimit(float(v)) for v in state["limits"])
+
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        group = self.name + observation.target_slug
+        x, mask = observation.inputs, observation.mask
+        x0 = constant_baseline(self._baseline, x, mask, "baseline")
+        dt = dt0 = None
+        if observation.takes_time:
+            dt = observation.time_delta
+            assert dt is not None
+            dt0 = constant_baseline(self._time_baseline, dt, mask, "time_baseline")
+            if np.allclose(dt, dt0, rtol=1e-6, atol=0.0):
+                dt = dt0 = None
+                yield Note(
+                    f"{group}: the intervals are all at their baseline and so have no part in "
+                    "anything; give another time_baseline=, such as one that is shorter"
+                )
+        names, groups = self._groups(observation, x0)
+        if dt is not None:
+            names = [*names, "intervals" if "intervals" not in names else "time intervals"]
+        if len(names) < 2:
+            raise NothingToObserve(
+                f"there is nothing but {names[0]} for the target to depend on, and a pair takes two"
+            )
+        if self._method == "archipelago":
+            result = archipelago(
+                observation.evaluate, x, dt,
+                baseline=x0, time_baseline=dt0, groups=groups, names=names,
+            )  # fmt: skip
+        else:
+            result = integrated_hessians(
+                observation.evaluate, observation.slopes, x, dt,
+                baseline=x0, time_baseline=dt0, groups=groups, names=names, nodes=self._nodes,
+            )  # fmt: skip
+        if result.sequences:
+            yield self._matrix(result, group, observation)
+            yield from self._numbers(result, group, observation, with_time=dt is not None)
+            yield from self._curves(result, group, observation.target)
+            main = np.diag(result.main_strength)
+            yield Array(f"_ncp/{group}_strength", result.strength + main)
+            yield Array(f"_ncp/{group}_signed", result.signed + np.diag(result.main.mean(axis=0)))
+        yield from non_finite(
+            group, result.non_finite, "sequences", "their interactions had NaN or infinity"
+        )
+
+    def _groups(
+        self, observation: Observation, baseline: np.ndarray
+    ) -> tuple[list[str], list[Indices]]:
+        """Names of the groups of features, and their features."""
+        names = list(observation.held_out.feature_names)
+        if observation.held_out.tokens:
+            return names, [np.arange(observation.inputs.shape[2])]
+        each = [np.array([i]) for i in range(len(names))]
+        if self._own is None:
+            self._own = names
+            if len(names) > self._MOST:
+                effects = group_effects(
+                    observation.evaluate, observation.inputs, baseline=baseline, groups=each
+                )
+                strongest = np.argsort(-effects, kind="stable")[: self._MOST - 1]
+                self._own = [names[i] for i in sorted(strongest)]
+        own = [i for i, name in enumerate(names) if name in self._own]
+        others = np.array([i for i in range(len(names)) if i not in own], np.intp)
+        if not others.size:
+            return names, each
+        other = "others" if "others" not in self._own else "other features"
+        return [*(names[i] for i in own), other], [*(each[i] for i in own), others]
+
+    def _matrix(self, result: Interactions, group: str, observation: Observation) -> Record:
+        bars = result.main_strength + result.strength.sum(axis=1) / 2
+        return Figure(
+            f"{group}/matrix",
+            plot_interactions,
+            result,
+            {
+                "limit": self._limit.covering(float(result.strength.max())),
+                "bars": self._bars.covering(float(bars.max())),
+                "target": observation.target,
+                "step": observation.step,
+            },
+            f"What each pair does to the {observation.target} together, beyond what each does "
+            "alone: mean absolute value over held-out sequences, in units of the target. Bars: "
+            "each alone, and its part in all its pairs.",
+        )
+
+    def _numbers(
+        self, result: Interactions, group: str, observation: Observation, with_time: bool
+    ) -> Iterator[Record | Note]:
+        yield Scalar(
+            f"{group}/sequences",
+            result.sequences,
+            "Held-out sequences that went in; intervals over so few are indicative",
+        )
+        if np.isfinite(result.share):
+            yield Scalar(
+                f"{group}/share",
+                result.share,
+                "Share of pairs in the strength of pairs and of features alone: 0 each feature "
+                f"acts on the {observation.target} by itself",
+                interval=bounds(result.share_interval),
+            )
+        total = result.strength.sum() / 2
+        if with_time and total > 0:
+            yield Scalar(
+                f"{group}/time_share",
+                float(result.strength[-1].sum() / total),
+                "Share of pairs with the intervals in the strength of all pairs: features that "
+                "matter more, or less, when they are recent",
+            )
+        rest = np.sqrt(np.mean(result.rest**2))
+        if result.method == "archipelago":
+            yield Scalar(
+                f"{group}/higher_order",
+                float(rest),
+                "RMS over sequences of what neither pairs nor features alone explain of the "
+                "change from the baseline, in RMS changes: three or more acting together",
+            )
+        else:
+            yield Scalar(
+                f"{group}/completeness_error",
+                float(rest),
+                "RMS difference between the sum of all interactions and the change from the "
+                "baseline, in RMS changes: the error of the quadrature",
+            )
+            if rest > 0.05:
+                yield Note(
+                    f"{group}: the interactions of some looks don't sum to the change of the "
+                    f"target within 5 %, see {group}/completeness_error: give more than "
+                    f"nodes={self._nodes}"
+                )
+
+    def _curves(self, result: Interactions, group: str, target: str) -> Iterator[Record]:
+        names = result.names
+        rows, columns = np.tril_indices(len(names), -1)
+        if self._pairs is None:
+            order = np.argsort(-result.strength[rows, columns], kind="stable")[: self._CURVES]
+            self._pairs = [(names[columns[k]], names[rows[k]]) for k in order]
+        for first, second in self._pairs:
+            if first not in names or second not in names:
+                continue
+            i, j = names.index(first), names.index(second)
+            yield Scalar(
+                f"{group}_pair/{first}_x_{second}",
+                float(result.strength[i, j]),
+                f"Mean absolute effect of {first} and {second} together on the {target}, beyond "
+                "what each does alone; in units of the target",
+                interval=bounds(result.interval(i, j)),
+            )

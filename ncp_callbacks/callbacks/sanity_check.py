@@ -1,0 +1,277 @@
+"""Whether attribution maps depend on what the model has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..analysis import summarize, time_sensitivity
+from ..analysis.methods import Attribution, method_name
+from ..analysis.results import FloatArray
+from ..analysis.sanity import ALIKE, Cascade, Measures, map_similarity
+from ..analysis.uncertainty import mean_interval
+from ..measures import AttributionSettings, attribution
+from ..observation import Need, Observation
+from ..plots.sanity import plot_sanity
+from ..records import Array, Figure, Note, Record, Scalar
+from ..schedules import ScheduleLike
+from .base import Callback, bounds, non_finite
+
+__all__ = ["SanityCheck"]
+
+_MEASURES = (
+    ("strength", "Mean absolute {method} of the {target}, summed over steps and features"),
+    ("entropy", "Entropy of the feature shares: 1 all features matter equally, 0 only one does"),
+    (
+        "elasticity",
+        "RMS over sequences of the slope of the {target} in ln(time scale), in SDs of the target",
+    ),
+    ("target_sd", "SD of the {target} over sequences"),
+)
+
+
+class SanityCheck(Callback):
+    """Maps of the model against maps of the same model with its parameters randomised.
+
+    What a map shows without what was learnt comes from the inputs and the architecture: recurrent
+    networks attend to the last steps, and input × gradient to large inputs, before any training. So
+    the likeness must fall while parameters are randomised, module by module from the output towards
+    the input; and what is measured of the trained model means something only beside the same number
+    of the randomised one.
+
+    Randomised: the entries of each trainable array change places, always in the same way. Its
+    distribution stays, and with it how far activations are driven, and the signs that LTCs rely on.
+    What is frozen stays, and so do integers, booleans and zeros: masks, and connections that are
+    not there. An array of one entry, or of equal ones, can't change. Afterwards the model is what
+    it was, bit by bit.
+
+    Costs for each stage a gradient pass and what the map itself costs; with input × gradient and
+    gradient that pass is all.
+
+    =================================== ====== =====================================================
+    Tag                                 Record What
+    =================================== ====== =====================================================
+    ``sanity_check/cascade``            image  likeness after each stage; measures of both models
+    ``sanity_check/rank_correlation``   scalar Spearman's, of absolute maps of a sequence, all
+                                               parameters randomised: 1 the same order of importance
+    ``sanity_check/cosine``             scalar the same of maps with their signs
+    ``sanity_check/strength``           scalar as in ``attribution/strength``, of these sequences
+    ``sanity_check/strength_random``    scalar the same of the randomised model
+    ``sanity_check/entropy``            scalar as in ``attribution/entropy``
+    ``sanity_check/entropy_random``     scalar the same of the randomised model
+    ``sanity_check/elasticity``         scalar as in ``time_delta/elasticity_rms``; with intervals
+    ``sanity_check/elasticity_random``  scalar the same of the randomised model
+    ``sanity_check/target_sd``          scalar SD of the target over sequences
+    ``sanity_check/target_sd_random``   scalar the same of the randomised model
+    ``sanity_check/sequences``          scalar sequences that were compared
+    ``sanity_check/nonfinite``          scalar sequences with NaN or infinity in a map
+    ``_ncp/sanity_check_cascade``       array  ``(2, stages + 1)``: mean rank correlation and cosine
+                                               after 0, 1, … stages
+    =================================== ====== =====================================================
+
+    With a target other than the prediction at the last step, ``sanity_check`` is followed by its
+    name, as in ``sanity_check_loss/cosine``. Dashed lines of the picture are of the first look.
+
+    From the second look on, a note says once when the rank correlation is above 0.71 with its whole
+    95 % interval: then its square, the share of the order of the map that is there without what was
+    learnt, is above a half.
+
+    Args:
+        method, baseline, time_baseline, nodes, most_nodes: Which map, see
+            :class:`GradientAttribution`.
+        stages: At most so many; modules next to each other are randomised together.
+        every, name, max_sequences: See :class:`Callback`.
+
+    Raises:
+        ValueError: For fewer than one of ``stages``.
+
+    Source: Adebayo et al. 2018 (arXiv:1810.03292), the cascading model parameter test; there
+    parameters are drawn anew.
+    """
+
+    default_name = "sanity_check"
+
+    def __init__(
+        self,
+        *,
+        method: str = "input_x_gradient",
+        baseline: Any = None,
+        time_baseline: Any = "mean",
+        nodes: int = 16,
+        most_nodes: int | None = None,
+        stages: int = 6,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = 8,
+    ) -> None:
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
+        if stages < 1:
+            raise ValueError(f"stages={stages!r}: give at least 1")
+        self._settings = AttributionSettings(
+            method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
+        )
+        self.needs = self._settings.needs | {Need.TIME_GRADIENT}
+        self._stages = stages
+        self._first: Measures | None = None
+        self._first_curve: FloatArray | None = None
+        self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "first": None if self._first is None else list(astuple(self._first)),
+            "first_curve": self._first_curve,
+            "warned": self._warned,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        first, curve = state["first"], state["first_curve"]
+        self._first = None if first is None else Measures(*map(float, first))
+        self._first_curve = None if curve is None else np.asarray(curve, np.float64)
+        self._warned = bool(state["warned"])
+
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        result = self._cascade(observation)
+        group = self.name + observation.target_slug
+        yield from non_finite(
+            group, result.non_finite, "sequences", "a map, at some stage, had NaN or infinity"
+        )
+        compared = int(np.isfinite(result.rank_correlation[-1]).sum())
+        yield Scalar(f"{group}/sequences", compared, "Sequences whose maps were compared")
+        yield from self._likeness(result, group, observation)
+        yield from self._measures(result, group, observation.target)
+        yield Figure(
+            f"{group}/cascade",
+            plot_sanity,
+            result,
+            {
+                "first": self._first,
+                "first_curve": self._first_curve,
+                "method": method_name(self._settings.method),
+                "step": observation.step,
+            },
+            f"Left: likeness of {method_name(self._settings.method)} of the {observation.target} "
+            "to that of the trained model, while parameters are randomised from the output towards "
+            f"the input, mean over sequences; it must fall. Stages: {_listed(result.stages)}. "
+            "Right: the same measures of both models. Dashed: the first look.",
+        )
+        yield Array(f"_ncp/{group}_cascade", result.curve)
+        if self._first is None:
+            self._first, self._first_curve = result.randomised, result.curve[0]
+
+    def _cascade(self, observation: Observation) -> Cascade:
+        own = attribution(observation, self._settings)
+        alike = [map_similarity(own.inputs, own.inputs, observation.mask)]
+        finite = _finite(own, observation.mask)
+        stages: list[tuple[str, ...]] = []
+        randomised = trained = _measured(observation, own)
+        with observation.randomised(self._stages) as cascade:
+            for modules, seen in cascade:
+                found = attribution(seen, self._settings)
+                alike.append(map_similarity(own.inputs, found.inputs, seen.mask))
+                finite &= _finite(found, seen.mask)
+                randomised = _measured(seen, found)
+                stages.append(modules)
+        return Cascade(
+            _stage_names(stages),
+            np.stack([a[0] for a in alike]),
+            np.stack([a[1] for a in alike]),
+            int((~finite).sum()),
+            trained,
+            randomised,
+        )
+
+    def _likeness(
+        self, result: Cascade, group: str, observation: Observation
+    ) -> Iterator[Record | Note]:
+        ranks, cosines = (
+            values[-1][np.isfinite(values[-1])]
+            for values in (result.rank_correlation, result.cosine)
+        )
+        if ranks.size:
+            interval = mean_interval(ranks)
+            yield Scalar(
+                f"{group}/rank_correlation",
+                float(ranks.mean()),
+                "Rank correlation of a sequence's absolute map with that of the randomised model, "
+                "mean over sequences: 1 the map doesn't depend on what was learnt",
+                interval=bounds(interval),
+            )
+            lowest = float(interval[0]) if ranks.size > 1 else float(ranks.mean())
+            if self._first is not None and not self._warned and lowest > ALIKE:
+                self._warned = True
+                yield Note(
+                    f"{group}: at step {observation.step} the maps keep most of their order "
+                    f"(rank correlation {ranks.mean():.2f}) with all trainable parameters "
+                    "randomised: they show the inputs and the architecture more than what was "
+                    f"learnt. Look at {group}/rank_correlation, and try another method="
+                )
+        if cosines.size:
+            yield Scalar(
+                f"{group}/cosine",
+                float(cosines.mean()),
+                "Cosine of a sequence's map with that of the randomised model, mean over "
+                "sequences: 1 the same up to a factor, 0 unrelated",
+                interval=bounds(mean_interval(cosines)),
+            )
+
+    def _measures(self, result: Cascade, group: str, target: str) -> Iterator[Record]:
+        both = zip(_MEASURES, astuple(result.trained), astuple(result.randomised), strict=True)
+        method = method_name(self._settings.method)
+        for (name, what), own, other in both:
+            description = what.format(method=method, target=target)
+            if np.isfinite(own):
+                yield Scalar(f"{group}/{name}", own, description)
+            if np.isfinite(other):
+                yield Scalar(
+                    f"{group}/{name}_random",
+                    other,
+                    f"{description}; of the model with its parameters randomised",
+                )
+
+
+def _finite(found: Attribution, mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    values = found.inputs if mask is None else np.where(mask[..., None], found.inputs, 0.0)
+    return np.asarray(np.isfinite(values).all(axis=(1, 2)))
+
+
+def _measured(seen: Observation, found: Attribution) -> Measures:
+    importance = summarize(found, mask=seen.mask)
+    time = time_sensitivity(
+        {1.0: seen.target_values},
+        time_delta=seen.time_delta,
+        time_gradient=seen.time_gradient,
+        mask=seen.mask,
+    )
+    return Measures(
+        strength=float(importance.importance.sum()) if importance.sequences else float("nan"),
+        entropy=importance.entropy,
+        elasticity=time.relative_elasticity if time.sequences else float("nan"),
+        target_sd=time.target_sd,
+    )
+
+
+def _stage_names(stages: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Of each stage's first module the end of its path that no other has, and how many more."""
+    paths = [path for modules in stages for path in modules]
+
+    def short(path: str) -> str:
+        parts = path.split(".")
+        for count in range(1, len(parts)):
+            end = parts[-count:]
+            alone = sum(other.split(".")[-count:] == end for other in paths) == 1
+            if alone and not end[0].isdigit():
+                return ".".join(end)
+        return path or "model"
+
+    return tuple(
+        short(modules[0]) + (f" +{len(modules) - 1}" if len(modules) > 1 else "")
+        for modules in stages
+    )
+
+
+def _listed(stages: tuple[str, ...]) -> str:
+    return ", ".join(f"{number} {name}" for number, name in enumerate(stages, start=1))

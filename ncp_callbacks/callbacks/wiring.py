@@ -1,0 +1,249 @@
+"""What goes through the synapses of a neural circuit policy, and what its neurons do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..analysis.wiring import (
+    LEAK,
+    SENSORY,
+    NeuronGroup,
+    SynapticFlow,
+    group_activity,
+    group_shares,
+    synaptic_flow,
+)
+from ..instrument import NothingToObserve
+from ..instrument.liquid import LTCReading, neuron_groups, read_liquid
+from ..instrument.replay import Replay
+from ..observation import Need, Observation, Trajectory
+from ..plots import plot_wiring
+from ..records import Array, Figure, Note, Record, Scalar
+from ..schedules import ScheduleLike
+from .base import Callback, GrowingLimit, non_finite, short_names
+
+__all__ = ["Wiring"]
+
+
+class Wiring(Callback):
+    """Neurons by kind and, in an LTC, what goes through its synapses, for every wired cell.
+
+    The parts of a neuron's total conductance, its leak and each synapse, say to whom it listens:
+    shares, which sum to 1. The current through a synapse says whether that raises or lowers it.
+    Both are exact, and recomputed from what the cell holds; ``balance_error`` compares them with
+    what the cell's state does.
+
+    A wired CfC has no synapses: its wiring limits two of the four maps of a layer, the others and
+    the recurrence within a layer are dense. So it isn't drawn, and only the activity of its neurons
+    is logged, which a note says.
+
+    Costs a forward pass, and each step of the cell once more: for an LTC of 32 units (batch 32, 32
+    steps) less than a training step.
+
+    ==================================== ========= =================================================
+    Tag                                  Record    What
+    ==================================== ========= =================================================
+    ``wiring/graph``                     image     LTC: neurons and synapses, as wide as their share
+                                                   of the target's conductance; above 60 neurons or
+                                                   240 synapses a matrix
+    ``wiring/share_<source>_<target>``   scalar    LTC: share of the conductance of a kind of neuron
+                                                   that comes from another kind, from the inputs
+                                                   (``sensory``), or is ``leak``
+    ``wiring/silent_synapses``           scalar    LTC: share of synapses with less than 1 % of
+                                                   their target's conductance
+    ``wiring/balance_error``             scalar    LTC: what the currents leave of the charge that
+                                                   moved the state
+    ``wiring/activity_<kind>``           scalar    mean ``|v|`` of a kind of neuron
+    ``wiring/speed_<kind>``              scalar    mean ``|dv|/dt`` of a kind of neuron
+    ``wiring/nonfinite``                 scalar    states left out: NaN or infinity
+    ``_ncp/wiring_share``                array     LTC: ``(F + H, H)``, mean shares of synapses,
+                                                   from inputs and then neurons, to neurons
+    ``_ncp/wiring_current``              array     LTC: ``(F + H, H)``, mean currents
+    ==================================== ========= =================================================
+
+    Kinds are inter, command and motor, as the wiring calls them. With several cells the name of a
+    cell is added, as in ``wiring_encoder/graph``. Neurons are numbered as in the cell's state: an
+    LTC has its motor neurons first, a wired CfC last.
+
+    Args:
+        sequences: How many sequences are looked at, spread over the batch.
+        every, name, max_sequences: See :class:`Callback`.
+
+    Raises:
+        ValueError: For fewer than one of ``sequences``.
+    """
+
+    needs = frozenset({Need.STATES})
+    default_name = "wiring"
+
+    def __init__(
+        self,
+        *,
+        sequences: int = 8,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = None,
+    ) -> None:
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
+        if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 1:
+            raise ValueError(f"sequences={sequences!r}: give a whole number of at least 1")
+        self._sequences = sequences
+        # By cell.
+        self._limits: dict[str, GrowingLimit] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"limits": {cell: limit.value for cell, limit in self._limits.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
+
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        cells = observation.states
+        if not cells:
+            raise NothingToObserve(observation.no_cells)
+        part = observation.limited(self._sequences)
+        found: list[Record | Note] = []
+        reasons: list[str] = []
+        for cell, short in zip(part.states, short_names([c.cell for c in cells]), strict=True):
+            try:
+                found += self._of(cell, self.name + short, part)
+            except NothingToObserve as reason:
+                reasons.append(str(reason))
+        if len(reasons) == len(cells):
+            raise NothingToObserve("; ".join(reasons))
+        yield from found
+        for why in reasons:
+            yield Note(f"{self.name}: {why}, so that nothing is logged of it here")
+
+    def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
+        replay = part.replay(cell.cell)
+        groups = neuron_groups(replay)
+        reading = None
+        try:
+            reading = read_liquid(replay, part.time_delta if part.takes_time else None)
+        except NothingToObserve as reason:
+            if not groups:
+                raise
+            yield Note(f"{group}: {reason}, so that its synapses are left out")
+        if isinstance(reading, LTCReading):
+            groups = groups or (NeuronGroup("neuron", np.arange(reading.parameters.units)),)
+            yield from self._synapses(_Look(cell.cell, group, replay, groups), reading, part)
+        elif not groups:
+            raise NothingToObserve(f"{cell.cell} has no wiring")
+        elif reading is not None:
+            yield Note(
+                f"{group}: a wired CfC's gates and the recurrence within its layers are dense, so "
+                "that influence goes where its wiring has no synapse: only the activity of its "
+                "kinds of neurons is logged"
+            )
+        yield from _activity(cell, group, groups, part)
+
+    def _synapses(
+        self, look: _Look, reading: LTCReading, part: Observation
+    ) -> Iterator[Record | Note]:
+        flow = synaptic_flow(
+            reading.parameters,
+            reading.inputs,
+            reading.before,
+            reading.after,
+            reading.intervals,
+            mask=part.mask,
+            cell=look.cell,
+        )
+        group = look.group
+        if not flow.samples:
+            return
+        for (source, target), value in group_shares(flow, look.groups).items():
+            if not math.isfinite(value):
+                continue
+            origin = {
+                LEAK: "is their leak",
+                SENSORY: "comes from the inputs",
+            }.get(source, f"comes from {source} neurons")
+            yield Scalar(
+                f"{group}/share_{source}_{target}",
+                value,
+                f"Share of the total conductance of {target} neurons of {look.cell} that {origin}, "
+                "mean over neurons, steps and sequences",
+            )
+        if not math.isnan(flow.silent):
+            yield Scalar(
+                f"{group}/silent_synapses",
+                flow.silent,
+                f"Share of the synapses of {look.cell} with less than 1 % of the conductance of "
+                "their target neuron, mean over steps and sequences",
+            )
+        if math.isfinite(flow.balance_error):
+            yield Scalar(
+                f"{group}/balance_error",
+                flow.balance_error,
+                f"Largest difference between the charge that moved a neuron of {look.cell} and "
+                "what its currents brought, as a share of all that flowed: rounding, if all is "
+                "well",
+            )
+        yield Array(f"_ncp/{group}_share", flow.share)
+        yield Array(f"_ncp/{group}_current", flow.current)
+        if np.isfinite(flow.share).all() and np.isfinite(flow.current).all():
+            yield from self._picture(look, flow, part)
+
+    def _picture(
+        self, look: _Look, flow: SynapticFlow, part: Observation
+    ) -> Iterator[Record | Note]:
+        limit = self._limits.setdefault(look.cell, GrowingLimit())
+        names = part.held_out.feature_names
+        features = len(flow.share) - len(flow.leak_share)
+        yield Figure(
+            f"{look.group}/graph",
+            plot_wiring,
+            flow,
+            {
+                "groups": [(group.name, group.columns) for group in look.groups],
+                # A model may put something else than the batch's features into its cell.
+                "input_names": names if len(names) == features else None,
+                "limit": min(1.0, limit.covering(float(flow.share.max(initial=0.0)))),
+                "step": part.step,
+            },
+            f"Synapses of {look.cell}, as wide as the share of the target's conductance that they "
+            "have on average over steps and sequences; orange where their current raises the "
+            "target, purple where it lowers it. The rest of a neuron's conductance is its leak.",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    cell: str
+    group: str
+    replay: Replay
+    groups: tuple[NeuronGroup, ...]
+
+
+def _activity(
+    cell: Trajectory, group: str, groups: tuple[NeuronGroup, ...], part: Observation
+) -> Iterator[Record | Note]:
+    values, delta, mask = cell.values, part.time_delta, part.mask
+    real = np.ones(values.shape[:2], bool) if mask is None else mask
+    broken = int((real & ~np.isfinite(values).all(axis=2)).sum())
+    yield from non_finite(group, broken, "states", "of NaN or infinity")
+    if cell.reverse:
+        values = values[:, ::-1]
+        delta = None if delta is None else delta[:, ::-1]
+        mask = None if mask is None else mask[:, ::-1]
+    found = group_activity(values, groups, time_delta=delta, mask=mask)
+    per = "step" if delta is None else "unit of time_delta"
+    for name, seen in found.items():
+        yield Scalar(
+            f"{group}/activity_{name}",
+            seen.level,
+            f"Mean |v| of {name} neurons of {cell.cell} over steps and sequences",
+        )
+        if not math.isnan(seen.speed):
+            yield Scalar(
+                f"{group}/speed_{name}",
+                seen.speed,
+                f"Mean |dv|/dt of {name} neurons of {cell.cell}, per {per}",
+            )

@@ -1,0 +1,541 @@
+"""What flows through wired LTCs, against the identities of their equation and by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import zoo
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from ncps.wirings import NCP, AutoNCP, FullyConnected, Random
+from promises import pattern, promised
+from test_plots import check_text, drawn, texts, title, words
+from test_time_constants import (
+    HiddenNames,
+    KeptInADict,
+    arrays,
+    batch,
+    check_drawer,
+    figures,
+    in_float64,
+    logged,
+    random_parameters,
+    scalars,
+    seen,
+)
+
+import ncp_callbacks as ncp
+from ncp_callbacks.analysis.time_constants import (
+    LTCParameters,
+    ltc_step,
+    system_time_constants,
+)
+from ncp_callbacks.analysis.wiring import (
+    NeuronGroup,
+    group_activity,
+    group_shares,
+    synaptic_flow,
+)
+from ncp_callbacks.callbacks import Wiring
+from ncp_callbacks.instrument.liquid import neuron_groups
+from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.plots import plot_wiring
+from ncp_callbacks.plots.wiring import LOWERS, RAISES, THINNEST, WIDEST
+
+S, T, F = 4, 6, 3
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    mx.random.seed(0)
+
+
+def ncp_wiring():
+    return NCP(5, 3, 2, sensory_fanout=2, inter_fanout=2, recurrent_command_synapses=3,
+               motor_fanin=2, seed=11)  # fmt: skip
+
+
+def looked(model, **options):
+    return logged(model, *batch(), callback=Wiring(), **options)
+
+
+def random_flow(rng, parameters, rows=(2, 5)):
+    x = rng.normal(size=(*rows, parameters.inputs))
+    v = rng.normal(size=(*rows, parameters.units))
+    dt = rng.uniform(0.1, 2, rows)
+    after = ltc_step(
+        parameters, x.reshape(-1, parameters.inputs), v.reshape(-1, parameters.units), dt.ravel()
+    ).reshape(v.shape)
+    return x, v, after, dt
+
+
+# ---- shares and currents
+
+
+@given(seeds)
+def test_shares_sum_to_one_and_currents_to_what_moves_a_neuron(seed):
+    rng = np.random.default_rng(seed)
+    parameters = random_parameters(rng, unfolds=3)
+    x, v, after, dt = random_flow(rng, parameters)
+    flow = synaptic_flow(parameters, x, v, after, dt)
+    np.testing.assert_allclose(flow.share.sum(axis=0) + flow.leak_share, 1.0)
+    tau, v_inf = system_time_constants(parameters, x.reshape(-1, 3), v.reshape(-1, 4))
+    moves = (parameters.cm * (v_inf - v.reshape(-1, 4)) / tau).mean(axis=0)
+    np.testing.assert_allclose(
+        flow.current.sum(axis=0) + flow.leak_current, moves, rtol=1e-6, atol=1e-9
+    )
+    np.testing.assert_array_equal(
+        flow.connected, np.concatenate([parameters.sensory_w, parameters.w]) > 0
+    )
+    assert not flow.share[~flow.connected].any()
+    assert not flow.current[~flow.connected].any()
+    assert flow.balance_error < 1e-12
+    assert (flow.samples, flow.non_finite) == (10, 0)
+
+
+def test_one_open_synapse_has_the_share_and_current_of_ohms_law():
+    zero, one = np.zeros((2, 2)), np.ones((2, 2))
+    parameters = LTCParameters(
+        gleak=np.array([0.5, 2.0]), vleak=np.array([0.25, 0.0]), cm=np.ones(2),
+        w=np.array([[0.0, 3.0], [0.0, 0.0]]), sigma=100 * one, mu=zero, erev=-one,
+        sensory_w=np.zeros((1, 2)), sensory_sigma=one[:1], sensory_mu=zero[:1],
+        sensory_erev=one[:1], input_w=np.ones(1), input_b=np.zeros(1), unfolds=1, epsilon=0.0,
+    )  # fmt: skip
+    x, v = np.zeros((1, 2, 1)), np.array([[[1.0, 0.5], [-1.0, 0.5]]])  # open, then shut
+    flow = synaptic_flow(parameters, x, v, v, np.ones((1, 2)))
+    # Source 0 is the input, 1 and 2 are the neurons.
+    assert flow.share[1, 1] == pytest.approx((3 / 5 + 0) / 2)
+    assert flow.leak_share.tolist() == pytest.approx([1.0, (2 / 5 + 1) / 2])
+    assert flow.current[1, 1] == pytest.approx(3 * (-1 - 0.5) / 2)
+    assert flow.leak_current.tolist() == pytest.approx([0.5 * 0.25, -2 * 0.5])
+    assert flow.connected.sum() == 1
+    groups = (NeuronGroup("inter", np.array([0])), NeuronGroup("motor", np.array([1])))
+    assert group_shares(flow, groups) == pytest.approx(
+        {("leak", "inter"): 1.0, ("leak", "motor"): 0.7, ("inter", "motor"): 0.3}
+    )
+
+
+def test_a_state_that_did_not_come_from_these_currents_is_noticed():
+    rng = np.random.default_rng(0)
+    parameters = random_parameters(rng, unfolds=3)
+    x, v, after, dt = random_flow(rng, parameters)
+    wrong = after.copy()
+    wrong[1, 2, 0] += 0.1
+    assert synaptic_flow(parameters, x, v, wrong, dt).balance_error > 1e-3
+    half = replace(parameters, w=0.5 * parameters.w)
+    assert synaptic_flow(half, x, v, after, dt).balance_error > 1e-3
+
+
+def test_silent_synapses_are_those_below_a_hundredth():
+    rng = np.random.default_rng(0)
+    full = np.ones((4, 4))
+    parameters = replace(
+        random_parameters(rng), gleak=np.ones(4), sensory_w=np.zeros((3, 4)),
+        sigma=full, mu=-1000 * full, w=np.diag([1.0, 0.02, 0.009, 1e-5]),
+    )  # fmt: skip
+    x, v, after, dt = random_flow(rng, parameters)
+    assert synaptic_flow(parameters, x, v, after, dt).silent == 0.5
+
+
+def test_flow_leaves_padding_and_what_is_not_finite_out():
+    rng = np.random.default_rng(0)
+    parameters = random_parameters(rng)
+    x, v, after, dt = random_flow(rng, parameters)
+    expected = synaptic_flow(parameters, x[:1, :3], v[:1, :3], after[:1, :3], dt[:1, :3])
+    mask = np.zeros((2, 5), bool)
+    mask[0, :4] = True
+    x[1], v[0, 3], dt[0, 4] = 1e9, np.nan, np.nan
+    found = synaptic_flow(parameters, x, v, after, dt, mask=mask)
+    np.testing.assert_allclose(found.share, expected.share)
+    np.testing.assert_allclose(found.current, expected.current)
+    assert (found.samples, found.non_finite) == (3, 1)
+    nothing = synaptic_flow(parameters, x, v, after, dt, mask=np.zeros_like(mask))
+    assert nothing.samples == 0
+    assert math.isnan(nothing.silent)
+    assert math.isnan(nothing.balance_error)
+
+
+@given(seeds)
+def test_group_shares_of_a_target_sum_to_one(seed):
+    rng = np.random.default_rng(seed)
+    parameters = random_parameters(rng, units=6)
+    flow = synaptic_flow(parameters, *random_flow(rng, parameters))
+    columns = rng.permutation(6)
+    groups = [NeuronGroup(n, c) for n, c in zip("abc", np.split(columns, [1, 3]), strict=True)]
+    shares = group_shares(flow, groups)
+    for group in groups:
+        total = sum(value for (_, target), value in shares.items() if target == group.name)
+        assert total == pytest.approx(1.0)
+
+
+def test_activity_of_steady_motion():
+    times = np.cumsum(np.full((1, 8), 0.5), axis=1)
+    states = times[..., None] * np.array([2.0, -4.0, 0.0])
+    groups = (NeuronGroup("moves", np.array([0, 1])), NeuronGroup("rests", np.array([2])))
+    found = group_activity(states, groups, time_delta=np.full((1, 8), 0.5))
+    assert found["moves"].speed == pytest.approx(3.0)
+    assert found["moves"].level == pytest.approx(3 * times.mean())
+    assert found["rests"].level == found["rests"].speed == 0.0
+    assert group_activity(states, groups)["moves"].speed == pytest.approx(1.5)  # per step
+    mask = np.zeros((1, 8), bool)
+    mask[0, 3] = True
+    one = group_activity(states, groups, mask=mask)["moves"]
+    assert one.level == pytest.approx(6.0)
+    assert math.isnan(one.speed)
+    assert not group_activity(np.full((1, 2, 3), np.nan), groups)
+
+
+# ---- kinds of neurons
+
+
+@pytest.mark.parametrize("wiring", [ncp_wiring, lambda: AutoNCP(11, 3, seed=2)])
+@pytest.mark.parametrize("model", ["ltc", "cfc", "cfc-pure", HiddenNames, KeptInADict])
+def test_motor_neurons_are_those_that_the_model_puts_out(wiring, model):
+    """An LTC keeps them at the beginning of its state, a wired CfC at its end."""
+    x, dt = batch()
+    if model == "ltc":
+        made = LTC(F, wiring(), output_mapping=None)
+    elif isinstance(model, str):
+        made = CfC(F, wiring(), mode="pure" if "pure" in model else "default")
+    else:
+        made = zoo.PortRNN(model(LTC(F, wiring()).cell), units=wiring().units)
+    _, replay = seen(made, x, dt)
+    groups = {group.name: group.columns for group in neuron_groups(replay)}
+    assert list(groups) == ["inter", "command", "motor"]
+    built = wiring()
+    for name, columns in groups.items():
+        kinds = [built.get_type_of_neuron(i) for i in range(built.units)]
+        assert len(columns) == kinds.count(name)
+    assert sorted(np.concatenate(list(groups.values()))) == list(range(built.units))
+    if model in ("ltc", "cfc", "cfc-pure"):
+        outputs, _ = made(mx.array(x), mx.array(dt))
+        np.testing.assert_allclose(replay.after(4)[:, groups["motor"]], outputs[:, 4], atol=1e-6)
+
+
+def test_one_layer_of_neurons_ends_with_the_motor_neurons():
+    _, replay = seen(LTC(F, Random(7, 2, sparsity_level=0.3)), *batch())
+    groups = neuron_groups(replay)
+    assert [(g.name, g.columns.tolist()) for g in groups] == [
+        ("inter", [2, 3, 4, 5, 6]),
+        ("motor", [0, 1]),
+    ]
+
+
+def test_no_wiring_no_kinds():
+    for model in (CfC(F, 5), zoo.Stack(nn.GRU(F, 5))):
+        _, replay = seen(model, batch()[0], None)
+        assert neuron_groups(replay) == ()
+
+
+# ---- the callback
+
+
+def test_what_is_logged_is_what_the_loop_by_hand_gives():
+    x, dt = batch()
+    model = LTC(F, ncp_wiring())
+    parameters = in_float64(model.cell)
+    v, before, after = np.zeros((S, 10)), [], []
+    for t in range(T):
+        before.append(v)
+        v = ltc_step(parameters, x[:, t], v, dt[:, t])
+        after.append(v)
+    before, after = (np.stack(states, axis=1) for states in (before, after))
+    expected = synaptic_flow(parameters, x, before, after, dt)
+    writer, notes = looked(model)
+    assert not notes
+    np.testing.assert_allclose(arrays(writer, "_ncp/wiring_share")[0], expected.share, atol=1e-5)
+    np.testing.assert_allclose(
+        arrays(writer, "_ncp/wiring_current")[0], expected.current, atol=1e-5
+    )
+    wiring = model.cell.wiring
+    adjacency = np.concatenate([wiring.sensory_adjacency_matrix, wiring.adjacency_matrix])
+    assert (expected.connected == (adjacency != 0)).all()
+    found = scalars(writer, "wiring")
+    assert found["balance_error"] < 1e-5
+    assert found["nonfinite"] == 0
+    # Neurons: 0-1 motor, 2-4 command, 5-9 inter; sources begin with 3 inputs.
+    by_hand = {
+        "share_sensory_inter": expected.share[:3, 5:].sum(axis=0).mean(),
+        "share_inter_command": expected.share[8:, 2:5].sum(axis=0).mean(),
+        "share_command_command": expected.share[5:8, 2:5].sum(axis=0).mean(),
+        "share_command_motor": expected.share[5:8, :2].sum(axis=0).mean(),
+        "share_leak_motor": expected.leak_share[:2].mean(),
+        "activity_motor": np.abs(after[..., :2]).mean(),
+        "activity_inter": np.abs(after[..., 5:]).mean(),
+        "speed_command": (
+            np.abs(np.diff(after[..., 2:5], axis=1)) / dt[:, 1:, None]
+        ).mean(),
+    }  # fmt: skip
+    for name, value in by_hand.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    assert {name for name in found if name.startswith("share")} == {
+        "share_leak_inter", "share_sensory_inter", "share_leak_command", "share_inter_command",
+        "share_command_command", "share_leak_motor", "share_command_motor",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [HiddenNames, KeptInADict])
+def test_an_ltc_of_other_names_is_the_same(kind):
+    ours = LTC(F, ncp_wiring())
+    port = zoo.PortRNN(kind(ours.cell), units=10)
+    here, there = (scalars(looked(model)[0], "wiring") for model in (ours, port))
+    assert here.keys() == there.keys()
+    for name, value in here.items():
+        assert there[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def test_neurons_without_a_wiring_are_one_kind():
+    ours = LTC(F, 4)
+    cell = HiddenNames(ours.cell)
+    del cell._wiring
+    found = scalars(looked(zoo.PortRNN(cell, units=4))[0], "wiring")
+    parts = ("share_leak_neuron", "share_sensory_neuron", "share_neuron_neuron")
+    assert sum(found[name] for name in parts) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["default", "pure", "no_gate"])
+def test_a_wired_cfc_is_not_drawn_as_if_its_wiring_were_its_influence(mode):
+    writer, notes = looked(CfC(F, ncp_wiring(), mode=mode), steps=3)
+    found = scalars(writer, "wiring")
+    assert {"activity_inter", "activity_command", "activity_motor", "speed_motor"} <= set(found)
+    assert not any(name.startswith("share") for name in found)
+    assert not figures(writer)
+    assert sum("are dense" in note for note in notes) == 1
+
+
+@pytest.mark.parametrize("model", [lambda: CfC(F, 5), lambda: zoo.PortRNN(zoo.PortCfCCell(F, 5))])
+def test_a_model_without_a_wiring_is_told_once(model):
+    writer, notes = looked(model(), steps=3)
+    assert sum("wiring is left out" in note and "no wiring" in note for note in notes) == 1
+    assert not any(r.tag.startswith("wiring") for step, r in writer.records if step)
+
+
+def test_models_without_a_cell_or_a_liquid_one_are_told_once():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(T * F, 2)
+
+        def __call__(self, x):
+            return self.head(x.reshape(len(x), -1))
+
+    for model in (Flat(), zoo.Stack(nn.GRU(F, 5))):
+        _, notes = logged(model, batch()[0], steps=2, callback=Wiring())
+        assert sum("wiring is left out" in note for note in notes) == 1
+
+
+class Both(nn.Module):
+    """A wired cell and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = LTC(F, ncp_wiring()), CfC(2, 4)
+
+    def __call__(self, x, time_delta=None):
+        return self.decoder(self.encoder(x, time_delta)[0], time_delta)[0]
+
+
+def test_of_several_cells_those_that_are_wired_are_looked_at():
+    writer, notes = looked(Both())
+    tags = {r.tag for step, r in writer.records if step}
+    assert "wiring_encoder/graph" in tags
+    assert not any(tag.startswith("wiring_decoder") for tag in tags)
+    assert sum("decoder.cell has no wiring" in note for note in notes) == 1
+
+
+def test_padding_does_not_matter():
+    x, dt = batch()
+    mask = np.ones((S, T), bool)
+    mask[1, 3:], mask[3, 1:] = False, False
+    model, values = LTC(F, ncp_wiring()), []
+    for fill in (0.0, 7.0):
+        other, intervals = x.copy(), dt.copy()
+        other[~mask], intervals[~mask] = fill, 1 + fill
+        held_out = ncp.HeldOutBatch(other, intervals, mask=mask)
+        writer, _ = logged(model, None, callback=Wiring(), held_out=held_out)
+        values.append(scalars(writer, "wiring"))
+        share = arrays(writer, "_ncp/wiring_share")[0]
+        values[-1] |= {f"{i}": value for i, value in enumerate(share.ravel())}
+    assert values[0].keys() == values[1].keys()
+    for name, value in values[0].items():
+        assert values[1][name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_what_is_not_finite_is_counted_and_not_logged():
+    x, dt = batch()
+    model = LTC(F, ncp_wiring())
+    writer = ncp.MemoryWriter()
+    held_out = ncp.HeldOutBatch(x, dt)
+    with ncp.Monitor(model, held_out, [Wiring()], writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+        model.cell.vleak = mx.full(model.cell.vleak.shape, mx.nan)
+        monitor.on_step_end(2)
+        assert monitor.callbacks
+        assert any("synapses are left out" in note for note in monitor.notes)
+    values = [r.value for step, r in writer.records if step and isinstance(r, ncp.Scalar)]
+    assert all(math.isfinite(value) for value in values)
+    assert writer.scalars("wiring/nonfinite") == [(1, 0), (2, S * T)]
+
+
+def test_the_docstring_lists_every_tag_and_no_other():
+    kinds = {ncp.Scalar: "scalar", ncp.Figure: "image", ncp.Array: "array"}
+    promises = promised(Wiring)
+    records = [
+        record
+        for step, record in looked(LTC(F, ncp_wiring()))[0].records
+        if step and record.tag.removeprefix("_ncp/").startswith("wiring")
+    ]
+    for record in records:
+        fitting = [tag for tag in promises if pattern(tag).match(record.tag)]
+        assert fitting, f"{record.tag} is not in the table"
+        assert promises[fitting[0]] == kinds[type(record)], record.tag
+        assert isinstance(record, ncp.Array) or record.description
+    for tag in promises:
+        assert any(pattern(tag).match(r.tag) for r in records), f"{tag} was never logged"
+
+
+def test_the_limit_only_grows_also_over_an_interruption():
+    callback = Wiring()
+    model = LTC(F, ncp_wiring())
+    first = figures(logged(model, *batch(), callback=callback)[0])[0].options["limit"]
+    state = json.loads(json.dumps(callback.state_dict()))
+    model.cell.w = model.cell.w - 20.0
+    model.cell.sensory_w = model.cell.sensory_w - 20.0  # synapses of nearly nothing
+    resumed = Wiring()
+    resumed.load_state_dict(copy.deepcopy(state))
+    assert figures(logged(model, *batch(), callback=resumed)[0])[0].options["limit"] == first
+    afresh = figures(logged(model, *batch(), callback=Wiring())[0])[0].options["limit"]
+    assert afresh < first
+
+
+@pytest.mark.parametrize("sequences", [0, 1.5, True])
+def test_numbers_that_cannot_be_are_refused(sequences):
+    with pytest.raises(ValueError, match=f"sequences={sequences}: give a whole number"):
+        Wiring(sequences=sequences)
+
+
+# ---- the picture
+
+
+def shown(wiring, features=F, names=None):
+    mx.random.seed(1)
+    x = np.random.default_rng(0).standard_normal((3, 5, features)).astype(np.float32)
+    held_out = ncp.HeldOutBatch(x, feature_names=names)
+    writer, _ = logged(LTC(features, wiring), None, callback=Wiring(), held_out=held_out)
+    (record,) = figures(writer)
+    return record
+
+
+def edges(figure):
+    (found,) = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    return found
+
+
+def test_synapses_are_as_wide_as_their_shares_and_wear_their_sign():
+    record = shown(ncp_wiring())
+    figure = record.plot(record.data, **record.options)
+    flow, limit = record.data, record.options["limit"]
+    drawn_edges = edges(figure)
+    widths = np.sort(np.asarray(drawn_edges.get_linewidths()) * 100 / 72)
+    expected = np.sort(WIDEST * flow.share[flow.connected] / limit)
+    np.testing.assert_allclose(widths, np.maximum(THINNEST, expected), rtol=1e-6)
+    colors = [to_hex(color) for color in drawn_edges.get_edgecolors()]
+    assert colors.count(RAISES) == (flow.current[flow.connected] >= 0).sum()
+    assert colors.count(LOWERS) == (flow.current[flow.connected] < 0).sum()
+    assert f"{flow.connected.sum()} synapses" in words(figure)
+    assert title(figure) == f"share of conductance 0–{limit:g} · step 1"
+
+
+def test_each_synapse_goes_from_its_source_to_its_target():
+    record = shown(ncp_wiring())
+    figure = record.plot(record.data, **record.options)
+    at = np.concatenate([line.get_xydata() for line in figure.axes[0].lines])
+    assert len(at) == F + 10
+    ends = {
+        (tuple(np.round(path.vertices[0], 3)), tuple(np.round(path.vertices[-1], 3)))
+        for path in edges(figure).get_paths()
+    }
+    sources, targets = np.nonzero(record.data.connected)
+    places = [tuple(np.round(place, 3)) for place in at]
+    assert ends == {(places[s], places[F + t]) for s, t in zip(sources, targets, strict=True)}
+    # Columns from the inputs to the motor neurons, and nobody on top of another.
+    x = at[:, 0]
+    motor, command, inter = x[F : F + 2], x[F + 2 : F + 5], x[F + 5 :]
+    assert x[:F].max() < inter.min() <= inter.max() < command.min() <= command.max() < motor.min()
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize(
+    ("wiring", "features"),
+    [
+        (lambda: AutoNCP(32, 4, sparsity_level=0.6), 5),
+        (lambda: FullyConnected(8), 3),
+        (lambda: FullyConnected(1), 1),
+        (lambda: Random(16, 2, sparsity_level=0.6), 3),
+        (lambda: AutoNCP(19, 2), 30),
+        (lambda: FullyConnected(24, 4), 6),
+        (lambda: AutoNCP(100, 8), 6),
+    ],
+)
+def test_wirings_are_readable_at_any_size(wiring, features):
+    record = shown(wiring(), features, [f"a feature called {i}" for i in range(features)])
+    figure = record.plot(record.data, **{**record.options, "step": 10_000_000})
+    check_text(figure)
+    drawn(figure)
+    names = {t.get_text() for t in texts(figure)}
+    assert {"raises", "lowers"} <= names
+
+
+@pytest.mark.parametrize(
+    ("units", "sparsity", "matrix"), [(60, 0.95, False), (61, 0.95, True), (16, 0.0, True)]
+)
+def test_many_neurons_or_synapses_make_a_matrix(units, sparsity, matrix):
+    record = shown(Random(units, 2, sparsity_level=sparsity))
+    figure = record.plot(record.data, **record.options)
+    assert bool(figure.axes[0].images) == matrix
+    if matrix:
+        values = figure.axes[0].images[0].get_array()
+        assert values.shape == (F + units, units)
+        assert (~np.ma.getmaskarray(values)).sum() == record.data.connected.sum()
+
+
+def test_the_matrix_has_its_rows_and_columns_by_kind():
+    record = shown(AutoNCP(70, 4))
+    figure = record.plot(record.data, **record.options)
+    columns = np.concatenate([columns for _, columns in record.options["groups"]])
+    flow = record.data
+    signed = np.where(flow.current < 0, -1, 1) * flow.share
+    rows = np.concatenate([np.arange(F), F + columns])
+    expected = np.where(flow.connected, signed, 0.0)[np.ix_(rows, columns)]
+    image = figure.axes[0].images[0]
+    np.testing.assert_allclose(np.ma.filled(image.get_array(), 0.0), expected)
+    assert image.get_clim() == (-record.options["limit"], record.options["limit"])
+    order = [t.get_text() for t in texts(figure)]
+    assert order.index("sensory") < order.index("inter") < order.index("command")
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    record = shown(ncp_wiring())
+    groups = record.options["groups"]
+    with pytest.raises(ValueError, match="each of the 10 neurons once"):
+        plot_wiring(record.data, groups[:2])
+    with pytest.raises(ValueError, match="2 input_names for 3 inputs"):
+        plot_wiring(record.data, groups, input_names=["a", "b"])
+    with pytest.raises(ValueError, match="limit=0"):
+        plot_wiring(record.data, groups, limit=0)
+
+
+@pytest.mark.parametrize("wiring", [ncp_wiring, lambda: AutoNCP(70, 4)])
+def test_a_drawer_draws_the_same_picture(wiring):
+    record = shown(wiring())
+    check_drawer(plot_wiring, record.data, record.options, {**record.options, "step": 77})
