@@ -48,7 +48,7 @@ STATES = 112  # Pixels of the height of the states.
 GAP = 16  # Between the map and the states.
 MARGIN = 20  # To the right of the axes: half of a label.
 CURVE = 124  # Pixels of the width of the curve.
-NAMES = 120  # Most pixels for names.
+NAMES = 132  # Most pixels for names.
 ALL_LABELS, TOP_LABELS = 6, 3
 COLORS = (BLUE, VERMILION, GREEN)
 ENDS = ("#5c348e", "#c96d0d")  # Colours of the map that stand for its lower and upper ends.
@@ -286,8 +286,17 @@ def _draw_curve(sheet: Sheet, prediction: Prediction, limit: float) -> None:
             markerfacecolor=INK, markeredgecolor=INK, markeredgewidth=0,
         )
     )  # fmt: skip
-    ticks = [t for t in (low, 1.0, high) if t == 1.0 or not 0.6 < t < 1.6]
-    panel.ticks("x", ticks, [f"{number(float(f'{t:.2g}'))}×" for t in ticks])
+    ticks: list[tuple[float, str, float]] = []
+    for scale in (1.0, low, high):
+        label = f"{number(float(f'{scale:.2g}'))}×"
+        share = np.log(scale * margin / low) / np.log(high / low * margin**2)
+        x, half = right - CURVE * (1 - float(share)), sheet.width(label) / 2
+        if x + half < WIDTH and all(
+            abs(x - at) > half + sheet.width(other) / 2 + 6 for _, other, at in ticks
+        ):
+            ticks.append((float(scale), label, x))
+    ticks.sort()
+    panel.ticks("x", [t[0] for t in ticks], [t[1] for t in ticks])
     panel.ticks("y", [-limit, 0.0, limit], [number(v) for v in (-limit, 0.0, limit)])
     sheet.text(WIDTH - LEFT, SECOND_Y, "change", ha="right")
     sheet.text(right - CURVE / 2, 9, "intervals", ha="center")
