@@ -94,7 +94,8 @@ def _attribution(observation: Observation, settings: AttributionSettings) -> Att
         return smooth_grad(observation.evaluate, x, draws=settings.nodes, mask=mask)
     dt0 = None
     if dt is not None:
-        dt0 = constant_baseline(settings.time_baseline, dt, mask, "time_baseline")
+        own = _of_these(observation, settings.time_baseline, dt)
+        dt0 = constant_baseline(own, dt, mask, "time_baseline")
     given = settings.baseline
     if method == "expected_gradients":
         draws, time_draws = x, dt
@@ -114,7 +115,7 @@ def _attribution(observation: Observation, settings: AttributionSettings) -> Att
         )
     if given is None:
         given = "zeros" if method == "input_x_gradient" else "mean"
-    x0 = constant_baseline(given, x, mask, "baseline")
+    x0 = constant_baseline(_of_these(observation, given, x), x, mask, "baseline")
     if method == "input_x_gradient":
         return input_x_gradient(
             x,
@@ -145,6 +146,14 @@ def _attribution(observation: Observation, settings: AttributionSettings) -> Att
         nodes=settings.nodes,
         most_nodes=settings.most_nodes,
     )
+
+
+def _of_these(observation: Observation, baseline: Any, values: np.ndarray) -> Any:
+    """Of a baseline for each sequence of the held-out batch, those of the sequences looked at."""
+    if isinstance(baseline, str) or np.ndim(baseline) != values.ndim:
+        return baseline
+    each = np.asarray(baseline)
+    return each[observation.indices] if len(each) == observation.whole_batch else each
 
 
 def _checked_draws(given: Any, x: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from promises import STANDARD, promised
 import ncp_callbacks as ncp
 from ncp_callbacks.announce import link
 from ncp_callbacks.models import CfC
-from ncp_callbacks.records import Embedding
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright, of the dev extra: nothing is seen in a browser"
@@ -58,7 +57,7 @@ class Net(nn.Module):
 
 
 class Fill(ncp.Callback):
-    """``fill/last``: size of the last state, with an interval over sequences; last states."""
+    """``fill/last``: size of the last state, with an interval over sequences."""
 
     needs = frozenset({ncp.Need.STATES})
 
@@ -68,7 +67,6 @@ class Fill(ncp.Callback):
         half = 2 * float(sizes.std() / np.sqrt(len(sizes)))
         mean = float(sizes.mean())
         yield ncp.Scalar("fill/last", mean, "Norm", interval=(mean - half, mean + half))
-        yield Embedding("fill/states", last, {"sign": np.sign(last[:, 0]), "size": sizes})
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +226,7 @@ def test_custom_scalars_draws_the_band(board: Board, page: Any) -> None:
 def test_the_projector_shows_the_last_points(board: Board, page: Any) -> None:
     go(page, board, "/#projector")
     inner = page.frame_locator("iframe").frame_locator("iframe")
-    playwright.expect(inner.locator(".numDataPoints")).to_have_text("16")
+    # Every state of 16 sequences of 6 steps.
+    playwright.expect(inner.locator(".numDataPoints")).to_have_text(str(16 * 6))
     found = inner.get_by_role("button", name=re.compile("tensors? found"))
-    playwright.expect(found).to_have_value(f"fill/states (step {LOOKS[-1]})")
+    playwright.expect(found).to_have_value(f"hidden/states (step {LOOKS[-1]})")

@@ -208,3 +208,25 @@ def test_a_single_sequence_has_no_sd() -> None:
     assert "time_delta/elasticity" not in writer.tags
     assert "_ncp/time_delta_curve" in writer.tags
     assert "transitions/direction_consistency" not in writer.tags
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_baseline_for_each_sequence(limit: int | None) -> None:
+    """With the inputs themselves as the baseline nothing is owed to them; with the intervals so."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 5, 3)).astype(np.float32)
+    dt = rng.uniform(0.5, 2.0, (6, 5)).astype(np.float32)
+    shifted = x + np.array([1.0, 0.0, 0.0], np.float32)
+    for method in ("integrated_gradients", "input_x_gradient", "occlusion"):
+        writer, model = ncp.MemoryWriter(), Net()
+        callback = ncp.GradientAttribution(
+            method=method, baseline=shifted, time_baseline=dt, max_sequences=limit
+        )
+        held_out = ncp.HeldOutBatch(x, dt)
+        with ncp.Monitor(
+            model, held_out, [callback], writer=writer, every=1, on_error="raise"
+        ) as monitor:
+            monitor.on_step_end(1)
+        # Only the first feature differs from its baseline, and no interval does.
+        assert writer.scalars("attribution_share/feature 0") == [(1, 1.0)], method
+        assert writer.scalars("attribution/time_share") == [(1, 0.0)], method

@@ -91,7 +91,7 @@ def tags(run: Path) -> set[str]:
 
 def test_every_block_runs(ran: Path) -> None:
     assert sorted(p.name for p in (ran / "runs").iterdir()) == [
-        "cfc-seed0", "cfc-seed1", "own", "time-first",
+        "cfc-seed0", "cfc-seed1", "integrated", "own", "time-first",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
         "importance.png", "sensitivity.png", "states.png", "backbone.png",

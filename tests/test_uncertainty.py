@@ -260,7 +260,7 @@ def summary(inputs, intervals=None, mask=None):
 
 
 def test_intervals_of_a_summary_cover():
-    rng, simulations = np.random.default_rng(0), 1500
+    rng, simulations = np.random.default_rng(0), 800
     strength, share, time_share = [], [], []
     for _ in range(simulations):
         size = rng.gamma(8.0, 1 / 8, (16, 1, 1))

@@ -413,6 +413,7 @@ def expected_gradients(
     baselines: FloatArray,
     time_baselines: FloatArray | None = None,
     values: FloatArray | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
     draws: int = 16,
     seed: int = 0,
 ) -> Attribution:
@@ -427,6 +428,8 @@ def expected_gradients(
         baselines: ``(N, T, F)``, what is drawn from, but for those that are not finite.
         time_baselines: ``(N, T)``, drawn along with them; None leaves the intervals as they are.
         values: ``(B,)``, targets at ``inputs``, if known.
+        mask: ``(B, T)``; in padding, nothing moves. Padding of the baselines is for the caller to
+            fill.
         draws: How many.
         seed: Of the draws.
 
@@ -441,7 +444,7 @@ def expected_gradients(
     if time_baselines is not None:
         usable &= np.isfinite(time_baselines).all(axis=1)
     pool = np.flatnonzero(usable) if usable.any() else np.arange(len(baselines))
-    # Every sequence has its own, and every baseline its turn before one comes again.
+    # Every sequence has its own, and every baseline its turn before one comes again, further on.
     turns = -(-draws // len(pool))
     drawn = np.stack(
         [
@@ -451,17 +454,20 @@ def expected_gradients(
         axis=1,
     )
     alpha = (np.arange(draws)[:, None] + rng.uniform(size=(draws, batch))) / draws
-    alpha = np.take_along_axis(alpha, rng.permuted(np.indices(alpha.shape)[0], axis=0), axis=0)
     by_input = np.zeros_like(x)
     by_time = np.zeros(x.shape[:2]) if moves_time else None
     below = np.zeros(batch)
     for group in np.array_split(np.arange(draws), max(1, draws // 8)):
         x0 = baselines[drawn[group]].astype(np.float64)
+        if mask is not None:
+            x0 = np.where(mask[..., None], x0, x)
         way = x - x0
         points = x0 + alpha[group][..., None, None] * way
         dt0 = elapsed = since = None
         if moves_time and dt is not None and time_baselines is not None:
             dt0 = time_baselines[drawn[group]].astype(np.float64)
+            if mask is not None:
+                dt0 = np.where(mask, dt0, dt)
             since = dt - dt0
             elapsed = dt0 + alpha[group][..., None] * since
         seen = evaluate(
