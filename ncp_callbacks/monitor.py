@@ -96,7 +96,7 @@ class Monitor:
         cells: Module paths or globs of the recurrent cells, instead of looking for them.
         layers: Module paths or globs of the backbone's layers, likewise.
         chunk_size: How many sequences are run through the model at once; None: all, or as many as
-            need no more than twice the memory that training has needed so far.
+            need no more than twice the memory that training has needed so far, or 256 MB.
         max_overhead: Share of the wall time that looks may take, such as 0.02: those that would
             take more are left out, which is said and counted. None: all are made.
         verbose: Whether to print where the log goes and how to open it, and at the end what became
@@ -235,8 +235,7 @@ class Monitor:
             )
         if self._writes:
             self._instrument = Instrument(self._model, self._held_out, **self._how)
-            with self._memory.of_rows(len(self._instrument.small().held_out)):
-                records, notes = self._dry_run(self._instrument)
+            records, notes = self._dry_run(self._instrument)
             self._groups = self._grouped()
             for note in (*self._instrument.notes, *notes):
                 self._say(note)
@@ -339,7 +338,8 @@ class Monitor:
         notes: list[str] = []
         small = instrument.small()
         with undisturbed(self._model):
-            observation = Observation(small, 0, self._needs(self._callbacks))
+            with self._memory.of_rows(len(small.held_out)):
+                observation = Observation(small, 0, self._needs(self._callbacks))
             for callback in list(self._callbacks):
                 # A copy, so that nothing is remembered of a look that doesn't count.
                 rehearsal = _copy_of(callback)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import ncp_callbacks as ncp
 from ncp_callbacks.instrument import Instrument, Memory
+from ncp_callbacks.instrument import memory as memory_module
 from ncp_callbacks.models import CfC
 from ncp_callbacks.overhead import Overhead
 
@@ -263,6 +264,7 @@ def test_a_look_needs_no_more_than_twice_the_memory_of_training(
         return rows
 
     with (
+        mock.patch.object(memory_module, "ENOUGH", 0),
         mock.patch.object(mx, "get_peak_memory", side_effect=lambda: peak),
         mock.patch.object(mx, "get_active_memory", return_value=500),
     ):
@@ -289,6 +291,16 @@ def test_a_look_needs_no_more_than_twice_the_memory_of_training(
         for _ in range(2):
             with memory.bounding(instrument):
                 assert look() == 48
+
+
+def test_small_models_are_looked_at_whole() -> None:
+    """Whatever the estimate says of a look that comes before any training."""
+    instrument, memory = Instrument(Net(), held_out(64)), Memory(bounded=True)
+    with memory.of_rows(2):
+        mx.eval(mx.random.normal((512, 512)) @ mx.random.normal((512, 512)))
+    with memory.bounding(instrument):
+        pass
+    assert instrument.most_rows is None
 
 
 def test_peak_memory_is_read_and_never_reset() -> None:

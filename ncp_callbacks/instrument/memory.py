@@ -14,14 +14,16 @@ __all__ = ["Memory"]
 
 _LOG = logging.getLogger("ncp_callbacks")
 _TIMES = 2
+# What nobody misses: small models are looked at whole, however little training needs.
+ENOUGH = 256 << 20
 
 
 class Memory:
     """Watches MLX's peak memory, which it never resets, because the user may be watching it, too.
 
-    What a sequence needs is learnt from the dry run, and what training needs from the peak before
-    the first look. Where that says too little, the first look that needs too much halves the number
-    of sequences of the next.
+    What a sequence needs is learnt from the pass of the dry run, and what training needs from the
+    peak before the first look. Where that says too little, the first look that needs too much
+    halves the number of sequences of the next. 256 MB are always granted.
 
     Args:
         bounded: Whether to bound anything.
@@ -34,7 +36,7 @@ class Memory:
 
     @contextlib.contextmanager
     def of_rows(self, rows: int) -> Iterator[None]:
-        """Around a look at so many sequences, before training."""
+        """Around one pass of so many sequences, before training."""
         before, held = mx.get_peak_memory(), mx.get_active_memory()
         yield
         peak = mx.get_peak_memory()
@@ -46,7 +48,7 @@ class Memory:
         """Around a look."""
         before = mx.get_peak_memory()
         if self._bounded and instrument.divisible and self._most is None:
-            self._most = _TIMES * before
+            self._most = max(ENOUGH, _TIMES * before)
             self._fit(instrument)
         yield
         peak = mx.get_peak_memory()
