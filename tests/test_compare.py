@@ -14,6 +14,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import scipy.stats
@@ -21,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ncp_callbacks as ncp
+from ncp_callbacks.analysis.samples import fingerprint, same_batch, sample_places, state_sample
 from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
 from ncp_callbacks.runs import distances as dist
@@ -382,6 +385,295 @@ def test_shift_and_overlap() -> None:
     assert dist.shift(a, 0 * a) is None
     assert dist.top_overlap(a, b, 2) == 0.0
     assert dist.top_overlap(b, 2 * b, 2) == 1.0
+
+
+# States of several networks.
+
+
+def hsic_of_song(k: np.ndarray, m: np.ndarray) -> float:
+    """The unbiased estimator of HSIC as Song et al. 2012 (JMLR 13), equation 5, has it."""
+    n = len(k)
+    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+    one = np.ones(n)
+    middle = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    return (np.trace(k @ m) + middle - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
+
+
+def biased_cka(a: np.ndarray, b: np.ndarray) -> float:
+    x, y = a - a.mean(axis=0), b - b.mean(axis=0)
+    sizes = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(np.linalg.norm(x.T @ y) ** 2 / sizes)
+
+
+@given(st.integers(0, 10_000), st.integers(4, 12), st.integers(1, 9), st.integers(1, 9))
+def test_debiased_cka_is_that_of_song(seed: int, places: int, units: int, others: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(places, units))
+    b = rng.normal(size=(places, others)) + a[:, :1]
+    k, m = a @ a.T, b @ b.T
+    expected = hsic_of_song(k, m) / math.sqrt(hsic_of_song(k, k) * hsic_of_song(m, m))
+    found = dist.debiased_cka(a, b)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
+    assert dist.debiased_cka(b, a) == pytest.approx(found)
+    # Rotation, order of units, scale and offset, and units that say nothing.
+    rotation = np.linalg.qr(rng.normal(size=(units, units)))[0]
+    moved = np.pad(-3 * a @ rotation + 5, ((0, 0), (0, 4)))[:, rng.permutation(units + 4)]
+    assert dist.debiased_cka(moved, b) == pytest.approx(found, rel=1e-6, abs=1e-8)
+    assert dist.debiased_cka(moved, a) == pytest.approx(1.0)
+
+
+def test_unrelated_states_are_unlike_only_when_the_bias_is_gone() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(size=(64, 64)), rng.normal(size=(64, 200))) for _ in range(60)]
+    found = [dist.debiased_cka(a, b) for a, b in pairs]
+    assert abs(np.mean(found)) < 4 * np.std(found) / math.sqrt(60)
+    assert np.std(found) < 0.05
+    assert np.mean([biased_cka(a, b) for a, b in pairs]) > 0.5
+
+
+def test_cka_of_what_cannot_be_compared() -> None:
+    a = np.random.default_rng(0).normal(size=(8, 3))
+    assert dist.debiased_cka(a, np.full((8, 2), 0.3)) is None
+    assert dist.debiased_cka(a[:3], a[:3]) is None
+    b = 2 * a
+    a[1, 2], b[4, 0] = np.nan, np.inf
+    assert dist.debiased_cka(a, b) == pytest.approx(1.0)
+    a[:3] = b[5:] = np.nan
+    assert dist.debiased_cka(a, b) is None
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
+def test_places_are_real_and_spread(batch: int, steps: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    real = np.arange(steps) < rng.integers(1, steps + 1, batch)[:, None]
+    places = sample_places(real)
+    assert len(places) == min(64, real.sum())
+    assert (np.diff(places) > 0).all()
+    assert real.reshape(-1)[places].all()
+    # No stretch of real steps without: one in each 64th.
+    ordinals = np.searchsorted(np.flatnonzero(real), places)
+    assert np.diff(ordinals, prepend=-1, append=real.sum()).max() <= 2 * real.sum() / 64 + 2
+
+
+def test_places_are_early_and_late_in_sequences_of_any_length() -> None:
+    for steps in (16, 32, 50, 64, 100):
+        steps_of = sample_places(np.ones((16, steps), bool)) % steps
+        counts = np.histogram(steps_of, bins=4, range=(0, steps))[0]
+        assert counts.min() >= 8, steps
+
+
+def test_a_sample_keeps_the_gram_matrix_in_few_bytes() -> None:
+    states = np.random.default_rng(0).normal(size=(6, 20, 300)).astype(np.float32)
+    mask = np.arange(20) < np.array([20, 3, 1, 20, 20, 11])[:, None]
+    rows = states.reshape(-1, 300)[sample_places(mask)]
+    found = state_sample(states, mask)
+    assert found.shape == (64, 64)
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, rtol=1e-4, atol=1e-4)
+    states[0, :, 7] = np.nan
+    broken = state_sample(states, mask)
+    lost = np.isnan(broken).any(axis=1)
+    np.testing.assert_array_equal(lost, sample_places(mask) < 20)
+    assert np.isnan(broken[lost]).all()
+    rest = rows[~lost]
+    np.testing.assert_allclose(broken[~lost] @ broken[~lost].T, rest @ rest.T, rtol=1e-4, atol=1e-4)
+    few = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(state_sample(few), few.reshape(10, 4))
+
+
+def sequences(seed: int = 0, batch: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mask = np.arange(12) < rng.integers(3, 13, batch)[:, None]
+    x = rng.normal(size=(batch, 12, 3)) * [1, 20, 0.1] + [0, 1000, 0]
+    return x.astype(np.float32), rng.uniform(0.5, 2, (batch, 12)).astype(np.float32), mask
+
+
+def test_a_batch_is_known_by_its_fingerprint() -> None:
+    x, dt, mask = sequences()
+    mark = fingerprint(x, dt, mask)
+    assert mark.shape == (2, 8)
+    assert same_batch(mark, fingerprint(x, dt, mask))
+    assert same_batch(mark.astype(np.float32), mark)
+    # Padding, units, precision; models without intervals.
+    padded = np.where(mask[..., None], x, 77)
+    half = np.array(mx.array(x - [0, 1000, 0]).astype(mx.bfloat16).astype(mx.float32))
+    for other in (
+        fingerprint(padded, np.where(mask, dt, 5), mask),
+        fingerprint(x / 3 + 1, 60 * dt, mask),
+        fingerprint(half + 1, dt, mask),
+        fingerprint(x, None, mask),
+    ):
+        assert same_batch(mark, other)
+        assert same_batch(other, mark)
+
+
+@given(st.integers(0, 10_000))
+def test_another_batch_is_known_too(seed: int) -> None:
+    x, dt, mask = sequences(seed, 32)
+    mark, rng = fingerprint(x, dt, mask), np.random.default_rng(seed)
+    order = np.arange(32)
+    order[:2] = 1, 0
+    replaced = x.copy()
+    replaced[rng.integers(32)] = sequences(seed + 1)[0][0]
+    longer = mask.copy()
+    longer[:4, -4:] ^= True
+    swapped = x[..., [1, 0, 2]]
+    intervals = dt.copy()
+    intervals[:3] = intervals[3:6]
+    for other in (
+        fingerprint(x[order], dt[order], mask[order]), fingerprint(replaced, dt, mask),
+        fingerprint(x, dt, longer), fingerprint(swapped, dt, mask), fingerprint(x, dt),
+        fingerprint(x, intervals, mask), fingerprint(x[:, ::-1], dt, mask),
+        fingerprint(x[:31], dt[:31], mask[:31]), fingerprint(x[..., :2], dt, mask),
+    ):  # fmt: skip
+        assert not same_batch(mark, other)
+
+
+def test_a_fingerprint_does_not_change_with_time() -> None:
+    # Weights from the definition of PCG64 seeded with 0, by numpy's own documented stream.
+    draws = np.random.Generator(np.random.PCG64(0)).random(8 * 6)
+    signs = np.where(np.random.PCG64(0).random_raw(8 * 6) % 2, 1.0, -1.0)
+    weights = (signs * (0.5 + draws)).reshape(8, 6)
+    # One sequence of two steps, 1 and -1 once standardised; the mask is 1.
+    row, steps, column, real = weights[:, 0], weights[:, 1:3], weights[:, 3], weights[:, 4]
+    expected = row * ((steps[:, 0] - steps[:, 1]) * column + steps.sum(axis=1) * real) / 2
+    found = fingerprint(np.array([[[5.0], [3.0]]]))
+    np.testing.assert_allclose(found[0], expected)
+    assert np.isnan(found[1]).all()
+    constant = fingerprint(np.full((1, 2, 1), 0.1, np.float32))
+    np.testing.assert_allclose(constant[0], row * steps.sum(axis=1) * real / 2)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, units: int, seed: int) -> None:
+        super().__init__()
+        mx.random.seed(seed)
+        self.rnn, self.head = nn.GRU(3, units), nn.Linear(units, 1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(self.rnn(x)[:, -1])
+
+
+def looked_at(path: Path, units: int, seed: int, x: np.ndarray, looks: int = 2) -> str:
+    """A run of a network that moves a little between looks."""
+    model = Recurrent(units, seed)
+    with ncp.Monitor(model, ncp.HeldOutBatch(x), [ncp.StateSpace()], path, every=1) as monitor:
+        for step in range(1, looks + 1):
+            monitor.on_step_end(step)
+            model.rnn.Wx = 1.3 * model.rnn.Wx
+    return str(path)
+
+
+def states_at_places(units: int, seed: int, x: np.ndarray, factor: float) -> np.ndarray:
+    model = Recurrent(units, seed)
+    model.rnn.Wx = factor * model.rnn.Wx
+    states = np.array(model.rnn(mx.array(x))).reshape(-1, units)
+    return states[sample_places(np.ones(x.shape[:2], bool))].astype(np.float64)
+
+
+def of_song(a: np.ndarray, b: np.ndarray) -> float:
+    k, m = a @ a.T, b @ b.T
+    return hsic_of_song(k, m) / math.sqrt(hsic_of_song(k, k) * hsic_of_song(m, m))
+
+
+def test_states_of_runs_with_the_same_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(10, 12, 3)).astype(np.float32)
+    small = [looked_at(tmp_path / f"small{s}", 5, s, x) for s in range(3)]
+    large = [looked_at(tmp_path / f"large{s}", 80, s, x) for s in range(2)]
+    result = compare_runs({"small": small, "large": large})
+    (measure,) = (m for m in result.measures if m.tag == "hidden_sample")
+    assert measure.name == "debiased linear CKA"
+    states = {n: [states_at_places(n, s, x, 1.3) for s in range(3)] for n in (5, 80)}
+    expected = np.mean([of_song(a, b) for a in states[5] for b in states[80][:2]])
+    assert measure.between == (pytest.approx(expected, abs=1e-4),)
+    pairs = itertools.combinations(states[5], 2)
+    within = (np.mean([of_song(*p) for p in pairs]), of_song(*states[80][:2]))
+    assert measure.within == pytest.approx(within, abs=1e-4)
+    first = states_at_places(80, 0, x, 1.0), states_at_places(80, 1, x, 1.0)
+    drift = np.mean([of_song(a, b) for a, b in zip(first, states[80], strict=False)])
+    assert measure.drift[1] == pytest.approx(drift, abs=1e-4)
+    assert not any("held_out" in m.tag for m in result.measures)
+    assert not any("hidden" in warning for warning in result.warnings)
+
+    runs = [f"A={tmp_path}/small*", f"B={tmp_path}/large*"]
+    assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    for text in (capsys.readouterr().out, page):
+        assert "debiased linear CKA" in text
+        assert "CKA: of states at the same places" in " ".join(text.split())
+    assert main(["compare", *runs, "--format", "md"]) == 0
+    said = capsys.readouterr().out
+    (row,) = (line for line in said.splitlines() if "CKA" in line and line.startswith("|"))
+    assert row.split("|")[2].strip() == f"{measure.between[0]:.2f}"
+
+
+def test_tokens_are_the_same_batch_whatever_they_are_embedded_as(tmp_path: Path) -> None:
+    class Reader(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.embedding, self.below, self.above = (
+                nn.Embedding(7, size),
+                nn.GRU(size, 5),
+                nn.GRU(5, 4),
+            )
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return self.above(self.below(self.embedding(x)))[:, -1]
+
+    tokens = np.random.default_rng(0).integers(0, 7, (8, 10))
+    runs = []
+    for name, size, batch in (("a", 3, tokens), ("b", 5, tokens), ("c", 5, tokens[::-1].copy())):
+        mx.random.seed(size)
+        spaces = [ncp.StateSpace(max_sequences=4, every=1)]
+        with ncp.Monitor(Reader(size), ncp.HeldOutBatch(batch), spaces, tmp_path / name) as monitor:
+            monitor.on_step_end(1)
+        runs.append(tmp_path / name)
+    measures = compare_runs(runs[:2]).measures
+    found = {m.tag: m.between[0] for m in measures if "CKA" in m.name}
+    assert set(found) == {"hidden_below_sample", "hidden_above_sample"}
+    assert all(-1 <= value < 0.999 for value in found.values())
+    other = compare_runs(runs[1:])
+    assert not any("CKA" in m.name for m in other.measures)
+    assert sum("different held-out batches (b / c)" in w for w in other.warnings) == 2
+
+
+def test_states_of_runs_with_other_batches_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x, other = rng.normal(size=(2, 10, 12, 3)).astype(np.float32)
+    runs = [
+        looked_at(tmp_path / name, 5, seed, batch)
+        for seed, (name, batch) in enumerate({"a": x, "b": other, "c": x}.items())
+    ]
+    result = compare_runs(runs)
+    assert not any(m.tag == "hidden_sample" for m in result.measures)
+    assert any(m.tag == "hidden_spectrum" for m in result.measures)
+    (warning,) = (w for w in result.warnings if "hidden" in w)
+    assert warning == (
+        "_ncp/hidden_sample can't be compared: different held-out batches (a, c / b)"
+    )
+    assert main(["compare", runs[0], runs[1]]) == 0
+    said = capsys.readouterr().out
+    assert "different held-out batches (a / b)" in " ".join(said.split())
+    assert "CKA" not in said
+
+
+def test_logs_from_before_there_were_samples_still_compare(tmp_path: Path, logs: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(10, 12, 3)).astype(np.float32)
+    new = looked_at(tmp_path / "new", 5, 0, x)
+    result = compare_runs([logs / "cfc-s0", new])
+    assert any(m.tag == "hidden_spectrum" for m in result.measures)
+    assert result.partial["_ncp/hidden_sample"] == ("new",)
+    # Arrays of the user's own that only end like these are what they were.
+    for name in "pq":
+        writer = ncp.TensorBoardWriter(tmp_path / name)
+        own = np.arange(12.0).reshape(6, 2)
+        writer.write(1, [ncp.Scalar("x", 1.0), ncp.Array("_ncp/own_sample", own)])
+        writer.close()
+    found = compare_runs([tmp_path / "p", tmp_path / "q"]).measures
+    assert [m.name for m in found] == ["rank correlation", "shift"]
 
 
 # Requests that can't be met.

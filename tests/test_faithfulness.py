@@ -20,7 +20,13 @@ from scipy.stats import t as student
 from test_plots import check_text, drawn, title, words
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.faithfulness import Deletion, deletion, max_sensitivity
+from ncp_callbacks.analysis.faithfulness import (
+    Deletion,
+    deletion,
+    max_sensitivity,
+    noise_similarity,
+    structural_similarity,
+)
 from ncp_callbacks.analysis.methods import METHODS, Points, integrated_gradients
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plots import plot_faithfulness
@@ -261,6 +267,139 @@ def test_sensitivity_without_a_map_or_with_nan() -> None:
 
     found = max_sensitivity(attribute, x, maps)
     np.testing.assert_array_equal(np.isnan(found), [False, True, True, False, False])
+
+
+# ---- structural similarity
+
+
+def similarity_of_wang(a: np.ndarray, b: np.ndarray) -> float:
+    """Three factors, one after the other, of maps of whole sequences between 0 and 255."""
+    low, high = min(a.min(), b.min()), max(a.max(), b.max())
+    x, y = (255 * (m.ravel() - low) / (high - low) for m in (a, b))
+    n, c1, c2 = x.size, (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = sum(x) / n, sum(y) / n
+    sx = math.sqrt(sum((v - mx) ** 2 for v in x) / (n - 1))
+    sy = math.sqrt(sum((v - my) ** 2 for v in y) / (n - 1))
+    sxy = sum((v - mx) * (w - my) for v, w in zip(x, y, strict=True)) / (n - 1)
+    luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
+    contrast = (2 * sx * sy + c2) / (sx * sx + sy * sy + c2)
+    structure = (sxy + c2 / 2) / (sx * sy + c2 / 2)
+    return luminance * contrast * structure
+
+
+@given(st.integers(0, 10_000), st.floats(0, 3), st.floats(-2, 2), st.floats(-3, 3))
+def test_structural_similarity_is_that_of_wang(
+    seed: int, noise: float, factor: float, offset: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(3, 6, 4))
+    b = factor * a + noise * rng.normal(size=a.shape) + offset
+    found = structural_similarity(a, b)
+    expected = [similarity_of_wang(*pair) for pair in zip(a, b, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert (np.abs(found) <= 1 + 1e-12).all()
+    np.testing.assert_allclose(structural_similarity(b, a), found, rtol=1e-9, atol=1e-12)
+    # The unit of the target does not matter.
+    moved = structural_similarity(7 * a - 50, 7 * b - 50)
+    np.testing.assert_allclose(moved, found, rtol=1e-6, atol=1e-9)
+
+
+def test_structural_similarity_in_closed_form() -> None:
+    a = np.random.default_rng(0).normal(size=(4, 6, 5)) + 0.5
+    np.testing.assert_allclose(structural_similarity(a, a), 1.0, rtol=1e-12)
+    assert (structural_similarity(a, -a) < -0.5).all()
+    # From 0 to 1, and a factor of that: no offset, so that only three numbers count.
+    a -= a.min(axis=(1, 2), keepdims=True)
+    a /= a.max(axis=(1, 2), keepdims=True)
+    m, v, f = a.mean(axis=(1, 2)), a.var(axis=(1, 2), ddof=1), 0.3
+    scaled = (2 * f * m**2 + 1e-4) / ((1 + f**2) * m**2 + 1e-4)
+    scaled *= (2 * f * v + 9e-4) / ((1 + f**2) * v + 9e-4)
+    np.testing.assert_allclose(structural_similarity(a, f * a), scaled, rtol=1e-9)
+    # Two cells, high and low, and the other way round: means and SDs are the same.
+    swapped = structural_similarity(np.array([[[0.0, 1.0]]]), np.array([[[1.0, 0.0]]]))
+    assert swapped == pytest.approx((-0.5 + 0.00045) / (0.5 + 0.00045))
+
+
+def test_similarity_of_padding_and_of_what_has_none() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 5, 6, 3))
+    mask = np.ones((5, 6), bool)
+    mask[1, 2:] = mask[4, 1:] = False
+    alone = structural_similarity(a[1:2, :2], b[1:2, :2])
+    found = structural_similarity(a, np.where(mask[..., None], b, np.nan), mask)
+    assert found[1] == pytest.approx(alone[0])
+    assert np.isfinite(found).all()
+    a[0] = b[0] = 2.0
+    b[3, 2, 1] = np.inf
+    found = structural_similarity(a, b)
+    np.testing.assert_array_equal(np.isfinite(found), [False, True, True, False, True])
+    assert np.isnan(structural_similarity(a[2:3, :1, :1], b[2:3, :1, :1])).all()
+
+
+def test_noise_has_its_variance_and_spares_padding() -> None:
+    x = data(0, (40, 30, 3)) * [1.0, 10.0, 0.1] + [0.0, 500.0, 0.0]
+    mask = np.ones((40, 30), bool)
+    mask[3, 5:] = mask[7, 10:] = False
+    seen: list[np.ndarray] = []
+
+    def attribute(v: np.ndarray) -> np.ndarray:
+        seen.append(v)
+        return v
+
+    found = noise_similarity(attribute, x, x, variances=(0.1, 0.3), mask=mask)
+    assert found.shape == (2, 40)
+    assert len(seen) == 2
+    for variance, noisy in zip((0.1, 0.3), seen, strict=True):
+        change = noisy - x
+        np.testing.assert_allclose(change[~mask], 0.0, atol=1e-4)
+        share = change[mask].var(axis=0) / x[mask].var(axis=0)
+        # Of 1,155 draws for each feature, four standard errors.
+        np.testing.assert_allclose(share, variance, rtol=4 * math.sqrt(2 / mask.sum()))
+    again = noise_similarity(attribute, x, x, variances=(0.3,), mask=mask)
+    np.testing.assert_array_equal(again[0], found[1])
+
+
+def test_similarity_under_noise_of_maps_that_are_known() -> None:
+    x = data(0, (B, 40, F))
+    levels = (0.1, 0.2, 0.3, 3.0)
+    still = noise_similarity(lambda v: x, x, x, variances=levels)
+    np.testing.assert_allclose(still, 1.0, rtol=1e-12)
+    moving = noise_similarity(lambda v: v, x, x, variances=levels).mean(axis=1)
+    assert (np.diff(moving) < 0).all()
+    # Correlation and SDs of x and x + noise; means differ by little, constants count little.
+    for level, value in zip(levels, moving, strict=True):
+        assert value == pytest.approx(2 / (2 + level), abs=0.1)
+    rng = np.random.default_rng(99)
+    chance = noise_similarity(lambda v: rng.uniform(size=x.shape), x, x, variances=levels)
+    assert abs(chance.mean()) < 0.1
+
+
+def test_similarity_under_noise_is_logged_as_the_definition_says() -> None:
+    weights, x = np.random.default_rng(0).normal(size=(10, 4)), planted(8, 1)[0]
+    callback = ncp.Faithfulness(baseline="mean", noise=(0.05, 0.2))
+    found = scalars(look_at_plain(weights, callback, x)[0])
+    maps: list[np.ndarray] = []
+    mean = x.mean(axis=(0, 1))
+    noise_similarity(lambda v: maps.append(v) or v, x, x, variances=(0.05, 0.2))  # type: ignore[func-returns-value]
+    for percent, noisy in zip((5, 20), maps, strict=True):
+        pairs = zip(weights * (x - mean), weights * (noisy - mean), strict=True)
+        values = np.array([similarity_of_wang(*pair) for pair in pairs])
+        record = found[f"faithfulness/ssim_noise_{percent}"]
+        assert record.value == pytest.approx(values.mean(), rel=1e-4)
+        half = student.ppf(0.975, 7) * values.std(ddof=1) / math.sqrt(8)
+        assert record.interval == pytest.approx((values.mean() - half, values.mean() + half), 1e-3)
+        assert f"{percent} % of each feature's variance" in record.description
+    assert sum("ssim" in tag for tag in found) == 2
+    # A map that is the same everywhere is as good as can be.
+    callback = ncp.Faithfulness(method="gradient", perturbations=0)
+    found = scalars(look_at_plain(weights, callback, x)[0])
+    for percent in (10, 20, 30):
+        assert found[f"faithfulness/ssim_noise_{percent}"].value == pytest.approx(1.0)
+    assert "faithfulness/max_sensitivity" not in found
+    # And without.
+    found = scalars(look_at_plain(weights, ncp.Faithfulness(noise=()), x)[0])
+    assert not any("ssim" in tag for tag in found)
+    assert "faithfulness/max_sensitivity" in found
 
 
 # ---- padding, tokens, what isn't finite
@@ -645,6 +784,8 @@ def test_tokens() -> None:
     [
         ({"steps": 15}, "multiple of 10"), ({"steps": 0}, "multiple of 10"),
         ({"orders": 0}, "at least 1"), ({"perturbations": -1}, "0 for none"),
+        ({"noise": (0.1, 0.0)}, "variances above 0"), ({"noise": [-0.1]}, "variances above 0"),
+        ({"noise": (math.nan,)}, "variances above 0"), ({"noise": (0.1, 0.1)}, "once"),
         ({"method": "magic"}, "unknown"), ({"max_sequences": 0}, "max_sequences=0"),
     ],
 )  # fmt: skip

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
         state_drift,
         unit_correlations,
     )
-    from .faithfulness import Deletion, deletion, max_sensitivity
+    from .faithfulness import (
+        Deletion,
+        deletion,
+        max_sensitivity,
+        noise_similarity,
+        structural_similarity,
+    )
     from .sanity import Cascade, Measures, map_similarity
     from .time_constants import (
         LTCParameters,
@@ -89,10 +95,12 @@ __all__ = [
     "map_similarity",
     "max_sensitivity",
     "memory_horizon",
+    "noise_similarity",
     "recognise_activation",
     "state_drift",
     "state_space",
     "stays_within",
+    "structural_similarity",
     "summarize",
     "synaptic_flow",
     "system_time_constants",
@@ -121,6 +129,8 @@ __getattr__ = later(
         "Deletion": ".faithfulness",
         "deletion": ".faithfulness",
         "max_sensitivity": ".faithfulness",
+        "noise_similarity": ".faithfulness",
+        "structural_similarity": ".faithfulness",
         "Cascade": ".sanity",
         "Measures": ".sanity",
         "map_similarity": ".sanity",

@@ -20,7 +20,13 @@ import numpy.typing as npt
 from .methods import Evaluate
 from .results import FloatArray, MappingResult
 
-__all__ = ["Deletion", "deletion", "max_sensitivity"]
+__all__ = [
+    "Deletion",
+    "deletion",
+    "max_sensitivity",
+    "noise_similarity",
+    "structural_similarity",
+]
 
 # Numbers in the variants of the batch that are handed over at once, as float32 16 MB.
 _AT_ONCE = 1 << 22
@@ -326,3 +332,83 @@ def max_sensitivity(
         size = norm(own)
         relative = np.divide(largest, size, out=np.full(len(x), math.nan), where=size > 0)
     return np.where(np.isfinite(relative), relative, math.nan)
+
+
+def structural_similarity(
+    a: FloatArray, b: FloatArray, mask: npt.NDArray[np.bool_] | None = None
+) -> FloatArray:
+    """``(B,)``, SSIM of maps: 1 the same, 0 unrelated, below 0 opposite.
+
+    With both maps of a sequence scaled to [0, 1] by their common minimum and maximum, so that the
+    data range ``L`` is 1, it is the product of how alike their means, their SDs and their patterns
+    are: ``(2 m_a m_b + C1) / (m_a^2 + m_b^2 + C1)``, ``(2 s_a s_b + C2) / (s_a^2 + s_b^2 + C2)``
+    and ``(s_ab + C3) / (s_a s_b + C3)``, ``C1 = (0.01 L)^2``, ``C2 = (0.03 L)^2``, ``C3 = C2 / 2``.
+    Without the common scale the means of maps with signs could differ in sign, and the SSIM of a
+    map and its negative would be positive.
+
+    Means and SDs are over all real cells of a map. The usual mean over small windows is for images:
+    features have no order in which they would be neighbours.
+
+    Args:
+        a, b: ``(B, T, F)``, finite or not.
+        mask: ``(B, T)``, true at real steps.
+
+    Returns:
+        NaN where something isn't finite, both maps are one and the same constant, or a map has but
+        one cell.
+
+    Source: Wang et al. 2004 (doi 10.1109/TIP.2003.819861), equations 4 to 12.
+    """
+    result = np.full(len(a), math.nan)
+    for row, real in enumerate(_real_cells(a, mask)):
+        x, y = a[row][real].astype(np.float64), b[row][real].astype(np.float64)
+        if len(x) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+            continue
+        low = min(x.min(), y.min())
+        span = max(x.max(), y.max()) - low
+        if not span > 0:
+            continue
+        x, y = (x - low) / span, (y - low) / span
+        c1, c2 = 0.01**2, 0.03**2
+        ((xx, xy), (_, yy)), mx, my = np.cov(x, y), x.mean(), y.mean()
+        # With C3 = C2 / 2 the last two factors are one fraction.
+        result[row] = (2 * mx * my + c1) / (mx**2 + my**2 + c1) * (2 * xy + c2) / (xx + yy + c2)
+    return result
+
+
+def noise_similarity(
+    attribute: Callable[[FloatArray], FloatArray],
+    inputs: FloatArray,
+    attributed: FloatArray,
+    *,
+    variances: Sequence[float],
+    mask: npt.NDArray[np.bool_] | None = None,
+    seed: int = 0,
+) -> FloatArray:
+    """``(V, B)``, structural similarity of a map with that of the inputs under Gaussian noise.
+
+    A variance is in units of that of the feature, over sequences and real steps: 0.1 is noise with
+    an SD of 0.32 SDs. Noise is the same for every call, and for all variances up to its size.
+
+    Args:
+        attribute: From inputs ``(B, T, F)`` to their map; called once for each variance.
+        inputs: ``(B, T, F)``.
+        attributed: Its map, ``(B, T, F)`` or ``(B, T, 1)``.
+        variances: Above 0.
+        mask: ``(B, T)``, true at real steps; others are left alone.
+        seed: Of the noise.
+
+    Source: Lechner et al. 2020 (doi 10.1038/s42256-020-00237-3), of saliency maps of images, with
+    variances 0.1, 0.2 and 0.3. For the similarity see :func:`structural_similarity`.
+    """
+    x = inputs.astype(np.float64)
+    real = np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+    noise = np.random.default_rng(seed).normal(size=x.shape) * x[real].std(axis=0)
+    noise = np.where(real[..., None], noise, 0.0)
+    similar = [
+        structural_similarity(
+            attributed, attribute((x + math.sqrt(variance) * noise).astype(np.float32)), mask
+        )
+        for variance in variances
+    ]
+    return np.stack(similar) if similar else np.zeros((0, len(x)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..analysis.faithfulness import Deletion, deletion, max_sensitivity
+from ..analysis.faithfulness import Deletion, deletion, max_sensitivity, noise_similarity
 from ..analysis.methods import Attribution, constant_baseline, method_name
 from ..analysis.results import FloatArray
 from ..analysis.uncertainty import mean_interval
@@ -29,8 +30,9 @@ class Faithfulness(Callback):
     """Inputs are removed in the order of a map, and the target watched: does the map know them?
 
     Costs ``(2 + orders) (steps - 1) + 2`` forward passes of each sequence, 116 by default, and
-    ``1 + perturbations`` times what the map itself costs: look at few sequences, rarely. An input
-    at one step is removed by setting it to the map's baseline; intervals are left as they are.
+    ``1 + perturbations + len(noise)`` times what the map itself costs, 8 by default: look at few
+    sequences, rarely. An input at one step is removed by setting it to the map's baseline;
+    intervals are left as they are.
 
     Numbers are in RMS changes: 1 is the RMS over sequences of the change of the target when all
     inputs are removed, so that looks compare while the target grows. They come with 95 % intervals
@@ -67,6 +69,10 @@ class Faithfulness(Callback):
     ``faithfulness/max_sensitivity``                    scalar largest change of the map when inputs
                                                                change by at most 0.1 SD, over its
                                                                norm
+    ``faithfulness/ssim_noise_<percent>``               scalar structural similarity of the map with
+                                                               that under noise of so many percent
+                                                               of the inputs' variance: 1 the same,
+                                                               0 unrelated
     ``faithfulness/change``                             scalar the unit, in units of the target
     ``faithfulness/sequences``                          scalar sequences that went in
     ``faithfulness/nonfinite``                          scalar sequences left out: NaN or infinity
@@ -81,6 +87,9 @@ class Faithfulness(Callback):
     Inputs with features removed are unlike those that the model was trained with, and what it makes
     of them may be chance. That holds for the random order too: trust the advantage, not the curve.
 
+    A map that is stable under noise need not be right: one that never changes is, too. Where it is
+    a product with the input, it also changes by as much as the input does.
+
     Args:
         method, baseline, time_baseline, nodes, most_nodes: Which map, see
             :class:`GradientAttribution`. Inputs are removed to the same baseline; with one that is
@@ -88,6 +97,9 @@ class Faithfulness(Callback):
         steps: In how many groups all inputs are removed, a multiple of 10.
         orders: How many random orders.
         perturbations: For ``max_sensitivity``, how many slightly different inputs; 0 leaves it out.
+        noise: For ``ssim_noise``, variances of the noise that is added to inputs, in units of each
+            feature's; the same noise at every look. Those of Lechner et al. 2020 by default; ``()``
+            leaves it out.
         every, name, max_sequences: See :class:`Callback`.
 
     Raises:
@@ -108,6 +120,7 @@ class Faithfulness(Callback):
         steps: int = 20,
         orders: int = 4,
         perturbations: int = 4,
+        noise: Sequence[float] = (0.1, 0.2, 0.3),
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = 8,
@@ -123,6 +136,15 @@ class Faithfulness(Callback):
             method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
         )
         self.needs = self._settings.needs
+        self._noise = tuple(noise)
+        wrong = [variance for variance in self._noise if not 0 < variance < math.inf]
+        if wrong:
+            raise ValueError(
+                f"noise={noise!r}: give variances above 0, in units of the feature's own, or () "
+                "for none"
+            )
+        if len({f"{100 * variance:g}" for variance in self._noise}) < len(self._noise):
+            raise ValueError(f"noise={noise!r}: give each variance once")
         self._steps, self._orders, self._perturbations = steps, orders, perturbations
         self._limit = GrowingLimit()
 
@@ -291,8 +313,6 @@ class Faithfulness(Callback):
                 result.infidelity_random,
                 "Infidelity of the map with its values shuffled over inputs and steps",
             )
-        if not self._perturbations:
-            return
         # Of the same baseline, or that would move too.
         settings = self._settings
         if settings.method != "expected_gradients":
@@ -301,6 +321,17 @@ class Faithfulness(Callback):
         def attribute(inputs: FloatArray) -> FloatArray:
             return attribution(observation.again(inputs), settings).inputs
 
+        if self._perturbations:
+            yield from self._sensitivity(attribute, group, observation, found)
+        yield from self._similarity(attribute, group, observation, found)
+
+    def _sensitivity(
+        self,
+        attribute: Callable[[FloatArray], FloatArray],
+        group: str,
+        observation: Observation,
+        found: Attribution,
+    ) -> Iterator[Record]:
         moved = max_sensitivity(
             attribute,
             observation.inputs,
@@ -318,6 +349,31 @@ class Faithfulness(Callback):
                 f"most {self._RADIUS:g} SD of its feature, of {self._perturbations} random ones: 0 "
                 "the map is the same, 1 it changes by as much as it is large",
             )
+
+    def _similarity(
+        self,
+        attribute: Callable[[FloatArray], FloatArray],
+        group: str,
+        observation: Observation,
+        found: Attribution,
+    ) -> Iterator[Record]:
+        similar = noise_similarity(
+            attribute,
+            observation.inputs,
+            found.inputs,
+            variances=self._noise,
+            mask=observation.mask,
+        )
+        for variance, values in zip(self._noise, similar, strict=True):
+            known = values[np.isfinite(values)]
+            if known.size:
+                yield _mean(
+                    f"{group}/ssim_noise_{100 * variance:g}",
+                    known,
+                    "Structural similarity (SSIM) of a sequence's map with that of the inputs "
+                    f"under Gaussian noise of {100 * variance:g} % of each feature's variance "
+                    f"({math.sqrt(variance):.2g} SDs): 1 the same map, 0 an unrelated one",
+                )
 
 
 def _mean(tag: str, values: FloatArray, description: str) -> Scalar:

@@ -10,7 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..analysis import Basis, state_space
-from ..held_out import HeldOutBatch
+from ..analysis.results import FloatArray
+from ..analysis.samples import fingerprint, state_sample
+from ..held_out import HeldOutBatch, to_numpy
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
 from ..plots import plot_state_space
@@ -50,11 +52,20 @@ class StateSpace(Callback):
     ``hidden/basis_refits``             scalar   how often the axes were fitted anew
     ``hidden/nonfinite``                scalar   states left out because of NaN or infinity
     ``_ncp/hidden_spectrum``            array    ``(H,)``, variance shares, decreasing
+    ``_ncp/hidden_sample``              array    ``(N, H)``, states at up to 64 real steps, the same
+                                                 at every look and in every run with a batch of this
+                                                 shape and mask; of more units ``(N, N)``, rotated
+    ``_ncp/hidden_held_out``            array    ``(2, 8)``, random projections of the inputs and
+                                                 mask, and of the intervals: which batch it is
     ``hidden/states``                   points   once, when the run ends: up to 2,000 states for the
                                                  Projector, with class, time, step and sequence
     =================================== ======== ==================================================
 
     With several cells the name of a cell is added, as in ``hidden_encoder/pca``.
+
+    From ``_ncp/hidden_sample``, ``ncp-callbacks compare`` says how alike the states of two runs
+    are, whatever the rotation, order and number of their units, if by ``_ncp/hidden_held_out`` both
+    looked at the same sequences.
 
     Args:
         refit_below: Least share of the best plane's variance at which the axes are kept.
@@ -109,11 +120,12 @@ class StateSpace(Callback):
         cells = observation.states
         if not cells:
             raise NothingToObserve(observation.no_cells)
+        batch = _batch(observation)
         for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
-            yield from self._of(cell, self.name + short, short, observation)
+            yield from self._of(cell, self.name + short, observation, batch)
 
     def _of(
-        self, cell: Trajectory, group: str, short: str, observation: Observation
+        self, cell: Trajectory, group: str, observation: Observation, batch: FloatArray
     ) -> Iterable[Record | Note]:
         known = self._bases.get(cell.cell)
         result = state_space(
@@ -175,6 +187,15 @@ class StateSpace(Callback):
             "How often the picture's axes were fitted anew",
         )
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
+        yield Array(f"_ncp/{group}_sample", state_sample(cell.values, observation.mask))
+        yield Array(f"_ncp/{group}_held_out", batch)
+
+
+def _batch(observation: Observation) -> FloatArray:
+    """The fingerprint of the sequences; of tokens themselves, not of what they are embedded as."""
+    held_out = observation.held_out
+    inputs = to_numpy(held_out.inputs)[..., None] if held_out.tokens else observation.inputs
+    return fingerprint(inputs, observation.time_delta, observation.mask)
 
 
 def _points(tag: str, cell: Trajectory, observation: Observation) -> Embedding:

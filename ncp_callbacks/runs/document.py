@@ -247,6 +247,12 @@ def _measures(comparison: Comparison, names: Sequence[str]) -> list[Block]:
         "have to move, from 0 the same to 1 nothing in common. W1: how far counts would have to "
         "move on average. "
     )
+    if any("CKA" in measure.name for measure in comparison.measures):
+        text += (
+            "CKA: of states at the same places of the same held-out batch, 1 the same up to "
+            "rotation, order and scale of units, 0 unrelated; networks that were not trained may "
+            "be alike, too. "
+        )
     text += "Drift: a run's first look against the compared one. " if drifting else ""
     if grouped:
         text += (

@@ -6,6 +6,7 @@ their own runs do are different; those that don't may only have had other seeds.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..analysis.samples import same_batch
 from .comparison import Curve, Measure
-from .distances import rank_correlation, shift, top_overlap, wasserstein, wasserstein_binned
+from .distances import (
+    debiased_cka,
+    rank_correlation,
+    shift,
+    top_overlap,
+    wasserstein,
+    wasserstein_binned,
+)
 from .find import Group
 from .reader import Run
 
@@ -24,6 +33,8 @@ __all__ = ["common_looks", "compare_arrays", "feature_names", "feature_share", "
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 PREFIX = "_ncp/"
+# Arrays of states, and of which sequences they are.
+_SAMPLE, _HELD_OUT = "_sample", "_held_out"
 _CELLS = 0.1  # The share of a map's cells that is its top.
 _SAME_ORDER = "1 the same order, 0 unrelated, -1 opposite"
 _IN_BOTH = "share that is in both"
@@ -115,6 +126,14 @@ def _kinds(tag: str, shapes: set[tuple[int, ...]], top: int) -> list[_Kind]:
     return []
 
 
+def _of_samples(shapes: set[tuple[int, ...]]) -> list[_Kind]:
+    """What to measure of states at the same places, of networks of any size."""
+    if {len(shape) for shape in shapes} != {2} or len({shape[0] for shape in shapes}) != 1:
+        return []
+    # With few places the usual CKA is high for any two networks with many units.
+    return [_Kind("debiased linear CKA", "1 the same up to rotation, 0 unrelated", debiased_cka)]
+
+
 def _of_maps(shape: tuple[int, ...]) -> list[_Kind]:
     cells = int(np.prod(shape))
     k = max(1, round(_CELLS * cells))
@@ -160,15 +179,24 @@ def compare_arrays(
     """Measures of all raw arrays and histograms that all runs have, and what can't be compared."""
     measures: list[Measure] = []
     notes: list[str] = []
-    for tag in _shared(groups, "arrays"):
-        if wanted(tag) or wanted(tag.removeprefix(PREFIX)):
-            found = _measured(groups, "arrays", tag, until, top)
-            measures += found
-            if not found:
-                notes.append(f"{tag} can't be compared: {_why(groups, tag, until)}")
+    shared = _shared(groups, "arrays")
+    batches = {
+        tag: of
+        for tag in shared
+        if tag.endswith(_SAMPLE) and (of := tag.removesuffix(_SAMPLE) + _HELD_OUT) in shared
+    }
+    for tag in shared:
+        if tag in batches.values() or not (wanted(tag) or wanted(tag.removeprefix(PREFIX))):
+            continue
+        why = _other_batches(groups, tag, batches[tag], until) if tag in batches else None
+        kinds = _of_samples if tag in batches else functools.partial(_kinds, tag, top=top)
+        found = [] if why else _measured(groups, "arrays", tag, until, kinds)
+        measures += found
+        if not found:
+            notes.append(f"{tag} can't be compared: {why or _why(groups, tag, until)}")
     for tag in _shared(groups, "histograms"):
         if wanted(tag):
-            measures += _measured(groups, "histograms", tag, until, top)
+            measures += _measured(groups, "histograms", tag, until, _of_histograms)
     return measures, notes
 
 
@@ -188,9 +216,41 @@ def _why(groups: Sequence[Group], tag: str, until: int) -> str:
     return "it is " + ", ".join(f"{shape} in {name}" for name, shape in last.items())
 
 
+def _other_batches(groups: Sequence[Group], tag: str, batch: str, until: int) -> str | None:
+    """That runs looked at different sequences, at the looks that would be compared."""
+    looks = common_looks(groups, lambda run: run.arrays[tag], until)
+    if looks is None:
+        return None
+    seen: list[tuple[list[FloatArray], list[str]]] = []
+    for group, side in zip(groups, looks, strict=True):
+        for run, steps in zip(group.runs, side, strict=True):
+            marks = run.arrays[batch]
+            for step in steps:
+                mark = marks.get(step, marks[max(marks)])
+                known, names = next(
+                    (s for s in seen if all(same_batch(mark, other) for other in s[0])), ([], [])
+                )
+                if not known:
+                    seen.append((known, names))
+                known.append(mark)
+                if run.name not in names:
+                    names.append(run.name)
+    if len(seen) < 2:
+        return None
+    return f"different held-out batches ({' / '.join(', '.join(names) for _, names in seen)})"
+
+
+def _of_histograms(shapes: object) -> list[_Kind]:
+    return [_Kind("W1 of the histogram", "0 the same; in its unit", wasserstein_binned)]
+
+
 def _measured(
-    groups: Sequence[Group], kind: str, tag: str, until: int, top: int
-) -> Iterator[Measure] | list[Measure]:
+    groups: Sequence[Group],
+    kind: str,
+    tag: str,
+    until: int,
+    kinds: Callable[[set[tuple[int, ...]]], list[_Kind]],
+) -> list[Measure]:
     looks = common_looks(groups, lambda run: getattr(run, kind)[tag], until)
     if looks is None:
         return []
@@ -199,11 +259,9 @@ def _measured(
          zip(group.runs, side, strict=True)]
         for group, side in zip(groups, looks, strict=True)
     ]  # fmt: skip
-    if kind == "histograms":
-        kinds = [_Kind("W1 of the histogram", "0 the same; in its unit", wasserstein_binned)]
-    else:
+    shapes: set[tuple[int, ...]] = set()
+    if kind == "arrays":
         shapes = {array.shape for side in pairs for pair in side for array in pair}
-        kinds = _kinds(tag, shapes, top)
     now = [[at for _, at in side] for side in pairs]
     steps = tuple((min(f for f, _ in side), max(a for _, a in side)) for side in looks)
     moved = [any(first != at for first, at in side) for side in looks]
@@ -220,7 +278,7 @@ def _measured(
             ),
             steps,
         )
-        for k in kinds
+        for k in kinds(shapes)
     ]
 
 

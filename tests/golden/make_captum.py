@@ -9,21 +9,21 @@ Each model is trained first, on a label that takes an interaction and the elapse
 initialisation the way from the baseline is so smooth that any quadrature would pass. Training is in
 float32; weights are stored in float32, results computed from them in float64.
 
-``captum.npz`` holds ``x`` (B, T, F), ``time_delta`` (B, T), ``baseline`` (T, F), ``time_baseline``
-(T,), ``baselines`` (N, T, F), ``time_baselines`` (N, T), ``noise`` (DRAWS, B, T, F), and per model::
+``captum.npz`` holds ``x`` (B, T, F), ``time_delta`` (B, T), ``baseline`` (T, F),
+``time_baseline`` (T,), ``baselines`` (N, T, F), ``time_baselines`` (N, T), and per model::
 
     <model>/meta, <model>/weights         as in ncps_torch_*.npz
     <model>/values, <model>/at_baseline   (B,), the target
     <model>/<method>/x, <model>/<method>/time_delta    attributions
     <model>/<method>/delta                (B,), Captum's convergence delta, where it has one
 
-Methods: ``saliency``, ``input_x_gradient``, ``ig4``, ``ig16``, ``ig64`` (Gauss-Legendre), ``occlusion``
-(windows of one cell), ``smooth_grad``, ``gradient_shap`` (and its standard error,
+Methods: ``saliency``, ``input_x_gradient``, ``ig4``, ``ig16``, ``ig64`` (Gauss-Legendre),
+``occlusion`` (windows of one cell), ``smooth_grad``, ``gradient_shap`` (and its standard error,
 ``gradient_shap_se``), ``expected`` (what GradientShap estimates: integrated gradients averaged over
 all baselines).
 
-Two things about Captum. NoiseTunnel draws its own noise, with one SD for all features: ours, which
-is stored, is put in its place, so that the averaging is compared. And GradientShap draws a baseline
+Two things about Captum. NoiseTunnel draws its own noise, with one SD for all features: the
+package's is put in its place, so that the averaging is compared. And GradientShap draws a baseline
 of each input by itself, intervals of one sequence beside the inputs of another: it is given both as
 one tensor, whose baselines stay together.
 """
@@ -160,7 +160,7 @@ def attributions(
     found["expected"] = tuple(torch.stack(each).mean(0) for each in zip(*per_baseline, strict=True))
 
     joint = GradientShap(lambda both: model(*apart(both)))
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # which Captum draws from
     runs = torch.stack(
         [
             joint.attribute(together(x), together(draws), n_samples=SHAPS, target=TARGET)
