@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from .callbacks import Callback
@@ -22,6 +21,8 @@ def run_card(
     notes: Sequence[str],
 ) -> str:
     """The model as it was understood, the held-out batch, schedules, versions."""
+    from importlib.metadata import version  # Takes longer to import than all else here.
+
     batch, steps, features = instrument.held_out.inputs_shape
     sites = instrument.sites
     layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(sites.layers)]

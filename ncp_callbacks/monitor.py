@@ -44,6 +44,7 @@ from .observation import Need, Observation
 from .overhead import Overhead
 from .records import Array, Figure, Note, Record, Scalar, Text
 from .schedules import Schedule, ScheduleLike, as_schedule, every
+from .threads import one_blas_thread
 from .writers import TensorBoardWriter, Writer, as_writer
 from .writers.shutdown import ClosesOnTerm
 
@@ -563,7 +564,11 @@ class Monitor:
         records: list[Record] = []
         notes: list[str] = []
         try:
-            with undisturbed(self._model), self._memory.bounding(self._instrument):
+            with (
+                undisturbed(self._model),
+                self._memory.bounding(self._instrument),
+                one_blas_thread(),
+            ):
                 for company in self._companies(due):
                     for observation, callbacks in self._observations(step, company):
                         for callback in callbacks:

@@ -121,10 +121,10 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
             writer.flush()
             added = _size(tmp_path) - written
     # Inputs, outputs, targets, two gradients, the values at scales and the initial state; and what
-    # every site shows at every step.
+    # every site shows, of all steps at once.
     found = Instrument(Counted(), held_out).sites
     sites = len(found.cells) + len(found.layers)
-    assert converted.call_count == 3 * (7 + sites * T)
+    assert converted.call_count == 3 * (7 + sites)
     assert drawn.call_count == 3 * 4
     assert framed.call_count == 0
     assert added / 3 < 80_000

@@ -80,7 +80,8 @@ class Look:
         if site.whole_sequence:
             values = to_numpy(arrays[0])
             return values[:, ::-1] if reverse else values
-        return np.stack([to_numpy(a).reshape(self._batch, -1) for a in arrays], axis=1)
+        # One conversion is much faster than one for every step.
+        return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
 
 
 def looks(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[Look]:
