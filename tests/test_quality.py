@@ -170,7 +170,7 @@ def driven():
     """Both of the pair, small: numbers by what was reported."""
     found = {}
     for kind in ("feature-driven", "time-driven"):
-        reported = quality.when_or_what(kind, 0, steps=300, units=8, rate=1e-2, length=6)
+        reported = quality.when_or_what(kind, 0, steps=300, units=8, rate=1e-2, decay=0.1, length=6)
         found[kind] = {
             f"{method} {metric}".strip(): value
             for method, metrics in reported
