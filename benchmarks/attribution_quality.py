@@ -1,8 +1,9 @@
 """Do the attribution methods find what is known to matter?
 
-    python benchmarks/attribution_quality.py            # some ten minutes; stores the csv beside it
-    python benchmarks/attribution_quality.py --quick    # does it run? (stores nothing)
-    python benchmarks/attribution_quality.py --table    # the stored numbers again
+    python benchmarks/attribution_quality.py                # 15 minutes; stores the csv
+    python benchmarks/attribution_quality.py --only state   # these only, stored in their place
+    python benchmarks/attribution_quality.py --quick        # does it run? (stores nothing)
+    python benchmarks/attribution_quality.py --table        # the stored numbers again
 
 Two kinds of question. *Where*: data in which it is known which inputs matter, and the methods rank
 all of them. *When or what*: data in which intervals decide, or inputs, and the share of the
@@ -677,29 +678,47 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def stored() -> list[Row]:
+    if not STORED.exists():
+        return []
+    with STORED.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def store(new: Sequence[Row], order: Sequence[Case]) -> None:
+    """Put rows in the place of those of the same case."""
+    done = {(r["benchmark"], r["model"]) for r in new}
+    rows = [*new, *(r for r in stored() if (r["benchmark"], r["model"]) not in done)]
+    with STORED.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for case in order:
+            key = (case.benchmark, case.model)
+            writer.writerows(r for r in rows if (r["benchmark"], r["model"]) == key)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small and untrained; stores nothing")
     parser.add_argument("--table", action="store_true", help="the stored numbers again")
-    parser.add_argument("--only", help="cases whose benchmark begins so; stores nothing")
+    parser.add_argument("--only", default="", help="cases whose benchmark begins so")
     args = parser.parse_args()
     if args.table:
-        with STORED.open(newline="") as file:
-            print(table(list(csv.DictReader(file))))
+        print(table(stored()))
         return
     rows: list[Row] = []
-    for case in cases(args.quick):
-        if args.only is None or case.benchmark.startswith(args.only):
+    order = cases(args.quick)
+    for case in order:
+        if case.benchmark.startswith(args.only):
             started = time.perf_counter()
-            rows += run(case)
-            took = time.perf_counter() - started
-            print(f"{case.benchmark}, {case.model}: {took:.0f} s", flush=True)
+            found = run(case)
+            rows += found
+            print(
+                f"{case.benchmark}, {case.model}: {time.perf_counter() - started:.0f} s", flush=True
+            )
+            if not args.quick:
+                store(found, order)
     print(table(rows))
-    if not args.quick and args.only is None:
-        with STORED.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":

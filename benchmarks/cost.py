@@ -66,11 +66,12 @@ def standard() -> list[ncp.Callback]:
     ]  # fmt: skip
 
 
-def integrated() -> ncp.Callback:
-    """As in the full set, but at every look."""
+def integrated(most: int = 64) -> ncp.Callback:
+    """On 8 sequences, with twice the nodes, up to ``most``, where completeness asks for them."""
     return ncp.GradientAttribution(
-        name="integrated_gradients", method="integrated_gradients", nodes=NODES, max_sequences=8
-    )
+        name="integrated_gradients", method="integrated_gradients", max_sequences=8,
+        nodes=NODES, most_nodes=most,
+    )  # fmt: skip
 
 
 def full() -> list[ncp.Callback]:
@@ -94,7 +95,8 @@ PARTS: dict[str, Callable[[], Options]] = {
     "StateSpace": lambda: {"callbacks": [ncp.StateSpace()]},
     "BackboneActivations": lambda: {"callbacks": [ncp.BackboneActivations()]},
     "standard set, 8 sequences at once": lambda: {"chunk_size": 8},
-    "integrated gradients, 8 sequences": lambda: {"callbacks": [integrated()]},
+    "integrated gradients, 8 sequences, 8 to 64 nodes": lambda: {"callbacks": [integrated()]},
+    "integrated gradients, 8 sequences, 8 nodes": lambda: {"callbacks": [integrated(NODES)]},
     "TimeConstants": lambda: {"callbacks": [ncp.TimeConstants()]},
     "Dynamics": lambda: {"callbacks": [ncp.Dynamics()]},
     "OutputTime": lambda: {"callbacks": [ncp.OutputTime()]},

@@ -215,7 +215,9 @@ def test_the_stored_measurement_is_that_of_the_cases(stored):
 
 def test_the_table_shows_what_was_measured_beside_what_was_published(stored):
     table = quality.table(stored)
-    assert len(re.findall(r"^\| state \| (?:CfC|GRU) \| \w+ \| [\d.]+", table, re.M)) == 16
+    assert (
+        len(re.findall(r"^\| state \| (?:CfC|GRU) \| \w+ \| [\d.]+ \| [\d.]+", table, re.M)) == 16
+    )
     assert (
         "| state | published | integrated gradients (Jang) | – | – | 0.922 | 0.357 | – |" in table
     )

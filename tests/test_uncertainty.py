@@ -237,7 +237,7 @@ def test_split_half_at_its_ends():
     assert abs(np.mean(noise)) < 0.1
     assert max(noise) < 0.7
     assert min(noise) >= -1.0
-    for nothing in (np.ones((8, 5)), np.zeros((8, 5)), pattern[:3], np.ones((9, 1))):
+    for nothing in (np.ones((8, 5)), np.zeros((8, 5)), pattern[:3], np.ones((9, 1)), pattern[:0]):
         assert math.isnan(split_half(nothing))
 
 
@@ -249,6 +249,28 @@ def test_split_half_invariances(rng, factor, offset):
     assert split_half(factor * maps + offset) == pytest.approx(found, rel=1e-6)
     cells = maps.reshape(9, 12)[:, rng.permutation(12)]
     assert split_half(cells) == pytest.approx(found, rel=1e-9)
+
+
+def test_lengths_of_sequences_are_no_pattern():
+    """Noise in sequences of different lengths is noise, though all halves have fewer late steps."""
+    rng = np.random.default_rng(0)
+    ragged, signal = [], []
+    pattern = rng.normal(size=(12, 4))
+    for _ in range(200):
+        real = np.arange(12) < rng.integers(2, 13, 32)[:, None]
+        noise = np.where(real[..., None], rng.gamma(2.0, size=(32, 12, 4)), 0.0)
+        ragged.append(split_half(noise, real))
+        signal.append(split_half(np.where(real[..., None], pattern + 0.01 * noise, 0.0), real))
+    assert abs(np.mean(ragged)) < 0.1
+    assert min(signal) > 0.99
+    # All there: as without a mask.
+    maps = rng.normal(size=(9, 4, 3)) + rng.normal(size=(4, 3))
+    assert split_half(maps, np.ones((9, 4), bool)) == pytest.approx(split_half(maps), rel=1e-12)
+    # A step that one sequence has can't be in two halves: as if it weren't there.
+    real = np.ones((9, 5), bool)
+    real[1:, 4] = False
+    longer = np.concatenate([maps, rng.normal(size=(9, 1, 3))], axis=1)
+    assert split_half(longer, real) == pytest.approx(split_half(maps), rel=1e-12)
 
 
 # --- what summaries hold
@@ -281,6 +303,13 @@ def test_reliability_of_a_summary_tells_a_pattern_from_noise():
     pattern = rng.normal(size=(10, 4))
     assert summary(pattern + 0.3 * rng.normal(size=(16, 10, 4))).reliability > 0.95
     assert summary(rng.normal(size=(16, 10, 4))).reliability < 0.6
+    noise = [
+        summary(
+            rng.normal(size=(32, 12, 4)), mask=np.arange(12) < rng.integers(2, 13, 32)[:, None]
+        ).reliability
+        for _ in range(50)
+    ]
+    assert abs(np.mean(noise)) < 0.15
 
 
 # --- correlations

@@ -192,7 +192,7 @@ def summarize(
         by_sequence=by_sequence.astype(np.float32),
         share_interval=share_interval(by_sequence).astype(np.float32),
         strength_interval=mean_interval(by_sequence.sum(axis=1)).astype(np.float32),
-        reliability=split_half(strength),
+        reliability=split_half(strength, kept_real),
         **_intervals(None if by_time is None else by_time[finite], by_sequence, count),
         error=None if error is None else error[finite].astype(np.float32),
         nodes=int(attribution.nodes.max(initial=0)),

@@ -78,12 +78,25 @@ def paired_change(before: FloatArray, now: FloatArray, level: float = 0.95) -> F
     return mean_interval(np.asarray(now, np.float64) - before, level)
 
 
-def split_half(maps: FloatArray, splits: int = 16, seed: int = 0) -> float:
+def split_half(
+    maps: FloatArray,
+    real: npt.NDArray[np.bool_] | None = None,
+    *,
+    splits: int = 16,
+    seed: int = 0,
+) -> float:
     """Reliability of the mean of ``(S, ...)`` maps: would other sequences have given the same?
 
     Correlation between the means of two halves, averaged over random splits (always the same) and
     stepped up to the whole by Spearman and Brown (1910): 1 the same map, 0 noise. NaN for fewer
     than four sequences or a map without variation.
+
+    Args:
+        maps: One for each sequence.
+        real: ``(S, T)``, which steps a sequence has: a mean is over those that have the step. How
+            many have it would else be a pattern that all halves share.
+        splits: How many.
+        seed: Of the splits.
     """
     count = len(maps)
     if count < 4 or maps[0].size < 2:
@@ -91,16 +104,31 @@ def split_half(maps: FloatArray, splits: int = 16, seed: int = 0) -> float:
     flat = np.asarray(maps, np.float64).reshape(count, -1)
     rng = np.random.default_rng(seed)
     half = np.stack([rng.permutation(count) < count // 2 for _ in range(splits)]).astype(float)
-    total = flat.sum(axis=0)
-    first = half @ flat
-    size = count // 2
-    a, b = first / size, (total - first) / (count - size)
-    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    there = np.ones(flat.shape)
+    if real is not None:
+        shape = (*real.shape, *[1] * (maps.ndim - real.ndim))
+        there = np.broadcast_to(real.reshape(shape), maps.shape).reshape(flat.shape).astype(float)
+    flat = flat * there
+    first, size = half @ flat, half @ there
+    second, rest = flat.sum(axis=0) - first, there.sum(axis=0) - size
+    both = (size > 0) & (rest > 0)
+    a, b = (
+        _centred(total / np.maximum(number, 1), both)
+        for total, number in ((first, size), (second, rest))
+    )
     norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     if not (norm > 0).all():
         return math.nan
     r = float(((a * b).sum(axis=1) / norm).mean())
     return 2 * r / (1 + r) if r > 0 else r
+
+
+def _centred(values: FloatArray, known: npt.NDArray[np.bool_]) -> FloatArray:
+    """Rows less their means over what is known, 0 elsewhere."""
+    known_values = np.where(known, values, 0.0)
+    mean = known_values.sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1), 1)[:, None]
+    centred: FloatArray = np.where(known, values - mean, 0.0)
+    return centred
 
 
 def cosine(a: FloatArray, b: FloatArray) -> float:

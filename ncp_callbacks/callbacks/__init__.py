@@ -94,7 +94,9 @@ def _full() -> list[Callback]:
     integrated = GradientAttribution(
         name="integrated_gradients",
         method="integrated_gradients",
+        # No more for sequences that need them: its price is to be the same at every look.
         nodes=8,
+        most_nodes=8,
         max_sequences=8,
         agreement="input_x_gradient",
     )

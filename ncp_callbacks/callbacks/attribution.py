@@ -73,7 +73,8 @@ class GradientAttribution(Callback):
         time_baseline: Likewise for the intervals: ``"mean"``, or an array ``(T,)`` or ``(B, T)``.
             With the mean, intervals that are all alike have no part in anything.
         nodes: Gradients along the way, or draws.
-        most_nodes: Of integrated gradients, the most.
+        most_nodes: Of integrated gradients, the most; by default 64. Equal to ``nodes`` the price is
+            the same at every look.
         agreement: Another method, whose map is compared with this one on 8 sequences.
         features: Names of the features whose share is logged as a curve, at most 12; by default
             all, or of more than 12 the 11 strongest at the first look.
@@ -238,9 +239,9 @@ class GradientAttribution(Callback):
             if above > 0 and result.method == "integrated_gradients":
                 yield Note(
                     f"{group}: attributions of some sequences don't sum to the change of their "
-                    f"target within 5 %, even with {self._settings.most_nodes} nodes: the target "
-                    f"jumps on the way from the baseline. {group}/incomplete is their share; "
-                    "another baseline= may have a smoother way"
+                    f"target within 5 % with {self._settings.most_nodes} nodes; {group}/incomplete "
+                    "is their share. Allow more (most_nodes=), unless the target jumps on the way "
+                    "from the baseline: then another baseline= may have a smoother one"
                 )
         if not self._settings.needs:
             yield Scalar(f"{group}/nodes", result.nodes, "Passes for the sequence that took most")
