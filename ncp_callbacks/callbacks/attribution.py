@@ -73,8 +73,8 @@ class GradientAttribution(Callback):
         time_baseline: Likewise for the intervals: ``"mean"``, or an array ``(T,)`` or ``(B, T)``.
             With the mean, intervals that are all alike have no part in anything.
         nodes: Gradients along the way, or draws.
-        most_nodes: Of integrated gradients, the most; by default 64. Equal to ``nodes`` the price is
-            the same at every look.
+        most_nodes: Of integrated gradients, the most; by default 64. With as many as ``nodes`` the
+            price is the same at every look.
         agreement: Another method, whose map is compared with this one on 8 sequences.
         features: Names of the features whose share is logged as a curve, at most 12; by default
             all, or of more than 12 the 11 strongest at the first look.
