@@ -6,7 +6,6 @@ ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import shutil
@@ -14,6 +13,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from .progress import progress
 
 __all__ = ["main"]
 
@@ -137,15 +138,7 @@ def _report(groups: Any, result: Any, options: argparse.Namespace) -> None:
 
 
 def _progress(paths: list[Path]) -> Iterable[Path]:
-    """A bar on a terminal, if there is tqdm."""
-    if len(paths) < 3 or not sys.stderr.isatty():
-        return paths
-    try:
-        tqdm = importlib.import_module("tqdm")
-    except ImportError:
-        return paths
-    bar: Iterable[Path] = tqdm.tqdm(paths, desc="reading runs", unit="run", leave=False)
-    return bar
+    return progress(paths, "reading runs", "run")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from .instrument import (
 )
 from .observation import Need, Observation
 from .overhead import Overhead
+from .progress import progress
 from .records import Array, Figure, Note, Record, Scalar, Text
 from .schedules import Schedule, ScheduleLike, as_schedule, every
 from .threads import one_blas_thread
@@ -341,7 +342,8 @@ class Monitor:
         with undisturbed(self._model):
             with self._memory.of_rows(len(small.held_out)):
                 observation = Observation(small, 0, self._needs(self._callbacks))
-            for callback in list(self._callbacks):
+            # The standard set takes no time; others may take seconds.
+            for callback in progress(list(self._callbacks), "first look", "callback", fewest=8):
                 # A copy, so that nothing is remembered of a look that doesn't count.
                 rehearsal = _copy_of(callback)
                 if rehearsal is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from ncp_callbacks.announce import (
     show,
     tensorboard_command,
 )
+from ncp_callbacks.progress import progress
 from ncp_callbacks.records import Embedding, Figure, Histogram, Scalar, Text
 from ncp_callbacks.writers import MemoryWriter, TensorBoardWriter
 from ncp_callbacks.writers.base import Tally
@@ -209,3 +211,32 @@ def test_the_tally_is_that_of_the_log(tmp_path: Path) -> None:
         failed_records=1,
     )
     assert memory.tally == Tally(records=10, figures=5, embeddings=1)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress([1, 2, 3], "reading runs", "run")) == [1, 2, 3]
+    shown = sys.stderr.getvalue()
+    assert "reading runs" in shown
+    assert "0/3" in shown
+    # It vanishes, so that the training loop's own bar is all there is.
+    assert shown.rsplit("\r", 1)[-1].strip() == ""
+
+
+def test_no_bar_for_little_or_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, items in ((Terminal(), [1, 2]), (io.StringIO(), [1, 2, 3, 4])):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert list(progress(items, "reading runs", "run")) == items
+        assert stream.getvalue() == ""
+
+
+def test_no_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert list(progress([1, 2, 3], "reading runs", "run")) == [1, 2, 3]
+    assert sys.stderr.getvalue() == ""
