@@ -58,10 +58,10 @@ class AttributionSettings:
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ValueError(f"{name}={number!r}: give a whole number of at least {least}")
-        if isinstance(self.baseline, str) and self.baseline not in ("mean", "zeros"):
-            raise ValueError(
-                f"baseline={self.baseline!r} is unknown: give 'mean', 'zeros' or an array"
-            )
+        for name in ("baseline", "time_baseline"):
+            given = getattr(self, name)
+            if isinstance(given, str) and given not in ("mean", "zeros"):
+                raise ValueError(f"{name}={given!r} is unknown: give 'mean', 'zeros' or an array")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -112,6 +112,7 @@ def _attribution(observation: Observation, settings: AttributionSettings) -> Att
             time_baselines=time_draws,
             values=observation.target_values,
             draws=settings.nodes,
+            mask=mask,
         )
     if given is None:
         given = "zeros" if method == "input_x_gradient" else "mean"

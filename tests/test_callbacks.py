@@ -230,3 +230,19 @@ def test_a_baseline_for_each_sequence(limit: int | None) -> None:
         # Only the first feature differs from its baseline, and no interval does.
         assert writer.scalars("attribution_share/feature 0") == [(1, 1.0)], method
         assert writer.scalars("attribution/time_share") == [(1, 0.0)], method
+
+
+def test_gradients_have_no_share_of_time() -> None:
+    """Per unit of an input and per unit of time there is no common total."""
+    for method in ("gradient", "smooth_grad"):
+        writer = logged([ncp.GradientAttribution(method=method, nodes=2)])
+        assert writer.scalars("attribution/strength")
+        assert not writer.scalars("attribution/time_share")
+    assert logged([ncp.GradientAttribution()]).scalars("attribution/time_share")
+
+
+def test_baselines_that_are_no_words() -> None:
+    with pytest.raises(ValueError, match="time_baseline='men' is unknown"):
+        ncp.GradientAttribution(time_baseline="men")
+    with pytest.raises(ValueError, match="baseline='mean': expected gradients draw"):
+        ncp.GradientAttribution(method="expected_gradients", baseline="mean")

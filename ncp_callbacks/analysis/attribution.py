@@ -48,8 +48,8 @@ class TemporalImportance(ArrayResult):
             step; None where the model takes no intervals.
         intervals_signed: ``(T,)``, mean of ``A``, likewise.
         intervals_share: Share of the intervals in the strength of inputs and intervals together:
-            how much of the target is owed to when rather than what. None likewise, NaN when
-            nothing matters.
+            how much of the target is owed to when rather than what. None likewise and for
+            gradients, which are in different units; NaN when nothing matters.
         intervals_share_interval: ``(2,)``, its 95 % interval.
         error: ``(S,)``, completeness error of each sequence, see
             :attr:`~.methods.Attribution.error`; None where the method promises no completeness.
@@ -193,14 +193,19 @@ def summarize(
         share_interval=share_interval(by_sequence).astype(np.float32),
         strength_interval=mean_interval(by_sequence.sum(axis=1)).astype(np.float32),
         reliability=split_half(strength, kept_real),
-        **_intervals(None if by_time is None else by_time[finite], by_sequence, count),
+        **_intervals(
+            None if by_time is None else by_time[finite], by_sequence, count, attribution.method
+        ),
         error=None if error is None else error[finite].astype(np.float32),
         nodes=int(attribution.nodes.max(initial=0)),
     )
 
 
 def _intervals(
-    values: FloatArray | None, by_sequence: FloatArray, count: npt.NDArray[np.integer[Any]]
+    values: FloatArray | None,
+    by_sequence: FloatArray,
+    count: npt.NDArray[np.integer[Any]],
+    method: str,
 ) -> dict[str, Any]:
     """What of a result is about intervals, from ``(S, T)``."""
     if values is None:
@@ -210,9 +215,15 @@ def _intervals(
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
     both = np.stack([own, by_sequence.sum(axis=1)], axis=1)
     total = float(both.sum())
+    if method in ("gradient", "smooth_grad"):
+        # Per unit of an input and per unit of time: these have no common total.
+        share, bounds = None, None
+    else:
+        share = float(own.sum()) / total if total > 0 else float("nan")
+        bounds = share_interval(both)[:, 0].astype(np.float32)
     return {
         "intervals_importance": importance.astype(np.float32),
         "intervals_signed": (values.sum(axis=0) / count).astype(np.float32),
-        "intervals_share": float(own.sum()) / total if total > 0 else float("nan"),
-        "intervals_share_interval": share_interval(both)[:, 0].astype(np.float32),
+        "intervals_share": share,
+        "intervals_share_interval": bounds,
     }

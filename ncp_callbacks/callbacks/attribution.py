@@ -106,6 +106,11 @@ class GradientAttribution(Callback):
             )
         if features is not None and len(set(features)) < len(features):
             raise ValueError(f"features={features!r}: a name stands there more than once")
+        if method == "expected_gradients" and isinstance(baseline, str):
+            raise ValueError(
+                f"baseline={baseline!r}: expected gradients draw baselines from sequences; give an "
+                "array (draws, T, F), or None for the held-out sequences themselves"
+            )
         self._settings = AttributionSettings(
             method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
         )
@@ -241,7 +246,8 @@ class GradientAttribution(Callback):
                     f"{group}: attributions of some sequences don't sum to the change of their "
                     f"target within 5 % with {self._settings.most_nodes} nodes; {group}/incomplete "
                     "is their share. Allow more (most_nodes=), unless the target jumps on the way "
-                    "from the baseline: then another baseline= may have a smoother one"
+                    "from the baseline: then another baseline= may have a smoother one. Until then "
+                    "don't trust the map and its shares"
                 )
         if not self._settings.needs:
             yield Scalar(f"{group}/nodes", result.nodes, "Passes for the sequence that took most")
