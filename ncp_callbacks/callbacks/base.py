@@ -5,18 +5,19 @@ from __future__ import annotations
 import abc
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ..instrument import NothingToObserve
 from ..observation import Need, Observation
 from ..plots import nice_limit
 from ..records import Note, Record, Scalar
 from ..schedules import Schedule, ScheduleLike, as_schedule
 
-__all__ = ["Callback", "GrowingLimit", "bounds", "non_finite", "short_names"]
+__all__ = ["Callback", "GrowingLimit", "bounds", "non_finite", "short_names", "whatever_can_be_had"]
 
 
 class Callback(abc.ABC):
@@ -99,6 +100,33 @@ class Callback(abc.ABC):
     def __repr__(self) -> str:
         when = "" if self.every is None else f", every={self.every!r}"
         return f"{type(self).__name__}(name={self.name!r}{when})"
+
+
+def whatever_can_be_had(
+    of_each: Mapping[str, Callable[[], Iterable[Record | Note]]], name: str, lacking: str
+) -> Iterator[Record | Note]:
+    """Records of each of several cells, and a word on those that have nothing to look at.
+
+    Args:
+        of_each: What makes the records of a cell, by its group.
+        name: The callback's, for the word.
+        lacking: What follows from the reason: "…, so that nothing is logged of it here".
+
+    Raises:
+        NothingToObserve: If none has anything.
+    """
+    found: list[Record | Note] = []
+    reasons: list[str] = []
+    for measured in of_each.values():
+        try:
+            found += measured()
+        except NothingToObserve as reason:
+            reasons.append(str(reason))
+    if len(reasons) == len(of_each):
+        raise NothingToObserve("; ".join(reasons))
+    yield from found
+    for why in reasons:
+        yield Note(f"{name}: {why}, so that {lacking}")
 
 
 def bounds(interval: npt.NDArray[np.floating[Any]] | None) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from ..plots import plot_time_constants
 from ..plots.time_constants import needed_decades
 from ..records import Array, Figure, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, non_finite, short_names
+from .base import Callback, non_finite, short_names, whatever_can_be_had
 
 __all__ = ["TimeConstants"]
 
@@ -151,18 +152,12 @@ class TimeConstants(Callback):
         if not cells:
             raise NothingToObserve(observation.no_cells)
         part = observation.limited(self._sequences)
-        found: list[Record | Note] = []
-        reasons: list[str] = []
-        for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
-            try:
-                found += self._of(cell, self.name + short, part)
-            except NothingToObserve as reason:
-                reasons.append(str(reason))
-        if len(reasons) == len(cells):
-            raise NothingToObserve("; ".join(reasons))
-        yield from found
-        for why in reasons:
-            yield Note(f"{self.name}: {why}, so that it has no time constants here")
+        shorts = short_names([c.cell for c in cells])
+        of_each = {
+            self.name + short: functools.partial(self._of, cell, self.name + short, part)
+            for cell, short in zip(cells, shorts, strict=True)
+        }
+        yield from whatever_can_be_had(of_each, self.name, "it has no time constants here")
 
     def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
         replay = part.replay(cell.cell)

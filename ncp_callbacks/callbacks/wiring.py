@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ..observation import Need, Observation, Trajectory
 from ..plots import plot_wiring
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, non_finite, short_names
+from .base import Callback, GrowingLimit, non_finite, short_names, whatever_can_be_had
 
 __all__ = ["Wiring"]
 
@@ -107,18 +108,12 @@ class Wiring(Callback):
         if not cells:
             raise NothingToObserve(observation.no_cells)
         part = observation.limited(self._sequences)
-        found: list[Record | Note] = []
-        reasons: list[str] = []
-        for cell, short in zip(part.states, short_names([c.cell for c in cells]), strict=True):
-            try:
-                found += self._of(cell, self.name + short, part)
-            except NothingToObserve as reason:
-                reasons.append(str(reason))
-        if len(reasons) == len(cells):
-            raise NothingToObserve("; ".join(reasons))
-        yield from found
-        for why in reasons:
-            yield Note(f"{self.name}: {why}, so that nothing is logged of it here")
+        shorts = short_names([c.cell for c in cells])
+        of_each = {
+            self.name + short: functools.partial(self._of, cell, self.name + short, part)
+            for cell, short in zip(part.states, shorts, strict=True)
+        }
+        yield from whatever_can_be_had(of_each, self.name, "nothing is logged of it here")
 
     def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
         replay = part.replay(cell.cell)
