@@ -33,6 +33,9 @@ INK, GREY, LIGHT, MISSING = "#1a1a1a", "#666666", "#d9d9d9", "#bdbdbd"
 # Okabe & Ito's palette, distinguishable with any colour vision.
 BLUE, VERMILION, ORANGE, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
 GREEN, PURPLE = "#009E73", "#CC79A7"
+PALE = "#A3CBE3"  # Blue, for what is less sure or less in a row of others.
+DOTTED = {"linestyle": (0, (1, 2))}
+SEPARATED = 64  # Up to this many units there is a gap between their bars.
 
 ABOVE = 2.0  # Least z-order of what changes in a panel; that of its spines is 2.5.
 

@@ -14,6 +14,7 @@ from ._sheet import (
     GREY,
     INK,
     LEFT,
+    SEPARATED,
     VERMILION,
     WIDTH,
     Colors,
@@ -31,7 +32,6 @@ __all__ = ["plot_unit_activity"]
 MOST_LAYERS = 3
 BOTTOM, TOP = 50, 392
 HEADING = 30  # Pixels for the text above each panel.
-SEPARATED = 64  # Up to this many units there is a gap between their bars.
 SHADE = "#F2C5A8"  # Vermilion, light enough to read as a background.
 INACTIVE = {
     "relu": "zero",

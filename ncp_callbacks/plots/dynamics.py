@@ -12,12 +12,15 @@ from ..analysis.dynamics import Memory, UnitCorrelations
 from ._sheet import (
     ABOVE,
     BLUE,
+    DOTTED,
     GREY,
     INK,
     LEFT,
     LIGHT,
     LINE_HEIGHT,
+    PALE,
     SECOND_Y,
+    SEPARATED,
     WIDTH,
     Colors,
     Panel,
@@ -41,9 +44,6 @@ BOTTOM, TOP = 66, 330
 MIDDLE = 316  # Where the right half begins.
 THIRD_Y = SECOND_Y - LINE_HEIGHT
 MOST_DECADES = 10
-SEPARATED = 64  # Up to this many units there is a gap between their bars.
-PALE = "#A3CBE3"  # Blue, for what chance could have done.
-DOTTED = {"linestyle": (0, (1, 2))}
 
 
 def plot_dynamics(

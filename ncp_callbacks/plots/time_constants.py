@@ -12,12 +12,15 @@ from ..analysis.time_constants import UnitTimeConstants
 from ._sheet import (
     ABOVE,
     BLUE,
+    DOTTED,
     GREY,
     INK,
     LEFT,
     LIGHT,
     LINE_HEIGHT,
+    PALE,
     SECOND_Y,
+    SEPARATED,
     WIDTH,
     Colors,
     Panel,
@@ -37,9 +40,6 @@ __all__ = ["needed_decades", "plot_time_constants"]
 Array = npt.NDArray[np.float64]
 
 BOTTOM, TOP = 66, 354
-SEPARATED = 64  # Up to this many units there is a gap between their bars.
-PALE = "#A3CBE3"
-DOTTED = {"linestyle": (0, (1, 2))}
 # How many powers of ten beyond the data's own time scales are shown.
 BELOW, BEYOND = 3, 3
 NAMES = {
