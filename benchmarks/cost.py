@@ -206,7 +206,12 @@ class Passes:
                 clocked = self._transform(getattr(mx, name))
                 stack.enter_context(mock.patch.object(mx, name, clocked))
             # Unlike those, it calls what it is given at once.
-            for owner, name in ((mx, "vjp"), (mx, "eval"), (self._class, "__call__")):
+            for owner, name in (
+                (mx, "vjp"),
+                (mx, "eval"),
+                (mx, "async_eval"),
+                (self._class, "__call__"),
+            ):
                 clocked = self._clocked(getattr(owner, name))
                 stack.enter_context(mock.patch.object(owner, name, clocked))
             yield

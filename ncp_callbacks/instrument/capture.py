@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import mlx.nn as nn
 
-__all__ = ["Around", "Tap", "flush_subnormal_cotangents"]
+__all__ = ["Around", "Tap", "subnormal_flush"]
 
 # Called instead of the module with (call, args, kwargs); `call` is the module's own __call__.
 Around: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -90,16 +90,25 @@ class Tap:
                 self._around.pop(id(module), None)
 
 
-@mx.custom_function
-def flush_subnormal_cotangents(state: mx.array) -> mx.array:
+def subnormal_flush(passed: list[mx.array] | None = None) -> Callable[[mx.array], mx.array]:
     """The identity, through which gradients below 1e-30 go back as zero.
 
     Gradients that vanish over many steps end as subnormal numbers, on which x86 is some hundred
     times slower; what is lost is far below the rounding of the rest.
+
+    Args:
+        passed: Takes the gradients that go back through it, in the order of computation.
     """
-    return state
 
+    @mx.custom_function
+    def flush(state: mx.array) -> mx.array:
+        return state
 
-@flush_subnormal_cotangents.vjp
-def _flush_vjp(primal: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-    return mx.where(mx.abs(cotangent) < 1e-30, mx.zeros_like(cotangent), cotangent)
+    @flush.vjp
+    def _flush_vjp(primal: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        back = mx.where(mx.abs(cotangent) < 1e-30, mx.zeros_like(cotangent), cotangent)
+        if passed is not None:
+            passed.append(back)
+        return back
+
+    return flush

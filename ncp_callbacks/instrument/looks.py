@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +17,9 @@ import numpy.typing as npt
 from ..analysis.methods import Points
 from ..analysis.results import FloatArray
 from ..held_out import to_numpy
+from .abreast import evaluated
 from .errors import ModelError
-from .probe import Instrument, Variants
+from .probe import Instrument, Pass, Variants
 from .sites import CellSite, LayerSite
 
 __all__ = ["Look", "as_points", "in_parts", "looks", "points"]
@@ -25,15 +28,11 @@ _LOG = logging.getLogger("ncp_callbacks")
 
 
 class Look:
-    """One pass over some sequences: evaluated when made, converted when asked for."""
+    """One evaluated pass over some sequences, converted when asked for."""
 
-    def __init__(self, instrument: Instrument, wanted: dict[str, bool]) -> None:
-        self._instrument = instrument
+    def __init__(self, instrument: Instrument, seen: Pass) -> None:
+        self._instrument, self._pass = instrument, seen
         self._batch, self._steps, _ = instrument.held_out.inputs_shape
-        self._pass = seen = instrument.run(**wanted)
-        gradients = [a for a in (seen.input_gradient, seen.time_gradient) if a is not None]
-        mx.eval(seen.sequence, seen.outputs, seen.values, gradients)
-        mx.eval(seen.states, seen.initial, seen.activations)
 
     def array(self, name: str) -> FloatArray:
         """An array of :class:`~.probe.Pass`, by its name there."""
@@ -95,14 +94,32 @@ def looks(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[Look]:
         stop = min(batch, start + (instrument.most_rows or batch))
         try:
             whole = stop - start == batch
-            look = Look(instrument if whole else instrument.take(slice(start, stop)), wanted)
+            found = _abreast(instrument if whole else instrument.take(slice(start, stop)), wanted)
         except (MemoryError, RuntimeError) as error:
             if not (_out_of_memory(error) and instrument.divisible and stop - start > 1):
                 raise
             _take_fewer(instrument, stop - start)
         else:
-            yield look
+            yield from found
             start = stop
+
+
+def _abreast(instrument: Instrument, wanted: dict[str, bool]) -> list[Look]:
+    """One look, or several that were made at the same time."""
+    rows = len(instrument.held_out)
+    gradient = wanted["input_gradient"] or wanted["time_gradient"]
+    count = instrument.ways(rows, gradient=gradient) if instrument.divisible else 1
+    parts = [instrument] if count == 1 else [instrument.take(s) for s in _slices(rows, count)]
+    passes = evaluated(
+        [functools.partial(part.run, **wanted, milestones=count > 1) for part in parts]
+    )
+    return [Look(part, seen) for part, seen in zip(parts, passes, strict=True)]
+
+
+def _slices(count: int, parts: int) -> list[slice]:
+    """Of nearly the same length."""
+    ends = [count * k // parts for k in range(parts + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def points(
@@ -184,27 +201,43 @@ def _points(
     chosen: npt.NDArray[np.integer[Any]] | None,
     gradient: bool,
 ) -> Points:
-    own, delta = instrument.sequence(), instrument.time_delta
-    given = [(sequences, own), (time_deltas, delta)]
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
-    x, dt = (
-        None
-        if mine is None
-        else mx.broadcast_to(mine, (count, *mine.shape))
-        if variants is None
-        else mx.array(variants).astype(mine.dtype)
-        for variants, mine in given
-    )
-    assert x is not None
-    follow = None if chosen is None else mx.array(chosen)
-    return as_points(instrument.variants(x, dt, follow, gradient=gradient))
+    rows = len(instrument.held_out)
+    parts = instrument.ways(rows * count, gradient=gradient)
+    everything = slice(None)
+    if instrument.divisible and rows >= parts:
+        axis, divided = 1, [(everything, here) for here in _slices(rows, parts)]
+    else:
+        axis, divided = 0, [(at, everything) for at in _slices(count, min(parts, count))]
+
+    def build(at: slice, here: slice) -> Variants:
+        some = instrument if here == everything else instrument.take(here)
+        own, delta = some.sequence(), some.time_delta
+        x, dt = (
+            None
+            if mine is None
+            else mx.broadcast_to(mine, (len(range(count)[at]), *mine.shape))
+            if variants is None
+            else mx.array(variants[at, here]).astype(mine.dtype)
+            for variants, mine in ((sequences, own), (time_deltas, delta))
+        )
+        assert x is not None
+        follow = None if chosen is None else mx.array(chosen[here])
+        return some.variants(x, dt, follow, gradient=gradient, milestones=len(divided) > 1)
+
+    passes = evaluated([functools.partial(build, *part) for part in divided])
+    return _joined([_converted(seen) for seen in passes], axis=axis)
 
 
 def as_points(seen: Variants) -> Points:
     """The same, evaluated, as numpy arrays."""
-    wanted = [seen.values, seen.input_gradient, seen.time_gradient]
-    mx.eval([a for a in wanted if a is not None])
-    return Points(*[None if a is None else to_numpy(a) for a in wanted])  # type: ignore[arg-type]
+    mx.eval(seen.arrays())
+    return _converted(seen)
+
+
+def _converted(seen: Variants) -> Points:
+    arrays = (seen.values, seen.input_gradient, seen.time_gradient)
+    return Points(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
 
 
 def _joined(parts: Sequence[Points], axis: int) -> Points:

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..held_out import HeldOutBatch
-from .capture import Around, Tap, flush_subnormal_cotangents
+from .abreast import ways
+from .capture import Around, Tap, subnormal_flush
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_sites
 from .errors import ModelError
@@ -27,7 +28,7 @@ from .inlets import find_embedding
 from .isolation import evaluation_mode, undisturbed
 from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
-from .trees import Path, get_leaf, modules, replace_leaf
+from .trees import Path, get_leaf, leaves, modules, replace_leaf
 
 __all__ = ["Instrument", "Pass", "Variants", "listening", "recorded_calls"]
 
@@ -47,6 +48,7 @@ class Pass:
             ``(B, T, H)``.
         initial: Per cell site, state arrays ``(B, H)`` before the first step; empty if not given.
         activations: Per layer site, likewise a list over steps, or one ``(B, T, N)``.
+        milestones: See :class:`~.abreast.Evaluable`; empty where they were not asked for.
     """
 
     sequence: mx.array
@@ -58,6 +60,13 @@ class Pass:
     states: dict[str, list[list[mx.array]]] = field(default_factory=dict)
     initial: dict[str, list[mx.array]] = field(default_factory=dict)
     activations: dict[str, list[mx.array]] = field(default_factory=dict)
+    milestones: list[mx.array] = field(default_factory=list)
+
+    def arrays(self) -> Any:
+        """All that is to be evaluated."""
+        wanted = (self.sequence, self.outputs, self.values, self.input_gradient, self.time_gradient)
+        given = [array for array in wanted if array is not None]
+        return given, self.states, self.initial, self.activations
 
 
 @dataclass(eq=False)
@@ -68,20 +77,41 @@ class Variants:
         values: ``(K, B)``.
         input_gradient: ``(K, B, T, F)``, or None.
         time_gradient: ``(K, B, T)``, or None.
+        milestones: See :class:`~.abreast.Evaluable`; empty where they were not asked for.
     """
 
     values: mx.array
     input_gradient: mx.array | None = None
     time_gradient: mx.array | None = None
+    milestones: list[mx.array] = field(default_factory=list)
+
+    def arrays(self) -> list[mx.array]:
+        """All that is to be evaluated."""
+        wanted = (self.values, self.input_gradient, self.time_gradient)
+        return [array for array in wanted if array is not None]
 
 
 class _Recorder:
-    """What the calls of chosen modules showed during one forward pass."""
+    """What the calls of chosen modules showed during one forward pass.
+
+    Args:
+        flush: Whether gradients will go back, which are not to get subnormal.
+        milestones: Whether to note the cells' states, and the gradients that go back through them.
+    """
 
     def __init__(
-        self, tap: Tap, cells: Sequence[CellSite], layers: Sequence[LayerSite], flush: bool
+        self,
+        tap: Tap,
+        cells: Sequence[CellSite],
+        layers: Sequence[LayerSite],
+        *,
+        flush: bool,
+        milestones: bool = False,
     ) -> None:
-        self._tap, self._cells, self._layers, self._flush = tap, cells, layers, flush
+        self._tap, self._cells, self._layers = tap, cells, layers
+        self.milestones: list[mx.array] = []
+        self._noting = milestones
+        self._flush = subnormal_flush(self.milestones if milestones else None) if flush else None
         self._shown: dict[str, list[tuple[Any, Any]]] = {}
 
     @contextmanager
@@ -96,19 +126,23 @@ class _Recorder:
             yield
 
     def _around(self, module: str) -> Around:
-        flushed = {
+        handed_on = {
             path: None
             for site in self._cells
-            if site.module == module and self._flush and not site.whole_sequence
+            if site.module == module and not site.whole_sequence
             for path in site.out_paths
         }
 
         def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             out = call(*args, **kwargs)
-            for path in flushed:
+            for path in handed_on:
                 state = get_leaf(out, path)
                 if isinstance(state, mx.array) and mx.issubdtype(state.dtype, mx.floating):
-                    out = replace_leaf(out, path, flush_subnormal_cotangents(state))
+                    if self._flush is not None:
+                        state = self._flush(state)
+                        out = replace_leaf(out, path, state)
+                    if self._noting:
+                        self.milestones.append(state)
             self._shown.setdefault(module, []).append(((args, kwargs), out))
             return out
 
@@ -116,6 +150,7 @@ class _Recorder:
 
     def clear(self) -> None:
         self._shown = {}
+        self.milestones.clear()
 
     def into(self, result: Pass, states: bool, activations: bool) -> None:
         for cell in self._cells if states else ():
@@ -215,6 +250,7 @@ class Instrument:
             )
             self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(model))
+            self._weight = self._weigh()
             evaluation_mode(model)
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
@@ -233,6 +269,18 @@ class Instrument:
     @most_rows.setter
     def most_rows(self, rows: int) -> None:
         self._memory["rows"] = rows
+
+    def _weigh(self) -> int:
+        """Parameters of the cells that are called once a step."""
+        found = dict(modules(self.model))
+        cells = {site.module for site in self.sites.cells if not site.whole_sequence}
+        inside = {id(m): m for cell in cells for _, m in modules(found[cell])}
+        arrays = (array for m in inside.values() for _, array in leaves(dict(m)))
+        return sum({id(array): array.size for array in arrays}.values())
+
+    def ways(self, rows: int, *, gradient: bool) -> int:
+        """In how many parts a pass of so many sequences is best divided; see :mod:`~.abreast`."""
+        return min(ways(rows * self._weight, gradient=gradient), rows)
 
     @property
     def divisible(self) -> bool:
@@ -332,6 +380,7 @@ class Instrument:
         chosen: mx.array | None,
         *,
         gradient: bool = False,
+        milestones: bool = False,
     ) -> Variants:
         """Targets of ``K`` other batches in one pass, following the outputs ``chosen`` before.
 
@@ -340,9 +389,11 @@ class Instrument:
             time_deltas: ``(K, B, T)``, or None.
             chosen: ``(B,)``, see :meth:`Target.choose`.
             gradient: Whether gradients with respect to sequences and intervals are wanted.
+            milestones: Whether milestones are.
         """
         self._ready()
-        recorder = _Recorder(self._tap, self.sites.cells if gradient else (), (), flush=gradient)
+        cells = self.sites.cells if gradient or milestones else ()
+        recorder = _Recorder(self._tap, cells, (), flush=gradient, milestones=milestones)
 
         def total(x: mx.array, dt: mx.array | None) -> tuple[mx.array, mx.array]:
             recorder.clear()
@@ -351,7 +402,9 @@ class Instrument:
             return values.sum(), values
 
         if not gradient:
-            return Variants(total(sequences, time_deltas)[1])
+            with recorder.listening(self.model):
+                values = total(sequences, time_deltas)[1]
+            return Variants(values, milestones=recorder.milestones)
         kept: list[mx.array] = []
 
         def scalar(x: mx.array, dt: mx.array | None) -> mx.array:
@@ -364,7 +417,7 @@ class Instrument:
             gradients = mx.grad(scalar, argnums=wanted)(sequences, time_deltas)
         if isinstance(gradients, mx.array):
             gradients = (gradients,)
-        return Variants(kept[-1], *gradients)
+        return Variants(kept[-1], *gradients, milestones=recorder.milestones)
 
     def run(
         self,
@@ -373,6 +426,7 @@ class Instrument:
         time_gradient: bool = False,
         states: bool = False,
         activations: bool = False,
+        milestones: bool = False,
     ) -> Pass:
         """One pass; call it inside ``undisturbed(model)``.
 
@@ -384,9 +438,10 @@ class Instrument:
         gradient = input_gradient or time_gradient
         recorder = _Recorder(
             self._tap,
-            self.sites.cells if states or gradient else (),
+            self.sites.cells if states or gradient or milestones else (),
             self.sites.layers if activations else (),
             flush=gradient,
+            milestones=milestones,
         )
 
         def forward(x: mx.array, dt: mx.array | None) -> tuple[mx.array, Pass]:
@@ -394,7 +449,7 @@ class Instrument:
             outputs = self.outputs(x, dt)
             chosen = self.target.choose(outputs)
             values = self.target(outputs, chosen)
-            result = Pass(inputs, outputs, values, chosen)
+            result = Pass(inputs, outputs, values, chosen, milestones=recorder.milestones)
             recorder.into(result, states, activations)
             # Sequences don't interact in eval mode, so the gradient of the sum is that of each.
             return values.sum(), result

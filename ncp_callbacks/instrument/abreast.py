@@ -1,0 +1,88 @@
+"""Parts of a batch run abreast, so that they take a core each.
+
+MLX works a stream of the CPU off on one thread, and leaves the other cores idle. Passes built on
+several streams could share them, but an evaluation takes one pass after the other, and only few
+operations ahead. So they are evaluated piece by piece, the same pieces of all passes together: up
+to the state after the first time step, after the second, and so on, and the same way back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any, Protocol, TypeVar
+
+import mlx.core as mx
+
+__all__ = ["Evaluable", "evaluated", "ways"]
+
+# Below these, building and starting the operations of one part more takes as long as it saves:
+# multiplications in a time step, one for each parameter of the cells and each sequence.
+_LEAST_FORWARD, _LEAST_GRADIENT = 350_000, 1_200_000
+_MOST = 4
+
+_own = threading.local()
+
+
+class Evaluable(Protocol):
+    """A pass that was built but not yet evaluated."""
+
+    milestones: list[mx.array]
+    """What divides it into pieces, in the order of computation; emptied when evaluated."""
+
+    def arrays(self) -> Any:
+        """What is wanted of it."""
+
+
+P = TypeVar("P", bound=Evaluable)
+
+
+def ways(work: int, *, gradient: bool) -> int:
+    """In how many parts a pass is best divided, 1 on other devices than the CPU.
+
+    Args:
+        work: Parameters of the model's cells times sequences.
+        gradient: Whether it gives gradients, whose many small operations are dearer to start.
+    """
+    if mx.default_device() != mx.Device(mx.cpu):
+        return 1
+    return max(1, min(_cores(), _MOST, work // (_LEAST_GRADIENT if gradient else _LEAST_FORWARD)))
+
+
+def evaluated(builders: Sequence[Callable[[], P]]) -> list[P]:
+    """Passes, built and evaluated; abreast where there are several."""
+    if len(builders) == 1:
+        only = builders[0]()
+        mx.eval(only.arrays())
+        return [only]
+    passes: list[P] = []
+    for stream, build in zip(_streams(len(builders)), builders, strict=True):
+        with mx.stream(stream):
+            passes.append(build())
+    for pieces in zip_longest(*(each.milestones for each in passes)):
+        mx.async_eval([piece for piece in pieces if piece is not None])
+    mx.eval([each.arrays() for each in passes])
+    for each in passes:
+        each.milestones.clear()
+    return passes
+
+
+def _streams(count: int) -> list[mx.Stream]:
+    """The default one and others. MLX keeps streams, and their threads, for good: so do we.
+
+    A stream belongs to the thread that made it.
+    """
+    device = mx.default_device()
+    more: list[mx.Stream] = vars(_own).setdefault("streams", [])
+    while len(more) < count - 1:
+        more.append(mx.new_stream(device))
+    return [mx.default_stream(device), *more[: count - 1]]
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,132 @@
+"""Parts of a batch on streams of their own: the same numbers, and nothing left behind."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+import ncp_callbacks as ncp
+from ncp_callbacks.instrument import Instrument, abreast, undisturbed
+from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.observation import Need, Observation
+
+B, T, F, H = 7, 9, 3, 8
+
+
+class Net(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first = {"CfC": CfC, "LTC": LTC}[kind](F, H)
+        self.second = nn.GRU(H, H) if kind == "LTC" else CfC(H, H)
+        self.head = nn.Linear(H, 2)
+
+    def __call__(self, x: mx.array, time_delta: mx.array) -> mx.array:
+        hidden = self.first(x, time_delta)[0]
+        is_gru = isinstance(self.second, nn.GRU)
+        return self.head(self.second(hidden) if is_gru else self.second(hidden, time_delta)[0])
+
+
+def batch() -> ncp.HeldOutBatch:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((B, T, F)).astype(np.float32)
+    mask = np.arange(T) < rng.integers(3, T + 1, (B, 1))
+    return ncp.HeldOutBatch(x, rng.uniform(0.5, 2, (B, T)).astype(np.float32), mask=mask)
+
+
+@pytest.fixture
+def on_three_streams() -> object:
+    with (
+        mock.patch.object(abreast, "_cores", return_value=3),
+        mock.patch.object(abreast, "_LEAST_FORWARD", 1),
+        mock.patch.object(abreast, "_LEAST_GRADIENT", 1),
+        mock.patch.object(mx, "stream", wraps=mx.stream) as stream,
+    ):
+        yield stream
+
+
+@pytest.mark.parametrize("kind", ["CfC", "LTC"])
+def test_gradients_are_those_of_the_plain_model(kind: str, on_three_streams: mock.Mock) -> None:
+    mx.random.seed(1)
+    model, held_out = Net(kind), batch()
+    model.eval()
+    instrument = Instrument(model, held_out, target=1)
+    with undisturbed(model):
+        seen = Observation(instrument, 1, frozenset(Need))
+        used = on_three_streams.call_count
+        gradients = seen.input_gradient, seen.time_gradient
+        scaled = seen.values_at_scales([0.5, 3.0])
+        further = seen.evaluate(time_delta=seen.time_delta[None] * 2, gradient=True)
+    assert used == 3
+    assert on_three_streams.call_count == 9
+
+    last = held_out.mask.sum(axis=1) - 1
+
+    def target(x: mx.array, dt: mx.array) -> mx.array:
+        return model(x, dt)[mx.arange(B), mx.array(last), 1]
+
+    x, dt = held_out.inputs, held_out.flat_time_delta
+    plain = mx.grad(lambda *a: target(*a).sum(), argnums=[0, 1])
+    for found, expected in zip(gradients, plain(x, dt), strict=True):
+        np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(seen.target_values, np.array(target(x, dt)), rtol=1e-5, atol=1e-7)
+    for scale, values in scaled.items():
+        np.testing.assert_allclose(values, np.array(target(x, dt * scale)), rtol=1e-5, atol=1e-6)
+    for found, expected in zip(
+        (further.input_gradient[0], further.time_gradient[0]), plain(x, dt * 2), strict=True
+    ):
+        np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-7)
+    states = model.first(x, dt)[0]
+    np.testing.assert_allclose(seen.states[0].values, np.array(states), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_too_small_stays_whole() -> None:
+    with mock.patch.object(mx, "stream", wraps=mx.stream) as stream:
+        model = Net("CfC")
+        with undisturbed(model):
+            Observation(Instrument(model, batch()), 1, frozenset(Need)).values_at_scales([2.0])
+    assert stream.call_count == 0
+
+
+@pytest.mark.parametrize(("work", "gradient", "expected"), [
+    (0, False, 1), (699_999, False, 1), (700_000, False, 2), (10**9, False, 4),
+    (2_399_999, True, 1), (2_400_000, True, 2),
+])  # fmt: skip
+def test_ways(work: int, gradient: bool, expected: int) -> None:
+    with mock.patch.object(abreast, "_cores", return_value=64):
+        assert abreast.ways(work, gradient=gradient) == expected
+    with mock.patch.object(abreast, "_cores", return_value=1):
+        assert abreast.ways(work, gradient=gradient) == 1
+
+
+def test_training_is_bit_identical(on_three_streams: mock.Mock) -> None:
+    import mlx.optimizers as optim
+
+    def train(watched: bool) -> tuple[list[float], list[np.ndarray]]:
+        mx.random.seed(0)
+        model, held_out = Net("CfC"), batch()
+        optimizer = optim.Adam(learning_rate=1e-2)
+        grad = nn.value_and_grad(model, lambda x, dt: (model(x, dt) ** 2).mean())
+        losses = []
+        writer = ncp.MemoryWriter()
+        monitor = ncp.Monitor(model, held_out, writer=writer, every=1 if watched else 10**9)
+        with monitor:
+            for step in range(1, 6):
+                loss, gradients = grad(
+                    mx.random.normal((B, T, F)), mx.random.uniform(0.5, 2, (B, T))
+                )
+                optimizer.update(model, gradients)
+                losses.append(loss.item())
+                monitor.on_step_end(step)
+        return losses, [np.array(v) for _, v in tree_flatten(model.parameters())]
+
+    with_looks, before = train(True), on_three_streams.call_count
+    without = train(False)
+    assert before >= 5 * 6
+    assert with_looks[0] == without[0]
+    for a, b in zip(with_looks[1], without[1], strict=True):
+        np.testing.assert_array_equal(a, b)
