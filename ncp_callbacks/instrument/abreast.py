@@ -62,7 +62,7 @@ def evaluated(builders: Sequence[Callable[[], P]]) -> list[P]:
         with mx.stream(stream):
             passes.append(build())
     for pieces in zip_longest(*(each.milestones for each in passes)):
-        mx.async_eval([piece for piece in pieces if piece is not None])
+        mx.async_eval([p for p in pieces if p is not None])  # type: ignore[no-untyped-call]
     mx.eval([each.arrays() for each in passes])
     for each in passes:
         each.milestones.clear()

@@ -417,7 +417,8 @@ class Instrument:
             gradients = mx.grad(scalar, argnums=wanted)(sequences, time_deltas)
         if isinstance(gradients, mx.array):
             gradients = (gradients,)
-        return Variants(kept[-1], *gradients, milestones=recorder.milestones)
+        by_input, by_time = (*gradients, None)[:2]
+        return Variants(kept[-1], by_input, by_time, recorder.milestones)
 
     def run(
         self,
