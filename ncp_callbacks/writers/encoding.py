@@ -26,7 +26,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
-from ..plots.drawer import Drawer
+from ..plots.studio import Studio
 from ..records import Array, Embedding, Figure, Histogram, Note, Record, Scalar, Text
 from .bands import Bands, BandTags
 
@@ -69,14 +69,18 @@ def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, bool | floa
 
 
 class Encoder:
-    """Turns records into summary values; remembers which clean tag stands for which original."""
+    """Turns records into summary values; remembers which clean tag stands for which original.
 
-    def __init__(self) -> None:
+    Args:
+        process: Whether figures are drawn by a process of their own.
+    """
+
+    def __init__(self, *, process: bool = False) -> None:
         self._tags: dict[tuple[type, str], str] = {}
         self._taken: set[str] = set()
         self._end: list[Summary.Value] = []
         self._bands = Bands()
-        self._drawer: Drawer | None = None
+        self._studio = Studio(process=process)
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
         """The summary values of one record, drawn if it is a figure; none of an embedding.
@@ -100,9 +104,7 @@ class Encoder:
         if isinstance(record, Array):
             return [_tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))]
         if isinstance(record, Figure):
-            if self._drawer is None:
-                self._drawer = Drawer()
-            png = self._drawer.png(tag, record.plot, record.data, record.options)
+            png = self._studio.png(tag, record.plot, record.data, record.options)
             width, height = struct.unpack(">II", png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, png)
             return [_tensor(tag, record, "images", sized)]
@@ -111,6 +113,10 @@ class Encoder:
     def end(self) -> list[Summary.Value]:
         """What ends the session that a :class:`RunConfig` started, if one did."""
         return self._end
+
+    def close(self) -> None:
+        """End the process that draws."""
+        self._studio.close()
 
     @property
     def layout_changed(self) -> bool:

@@ -104,6 +104,7 @@ class Pump:
         max_bytes: Memory of all that waits, half of it for figures; only what is bigger by itself
             may exceed it.
         patience: ``flush`` and ``close`` give up after so many seconds without any progress.
+        process: Whether figures are drawn by a process of their own.
 
     Attributes:
         failure: What stopped the thread, if anything did.
@@ -120,6 +121,7 @@ class Pump:
         max_figures: int = 32,
         max_bytes: int = 256 << 20,
         patience: float = 30.0,
+        process: bool = True,
     ) -> None:
         self.failure: BaseException | None = None
         self.dropped_figures = 0
@@ -127,7 +129,7 @@ class Pump:
         self.failed_records = 0
         self.written: Counter[type] = Counter()
         self._sink = sink
-        self._encoder = Encoder()
+        self._encoder = Encoder(process=process)
         self._flush_seconds = flush_seconds
         self._max_figures = max_figures
         self._patience = patience
@@ -272,6 +274,7 @@ class Pump:
             with contextlib.suppress(Exception):
                 self._sink.close()
         finally:
+            self._encoder.close()
             self._end()
             atexit.unregister(self.close)
 

@@ -113,6 +113,8 @@ class TensorBoardWriter(_PumpedWriter):
         max_figures: Figures that may wait to be drawn; beyond, all figures of a step are dropped.
         max_bytes: Memory of everything that waits, half of it for figures.
         patience: Seconds without any progress after which ``flush`` and ``close`` give up.
+        process: Whether pictures are drawn by a process of their own, which keeps drawing out of
+            the training's way and takes some 100 MB; False: by a thread.
         clock: Wall time, in seconds since 1970.
 
     Attributes:
@@ -132,6 +134,7 @@ class TensorBoardWriter(_PumpedWriter):
         max_figures: int = 32,
         max_bytes: int = 256 << 20,
         patience: float = 30.0,
+        process: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         from .event_file import EventFile
@@ -146,6 +149,7 @@ class TensorBoardWriter(_PumpedWriter):
             max_figures=max_figures,
             max_bytes=max_bytes,
             patience=patience,
+            process=process,
         )
 
 
@@ -154,7 +158,8 @@ class SummaryWriterAdapter(_PumpedWriter):
 
     Args:
         summary_writer: Flushed and never closed; close it after this one.
-        flush_seconds, max_figures, max_bytes, patience, clock: As for :class:`TensorBoardWriter`.
+        flush_seconds, max_figures, max_bytes, patience, process, clock: As for
+            :class:`TensorBoardWriter`.
 
     Raises:
         TypeError: It is something else.
@@ -168,6 +173,7 @@ class SummaryWriterAdapter(_PumpedWriter):
         max_figures: int = 32,
         max_bytes: int = 256 << 20,
         patience: float = 30.0,
+        process: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         import tensorboardX
@@ -186,6 +192,7 @@ class SummaryWriterAdapter(_PumpedWriter):
             max_figures=max_figures,
             max_bytes=max_bytes,
             patience=patience,
+            process=process,
         )
 
 
