@@ -746,6 +746,15 @@ def test_tokens_are_looked_at_as_what_they_are_embedded_as(embedded):
     close(seen.outputs, model(tokens))
 
 
+def test_zeros_to_start_from_are_not_taken_for_a_relu():
+    """``relu(wx(x))`` is all zeros too where ``wx(x)`` is below 0 everywhere."""
+    model = zoo.Merged(start=0.0)
+    for cell in (model.cell, model.backward_cell):
+        cell.wx.bias = cell.wx.bias - 10.0
+    _, x, dt, _ = built("port/states-in-lists-both-ways")
+    assert not Instrument(model, ncp.HeldOutBatch(x, dt)).sites.layers
+
+
 def test_steps_run_again_start_from_bare_states_too():
     """A cell may be started with a state and then be handed lists; a reverse one starts last."""
     _, x, dt, model = built("port/states-in-lists-both-ways")

@@ -368,12 +368,12 @@ class ListingCell(nn.Module):
 class Merged(nn.Module):
     """Runs in both directions, from states that aren't zero, and adds what both give."""
 
-    def __init__(self):
+    def __init__(self, start=0.5):
         super().__init__()
-        self.cell, self.backward_cell = ListingCell(), ListingCell()
+        self.cell, self.backward_cell, self.start = ListingCell(), ListingCell(), start
 
     def one_way(self, cell, x, dt, steps):
-        state, outputs = mx.full((len(x), UNITS), 0.5), {}
+        state, outputs = mx.full((len(x), UNITS), self.start), {}
         for t in steps:
             outputs[t], state = cell(x[:, t], state, time=dt[:, t])
         return mx.stack([outputs[t] for t in sorted(outputs)], axis=1)
