@@ -1040,6 +1040,21 @@ def test_modules_where_paths_are_meant(model: Net, held_out: ncp.HeldOutBatch, o
             pass
 
 
+class CutOff(nn.Module):
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.stop_gradient(x).sum(axis=(1, 2))
+
+
+def test_attributions_that_are_all_zero_are_spoken_of() -> None:
+    x = mx.random.normal((4, 6, 3), key=mx.random.key(0))
+    for model, said in ((CutOff(), 1), (Stepwise(), 0)):
+        look = [ncp.GradientAttribution(every=1)]
+        with ncp.Monitor(model, ncp.HeldOutBatch(x), look, writer=ncp.MemoryWriter()) as monitor:
+            for step in range(1, 4):
+                monitor.on_step_end(step)
+        assert sum("every attribution is exactly 0" in note for note in monitor.notes) == said
+
+
 class Stepwise(nn.Module):
     """Three logits per step: the inputs."""
 

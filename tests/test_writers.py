@@ -790,7 +790,9 @@ def test_a_failing_plot_loses_one_figure_and_is_reported_once(tmp_path: Path, lo
             [Figure("bad", broken, None), Figure("good", square, np.eye(2)), Scalar("a", step)],
         )
         writer.flush()
-    writer.write(4, [Scalar("a", "no number"), Scalar("b", 4)])  # type: ignore[arg-type]
+    broken_later = Scalar("a", 4)
+    object.__setattr__(broken_later, "value", "no number")
+    writer.write(4, [broken_later, Scalar("b", 4)])
     writer.close()
     assert writer.failure is None
     assert writer.failed_records == 4
