@@ -663,7 +663,8 @@ def test_exit_without_close_loses_nothing(tmp_path: Path, end: str, error: str) 
 def test_forked_child_leaves_the_file_alone(tmp_path: Path) -> None:
     process = script(
         """
-        import os, sys
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later, of forks
         writer = TensorBoardWriter(sys.argv[1], flush_seconds=60)
         for step in range(1, 4): writer.write(step, [Scalar("a", step)])
         child = os.fork()
