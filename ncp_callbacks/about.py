@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,10 @@ def run_card(
     notes: Sequence[str],
 ) -> str:
     """The model as it was understood, the held-out batch, schedules, versions."""
-    from importlib.metadata import version  # Takes longer to import than all else here.
-
     batch, steps, features = instrument.held_out.inputs_shape
     sites = instrument.sites
     layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(sites.layers)]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("ncp-callbacks", "mlx", "numpy"))
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("ncp-callbacks", "mlx", "numpy"))
     rows = {
         "model": type(instrument.model).__name__,
         "intervals": instrument.calling.time_argument if instrument.takes_time else "none",
@@ -45,6 +44,18 @@ def run_card(
     if notes:
         lines += ["", "Notes:", "", *(f"* {note}" for note in notes)]
     return "\n".join(lines)
+
+
+def _version(distribution: str) -> str:
+    from importlib.metadata import (  # Takes longer to import than all else here.
+        PackageNotFoundError,
+        version,
+    )
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # run from a copy of its source
+        return getattr(sys.modules.get(distribution.replace("-", "_")), "__version__", "unknown")
 
 
 def guide(explained: Mapping[str, str]) -> str:

@@ -218,6 +218,8 @@ class Monitor:
                     f"callbacks has a {type(callback).__name__}; give objects of subclasses of "
                     "ncp_callbacks.Callback"
                 )
+        for callback in listed:
+            _check_settings(callback)
         names = [c.name for c in listed]
         doubled = sorted({n for n in names if names.count(n) > 1})
         if doubled:
@@ -508,7 +510,12 @@ class Monitor:
 
         Raises:
             RuntimeError: Outside the ``with`` block.
+            TypeError: If ``step`` is no whole number, or ``scalars`` no mapping.
         """
+        if not isinstance(scalars, Mapping):
+            raise TypeError(
+                f"scalars is a {type(scalars).__name__}; give a mapping: {{'val/loss': 0.3}}"
+            )
         if self._state != "open":
             raise RuntimeError("log_scalars was called outside the monitor's with block")
         if self._writer is not None:
@@ -686,6 +693,20 @@ class Monitor:
             self._writer.write(self._last_step or 0, [Text("about/notes", text)])
 
 
+def _check_settings(callback: Callback) -> None:
+    """What a user's class may have got wrong, said before it fails in the midst of training."""
+    needs: Any = callback.needs
+    if not isinstance(needs, Iterable) or not all(isinstance(need, Need) for need in needs):
+        raise TypeError(
+            f"{callback!r}.needs is {needs!r}; write needs = frozenset({{Need.STATES, ...}})"
+        )
+    if not isinstance(needs, frozenset):
+        callback.needs = frozenset(needs)
+    one_in: Any = callback.one_in
+    if not hasattr(one_in, "__index__") or operator.index(one_in) < 1:
+        raise ValueError(f"{callback!r}.one_in is {one_in!r}; give 1 or more")
+
+
 def _size(callback: Callback, batch: int) -> int:
     return min(callback.max_sequences or batch, batch)
 
@@ -710,6 +731,11 @@ def _copy_of(callback: Callback) -> Callback | None:
 
 def _checked(callback: Callback, records: Iterable[Record | Note]) -> Iterator[Record | Note]:
     """What a callback made, if it is what writers take."""
+    if records is None or isinstance(records, Record | Note):
+        raise TypeError(
+            f"{callback!r}.measure gave {'None' if records is None else type(records).__name__}, "
+            "which is no list of records: return [Scalar(...)], or [] for none, or yield them"
+        )
     for record in records:
         if not isinstance(record, Record | Note):
             raise TypeError(

@@ -46,6 +46,7 @@ class Scalar:
             without finite bounds the band has no point at this step.
 
     Raises:
+        TypeError: The value is no number.
         ValueError: The lower bound is above the upper one.
     """
 
@@ -55,6 +56,11 @@ class Scalar:
     interval: tuple[float, float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        try:
+            # Also of MLX, which must not go to the writer's thread.
+            object.__setattr__(self, "value", float(self.value))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(f"value={self.value!r} of {self.tag!r}: give a number") from error
         if self.interval is not None and self.interval[0] > self.interval[1]:
             raise ValueError(
                 f"interval={self.interval} of {self.tag!r}: give the lower bound first"

@@ -531,3 +531,25 @@ def test_other_methods_of_attribution(model, x, time_delta):
     np.testing.assert_allclose(total, (here - there).mean(), rtol=0.01, atol=1e-4)
     with pytest.raises(ValueError, match="method='magic' is unknown: give one of"):
         compute_temporal_importance(model, x, time_delta, method="magic")
+
+
+@pytest.mark.parametrize("of", ["importance", "states"])
+def test_results_that_are_arrays_behave_as_arrays(of: str) -> None:
+    mx.random.seed(0)
+    model = CfC(3, 5)
+    x, dt = mx.random.normal((4, 6, 3)), mx.random.uniform(0.2, 2.0, (4, 6))
+    make = compute_temporal_importance if of == "importance" else visualize_hidden_states
+    result = make(model, x, dt)
+    main = np.array(result)
+    np.testing.assert_array_equal(result.mean(axis=0), main.mean(axis=0))
+    np.testing.assert_array_equal(result.reshape(-1), main.ravel())
+    np.testing.assert_array_equal(result / result.max(), main / main.max())
+    np.testing.assert_array_equal(np.abs(1 - result), np.abs(1 - main))
+    np.testing.assert_array_equal(np.array(mx.array(result)), main)
+    np.testing.assert_array_equal(np.array(mx.ones(main.shape) * result), main)
+    assert result.tolist() == main.tolist()
+    assert {result} == {result}  # by identity
+    for again in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        np.testing.assert_array_equal(again, main)
+    with pytest.raises(AttributeError, match="no attribute 'meen'"):
+        result.meen  # noqa: B018

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -968,3 +972,140 @@ def test_what_is_printed(
     assert "1 step, 2 looks" in said  # One when it ended.
     assert "4 pictures" in said
     assert "looking took" in caplog.text
+
+
+# ---- what users get wrong, and what they may
+
+
+def own(**body: Any) -> ncp.Callback:
+    made: ncp.Callback = type("Own", (ncp.Callback,), {"measure": lambda *_: [], **body})()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words"),
+    [
+        ({"measure": lambda *_: None}, RuntimeError, "gave None.* return .Scalar"),
+        ({"measure": lambda *_: ncp.Scalar("a", 1.0)}, RuntimeError, "gave Scalar.*no list"),
+        ({"measure": lambda *_: [ncp.Scalar("a", "b")]}, RuntimeError, "'b' of 'a': give a number"),
+        ({"measure": lambda *_: [ncp.Scalar("a", None)]}, RuntimeError, "None of 'a': give a num"),
+        ({"needs": ncp.Need.STATES}, TypeError, "needs = frozenset"),
+        ({"needs": {"states"}}, TypeError, "needs = frozenset"),
+        ({"one_in": 0}, ValueError, "one_in is 0; give 1 or more"),
+    ],
+)
+def test_callbacks_written_wrongly(
+    model: Net,
+    held_out: ncp.HeldOutBatch,
+    body: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    with (
+        pytest.raises(error, match=words),
+        ncp.Monitor(model, held_out, [own(**body)], writer=ncp.MemoryWriter()),
+    ):
+        pass
+
+
+def test_needs_may_be_a_list(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    writer = ncp.MemoryWriter()
+    listed = own(
+        needs=[ncp.Need.STATES],
+        measure=lambda _, seen: [ncp.Scalar("own/states", mx.array(len(seen.states)))],
+    )
+    with ncp.Monitor(model, held_out, [listed, Counting()], writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+    assert writer.scalars("own/states") == [(1, 1.0)]
+    assert writer.scalars("counting/looks") == [(1, 1.0)]
+    assert type(writer.scalars("own/states")[0][1]) is float  # MLX stays on this thread
+    assert not monitor.notes
+
+
+def test_scalars_that_are_no_mapping(model: Net, held_out: ncp.HeldOutBatch) -> None:
+    with (
+        ncp.Monitor(model, held_out, [], writer=ncp.MemoryWriter()) as monitor,
+        pytest.raises(TypeError, match="scalars is a list; give a mapping"),
+    ):
+        monitor.log_scalars(1, [0.3])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["cells", "layers"])
+def test_modules_where_paths_are_meant(model: Net, held_out: ncp.HeldOutBatch, option: str) -> None:
+    for given in (model, [model], [1]):
+        with (
+            pytest.raises(TypeError, match=f"{option} is a .*the paths of modules, as text"),
+            ncp.Monitor(model, held_out, writer=ncp.MemoryWriter(), **{option: given}),
+        ):
+            pass
+
+
+class CutOff(nn.Module):
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.stop_gradient(x).sum(axis=(1, 2))
+
+
+def test_attributions_that_are_all_zero_are_spoken_of() -> None:
+    x = mx.random.normal((4, 6, 3), key=mx.random.key(0))
+    for model, said in ((CutOff(), 1), (Stepwise(), 0)):
+        look = [ncp.GradientAttribution(every=1)]
+        with ncp.Monitor(model, ncp.HeldOutBatch(x), look, writer=ncp.MemoryWriter()) as monitor:
+            for step in range(1, 4):
+                monitor.on_step_end(step)
+        assert sum("every attribution is exactly 0" in note for note in monitor.notes) == said
+
+
+class Stepwise(nn.Module):
+    """Three logits per step: the inputs."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, -100])
+def test_classes_that_a_model_does_not_have(wrong: int) -> None:
+    x = mx.random.normal((4, 6, 3), key=mx.random.key(0))
+    labels = np.full((4, 6), wrong)
+    labels[:, -1] = 2
+    mask = np.zeros((4, 6), bool)
+    mask[:, -1] = True
+
+    def made(at: str, labels: Any = labels, mask: Any = None) -> ncp.Monitor:
+        held_out = ncp.HeldOutBatch(x, targets=labels, mask=mask)
+        callbacks = [ncp.GradientAttribution()]
+        return ncp.Monitor(
+            Stepwise(), held_out, callbacks, writer=ncp.MemoryWriter(), target="loss", at=at
+        )
+
+    for monitor in (made("mean"), made("last", labels[:, :1].ravel())):
+        with pytest.raises(ValueError, match=f"class {wrong} at .*3 outputs: classes are 0 to 2"):
+            monitor.__enter__()
+    for monitor in (made("last"), made("mean", mask=mask)):  # they are not read
+        with monitor:
+            pass
+
+
+def test_a_copy_of_the_source_that_was_never_installed(tmp_path: Path) -> None:
+    shutil.copytree(Path(ncp.__file__).parent, tmp_path / "ncp_callbacks")
+    script = """
+import importlib.metadata as metadata, sys
+real = metadata.version
+def version(name):
+    if name == "ncp-callbacks":
+        raise metadata.PackageNotFoundError(name)
+    return real(name)
+metadata.version = version
+import mlx.core as mx, mlx.nn as nn, ncp_callbacks as ncp
+writer = ncp.MemoryWriter()
+with ncp.Monitor(nn.GRU(2, 3), ncp.HeldOutBatch(mx.ones((2, 4, 2))), [], writer=writer):
+    pass
+print(writer.records)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"ncp-callbacks {ncp.__version__}" in done.stdout

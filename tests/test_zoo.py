@@ -15,6 +15,7 @@ from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
 import ncp_callbacks as ncp
 from ncp_callbacks.held_out import to_numpy
 from ncp_callbacks.instrument import Instrument, ModelError, undisturbed
+from ncp_callbacks.instrument.replay import Replay
 
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 
@@ -75,7 +76,7 @@ def test_states_are_those_of_a_loop_by_hand(name):
     for cell in seen.states:
         close(cell.values, np.stack([to_numpy(s) for s in reference[cell.cell]], 1), case.tolerance)
         if cell.initial is not None and not cell.cell.endswith("#2"):
-            assert not cell.initial.any()
+            assert (cell.initial == case.start).all()
             assert cell.initial.shape == (BATCH, cell.values.shape[-1])
 
 
@@ -743,6 +744,44 @@ def test_tokens_are_looked_at_as_what_they_are_embedded_as(embedded):
     expected = mx.grad(lambda x: model.read(x)[:, 0].sum())(model.embedding(tokens))
     close(seen.input_gradient, expected)
     close(seen.outputs, model(tokens))
+
+
+def test_zeros_to_start_from_are_not_taken_for_a_relu():
+    """``relu(wx(x))`` is all zeros too where ``wx(x)`` is below 0 everywhere."""
+    model = zoo.Merged(start=0.0)
+    for cell in (model.cell, model.backward_cell):
+        cell.wx.bias = cell.wx.bias - 10.0
+    _, x, dt, _ = built("port/states-in-lists-both-ways")
+    assert not Instrument(model, ncp.HeldOutBatch(x, dt)).sites.layers
+
+
+def test_steps_run_again_start_from_bare_states_too():
+    """A cell may be started with a state and then be handed lists; a reverse one starts last."""
+    _, x, dt, model = built("port/states-in-lists-both-ways")
+    instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
+    expected = zoo.merged_states(model, x, dt)
+    with undisturbed(model):
+        for site in instrument.sites.cells:
+            replay = Replay(instrument, site)
+            after = np.stack([to_numpy(a) for a in expected[site.name]], axis=1)
+            start = np.full((BATCH, UNITS), 0.5, np.float32)
+            order = range(STEPS)[:: -1 if site.reverse else 1]
+            cell = dict(model.items())[site.name]
+            for before, t in zip([None, *order], order, strict=False):
+                came = start if before is None else after[:, before]
+                close(replay.before(t), came, 1e-6)
+                close(replay.after(t), after[:, t], 1e-6)
+                by_hand = [
+                    to_numpy(
+                        mx.vjp(
+                            lambda h, t=t, cell=cell: cell(x[:, t], [h], time=dt[:, t])[1][0],
+                            [mx.array(came)],
+                            [mx.broadcast_to(row, (BATCH, UNITS))],
+                        )[1][0]
+                    )
+                    for row in mx.eye(UNITS)
+                ]
+                close(replay.jacobian(t), np.stack(by_hand, axis=1), 1e-5)
 
 
 def test_the_zoo_is_complete():

@@ -39,6 +39,7 @@ class Example:
         forward: How it is called where that can't be found out.
         delta_shape: Shape of intervals per sequence.
         dtype: Of its inputs.
+        start: What its states are before the first step.
         tolerance: Of comparisons, in units of the largest value.
     """
 
@@ -54,6 +55,7 @@ class Example:
     forward: Plain | None = None
     delta_shape: tuple[int, ...] = (STEPS,)
     dtype: mx.Dtype = mx.float32
+    start: float = 0.0
     tolerance: float = 1e-6
 
 
@@ -346,6 +348,63 @@ example(
     plain=lambda m, x, dt: m(x, timespans=dt),
     states=eltc_states,
     time="timespans",
+    notes=("backbone",),
+)
+
+
+class ListingCell(nn.Module):
+    """``(x, h) -> (output, [h])``, started with a bare state and then handed its own list."""
+
+    def __init__(self):
+        super().__init__()
+        self.wx, self.wh = nn.Linear(FEATURES, UNITS), nn.Linear(UNITS, UNITS)
+
+    def __call__(self, x, state, time=1.0):
+        h = state[0] if isinstance(state, list) else state
+        h = h + (mx.tanh(self.wx(x) + self.wh(h)) - h) * mx.tanh(mx.reshape(time, (-1, 1)))
+        return mx.tanh(h), [h]
+
+
+class Merged(nn.Module):
+    """Runs in both directions, from states that aren't zero, and adds what both give."""
+
+    def __init__(self, start=0.5):
+        super().__init__()
+        self.cell, self.backward_cell, self.start = ListingCell(), ListingCell(), start
+
+    def one_way(self, cell, x, dt, steps):
+        state, outputs = mx.full((len(x), UNITS), self.start), {}
+        for t in steps:
+            outputs[t], state = cell(x[:, t], state, time=dt[:, t])
+        return mx.stack([outputs[t] for t in sorted(outputs)], axis=1)
+
+    def __call__(self, x, initial_states=None, time_delta=None):
+        steps = range(x.shape[1])
+        there = self.one_way(self.cell, x, time_delta, steps)
+        return there + self.one_way(self.backward_cell, x, time_delta, steps[::-1])
+
+
+def merged_states(model, x, dt):
+    def way(cell, steps):
+        def step(t, h):
+            _, (h,) = cell(x[:, t], [h], time=dt[:, t])
+            return h, h
+
+        return unrolled(step, mx.full((len(x), UNITS), 0.5), steps)
+
+    there, back = range(STEPS), range(STEPS - 1, -1, -1)
+    return {"cell": way(model.cell, there), "backward_cell": way(model.backward_cell, back)}
+
+
+example(
+    "port/states-in-lists-both-ways",
+    Merged,
+    outputs=(STEPS, UNITS),
+    plain=lambda m, x, dt: m(x, time_delta=dt),
+    states=merged_states,
+    time="time_delta",
+    reverse=frozenset({"backward_cell"}),
+    start=0.5,
     notes=("backbone",),
 )
 

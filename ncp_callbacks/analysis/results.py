@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 __all__ = ["ArrayResult", "FloatArray", "MappingResult"]
 
@@ -41,12 +45,18 @@ class MappingResult(Mapping[str, Any]):
         return dict(self)
 
 
-class ArrayResult:
+class ArrayResult(NDArrayOperatorsMixin):
     """A dataclass that stands for its main array wherever numpy wants one.
 
-    ``np.asarray(result)``, ``result[0]``, ``result.shape`` and ``len(result)`` speak of that array;
-    everything else is an attribute.
+    ``np.asarray(result)``, ``mx.array(result)``, ``result[0]``, ``result / 2``, ``len(result)`` and
+    what arrays have (``result.shape``, ``result.mean(axis=0)``) speak of that array; everything
+    else is an attribute.
     """
+
+    # One result is equal to itself only, as any object.
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
 
     @property
     def _main(self) -> FloatArray:
@@ -55,6 +65,22 @@ class ArrayResult:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         main = self._main if dtype is None else self._main.astype(dtype, copy=False)
         return main.copy() if copy else main
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        arrays = [x._main if isinstance(x, ArrayResult) else x for x in inputs]
+        return getattr(ufunc, method)(*arrays, **kwargs)
+
+    def __mlx_array__(self) -> mx.array:
+        import mlx.core as mx
+
+        return mx.array(self._main)
+
+    if not TYPE_CHECKING:  # which would then take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or not hasattr(np.ndarray, name):
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+            return getattr(self._main, name)
 
     def __getitem__(self, index: Any) -> Any:
         return self._main[index]

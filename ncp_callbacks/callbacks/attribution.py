@@ -143,6 +143,12 @@ class GradientAttribution(Callback):
         if result.sequences:
             yield from self._map(result, group, observation.step)
             yield from self._numbers(result, group)
+            if not result.importance.any():
+                yield Note(
+                    f"{group}: every attribution is exactly 0. Either the inputs are 0 or at their "
+                    "baseline, or no gradient reaches them: stop_gradient, rounding or numpy in "
+                    "the model's forward end it, also where the target does depend on the inputs"
+                )
             yield from self._checks(result, group)
             yield from self._agreement(found, group, observation)
             yield from self._shares(result, group)

@@ -37,7 +37,9 @@ def layer_sites(
         cells: Calls of all cells; those inside this one are looked at for themselves.
     """
     sites = []
-    for shown in _Cell(steps[-1], cells, values).hidden():
+    # In the last step run: what a cell starts from are often zeros, which tell nothing.
+    last = max(steps, key=lambda call: call.number)
+    for shown in _Cell(last, cells, values).hidden():
         at = _at_every_step(shown.call, steps)
         sources = _at_every_step(shown.source, steps)
         if at is None or sources is None:  # an array that is there at some steps only
@@ -104,7 +106,8 @@ class _Cell:
             for array in call.outputs.values()
             if not any(array is given for given in call.inputs.values())
         }
-        self.states = {id(array) for array in cell.outputs.values()}
+        # What is given to the cell was not made by a layer in it, whatever it looks like.
+        self.states = {id(a) for arrays in (cell.outputs, cell.inputs) for a in arrays.values()}
 
     def hidden(self) -> list[_Shown]:
         found: dict[int, _Shown] = {}
@@ -170,12 +173,12 @@ def _first(arrays: Mapping[Path, mx.array]) -> mx.array | None:
 
 
 def _at_every_step(call: Call, steps: Sequence[Call]) -> list[Call] | None:
-    """The call of the same module inside each step's call of the cell, ``call`` being in the last.
+    """The call of the same module inside each step's call of the cell, ``call`` being in one.
 
     None where there isn't one in every step.
     """
     inside = [[c for c in step.descendants() if c.module is call.module] for step in steps]
-    index = next(i for i, c in enumerate(inside[-1]) if c is call)
+    index = next(i for found in inside for i, c in enumerate(found) if c is call)
     if any(index >= len(found) for found in inside):
         return None
     return [found[index] for found in inside]

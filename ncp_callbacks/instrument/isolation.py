@@ -111,7 +111,8 @@ def _undo_in_place_writes(before: list[tuple[mx.array, mx.array]]) -> None:
     same = mx.stack([mx.array_equal(a, was, equal_nan=True) for a, was in before])
     for index in np.flatnonzero(~np.array(same)):
         array, was = before[index]
-        array[...] = was
+        # Of this many axes: some MLX take no `...` here, others no `:` for a number.
+        array[(slice(None),) * array.ndim] = was
 
 
 def _compile_is_on() -> bool:

@@ -140,7 +140,8 @@ class TimeOrder:
         if not len(others):
             return {}
         # A value that occurs: one made up could be an index that the model doesn't have.
-        other = inputs[:, others[0] : others[0] + 1]
+        first = int(others[0])  # before MLX 0.32 no number of numpy is an index
+        other = inputs[:, first : first + 1]
         parts = [other, inputs[:, 1:]] if step == 0 else [inputs[:, :-1], other]
         with undisturbed(self._model):
             again, _ = record(self._model, lambda: self._run(mx.concatenate(parts, 1)), self._held)

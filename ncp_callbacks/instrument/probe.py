@@ -190,6 +190,18 @@ class _Recorder:
         return array
 
 
+def _patterns(given: Any, what: str) -> Sequence[str] | None:
+    if given is None or isinstance(given, str):
+        return None if given is None else [given]
+    # A module is a dict, whose keys would be taken for patterns.
+    if not isinstance(given, list | tuple) or not all(isinstance(p, str) for p in given):
+        raise TypeError(
+            f"{what} is a {type(given).__name__}; give the paths of modules, as text: "
+            f"{what}='encoder.cell', or a list of them"
+        )
+    return given
+
+
 class Instrument:
     """A model, a held-out batch and a target, understood well enough to be looked at.
 
@@ -245,8 +257,7 @@ class Instrument:
         self._tap = Tap()
         with undisturbed(model):
             self.calling, self.sites = self._look(
-                [cells] if isinstance(cells, str) else cells,
-                [layers] if isinstance(layers, str) else layers,
+                _patterns(cells, "cells"), _patterns(layers, "layers")
             )
             self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(model))

@@ -67,13 +67,15 @@ class Replay:
         shown = [calls[number] for number in site.calls]
         inputs = [[get_leaf(given, path) for path in site.in_paths] for given, _ in shown]
         outputs = [[get_leaf(made, path) for path in site.out_paths] for _, made in shown]
-        # Of the first step, many are given nothing: they start from zeros of their own.
-        if not all(_is_batch_of_states(a, self._batch) for step in inputs[1:] for a in step):
+        # Of the first step run, many are given nothing: they start from zeros of their own.
+        first = self.steps - 1 if site.reverse else 0
+        later = inputs[:first] + inputs[first + 1 :]
+        if not all(_is_batch_of_states(a, self._batch) for step in later for a in step):
             raise NothingToObserve(
                 f"{site.name} is given no state (batch, units) at every step, so that its steps "
                 "can't be run again by themselves"
             )
-        shapes = [a.shape[1:] for a in inputs[-1]]
+        shapes = [a.shape[1:] for a in later[-1]]
 
         def call(step: int, states: list[mx.array], change: Change | None) -> list[mx.array]:
             copies = len(states[0]) // self._batch
@@ -89,10 +91,9 @@ class Replay:
 
         self.given = [given for given, _ in shown]
         flat = [[_flat(a) for a in step] for step in outputs]
-        before = [[_flat(a) for a in step] for step in inputs[1:]]
-        first = inputs[0] if all(_is_batch_of_states(a, self._batch) for a in inputs[0]) else []
-        start = [_flat(a) for a in first] or [mx.zeros_like(a) for a in flat[0]]
-        return [start, *before], flat, call
+        if not all(_is_batch_of_states(a, self._batch) for a in inputs[first]):
+            inputs[first] = [mx.zeros_like(a) for a in outputs[first]]
+        return [[_flat(a) for a in step] for step in inputs], flat, call
 
     def _split_whole(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
         """A layer such as ``nn.GRU`` takes the sequence and then its states, and gives all."""

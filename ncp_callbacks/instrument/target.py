@@ -239,6 +239,7 @@ class Target:
                 f"expected {allowed} or {expected}"
             )
         if classes and targets.shape[-1] == 1 and expected[-1] > 1:
+            self._check_classes(targets[..., 0], expected[-1], per_step, every_step)
             loss = nn.losses.cross_entropy(outputs, targets[..., 0], reduction="none")
         elif classes:
             labels = targets.astype(outputs.dtype)
@@ -248,6 +249,26 @@ class Target:
         else:
             loss = ((outputs - targets.astype(outputs.dtype)) ** 2).mean(axis=-1)
         return self._at_step(loss) if per_step and not every_step else loss
+
+    def _check_classes(
+        self, targets: mx.array, outputs: int, per_step: bool, every_step: bool
+    ) -> None:
+        """MLX reads anything for a class that isn't there. Where none is read any may stand."""
+        labels = np.array(targets.astype(mx.int64))
+        read = np.ones(labels.shape, bool)
+        if per_step and (every_step or self._at == "mean"):
+            read = self._held_out.mask_array
+        elif per_step:
+            last = self._held_out.last_steps if self._at == "last" else self._at
+            read = np.arange(self._steps) == np.reshape(last, (-1, 1))
+        bad = np.argwhere(read & ((labels < 0) | (labels >= outputs)))
+        if len(bad):
+            place = ", ".join(map(str, bad[0]))
+            raise ModelError(
+                f"target='loss': class {labels[tuple(bad[0])]} at targets[{place}] ({len(bad)} "
+                f"such), but the model has {outputs} outputs: classes are 0 to {outputs - 1}. "
+                "Steps without a class belong to the padding: give mask="
+            )
 
     def _is_per_step(self, targets: mx.array, outputs: mx.array, classes: bool) -> bool:
         if targets.ndim < 2 or targets.shape[1] != self._steps:

@@ -34,8 +34,14 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, mx.array]]:
 
 
 def get_leaf(tree: Any, path: Path) -> Any:
-    """What stands at ``path``; None where the path breaks off."""
-    for key in path:
+    """What stands at ``path``; None where the path breaks off.
+
+    An array counts as a container of just this array: some models start their cells with a state
+    and then hand on ``[state]``.
+    """
+    for number, key in enumerate(path):
+        if isinstance(tree, mx.array):  # not its rows
+            return tree if _is_first(path[number:]) else None
         try:
             tree = getattr(tree, key) if _is_record(tree) else tree[key]
         except (AttributeError, KeyError, IndexError, TypeError):
@@ -46,6 +52,8 @@ def get_leaf(tree: Any, path: Path) -> Any:
 def replace_leaf(tree: Any, path: Path, value: Any) -> Any:
     """A copy of ``tree`` with another value at ``path``; containers keep their type."""
     if not path:
+        return value
+    if isinstance(tree, mx.array) and _is_first(path):
         return value
     key, rest = path[0], path[1:]
     if _is_record(tree):
@@ -62,6 +70,10 @@ def replace_leaf(tree: Any, path: Path, value: Any) -> Any:
     if hasattr(tree, "_fields"):  # a namedtuple takes its fields one by one
         return type(tree)(*items)
     return type(tree)(items)
+
+
+def _is_first(path: Path) -> bool:
+    return all(isinstance(key, int) and key == 0 for key in path)
 
 
 def _is_record(tree: Any) -> bool:
