@@ -11,7 +11,7 @@ it, with its quartiles; the first round, which pays for imports and caches, is d
 measured in its own training steps, of the same model on the same sequences.
 
 A look takes what it takes until its records are on disk: the call *in the loop*, and what the
-writer's thread does afterwards (drawing, encoding, writing), which the loop doesn't wait for.
+writer does afterwards (drawing, encoding, writing), which the loop doesn't wait for.
 
 ``cost.csv`` has a row for every quantity; the README's table, ``cost.png`` and the budgets printed
 at the end are made of it by ``cost_report.py``. To measure another set of callbacks, add it to

@@ -5,7 +5,7 @@ A callback's ``measure`` yields records; a writer decides what becomes of them::
     yield Scalar("attribution/entropy", 0.83)
     yield Figure("attribution/heatmap", plot_feature_importance, importance)
 
-Records carry numpy data only, so that they can be drawn and encoded on another thread.
+Records carry numpy data only, so that they can be drawn and encoded elsewhere.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Histogram:
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A picture, drawn later by calling ``plot(data, **options)`` on the writer's thread.
+    """A picture, drawn later by calling ``plot(data, **options)``, never on the training's thread.
+
+    Plot functions of this package are called in the writer's process, others on its thread.
 
     Args:
         tag: As for :class:`Scalar`.
