@@ -283,7 +283,7 @@ def quantile_estimates(
     """Quantiles of ``(N,)`` values, of which many are of one sequence.
 
     The interval is that of Woodruff 1952: the share of values below the quantile, a mean over
-    sequences, with its interval, turned back into values. Infinity counts as larger than all others.
+    sequences, with its interval, turned back into values. Infinity is larger than all others.
 
     Args:
         values: Without NaN.

@@ -10,7 +10,14 @@ import numpy as np
 from .estimates import SHARE, Estimate, jackknife, ratio_estimate
 from .results import ArrayResult, FloatArray
 
-__all__ = ["Basis", "StateSpace", "explained_variance", "fit_basis", "state_space"]
+__all__ = [
+    "Basis",
+    "StateSpace",
+    "explained_variance",
+    "fit_basis",
+    "participation_without_each",
+    "state_space",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +215,22 @@ def _shares(centred: FloatArray, shown: FloatArray, best: FloatArray) -> dict[st
 
 def _participation(centred: FloatArray, use: np.ndarray, value: float) -> Estimate:
     """Of the participation ratio, by leaving out each sequence."""
+    return jackknife(
+        value,
+        participation_without_each(centred, use),
+        within=(1.0, float(centred.shape[2])),
+        ratio=True,
+        unbiased=True,
+    )
+
+
+def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
+    """``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
+
+    Args:
+        centred: Around their common mean, 0 where they aren't used.
+        use: ``(B, T)``.
+    """
     count = use.sum(axis=1)
     first = centred.sum(axis=1, dtype=np.float64)
     second = centred.transpose(0, 2, 1) @ centred
@@ -218,7 +241,4 @@ def _participation(centred: FloatArray, use: np.ndarray, value: float) -> Estima
     for b in range(len(count)):
         left = (total - second[b]) / max(others[b], 1) - np.outer(mean[b], mean[b])
         squares[b], trace[b] = float(np.vdot(left, left)), float(np.trace(left))
-    left_out = np.divide(trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0)
-    return jackknife(
-        value, left_out, within=(1.0, float(centred.shape[2])), ratio=True, unbiased=True
-    )
+    return np.divide(trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0)

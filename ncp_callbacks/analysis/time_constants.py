@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import SHARE, SIZE, Estimate, jackknife, quantile_estimates, ratio_estimate
 from .results import ArrayResult, FloatArray
 
 __all__ = [
@@ -299,6 +300,46 @@ class UnitTimeConstants(ArrayResult):
     @property
     def _main(self) -> FloatArray:
         return self.values
+
+    def estimates(self) -> dict[str, Estimate]:
+        """``<kind>_q<percent>``, ``variation`` and ``endless``, with intervals over sequences."""
+        sequence = np.broadcast_to(np.arange(len(self.values))[:, None, None], self.values.shape)
+        known = ~np.isnan(self.values)
+        quantiles = quantile_estimates(self.values[known], sequence[known], SHARES)
+        found = {
+            f"{self.kind}_q{round(100 * share)}": quantile
+            for share, quantile in zip(SHARES, quantiles, strict=True)
+        }
+        left_out = _variation_without_each(self.values)
+        found["variation"] = jackknife(self.variation, left_out, within=SIZE, ratio=True)
+        found["endless"] = ratio_estimate(
+            np.isinf(self.values).sum(axis=(1, 2)), known.sum(axis=(1, 2)), within=SHARE
+        )
+        return found
+
+
+def _variation_without_each(values: FloatArray) -> FloatArray:
+    """``(S,)``, the variation without each sequence."""
+    count, units = len(values), values.shape[2]
+    rows = values.reshape(-1, units)
+    order = np.argsort(rows, axis=0, kind="stable")
+    ordered = np.take_along_axis(rows, order, axis=0)
+    owner, there = order // max(1, values.shape[1]), ~np.isnan(ordered)
+    found = np.full(count, np.nan)
+    for s in range(count):
+        so_far = np.cumsum(there & (owner != s), axis=0)
+        total = so_far[-1]
+        low, high = (
+            ordered[
+                np.argmax(so_far >= np.maximum(1, np.ceil(share * total - 1e-9)), axis=0),
+                np.arange(units),
+            ]
+            for share in (SHARES[0], SHARES[-1])
+        )
+        use = (total > 0) & np.isfinite(low) & np.isfinite(high) & (low > 0)
+        if use.any():
+            found[s] = np.median(high[use] / low[use])
+    return found
 
 
 def unit_time_constants(

@@ -137,8 +137,8 @@ class TimeSensitivity(Callback):
                     "step": observation.step,
                 },
                 f"Change of the {result.target} when all intervals are multiplied by a factor; "
-                "RMS over held-out sequences, in SDs of the target over sequences, with whiskers that "
-                f"are its 95 % interval{_indicative(result.sequences)}. Dashed: the first look.",
+                "RMS over held-out sequences, in SDs of the target over sequences; whiskers are "
+                f"its 95 % interval{_indicative(result.sequences)}. Dashed: the first look.",
             )
             numbers = result.estimates()
             shown = self._shown
