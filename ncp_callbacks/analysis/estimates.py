@@ -149,10 +149,10 @@ class Estimate:
         return _standard_error(self.effects)
 
     def to_state(self) -> dict[str, Any]:
-        """What :meth:`change` needs, as plain numbers and an array."""
+        """What :meth:`change` needs, as plain numbers and a list."""
         return {
             "value": self.value,
-            "effects": np.asarray(self.effects, np.float32),
+            "effects": np.asarray(self.effects, np.float32).tolist(),
             "ratio": self.ratio,
         }
 

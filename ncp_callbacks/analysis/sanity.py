@@ -8,11 +8,13 @@ Source: Adebayo et al. 2018, Sanity checks for saliency maps (arXiv:1810.03292).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import Estimate
 from .results import FloatArray, MappingResult
 from .uncertainty import cosine, rank_correlation
 
@@ -51,6 +53,7 @@ class Cascade(MappingResult):
         cosine: ``(N + 1, B)``, of maps with their signs.
         non_finite: How many sequences had NaN or infinity in a map, at any stage.
         trained, randomised: Measures before, and after the last stage.
+        estimates: Of both, by name, with their intervals over sequences, as far as they are known.
     """
 
     stages: tuple[str, ...]
@@ -59,6 +62,9 @@ class Cascade(MappingResult):
     non_finite: int
     trained: Measures
     randomised: Measures
+    estimates: tuple[Mapping[str, Estimate], Mapping[str, Estimate]] = field(
+        default_factory=lambda: ({}, {})
+    )
 
     @property
     def curve(self) -> FloatArray:

@@ -185,7 +185,7 @@ class StateSpace(Callback):
                 float(value),
                 numbers.get(f"pc{axis}_share"),
                 f"Share of the states' variance along axis {axis} of the picture",
-                chart=True,
+                chart=axis == 1,
             )
         if np.isfinite(result.participation_ratio):
             yield estimated(

@@ -32,7 +32,7 @@ _SCALARS = {
 }
 
 
-_CHARTS = {"magnitude_mean", "speed_mean", "direction_consistency", "saturation"}
+_CHARTS = {"magnitude_mean", "direction_consistency", "saturation"}
 
 
 class StateTransitions(Callback):
