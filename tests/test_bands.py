@@ -112,8 +112,8 @@ def test_layout_is_written_when_a_tag_is_new_and_is_bounded(tmp_path: Path) -> N
         writer.write(step, [band("a/x", step, 1), Scalar("a/plain", 1), Text("a/x", "text")])
     writer.write(5, [band("a/x", 5, 1), band("b/y", 5, 1), band("alone", 5, 1)])
     writer.write(6, [band("b/y", 5, 1)])
-    writer.write(7, [band(f"many/{i}", i, 1) for i in range(100)])
-    writer.write(7, [band(f"groups{i % 20}/{i}", i, 1) for i in range(100)])
+    names = [f"many/{i}" for i in range(100)] + [f"groups{i % 20}/{i}" for i in range(100)]
+    writer.write(7, [band(name, int(name.split("/")[1]), 1) for name in names])
     writer.write(8, [band("late", 1, 1)])
     writer.close()
     first, second, third = layouts(tmp_path)

@@ -255,7 +255,8 @@ def _estimates(
     units = samples.shape[1]
 
     def summed(values: FloatArray) -> FloatArray:
-        return np.bincount(sequence, weights=values, minlength=sequences)
+        total: FloatArray = np.bincount(sequence, values, sequences).astype(np.float64)
+        return total
 
     count = np.bincount(sequence, minlength=sequences).astype(np.float64)
     mean = samples.mean()

@@ -376,7 +376,8 @@ def state_drift(
         there, owner = np.unique(np.asarray(sequence)[use], return_inverse=True)
 
         def summed(of_samples: FloatArray) -> FloatArray:
-            return len(there) * np.bincount(owner, weights=of_samples, minlength=len(there))
+            total: FloatArray = np.bincount(owner, of_samples, len(there)).astype(np.float64)
+            return len(there) * total
 
         shared = np.einsum("nh,hk,nk->n", x, cross, y, optimize=True) / (cross**2).sum()
         own = [np.einsum("nh,hk,nk->n", a, a.T @ a, a, optimize=True) for a in (x, y)]

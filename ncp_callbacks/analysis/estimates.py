@@ -107,7 +107,7 @@ class Estimate:
             low, high = math.exp(centre - size), math.exp(centre + size)
         else:
             low, high = self.value - self.bias - half, self.value - self.bias + half
-        return tuple(np.clip((low, high), *self.within).tolist())  # type: ignore[return-value]
+        return tuple(np.clip((low, high), *self.within).tolist())
 
     def change(self, before: Estimate, level: float = 0.95) -> Change | None:
         """Of this number since ``before``, which is of the same sequences.
@@ -166,10 +166,9 @@ def _standard_error(effects: FloatArray) -> float:
     count = len(effects)
     if count < 2:
         return math.nan
-    total = float(effects.sum())
-    if not math.isfinite(total):
+    if not np.isfinite(effects).all():
         return math.nan
-    deviation = effects - total / count
+    deviation = effects - effects.sum() / count
     return math.sqrt(float(deviation @ deviation) / (count * (count - 1)))
 
 
@@ -183,8 +182,8 @@ def mean_estimate(
 
 
 def ratio_estimate(
-    parts: FloatArray,
-    wholes: FloatArray,
+    parts: npt.ArrayLike,
+    wholes: npt.ArrayLike,
     *,
     within: tuple[float, float] = ANY,
     ratio: bool = False,

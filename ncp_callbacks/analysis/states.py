@@ -241,4 +241,7 @@ def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArr
     for b in range(len(count)):
         left = (total - second[b]) / max(others[b], 1) - np.outer(mean[b], mean[b])
         squares[b], trace[b] = float(np.vdot(left, left)), float(np.trace(left))
-    return np.divide(trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0)
+    ratio: FloatArray = np.divide(
+        trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0
+    )
+    return ratio

@@ -344,9 +344,9 @@ class Dynamics(Callback):
             ("norm", norm, "Operator norm of the Jacobian of a step: the most that a change grows"),
         ):
             shares = (0.5, 0.9)
-            known = quantile_estimates(values, owner, shares)
+            sure = quantile_estimates(values, owner, shares)
             yield from _quantiles(
-                f"{group}/{name}", values, what, shares, among="steps", numbers=known
+                f"{group}/{name}", values, what, shares, among="steps", numbers=sure
             )
         exponents = lyapunov_exponents(
             jacobians, time_delta=delta, mask=mask, count=self._exponents

@@ -176,8 +176,12 @@ class StateSpace(Callback):
         )
         numbers = result.estimates
         yield from few(observation)
+        # Along other axes shares are others, though nothing moved.
+        compared = numbers
+        if result.refitted:
+            compared = {k: v for k, v in numbers.items() if k == "participation_ratio"}
         yield from self._changes.since(
-            group, numbers, observation, "participation_ratio", "participation"
+            group, compared, observation, "participation_ratio", "participation"
         )
         for axis, value in enumerate(result.axis_variance_ratio[:2], start=1):
             yield estimated(

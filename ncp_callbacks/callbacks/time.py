@@ -133,7 +133,7 @@ class TimeSensitivity(Callback):
                 result,
                 {
                     "reference": known,
-                    "limit": self._limit.covering(float(np.abs(result.sensitivities).max())),
+                    "limit": self._limit.covering(_needed(result)),
                     "step": observation.step,
                 },
                 f"Change of the {result.target} when all intervals are multiplied by a factor; "
@@ -177,3 +177,10 @@ class TimeSensitivity(Callback):
 
 def _indicative(sequences: int) -> str:
     return f" (indicative, of fewer than {FEW} sequences)" if sequences < FEW else ""
+
+
+def _needed(result: TimeSensitivityResult) -> float:
+    """How far the axis goes: whiskers are cut where they go far beyond the curve."""
+    largest = float(np.abs(result.sensitivities).max())
+    highest = float(np.nan_to_num(result.interval[1]).max(initial=0.0))
+    return min(max(largest, highest), 1.5 * largest)
