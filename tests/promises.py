@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 
 import ncp_callbacks as ncp
 
@@ -41,6 +42,6 @@ def pattern(tag: str) -> re.Pattern[str]:
     return re.compile("[^/]+".join(map(re.escape, re.split(r"<[a-z]+>", tag))) + r"\Z")
 
 
-def told(notes: tuple[str, ...]) -> tuple[str, ...]:
+def told(notes: Sequence[str]) -> tuple[str, ...]:
     """Notes without the one that is there of every small batch, on its intervals."""
     return tuple(note for note in notes if "95 % intervals over fewer than" not in note)

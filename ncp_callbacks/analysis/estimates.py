@@ -34,6 +34,7 @@ __all__ = [
     "jackknife_of_sums",
     "mean_estimate",
     "median_estimate",
+    "places_without_each",
     "quantile_estimates",
     "ratio_estimate",
     "rms_estimate",
@@ -94,7 +95,8 @@ class Estimate:
         if self.bounds is not None and level == 0.95:
             return self.bounds
         error = self._error
-        if not 0 < error < math.inf or not math.isfinite(self.value):
+        # What is left of equal effects is rounding.
+        if not 1e-12 * abs(self.value) < error < math.inf or not math.isfinite(self.value):
             return None
         half = t_quantile((1 + level) / 2, len(self.effects) - 1) * error
         if self.ratio:
@@ -294,9 +296,9 @@ def quantile_estimates(
     there, owner = np.unique(owner, return_inverse=True)
     count, total = len(there), len(ordered)
     size = np.bincount(owner, minlength=count).astype(np.float64)
-    others = [ordered[owner != s] for s in range(count)] if count > 1 else []
+    places = places_without_each(owner, count, shares) if count > 1 else []
     found = []
-    for share in shares:
+    for number, share in enumerate(shares):
         if not total:
             found.append(Estimate(math.nan, np.empty(0), SIZE))
             continue
@@ -310,7 +312,7 @@ def quantile_estimates(
         half = t_quantile(0.975, count - 1) * below._error
         low, high = (float(_at(ordered, min(1.0, max(0.0, share + s * half)))) for s in (-1, 1))
         bounds = (low, high) if half > 0 and math.isfinite(high) else None
-        effects = (count - 1) * (value - np.array([_at(rest, share) for rest in others]))
+        effects = (count - 1) * (value - ordered[places[number]])
         found.append(Estimate(value, effects, SIZE, value > 0, bounds=bounds))
     return found
 
@@ -318,6 +320,28 @@ def quantile_estimates(
 def _at(ordered: FloatArray, share: float) -> Any:
     """The value that so many are up to: no mean of two, of which one may be infinite."""
     return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
+
+
+def places_without_each(
+    owner: npt.NDArray[np.integer[Any]], count: int, shares: Sequence[float]
+) -> list[npt.NDArray[np.intp]]:
+    """For each share ``(count,)``, where in order the quantile is without each sequence's values.
+
+    Args:
+        owner: ``(N,)``, whose value each is, in increasing order of values.
+        count: How many sequences. Without a sequence that has all values the place is the last.
+    """
+    total, size = len(owner), np.bincount(owner, minlength=count)
+    among_own = np.empty(total, np.intp)
+    by_owner = np.argsort(owner, kind="stable")
+    among_own[by_owner] = np.arange(total) - np.repeat(np.cumsum(size) - size, size)
+    others_before = np.arange(total) - among_own
+    found = []
+    for share in shares:
+        place = np.maximum(1, np.ceil(share * (total - size) - 1e-9)).astype(np.intp) - 1
+        own = np.bincount(owner[others_before <= place[owner]], minlength=count)
+        found.append(np.minimum(place + own, total - 1))
+    return found
 
 
 def changed_beyond_chance(

@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import SHARE, SIZE, Estimate, jackknife, quantile_estimates, ratio_estimate
+from .estimates import (
+    SHARE,
+    SIZE,
+    Estimate,
+    jackknife,
+    places_without_each,
+    quantile_estimates,
+    ratio_estimate,
+)
 from .results import ArrayResult, FloatArray
 
 __all__ = [
@@ -321,24 +329,21 @@ class UnitTimeConstants(ArrayResult):
 def _variation_without_each(values: FloatArray) -> FloatArray:
     """``(S,)``, the variation without each sequence."""
     count, units = len(values), values.shape[2]
-    rows = values.reshape(-1, units)
-    order = np.argsort(rows, axis=0, kind="stable")
-    ordered = np.take_along_axis(rows, order, axis=0)
-    owner, there = order // max(1, values.shape[1]), ~np.isnan(ordered)
+    sequence = np.repeat(np.arange(count), values.shape[1])
+    low, high = np.full((2, count, units), np.nan)
+    for unit, column in enumerate(values.reshape(-1, units).T):
+        known = ~np.isnan(column)
+        if not known.any():
+            continue
+        order = np.argsort(column[known], kind="stable")
+        ordered, owner = column[known][order], sequence[known][order]
+        left = len(owner) > np.bincount(owner, minlength=count)
+        ends = places_without_each(owner, count, (SHARES[0], SHARES[-1]))
+        low[left, unit], high[left, unit] = (ordered[place][left] for place in ends)
     found = np.full(count, np.nan)
-    for s in range(count):
-        so_far = np.cumsum(there & (owner != s), axis=0)
-        total = so_far[-1]
-        low, high = (
-            ordered[
-                np.argmax(so_far >= np.maximum(1, np.ceil(share * total - 1e-9)), axis=0),
-                np.arange(units),
-            ]
-            for share in (SHARES[0], SHARES[-1])
-        )
-        use = (total > 0) & np.isfinite(low) & np.isfinite(high) & (low > 0)
-        if use.any():
-            found[s] = np.median(high[use] / low[use])
+    use = np.isfinite(low) & np.isfinite(high) & (low > 0)
+    for s in np.flatnonzero(use.any(axis=1)):
+        found[s] = np.median(high[s, use[s]] / low[s, use[s]])
     return found
 
 
