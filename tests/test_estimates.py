@@ -424,7 +424,7 @@ def of_constants(rng, n, spread=0.5):
 @pytest.mark.parametrize("key", ["gate_q10", "gate_q50", "gate_q90", "variation", "endless"])
 def test_time_constants_of_16_sequences(key, spread):
     found = coverage(of_constants, key, 500, big=8000, spread=spread)
-    assert 0.915 <= found <= 0.985, found
+    assert 0.895 <= found <= 0.985, found
 
 
 @pytest.mark.parametrize("count", [4, 8, 16])
