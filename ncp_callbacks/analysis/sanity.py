@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .estimates import Estimate
 from .results import FloatArray, MappingResult
-from .uncertainty import cosine, rank_correlation
+from .uncertainty import cosine, mean_interval, rank_correlation
 
 __all__ = ["ALIKE", "Cascade", "Measures", "map_similarity"]
 
@@ -70,6 +70,12 @@ class Cascade(MappingResult):
     def curve(self) -> FloatArray:
         """``(2, N + 1)``: rank correlation and cosine, mean over sequences; NaN without any."""
         return np.stack([_mean_known(self.rank_correlation), _mean_known(self.cosine)])
+
+    @property
+    def interval(self) -> FloatArray:
+        """``(2, N + 1)``: 95 % interval over sequences of the rank correlation; NaN without."""
+        found = [mean_interval(values[np.isfinite(values)]) for values in self.rank_correlation]
+        return np.stack(found, axis=1)
 
 
 def _mean_known(values: FloatArray) -> FloatArray:

@@ -14,7 +14,7 @@ from ..analysis.estimates import SIZE, Estimate, jackknife_of_sums, sd_of_sums
 from ..analysis.methods import Attribution, method_name
 from ..analysis.results import FloatArray
 from ..analysis.sanity import ALIKE, Cascade, Measures, map_similarity
-from ..analysis.uncertainty import mean_interval
+from ..analysis.uncertainty import FEW, mean_interval
 from ..measures import AttributionSettings, attribution
 from ..observation import Need, Observation
 from ..plots.sanity import plot_sanity
@@ -159,7 +159,8 @@ class SanityCheck(Callback):
             },
             f"Left: likeness of {method_name(self._settings.method)} of the {observation.target} "
             "to that of the trained model, while parameters are randomised from the output towards "
-            f"the input, mean over sequences; it must fall. Stages: {_listed(result.stages)}. "
+            "the input, mean over sequences; it must fall. Whiskers: 95 % interval"
+            f"{_indicative(compared)}. Stages: {_listed(result.stages)}. "
             "Right: the same measures of both models. Dashed: the first look.",
         )
         yield Array(f"_ncp/{group}_cascade", result.curve)
@@ -289,6 +290,10 @@ def _stage_names(stages: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         short(modules[0]) + (f" +{len(modules) - 1}" if len(modules) > 1 else "")
         for modules in stages
     )
+
+
+def _indicative(sequences: int) -> str:
+    return f" (indicative, of fewer than {FEW})" if sequences < FEW else ""
 
 
 def _listed(stages: tuple[str, ...]) -> str:
