@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -720,6 +721,7 @@ class Seen:
         self.target_values = values[:, -1, :2].sum(axis=1)
         self.inputs = np.zeros((self.batch, self.steps, 1))
         self.indices, self.whole_batch = np.arange(self.batch), 16
+        self.held_out = SimpleNamespace(tokens=False)
         if self.reverse:  # In the order of the data, which the cell runs through backwards.
             values, self.time_delta = values[:, ::-1], self.dt[:, ::-1]
         self.states = [Trajectory(name, values, None, self.reverse) for name in self.names]

@@ -334,3 +334,23 @@ def test_sequences_that_are_lost_are_not_compared() -> None:
         monitor.on_step_end(2)
     assert writer.scalars("attribution/nonfinite")[-1] == (2, 1)
     assert not writer.scalars("attribution/numbers_changed")
+
+
+def test_tokens_are_the_same_whatever_they_are_embedded_as() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.rnn = nn.Embedding(11, 4), CfC(4, 6, backbone_units=5)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return self.rnn(self.embedding(x))[0][:, -1]
+
+    mx.random.seed(0)
+    model, writer = Reader(), ncp.MemoryWriter()
+    held_out = ncp.HeldOutBatch(np.random.default_rng(0).integers(0, 11, (20, 6)))
+    with ncp.Monitor(model, held_out, writer=writer, every=1) as monitor:
+        for step in (1, 2):
+            stir(model, step)
+            monitor.on_step_end(step)
+    for group in ("attribution", "transitions", "hidden", "backbone"):
+        assert [step for step, _ in writer.scalars(f"{group}/numbers_changed")] == [2], group

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis.estimates import Estimate, changed_beyond_chance
+from ..held_out import to_numpy
 from ..observation import Observation
 from ..records import Scalar
 from .base import over
@@ -102,7 +103,10 @@ class Changes:
 def _checksum(observation: Observation) -> int:
     """Of which sequences are looked at."""
     found = zlib.crc32(np.ascontiguousarray(observation.indices).tobytes())
-    for array in (observation.inputs, observation.time_delta):
+    held_out = observation.held_out
+    # What tokens are embedded as changes while the model learns.
+    inputs = to_numpy(held_out.inputs) if held_out.tokens else observation.inputs
+    for array in (inputs, observation.time_delta):
         if array is not None:
             flat = array.reshape(-1)
             some = flat[:: max(1, flat.size // _COMPARED)]
