@@ -254,7 +254,8 @@ def _intervals(
     importance = np.abs(values).sum(axis=0) / count
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
     both = np.stack([own, by_sequence.sum(axis=1)], axis=1)
-    total = float(both.sum())
+    # So that a share of all is exactly 1.
+    total = float(own.sum()) + float(by_sequence.sum())
     if method in ("gradient", "smooth_grad"):
         # Per unit of an input and per unit of time: these have no common total.
         share, bounds = None, None
