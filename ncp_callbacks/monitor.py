@@ -198,6 +198,7 @@ class Monitor:
         self._last_step: int | None = None
         self._occasions: dict[str, int] = {}
         self._explained: dict[str, str] = {}
+        self._rehearsed: set[str] = set()
 
     @staticmethod
     def _checked(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
@@ -496,12 +497,17 @@ class Monitor:
 
     def _explain(self, records: Iterable[Record]) -> list[Record]:
         """The guide, when it has something new to say: some tags come later than others."""
-        known = len(self._explained)
+        known = dict(self._explained)
         for record in records:
             if isinstance(record, Text | Array) or not record.description:
                 continue
-            self._explained.setdefault(record.tag, record.description)
-        if known and len(self._explained) == known:
+            # The dry run knows less: of how many sequences numbers are.
+            if record.tag in self._rehearsed or record.tag not in known:
+                self._explained[record.tag] = record.description
+                self._rehearsed.discard(record.tag)
+        if not known:
+            self._rehearsed = set(self._explained)
+        if known == self._explained and known:
             return []
         return [Text("about/guide", guide(self._explained))]
 

@@ -42,8 +42,9 @@ class Scalar:
         value: NaN and infinities are written as they are.
         description: What the number is, in one sentence with its unit; shown in the run's guide.
         interval: Lower and upper bound: the 95 % interval over sequences, unless the description
-            says otherwise. TensorBoard's Custom Scalars shows it as a band around the value;
-            without finite bounds the band has no point at this step.
+            says otherwise. Without finite bounds there is none at this step.
+        chart: Whether TensorBoard's Custom Scalars shows the interval as a band around the value:
+            for the few numbers of a group that matter most. Others' are in the log all the same.
 
     Raises:
         TypeError: The value is no number.
@@ -54,6 +55,7 @@ class Scalar:
     value: float
     description: str = ""
     interval: tuple[float, float] | None = field(default=None, kw_only=True)
+    chart: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         try:

@@ -47,7 +47,7 @@ def same(first, second, but=(), rtol=1e-9, atol=1e-12):
     """Two results agree in every number they hold."""
     for name in type(first).__dataclass_fields__:
         a, b = getattr(first, name), getattr(second, name)
-        if name not in but and not isinstance(a, str | tuple | Basis | type(None)):
+        if name not in but and not isinstance(a, str | tuple | Basis | dict | type(None)):
             np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
 
 
@@ -86,8 +86,9 @@ def test_importance_follows_permutations(rng):
     b, f = rng.permutation(6), rng.permutation(3)
     moved = temporal_importance(x[b], g[b], mask=mask[b])
     # Halves are split by the order of the sequences.
-    same(moved, result, but=("by_sequence", "reliability"), rtol=1e-5)
+    same(moved, result, but=("by_sequence", "lag_by_sequence", "reliability"), rtol=1e-5)
     close32(moved.by_sequence, result.by_sequence[b])
+    close32(moved.lag_by_sequence, result.lag_by_sequence[b])
     mixed = temporal_importance(x[..., f], g[..., f], mask=mask)
     close32(mixed.importance, result.importance[:, f])
     close32(mixed.signed, result.signed[:, f])
@@ -125,7 +126,7 @@ def test_importance_does_not_change_when_sequences_are_repeated(rng, copies):
         *(np.tile(a, (copies, 1, 1)) for a in (x, g)), mask=np.tile(mask, (copies, 1))
     )
     # What is said of the sequences themselves, and how sure that is with more of them.
-    more = ("sequences", "target_values", "by_sequence", "reliability")
+    more = ("sequences", "target_values", "by_sequence", "lag_by_sequence", "reliability")
     same(repeated, result, but=(*more, "share_interval", "strength_interval"), rtol=1e-6)
     np.testing.assert_array_less(
         np.diff(repeated.strength_interval), np.diff(result.strength_interval)
@@ -258,7 +259,8 @@ def test_sensitivity_follows_permutation_and_repetition_of_sequences(rng, copies
     mixed = time_sensitivity(
         {s: v[order] for s, v in y.items()}, time_delta=dt[order], time_gradient=g[order]
     )
-    same(mixed, result, but=("elasticity", "elasticity_by_step", "sequences"))
+    but = ("elasticity", "elasticity_by_step", "sequences", "by_sequence", "interval")
+    same(mixed, result, but=but)
     close(mixed.elasticity, result.elasticity[order])
     close(mixed.relative_elasticity, result.relative_elasticity)
     assert mixed.sequences == 5 * copies

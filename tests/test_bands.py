@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -111,16 +112,43 @@ def test_layout_is_written_when_a_tag_is_new_and_is_bounded(tmp_path: Path) -> N
         writer.write(step, [band("a/x", step, 1), Scalar("a/plain", 1), Text("a/x", "text")])
     writer.write(5, [band("a/x", 5, 1), band("b/y", 5, 1), band("alone", 5, 1)])
     writer.write(6, [band("b/y", 5, 1)])
-    writer.write(7, [band(f"many/{i}", i, 1) for i in range(100)])
+    names = [f"many/{i}" for i in range(100)] + [f"groups{i % 20}/{i}" for i in range(100)]
+    writer.write(7, [band(name, int(name.split("/")[1]), 1) for name in names])
     writer.write(8, [band("late", 1, 1)])
     writer.close()
     first, second, third = layouts(tmp_path)
     assert charts(first) == {"a": ["a/x"]}
     assert charts(second) == {"a": ["a/x"], "b": ["b/y"], "alone": ["alone"]}
     assert sum(map(len, charts(third).values())) == 48
-    accumulator = EventAccumulator(str(tmp_path)).Reload()
-    # Without a chart of its own, but not lost.
-    assert accumulator.Scalars("intervals/many/99/high")[0].value == 100
+    assert charts(third)["many"] == [f"many/{i}" for i in range(6)]
+    # Without a chart of its own, but not lost, and in nobody's way.
+    found = read_run(tmp_path).intervals["many/99"]
+    assert (found.steps.tolist(), found.low.tolist(), found.high.tolist()) == ([7], [98], [100])
+    scalars = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert sum(tag.startswith("intervals/") for tag in scalars) == 3 * 48
+
+
+@given(st.lists(st.tuples(NUMBERS, BOUNDS), max_size=8), st.booleans())
+def test_a_band_that_nobody_charts_is_kept(
+    points: list[tuple[float, tuple[float, float] | None]], chart: bool
+) -> None:
+    with TemporaryDirectory() as where:
+        writer = TensorBoardWriter(where)
+        for step, (value, interval) in enumerate(points, start=1):
+            writer.write(step, [Scalar("a/x", value, interval=interval, chart=chart)])
+        writer.close()
+        assert bool(layouts(Path(where))) <= chart
+        run = read_run(where)
+    whole = [
+        (step, *bounds)
+        for step, (value, bounds) in enumerate(points, start=1)
+        if bounds is not None and np.isfinite([value, *bounds]).all()
+    ]
+    found = run.intervals.get("a/x")
+    bands = [] if found is None else zip(found.steps, found.low, found.high, strict=True)
+    assert [tuple(map(float, point)) for point in bands] == whole
+    assert not run.arrays
+    assert set(run.scalars) <= {"a/x"}
 
 
 def test_bounds_stay_apart_from_tags_of_the_user(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from promises import pattern, promised
+from promises import pattern, promised, told
 from test_plots import check_text, drawn, sheet_of, shown
 
 import ncp_callbacks as ncp
@@ -315,7 +315,7 @@ def logged(
     with ncp.Monitor(model, held_out, [callback], writer=writer, every=1, **more) as monitor:
         for step in range(1, steps + 1):
             monitor.on_step_end(step)
-        notes = monitor.notes
+        notes = told(monitor.notes)
     records = [(s, r) for s, r in writer.records if not r.tag.startswith(("about/", "monitor/"))]
     return {r.tag: r for s, r in records if s > 0}, notes
 

@@ -16,7 +16,6 @@ from ncp_callbacks.analysis.uncertainty import (
     FEW,
     cosine,
     mean_interval,
-    paired_change,
     rank_correlation,
     share_interval,
     split_half,
@@ -157,36 +156,11 @@ def test_share_interval_invariances(rng, factor):
     assert (share_interval(rng.gamma(0.05, size=(5, 3)) + 1e-9) <= 1).all()
 
 
-# --- changes
-
-
-def test_paired_change_is_narrower_and_still_covers():
-    rng, simulations, sequences = np.random.default_rng(0), 4000, 16
-    own = rng.lognormal(0, 1, (sequences, simulations))  # sequences differ much
-    before = own + 0.1 * rng.normal(size=own.shape)
-    now = own + 0.3 + 0.1 * rng.normal(size=own.shape)  # and change little, all alike
-    paired = paired_change(before, now)
-    assert coverage(paired.T, 0.3) == pytest.approx(0.95, abs=binomial(0.95, simulations))
-    apart = mean_interval(now)[:, :] - mean_interval(before)[::-1]
-    width = np.diff(paired, axis=0), np.diff(apart, axis=0)
-    assert np.median(width[0] / width[1]) < 0.15
-    # Change over noise is 0.3 to sqrt(2 / 16) 0.1: seen each time, and by bands apart never.
-    assert (paired[0] > 0).mean() > 0.99
-    assert (apart[0] > 0).mean() < 0.05
-    np.testing.assert_allclose(paired_change(now, before), -paired[::-1])
-
-
-def test_paired_change_needs_the_same_sequences():
-    with pytest.raises(ValueError, match=r"before has shape \(4,\) and now \(5,\)"):
-        paired_change(np.zeros(4), np.zeros(5))
-
-
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_sequences_have_no_interval(count):
     assert np.isnan(mean_interval(np.ones((count, 3)))).all()
     assert mean_interval(np.ones((count, 3))).shape == (2, 3)
     assert np.isnan(share_interval(np.ones((count, 3)))).all()
-    assert np.isnan(paired_change(np.ones(count), np.ones(count))).all()
 
 
 def test_nothing_has_no_shares():

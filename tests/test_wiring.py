@@ -392,7 +392,7 @@ def test_the_docstring_lists_every_tag_and_no_other():
     promises = promised(Wiring)
     records = [
         record
-        for step, record in looked(LTC(F, ncp_wiring()))[0].records
+        for step, record in looked(LTC(F, ncp_wiring()), steps=2)[0].records
         if step and record.tag.removeprefix("_ncp/").startswith("wiring")
     ]
     for record in records:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import SHARE, SIZE, Estimate, jackknife_of_sums, mean_estimate, ratio_estimate
 from .methods import Attribution, input_x_gradient
 from .results import ArrayResult, FloatArray
 from .uncertainty import mean_interval, share_interval, split_half
@@ -40,6 +42,9 @@ class TemporalImportance(ArrayResult):
         feature_names: One name per feature.
         by_sequence: ``(S, F)``, strength of each feature in each sequence that went in, in the
             order of the batch; its mean over sequences is ``importance`` summed over time.
+        lag_by_sequence: ``(S, 2)``, of each the sum of its strengths, and of strength times lag.
+        intervals_by_sequence: ``(S,)``, strength of the intervals in each; None where the model
+            takes none.
         share_interval: ``(2, F)``, 95 % interval of ``feature_share`` over sequences.
         strength_interval: ``(2,)``, 95 % interval of ``importance.sum()`` over sequences.
         reliability: Of the map ``importance``, in split halves of the sequences: 1 another batch
@@ -69,6 +74,8 @@ class TemporalImportance(ArrayResult):
     mean_lag: float
     feature_names: tuple[str, ...]
     by_sequence: FloatArray
+    lag_by_sequence: FloatArray
+    intervals_by_sequence: FloatArray | None
     share_interval: FloatArray
     strength_interval: FloatArray
     reliability: float
@@ -95,6 +102,38 @@ class TemporalImportance(ArrayResult):
         if len(self.feature_share) == 1:
             return 0.0
         return float(-(p * np.log(p)).sum() / np.log(len(self.feature_share)))
+
+    def estimates(self, features: Sequence[str] = ()) -> dict[str, Estimate]:
+        """``strength``, ``entropy``, ``mean_lag``, ``time_share``, with intervals over sequences.
+
+        As far as they are known; and the shares of some features, ``share/<feature>``.
+        """
+        parts = self.by_sequence.astype(np.float64)
+        whole = parts.sum(axis=1)
+        if not len(whole) or not whole.sum() > 0:
+            return {}
+        found = {
+            "strength": mean_estimate(whole, within=SIZE, ratio=True),
+            "mean_lag": ratio_estimate(
+                self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], within=SIZE
+            ),
+        }
+        if len(self.feature_share) > 1:
+            found["entropy"] = jackknife_of_sums(_entropy, parts, within=SHARE)
+        own = self.intervals_by_sequence
+        if own is not None and self.intervals_share is not None:
+            found["time_share"] = ratio_estimate(own, own + whole, within=SHARE)
+        for name in features:
+            share = parts[:, self.feature_names.index(name)]
+            found[f"share/{name}"] = ratio_estimate(share, whole, within=SHARE)
+        return found
+
+
+def _entropy(strength: FloatArray) -> FloatArray:
+    """Of ``(..., F)`` strengths, over that of equal ones."""
+    p = strength / strength.sum(axis=-1, keepdims=True)
+    terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
+    return np.asarray(-terms.sum(axis=-1) / np.log(strength.shape[-1]))
 
 
 def _shares(strength: FloatArray) -> FloatArray:
@@ -190,6 +229,7 @@ def summarize(
         mean_lag=float((weight * lag).sum() / total) if total > 0 else float("nan"),
         feature_names=feature_names or tuple(f"feature {i}" for i in range(features)),
         by_sequence=by_sequence.astype(np.float32),
+        lag_by_sequence=np.stack([weight.sum(axis=1), (weight * lag).sum(axis=1)], axis=1),
         share_interval=share_interval(by_sequence).astype(np.float32),
         strength_interval=mean_interval(by_sequence.sum(axis=1)).astype(np.float32),
         reliability=split_half(strength, kept_real),
@@ -209,12 +249,13 @@ def _intervals(
 ) -> dict[str, Any]:
     """What of a result is about intervals, from ``(S, T)``."""
     if values is None:
-        names = ("importance", "signed", "share", "share_interval")
+        names = ("importance", "signed", "share", "share_interval", "by_sequence")
         return dict.fromkeys(f"intervals_{name}" for name in names)
     importance = np.abs(values).sum(axis=0) / count
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
     both = np.stack([own, by_sequence.sum(axis=1)], axis=1)
-    total = float(both.sum())
+    # So that a share of all is exactly 1.
+    total = float(own.sum()) + float(by_sequence.sum())
     if method in ("gradient", "smooth_grad"):
         # Per unit of an input and per unit of time: these have no common total.
         share, bounds = None, None
@@ -225,5 +266,6 @@ def _intervals(
         "intervals_importance": importance.astype(np.float32),
         "intervals_signed": (values.sum(axis=0) / count).astype(np.float32),
         "intervals_share": share,
+        "intervals_by_sequence": own,
         "intervals_share_interval": bounds,
     }

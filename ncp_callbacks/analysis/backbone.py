@@ -9,6 +9,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import SHARE, SIZE, Estimate, jackknife_of_sums, ratio_estimate, sd_of_sums
 from .results import FloatArray, MappingResult
 
 __all__ = [
@@ -137,6 +138,8 @@ class LayerStatistics(MappingResult):
         dead: ``(N,)`` bool.
         samples: Sequences times real steps that went in.
         non_finite: How many were left out because of NaN or infinity.
+        estimates: ``mean``, ``std``, ``sparsity`` and ``treves_rolls`` with their intervals over
+            sequences, as far as they are known.
     """
 
     layer: str
@@ -152,6 +155,7 @@ class LayerStatistics(MappingResult):
     dead: BoolArray
     samples: int
     non_finite: int
+    estimates: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +216,7 @@ def layer_statistics(
             layer=layer, activation=activation, mean=nan, std=nan, sparsity=nan,
             sparse_means=kind.sparse_means, dead_units=0, units=units, treves_rolls=nan,
             active_fraction=np.full(units, nan), dead=np.zeros(units, bool), samples=0,
-            non_finite=int((~finite).sum()),
+            non_finite=int((~finite).sum()), estimates={},
         )  # fmt: skip
     inactive = kind.inactive(samples)
     dead = samples.max(axis=0) == samples.min(axis=0)
@@ -233,4 +237,45 @@ def layer_statistics(
         dead=dead,
         samples=len(samples),
         non_finite=int((~finite).sum()),
+        estimates=_estimates(
+            samples, inactive, power, size.mean(axis=1), np.nonzero(real)[0][finite], len(real)
+        ),
     )
+
+
+def _estimates(
+    samples: FloatArray,
+    inactive: BoolArray,
+    power: FloatArray,
+    size: FloatArray,
+    sequence: npt.NDArray[np.intp],
+    sequences: int,
+) -> dict[str, Estimate]:
+    """From ``(M, N)`` samples, and from which sequence each is."""
+    units = samples.shape[1]
+
+    def summed(values: FloatArray) -> FloatArray:
+        total: FloatArray = np.bincount(sequence, values, sequences).astype(np.float64)
+        return total
+
+    count = np.bincount(sequence, minlength=sequences).astype(np.float64)
+    mean = samples.mean()
+    centred = samples - mean
+    squares = summed(np.einsum("mn,mn->m", centred, centred))
+    active = power > 0
+    sparseness = np.divide(size**2, power, out=np.zeros_like(power), where=active)
+    return {
+        "mean": ratio_estimate(summed(samples.sum(axis=1)), units * count),
+        "std": jackknife_of_sums(
+            sd_of_sums,
+            np.stack([units * count, summed(centred.sum(axis=1)), squares], axis=1),
+            within=SIZE,
+            ratio=True,
+        ),
+        "sparsity": ratio_estimate(
+            summed(inactive.sum(axis=1).astype(np.float64)), units * count, within=SHARE
+        ),
+        "treves_rolls": ratio_estimate(
+            summed(sparseness), summed(active.astype(np.float64)), within=SHARE
+        ),
+    }

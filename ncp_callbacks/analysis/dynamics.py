@@ -20,14 +20,23 @@ From Jacobians ``(S, T-1, H, H)`` of its steps, ``jacobians[s, t] = d h_{t+1} / 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import (
+    SHARE,
+    SIZE,
+    Estimate,
+    jackknife,
+    median_estimate,
+)
 from .results import ArrayResult, FloatArray, MappingResult
-from .uncertainty import t_quantile
+from .states import participation_without_each
+from .uncertainty import mean_interval, t_quantile
 
 __all__ = [
     "AutocorrelationTimes",
@@ -35,7 +44,9 @@ __all__ = [
     "StateDrift",
     "UnitCorrelations",
     "autocorrelation_times",
+    "corrected_participation_estimate",
     "corrected_participation_ratio",
+    "gain_sequences",
     "jacobian_gains",
     "lyapunov_exponents",
     "memory_horizon",
@@ -49,6 +60,7 @@ BoolArray = npt.NDArray[np.bool_]
 SMALLEST = 1e-30
 _GRID = 96
 _MOST_LAGS = 4096
+_GROUPS = 16
 
 
 # --- from states
@@ -67,11 +79,14 @@ class StateDrift(MappingResult):
             as a share of the variance, in [0, 1]: 0 the same. Unlike ``1 - cka`` it gives small
             directions their due. NaN for constant states.
         samples: How many states went in.
+        estimates: ``cka`` and ``procrustes`` with their intervals over sequences, where it is known
+            which sequence a sample is of.
     """
 
     cka: float
     procrustes: float
     samples: int
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,15 +125,29 @@ class AutocorrelationTimes(ArrayResult):
             all sequences.
         shortest: What can be told from 0, a twentieth of the median interval; below, it is 0.
         longest: Ten times the mean length of a sequence, which stands for "doesn't decay".
+        left_out: ``(G, H)``, the same without each of at most 16 groups of sequences.
     """
 
     values: FloatArray
     shortest: float
     longest: float
+    left_out: FloatArray
 
     @property
     def _main(self) -> FloatArray:
         return self.values
+
+    def quantile_estimates(self, shares: Sequence[float]) -> list[Estimate]:
+        """Quantiles over the units that vary, with their intervals over sequences."""
+        known = np.isfinite(self.values)
+        if not known.any():
+            return [Estimate(math.nan, np.empty(0)) for _ in shares]
+        values = np.quantile(self.values[known], shares)
+        left_out = np.quantile(self.left_out[:, known], shares, axis=1)
+        return [
+            jackknife(float(value), without, within=SIZE, ratio=bool(value > 0))
+            for value, without in zip(values, left_out, strict=True)
+        ]
 
     @property
     def undecayed(self) -> float:
@@ -189,6 +218,25 @@ def corrected_participation_ratio(states: FloatArray, *, mask: np.ndarray | None
     return float(np.clip(square_of_trace / trace_of_square, 1.0, states.shape[2]))
 
 
+def corrected_participation_estimate(
+    states: FloatArray, ratio: float, mask: np.ndarray | None = None
+) -> Estimate:
+    """Of :func:`corrected_participation_ratio`, how sure it is.
+
+    By the jackknife of the plain one: the two differ in bias, and chance moves both alike.
+    """
+    use = _real(mask, states.shape[:2]) & np.isfinite(states).all(axis=2)
+    if not math.isfinite(ratio) or not use.any():
+        return Estimate(ratio, np.empty(0))
+    centred = np.zeros(states.shape, np.float32)
+    centred[use] = states[use] - states[use].mean(axis=0, dtype=np.float64)
+    left_out = participation_without_each(centred, use)
+    # As relative errors, in which the bias of the plain one cancels.
+    plain = math.exp(float(np.log(left_out).mean()))
+    within = (1.0, float(states.shape[2]))
+    return jackknife(ratio, ratio * left_out / plain, within=within, ratio=True)
+
+
 def autocorrelation_times(
     states: FloatArray, *, time_delta: FloatArray | None = None, mask: np.ndarray | None = None
 ) -> AutocorrelationTimes:
@@ -225,18 +273,26 @@ def autocorrelation_times(
     length = max((int(np.ptp(np.flatnonzero(u))) + 1 for u in use if u.any()), default=0)
     lags = [lag for lag in _spread_lags(length // 2) if (use[:, lag:] & use[:, :-lag]).any()]
     if not lags:
-        return AutocorrelationTimes(np.full(width, np.nan), math.nan, math.nan)
+        nothing = np.full((2, width), np.nan)
+        return AutocorrelationTimes(nothing[0], math.nan, math.nan, nothing[1:])
     both = [use[:, lag:] & use[:, :-lag] for lag in lags]
     took = [(time[:, lag:] - time[:, :-lag])[ok] for lag, ok in zip(lags, both, strict=True)]
     span = float(np.mean([np.ptp(t[u]) for t, u in zip(time, use, strict=True) if u.any()]))
     shortest = float(np.median(took[0])) / 20
     grid = np.geomspace(shortest, max(10 * span, 20 * shortest), _GRID)
     misfit, known = np.zeros((width, _GRID)), np.ones(width, bool)
+    starts = np.unique(np.arange(min(batch, _GROUPS)) * batch // min(batch, _GROUPS))
+    without: list[FloatArray] = []
+    models: list[FloatArray] = []
     for lag, ok, times in zip(lags, both, took, strict=True):
         before = np.where(ok[..., None], x[:, :-lag], 0.0)
-        power = np.einsum("bth,bth->h", before, before)
+        powers = np.einsum("bth,bth->bh", before, before)
+        products = np.einsum("bth,bth->bh", before, x[:, lag:])
+        power, product = powers.sum(axis=0), products.sum(axis=0)
         known &= power > ok.sum() * rounding**2
-        product = np.einsum("bth,bth->h", before, x[:, lag:])
+        less = power - np.add.reduceat(powers, starts, axis=0)
+        part = product - np.add.reduceat(products, starts, axis=0)
+        without.append(np.divide(part, less, out=np.zeros_like(less), where=less > 0))
         found = product / np.where(known, power, 1.0)
         # A random choice: an even stride could pick the same steps of every sequence.
         if len(times) > _MOST_LAGS:
@@ -244,19 +300,34 @@ def autocorrelation_times(
         different, counts = np.unique(times, return_counts=True)
         expected = (counts / len(times)) @ np.exp(-different[:, None] / grid)
         misfit += ok.sum() * (found[:, None] - expected) ** 2
+        models.append(math.sqrt(ok.sum()) * expected)
+        without[-1] *= math.sqrt(ok.sum())
+    tau = _best(misfit, grid)
+    # The sum of squares but for what doesn't depend on the grid, as products of matrices.
+    curves, fits = np.stack(without, axis=-1), np.stack(models)
+    left_out = _best(((fits**2).sum(axis=0) - 2 * curves @ fits).reshape(-1, _GRID), grid).reshape(
+        len(starts), width
+    )
+    return AutocorrelationTimes(
+        np.where(known, tau, np.nan),
+        shortest=float(grid[0]),
+        longest=float(grid[-1]),
+        left_out=np.where(known, left_out, np.nan),
+    )
+
+
+def _best(misfit: FloatArray, grid: FloatArray) -> FloatArray:
+    """Where on the grid ``(N, grid)`` misfits are smallest."""
     best = misfit.argmin(axis=1)
     inside = np.clip(best, 1, _GRID - 2)
-    unit = np.arange(width)
+    unit = np.arange(len(misfit))
     left, middle, right = (misfit[unit, inside + i] for i in (-1, 0, 1))
     # The minimum of the parabola through the three best.
     curvature = left - 2 * middle + right
     with np.errstate(divide="ignore", invalid="ignore"):
         shift = np.where(curvature > 0, (left - right) / (2 * curvature), 0.0)
     tau = grid[inside] * (grid[1] / grid[0]) ** np.clip(shift, -0.5, 0.5)
-    tau = np.where(best == 0, 0.0, np.where(best == _GRID - 1, grid[-1], tau))
-    return AutocorrelationTimes(
-        np.where(known, tau, np.nan), shortest=float(grid[0]), longest=float(grid[-1])
-    )
+    return np.where(best == 0, 0.0, np.where(best == _GRID - 1, grid[-1], tau))
 
 
 def _spread_lags(longest: int) -> list[int]:
@@ -268,10 +339,16 @@ def _spread_lags(longest: int) -> list[int]:
     return lags
 
 
-def state_drift(now: FloatArray, before: FloatArray) -> StateDrift:
+def state_drift(
+    now: FloatArray, before: FloatArray, sequence: npt.NDArray[np.integer[Any]] | None = None
+) -> StateDrift:
     """How ``(N, H)`` states differ from those of the same samples at an earlier look.
 
-    Samples that are not finite on either side are left out.
+    Samples that are not finite on either side are left out. Intervals are by derivatives with
+    respect to the weight of a sequence.
+
+    Args:
+        sequence: ``(N,)``, of which sequence each is; without, there are no intervals.
 
     Raises:
         ValueError: If these can't be the same samples.
@@ -290,12 +367,28 @@ def state_drift(now: FloatArray, before: FloatArray) -> StateDrift:
         return StateDrift(math.nan, math.nan, samples)
     cross = x.T @ y
     sizes = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    aligned = float(np.linalg.svd(cross, compute_uv=False).sum())
-    return StateDrift(
-        cka=min(1.0, float((cross**2).sum() / sizes)),
-        procrustes=float(np.clip(1 - aligned**2, 0.0, 1.0)),
-        samples=samples,
-    )
+    left, values, right = np.linalg.svd(cross)
+    aligned, rank = float(values.sum()), len(values)
+    cka = min(1.0, float((cross**2).sum() / sizes))
+    procrustes = float(np.clip(1 - aligned**2, 0.0, 1.0))
+    estimates: dict[str, Estimate] = {}
+    if sequence is not None:
+        there, owner = np.unique(np.asarray(sequence)[use], return_inverse=True)
+
+        def summed(of_samples: FloatArray) -> FloatArray:
+            total: FloatArray = np.bincount(owner, of_samples, len(there)).astype(np.float64)
+            return len(there) * total
+
+        shared = np.einsum("nh,hk,nk->n", x, cross, y, optimize=True) / (cross**2).sum()
+        own = [np.einsum("nh,hk,nk->n", a, a.T @ a, a, optimize=True) for a in (x, y)]
+        alone = sum(of / np.linalg.norm(a.T @ a) ** 2 for of, a in zip(own, (x, y), strict=True))
+        turned = np.einsum("nh,nh->n", x @ (left[:, :rank] @ right[:rank]), y) / (aligned or 1.0)
+        size = ((x**2).sum(axis=1) + (y**2).sum(axis=1)) / 2
+        estimates = {
+            "cka": Estimate(cka, summed(cka * (2 * shared - alone)), SHARE),
+            "procrustes": Estimate(procrustes, summed(-2 * aligned**2 * (turned - size)), SHARE),
+        }
+    return StateDrift(cka=cka, procrustes=procrustes, samples=samples, estimates=estimates)
 
 
 def _centred(samples: FloatArray) -> npt.NDArray[np.float64] | None:
@@ -357,6 +450,8 @@ class Memory(MappingResult):
         unforgotten: Share of sequences in which it hasn't fallen to 1/e.
         norms: ``(S, T)``, of each sequence; NaN beyond its start.
         elapsed: ``(S, T)``, the time from step ``T-k`` to the last, likewise.
+        interval: ``(2, K)``, 95 % interval over sequences of the curve; NaN where there is none.
+        falls: ``(S, 2)``, steps and time of each sequence.
         sequences: How many went in.
         non_finite: How many were left out because of NaN or infinity.
     """
@@ -367,8 +462,28 @@ class Memory(MappingResult):
     unforgotten: float
     norms: FloatArray
     elapsed: FloatArray
+    interval: FloatArray
+    falls: FloatArray
     sequences: int
     non_finite: int
+
+    def estimates(self) -> dict[str, Estimate]:
+        """``memory_steps``, ``memory_time`` and ``memory_left``, with intervals over sequences.
+
+        Of steps and time none where half of the sequences or more haven't forgotten: what is known
+        of these is only that it takes longer.
+        """
+        found = {}
+        if self.unforgotten < 0.5:
+            found["memory_steps"] = median_estimate(self.falls[:, 0])
+            found["memory_time"] = median_estimate(self.falls[:, 1])
+        with np.errstate(divide="ignore", over="ignore"):
+            logs = np.log(self.norms[:, len(self.curve) - 1])
+        logs = logs[np.isfinite(logs)]
+        if len(logs):
+            left = float(np.exp(min(float(logs.mean()), 700.0)))
+            found["memory_left"] = Estimate(left, left * (logs - logs.mean()), SIZE, ratio=True)
+        return found
 
 
 def jacobian_gains(
@@ -388,16 +503,32 @@ def jacobian_gains(
         ``(N,)`` and ``(N,)``, without steps that hold NaN or infinity.
     """
     jacobians = _checked(jacobians)
-    steps = jacobians[_both_real(mask, jacobians)]
-    if most is not None and len(steps) > most:
-        steps = steps[np.sort(np.random.default_rng(0).choice(len(steps), most, replace=False))]
-    steps = steps[np.isfinite(steps).all(axis=(1, 2))].astype(np.float64)
+    steps = jacobians[_gained(jacobians, mask, most)].astype(np.float64)
     if not steps.size:
         return np.empty(0), np.empty(0)
     radius = np.abs(np.linalg.eigvals(steps)).max(axis=1)
     # The eigenvalues of J'J, several times cheaper than the singular values of J.
     norm = np.sqrt(np.maximum(np.linalg.eigvalsh(steps.transpose(0, 2, 1) @ steps)[:, -1], 0.0))
     return radius, norm
+
+
+def gain_sequences(
+    jacobians: FloatArray, *, mask: np.ndarray | None = None, most: int | None = 64
+) -> npt.NDArray[np.intp]:
+    """``(N,)``, of which sequence each step of :func:`jacobian_gains` is."""
+    return _gained(_checked(jacobians), mask, most)[0]
+
+
+def _gained(
+    jacobians: FloatArray, mask: np.ndarray | None, most: int | None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Sequences and steps that are looked at."""
+    sequence, step = np.nonzero(_both_real(mask, jacobians))
+    if most is not None and len(step) > most:
+        some = np.sort(np.random.default_rng(0).choice(len(step), most, replace=False))
+        sequence, step = sequence[some], step[some]
+    finite = np.isfinite(jacobians[sequence, step]).all(axis=(1, 2))
+    return sequence[finite], step[finite]
 
 
 def lyapunov_exponents(
@@ -533,9 +664,17 @@ def memory_horizon(
     reach = int((here.sum(axis=0) >= max(1, len(known) / 2)).sum())
     common = here[:, :reach]
     total = np.where(common, norms[:, :reach], 0.0).sum(axis=0)
+    interval = np.full((2, reach), np.nan)
+    for count in np.unique(common.sum(axis=0)):
+        own = np.flatnonzero(common.sum(axis=0) == count)
+        if count > 1:
+            logs = norms[:, :reach][:, own].T[common[:, own].T].reshape(len(own), count)
+            interval[:, own] = mean_interval(logs.T)
     with np.errstate(over="ignore"):
         return Memory(
             curve=np.exp(total / np.maximum(common.sum(axis=0), 1)),
+            interval=np.exp(interval),
+            falls=np.array([c[:2] for c in crossings], np.float64).reshape(-1, 2),
             steps=float(np.median([c[0] for c in crossings])) if crossings else math.nan,
             time=float(np.median([c[1] for c in crossings])) if crossings else math.nan,
             unforgotten=float(np.mean([c[2] for c in crossings])) if crossings else math.nan,

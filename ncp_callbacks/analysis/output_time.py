@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import SHARE, SIZE, Estimate, mean_estimate, ratio_estimate
 from .results import ArrayResult, FloatArray
 
 __all__ = ["OutputTime", "binned", "output_steps", "output_time"]
@@ -44,6 +45,9 @@ class OutputTime(ArrayResult):
         target: Name of the target.
         sequences: How many sequences went in.
         non_finite: How many were left out because of NaN or infinity.
+        estimates: ``strength``, ``future_share``, ``future_share_intervals``, ``own_share``,
+            ``mean_lag`` and ``mean_lag_time`` with their intervals over sequences, as far as they
+            are known.
     """
 
     steps: npt.NDArray[np.intp]
@@ -62,6 +66,7 @@ class OutputTime(ArrayResult):
     target: str
     sequences: int
     non_finite: int
+    estimates: Mapping[str, Estimate]
 
     @property
     def _main(self) -> FloatArray:
@@ -156,6 +161,30 @@ def output_time(
         edges = np.linspace(0.0, last, bins + 1)
         place = np.floor(elapsed[past] / last * bins * (1 + 1e-9)).astype(np.intp)
         profile_of_time = _profile(weight, np.where(elapsed[past] == last, bins - 1, place), bins)
+    each = strength[:, finite].sum(axis=(0, 2))
+
+    def of_each(what: FloatArray, which: npt.NDArray[np.bool_]) -> FloatArray:
+        chosen: FloatArray = np.where(which, what, 0.0)[:, finite].sum(axis=(0, 2))
+        return chosen
+
+    weights = np.divide(finite.sum(), occurs, out=np.zeros(occurs.shape), where=occurs > 0)
+    mean_of_steps = np.einsum("kbt,kt->b", strength, weights)[finite] / max(count, 1)
+    before = of_each(strength, past)
+    estimates = {
+        "strength": mean_estimate(mean_of_steps, within=SIZE, ratio=True),
+        "future_share": ratio_estimate(of_each(strength, both & (lag < 0)), each, within=SHARE),
+        "own_share": ratio_estimate(of_each(strength, both & (lag == 0)), each, within=SHARE),
+        "mean_lag": ratio_estimate(of_each(strength * lag, past), before, within=SIZE),
+    }
+    if by_time is not None:
+        own = np.where(both, by_time, 0.0)
+        estimates["future_share_intervals"] = ratio_estimate(
+            of_each(own, both & (lag < 0)), of_each(own, both), within=SHARE
+        )
+    if time_delta is not None:
+        estimates["mean_lag_time"] = ratio_estimate(
+            of_each(strength * elapsed, past), before, within=SIZE
+        )
     return OutputTime(
         steps=steps,
         influence=influence.T.astype(np.float32),
@@ -175,6 +204,7 @@ def output_time(
         target=target,
         sequences=int(finite.sum()),
         non_finite=int((~finite).sum()),
+        estimates=estimates,
     )
 
 

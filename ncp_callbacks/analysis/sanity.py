@@ -8,13 +8,15 @@ Source: Adebayo et al. 2018, Sanity checks for saliency maps (arXiv:1810.03292).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import Estimate
 from .results import FloatArray, MappingResult
-from .uncertainty import cosine, rank_correlation
+from .uncertainty import cosine, mean_interval, rank_correlation
 
 __all__ = ["ALIKE", "Cascade", "Measures", "map_similarity"]
 
@@ -51,6 +53,7 @@ class Cascade(MappingResult):
         cosine: ``(N + 1, B)``, of maps with their signs.
         non_finite: How many sequences had NaN or infinity in a map, at any stage.
         trained, randomised: Measures before, and after the last stage.
+        estimates: Of both, by name, with their intervals over sequences, as far as they are known.
     """
 
     stages: tuple[str, ...]
@@ -59,11 +62,20 @@ class Cascade(MappingResult):
     non_finite: int
     trained: Measures
     randomised: Measures
+    estimates: tuple[Mapping[str, Estimate], Mapping[str, Estimate]] = field(
+        default_factory=lambda: ({}, {})
+    )
 
     @property
     def curve(self) -> FloatArray:
         """``(2, N + 1)``: rank correlation and cosine, mean over sequences; NaN without any."""
         return np.stack([_mean_known(self.rank_correlation), _mean_known(self.cosine)])
+
+    @property
+    def interval(self) -> FloatArray:
+        """``(2, N + 1)``: 95 % interval over sequences of the rank correlation; NaN without."""
+        found = [mean_interval(values[np.isfinite(values)]) for values in self.rank_correlation]
+        return np.stack(found, axis=1)
 
 
 def _mean_known(values: FloatArray) -> FloatArray:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from .estimates import SHARE, Estimate, jackknife, ratio_estimate
 from .results import ArrayResult, FloatArray
 
-__all__ = ["Basis", "StateSpace", "explained_variance", "fit_basis", "state_space"]
+__all__ = [
+    "Basis",
+    "StateSpace",
+    "explained_variance",
+    "fit_basis",
+    "participation_without_each",
+    "state_space",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +51,10 @@ class StateSpace(ArrayResult):
         samples: How many states went in.
         non_finite: How many real states were left out because of NaN or infinity.
         cell: Name of the recurrent cell.
+        estimates: ``pc<i>_share``, ``basis_captured`` and ``participation_ratio`` with their
+            intervals over sequences, as far as they are known. That of the participation ratio is
+            of the states that a large batch would show, without the bias of few: it lies above the
+            number itself where that is biased.
     """
 
     scores: FloatArray
@@ -54,6 +67,7 @@ class StateSpace(ArrayResult):
     samples: int
     non_finite: int
     cell: str
+    estimates: Mapping[str, Estimate]
 
     @property
     def _main(self) -> FloatArray:
@@ -137,9 +151,9 @@ def state_space(
             scores=scores, basis=kept, axis_variance_ratio=np.full(components, np.nan),
             explained_variance_ratio=none, captured=float("nan"), refitted=False,
             participation_ratio=float("nan"), samples=0, non_finite=int((real & ~finite).sum()),
-            cell=cell,
+            cell=cell, estimates={},
         )  # fmt: skip
-    mean, variances, _ = explained_variance(samples)
+    mean, variances, axes = explained_variance(samples)
     total = float(variances.sum())
     # Below this, differences between states are rounding errors of float32.
     if total <= width * (1e-7 * float(np.abs(samples).max())) ** 2:
@@ -161,6 +175,14 @@ def state_space(
         axis_share, captured = share(used)
     scores[use] = (samples - used.mean) @ used.components.T
     squares = float((variances**2).sum())
+    ratio = total**2 / squares if squares else float("nan")
+    estimates: dict[str, Estimate] = {}
+    if total:
+        # Half as dear as in float64, and enough for how sure a number is.
+        centred = np.zeros(states.shape, np.float32)
+        centred[use] = samples - mean
+        estimates = _shares(centred, used.components, axes[: len(used.components)])
+        estimates["participation_ratio"] = _participation(centred, use, ratio)
     return StateSpace(
         scores=scores,
         basis=used,
@@ -168,8 +190,58 @@ def state_space(
         explained_variance_ratio=variances / total if total else np.zeros(width),
         captured=captured,
         refitted=refitted,
-        participation_ratio=total**2 / squares if squares else float("nan"),
+        participation_ratio=ratio,
         samples=len(samples),
         non_finite=int((real & ~finite).sum()),
         cell=cell,
+        estimates=estimates,
     )
+
+
+def _shares(centred: FloatArray, shown: FloatArray, best: FloatArray) -> dict[str, Estimate]:
+    """Variance along axes, of ``(B, T, H)`` states around their mean, 0 at padding.
+
+    To first order a variance along a principal axis changes as if the axis stayed.
+    """
+    along = ((centred @ shown.T.astype(np.float32)) ** 2).sum(axis=1)
+    whole = np.einsum("bth,bth->b", centred, centred)
+    most = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=(1, 2))
+    found = {
+        f"pc{axis}_share": ratio_estimate(own, whole, within=SHARE)
+        for axis, own in enumerate(along.T, start=1)
+    }
+    return found | {"basis_captured": ratio_estimate(along.sum(axis=1), most, within=SHARE)}
+
+
+def _participation(centred: FloatArray, use: np.ndarray, value: float) -> Estimate:
+    """Of the participation ratio, by leaving out each sequence."""
+    return jackknife(
+        value,
+        participation_without_each(centred, use),
+        within=(1.0, float(centred.shape[2])),
+        ratio=True,
+        unbiased=True,
+    )
+
+
+def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
+    """``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
+
+    Args:
+        centred: Around their common mean, 0 where they aren't used.
+        use: ``(B, T)``.
+    """
+    count = use.sum(axis=1)
+    first = centred.sum(axis=1, dtype=np.float64)
+    second = centred.transpose(0, 2, 1) @ centred
+    others = (count.sum() - count).astype(np.float64)
+    mean = (first.sum(axis=0) - first) / np.maximum(others, 1)[:, None]
+    squares, trace = np.empty(len(count)), np.empty(len(count))
+    total = second.sum(axis=0, dtype=np.float64)
+    for b in range(len(count)):
+        left = (total - second[b]) / max(others[b], 1) - np.outer(mean[b], mean[b])
+        squares[b], trace[b] = float(np.vdot(left, left)), float(np.trace(left))
+    ratio: FloatArray = np.divide(
+        trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0
+    )
+    return ratio

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .estimates import SIZE, Estimate, jackknife_of_sums, rms_estimate, sd_of_sums
 from .results import FloatArray, MappingResult
 
 __all__ = ["TimeSensitivity", "checked_scales", "time_sensitivity"]
@@ -30,6 +31,9 @@ class TimeSensitivity(MappingResult):
         target: Name of the target.
         sequences: How many sequences went in.
         non_finite: How many were left out because of NaN or infinity at any scale.
+        by_sequence: ``(S, B)``, the target of each sequence at each scale.
+        interval: ``(2, S)``, 95 % intervals over sequences of ``sensitivities``; of ``rms_change``
+            where the target has no SD. 0 where nothing moved, NaN where there are none.
     """
 
     scales: FloatArray
@@ -43,6 +47,8 @@ class TimeSensitivity(MappingResult):
     target: str
     sequences: int
     non_finite: int
+    by_sequence: FloatArray
+    interval: FloatArray
 
     def _per_sd(self, value: float) -> float:
         if value == 0.0:
@@ -59,11 +65,54 @@ class TimeSensitivity(MappingResult):
         """Mean over sequences of the elasticity, in SDs of the target; its sign says which way."""
         return self._per_sd(float(np.mean(self.elasticity, dtype=np.float64)))
 
+    def estimates(self) -> dict[str, Estimate]:
+        """``sensitivity_x<scale>``, ``elasticity`` and ``elasticity_rms``, with their intervals.
+
+        In SDs of the target, which are uncertain, too.
+        """
+        base = self.by_sequence[list(self.scales).index(1.0)]
+        found = {
+            f"sensitivity_x{scale:g}": _in_sds(values - base, base)
+            for scale, values in zip(self.scales, self.by_sequence, strict=True)
+            if scale != 1
+        }
+        if np.isfinite(self.elasticity).all() and len(self.elasticity):
+            found["elasticity_rms"] = _in_sds(self.elasticity, base)
+            found["elasticity"] = _mean_in_sds(self.elasticity, base)
+        return found
+
     @property
     def ignores_time(self) -> bool:
         """Whether neither scaling nor the gradient moved any target at all."""
         moved = bool(self.rms_change.any()) or bool(np.nan_to_num(self.elasticity_by_step).any())
         return not moved and self.sequences > 0
+
+
+def _in_sds(values: FloatArray, target: FloatArray) -> Estimate:
+    """RMS of one number a sequence, in SDs of another."""
+    y, d = target - target.mean(), np.asarray(values, np.float64)
+    ones = np.ones(len(y))
+
+    def per_sd(sums: FloatArray) -> FloatArray:
+        return np.asarray(np.sqrt(np.maximum(sums[..., 3] / sums[..., 0], 0)) / sd_of_sums(sums))
+
+    # The logarithm would make it worse: it is the SD below that chance makes small.
+    return jackknife_of_sums(per_sd, np.stack([ones, y, y**2, d**2], axis=1), within=SIZE)
+
+
+def _mean_in_sds(values: FloatArray, target: FloatArray) -> Estimate:
+    """Mean of one number a sequence, in SDs of another."""
+    y = target - target.mean()
+    parts = np.stack([np.ones(len(y)), y, y**2, values], axis=1)
+    return jackknife_of_sums(lambda sums: sums[..., 3] / sums[..., 0] / sd_of_sums(sums), parts)
+
+
+def _intervals(estimates: list[Estimate]) -> FloatArray:
+    found = [
+        (0.0, 0.0) if estimate.value == 0 else estimate.interval() or (np.nan, np.nan)
+        for estimate in estimates
+    ]
+    return np.array(found, np.float64).T.reshape(2, len(found))
 
 
 def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -139,6 +188,8 @@ def time_sensitivity(
         sd = target_mean = float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(rms == 0, 0.0, rms / sd if sd > 0 else np.nan)
+    changes = y - base
+    known = [_in_sds(d, base) if sd > 0 else rms_estimate(d**2) for d in changes]
     return TimeSensitivity(
         scales=scales,
         sensitivities=relative,
@@ -151,4 +202,6 @@ def time_sensitivity(
         target=target,
         sequences=count,
         non_finite=batch - count,
+        by_sequence=y,
+        interval=_intervals(known),
     )

@@ -25,6 +25,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import (
+    SHARE,
+    SIZE,
+    Estimate,
+    jackknife,
+    places_without_each,
+    quantile_estimates,
+    ratio_estimate,
+)
 from .results import ArrayResult, FloatArray
 
 __all__ = [
@@ -299,6 +308,43 @@ class UnitTimeConstants(ArrayResult):
     @property
     def _main(self) -> FloatArray:
         return self.values
+
+    def estimates(self) -> dict[str, Estimate]:
+        """``<kind>_q<percent>``, ``variation`` and ``endless``, with intervals over sequences."""
+        sequence = np.broadcast_to(np.arange(len(self.values))[:, None, None], self.values.shape)
+        known = ~np.isnan(self.values)
+        quantiles = quantile_estimates(self.values[known], sequence[known], SHARES)
+        found = {
+            f"{self.kind}_q{round(100 * share)}": quantile
+            for share, quantile in zip(SHARES, quantiles, strict=True)
+        }
+        left_out = _variation_without_each(self.values)
+        found["variation"] = jackknife(self.variation, left_out, within=SIZE, ratio=True)
+        found["endless"] = ratio_estimate(
+            np.isinf(self.values).sum(axis=(1, 2)), known.sum(axis=(1, 2)), within=SHARE
+        )
+        return found
+
+
+def _variation_without_each(values: FloatArray) -> FloatArray:
+    """``(S,)``, the variation without each sequence."""
+    count, units = len(values), values.shape[2]
+    sequence = np.repeat(np.arange(count), values.shape[1])
+    low, high = np.full((2, count, units), np.nan)
+    for unit, column in enumerate(values.reshape(-1, units).T):
+        known = ~np.isnan(column)
+        if not known.any():
+            continue
+        order = np.argsort(column[known], kind="stable")
+        ordered, owner = column[known][order], sequence[known][order]
+        left = len(owner) > np.bincount(owner, minlength=count)
+        ends = places_without_each(owner, count, (SHARES[0], SHARES[-1]))
+        low[left, unit], high[left, unit] = (ordered[place][left] for place in ends)
+    found = np.full(count, np.nan)
+    use = np.isfinite(low) & np.isfinite(high) & (low > 0)
+    for s in np.flatnonzero(use.any(axis=1)):
+        found[s] = np.median(high[s, use[s]] / low[s, use[s]])
+    return found
 
 
 def unit_time_constants(

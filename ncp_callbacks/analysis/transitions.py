@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import (
+    COSINE,
+    SHARE,
+    SIZE,
+    Estimate,
+    jackknife,
+    jackknife_of_sums,
+    ratio_estimate,
+    sd_of_sums,
+)
 from .results import FloatArray, MappingResult
 
 __all__ = ["TransitionStatistics", "stays_within", "transition_statistics"]
@@ -44,6 +55,9 @@ class TransitionStatistics(MappingResult):
         transitions: How many transitions went in.
         non_finite: How many between real steps were left out because of NaN or infinity.
         cell: Name of the recurrent cell.
+        estimates: ``magnitude_mean``, ``magnitude_std``, ``direction_consistency``,
+            ``direction_persistence``, ``speed_mean`` and ``saturation`` with their intervals over
+            sequences, as far as they are known.
     """
 
     magnitude_mean: float
@@ -63,6 +77,7 @@ class TransitionStatistics(MappingResult):
     transitions: int
     non_finite: int
     cell: str
+    estimates: Mapping[str, Estimate]
 
 
 def _mean(values: npt.NDArray[Any]) -> float:
@@ -78,6 +93,20 @@ def _alignment(directions: FloatArray, valid: np.ndarray) -> float:
     # the resultant length itself is not (it is near 1/sqrt(N) for unrelated directions).
     n = count[enough].astype(np.float64)
     return _mean((resultant[enough] ** 2 - n) / (n * (n - 1)))
+
+
+def _alignment_estimate(directions: FloatArray, valid: np.ndarray, value: float) -> Estimate:
+    """Of :func:`_alignment`, by leaving out each sequence."""
+    unit = np.where(valid[..., None], directions, 0.0)
+    resultant = unit.sum(axis=0)
+    square = (resultant**2).sum(axis=-1) - 2 * np.einsum("bth,th->bt", unit, resultant) + valid
+    count = (valid.sum(axis=0) - valid).astype(np.float64)
+    enough = count >= 2
+    cosines = (square - count) / np.where(enough, count * (count - 1), 1.0)
+    steps = enough.sum(axis=1)
+    total = np.where(enough, cosines, 0.0).sum(axis=1)
+    left_out = np.divide(total, steps, out=np.full(len(total), np.nan), where=steps > 0)
+    return jackknife(value, left_out, within=COSINE)
 
 
 def stays_within(states: FloatArray, mask: np.ndarray | None, bound: float) -> bool:
@@ -138,7 +167,7 @@ def transition_statistics(
     moving = valid & (norm > 1e-6 * largest)
     directions = np.divide(dh, norm[..., None], out=np.zeros_like(dh), where=moving[..., None])
     pairs = moving[:, 1:] & moving[:, :-1]
-    cosines = (directions[:, 1:] * directions[:, :-1]).sum(axis=-1)[pairs]
+    turns = np.where(pairs, (directions[:, 1:] * directions[:, :-1]).sum(axis=-1), 0.0)
 
     count = valid.sum(axis=1)
     present = count > 0
@@ -155,13 +184,37 @@ def transition_statistics(
     spread = float(np.linalg.norm(unit_sd))
     all_valid = norm[valid]
     magnitude_mean = _mean(all_valid)
+    alignment = _alignment(directions, moving)
+    # Around the mean, so that squares don't cancel.
+    centred = np.where(valid, norm - magnitude_mean, 0.0)
+    estimates = {
+        "magnitude_mean": ratio_estimate(total, count, within=SIZE, ratio=True),
+        "magnitude_std": jackknife_of_sums(
+            sd_of_sums,
+            np.stack([count, centred.sum(axis=1), (centred**2).sum(axis=1)], axis=1),
+            within=SIZE,
+            ratio=True,
+        ),
+        "direction_consistency": _alignment_estimate(directions, moving, alignment),
+        "direction_persistence": ratio_estimate(
+            turns.sum(axis=1), pairs.sum(axis=1), within=COSINE
+        ),
+        "speed_mean": ratio_estimate(
+            np.where(valid, norm / dt, 0.0).sum(axis=1), count, within=SIZE, ratio=True
+        ),
+    }
+    if bound is not None:
+        stuck = (np.abs(h) > SATURATED * bound).sum(axis=2) * use
+        estimates["saturation"] = ratio_estimate(
+            stuck.sum(axis=1), width * use.sum(axis=1), within=SHARE
+        )
     return TransitionStatistics(
         magnitude_mean=magnitude_mean,
         magnitude_std=float(all_valid.std()) if all_valid.size else float("nan"),
         magnitude_std_within=float(np.sqrt(_mean(var_b))),
         magnitude_std_between=float(mean_b.std()) if mean_b.size else float("nan"),
-        direction_consistency=_alignment(directions, moving),
-        direction_persistence=_mean(cosines),
+        direction_consistency=alignment,
+        direction_persistence=_mean(turns[pairs]),
         speed_mean=_mean(speeds[valid]),
         speed_max=float(speeds[valid].max()) if all_valid.size else float("nan"),
         unit_speed_max=(np.abs(dh) / dt[..., None]).max(axis=(0, 1), initial=0.0),
@@ -175,4 +228,5 @@ def transition_statistics(
         transitions=int(valid.sum()),
         non_finite=int((both_real & ~valid).sum()),
         cell=cell,
+        estimates=estimates,
     )

@@ -23,7 +23,6 @@ __all__ = [
     "FEW",
     "cosine",
     "mean_interval",
-    "paired_change",
     "rank_correlation",
     "share_interval",
     "split_half",
@@ -63,19 +62,6 @@ def share_interval(parts: FloatArray, level: float = 0.95) -> FloatArray:
     half = t_quantile((1 + level) / 2, count - 1) * residual.std(axis=0, ddof=1) / math.sqrt(count)
     bounds: FloatArray = np.clip(np.stack([share - half, share + half]), 0.0, 1.0)
     return bounds
-
-
-def paired_change(before: FloatArray, now: FloatArray, level: float = 0.95) -> FloatArray:
-    """``(2, ...)``, interval for the change of a mean between two looks at the same sequences.
-
-    Much narrower than two intervals beside each other: what sequences differ in cancels.
-
-    Raises:
-        ValueError: If these can't be the same sequences.
-    """
-    if before.shape != now.shape:
-        raise ValueError(f"before has shape {before.shape} and now {now.shape}: give the same rows")
-    return mean_interval(np.asarray(now, np.float64) - before, level)
 
 
 def split_half(

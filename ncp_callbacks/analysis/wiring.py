@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .estimates import SHARE, SIZE, Estimate, ratio_estimate
 from .results import FloatArray, MappingResult
 from .time_constants import LTCParameters, ltc_pieces, ltc_sub_steps
 
@@ -27,6 +28,7 @@ __all__ = [
     "NeuronGroup",
     "SynapticFlow",
     "group_activity",
+    "group_share_estimates",
     "group_shares",
     "synaptic_flow",
 ]
@@ -69,6 +71,8 @@ class SynapticFlow(MappingResult):
             that moved the cell's own state over a step and what the currents of its sub-steps
             bring, as a share of all that flows in it: rounding, if all is well. NaN without
             samples.
+        share_sums: ``(S, F + H, H)``, sums over the steps of each sequence of what ``share`` is the
+            mean of; ``leak_sums`` ``(S, H)`` likewise, and ``steps`` ``(S,)`` how many there are.
         samples: How many states went in.
         non_finite: How many at real steps were left out because of NaN or infinity.
         cell: Name of the recurrent cell.
@@ -81,6 +85,9 @@ class SynapticFlow(MappingResult):
     connected: npt.NDArray[np.bool_]
     silent: float
     balance_error: float
+    share_sums: FloatArray
+    leak_sums: FloatArray
+    steps: FloatArray
     samples: int
     non_finite: int
     cell: str
@@ -115,8 +122,10 @@ def synaptic_flow(
         finite &= np.isfinite(array).all(axis=2)
     use = real & finite
     x, v, new, dt = inputs[use], before[use], after[use], intervals[use]
-    share, current = (np.zeros((features + units, units)) for _ in range(2))
-    leak_share, leak_current = np.zeros(units), np.zeros(units)
+    current, leak_current = np.zeros((features + units, units)), np.zeros(units)
+    share_sums = np.zeros((len(real), features + units, units))
+    leak_sums = np.zeros((len(real), units))
+    sequence = np.nonzero(use)[0]
     erev = np.concatenate([parameters.sensory_erev, parameters.erev])
     for part in ltc_pieces(parameters, len(v)):
         opened = np.concatenate(
@@ -128,11 +137,15 @@ def synaptic_flow(
         )
         total = parameters.gleak + parameters.epsilon + opened.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share += (opened / total[:, None]).sum(axis=0)
-            leak_share += ((parameters.gleak + parameters.epsilon) / total).sum(axis=0)
+            parts, leaks = opened / total[:, None], (parameters.gleak + parameters.epsilon) / total
+        # Rows of a sequence stand together.
+        there, starts = np.unique(sequence[part], return_index=True)
+        share_sums[there] += np.add.reduceat(parts, starts, axis=0)
+        leak_sums[there] += np.add.reduceat(leaks, starts, axis=0)
         current += (opened * (erev - v[part][:, None])).sum(axis=0)
         leak_current += (parameters.gleak * (parameters.vleak - v[part])).sum(axis=0)
     count = len(v)
+    share, leak_share = share_sums.sum(axis=0), leak_sums.sum(axis=0)
     for array in (share, current, leak_share, leak_current):
         array /= max(count, 1)
     connected = np.concatenate([parameters.sensory_w, parameters.w]) != 0
@@ -144,6 +157,9 @@ def synaptic_flow(
         leak_current=leak_current,
         connected=connected,
         silent=float(quiet.mean()) if quiet.size and count else float("nan"),
+        share_sums=share_sums,
+        leak_sums=leak_sums,
+        steps=use.sum(axis=1).astype(np.float64),
         balance_error=_balance_error(parameters, x, v, new, dt),
         samples=count,
         non_finite=int((real & ~finite).sum()),
@@ -192,6 +208,25 @@ def group_shares(flow: SynapticFlow, groups: Sequence[NeuronGroup]) -> dict[tupl
     return found
 
 
+def group_share_estimates(
+    flow: SynapticFlow, groups: Sequence[NeuronGroup]
+) -> dict[tuple[str, str], Estimate]:
+    """:func:`group_shares` with their intervals over sequences."""
+    features = flow.share.shape[0] - flow.share.shape[1]
+    sources = [(SENSORY, np.arange(features))]
+    sources += [(group.name, features + group.columns) for group in groups]
+    found: dict[tuple[str, str], Estimate] = {}
+    for target in groups:
+        leak = flow.leak_sums[:, target.columns].mean(axis=1)
+        found[LEAK, target.name] = ratio_estimate(leak, flow.steps, within=SHARE)
+        into = flow.share_sums[:, :, target.columns].mean(axis=2)
+        for name, rows in sources:
+            found[name, target.name] = ratio_estimate(
+                into[:, rows].sum(axis=1), flow.steps, within=SHARE
+            )
+    return found
+
+
 @dataclass(frozen=True)
 class GroupActivity:
     """What a group of neurons does.
@@ -200,10 +235,13 @@ class GroupActivity:
         level: Mean ``|v|`` over neurons, steps and sequences.
         speed: Mean ``|dv| / dt``, per unit of ``time_delta`` (without: per step); NaN where nothing
             could be compared.
+        level_estimate, speed_estimate: The same with their intervals over sequences.
     """
 
     level: float
     speed: float
+    level_estimate: Estimate
+    speed_estimate: Estimate
 
 
 def group_activity(
@@ -237,5 +275,17 @@ def group_activity(
         found[group.name] = GroupActivity(
             level=float(np.abs(h[use]).mean()),
             speed=float(moved.mean()) if moved.size else float("nan"),
+            level_estimate=_over(np.nonzero(use)[0], np.abs(h[use]).mean(axis=1), len(h)),
+            speed_estimate=_over(np.nonzero(pairs)[0], moved.mean(axis=1), len(h)),
         )
     return found
+
+
+def _over(sequence: npt.NDArray[np.intp], values: FloatArray, sequences: int) -> Estimate:
+    """Mean of ``(N,)`` values, of which it is known from which sequence they are."""
+    return ratio_estimate(
+        np.bincount(sequence, weights=values, minlength=sequences),
+        np.bincount(sequence, minlength=sequences),
+        within=SIZE,
+        ratio=True,
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis import TemporalImportance
+from ..analysis.estimates import SHARE, Estimate, ratio_estimate
 from ..analysis.methods import Attribution, method_name
 from ..analysis.uncertainty import FEW, cosine, rank_correlation
 from ..measures import AttributionSettings, attribution, importance, reduced
@@ -16,7 +17,8 @@ from ..observation import Observation
 from ..plots import plot_feature_importance
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, non_finite
+from .base import Callback, GrowingLimit, bounds, estimated, few, non_finite, over
+from .changes import Changes
 
 __all__ = ["GradientAttribution"]
 
@@ -40,6 +42,10 @@ class GradientAttribution(Callback):
                                                    and intervals together
     ``attribution/reliability``          scalar    1: other sequences would show the same map
     ``attribution/change``               scalar    cosine distance of the map to the last look's
+    ``attribution/strength_change``      scalar    relative change of the strength since the last
+                                                   look, paired on the same sequences
+    ``attribution/numbers_changed``      scalar    how many of strength, entropy, lag and shares
+                                                   changed beyond chance
     ``attribution/agreement``            scalar    rank correlation with the map of the method
                                                    ``agreement``
     ``attribution/completeness_error``   scalar    99th percentile over sequences, methods that
@@ -57,8 +63,9 @@ class GradientAttribution(Callback):
     ==================================== ========= ==============================================
 
     With a target other than the prediction at the last step, ``attribution`` is followed by its
-    name, as in ``attribution_loss/heatmap``. Strength and shares come with 95 % intervals over
-    sequences; of fewer than 16 sequences they are indicative.
+    name, as in ``attribution_loss/heatmap``. Strength, entropy, mean lag and shares come with 95 %
+    intervals over sequences; of fewer than 16 sequences they are indicative. The sign agreement has
+    none: of pushes that only cancel by chance it is about 0.8 over the root of their number.
 
     Args:
         method: ``"input_x_gradient"``; ``"gradient"``; ``"integrated_gradients"``, by
@@ -82,7 +89,7 @@ class GradientAttribution(Callback):
     """
 
     default_name = "attribution"
-    _MOST = 12
+    _MOST, _BANDS = 12, 4
     _COMPARED = 8
 
     def __init__(
@@ -125,14 +132,24 @@ class GradientAttribution(Callback):
         self._shown: list[str] | None = None
         self._limit = GrowingLimit()
         self._previous: np.ndarray | None = None
+        self._charts: list[str] | None = None
+        self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
         previous = None if self._previous is None else self._previous.tolist()
-        return {"shown": self._shown, "limit": self._limit.value, "previous": previous}
+        return {
+            "shown": self._shown,
+            "charts": self._charts,
+            "limit": self._limit.value,
+            "previous": previous,
+            "changes": self._changes.state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._shown = None if state["shown"] is None else list(state["shown"])
+        self._charts = None if state["charts"] is None else list(state["charts"])
         self._limit = GrowingLimit(float(state["limit"]))
+        self._changes.load(state["changes"])
         previous = state["previous"]
         self._previous = None if previous is None else np.asarray(previous)
 
@@ -141,8 +158,14 @@ class GradientAttribution(Callback):
         result = reduced(observation, found)
         group = self.name + observation.target_slug
         if result.sequences:
+            names = list(result.feature_names)
+            if self._shown is None:
+                self._shown = self._choose(names, result.feature_share)
+            numbers = result.estimates(self._shown)
             yield from self._map(result, group, observation.step)
-            yield from self._numbers(result, group)
+            yield from self._numbers(result, group, numbers)
+            yield from few(observation)
+            yield from self._changes.since(group, numbers, observation, "strength")
             if not result.importance.any():
                 yield Note(
                     f"{group}: every attribution is exactly 0. Either the inputs are 0 or at their "
@@ -171,23 +194,28 @@ class GradientAttribution(Callback):
             {"limit": self._limit.covering(float(np.abs(result.signed).max())), "step": step},
             f"{method_name(result.method).capitalize()} of the {result.target}, mean over held-out "
             "sequences: orange raises the target, purple lowers it. Bars: share of each feature in "
-            f"the mean absolute value. Unit: {_unit(result.method)}.",
+            f"the mean absolute value, with whiskers that are its 95 % interval over sequences"
+            f"{_indicative(result.sequences)}. Unit: {_unit(result.method)}.",
         )
 
-    def _numbers(self, result: TemporalImportance, group: str) -> Iterator[Record]:
+    def _numbers(
+        self, result: TemporalImportance, group: str, numbers: Mapping[str, Estimate]
+    ) -> Iterator[Record]:
         weight = result.importance.astype(np.float64)
         strength = float(weight.sum())
         what = f"{method_name(result.method)} of the {result.target}"
         yield Scalar(
             f"{group}/strength",
             strength,
-            f"Mean absolute {what}, summed over steps and features; in {_unit(result.method)}",
+            f"Mean absolute {what}, summed over steps and features; in {_unit(result.method)}"
+            f"{over(result.sequences)}",
             interval=bounds(result.strength_interval),
         )
         if strength > 0:
-            yield Scalar(
+            yield estimated(
                 f"{group}/entropy",
                 result.entropy,
+                numbers.get("entropy"),
                 "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
             )
             yield Scalar(
@@ -195,10 +223,12 @@ class GradientAttribution(Callback):
                 float((result.sign_agreement * weight).sum() / strength),
                 "1: inputs push the target the same way in all sequences; 0: pushes cancel",
             )
-            yield Scalar(
+            yield estimated(
                 f"{group}/mean_lag",
                 result.mean_lag,
+                numbers.get("mean_lag"),
                 "Mean distance from a sequence's last step, weighted by importance; in steps",
+                chart=True,
             )
         share = result.intervals_share
         if share is not None and np.isfinite(share):
@@ -206,7 +236,7 @@ class GradientAttribution(Callback):
                 f"{group}/time_share",
                 share,
                 "Share of the intervals in the attribution of inputs and intervals together: 0 "
-                "only what was measured counts, 1 only when",
+                f"only what was measured counts, 1 only when{over(result.sequences)}",
                 interval=bounds(result.intervals_share_interval),
             )
 
@@ -278,21 +308,29 @@ class GradientAttribution(Callback):
 
     def _shares(self, result: TemporalImportance, group: str) -> Iterable[Record | Note]:
         names = list(result.feature_names)
-        if self._shown is None:
-            self._shown = self._choose(names, result.feature_share)
+        assert self._shown is not None
         share = dict(zip(names, result.feature_share.tolist(), strict=True))
+        if self._charts is None:
+            strongest = sorted(self._shown, key=lambda feature: -share[feature])
+            self._charts = strongest[: self._BANDS]
         for feature in self._shown:
             yield Scalar(
                 f"{group}_share/{feature}",
                 share[feature],
-                f"Share of {feature} in {group}/strength",
+                f"Share of {feature} in {group}/strength{over(result.sequences)}",
                 interval=bounds(result.share_interval[:, names.index(feature)]),
+                chart=feature in self._charts,
             )
         if len(self._shown) < len(names):
             rest = 1.0 - sum(share[f] for f in self._shown)
             other = "other" if "other" not in self._shown else "other_features"
-            yield Scalar(
-                f"{group}_share/{other}", max(0.0, rest), "Share of all features without a curve"
+            parts, own = result.by_sequence, [names.index(f) for f in self._shown]
+            whole = parts.sum(axis=1, dtype=np.float64)
+            yield estimated(
+                f"{group}_share/{other}",
+                max(0.0, rest),
+                ratio_estimate(whole - parts[:, own].sum(axis=1), whole, within=SHARE),
+                "Share of all features without a curve",
             )
 
     def _choose(self, names: list[str], share: np.ndarray) -> list[str]:
@@ -307,6 +345,10 @@ class GradientAttribution(Callback):
             return names
         strongest = np.argsort(-share, kind="stable")[: self._MOST - 1]
         return [names[i] for i in sorted(strongest)]
+
+
+def _indicative(sequences: int) -> str:
+    return f" (indicative, of fewer than {FEW})" if sequences < FEW else ""
 
 
 def _unit(method: str) -> str:

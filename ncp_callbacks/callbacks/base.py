@@ -11,13 +11,25 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from ..analysis.estimates import Estimate
+from ..analysis.uncertainty import FEW
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation
 from ..plots import nice_limit
 from ..records import Note, Record, Scalar
 from ..schedules import Schedule, ScheduleLike, as_schedule
 
-__all__ = ["Callback", "GrowingLimit", "bounds", "non_finite", "short_names", "whatever_can_be_had"]
+__all__ = [
+    "Callback",
+    "GrowingLimit",
+    "bounds",
+    "estimated",
+    "few",
+    "non_finite",
+    "over",
+    "short_names",
+    "whatever_can_be_had",
+]
 
 
 class Callback(abc.ABC):
@@ -134,6 +146,46 @@ def bounds(interval: npt.NDArray[np.floating[Any]] | None) -> tuple[float, float
     if interval is None or not np.isfinite(interval).all():
         return None
     return float(interval[0]), float(interval[1])
+
+
+def over(sequences: int) -> str:
+    """What follows the description of a number with an interval."""
+    return "; with a 95 % interval over sequences" + (
+        f", which of fewer than {FEW} is indicative" if sequences < FEW else ""
+    )
+
+
+def few(observation: Observation) -> Iterator[Note]:
+    """A word, the same from all callbacks, where no intervals over many sequences can be had."""
+    whole = observation.whole_batch
+    if whole < FEW:
+        yield Note(
+            f"the held-out batch has {whole} sequence{'s' * (whole != 1)}: 95 % intervals over "
+            f"fewer than {FEW} are indicative, they hold the truth less often than they say. Hold "
+            f"out {FEW} or more"
+        )
+
+
+def estimated(
+    tag: str,
+    value: float,
+    estimate: Estimate | None,
+    description: str,
+    *,
+    chart: bool = False,
+) -> Scalar:
+    """A number with its interval over sequences, if it has one.
+
+    Args:
+        tag, description: As for :class:`Scalar`.
+        value: The number.
+        estimate: What is known of how sure it is.
+        chart: Whether it is one of the few that are shown as a band.
+    """
+    interval = None if estimate is None else estimate.interval()
+    if estimate is not None and estimate.sequences > 1:
+        description += over(estimate.sequences)
+    return Scalar(tag, value, description, interval=interval, chart=chart)
 
 
 class GrowingLimit:

@@ -13,22 +13,25 @@ from ..analysis import transition_statistics
 from ..analysis.dynamics import (
     Memory,
     autocorrelation_times,
+    corrected_participation_estimate,
     corrected_participation_ratio,
+    gain_sequences,
     jacobian_gains,
     lyapunov_exponents,
     memory_horizon,
     state_drift,
     unit_correlations,
 )
+from ..analysis.estimates import Estimate, mean_estimate, quantile_estimates
 from ..analysis.results import FloatArray
-from ..analysis.uncertainty import mean_interval
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
 from ..plots import plot_dynamics
 from ..plots.dynamics import needed_decades
 from ..records import Array, Figure, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, non_finite, short_names
+from .base import Callback, GrowingLimit, estimated, few, non_finite, short_names
+from .changes import Changes
 
 __all__ = ["Dynamics"]
 
@@ -75,6 +78,10 @@ class Dynamics(Callback):
     ``dynamics/target_correlation_q<percent>`` scalar    ``|r|``, over units
     ``dynamics/beyond_chance``                 scalar    share of units with an ``|r|`` that chance
                                                          doesn't give
+    ``dynamics/lyapunov_1_change``             scalar    change of the largest exponent since the
+                                                         last look, paired on the same sequences
+    ``dynamics/numbers_changed``               scalar    how many of the exponents, and of the
+                                                         numbers of memory, changed beyond chance
     ``dynamics/nonfinite``                     scalar    what was left out: NaN or infinity
     ``_ncp/dynamics_memory``                   array     ``(K,)``, share left after 0, 1, … steps
     ``_ncp/dynamics_lyapunov``                 array     ``(S, exponents)``, of each sequence
@@ -85,6 +92,10 @@ class Dynamics(Callback):
     With several cells the name of a cell is added, as in ``dynamics_encoder/cka_first``; what
     depends on the target has its name after that, where it is not the default one, as in
     ``dynamics_loss/overview``. Of a cell that runs backwards, "last" is the last step it makes.
+
+    What is a statistic over sequences comes with its 95 % interval; what Jacobians give is of few
+    sequences and so indicative. Speeds are maxima and have none; correlations have what chance
+    gives instead, since noise makes their size larger.
 
     At most 512 states of the first look and of the one before are kept, and are in the state that
     a resumed run takes up.
@@ -132,12 +143,14 @@ class Dynamics(Callback):
         self._speeds: dict[str, GrowingLimit] = {}
         self._decades: dict[str, tuple[GrowingLimit, GrowingLimit]] = {}
         self._without: set[str] = set()
+        self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "first": dict(self._first),
             "previous": dict(self._previous),
             "memory": dict(self._memory),
+            "changes": self._changes.state(),
             "speeds": {cell: limit.value for cell, limit in self._speeds.items()},
             "decades": {cell: [side.value for side in v] for cell, v in self._decades.items()},
         }
@@ -147,6 +160,7 @@ class Dynamics(Callback):
             {cell: np.asarray(values, np.float32) for cell, values in state[key].items()}
             for key in ("first", "previous", "memory")
         )
+        self._changes.load(state["changes"])
         self._speeds = {cell: GrowingLimit(float(v)) for cell, v in state["speeds"].items()}
         self._decades = {
             cell: (GrowingLimit(float(below)), GrowingLimit(float(above)))
@@ -159,6 +173,7 @@ class Dynamics(Callback):
             raise NothingToObserve(observation.no_cells)
         if observation.inputs.shape[1] < 2:
             raise NothingToObserve("the held-out sequences have one step: nothing moves")
+        yield from few(observation)
         for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
             yield from self._of(cell, self.name + short, observation)
 
@@ -215,7 +230,9 @@ class Dynamics(Callback):
         known = times.values[np.isfinite(times.values)]
         unit = "steps" if delta is None else "units of time_delta"
         what = f"Autocorrelation time of a unit of {cell}, in {unit}"
-        yield from _quantiles(f"{group}/autocorrelation", known, what, (0.1, 0.5, 0.9))
+        shares = (0.1, 0.5, 0.9)
+        numbers = times.quantile_estimates(shares)
+        yield from _quantiles(f"{group}/autocorrelation", known, what, shares, numbers=numbers)
         if known.size:
             yield Scalar(
                 f"{group}/undecayed",
@@ -234,20 +251,23 @@ class Dynamics(Callback):
                 f"{group}/participation_ratio_corrected compares different sequences and needs at "
                 f"least 4; the held-out batch has {len(states)}, so it is NaN"
             )
-        yield Scalar(
+        yield estimated(
             f"{group}/participation_ratio_corrected",
             ratio,
+            corrected_participation_estimate(states, ratio, mask),
             "Number of dimensions in use, (tr C)^2 / tr C^2, from products of different sequences: "
             "without the bias of few states that depend on each other; NaN where they are too few",
+            chart=True,
         )
 
     def _drift(
         self, cell: str, group: str, states: FloatArray, real: np.ndarray
     ) -> Iterator[Record | Note]:
-        now = states[real]
+        now, sequence = states[real], np.nonzero(real)[0]
         if len(now) > self._MOST_STATES:
             some = np.random.default_rng(0).choice(len(now), self._MOST_STATES, replace=False)
-            now = now[np.sort(some)]
+            some = np.sort(some)
+            now, sequence = now[some], sequence[some]
         now = np.array(now, np.float32)
         if cell in self._first and self._first[cell].shape != now.shape:
             yield Note(
@@ -263,17 +283,20 @@ class Dynamics(Callback):
             (first, "first", "the first look"),
             (previous, "previous", "the look before"),
         ):
-            drift = state_drift(now, before)
+            drift = state_drift(now, before, sequence)
             if not math.isnan(drift.cka):
-                yield Scalar(
+                yield estimated(
                     f"{group}/cka_{name}",
                     drift.cka,
+                    drift.estimates.get("cka"),
                     f"Linear CKA between the states and those of {when}: 1 the same but for "
                     "rotation, scale and offset, 0 unrelated",
+                    chart=name == "first",
                 )
-                yield Scalar(
+                yield estimated(
                     f"{group}/procrustes_{name}",
                     drift.procrustes,
+                    drift.estimates.get("procrustes"),
                     f"Share of the states' variance that the best rotation, scale and offset of "
                     f"those of {when} don't explain: 0 the same",
                 )
@@ -299,9 +322,11 @@ class Dynamics(Callback):
             return None
         delta, mask = _as_stepped(part.time_delta, cell), _as_stepped(part.mask, cell)
         memory = memory_horizon(jacobians, time_delta=delta, mask=mask)
-        found += self._stability(group, jacobians, delta, mask)
+        numbers = memory.estimates() if memory.sequences else {}
+        found += self._stability(group, jacobians, delta, mask, numbers)
         if memory.sequences:
-            found += self._remembered(group, memory, delta is not None)
+            found += self._remembered(group, memory, delta is not None, numbers)
+        found += self._changes.since(group, numbers, part, "lyapunov_1")
         return memory, memory.non_finite
 
     def _stability(
@@ -310,43 +335,56 @@ class Dynamics(Callback):
         jacobians: FloatArray,
         delta: FloatArray | None,
         mask: np.ndarray | None,
+        numbers: dict[str, Estimate],
     ) -> Iterator[Record | Note]:
         radius, norm = jacobian_gains(jacobians, mask=mask)
+        owner = gain_sequences(jacobians, mask=mask)
         for name, values, what in (
             ("radius", radius, "Spectral radius of the Jacobian of a step: above 1 unstable there"),
             ("norm", norm, "Operator norm of the Jacobian of a step: the most that a change grows"),
         ):
-            yield from _quantiles(f"{group}/{name}", values, what, (0.5, 0.9), over="steps")
+            shares = (0.5, 0.9)
+            sure = quantile_estimates(values, owner, shares)
+            yield from _quantiles(
+                f"{group}/{name}", values, what, shares, among="steps", numbers=sure
+            )
         exponents = lyapunov_exponents(
             jacobians, time_delta=delta, mask=mask, count=self._exponents
         )
         known = exponents[np.isfinite(exponents).all(axis=1)]
         per = "step" if delta is None else "unit of time_delta"
-        interval = mean_interval(known)
         for i, value in enumerate(known.mean(axis=0) if len(known) else ()):
-            yield Scalar(
-                f"{group}/lyapunov_{i + 1}",
+            name = f"lyapunov_{i + 1}"
+            numbers[name] = mean_estimate(known[:, i])
+            yield estimated(
+                f"{group}/{name}",
                 float(value),
+                numbers[name],
                 f"Finite-time Lyapunov exponent {i + 1}, per {per}, mean over {len(known)} "
                 "sequences: above 0 changes of the state grow, below they fade",
-                interval=bounds(interval[:, i]),
+                chart=i == 0,
             )
         if len(known):
             yield Array(f"_ncp/{group}_lyapunov", exponents)
 
-    def _remembered(self, group: str, memory: Memory, timed: bool) -> Iterator[Record | Note]:
+    def _remembered(
+        self, group: str, memory: Memory, timed: bool, numbers: Mapping[str, Estimate]
+    ) -> Iterator[Record | Note]:
         what = (
             "in which the share of a change of the state that is left falls to 1/e, median over "
             "sequences; the length of the sequence where it doesn't"
         )
-        yield Scalar(f"{group}/memory_steps", memory.steps, f"Steps {what}")
+        steps, time = numbers.get("memory_steps"), numbers.get("memory_time")
+        yield estimated(
+            f"{group}/memory_steps", memory.steps, steps, f"Steps {what}", chart=not timed
+        )
         if timed:
-            yield Scalar(
-                f"{group}/memory_time", memory.time, f"Time, in units of time_delta, {what}"
-            )
-        yield Scalar(
+            what = f"Time, in units of time_delta, {what}"
+            yield estimated(f"{group}/memory_time", memory.time, time, what, chart=True)
+        yield estimated(
             f"{group}/memory_left",
             float(memory.curve[-1]),
+            numbers.get("memory_left"),
             f"RMS share of a change of the state that is left {len(memory.curve) - 1} steps later, "
             "at the end",
         )
@@ -387,7 +425,8 @@ class Dynamics(Callback):
             options,
             f"Left, where the Jacobians are known: RMS share of a change of the state of {cell} "
             "that is left in the last state, against how many steps before it was; dashed: the "
-            f"first look. Right: correlation of each unit's last state with the "
+            f"first look; shaded: its 95 % interval over sequences, indicative of so few. "
+            f"Right: correlation of each unit's last state with the "
             f"{observation.target} over sequences, sorted; dotted: what chance gives.",
         )
         size = np.abs(correlations.values[np.isfinite(correlations.values)])
@@ -410,14 +449,25 @@ class Dynamics(Callback):
 
 
 def _quantiles(
-    tag: str, values: FloatArray, what: str, shares: tuple[float, ...], over: str = "units"
+    tag: str,
+    values: FloatArray,
+    what: str,
+    shares: tuple[float, ...],
+    *,
+    among: str = "units",
+    numbers: list[Estimate] | None = None,
 ) -> Iterator[Scalar]:
     if not values.size:
         return
-    for share, value in zip(shares, np.quantile(values, shares), strict=True):
-        percent = round(100 * share)
-        name = "median" if share == 0.5 else f"{percent} % quantile"
-        yield Scalar(f"{tag}_q{percent}", float(value), f"{what}; {name} over {over}")
+    for place, value in enumerate(np.quantile(values, shares)):
+        percent = round(100 * shares[place])
+        name = "median" if shares[place] == 0.5 else f"{percent} % quantile"
+        yield estimated(
+            f"{tag}_q{percent}",
+            float(value),
+            None if numbers is None else numbers[place],
+            f"{what}; {name} over {among}",
+        )
 
 
 def _as_stepped(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.estimates import rms_estimate
 from ..analysis.faithfulness import Deletion, deletion, max_sensitivity, noise_similarity
 from ..analysis.methods import Attribution, constant_baseline, method_name
 from ..analysis.results import FloatArray
@@ -18,12 +19,13 @@ from ..observation import Observation
 from ..plots.faithfulness import plot_faithfulness, rms_curves
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, non_finite
+from .base import Callback, GrowingLimit, bounds, estimated, few, non_finite, over
 
 __all__ = ["Faithfulness"]
 
 # In units of the target over those of the input.
 _SLOPES = ("gradient", "smooth_grad")
+_CHARTS = ("cpd", "cpd_random", "cpd_advantage", "infidelity")
 
 
 class Faithfulness(Callback):
@@ -36,7 +38,8 @@ class Faithfulness(Callback):
 
     Numbers are in RMS changes: 1 is the RMS over sequences of the change of the target when all
     inputs are removed, so that looks compare while the target grows. They come with 95 % intervals
-    over sequences, in which this unit is taken as given. A random order, mean over ``orders`` that
+    over sequences, in which this unit is taken as given; of fewer than 16 sequences, as by default,
+    they are indicative. A random order, mean over ``orders`` that
     are the same at every look, is what a map that knows nothing would have.
 
     =================================================== ====== =====================================
@@ -178,9 +181,13 @@ class Faithfulness(Callback):
         yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences that went in")
         if not result.sequences:
             return
-        yield Scalar(
+        yield from few(observation)
+        with np.errstate(invalid="ignore"):
+            moved = np.square(result.decreasing[:, -1].astype(np.float64) * result.change)
+        yield estimated(
             f"{group}/change",
             result.change,
+            rms_estimate(moved) if result.change else None,
             f"RMS over sequences of the change of the {observation.target} when all inputs are "
             f"removed, in its own units: the unit of {group}",
         )
@@ -377,4 +384,11 @@ class Faithfulness(Callback):
 
 
 def _mean(tag: str, values: FloatArray, description: str) -> Scalar:
-    return Scalar(tag, float(values.mean()), description, interval=bounds(mean_interval(values)))
+    name = tag.split("/")[-1]
+    return Scalar(
+        tag,
+        float(values.mean()),
+        description + over(len(values)),
+        interval=bounds(mean_interval(values)),
+        chart=name in _CHARTS,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.estimates import SHARE, SIZE, Estimate, jackknife_of_sums, ratio_estimate
 from ..analysis.interactions import (
     METHODS,
     Indices,
@@ -21,7 +22,7 @@ from ..observation import Observation
 from ..plots import plot_interactions
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, non_finite
+from .base import Callback, GrowingLimit, bounds, estimated, few, non_finite, over
 
 __all__ = ["FeatureInteractions"]
 
@@ -57,9 +58,9 @@ class FeatureInteractions(Callback):
     ======================================== ====== ==============================================
 
     With a target other than the prediction at the last step, ``interactions`` is followed by its
-    name, as in ``interactions_loss/matrix``. Share and pairs come with 95 % intervals over
-    sequences, which of so few are indicative. Everything is relative to the baseline: two features
-    that are always at it have no part in anything.
+    name, as in ``interactions_loss/matrix``. Shares, pairs and the rest come with 95 % intervals
+    over sequences, which of fewer than 16, as by default, are indicative. Everything is relative
+    to the baseline: two features that are always at it have no part in anything.
 
     Args:
         method: ``"archipelago"``: what changes when two features are replaced by their baseline
@@ -78,7 +79,7 @@ class FeatureInteractions(Callback):
 
     default_name = "interactions"
     max_sequences: int | None = 8
-    _MOST, _CURVES = 12, 6
+    _MOST, _CURVES, _BANDS = 12, 6, 3
 
     def __init__(
         self,
@@ -151,6 +152,7 @@ class FeatureInteractions(Callback):
                 baseline=x0, time_baseline=dt0, groups=groups, names=names, nodes=self._nodes,
             )  # fmt: skip
         if result.sequences:
+            yield from few(observation)
             yield self._matrix(result, group, observation)
             yield from self._numbers(result, group, observation, with_time=dt is not None)
             yield from self._curves(result, group, observation.target)
@@ -207,29 +209,32 @@ class FeatureInteractions(Callback):
         yield Scalar(
             f"{group}/sequences",
             result.sequences,
-            "Held-out sequences that went in; intervals over so few are indicative",
+            "Held-out sequences that went in",
         )
         if np.isfinite(result.share):
             yield Scalar(
                 f"{group}/share",
                 result.share,
                 "Share of pairs in the strength of pairs and of features alone: 0 each feature "
-                f"acts on the {observation.target} by itself",
+                f"acts on the {observation.target} by itself{over(result.sequences)}",
                 interval=bounds(result.share_interval),
             )
         total = result.strength.sum() / 2
         if with_time and total > 0:
-            yield Scalar(
+            pairs = np.abs(result.pairs)
+            yield estimated(
                 f"{group}/time_share",
                 float(result.strength[-1].sum() / total),
+                ratio_estimate(pairs[:, -1].sum(axis=1), pairs.sum(axis=(1, 2)) / 2, within=SHARE),
                 "Share of pairs with the intervals in the strength of all pairs: features that "
                 "matter more, or less, when they are recent",
             )
         rest = np.sqrt(np.mean(result.rest**2))
         if result.method == "archipelago":
-            yield Scalar(
+            yield estimated(
                 f"{group}/higher_order",
                 float(rest),
+                _in_rms_changes(result),
                 "RMS over sequences of what neither pairs nor features alone explain of the "
                 "change from the baseline, in RMS changes: three or more acting together",
             )
@@ -253,7 +258,7 @@ class FeatureInteractions(Callback):
         if self._pairs is None:
             order = np.argsort(-result.strength[rows, columns], kind="stable")[: self._CURVES]
             self._pairs = [(names[columns[k]], names[rows[k]]) for k in order]
-        for first, second in self._pairs:
+        for place, (first, second) in enumerate(self._pairs):
             if first not in names or second not in names:
                 continue
             i, j = names.index(first), names.index(second)
@@ -261,6 +266,17 @@ class FeatureInteractions(Callback):
                 f"{group}_pair/{first}_x_{second}",
                 float(result.strength[i, j]),
                 f"Mean absolute effect of {first} and {second} together on the {target}, beyond "
-                "what each does alone; in units of the target",
+                f"what each does alone; in units of the target{over(result.sequences)}",
                 interval=bounds(result.interval(i, j)),
+                chart=place < self._BANDS,
             )
+
+
+def _in_rms_changes(result: Interactions) -> Estimate:
+    """RMS of the rest, and how sure it is with the unit that it is in."""
+    change = np.square(result.change, dtype=np.float64)
+    rest = result.rest.astype(np.float64) ** 2 * change.mean()
+    parts = np.stack([rest, change], axis=1)
+    return jackknife_of_sums(
+        lambda sums: np.sqrt(sums[..., 0] / sums[..., 1]), parts, within=SIZE, ratio=True
+    )

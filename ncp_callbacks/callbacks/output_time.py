@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis import summarize
+from ..analysis.estimates import SIZE, mean_estimate
 from ..analysis.methods import input_x_gradient
 from ..analysis.output_time import OutputTime as OutputTimeResult
 from ..analysis.output_time import binned, output_steps, output_time
@@ -17,7 +18,8 @@ from ..observation import Observation
 from ..plots import plot_feature_importance, plot_output_time
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, non_finite
+from .base import Callback, GrowingLimit, estimated, few, non_finite
+from .changes import Changes
 
 __all__ = ["OutputTime"]
 
@@ -49,6 +51,9 @@ class OutputTime(Callback):
     ``output_time/local``                     image  what outputs owe their own step's input, step
                                                      by feature
     ``output_time/local_strength``            scalar mean over steps of its absolute value
+    ``output_time/mean_lag_change``           scalar change of ``mean_lag`` since the last look,
+                                                     paired on the same sequences
+    ``output_time/numbers_changed``           scalar how many of these changed beyond chance
     ``output_time/sequences``                 scalar sequences that went in
     ``output_time/nonfinite``                 scalar sequences left out because of NaN or infinity
     ``_ncp/output_time_influence``            array  ``(T, K)``, the matrix; NaN where no sequence
@@ -63,7 +68,8 @@ class OutputTime(Callback):
 
     With another target than the prediction, ``output_time`` is followed by its name, as in
     ``output_time_loss/matrix``; where in the sequence the monitor takes its target doesn't matter
-    here. A prediction is the largest output of each step.
+    here. A prediction is the largest output of each step. Numbers come with 95 % intervals over
+    sequences, which of fewer than 16, as by default, are indicative.
 
     Args:
         steps: How many output steps, spread over the sequence.
@@ -93,12 +99,15 @@ class OutputTime(Callback):
         self._steps, self._local = steps, local
         names = ("influence", "share", "lag", "time", "local")
         self._limits = {name: GrowingLimit() for name in names}
+        self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"limits": {name: limit.value for name, limit in self._limits.items()}}
+        limits = {name: limit.value for name, limit in self._limits.items()}
+        return {"limits": limits, "changes": self._changes.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limits = {name: GrowingLimit(float(v)) for name, v in state["limits"].items()}
+        self._changes.load(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         named = observation.every_step
@@ -116,7 +125,9 @@ class OutputTime(Callback):
         group = self.name + slug
         result = self._over_time(observation, target)
         if result.sequences:
+            yield from few(observation)
             yield from self._numbers(result, group)
+            yield from self._changes.since(group, result.estimates, observation, "mean_lag")
             yield self._matrix(result, group, observation)
             yield from self._arrays(result, group)
             if self._local:
@@ -150,9 +161,11 @@ class OutputTime(Callback):
     def _numbers(self, result: OutputTimeResult, group: str) -> Iterator[Record | Note]:
         strength = float(np.nansum(result.influence, axis=0).mean())
         yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences that went in")
-        yield Scalar(
+        numbers = result.estimates
+        yield estimated(
             f"{group}/strength",
             strength,
+            numbers["strength"],
             f"Mean absolute input × gradient of the {result.target}, summed over input steps and "
             "features, mean over output steps; in units of the target",
         )
@@ -161,9 +174,10 @@ class OutputTime(Callback):
             ("future_share_intervals", result.intervals_future_share, "intervals"),
         ):
             if value is not None and np.isfinite(value):
-                yield Scalar(
+                yield estimated(
                     f"{group}/{name}",
                     value,
+                    numbers[name],
                     f"Share of {what} after an output in the influence of {what} on it: exactly 0 "
                     "for a model that doesn't see the future",
                 )
@@ -174,21 +188,25 @@ class OutputTime(Callback):
                         "to predict must not"
                     )
         if np.isfinite(result.own_share):
-            yield Scalar(
+            yield estimated(
                 f"{group}/own_share",
                 result.own_share,
+                numbers["own_share"],
                 "Share of an output's own step in the influence of inputs on it: 1 no memory",
+                chart=True,
             )
         for name, lag, unit in (
             ("mean_lag", result.lag, "steps"),
             ("mean_lag_time", result.lag_time, "units of time_delta"),
         ):
             if lag is not None and np.isfinite(lag):
-                yield Scalar(
+                yield estimated(
                     f"{group}/{name}",
                     lag,
+                    numbers[name],
                     f"Mean distance from an input to an output after it, weighted by influence; in "
                     f"{unit}",
+                    chart=name == "mean_lag",
                 )
 
     def _matrix(self, result: OutputTimeResult, group: str, observation: Observation) -> Record:
@@ -244,9 +262,11 @@ class OutputTime(Callback):
         )
         if not result.sequences:
             return
-        yield Scalar(
+        there = observation.held_out.mask_array.any(0)
+        yield estimated(
             f"{group}/local_strength",
-            float(result.importance.sum(axis=1)[observation.held_out.mask_array.any(0)].mean()),
+            float(result.importance.sum(axis=1)[there].mean()),
+            mean_estimate(result.by_sequence.sum(axis=1) / there.sum(), within=SIZE, ratio=True),
             f"Mean absolute input × gradient of the {target} to the input of the same step, with "
             "the state before it held fixed, summed over features; in units of the target",
         )

@@ -10,16 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..analysis import summarize, time_sensitivity
+from ..analysis.estimates import SIZE, Estimate, jackknife_of_sums, sd_of_sums
 from ..analysis.methods import Attribution, method_name
 from ..analysis.results import FloatArray
 from ..analysis.sanity import ALIKE, Cascade, Measures, map_similarity
-from ..analysis.uncertainty import mean_interval
+from ..analysis.uncertainty import FEW, mean_interval
 from ..measures import AttributionSettings, attribution
 from ..observation import Need, Observation
 from ..plots.sanity import plot_sanity
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, bounds, non_finite
+from .base import Callback, bounds, estimated, few, non_finite, over
 
 __all__ = ["SanityCheck"]
 
@@ -75,6 +76,8 @@ class SanityCheck(Callback):
 
     With a target other than the prediction at the last step, ``sanity_check`` is followed by its
     name, as in ``sanity_check_loss/cosine``. Dashed lines of the picture are of the first look.
+    Numbers come with 95 % intervals over sequences, which of fewer than 16, as by default, are
+    indicative.
 
     From the second look on, a note says once when the rank correlation is above 0.71 with its whole
     95 % interval: then its square, the share of the order of the map that is there without what was
@@ -141,6 +144,7 @@ class SanityCheck(Callback):
         )
         compared = int(np.isfinite(result.rank_correlation[-1]).sum())
         yield Scalar(f"{group}/sequences", compared, "Sequences whose maps were compared")
+        yield from few(observation)
         yield from self._likeness(result, group, observation)
         yield from self._measures(result, group, observation.target)
         yield Figure(
@@ -155,7 +159,8 @@ class SanityCheck(Callback):
             },
             f"Left: likeness of {method_name(self._settings.method)} of the {observation.target} "
             "to that of the trained model, while parameters are randomised from the output towards "
-            f"the input, mean over sequences; it must fall. Stages: {_listed(result.stages)}. "
+            "the input, mean over sequences; it must fall. Whiskers: 95 % interval"
+            f"{_indicative(compared)}. Stages: {_listed(result.stages)}. "
             "Right: the same measures of both models. Dashed: the first look.",
         )
         yield Array(f"_ncp/{group}_cascade", result.curve)
@@ -167,13 +172,14 @@ class SanityCheck(Callback):
         alike = [map_similarity(own.inputs, own.inputs, observation.mask)]
         finite = _finite(own, observation.mask)
         stages: list[tuple[str, ...]] = []
-        randomised = trained = _measured(observation, own)
+        trained, numbers = _measured(observation, own)
+        randomised, others = trained, numbers
         with observation.randomised(self._stages) as cascade:
             for modules, seen in cascade:
                 found = attribution(seen, self._settings)
                 alike.append(map_similarity(own.inputs, found.inputs, seen.mask))
                 finite &= _finite(found, seen.mask)
-                randomised = _measured(seen, found)
+                randomised, others = _measured(seen, found)
                 stages.append(modules)
         return Cascade(
             _stage_names(stages),
@@ -182,6 +188,7 @@ class SanityCheck(Callback):
             int((~finite).sum()),
             trained,
             randomised,
+            (numbers, others),
         )
 
     def _likeness(
@@ -197,7 +204,8 @@ class SanityCheck(Callback):
                 f"{group}/rank_correlation",
                 float(ranks.mean()),
                 "Rank correlation of a sequence's absolute map with that of the randomised model, "
-                "mean over sequences: 1 the map doesn't depend on what was learnt",
+                "mean over sequences: 1 the map doesn't depend on what was learnt"
+                f"{over(ranks.size)}",
                 interval=bounds(interval),
             )
             lowest = float(interval[0]) if ranks.size > 1 else float(ranks.mean())
@@ -214,7 +222,7 @@ class SanityCheck(Callback):
                 f"{group}/cosine",
                 float(cosines.mean()),
                 "Cosine of a sequence's map with that of the randomised model, mean over "
-                "sequences: 1 the same up to a factor, 0 unrelated",
+                f"sequences: 1 the same up to a factor, 0 unrelated{over(cosines.size)}",
                 interval=bounds(mean_interval(cosines)),
             )
 
@@ -224,11 +232,13 @@ class SanityCheck(Callback):
         for (name, what), own, other in both:
             description = what.format(method=method, target=target)
             if np.isfinite(own):
-                yield Scalar(f"{group}/{name}", own, description)
+                known = result.estimates[0].get(name)
+                yield estimated(f"{group}/{name}", own, known, description)
             if np.isfinite(other):
-                yield Scalar(
+                yield estimated(
                     f"{group}/{name}_random",
                     other,
+                    result.estimates[1].get(name),
                     f"{description}; of the model with its parameters randomised",
                 )
 
@@ -238,7 +248,7 @@ def _finite(found: Attribution, mask: npt.NDArray[np.bool_] | None) -> npt.NDArr
     return np.asarray(np.isfinite(values).all(axis=(1, 2)))
 
 
-def _measured(seen: Observation, found: Attribution) -> Measures:
+def _measured(seen: Observation, found: Attribution) -> tuple[Measures, dict[str, Estimate]]:
     importance = summarize(found, mask=seen.mask)
     time = time_sensitivity(
         {1.0: seen.target_values},
@@ -246,12 +256,21 @@ def _measured(seen: Observation, found: Attribution) -> Measures:
         time_gradient=seen.time_gradient,
         mask=seen.mask,
     )
-    return Measures(
+    measures = Measures(
         strength=float(importance.importance.sum()) if importance.sequences else float("nan"),
         entropy=importance.entropy,
         elasticity=time.relative_elasticity if time.sequences else float("nan"),
         target_sd=time.target_sd,
     )
+    numbers = importance.estimates() if importance.sequences else {}
+    if time.sequences:
+        y = time.by_sequence[0] - time.target_mean
+        parts = np.stack([np.ones(len(y)), y, y**2], axis=1)
+        numbers["target_sd"] = jackknife_of_sums(sd_of_sums, parts, within=SIZE, ratio=True)
+        of_time = time.estimates()
+        if "elasticity_rms" in of_time:
+            numbers["elasticity"] = of_time["elasticity_rms"]
+    return measures, numbers
 
 
 def _stage_names(stages: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -271,6 +290,10 @@ def _stage_names(stages: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         short(modules[0]) + (f" +{len(modules) - 1}" if len(modules) > 1 else "")
         for modules in stages
     )
+
+
+def _indicative(sequences: int) -> str:
+    return f" (indicative, of fewer than {FEW})" if sequences < FEW else ""
 
 
 def _listed(stages: tuple[str, ...]) -> str:

@@ -18,7 +18,8 @@ from ..observation import Need, Observation, Trajectory
 from ..plots import plot_state_space
 from ..records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, non_finite, short_names
+from .base import Callback, GrowingLimit, estimated, few, non_finite, short_names
+from .changes import Changes
 
 __all__ = ["StateSpace", "sequence_classes"]
 
@@ -50,6 +51,9 @@ class StateSpace(Callback):
     ``hidden/participation_ratio``      scalar   number of dimensions in use
     ``hidden/basis_captured``           scalar   variance in the plane shown over that in the best
     ``hidden/basis_refits``             scalar   how often the axes were fitted anew
+    ``hidden/participation_change``     scalar   relative change of ``participation_ratio`` since
+                                                 the last look, paired on the same sequences
+    ``hidden/numbers_changed``          scalar   how many of these changed beyond chance
     ``hidden/nonfinite``                scalar   states left out because of NaN or infinity
     ``_ncp/hidden_spectrum``            array    ``(H,)``, variance shares, decreasing
     ``_ncp/hidden_sample``              array    ``(N, H)``, states at up to 64 real steps, the same
@@ -61,7 +65,10 @@ class StateSpace(Callback):
                                                  Projector, with class, time, step and sequence
     =================================== ======== ==================================================
 
-    With several cells the name of a cell is added, as in ``hidden_encoder/pca``.
+    With several cells the name of a cell is added, as in ``hidden_encoder/pca``. Shares and the
+    participation ratio come with 95 % intervals over sequences; of fewer than 16 sequences they are
+    indicative. Few states that depend on each other make the participation ratio too small; its
+    interval is without that bias and may lie above it, which is how a reader sees the bias.
 
     From ``_ncp/hidden_sample``, ``ncp-callbacks compare`` says how alike the states of two runs
     are, whatever the rotation, order and number of their units, if by ``_ncp/hidden_held_out`` both
@@ -90,6 +97,7 @@ class StateSpace(Callback):
         self._bases: dict[str, Basis] = {}
         self._refits: dict[str, int] = {}
         self._limits: dict[str, GrowingLimit] = {}
+        self._changes = Changes()
 
     def finish(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
@@ -106,6 +114,7 @@ class StateSpace(Callback):
             },
             "refits": dict(self._refits),
             "limits": {cell: limit.value for cell, limit in self._limits.items()},
+            "changes": self._changes.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -115,6 +124,7 @@ class StateSpace(Callback):
         }
         self._refits = {cell: int(n) for cell, n in state["refits"].items()}
         self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
+        self._changes.load(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
@@ -164,21 +174,37 @@ class StateSpace(Callback):
             f"States of {cell.cell} along two principal axes, fitted at the first look and kept. "
             "Colour: time since the sequence's start; end markers: class.",
         )
+        numbers = result.estimates
+        yield from few(observation)
+        # Along other axes shares are others, though nothing moved.
+        compared = numbers
+        if result.refitted:
+            compared = {k: v for k, v in numbers.items() if k == "participation_ratio"}
+        yield from self._changes.since(
+            group, compared, observation, "participation_ratio", "participation"
+        )
         for axis, value in enumerate(result.axis_variance_ratio[:2], start=1):
-            yield Scalar(
+            yield estimated(
                 f"{group}/pc{axis}_share",
                 float(value),
+                numbers.get(f"pc{axis}_share"),
                 f"Share of the states' variance along axis {axis} of the picture",
+                chart=axis == 1,
             )
         if np.isfinite(result.participation_ratio):
-            yield Scalar(
+            yield estimated(
                 f"{group}/participation_ratio",
                 result.participation_ratio,
-                "Number of dimensions in use: (sum l)^2 / sum l^2 of the covariance's eigenvalues",
+                numbers.get("participation_ratio"),
+                "Number of dimensions in use: (sum l)^2 / sum l^2 of the covariance's eigenvalues. "
+                "Too small where states are few; the interval is without that bias and lies above "
+                "it then",
+                chart=True,
             )
-        yield Scalar(
+        yield estimated(
             f"{group}/basis_captured",
             result.captured,
+            numbers.get("basis_captured"),
             "Variance in the plane of the picture over that in the best plane",
         )
         yield Scalar(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..analysis import TimeSensitivity as TimeSensitivityResult
 from ..analysis import checked_scales
+from ..analysis.uncertainty import FEW
 from ..instrument import NothingToObserve
 from ..measures import sensitivity
 from ..observation import Need, Observation
 from ..plots import plot_time_sensitivity
-from ..records import Array, Figure, Note, Record, Scalar
+from ..records import Array, Figure, Note, Record
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, non_finite
+from .base import Callback, GrowingLimit, estimated, few, non_finite
+from .changes import Changes
 
 __all__ = ["TimeSensitivity"]
 
@@ -34,6 +37,9 @@ class TimeSensitivity(Callback):
     ``time_delta/sensitivity_x<scale>`` scalar RMS change at that scale, in SDs of the target
     ``time_delta/elasticity``          scalar mean of dy/d ln(scale) at 1, in SDs of the target
     ``time_delta/elasticity_rms``      scalar its root mean square over sequences
+    ``time_delta/sensitivity_change``  scalar change of the sensitivity at the first scale above 1
+                                              since the last look, paired on the same sequences
+    ``time_delta/numbers_changed``     scalar how many of these changed beyond chance
     ``time_delta/nonfinite``           scalar sequences left out because of NaN or infinity
     ``_ncp/time_delta_curve``          array  ``(3, S)``: scales, RMS change, mean change, in units
                                               of the target
@@ -41,7 +47,8 @@ class TimeSensitivity(Callback):
     ================================== ====== ====================================================
 
     With a target other than the prediction at the last step, ``time_delta`` is followed by its
-    name, as in ``time_delta_loss/curve``.
+    name, as in ``time_delta_loss/curve``. Numbers come with 95 % intervals over sequences, as does
+    the curve; of fewer than 16 sequences they are indicative.
 
     Args:
         scales: Factors, at most 8 beside 1.
@@ -65,13 +72,22 @@ class TimeSensitivity(Callback):
             raise ValueError(f"scales={list(scales)}: at most 8 beside 1, each is a curve")
         self._limit = GrowingLimit()
         self._first: TimeSensitivityResult | None = None
+        self._changes = Changes()
+
+    @property
+    def _shown(self) -> str | None:
+        """The number that stands for the curve."""
+        others = [scale for scale in self.scales if scale != 1]
+        above = [scale for scale in others if scale > 1]
+        return f"sensitivity_x{(above or others)[0]:g}" if others else None
 
     def state_dict(self) -> dict[str, Any]:
         first = None if self._first is None else self._first.to_dict()
-        return {"limit": self._limit.value, "first": first}
+        return {"limit": self._limit.value, "first": first, "changes": self._changes.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limit = GrowingLimit(float(state["limit"]))
+        self._changes.load(state["changes"])
         first = state["first"]
         if first is not None:
             first = {k: np.asarray(v) if isinstance(v, list) else v for k, v in first.items()}
@@ -105,41 +121,66 @@ class TimeSensitivity(Callback):
                 "sensitivity to be measured in, which is not logged while that is so"
             )
         else:
-            if self._first is None:
-                self._first = result
+            known = self._first
+            if known is None:
+                # A curve to compare with: of each sequence nothing is needed.
+                self._first = replace(
+                    result, by_sequence=result.by_sequence[:, :0], interval=result.interval[:, :0]
+                )
             yield Figure(
                 f"{group}/curve",
                 plot_time_sensitivity,
                 result,
                 {
-                    "reference": None if self._first is result else self._first,
-                    "limit": self._limit.covering(float(np.abs(result.sensitivities).max())),
+                    "reference": known,
+                    "limit": self._limit.covering(_needed(result)),
                     "step": observation.step,
                 },
                 f"Change of the {result.target} when all intervals are multiplied by a factor; "
-                "RMS over held-out sequences, in SDs of the target over sequences. "
-                "Dashed: the first look.",
+                "RMS over held-out sequences, in SDs of the target over sequences; whiskers are "
+                f"its 95 % interval{_indicative(result.sequences)}. Dashed: the first look.",
             )
+            numbers = result.estimates()
+            shown = self._shown
             for scale, value in zip(result.scales, result.sensitivities, strict=True):
                 if scale != 1:
-                    yield Scalar(
-                        f"{group}/sensitivity_x{scale:g}",
+                    name = f"sensitivity_x{scale:g}"
+                    yield estimated(
+                        f"{group}/{name}",
                         float(value),
+                        numbers[name],
                         f"RMS change of the {result.target} when all intervals are multiplied by "
                         f"{scale:g}; in SDs of the target over sequences",
+                        chart=name == shown,
                     )
-            yield Scalar(
+            yield estimated(
                 f"{group}/elasticity",
                 result.mean_elasticity,
+                numbers.get("elasticity"),
                 f"Mean over sequences of the slope of the {result.target} in ln(scale) at scale 1; "
                 "in SDs of the target. Its sign says which way longer intervals move it",
+                chart=True,
             )
-            yield Scalar(
+            yield estimated(
                 f"{group}/elasticity_rms",
                 result.relative_elasticity,
+                numbers.get("elasticity_rms"),
                 "Root mean square over sequences of the same slope",
             )
+            yield from few(observation)
+            yield from self._changes.since(group, numbers, observation, shown, "sensitivity")
         yield Array(
             f"_ncp/{group}_curve", np.stack([result.scales, result.rms_change, result.mean_change])
         )
         yield Array(f"_ncp/{group}_by_step", result.elasticity_by_step.mean(axis=0))
+
+
+def _indicative(sequences: int) -> str:
+    return f" (indicative, of fewer than {FEW} sequences)" if sequences < FEW else ""
+
+
+def _needed(result: TimeSensitivityResult) -> float:
+    """How far the axis goes: whiskers are cut where they go far beyond the curve."""
+    largest = float(np.abs(result.sensitivities).max())
+    highest = float(np.nan_to_num(result.interval[1]).max(initial=0.0))
+    return min(max(largest, highest), 1.5 * largest)

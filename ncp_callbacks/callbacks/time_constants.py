@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..analysis.estimates import SHARE, Estimate, quantile_estimates, ratio_estimate, rms_estimate
 from ..analysis.results import FloatArray
 from ..analysis.time_constants import (
     KINDS,
@@ -39,7 +40,8 @@ from ..plots import plot_time_constants
 from ..plots.time_constants import needed_decades
 from ..records import Array, Figure, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, non_finite, short_names, whatever_can_be_had
+from .base import Callback, estimated, few, non_finite, short_names, whatever_can_be_had
+from .changes import Changes
 
 __all__ = ["TimeConstants"]
 
@@ -91,6 +93,9 @@ class TimeConstants(Callback):
                                                       open
     ``time_constants/reading_error``        scalar    liquid cells: what the formula leaves of the
                                                       cell's own states
+    ``time_constants/median_change``        scalar    relative change of the median since the last
+                                                      look, paired on the same sequences
+    ``time_constants/numbers_changed``      scalar    how many of these changed beyond chance
     ``time_constants/nonfinite``            scalar    time constants left out: NaN
     ``time_constants/log10``                histogram log10 of each unit's median time constant
     ``_ncp/time_constants_median``          array     ``(H,)``, median time constant of each unit
@@ -99,7 +104,8 @@ class TimeConstants(Callback):
     The image, ``variation``, ``nonfinite``, the histogram and the array are of the cell's own kind
     of time constant; of cells that are not liquid, of the effective ones. With several cells the
     name of a cell is added, as in ``time_constants_encoder/units``. An LSTM's units are those of
-    its hidden state and then of its cell state.
+    its hidden state and then of its cell state. All but checks and counts come with 95 % intervals
+    over sequences, which of fewer than 16, as by default, are indicative.
 
     Args:
         sequences: How many sequences are looked at, spread over the batch.
@@ -134,15 +140,18 @@ class TimeConstants(Callback):
         # By cell.
         self._first: dict[str, FloatArray] = {}
         self._decades: dict[str, tuple[int, int]] = {}
+        self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "first": dict(self._first),
+            "changes": self._changes.state(),
             "decades": {cell: list(ends) for cell, ends in self._decades.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._first = {cell: np.asarray(v, np.float32) for cell, v in state["first"].items()}
+        self._changes.load(state["changes"])
         self._decades = {
             cell: (int(low), int(high)) for cell, (low, high) in state["decades"].items()
         }
@@ -152,6 +161,7 @@ class TimeConstants(Callback):
         if not cells:
             raise NothingToObserve(observation.no_cells)
         part = observation.limited(self._sequences)
+        yield from few(observation)
         shorts = short_names([c.cell for c in cells])
         of_each = {
             self.name + short: functools.partial(self._of, cell, self.name + short, part)
@@ -177,20 +187,28 @@ class TimeConstants(Callback):
                     "time_delta: its time constants are in units of what it is given"
                 )
             result, equilibria = _own(look, reading)
+            look.numbers.update(result.estimates())
             yield from _said_of(look, reading, result, equilibria)
         if reading is None or self._steps:
             effective = self._effective(look, reading)
-            yield from _quantiles(group, effective)
+            numbers = effective.estimates()
+            # Shares and variation are of one kind.
+            look.numbers.update(numbers if result is None else {**numbers, **look.numbers})
+            yield from _quantiles(look, effective)
             if effective.known:
-                yield Scalar(
+                look.numbers["endless"] = numbers["endless"]
+                yield estimated(
                     f"{group}/endless",
                     effective.endless,
+                    numbers["endless"],
                     f"Share of units of {cell.cell}, over steps and sequences, whose "
                     "|d h'_i / d h_i| is 1 or more: a change of the unit doesn't fade by itself",
                 )
             result = effective if result is None else result
         assert result is not None
         yield from self._pictured(look, result, part.step)
+        median = f"{result.kind}_q50"
+        yield from self._changes.since(group, look.numbers, part, median, "median")
 
     def _effective(self, look: _Look, reading: Reading | None) -> UnitTimeConstants:
         steps = look.steps
@@ -221,12 +239,14 @@ class TimeConstants(Callback):
         if not result.known:
             return
         if not math.isnan(result.variation):
-            yield Scalar(
+            yield estimated(
                 f"{group}/variation",
                 result.variation,
+                look.numbers.get("variation"),
                 f"90 % over 10 % quantile of a unit's time constants over steps and sequences, "
                 f"median over units of {look.cell}: 1 where they are fixed, more where they are "
                 "liquid",
+                chart=True,
             )
         interval, duration = look.typical()
         middle = math.floor(math.log10(interval) + 0.5)
@@ -279,6 +299,16 @@ class _Look:
     replay: Replay
     real: BoolArray
     delta: FloatArray | None
+    # What is known of how sure numbers are, by name.
+    numbers: dict[str, Estimate] = field(default_factory=dict)
+
+    def by_sequence(
+        self, name: str, parts: npt.NDArray[Any], use: BoolArray, within: tuple[float, float]
+    ) -> Estimate:
+        """A mean over the cells in ``use`` of ``(S, T, H)``, kept as ``name``."""
+        of = np.where(use, parts, 0.0).sum(axis=(1, 2))
+        self.numbers[name] = ratio_estimate(of, use.sum(axis=(1, 2)), within=within)
+        return self.numbers[name]
 
     @property
     def steps(self) -> int:
@@ -321,7 +351,7 @@ def _said_of(
     look: _Look, reading: Reading, result: UnitTimeConstants, equilibria: FloatArray | None
 ) -> Iterator[Record | Note]:
     """Scalars of one kind of liquid cell."""
-    yield from _quantiles(look.group, result)
+    yield from _quantiles(look, result)
     yield Scalar(
         f"{look.group}/reading_error",
         reading.error,
@@ -333,12 +363,17 @@ def _said_of(
     elif isinstance(reading, GateReading):
         yield from _gates(look, reading)
     if equilibria is not None and isinstance(reading, LTCReading):
-        away = (equilibria - reading.before)[look.real]
-        away = away[np.isfinite(away)]
+        apart = equilibria - reading.before
+        use = look.real[..., None] & np.isfinite(apart)
+        away = apart[use]
         if away.size:
-            yield Scalar(
+            squares = np.where(use, np.where(use, apart, 0.0) ** 2, 0.0).sum(axis=(1, 2))
+            number = rms_estimate(squares, use.sum(axis=(1, 2)))
+            look.numbers["to_equilibrium"] = number
+            yield estimated(
                 f"{look.group}/to_equilibrium",
                 float(np.sqrt((away**2).mean())),
+                number,
                 f"RMS of v_inf - v over neurons of {look.cell}, steps and sequences: how far the "
                 "state is from where its present inputs and synapses pull it",
             )
@@ -363,54 +398,63 @@ def _bounds(look: _Look, reading: LTCReading, result: UnitTimeConstants) -> Iter
 
 
 def _gates(look: _Look, reading: GateReading) -> Iterator[Record | Note]:
-    rate, offset = reading.rate[look.real], reading.offset[look.real]
+    rate, offset = reading.rate, reading.offset
     # As the cell is given them, whose rate is per unit of time_delta.
-    given = (reading.intervals * _unit(reading))[look.real][:, None]
+    given = (reading.intervals * _unit(reading))[..., None]
     if not reading.signed:
         yield Note(
             f"{look.group}: the states of {look.cell} are the same for both signs of its gates' "
             "rates, so that rate_positive, openness and half_time are left out"
         )
         return
-    known = np.isfinite(rate) & np.isfinite(offset)
+    known = look.real[..., None] & np.isfinite(rate) & np.isfinite(offset)
     if not known.any():
         return
-    yield Scalar(
+    yield estimated(
         f"{look.group}/rate_positive",
         float((rate[known] > 0).mean()),
+        look.by_sequence("rate_positive", rate > 0, known, SHARE),
         f"Share of gates of {look.cell}, over units, steps and sequences, that open as the "
         "interval grows: towards the second state, ff2",
     )
     with np.errstate(invalid="ignore", over="ignore"):
         gate = sigmoid(rate * given + offset)
-    gate = gate[np.isfinite(gate)]
-    if gate.size:
-        yield Scalar(
+    use = look.real[..., None] & np.isfinite(gate)
+    if use.any():
+        yield estimated(
             f"{look.group}/openness",
-            float(gate.mean()),
+            float(gate[use].mean()),
+            look.by_sequence("openness", gate, use, SHARE),
             f"Mean gate z of {look.cell}, the weight of its second state, ff2",
+            chart=True,
         )
     times = half_times(rate, offset)
-    times = times[np.isfinite(times)]
-    if times.size:
-        yield Scalar(
+    use = look.real[..., None] & np.isfinite(times)
+    if use.any():
+        (number,) = quantile_estimates(times[use], np.nonzero(use)[0], (0.5,))
+        look.numbers["half_time"] = number
+        yield estimated(
             f"{look.group}/half_time",
-            float(np.median(times)),
+            float(np.median(times[use])),
+            number,
             f"Median interval after which a gate of {look.cell} is half open, of those that are "
             "after some interval",
         )
 
 
-def _quantiles(group: str, result: UnitTimeConstants) -> Iterator[Record | Note]:
+def _quantiles(look: _Look, result: UnitTimeConstants) -> Iterator[Record | Note]:
+    group = look.group
     for share, value in zip(SHARES, result.quantiles, strict=True):
         percent = round(100 * share)
         name = "median" if share == 0.5 else f"{percent} % quantile"
         if math.isfinite(value):
-            yield Scalar(
+            yield estimated(
                 f"{group}/{result.kind}_q{percent}",
                 float(value),
+                look.numbers.get(f"{result.kind}_q{percent}"),
                 f"Time constant of {result.cell}, {KINDS[result.kind]}, in units of time_delta "
                 f"(steps without): {name} over units, steps and sequences",
+                chart=share == 0.5,
             )
         elif math.isinf(value):
             yield Note(

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.estimates import Estimate
 from ..analysis.wiring import (
     LEAK,
     SENSORY,
     NeuronGroup,
     SynapticFlow,
     group_activity,
+    group_share_estimates,
     group_shares,
     synaptic_flow,
 )
@@ -26,7 +28,16 @@ from ..observation import Need, Observation, Trajectory
 from ..plots import plot_wiring
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, non_finite, short_names, whatever_can_be_had
+from .base import (
+    Callback,
+    GrowingLimit,
+    estimated,
+    few,
+    non_finite,
+    short_names,
+    whatever_can_be_had,
+)
+from .changes import Changes
 
 __all__ = ["Wiring"]
 
@@ -61,6 +72,8 @@ class Wiring(Callback):
                                                    moved the state
     ``wiring/activity_<kind>``           scalar    mean ``|v|`` of a kind of neuron
     ``wiring/speed_<kind>``              scalar    mean ``|dv|/dt`` of a kind of neuron
+    ``wiring/numbers_changed``           scalar    how many shares, levels and speeds changed since
+                                                   the last look beyond chance
     ``wiring/nonfinite``                 scalar    states left out: NaN or infinity
     ``_ncp/wiring_share``                array     LTC: ``(F + H, H)``, mean shares of synapses,
                                                    from inputs and then neurons, to neurons
@@ -69,7 +82,8 @@ class Wiring(Callback):
 
     Kinds are inter, command and motor, as the wiring calls them. With several cells the name of a
     cell is added, as in ``wiring_encoder/graph``. Neurons are numbered as in the cell's state: an
-    LTC has its motor neurons first, a wired CfC last.
+    LTC has its motor neurons first, a wired CfC last. Shares, levels and speeds come with 95 %
+    intervals over sequences, which of fewer than 16, as by default, are indicative.
 
     Args:
         sequences: How many sequences are looked at, spread over the batch.
@@ -96,18 +110,22 @@ class Wiring(Callback):
         self._sequences = sequences
         # By cell.
         self._limits: dict[str, GrowingLimit] = {}
+        self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"limits": {cell: limit.value for cell, limit in self._limits.items()}}
+        limits = {cell: limit.value for cell, limit in self._limits.items()}
+        return {"limits": limits, "changes": self._changes.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
+        self._changes.load(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
             raise NothingToObserve(observation.no_cells)
         part = observation.limited(self._sequences)
+        yield from few(observation)
         shorts = short_names([c.cell for c in cells])
         of_each = {
             self.name + short: functools.partial(self._of, cell, self.name + short, part)
@@ -119,6 +137,7 @@ class Wiring(Callback):
         replay = part.replay(cell.cell)
         groups = neuron_groups(replay)
         reading = None
+        numbers: dict[str, Estimate] = {}
         try:
             reading = read_liquid(replay, part.time_delta if part.takes_time else None)
         except NothingToObserve as reason:
@@ -127,7 +146,8 @@ class Wiring(Callback):
             yield Note(f"{group}: {reason}, so that its synapses are left out")
         if isinstance(reading, LTCReading):
             groups = groups or (NeuronGroup("neuron", np.arange(reading.parameters.units)),)
-            yield from self._synapses(_Look(cell.cell, group, replay, groups), reading, part)
+            look = _Look(cell.cell, group, replay, groups, numbers)
+            yield from self._synapses(look, reading, part)
         elif not groups:
             raise NothingToObserve(f"{cell.cell} has no wiring")
         elif reading is not None:
@@ -136,7 +156,8 @@ class Wiring(Callback):
                 "that influence goes where its wiring has no synapse: only the activity of its "
                 "kinds of neurons is logged"
             )
-        yield from _activity(cell, group, groups, part)
+        yield from _activity(cell, group, groups, part, numbers)
+        yield from self._changes.since(group, numbers, part)
 
     def _synapses(
         self, look: _Look, reading: LTCReading, part: Observation
@@ -153,6 +174,7 @@ class Wiring(Callback):
         group = look.group
         if not flow.samples:
             return
+        known = group_share_estimates(flow, look.groups)
         for (source, target), value in group_shares(flow, look.groups).items():
             if not math.isfinite(value):
                 continue
@@ -160,11 +182,14 @@ class Wiring(Callback):
                 LEAK: "is their leak",
                 SENSORY: "comes from the inputs",
             }.get(source, f"comes from {source} neurons")
-            yield Scalar(
+            number = look.numbers[f"share_{source}_{target}"] = known[source, target]
+            yield estimated(
                 f"{group}/share_{source}_{target}",
                 value,
+                number,
                 f"Share of the total conductance of {target} neurons of {look.cell} that {origin}, "
                 "mean over neurons, steps and sequences",
+                chart=target == look.groups[-1].name and source != LEAK,
             )
         if not math.isnan(flow.silent):
             yield Scalar(
@@ -215,10 +240,16 @@ class _Look:
     group: str
     replay: Replay
     groups: tuple[NeuronGroup, ...]
+    # What is known of how sure numbers are, by name.
+    numbers: dict[str, Estimate]
 
 
 def _activity(
-    cell: Trajectory, group: str, groups: tuple[NeuronGroup, ...], part: Observation
+    cell: Trajectory,
+    group: str,
+    groups: tuple[NeuronGroup, ...],
+    part: Observation,
+    numbers: dict[str, Estimate],
 ) -> Iterator[Record | Note]:
     values, delta, mask = cell.values, part.time_delta, part.mask
     real = np.ones(values.shape[:2], bool) if mask is None else mask
@@ -231,14 +262,18 @@ def _activity(
     found = group_activity(values, groups, time_delta=delta, mask=mask)
     per = "step" if delta is None else "unit of time_delta"
     for name, seen in found.items():
-        yield Scalar(
+        numbers[f"activity_{name}"] = seen.level_estimate
+        yield estimated(
             f"{group}/activity_{name}",
             seen.level,
+            seen.level_estimate,
             f"Mean |v| of {name} neurons of {cell.cell} over steps and sequences",
         )
         if not math.isnan(seen.speed):
-            yield Scalar(
+            numbers[f"speed_{name}"] = seen.speed_estimate
+            yield estimated(
                 f"{group}/speed_{name}",
                 seen.speed,
+                seen.speed_estimate,
                 f"Mean |dv|/dt of {name} neurons of {cell.cell}, per {per}",
             )

@@ -58,7 +58,8 @@ def plot_dynamics(
     """What is left of a change of the state, and how each unit goes with the target.
 
     Left, where ``memory`` is given: the share of a small random change of the state that is left
-    in the last state, against how many steps before it happened; the dotted line is 1/e. Right:
+    in the last state, against how many steps before it happened, shaded the 95 % interval of that
+    over sequences; the dotted line is 1/e. Right:
     the correlation of each unit with the target over sequences, sorted; the dotted lines are what
     chance alone lets the most extreme of all units exceed in at most 5 % of cases, bars that don't
     are pale.
@@ -103,6 +104,7 @@ def draw_dynamics(
 def _memory(
     sheet: Sheet, memory: Memory, first: Array | None, decades: tuple[int, int] | None
 ) -> None:
+    from matplotlib.collections import PolyCollection
     from matplotlib.lines import Line2D
 
     now = _logarithm(memory.curve)
@@ -136,6 +138,18 @@ def _memory(
         )  # fmt: skip
         ends.append(("first", GREY, float(before[-1])))
     if len(now):
+        bounds = np.clip(_logarithm(memory.interval), -below, above)
+        inside = np.flatnonzero(np.isfinite(bounds).all(axis=0))
+        if len(inside):
+            low, high = bounds[:, inside]
+            band = np.stack(
+                [np.append(inside, inside[::-1]), np.append(low, high[::-1])], axis=1
+            )  # fmt: skip
+            panel.add(
+                PolyCollection(
+                    [band], facecolor=BLUE, edgecolor="none", linewidth=0, alpha=0.16, zorder=ABOVE
+                )
+            )
         panel.add(Line2D(np.arange(len(now)), now, zorder=4, **line_style(BLUE, 4)))
         ends.append(("now", BLUE, float(now[-1])))
     height = (TOP - BOTTOM) / (below + above)
@@ -243,6 +257,8 @@ def _top(correlations: UnitCorrelations) -> str:
 
 
 def _palette() -> Colors:
+    band = shades(BLUE, 2, "white")[0] * 0.16 + 0.84
+    on_band = [shades(color, 6, band) for color in (BLUE, GREY, LIGHT, INK)]
     crossed = [
         shades(one, 10, other)
         for one, other in (
@@ -252,11 +268,12 @@ def _palette() -> Colors:
     ]  # fmt: skip
     return np.concatenate(
         [
-            shades(INK, 40),
-            shades(GREY, 40),
+            shades(INK, 32),
+            shades(GREY, 32),
             shades(BLUE, 40),
             shades(PALE, 16),
             shades(LIGHT, 8),
+            *on_band,
             *crossed,
         ]
     )

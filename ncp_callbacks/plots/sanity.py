@@ -57,9 +57,10 @@ def plot_sanity(
 
     Left, from above: the trained model, then more and more of its parameters randomised, from the
     output towards the input. Blue: rank correlation of absolute maps, vermilion: cosine; both mean
-    over sequences. Right of the dotted line more than half of the variance of ranks is left: what
-    the map shows is then mostly not what was learnt. Right: what is measured of the trained model
-    (blue) and the randomised one (grey), each pair on a scale of its own.
+    over sequences, with whiskers that are the 95 % interval of the rank correlation. Right of the
+    dotted line more than half of the variance of ranks is left: what the map shows is then mostly
+    not what was learnt. Right: what is measured of the trained model (blue) and the randomised one
+    (grey), each pair on a scale of its own.
 
     Args:
         result: What to draw.
@@ -90,6 +91,7 @@ def draw_sanity(
 
 
 def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
+    from matplotlib.collections import LineCollection
     from matplotlib.lines import Line2D
 
     curve = np.asarray(result.curve, np.float64)
@@ -117,6 +119,9 @@ def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
     if first is not None and len(first) == len(rows):
         dashed = {**line_style(GREY, 2.5), "linestyle": (0, (4, 2))}
         panel.add(Line2D(first, rows, zorder=3, **dashed))
+    low, high = np.clip(np.asarray(result.interval, np.float64), -1.0, 1.0)
+    ends = [[(low[i], i), (high[i], i)] for i in np.flatnonzero(high > low)]
+    panel.add(LineCollection(ends, colors=INK, linewidths=points(2.5), zorder=3.5))
     for values, color, width, z in ((curve[1], VERMILION, 2.5, 4), (curve[0], BLUE, 4, 5)):
         panel.add(
             Line2D(
@@ -190,6 +195,7 @@ def _palette() -> Colors:
         for one, other in (
             (BLUE, GREY), (BLUE, LIGHT), (BLUE, VERMILION), (VERMILION, GREY), (INK, BLUE),
             (INK, VERMILION), (GREY, LIGHT), (VERMILION, LIGHT), (INK, MISSING), (BLUE, MISSING),
+            (INK, LIGHT),
         )
     ]  # fmt: skip
     return np.concatenate([shades(INK, 32), *lines, shades(LIGHT, 6), shades(MISSING, 6), *crossed])

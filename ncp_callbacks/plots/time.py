@@ -20,6 +20,7 @@ from ._sheet import (
     VERMILION,
     WIDTH,
     Colors,
+    Panel,
     Sheet,
     checked_limit,
     line_style,
@@ -51,7 +52,8 @@ def plot_time_sensitivity(
     The thick line is the RMS change over sequences, the shaded band its positive and negative
     side. The mean change, a thin line, always lies within the band: at its edge where all sequences
     move alike, at 0 where they cancel out. Both are in SDs of the target over sequences; in units
-    of the target where that SD is 0. The dotted line marks the intervals of the data.
+    of the target where that SD is 0. Whiskers are 95 % intervals of the RMS change over sequences.
+    The dotted line marks the intervals of the data.
 
     Args:
         result: What to draw.
@@ -146,6 +148,8 @@ def draw_time_sensitivity(
         )  # fmt: skip
     if not result.ignores_time:
         panel.add(Line2D(x, mean, zorder=4, **line_style(VERMILION, 2.5)))
+    if not result.ignores_time:
+        _draw_whiskers(panel, x, np.clip(result.interval, -limit, limit))
     panel.add(
         Line2D(
             x, rms, zorder=5,
@@ -167,6 +171,19 @@ def draw_time_sensitivity(
     sheet.text((left + right) / 2, 9, "all intervals × (1× = the data's)", ha="center")
 
 
+def _draw_whiskers(panel: Panel, x: Array, interval: Array) -> None:
+    """From the lower to the upper bound at each scale, with a white rim to stand out."""
+    from matplotlib.collections import LineCollection
+
+    if interval.shape[1] != len(x):
+        return
+    low, high = interval
+    known = np.flatnonzero(np.isfinite(low) & (high > low))
+    ends = [[(x[i], low[i]), (x[i], high[i])] for i in known]
+    for color, width, order in (("white", 6, 4.5), (INK, 2.5, 4.6)):
+        panel.add(LineCollection(ends, colors=color, linewidths=points(width), zorder=order))
+
+
 def _palette() -> Colors:
     band = shades(BLUE, 2, "white")[0] * 0.16 + 0.84
     lines = [shades(color, 20) for color in (BLUE, VERMILION, GREY)]
@@ -175,7 +192,7 @@ def _palette() -> Colors:
         shades(one, 6, other)
         for one, other in (
             (BLUE, GREY), (BLUE, LIGHT), (BLUE, VERMILION), (VERMILION, GREY), (INK, BLUE),
-            (INK, VERMILION), (GREY, LIGHT), (VERMILION, LIGHT),
+            (INK, VERMILION), (GREY, LIGHT), (VERMILION, LIGHT), (INK, LIGHT),
         )
     ]  # fmt: skip
     return np.concatenate([shades(INK, 32), *lines, shades(LIGHT, 6), *on_band, *crossed])

@@ -42,6 +42,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _ARRAYS = "ncp_callbacks"
 _INTERVALS = "intervals"
+_WITHOUT_CHART = "_ncp/intervals/"
 _NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
 _FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7
@@ -200,7 +201,7 @@ class _Log:
                 values = np.array([value for _, value in points], np.float64)
                 order = np.argsort(steps, kind="stable")
                 scalars[tag] = Scalars(steps[order], values[order])
-        intervals = _taken_out(scalars)
+        intervals = _taken_out(scalars) | self._without_chart(scalars)
         others = {
             kind: {
                 tag: dict(sorted(dict(points).items())) for tag, points in tags.items() if points
@@ -217,6 +218,18 @@ class _Log:
             warnings=tuple(self._warnings),
             intervals=intervals,
         )
+
+    def _without_chart(self, scalars: Mapping[str, Scalars]) -> dict[str, Band]:
+        """The bounds among arrays, which are then no longer among them."""
+        bands, arrays = {}, self._points["arrays"]
+        for name in [name for name in arrays if name.startswith(_WITHOUT_CHART)]:
+            tag, points = name.removeprefix(_WITHOUT_CHART), dict(arrays[name])
+            if tag in scalars and all(bounds.shape == (2,) for bounds in points.values()):
+                both = np.array([points[step] for step in sorted(points)], np.float64)
+                steps = np.array(sorted(points), np.int64)
+                bands[tag] = Band(steps, both[:, 0], both[:, 1])
+                del arrays[name]
+        return bands
 
     def read(self, path: Path) -> None:
         from tensorboardX.proto.event_pb2 import SessionLog

@@ -9,6 +9,9 @@ by a layout, of which the one written last to a run counts::
     tags = bands.of("attribution/strength", unique)
     if bands.changed:
         Summary(value=[bands.layout(log_dir)])
+
+The dashboard shows charts one below the other, and nobody looks through fifty: a group has at most
+six. Other intervals go into the log as arrays, ``_ncp/intervals/<tag>``, which no dashboard shows.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 
-__all__ = ["MOST_CHARTS", "BandTags", "Bands"]
+__all__ = ["INTERVALS", "MOST_CHARTS", "MOST_IN_GROUP", "BandTags", "Bands"]
 
 MOST_CHARTS = 48
+MOST_IN_GROUP = 6
+INTERVALS = "_ncp/intervals/"
 _GROUP = "intervals"
 _LAYOUT = "custom_scalars__config__"
 _PLUGIN = "custom_scalars"
@@ -51,15 +56,18 @@ class Bands:
         self.changed = False
         self._tags: dict[str, BandTags] = {}
 
-    def of(self, tag: str, unique: Callable[[str], str]) -> BandTags:
+    def of(self, tag: str, unique: Callable[[str], str]) -> BandTags | None:
         """The tags for the band of ``tag``, made by ``unique`` of what they should be.
 
-        The first 48 get a chart.
+        None where there is no room for its chart: six of a group get one, and 48 altogether.
         """
         if tag not in self._tags:
+            of_group = sum(_group(other) == _group(tag) for other in self._tags)
+            if of_group >= MOST_IN_GROUP or len(self._tags) >= MOST_CHARTS:
+                return None
             wanted = (f"{_GROUP}/{tag}/{part}" for part in BandTags._fields)
             self._tags[tag] = BandTags(*map(unique, wanted))
-            self.changed = self.changed or len(self._tags) <= MOST_CHARTS
+            self.changed = True
         return self._tags[tag]
 
     def layout(self, log_dir: Path | None) -> Summary.Value:
@@ -73,8 +81,8 @@ class Bands:
         if log_dir is not None:
             for found in _layouts(log_dir):
                 layout = found
-        for tag in list(self._tags)[:MOST_CHARTS]:
-            _add(layout, tag, self._tags[tag])
+        for tag, tags in self._tags.items():
+            _add(layout, tag, tags)
         return Summary.Value(
             tag=_LAYOUT,
             metadata=SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=_PLUGIN)),
@@ -86,10 +94,14 @@ class Bands:
         )
 
 
+def _group(tag: str) -> str:
+    return tag.split("/")[0]
+
+
 def _add(layout: Any, tag: str, tags: BandTags) -> None:
     series = MarginChartContent.Series(value=tags.value, lower=tags.low, upper=tags.high)
     chart = Chart(title=tag, margin=MarginChartContent(series=[series]))
-    group = tag.split("/")[0]
+    group = _group(tag)
     for category in layout.category:
         if category.title == group:
             if chart not in category.chart:

@@ -28,7 +28,7 @@ from tensorboardX.summary import hparams
 
 from ..plots.studio import Studio
 from ..records import Array, Embedding, Figure, Histogram, Note, Record, Scalar, Text
-from .bands import Bands, BandTags
+from .bands import INTERVALS, Bands, BandTags
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
@@ -136,12 +136,22 @@ class Encoder:
         if record.interval is not None:
             points = [float(number) for number in (record.value, *record.interval)]
             if all(map(math.isfinite, points)):
-                tags = self._bands.of(tag, lambda wanted: self._tag(BandTags, wanted))
-                encoded += [
-                    Summary.Value(tag=band, simple_value=number)
-                    for band, number in zip(tags, points, strict=True)
-                ]
+                encoded += self._interval(tag, record, points)
         return encoded
+
+    def _interval(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
+        """As a band where it has a chart, or else as an array."""
+        tags = None
+        if record.chart:
+            tags = self._bands.of(tag, lambda wanted: self._tag(BandTags, wanted))
+        if tags is None:
+            name = self._tag(Array, f"{INTERVALS}{tag}")
+            array = Array(name, np.array(points[1:]))
+            return [_tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))]
+        return [
+            Summary.Value(tag=band, simple_value=number)
+            for band, number in zip(tags, points, strict=True)
+        ]
 
     def _histogram(self, tag: str, record: Histogram) -> list[Summary.Value]:
         values = np.asarray(record.values).reshape(-1)
