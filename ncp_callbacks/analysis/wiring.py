@@ -27,6 +27,7 @@ __all__ = [
     "NeuronGroup",
     "SynapticFlow",
     "group_activity",
+    "group_attribution",
     "group_shares",
     "synaptic_flow",
 ]
@@ -239,3 +240,24 @@ def group_activity(
             speed=float(moved.mean()) if moved.size else float("nan"),
         )
     return found
+
+
+def group_attribution(
+    attributed: FloatArray, groups: Sequence[NeuronGroup]
+) -> tuple[dict[str, float], int]:
+    """Share of each group in the mean absolute attribution of states, and how many sequences count.
+
+    Args:
+        attributed: ``(S, T, H)``, of each state; sequences that are not finite are left out.
+        groups: Where their neurons are.
+
+    Returns:
+        By name; empty where nothing is attributed to any state.
+    """
+    finite = np.isfinite(attributed).all(axis=(1, 2))
+    size = np.abs(attributed[finite].astype(np.float64)).sum(axis=(0, 1))
+    total = float(sum(size[group.columns].sum() for group in groups))
+    if not total > 0:
+        return {}, int(finite.sum())
+    shares = {group.name: float(size[group.columns].sum() / total) for group in groups}
+    return shares, int(finite.sum())

@@ -16,6 +16,7 @@ from ..analysis.wiring import (
     NeuronGroup,
     SynapticFlow,
     group_activity,
+    group_attribution,
     group_shares,
     synaptic_flow,
 )
@@ -43,7 +44,8 @@ class Wiring(Callback):
     the recurrence within a layer are dense. So it isn't drawn, and only the activity of its neurons
     is logged, which a note says.
 
-    Costs a forward pass, and each step of the cell once more: for an LTC of 32 units (batch 32, 32
+    Costs a forward pass, each step of the cell once more, and a gradient pass of these few
+    sequences: without the latter, for an LTC of 32 units (batch 32, 32
     steps) less than a training step.
 
     ==================================== ========= =================================================
@@ -61,6 +63,8 @@ class Wiring(Callback):
                                                    moved the state
     ``wiring/activity_<kind>``           scalar    mean ``|v|`` of a kind of neuron
     ``wiring/speed_<kind>``              scalar    mean ``|dv|/dt`` of a kind of neuron
+    ``wiring/attribution_<kind>``        scalar    share of a kind of neuron in ``|state ×
+                                                   gradient|``, of states handed to the next step
     ``wiring/nonfinite``                 scalar    states left out: NaN or infinity
     ``_ncp/wiring_share``                array     LTC: ``(F + H, H)``, mean shares of synapses,
                                                    from inputs and then neurons, to neurons
@@ -70,6 +74,11 @@ class Wiring(Callback):
     Kinds are inter, command and motor, as the wiring calls them. With several cells the name of a
     cell is added, as in ``wiring_encoder/graph``. Neurons are numbered as in the cell's state: an
     LTC has its motor neurons first, a wired CfC last.
+
+    Attribution is of the target of the monitor, through what neurons hand on from one step to the
+    next, and with zero as the baseline of a state: what a motor neuron puts out at the target's own
+    step isn't handed on. With another target than the prediction at the last step the tag ends with
+    its name, as in ``wiring/attribution_motor_loss``.
 
     Args:
         sequences: How many sequences are looked at, spread over the batch.
@@ -137,6 +146,7 @@ class Wiring(Callback):
                 "kinds of neurons is logged"
             )
         yield from _activity(cell, group, groups, part)
+        yield from _attribution(cell.cell, group, groups, part)
 
     def _synapses(
         self, look: _Look, reading: LTCReading, part: Observation
@@ -242,3 +252,22 @@ def _activity(
                 seen.speed,
                 f"Mean |dv|/dt of {name} neurons of {cell.cell}, per {per}",
             )
+
+
+def _attribution(
+    cell: str, group: str, groups: tuple[NeuronGroup, ...], part: Observation
+) -> Iterator[Record | Note]:
+    try:
+        attributed = part.state_x_gradient(cell)
+    except NothingToObserve as reason:
+        yield Note(f"{group}: {reason}; its attribution by kind of neuron is left out")
+        return
+    shares, sequences = group_attribution(attributed, groups)
+    for name, share in shares.items():
+        yield Scalar(
+            f"{group}/attribution_{name}{part.target_slug}",
+            share,
+            f"Share of {name} neurons of {cell} in the mean absolute state × gradient of the "
+            f"{part.target}, of states handed from one step to the next; over {sequences} "
+            "sequences",
+        )
