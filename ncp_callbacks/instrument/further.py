@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +20,7 @@ from .probe import Instrument, Variants, listening, recorded_calls
 from .sites import CellSite
 from .trees import Path, get_leaf, modules, replace_leaf
 
-__all__ = ["held_states", "slopes", "state_gradients", "step_gradients"]
+__all__ = ["finer_solver", "held_states", "slopes", "state_gradients", "step_gradients"]
 
 
 def slopes(
@@ -130,6 +131,32 @@ def held_states(instrument: Instrument) -> Iterator[None]:
     found = dict(modules(instrument.model))
     with Tap().on([(found[name], _holding(paths[name], in_all[name])) for name in paths]):
         yield
+
+
+@contextmanager
+def finer_solver(model: nn.Module) -> Iterator[None]:
+    """Solvers of the cells make twice as many sub-steps (``ode_unfolds``); then as many as before.
+
+    Raises:
+        NothingToObserve: If no module has such a setting.
+    """
+    found = [
+        (module, name, count)
+        for _, module in modules(model)
+        for name in ("ode_unfolds", "_ode_unfolds")
+        if isinstance(count := getattr(module, name, None), int) and not isinstance(count, bool)
+    ]
+    if not found:
+        raise NothingToObserve(
+            "no module of the model has ode_unfolds, sub-steps of a solver that could be doubled"
+        )
+    try:
+        for module, name, count in found:
+            setattr(module, name, 2 * count)
+        yield
+    finally:
+        for module, name, count in found:
+            setattr(module, name, count)
 
 
 def state_gradients(
