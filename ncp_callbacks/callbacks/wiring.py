@@ -41,8 +41,8 @@ class Wiring(Callback):
     what the cell's state does.
 
     A wired CfC has no synapses: its wiring limits two of the four maps of a layer, the others and
-    the recurrence within a layer are dense. So it isn't drawn, and only the activity of its neurons
-    is logged, which a note says.
+    the recurrence within a layer are dense. So it isn't drawn, and only activity and
+    attribution by kind of neuron are logged, which a note says.
 
     Costs a forward pass, each step of the cell once more, and a gradient pass of these few
     sequences: without the latter, for an LTC of 32 units (batch 32, 32
@@ -142,8 +142,8 @@ class Wiring(Callback):
         elif reading is not None:
             yield Note(
                 f"{group}: a wired CfC's gates and the recurrence within its layers are dense, so "
-                "that influence goes where its wiring has no synapse: only the activity of its "
-                "kinds of neurons is logged"
+                "that influence goes where its wiring has no synapse: only the activity and the "
+                "attribution of its kinds of neurons are logged"
             )
         yield from _activity(cell, group, groups, part)
         yield from _attribution(cell.cell, group, groups, part)
