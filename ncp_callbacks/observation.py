@@ -28,7 +28,7 @@ from .analysis.methods import Points
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, to_numpy
 from .instrument import CellSite, Instrument
-from .instrument.further import slopes, step_gradients
+from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
 from .instrument.looks import as_points, in_parts, looks, points
 from .instrument.randomise import randomised
 from .instrument.replay import Replay
@@ -353,6 +353,24 @@ class Observation:
         units = sum(replay.sizes)
         return np.stack(steps, axis=1) if steps else np.zeros((len(self.held_out), 0, units, units))
 
+    def state_x_gradient(self, cell: str) -> FloatArray:
+        """``(B, T - 1, H)``: states a cell hands on to its next step × the target's gradient there.
+
+        In units of the target, and in the order in which the cell makes its steps. One forward and
+        one gradient pass of all the sequences at once: take few, see :meth:`limited`.
+
+        Raises:
+            NothingToObserve: If the cell isn't given its states from outside.
+            KeyError: If there is no such cell.
+        """
+        site = {site.name: site for site in self._instrument.sites.cells}[cell]
+        chosen = None if self._chosen is None else mx.array(self._chosen)
+        states, gradients = state_gradients(self._instrument, site, chosen)
+        mx.eval(states, gradients)
+        with np.errstate(invalid="ignore", over="ignore"):
+            product: FloatArray = to_numpy(states) * to_numpy(gradients)
+        return product
+
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
 
@@ -370,6 +388,22 @@ class Observation:
             scaled = np.stack([self.time_delta * np.float32(s) for s in missing])
             self._scaled.update(zip(missing, self.evaluate(time_delta=scaled).values, strict=True))
         return {s: self._scaled[s] for s in map(float, scales)}
+
+    def values_with_finer_solver(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
+        """As :meth:`values_at_scales`, with twice the sub-steps of LTC cells; twice a pass.
+
+        Raises:
+            NothingToObserve: If no module of the model has ``ode_unfolds``.
+            RuntimeError: If the model takes no intervals.
+        """
+        if not self.takes_time:
+            raise RuntimeError("the model takes no intervals: check observation.takes_time first")
+        assert self.time_delta is not None
+        wanted = list(dict.fromkeys(map(float, scales)))
+        scaled = np.stack([self.time_delta * np.float32(s) for s in wanted])
+        with finer_solver(self._instrument.model):
+            values = self.evaluate(time_delta=scaled).values
+        return dict(zip(wanted, values, strict=True))
 
     def slopes(
         self,

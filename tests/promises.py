@@ -21,6 +21,7 @@ OPTIONAL = {
     "attribution/completeness_error",
     "attribution/incomplete",
     "attribution/nodes",
+    "time_delta/solver_error_x<scale>",
 }
 # What the monitor says of itself, and the bounds of scalars with an interval.
 OWN = ("monitor/seconds/<part>", "monitor/share")

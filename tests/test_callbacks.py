@@ -14,7 +14,7 @@ import pytest
 from promises import STANDARD, pattern, promised
 
 import ncp_callbacks as ncp
-from ncp_callbacks.models import CfC
+from ncp_callbacks.models import LTC, CfC
 
 KINDS = {
     ncp.Scalar: "scalar",
@@ -45,10 +45,14 @@ class Net(nn.Module):
 
 
 def logged(
-    callbacks: list[ncp.Callback], features: int = 3, steps: int = 2, **options: Any
+    callbacks: list[ncp.Callback],
+    features: int = 3,
+    steps: int = 2,
+    model: nn.Module | None = None,
+    **options: Any,
 ) -> ncp.MemoryWriter:
     mx.random.seed(0)
-    model = Net(features)
+    model = Net(features) if model is None else model
     rng = np.random.default_rng(0)
     held_out = ncp.HeldOutBatch(
         rng.standard_normal((6, 5, features)).astype(np.float32),
@@ -76,6 +80,9 @@ def test_the_docstring_lists_every_tag_and_no_other(cls: type[ncp.Callback]) -> 
     records = own(logged([cls()], features=13))
     for options in MORE.get(cls, []):
         records += own(logged([cls(**options)]))
+    if cls is ncp.TimeSensitivity:
+        # Only an LTC has a solver.
+        records += own(logged([cls(solver_error=True)], model=LTC(3, 4)))
     for record in records:
         fitting = [tag for tag in promises if pattern(tag).match(record.tag)]
         assert fitting, f"{record.tag} is not in the table of {cls.__name__}"

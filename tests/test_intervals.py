@@ -47,6 +47,8 @@ EXACT = {
     r"dynamics/unit_speed_q\d+": "of maxima",
     r"dynamics/target_correlation_(max|q\d+)": "sizes that noise makes larger: chance is logged",
     r".*/sign_agreement": "a size that noise makes larger",
+    # Of the held-out intervals, not of the model.
+    r"time_delta/outside_x.*": "exact: the held-out batch stays as it is",
     # Of a map, whose own check they are.
     r".*/reliability": "how sure the map is",
     r"(attribution|integrated_gradients)/change": "a distance, which noise makes larger",

@@ -304,6 +304,7 @@ def test_bad_batches(changes: dict[str, object], error: type[Exception], words: 
         ({"target": lambda outputs, targets: outputs}, ValueError, [r"\(6, 5, 4\)", r"\(6,\)"]),
         ({"at": 5}, ValueError, ["at=5", "5 steps"]),
         ({"at": "first"}, ValueError, ["'first'", "'last', 'mean'"]),
+        ({"at": "all"}, ValueError, ["OutputTime()", "at='mean'"]),
         ({"cells": "nothing*"}, ValueError, ["nothing", "rnn.cell"]),
         ({"layers": "head.*"}, ValueError, ["head", "rnn.cell.backbone"]),
         ({"forward": 3}, TypeError, ["forward", "int"]),

@@ -42,6 +42,7 @@ from ncp_callbacks.analysis.time_constants import (
 from ncp_callbacks.analysis.wiring import (
     NeuronGroup,
     group_activity,
+    group_attribution,
     group_shares,
     synaptic_flow,
 )
@@ -282,6 +283,61 @@ def test_what_is_logged_is_what_the_loop_by_hand_gives():
         "share_leak_inter", "share_sensory_inter", "share_leak_command", "share_inter_command",
         "share_command_command", "share_leak_motor", "share_command_motor",
     }  # fmt: skip
+
+
+def started_again(model, x, dt):
+    """``(S, T - 1, H)``, |state × gradient|: the model started from each of its states."""
+    chosen = np.array(model(x, dt)[0])[:, -1].argmax(axis=1)
+    state, sizes = None, []
+    for t in range(1, T):
+        _, state = model(x[:, t - 1 : t], dt[:, t - 1 : t], state)
+
+        def last(h, t=t):
+            outputs, _ = model(x[:, t:], dt[:, t:], h)
+            return outputs[mx.arange(S), -1, mx.array(chosen)].sum()
+
+        sizes.append(np.abs(np.array(state * mx.grad(last)(state))))
+    return np.stack(sizes, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "columns"),
+    [
+        # In the state of an LTC motor neurons come first, in that of a wired CfC last.
+        (LTC, {"motor": [0, 1], "command": [2, 3, 4], "inter": [5, 6, 7, 8, 9]}),
+        (CfC, {"inter": [0, 1, 2, 3, 4], "command": [5, 6, 7], "motor": [8, 9]}),
+    ],
+)
+def test_attribution_by_kind_is_that_of_the_model_started_from_its_states(make, columns):
+    x, dt = batch()
+    model = make(F, ncp_wiring())
+    size = started_again(model, mx.array(x), mx.array(dt)).sum(axis=(0, 1))
+    found = scalars(looked(model)[0], "wiring")
+    for kind, at in columns.items():
+        assert found[f"attribution_{kind}"] == pytest.approx(
+            size[at].sum() / size.sum(), rel=1e-4
+        ), kind
+
+
+def test_who_does_not_reach_the_target_has_no_part_in_it():
+    model = LTC(F, ncp_wiring())
+    # Without synapses between neurons, motor neurons remember by themselves only.
+    model.cell.w = mx.zeros_like(model.cell.w)
+    model.cell.implicit_param_constraints = False
+    found = scalars(looked(model)[0], "wiring")
+    assert found["attribution_motor"] == 1
+    assert found["attribution_command"] == found["attribution_inter"] == 0
+
+
+def test_attribution_leaves_out_what_is_not_finite():
+    groups = (NeuronGroup("a", np.array([0])), NeuronGroup("b", np.array([1, 2])))
+    values = np.array([[[1.0, -1.0, 2.0]], [[np.nan, 5.0, 5.0]]])
+    shares, sequences = group_attribution(values, groups)
+    assert ({name: share.value for name, share in shares.items()}, sequences) == (
+        {"a": 0.25, "b": 0.75},
+        1,
+    )
+    assert group_attribution(np.zeros((2, 3, 3)), groups) == ({}, 2)
 
 
 @pytest.mark.parametrize("kind", [HiddenNames, KeptInADict])

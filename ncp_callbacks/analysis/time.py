@@ -10,7 +10,13 @@ import numpy as np
 from .estimates import SIZE, Estimate, jackknife_of_sums, rms_estimate, sd_of_sums
 from .results import FloatArray, MappingResult
 
-__all__ = ["TimeSensitivity", "checked_scales", "time_sensitivity"]
+__all__ = [
+    "TimeSensitivity",
+    "checked_scales",
+    "share_outside",
+    "solver_share",
+    "time_sensitivity",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +138,53 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     if len({f"{s:g}" for s in ordered}) < len(ordered):
         raise ValueError(f"scales={list(scales)}: two are equal to six digits")
     return ordered
+
+
+def share_outside(time_delta: FloatArray, scale: float, *, mask: np.ndarray | None = None) -> float:
+    """Share of the intervals that lie outside their own 1 % and 99 % quantiles when scaled.
+
+    Args:
+        time_delta: ``(B, T)``, unscaled.
+        scale: The factor.
+        mask: ``(B, T)``, true at real steps.
+
+    Returns:
+        NaN where no interval is finite.
+    """
+    real = np.isfinite(time_delta) if mask is None else mask & np.isfinite(time_delta)
+    known = time_delta[real].astype(np.float64)
+    if not known.size:
+        return float("nan")
+    low, high = np.quantile(known, (0.01, 0.99))
+    # Rounding must not put intervals that are all alike outside.
+    room = 1e-6 * np.abs(known).max()
+    scaled = scale * known
+    return float(((scaled < low - room) | (scaled > high + room)).mean())
+
+
+def solver_share(
+    values: Mapping[float, FloatArray], finer: Mapping[float, FloatArray], scale: float
+) -> float:
+    """RMS over sequences of what a finer solver alters in the change from scale 1, in SDs.
+
+    Args:
+        values: Targets ``(B,)`` by scale, 1 among them.
+        finer: Likewise, by a finer solver.
+        scale: Which scale.
+
+    Returns:
+        In SDs over sequences of the target, as ``sensitivities``; NaN where there is no SD.
+    """
+    base, moved, finer_base, finer_moved = (
+        np.asarray(of[at], np.float64)
+        for of, at in ((values, 1.0), (values, scale), (finer, 1.0), (finer, scale))
+    )
+    altered = (finer_moved - finer_base) - (moved - base)
+    finite = np.isfinite(altered)
+    if not finite.any():
+        return float("nan")
+    sd = float(np.std(base[finite]))
+    return float(np.sqrt(np.mean(altered[finite] ** 2))) / sd if sd > 0 else float("nan")
 
 
 def time_sensitivity(

@@ -28,6 +28,7 @@ __all__ = [
     "NeuronGroup",
     "SynapticFlow",
     "group_activity",
+    "group_attribution",
     "group_share_estimates",
     "group_shares",
     "synaptic_flow",
@@ -289,3 +290,25 @@ def _over(sequence: npt.NDArray[np.intp], values: FloatArray, sequences: int) ->
         within=SIZE,
         ratio=True,
     )
+
+
+def group_attribution(
+    attributed: FloatArray, groups: Sequence[NeuronGroup]
+) -> tuple[dict[str, Estimate], int]:
+    """Share of each group in the mean absolute attribution of states, and how many sequences count.
+
+    Args:
+        attributed: ``(S, T, H)``, of each state; sequences that are not finite are left out.
+        groups: Where their neurons are.
+
+    Returns:
+        By name; empty where nothing is attributed to any state.
+    """
+    finite = np.isfinite(attributed).all(axis=(1, 2))
+    size = np.abs(attributed[finite].astype(np.float64)).sum(axis=1)
+    parts = {group.name: size[:, group.columns].sum(axis=1) for group in groups}
+    whole = sum(parts.values(), np.zeros(len(size)))
+    if not whole.sum() > 0:
+        return {}, int(finite.sum())
+    shares = {name: ratio_estimate(part, whole, within=SHARE) for name, part in parts.items()}
+    return shares, int(finite.sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..analysis import TimeSensitivity as TimeSensitivityResult
 from ..analysis import checked_scales
+from ..analysis.time import share_outside, solver_share
 from ..analysis.uncertainty import FEW
 from ..instrument import NothingToObserve
 from ..measures import sensitivity
@@ -40,6 +41,11 @@ class TimeSensitivity(Callback):
     ``time_delta/sensitivity_change``  scalar change of the sensitivity at the first scale above 1
                                               since the last look, paired on the same sequences
     ``time_delta/numbers_changed``     scalar how many of these changed beyond chance
+    ``time_delta/outside_x<scale>``    scalar share of held-out intervals that are at that scale
+                                              outside the 1 % to 99 % quantiles of the unscaled
+    ``time_delta/solver_error_x<scale>`` scalar with ``solver_error``: what twice the sub-steps
+                                              alter in the change at that scale, in SDs of the
+                                              target
     ``time_delta/nonfinite``           scalar sequences left out because of NaN or infinity
     ``_ncp/time_delta_curve``          array  ``(3, S)``: scales, RMS change, mean change, in units
                                               of the target
@@ -50,8 +56,16 @@ class TimeSensitivity(Callback):
     name, as in ``time_delta_loss/curve``. Numbers come with 95 % intervals over sequences, as does
     the curve; of fewer than 16 sequences they are indicative.
 
+    What a model does with intervals that it has not met in training is no property of what it
+    learnt: ``outside_x<scale>`` says how many of the scaled ones those are, if held-out intervals
+    are like those of training. And an LTC's few sub-steps are no exact solution, the less so the
+    longer the interval: at a large scale ``sensitivity_x<scale>`` is partly the solver's, which
+    ``solver_error`` tells apart.
+
     Args:
         scales: Factors, at most 8 beside 1.
+        solver_error: Whether to repeat the scan with twice the sub-steps (``ode_unfolds``) of the
+            LTC cells. Costs, for every scale and 1, a forward pass of twice the usual length.
         every, name, max_sequences: See :class:`Callback`.
     """
 
@@ -62,6 +76,7 @@ class TimeSensitivity(Callback):
         self,
         *,
         scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
+        solver_error: bool = False,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = None,
@@ -70,6 +85,7 @@ class TimeSensitivity(Callback):
         self.scales = checked_scales(scales)
         if len(self.scales) > 9:
             raise ValueError(f"scales={list(scales)}: at most 8 beside 1, each is a curve")
+        self._solver_error = solver_error
         self._limit = GrowingLimit()
         self._first: TimeSensitivityResult | None = None
         self._changes = Changes()
@@ -153,6 +169,8 @@ class TimeSensitivity(Callback):
                         f"{scale:g}; in SDs of the target over sequences",
                         chart=name == shown,
                     )
+            if self._solver_error:
+                yield from self._solver(observation, group)
             yield estimated(
                 f"{group}/elasticity",
                 result.mean_elasticity,
@@ -169,10 +187,39 @@ class TimeSensitivity(Callback):
             )
             yield from few(observation)
             yield from self._changes.since(group, numbers, observation, shown, "sensitivity")
+        assert observation.time_delta is not None
+        for scale in self.scales:
+            outside = share_outside(observation.time_delta, scale, mask=observation.mask)
+            if scale != 1 and np.isfinite(outside):
+                yield Scalar(
+                    f"{group}/outside_x{scale:g}",
+                    outside,
+                    f"Share of the held-out intervals that, multiplied by {scale:g}, are outside "
+                    "the 1 % to 99 % quantiles of the held-out intervals themselves: where it is "
+                    "large, the model is asked about intervals that it has hardly met",
+                )
         yield Array(
             f"_ncp/{group}_curve", np.stack([result.scales, result.rms_change, result.mean_change])
         )
         yield Array(f"_ncp/{group}_by_step", result.elasticity_by_step.mean(axis=0))
+
+    def _solver(self, observation: Observation, group: str) -> Iterator[Record | Note]:
+        values = observation.values_at_scales(self.scales)
+        try:
+            finer = observation.values_with_finer_solver(self.scales)
+        except NothingToObserve as reason:
+            yield Note(f"{self.name}: there is no solver error: {reason}")
+            return
+        for scale in self.scales:
+            error = solver_share(values, finer, scale)
+            if scale != 1 and np.isfinite(error):
+                yield Scalar(
+                    f"{group}/solver_error_x{scale:g}",
+                    error,
+                    f"RMS of what twice the solver's sub-steps alter in the change of the "
+                    f"{observation.target} at {scale:g} times the intervals; in SDs of the target, "
+                    f"as {group}/sensitivity_x{scale:g}, of which it is the solver's part",
+                )
 
 
 def _indicative(sequences: int) -> str:

@@ -17,6 +17,7 @@ from ..analysis.wiring import (
     NeuronGroup,
     SynapticFlow,
     group_activity,
+    group_attribution,
     group_share_estimates,
     group_shares,
     synaptic_flow,
@@ -51,10 +52,11 @@ class Wiring(Callback):
     what the cell's state does.
 
     A wired CfC has no synapses: its wiring limits two of the four maps of a layer, the others and
-    the recurrence within a layer are dense. So it isn't drawn, and only the activity of its neurons
-    is logged, which a note says.
+    the recurrence within a layer are dense. So it isn't drawn, and only activity and
+    attribution by kind of neuron are logged, which a note says.
 
-    Costs a forward pass, and each step of the cell once more: for an LTC of 32 units (batch 32, 32
+    Costs a forward pass, each step of the cell once more, and a gradient pass of these few
+    sequences: without the latter, for an LTC of 32 units (batch 32, 32
     steps) less than a training step.
 
     ==================================== ========= =================================================
@@ -74,6 +76,8 @@ class Wiring(Callback):
     ``wiring/speed_<kind>``              scalar    mean ``|dv|/dt`` of a kind of neuron
     ``wiring/numbers_changed``           scalar    how many shares, levels and speeds changed since
                                                    the last look beyond chance
+    ``wiring/attribution_<kind>``        scalar    share of a kind of neuron in ``|state ×
+                                                   gradient|``, of states handed to the next step
     ``wiring/nonfinite``                 scalar    states left out: NaN or infinity
     ``_ncp/wiring_share``                array     LTC: ``(F + H, H)``, mean shares of synapses,
                                                    from inputs and then neurons, to neurons
@@ -84,6 +88,11 @@ class Wiring(Callback):
     cell is added, as in ``wiring_encoder/graph``. Neurons are numbered as in the cell's state: an
     LTC has its motor neurons first, a wired CfC last. Shares, levels and speeds come with 95 %
     intervals over sequences, which of fewer than 16, as by default, are indicative.
+
+    Attribution is of the target of the monitor, through what neurons hand on from one step to the
+    next, and with zero as the baseline of a state: what a motor neuron puts out at the target's own
+    step isn't handed on. With another target than the prediction at the last step the tag ends with
+    its name, as in ``wiring/attribution_motor_loss``.
 
     Args:
         sequences: How many sequences are looked at, spread over the batch.
@@ -153,10 +162,11 @@ class Wiring(Callback):
         elif reading is not None:
             yield Note(
                 f"{group}: a wired CfC's gates and the recurrence within its layers are dense, so "
-                "that influence goes where its wiring has no synapse: only the activity of its "
-                "kinds of neurons is logged"
+                "that influence goes where its wiring has no synapse: only the activity and the "
+                "attribution of its kinds of neurons are logged"
             )
         yield from _activity(cell, group, groups, part, numbers)
+        yield from _attribution(cell.cell, group, groups, part, numbers)
         yield from self._changes.since(group, numbers, part)
 
     def _synapses(
@@ -277,3 +287,28 @@ def _activity(
                 seen.speed_estimate,
                 f"Mean |dv|/dt of {name} neurons of {cell.cell}, per {per}",
             )
+
+
+def _attribution(
+    cell: str,
+    group: str,
+    groups: tuple[NeuronGroup, ...],
+    part: Observation,
+    numbers: dict[str, Estimate],
+) -> Iterator[Record | Note]:
+    try:
+        attributed = part.state_x_gradient(cell)
+    except NothingToObserve as reason:
+        yield Note(f"{group}: {reason}; its attribution by kind of neuron is left out")
+        return
+    shares, sequences = group_attribution(attributed, groups)
+    for name, share in shares.items():
+        numbers[f"attribution_{name}"] = share
+        yield estimated(
+            f"{group}/attribution_{name}{part.target_slug}",
+            share.value,
+            share,
+            f"Share of {name} neurons of {cell} in the mean absolute state × gradient of the "
+            f"{part.target}, of states handed from one step to the next; over {sequences} "
+            "sequences",
+        )

@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
 from .capture import Around, Tap
 from .errors import NothingToObserve
-from .probe import Instrument, Variants, listening
+from .probe import Instrument, Variants, listening, recorded_calls
 from .sites import CellSite
 from .trees import Path, get_leaf, modules, replace_leaf
 
-__all__ = ["held_states", "slopes", "step_gradients"]
+__all__ = ["finer_solver", "held_states", "slopes", "state_gradients", "step_gradients"]
 
 
 def slopes(
@@ -130,6 +131,89 @@ def held_states(instrument: Instrument) -> Iterator[None]:
     found = dict(modules(instrument.model))
     with Tap().on([(found[name], _holding(paths[name], in_all[name])) for name in paths]):
         yield
+
+
+@contextmanager
+def finer_solver(model: nn.Module) -> Iterator[None]:
+    """Solvers of the cells make twice as many sub-steps (``ode_unfolds``); then as many as before.
+
+    Raises:
+        NothingToObserve: If no module has such a setting.
+    """
+    found = [
+        (module, name, count)
+        for _, module in modules(model)
+        for name in ("ode_unfolds", "_ode_unfolds")
+        if isinstance(count := getattr(module, name, None), int) and not isinstance(count, bool)
+    ]
+    if not found:
+        raise NothingToObserve(
+            "no module of the model has ode_unfolds, sub-steps of a solver that could be doubled"
+        )
+    try:
+        for module, name, count in found:
+            setattr(module, name, 2 * count)
+        yield
+    finally:
+        for module, name, count in found:
+            setattr(module, name, count)
+
+
+def state_gradients(
+    instrument: Instrument, site: CellSite, chosen: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    """States that a cell is given at its second and later steps, and the targets' gradients there.
+
+    One forward pass and one gradient pass.
+
+    Args:
+        site: The cell.
+        chosen: As for :meth:`Instrument.variants`.
+
+    Returns:
+        Twice ``(B, T - 1, H)``, in the order in which the cell makes its steps.
+
+    Raises:
+        NothingToObserve: For a cell that hands its states on inside itself.
+    """
+    if site.whole_sequence or not site.in_paths:
+        raise NothingToObserve(
+            f"{site.name} isn't given its state at each step from outside, so that there is no "
+            "gradient with respect to it"
+        )
+    shown = recorded_calls(instrument, site)
+    begins = _begins(site)[1:]
+    states = [[get_leaf(shown[number][0], path) for path in site.in_paths] for number in begins]
+    if not states or not all(isinstance(a, mx.array) for step in states for a in step):
+        raise NothingToObserve(f"{site.name} is given no state at its second and later steps")
+    at = {number: i for i, number in enumerate(begins)}
+    module = dict(modules(instrument.model))[site.module]
+
+    def total(added: list[list[mx.array]]) -> mx.array:
+        calls = 0
+
+        def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal calls
+            given: Any = (args, kwargs)
+            step = at.get(calls)
+            if step is not None:
+                for path, more in zip(site.in_paths, added[step], strict=True):
+                    given = replace_leaf(given, path, get_leaf(given, path) + more)
+            calls += 1
+            return call(*given[0], **given[1])
+
+        with Tap().on([(module, wrapper)]):
+            outputs = instrument.outputs(instrument.sequence(), instrument.time_delta)
+        return instrument.target(outputs, chosen).sum()
+
+    with listening(instrument):
+        gradients = mx.grad(total)([[mx.zeros_like(a) for a in step] for step in states])
+
+    def side_by_side(steps: list[list[mx.array]]) -> mx.array:
+        rows = [mx.concatenate([a.reshape(len(a), -1) for a in s], axis=-1) for s in steps]
+        return mx.stack(rows, axis=1)
+
+    return side_by_side(states), side_by_side(gradients)
 
 
 def _begins(site: CellSite) -> list[int]:

@@ -92,6 +92,12 @@ class Target:
             return at
         if isinstance(at, np.integer):
             at = int(at)
+        if at == "all":
+            raise ValueError(
+                "at='all': a target is one number per sequence. For the outputs of all steps add "
+                "the callback OutputTime(), which attributes each of them to each input step; for "
+                "their mean give at='mean'"
+            )
         if not (at == "mean" or (isinstance(at, int) and not isinstance(at, bool))):
             raise ValueError(f"at={at!r} is unknown: give 'last', 'mean' or a step's index")
         if not self._calling.per_step:
