@@ -873,3 +873,13 @@ def test_the_command_survives_damaged_runs(
     where = tmp_path_factory.mktemp("damaged")
     (where / "tfevents").write_bytes(data[: int(cut * len(data))])
     assert main(["compare", str(logs / "cfc-s0"), str(where), "--format", "md"]) in (0, 2)
+
+
+def test_a_notebook_shows_the_tables(logs: Path) -> None:
+    result = compare_runs([logs / "cfc-s0", logs / "ltc-s0"])
+    page = result._repr_html_()
+    assert page.count("<table>") == page.count("</table>") >= 3
+    for row in result.scalars:
+        assert f">{row.tag}<" in page
+    assert "One run each: no significance" in page
+    assert "<html" not in page

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import pickle
 import random
+import re
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -531,3 +533,12 @@ def test_other_methods_of_attribution(model, x, time_delta):
     np.testing.assert_allclose(total, (here - there).mean(), rtol=0.01, atol=1e-4)
     with pytest.raises(ValueError, match="method='magic' is unknown: give one of"):
         compute_temporal_importance(model, x, time_delta, method="magic")
+
+
+def test_a_notebook_shows_every_figure_and_note(x, time_delta):
+    result = interpret_model(NoCell(), x, time_delta)
+    page = result._repr_html_()
+    pictures = re.findall(r'alt="(\w+)"[^>]*base64,([^"]+)"', page)
+    assert [name for name, _ in pictures] == list(result.figures())
+    assert all(base64.b64decode(png).startswith(b"\x89PNG") for _, png in pictures)
+    assert page.count("<p>") == len(result.notes) > 0

@@ -181,6 +181,12 @@ class Comparison:
                 return row
         raise KeyError(tag)
 
+    def _repr_html_(self) -> str:
+        """The tables, as a notebook shows them."""
+        from .report import tables
+
+        return tables(self)
+
     def to_json(self) -> str:
         """As JSON; NaN and infinities become the strings ``"NaN"``, ``"Infinity"``, …"""
         plain = _plain(dataclasses.asdict(self))
