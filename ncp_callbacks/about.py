@@ -10,6 +10,7 @@ from typing import Any
 from .callbacks import Callback
 from .instrument import Instrument
 from .schedules import Schedule
+from .writers.base import clean_tag
 
 __all__ = ["guide", "run_card"]
 
@@ -67,7 +68,15 @@ def guide(explained: Mapping[str, str]) -> str:
         "| tag | what |",
         "|---|---|",
     ]
-    lines += [f"| `{tag}` | {_cell(description)} |" for tag, description in explained.items()]
+    lines += [
+        f"| `{clean_tag(tag)}` | {_cell(description)} |" for tag, description in explained.items()
+    ]
+    lines += [
+        "",
+        "`train/…` and other tags that aren't listed are the training loop's own numbers. "
+        "`intervals/…` repeat those that have an interval, with its ends, for the bands in Custom "
+        "Scalars.",
+    ]
     return "\n".join(lines)
 
 

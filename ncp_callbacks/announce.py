@@ -10,10 +10,12 @@ is there already.
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -93,6 +95,7 @@ def opening(
             "  open it, in a cell of its own:",
             "    %load_ext tensorboard",
             f"    {tensorboard_command(log_dir, '%tensorboard')}",
+            f"  then, in a tab:  {link(log_dir, pictures, scalars=scalars)}",
         ]
     else:
         lines += [
@@ -174,8 +177,23 @@ def show(text: str, *, verbose: bool | None = None) -> None:
         # Who has set up logging to show it would see it twice.
         read = notebook or (stream is not None and stream.isatty())
         verbose = read and not _LOG.isEnabledFor(logging.INFO)
-    if verbose:
+    if verbose and not (notebook and _displayed(text)):
         print(text, file=stream, flush=True)
+
+
+def _displayed(text: str) -> bool:
+    """Whether the notebook shows it, with links that can be clicked and commands to be copied."""
+    display = getattr(sys.modules.get("IPython.display"), "display", None)
+    if display is None:
+        return False
+    linked = re.sub(
+        r"https?://[^\s<]+",
+        lambda m: f'<a href="{m[0]}" target="_blank">{m[0]}</a>',
+        html.escape(text),
+    )
+    page = f'<pre style="white-space: pre-wrap">{linked}</pre>'
+    display({"text/plain": text, "text/html": page}, raw=True)
+    return True
 
 
 def in_notebook() -> bool:

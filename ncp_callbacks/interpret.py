@@ -296,6 +296,20 @@ class Interpretation(MappingResult):
     notes: tuple[str, ...]
     time_delta: FloatArray | None
 
+    def _repr_html_(self) -> str:
+        """The figures and notes, as a notebook shows them."""
+        from base64 import b64encode
+        from html import escape
+
+        from .plots import to_png
+
+        pictures = (
+            f'<img alt="{escape(name)}" style="max-width: 100%" '
+            f'src="data:image/png;base64,{b64encode(to_png(figure)).decode()}">'
+            for name, figure in self.figures().items()
+        )
+        return "\n".join([*pictures, *(f"<p>{escape(note)}</p>" for note in self.notes)])
+
     def figures(self) -> Mapping[str, matplotlib.figure.Figure]:
         """One figure for each of ``importance``, ``sensitivity``, ``states``, ``backbone``."""
         from . import plots

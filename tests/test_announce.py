@@ -13,6 +13,7 @@ import urllib.parse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -148,8 +149,28 @@ def test_a_notebook_gets_plain_output(
 ) -> None:
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.delitem(sys.modules, "IPython.display", raising=False)
     show("text")
     assert capsys.readouterr() == ("text\n", "")
+
+
+def test_a_notebook_shows_links_and_no_markup_of_the_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell, shown = SimpleNamespace(kernel=object()), []
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    display = SimpleNamespace(display=lambda data, raw: shown.append((data, raw)))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    text = opening("runs/<b>/x", ["hidden/pca"], program="tensorboard")
+    show(text)
+    assert capsys.readouterr() == ("", "")
+    ((data, raw),) = shown
+    assert raw
+    assert data["text/plain"] == text
+    page = ElementTree.fromstring(data["text/html"])
+    assert "".join(page.itertext()) == text
+    (anchor,) = page.iter("a")
+    assert anchor.get("href") == anchor.text == link("runs/<b>/x", ["hidden/pca"])
 
 
 COUNTS = st.integers(0, 10**6)

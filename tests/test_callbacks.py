@@ -15,6 +15,7 @@ from promises import STANDARD, pattern, promised
 
 import ncp_callbacks as ncp
 from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.writers.base import clean_tag
 
 KINDS = {
     ncp.Scalar: "scalar",
@@ -121,7 +122,7 @@ def test_every_tag_is_explained(cls: type[ncp.Callback]) -> None:
     guide = [r.markdown for _, r in writer.records if r.tag == "about/guide"][-1]
     for record in own(writer):
         if not record.tag.startswith("_ncp/"):
-            assert f"`{record.tag}`" in guide, record.tag
+            assert f"`{clean_tag(record.tag)}`" in guide, record.tag
 
 
 @every_callback

@@ -29,8 +29,11 @@ from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, comp
 from ncp_callbacks.runs import distances as dist
 from ncp_callbacks.runs import statistics as stats
 from ncp_callbacks.runs.compare import compare_groups
+from ncp_callbacks.runs.document import document
 from ncp_callbacks.runs.find import Group
+from ncp_callbacks.runs.render import plain
 from ncp_callbacks.runs.rules import Rule, broken_rules
+from ncp_callbacks.writers import TensorBoardWriter
 
 SCALES = np.array([0.5, 1.0, 2.0, 5.0])
 
@@ -873,3 +876,26 @@ def test_the_command_survives_damaged_runs(
     where = tmp_path_factory.mktemp("damaged")
     (where / "tfevents").write_bytes(data[: int(cut * len(data))])
     assert main(["compare", str(logs / "cfc-s0"), str(where), "--format", "md"]) in (0, 2)
+
+
+def test_a_notebook_shows_the_tables(logs: Path) -> None:
+    result = compare_runs([logs / "cfc-s0", logs / "ltc-s0"])
+    page = result._repr_html_()
+    assert page.count("<table>") == page.count("</table>") >= 3
+    for row in result.scalars:
+        assert f">{row.tag}<" in page
+    assert "One run each: no significance" in page
+    assert "<html" not in page
+
+
+def test_what_looking_cost_comes_last_however_much_it_changed(tmp_path: Path) -> None:
+    for name, factor in (("a", 1.0), ("b", 50.0)):
+        writer = TensorBoardWriter(tmp_path / name)
+        for step in range(1, 9):
+            wiggle = 0.01 * (step % 2)
+            numbers = {"monitor/share": factor + wiggle, "hidden/pc1_share": 0.3 + wiggle * factor}
+            writer.write(step, [ncp.Scalar(tag, value) for tag, value in numbers.items()])
+        writer.close()
+    result = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert [row.tag for row in result.scalars] == ["hidden/pc1_share", "monitor/share"]
+    assert "+4,8" in plain(document(result))

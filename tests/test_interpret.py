@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import pickle
 import random
+import re
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -557,3 +559,12 @@ def test_results_that_are_arrays_behave_as_arrays(of: str) -> None:
         np.testing.assert_array_equal(again, main)
     with pytest.raises(AttributeError, match="no attribute 'meen'"):
         result.meen  # noqa: B018
+
+
+def test_a_notebook_shows_every_figure_and_note(x, time_delta):
+    result = interpret_model(NoCell(), x, time_delta)
+    page = result._repr_html_()
+    pictures = re.findall(r'alt="(\w+)"[^>]*base64,([^"]+)"', page)
+    assert [name for name, _ in pictures] == list(result.figures())
+    assert all(base64.b64decode(png).startswith(b"\x89PNG") for _, png in pictures)
+    assert page.count("<p>") == len(result.notes) > 0

@@ -16,7 +16,7 @@ from ..instrument import NothingToObserve
 from ..measures import sensitivity
 from ..observation import Need, Observation
 from ..plots import plot_time_sensitivity
-from ..records import Array, Figure, Note, Record
+from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
 from .base import Callback, GrowingLimit, estimated, few, non_finite
 from .changes import Changes

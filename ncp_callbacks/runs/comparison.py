@@ -148,7 +148,8 @@ class Comparison:
         set_by: Why up to there.
         significance: What may be said of differences between runs, in a sentence.
         hparams: Hyper-parameters that differ: for each side its distinct values.
-        scalars: Most telling first: train and val, then by size over scatter.
+        scalars: Most telling first: train and val, then by size over scatter, what
+            looking cost last.
         unchanged: Scalars with the same numbers in all runs.
         partial: Tags that some runs don't have, and which runs have them.
         apart: Scalars without common steps.
@@ -180,6 +181,12 @@ class Comparison:
             if row.tag == tag:
                 return row
         raise KeyError(tag)
+
+    def _repr_html_(self) -> str:
+        """The tables, as a notebook shows them."""
+        from .report import tables
+
+        return tables(self)
 
     def to_json(self) -> str:
         """As JSON; NaN and infinities become the strings ``"NaN"``, ``"Infinity"``, …"""

@@ -130,7 +130,9 @@ def _signed(value: float) -> str:
 def _percent(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{value:+.1f}%" if abs(value) < 1000 else f"{value:+.2g}%"
+    if abs(value) < 1000:
+        return f"{value:+.1f}%"
+    return f"{value:+,.0f}%" if abs(value) < 1e6 else f"{value:+.2g}%"
 
 
 def _optional(value: float | None, form: Callable[[float], str]) -> str:

@@ -26,7 +26,7 @@ from .reader import Image, Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["report", "write_report"]
+__all__ = ["report", "tables", "write_report"]
 
 _MOST_SCALARS = 6  # Figures of train and val.
 _MOST_RUNS = 6  # Logged pictures in a row.
@@ -98,6 +98,12 @@ def report(
          f"<title>{title}</title>", f"<style>{_STYLE}</style>", "</head>", "<body>", *body,
          "</body>", "</html>", ""]
     )  # fmt: skip
+
+
+def tables(comparison: Comparison) -> str:
+    """The tables of a comparison, without pictures, to stand in a page such as a notebook."""
+    heading, *blocks = document(comparison, longest_label=32)
+    return "\n".join([f"<h2>{_text(heading)}</h2>", *map(_block, blocks)])
 
 
 def _text(block: Block) -> str:

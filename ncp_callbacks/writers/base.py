@@ -7,12 +7,13 @@ never raise for anything that happens to files later; ``close`` writes what is l
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..records import Record
 
-__all__ = ["Tally", "Writer"]
+__all__ = ["Tally", "Writer", "clean_tag"]
 
 
 class Tally(NamedTuple):
@@ -53,3 +54,8 @@ class Writer(abc.ABC):
     def failure(self) -> BaseException | None:
         """What stopped this writer for good, if anything did."""
         return None
+
+
+def clean_tag(tag: str) -> str:
+    """A tag as TensorBoard shows it, which knows letters, digits and ``_ - . /`` only."""
+    return re.sub(r"[^-/\w.]", "_", tag).lstrip("/") or "_"

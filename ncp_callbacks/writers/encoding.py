@@ -10,7 +10,6 @@ plugin name (TensorFlow 2's form), the only one whose description reaches all Te
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from tensorboardX.summary import hparams
 from ..plots.studio import Studio
 from ..records import Array, Embedding, Figure, Histogram, Note, Record, Scalar, Text
 from .bands import INTERVALS, Bands, BandTags
+from .base import clean_tag
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
@@ -176,7 +176,7 @@ class Encoder:
         # TensorBoard knows one kind of data per tag, so the kind is part of what must be unique.
         key = (kind, tag)
         if key not in self._tags:
-            clean = re.sub(r"[^-/\w.]", "_", tag).lstrip("/") or "_"
+            clean = clean_tag(tag)
             unique, number = clean, 2
             while unique in self._taken:
                 unique, number = f"{clean}_{number}", number + 1
