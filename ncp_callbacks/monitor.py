@@ -286,7 +286,7 @@ class Monitor:
         with self._overhead.looking():
             records = self._look(self._last_step, last, of=lambda c: c.finish)
         if records:
-            self._writer.write(self._last_step, [*records, *self._explain(records)])
+            self._write(self._last_step, _no_pictures([*records, *self._explain(records)]))
 
     def _show_closing(self) -> None:
         if self._writer is None or self._last_step is None:
@@ -467,7 +467,10 @@ class Monitor:
             records += self._overhead.records()
             records += self._explain(records)
             self._say_if_dear()
-        if records:
+        self._write(step, _no_pictures(records))
+
+    def _write(self, step: int, records: Sequence[Record]) -> None:
+        if records and self._writer is not None:
             self._writer.write(step, records)
 
     def _has_turn(self, callback: Callback) -> bool:
@@ -525,9 +528,7 @@ class Monitor:
         if self._state != "open":
             raise RuntimeError("log_scalars was called outside the monitor's with block")
         if self._writer is not None:
-            records = self._numbers(scalars)
-            if records:
-                self._writer.write(operator.index(step), records)
+            self._write(operator.index(step), self._numbers(scalars))
 
     def _asked(self, schedule: Schedule, step: int) -> bool:
         try:
@@ -575,6 +576,7 @@ class Monitor:
     def _look(
         self, step: int, due: Sequence[Callback], of: Looking = lambda callback: callback.measure
     ) -> list[Record]:
+        """What callbacks give; pictures are handed to the writer already."""
         assert self._instrument is not None
         records: list[Record] = []
         notes: list[str] = []
@@ -586,9 +588,12 @@ class Monitor:
             ):
                 for company in self._companies(due):
                     for observation, callbacks in self._observations(step, company):
-                        for callback in callbacks:
+                        for callback in sorted(callbacks, key=lambda c: c.further_passes):
                             with self._overhead.timing(callback.name):
-                                records += self._measure(callback, observation, notes, of)
+                                found = self._measure(callback, observation, notes, of)
+                            records += found
+                            # Drawn while others look.
+                            self._write(step, [r for r in found if isinstance(r, Figure)])
         except Exception as error:
             if self._on_error == "raise":
                 raise
@@ -711,6 +716,10 @@ def _check_settings(callback: Callback) -> None:
     one_in: Any = callback.one_in
     if not hasattr(one_in, "__index__") or operator.index(one_in) < 1:
         raise ValueError(f"{callback!r}.one_in is {one_in!r}; give 1 or more")
+
+
+def _no_pictures(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if not isinstance(record, Figure)]
 
 
 def _size(callback: Callback, batch: int) -> int:

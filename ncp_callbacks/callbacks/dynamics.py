@@ -115,6 +115,7 @@ class Dynamics(Callback):
     step.
     """
 
+    further_passes = True
     needs = frozenset({Need.STATES})
     default_name = "dynamics"
     _BINS, _MOST_STATES = 40, 512

@@ -98,6 +98,8 @@ class SanityCheck(Callback):
 
     default_name = "sanity_check"
 
+    further_passes = True
+
     def __init__(
         self,
         *,
