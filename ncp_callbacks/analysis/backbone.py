@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -207,9 +208,12 @@ def layer_statistics(
     kind = ACTIVATIONS[activation]
     units = activations.shape[-1]
     real = np.ones(activations.shape[:2], bool) if mask is None else np.asarray(mask, bool)
-    samples = activations[real].astype(np.float64)
-    finite = np.isfinite(samples).all(axis=1)
-    samples = samples[finite]
+    raw = activations.reshape(-1, units) if real.all() else activations[real]
+    samples = raw.astype(np.float64)
+    # Sums over units of finite float32 are finite, and none other.
+    finite = np.isfinite(samples.sum(axis=1))
+    if not finite.all():
+        raw, samples = raw[finite], samples[finite]
     if not len(samples):
         nan = float("nan")
         return LayerStatistics(
@@ -218,16 +222,20 @@ def layer_statistics(
             active_fraction=np.full(units, nan), dead=np.zeros(units, bool), samples=0,
             non_finite=int((~finite).sum()), estimates={},
         )  # fmt: skip
-    inactive = kind.inactive(samples)
-    dead = samples.max(axis=0) == samples.min(axis=0)
-    size = np.abs(samples)
-    power = (size**2).mean(axis=1)
-    sparseness = size.mean(axis=1)[power > 0] ** 2 / power[power > 0]
+    inactive = kind.inactive(raw)
+    dead = raw.max(axis=0) == raw.min(axis=0)
+    size = np.abs(samples).mean(axis=1)
+    power = np.einsum("mn,mn->m", samples, samples) / units
+    sparseness = size[power > 0] ** 2 / power[power > 0]
+    mean = float(samples.mean())
+    # Around the mean, so that squares don't cancel.
+    centred = np.subtract(samples, mean, out=samples)
+    squares = np.einsum("mn,mn->m", centred, centred)
     return LayerStatistics(
         layer=layer,
         activation=activation,
-        mean=float(samples.mean()),
-        std=float(samples.std()),
+        mean=mean,
+        std=math.sqrt(float(squares.mean()) / units),
         sparsity=float(inactive.mean()),
         sparse_means=kind.sparse_means,
         dead_units=int(dead.sum()),
@@ -238,43 +246,53 @@ def layer_statistics(
         samples=len(samples),
         non_finite=int((~finite).sum()),
         estimates=_estimates(
-            samples, inactive, power, size.mean(axis=1), np.nonzero(real)[0][finite], len(real)
+            mean,
+            centred.sum(axis=1),
+            squares,
+            inactive.sum(axis=1).astype(np.float64),
+            power,
+            size,
+            units,
+            np.nonzero(real)[0][finite],
+            len(real),
         ),
     )
 
 
 def _estimates(
-    samples: FloatArray,
-    inactive: BoolArray,
+    mean: float,
+    centred: FloatArray,
+    squares: FloatArray,
+    inactive: FloatArray,
     power: FloatArray,
     size: FloatArray,
+    units: int,
     sequence: npt.NDArray[np.intp],
     sequences: int,
 ) -> dict[str, Estimate]:
-    """From ``(M, N)`` samples, and from which sequence each is."""
-    units = samples.shape[1]
+    """From sums over units, ``(M,)`` each, and from which sequence each is.
+
+    ``centred`` and ``squares`` are of the activations less their mean, ``power`` and ``size`` are
+    means of squares and of sizes.
+    """
 
     def summed(values: FloatArray) -> FloatArray:
         total: FloatArray = np.bincount(sequence, values, sequences).astype(np.float64)
         return total
 
-    count = np.bincount(sequence, minlength=sequences).astype(np.float64)
-    mean = samples.mean()
-    centred = samples - mean
-    squares = summed(np.einsum("mn,mn->m", centred, centred))
+    cells = units * np.bincount(sequence, minlength=sequences).astype(np.float64)
+    shift = summed(centred)
     active = power > 0
     sparseness = np.divide(size**2, power, out=np.zeros_like(power), where=active)
     return {
-        "mean": ratio_estimate(summed(samples.sum(axis=1)), units * count),
+        "mean": ratio_estimate(shift + mean * cells, cells),
         "std": jackknife_of_sums(
             sd_of_sums,
-            np.stack([units * count, summed(centred.sum(axis=1)), squares], axis=1),
+            np.stack([cells, shift, summed(squares)], axis=1),
             within=SIZE,
             ratio=True,
         ),
-        "sparsity": ratio_estimate(
-            summed(inactive.sum(axis=1).astype(np.float64)), units * count, within=SHARE
-        ),
+        "sparsity": ratio_estimate(summed(inactive), cells, within=SHARE),
         "treves_rolls": ratio_estimate(
             summed(sparseness), summed(active.astype(np.float64)), within=SHARE
         ),

@@ -224,6 +224,10 @@ def _participation(centred: FloatArray, use: np.ndarray, value: float) -> Estima
     )
 
 
+# Elements of second moments that are held at once.
+_AT_ONCE = 1 << 20
+
+
 def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
     """``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
 
@@ -231,16 +235,29 @@ def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArr
         centred: Around their common mean, 0 where they aren't used.
         use: ``(B, T)``.
     """
-    count = use.sum(axis=1)
+    count, width = use.sum(axis=1), centred.shape[2]
+    flat = centred.reshape(-1, width)
+    total = (flat.T @ flat).astype(np.float64)
+    others = np.maximum(count.sum() - count, 1).astype(np.float64)
     first = centred.sum(axis=1, dtype=np.float64)
-    second = centred.transpose(0, 2, 1) @ centred
-    others = (count.sum() - count).astype(np.float64)
-    mean = (first.sum(axis=0) - first) / np.maximum(others, 1)[:, None]
-    squares, trace = np.empty(len(count)), np.empty(len(count))
-    total = second.sum(axis=0, dtype=np.float64)
-    for b in range(len(count)):
-        left = (total - second[b]) / max(others[b], 1) - np.outer(mean[b], mean[b])
-        squares[b], trace[b] = float(np.vdot(left, left)), float(np.trace(left))
+    mean = (first.sum(axis=0) - first) / others[:, None]
+    size = (mean**2).sum(axis=1)
+    # <S, S_b>, |S_b|^2 and m' S_b m of the second moments S_b of each sequence, some at a time.
+    inner, own, along = np.empty((3, len(count)))
+    some = max(1, _AT_ONCE // width**2)
+    for start in range(0, len(count), some):
+        at = slice(start, start + some)
+        second = centred[at].transpose(0, 2, 1) @ centred[at]
+        rows = second.reshape(len(second), -1)
+        inner[at] = rows @ total.ravel()
+        own[at] = np.einsum("bi,bi->b", rows, rows, dtype=np.float64)
+        along[at] = np.einsum("bi,bi->b", (second @ mean[at, :, None])[..., 0], mean[at])
+    trace = (np.trace(total) - np.einsum("bth,bth->b", centred, centred)) / others - size
+    squares = (
+        (float((total**2).sum()) - 2 * inner + own) / others**2
+        - 2 * (np.einsum("bi,ij,bj->b", mean, total, mean, optimize=True) - along) / others
+        + size**2
+    )
     ratio: FloatArray = np.divide(
         trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0
     )

@@ -85,9 +85,14 @@ def _mean(values: npt.NDArray[Any]) -> float:
 
 
 def _alignment(directions: FloatArray, valid: np.ndarray) -> float:
-    """Mean over steps of the mean cosine between the directions of two different sequences."""
+    """Mean over steps of the mean cosine between the directions of two different sequences.
+
+    Args:
+        directions: ``(B, T, H)``, of length 1, or 0 where not ``valid``.
+        valid: ``(B, T)``.
+    """
     count = valid.sum(axis=0)
-    resultant = np.linalg.norm(np.where(valid[..., None], directions, 0.0).sum(axis=0), axis=-1)
+    resultant = np.linalg.norm(directions.sum(axis=0), axis=-1)
     enough = count >= 2
     # ||sum u||^2 = N + sum over pairs of cosines, so this is the mean over pairs: unbiased, which
     # the resultant length itself is not (it is near 1/sqrt(N) for unrelated directions).
@@ -97,9 +102,9 @@ def _alignment(directions: FloatArray, valid: np.ndarray) -> float:
 
 def _alignment_estimate(directions: FloatArray, valid: np.ndarray, value: float) -> Estimate:
     """Of :func:`_alignment`, by leaving out each sequence."""
-    unit = np.where(valid[..., None], directions, 0.0)
-    resultant = unit.sum(axis=0)
-    square = (resultant**2).sum(axis=-1) - 2 * np.einsum("bth,th->bt", unit, resultant) + valid
+    resultant = directions.sum(axis=0)
+    along = np.einsum("bth,th->bt", directions, resultant)
+    square = (resultant**2).sum(axis=-1) - 2 * along + valid
     count = (valid.sum(axis=0) - valid).astype(np.float64)
     enough = count >= 2
     cosines = (square - count) / np.where(enough, count * (count - 1), 1.0)
@@ -143,10 +148,11 @@ def transition_statistics(
     h = states.astype(np.float64)
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     dt = np.ones((batch, steps)) if time_delta is None else time_delta.astype(np.float64)
-    use = real & np.isfinite(h).all(axis=2)
+    # Sums over units of finite float32 are finite, and none other.
+    use = real & np.isfinite(h.sum(axis=2))
     if initial is not None:
         h = np.concatenate([initial.astype(np.float64)[:, None], h], axis=1)
-        known = np.isfinite(h[:, :1]).all(axis=2)
+        known = np.isfinite(h[:, :1].sum(axis=2))
         real = np.concatenate([np.ones((batch, 1), bool), real], 1)
         use = np.concatenate([known, use], 1)
     else:
@@ -154,20 +160,28 @@ def transition_statistics(
     both_real = real[:, 1:] & real[:, :-1]
     valid = use[:, 1:] & use[:, :-1]
     with np.errstate(invalid="ignore", over="ignore"):
-        dh = np.where(valid[..., None], h[:, 1:] - h[:, :-1], 0.0)
-    norm = np.linalg.norm(dh, axis=-1)
+        dh = h[:, 1:] - h[:, :-1]
+    if not valid.all():
+        dh[~valid] = 0.0
+    norm = np.sqrt(np.einsum("bth,bth->bt", dh, dh))
     magnitudes = np.where(valid, norm, np.nan)
     # Padding may hold any interval, 0 and NaN included.
     dt = np.where(valid, dt, 1.0)
     speeds = np.where(valid, norm / dt, np.nan)
 
-    samples = h[use]
-    largest = float(np.abs(samples).max()) if samples.size else 0.0
+    samples = h.reshape(-1, width) if use.all() else h[use]
+    highest, lowest = (
+        (samples.max(axis=0), samples.min(axis=0)) if samples.size else (np.zeros(1), np.zeros(1))
+    )
+    largest = float(max(highest.max(), -lowest.min()))
     # Directions of rounding errors say nothing.
     moving = valid & (norm > 1e-6 * largest)
-    directions = np.divide(dh, norm[..., None], out=np.zeros_like(dh), where=moving[..., None])
+    unit_speed_max = (np.abs(dh) / dt[..., None]).max(axis=(0, 1), initial=0.0)
+    # 0 for those that don't move; in place.
+    directions = dh
+    directions *= np.divide(1.0, norm, out=np.zeros_like(norm), where=moving)[..., None]
     pairs = moving[:, 1:] & moving[:, :-1]
-    turns = np.where(pairs, (directions[:, 1:] * directions[:, :-1]).sum(axis=-1), 0.0)
+    turns = np.einsum("bth,bth->bt", directions[:, 1:], directions[:, :-1])
 
     count = valid.sum(axis=1)
     present = count > 0
@@ -179,8 +193,7 @@ def transition_statistics(
     unit_sd = np.zeros(width)
     if len(samples):
         # The mean of equal values is rounded: their SD need not come out as 0.
-        moves = samples.max(axis=0) > samples.min(axis=0)
-        unit_sd = np.where(moves, samples.std(axis=0), 0.0)
+        unit_sd = np.where(highest > lowest, samples.std(axis=0), 0.0)
     spread = float(np.linalg.norm(unit_sd))
     all_valid = norm[valid]
     magnitude_mean = _mean(all_valid)
@@ -203,11 +216,15 @@ def transition_statistics(
             np.where(valid, norm / dt, 0.0).sum(axis=1), count, within=SIZE, ratio=True
         ),
     }
+    saturation = float("nan")
     if bound is not None:
-        stuck = (np.abs(h) > SATURATED * bound).sum(axis=2) * use
+        stuck = np.zeros(use.shape, np.intp)
+        if largest > SATURATED * bound:
+            stuck = (np.abs(h) > SATURATED * bound).sum(axis=2) * use
         estimates["saturation"] = ratio_estimate(
             stuck.sum(axis=1), width * use.sum(axis=1), within=SHARE
         )
+        saturation = estimates["saturation"].value
     return TransitionStatistics(
         magnitude_mean=magnitude_mean,
         magnitude_std=float(all_valid.std()) if all_valid.size else float("nan"),
@@ -217,9 +234,9 @@ def transition_statistics(
         direction_persistence=_mean(turns[pairs]),
         speed_mean=_mean(speeds[valid]),
         speed_max=float(speeds[valid].max()) if all_valid.size else float("nan"),
-        unit_speed_max=(np.abs(dh) / dt[..., None]).max(axis=(0, 1), initial=0.0),
+        unit_speed_max=unit_speed_max,
         relative_magnitude=magnitude_mean / spread if spread > 0 else float("nan"),
-        saturation=float("nan") if bound is None else _mean(np.abs(samples) > SATURATED * bound),
+        saturation=saturation,
         dead_units=int(((unit_sd <= DEAD * np.median(unit_sd)) | (unit_sd == 0)).sum())
         if len(samples)
         else 0,
