@@ -10,7 +10,6 @@ is there already.
 
 from __future__ import annotations
 
-import html
 import importlib.util
 import json
 import logging
@@ -183,6 +182,8 @@ def show(text: str, *, verbose: bool | None = None) -> None:
 
 def _displayed(text: str) -> bool:
     """Whether the notebook shows it, with links that can be clicked and commands to be copied."""
+    import html
+
     display = getattr(sys.modules.get("IPython.display"), "display", None)
     if display is None:
         return False
