@@ -140,7 +140,7 @@ def script(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], within: float = 20) -> tuple[str, str]:
+def finish(process: subprocess.Popen[str], within: float = 60) -> tuple[str, str]:
     try:
         return process.communicate(timeout=within)
     finally:
