@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from unittest import mock
 
 import mlx.core as mx
@@ -82,6 +83,29 @@ def test_gradients_are_those_of_the_plain_model(kind: str, on_three_streams: moc
         np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-7)
     states = model.first(x, dt)[0]
     np.testing.assert_allclose(seen.states[0].values, np.array(states), rtol=1e-5, atol=1e-6)
+
+
+def test_looks_on_ever_new_threads_make_no_ever_new_streams(on_three_streams: mock.Mock) -> None:
+    model, held_out = Net("CfC"), batch()
+    instrument = Instrument(model, held_out)
+    found: list[np.ndarray] = []
+
+    def look() -> None:
+        with undisturbed(model):
+            found.append(Observation(instrument, 1, {Need.INPUT_GRADIENT}).input_gradient)
+
+    with (
+        mock.patch.object(abreast, "_all", []),
+        mock.patch.object(mx, "new_stream", wraps=mx.new_stream) as made,
+    ):
+        for _ in range(6):
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+    assert made.call_count == 4 * 2
+    assert len(found) == 6
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-7)
 
 
 class Cell(nn.Module):
