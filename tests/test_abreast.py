@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from unittest import mock
 
 import mlx.core as mx
@@ -82,6 +83,80 @@ def test_gradients_are_those_of_the_plain_model(kind: str, on_three_streams: moc
         np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-7)
     states = model.first(x, dt)[0]
     np.testing.assert_allclose(seen.states[0].values, np.array(states), rtol=1e-5, atol=1e-6)
+
+
+def test_looks_on_ever_new_threads_make_no_ever_new_streams(on_three_streams: mock.Mock) -> None:
+    model, held_out = Net("CfC"), batch()
+    instrument = Instrument(model, held_out)
+    found: list[np.ndarray] = []
+
+    def look() -> None:
+        with undisturbed(model):
+            found.append(Observation(instrument, 1, {Need.INPUT_GRADIENT}).input_gradient)
+
+    with (
+        mock.patch.object(abreast, "_all", []),
+        mock.patch.object(mx, "new_stream", wraps=mx.new_stream) as made,
+    ):
+        for _ in range(6):
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+    assert made.call_count == 4 * 2
+    assert len(found) == 6
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-7)
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(F + H, H)
+
+    def __call__(self, x: mx.array, state: mx.array) -> mx.array:
+        return mx.tanh(self.layer(mx.concatenate([x, state], axis=-1)))
+
+
+class GoesOn(nn.Module):
+    """Starts from the state of the last call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Cell()
+        self.last = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        fits = self.last is not None and len(self.last) == len(x)
+        states = [self.last if fits else mx.zeros((len(x), H))]
+        for step in range(x.shape[1]):
+            states.append(self.cell(x[:, step], states[-1]))
+        self.last = states[-1]
+        return mx.stack(states[1:], axis=1)
+
+
+class Centred(nn.Module):
+    """Takes the mean of the batch away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = CfC(F, H)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.whole(x - x.mean(axis=0))[0]
+
+
+@pytest.mark.parametrize("kind", [GoesOn, Centred])
+def test_sequences_that_have_to_do_with_each_other_stay_together(
+    kind: type[nn.Module], on_three_streams: mock.Mock
+) -> None:
+    model, held_out = kind(), ncp.HeldOutBatch(batch().inputs)
+    with undisturbed(model):
+        expected = np.array(model(held_out.inputs))
+    instrument = Instrument(model, held_out, target=0)
+    with undisturbed(model):
+        seen = Observation(instrument, 1, frozenset())
+    np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
+    assert on_three_streams.call_count == 0
 
 
 def test_what_is_too_small_stays_whole() -> None:

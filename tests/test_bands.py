@@ -128,6 +128,23 @@ def test_layout_is_written_when_a_tag_is_new_and_is_bounded(tmp_path: Path) -> N
     assert sum(tag.startswith("intervals/") for tag in scalars) == 3 * 48
 
 
+@pytest.mark.parametrize("charted", [(True, False), (False, True)])
+def test_a_band_whose_chart_comes_or_goes_with_a_resumed_run_is_read_whole(
+    tmp_path: Path, charted: tuple[bool, bool]
+) -> None:
+    for first, chart in zip((1, 4), charted, strict=True):
+        writer = TensorBoardWriter(tmp_path, first_step=first)
+        for step in range(first, first + 4):
+            value = float(step)
+            writer.write(step, [Scalar("a/x", value, interval=(value - 1, value + 1), chart=chart)])
+        writer.close()
+    found = read_run(tmp_path).intervals["a/x"]
+    steps = np.arange(1, 8)
+    np.testing.assert_array_equal(found.steps, steps)
+    np.testing.assert_array_equal(found.low, steps - 1)
+    np.testing.assert_array_equal(found.high, steps + 1)
+
+
 @given(st.lists(st.tuples(NUMBERS, BOUNDS), max_size=8), st.booleans())
 def test_a_band_that_nobody_charts_is_kept(
     points: list[tuple[float, tuple[float, float] | None]], chart: bool

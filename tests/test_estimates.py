@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -627,3 +629,12 @@ def test_an_estimate_survives_an_interruption(rng, ratio):
     before, now = (mean_estimate(v, within=ANY, ratio=ratio) for v in rng.gamma(5.0, size=(2, 9)))
     again = Estimate.from_state(before.to_state())
     close(now.change(again), now.change(before), rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_too_large_for_a_state_are_kept_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        now = mean_estimate(np.array([1e300, 2e300, 4e300]))
+        before = Estimate.from_state(json.loads(json.dumps(now.to_state())))
+        assert now.change(before) is None
+        assert changed_beyond_chance([(before, now)]) == [False]

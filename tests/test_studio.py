@@ -103,6 +103,52 @@ def test_it_ends_with_the_writer(tmp_path: Path) -> None:
     assert writer.tally.figures == 2
 
 
+def test_one_that_is_stuck_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, studio: Studio
+) -> None:
+    before = studio.png("tag", plot_feature_importance, IMPORTANCE, {})
+    monkeypatch.setattr("ncp_callbacks.plots.studio._LONGEST", 0.5)
+    process = studio._process
+    process.send_signal(signal.SIGSTOP)
+    with caplog.at_level(logging.INFO, "ncp_callbacks"):
+        assert studio.png("tag", plot_feature_importance, IMPORTANCE, {}) == before
+    assert process.returncode == -signal.SIGKILL
+    assert "drawn by a thread" in caplog.text
+
+
+def test_one_that_is_stuck_does_not_outlive_the_writer(tmp_path: Path) -> None:
+    writer = ncp.TensorBoardWriter(tmp_path, patience=1.0)
+    writer.write(1, [ncp.Figure("a/b", plot_feature_importance, IMPORTANCE)])
+    writer.flush()
+    process = writer._pump._encoder._studio._process
+    process.send_signal(signal.SIGSTOP)
+    writer.write(2, [ncp.Figure("a/b", plot_feature_importance, IMPORTANCE)])
+    since = time.monotonic()
+    writer.close()
+    assert time.monotonic() - since < 5.0
+    assert isinstance(writer.failure, TimeoutError)
+    assert process.wait(5.0) == -signal.SIGKILL
+
+
+def test_it_ends_while_a_fork_holds_its_pipe(studio: Studio) -> None:
+    studio.png("tag", plot_feature_importance, IMPORTANCE, {})
+    process = studio._process
+    held = os.dup(process.stdin.fileno())  # As a fork does, that of a data loader.
+    try:
+        studio.close()
+    finally:
+        os.close(held)
+    assert process.returncode == 0
+
+
+def test_a_frozen_application_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    studio = Studio()
+    png = studio.png("tag", plot_feature_importance, IMPORTANCE, {})
+    assert png == Drawer().png("tag", plot_feature_importance, IMPORTANCE, {})
+    assert studio._process is None
+
+
 _SCRIPT = """
 import sys, time
 import numpy as np, ncp_callbacks as ncp

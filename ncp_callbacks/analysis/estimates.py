@@ -152,9 +152,11 @@ class Estimate:
 
     def to_state(self) -> dict[str, Any]:
         """What :meth:`change` needs, as plain numbers and a list."""
+        with np.errstate(over="ignore"):  # Then there is no change to be had.
+            effects = np.asarray(self.effects, np.float32)
         return {
             "value": self.value,
-            "effects": np.asarray(self.effects, np.float32).tolist(),
+            "effects": effects.tolist(),
             "ratio": self.ratio,
         }
 

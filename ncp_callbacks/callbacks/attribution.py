@@ -147,9 +147,10 @@ class GradientAttribution(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._shown = None if state["shown"] is None else list(state["shown"])
-        self._charts = None if state["charts"] is None else list(state["charts"])
+        charts = state.get("charts")
+        self._charts = None if charts is None else list(charts)
         self._limit = GrowingLimit(float(state["limit"]))
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
         previous = state["previous"]
         self._previous = None if previous is None else np.asarray(previous)
 

@@ -79,7 +79,7 @@ class BackboneActivations(Callback):
             layer: (GrowingLimit(float(below)), GrowingLimit(float(above)))
             for layer, (below, above) in state["limits"].items()
         }
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         layers = observation.activations

@@ -41,6 +41,7 @@ class Changes:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` gave; nothing, as of callbacks that had none, is a start."""
         self._batch = {group: int(of["batch"]) for group, of in state.items()}
         self._before = {
             group: {name: Estimate.from_state(s) for name, s in of["numbers"].items()}

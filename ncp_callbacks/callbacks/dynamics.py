@@ -161,7 +161,7 @@ class Dynamics(Callback):
             {cell: np.asarray(values, np.float32) for cell, values in state[key].items()}
             for key in ("first", "previous", "memory")
         )
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
         self._speeds = {cell: GrowingLimit(float(v)) for cell, v in state["speeds"].items()}
         self._decades = {
             cell: (GrowingLimit(float(below)), GrowingLimit(float(above)))

@@ -109,7 +109,7 @@ class OutputTime(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limits = {name: GrowingLimit(float(v)) for name, v in state["limits"].items()}
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         named = observation.every_step

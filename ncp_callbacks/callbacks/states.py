@@ -124,7 +124,7 @@ class StateSpace(Callback):
         }
         self._refits = {cell: int(n) for cell, n in state["refits"].items()}
         self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states

@@ -104,10 +104,13 @@ class TimeSensitivity(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limit = GrowingLimit(float(state["limit"]))
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
         first = state["first"]
         if first is not None:
             first = {k: np.asarray(v) if isinstance(v, list) else v for k, v in first.items()}
+            # Looks of earlier versions had none.
+            first.setdefault("by_sequence", np.empty((len(first["scales"]), 0)))
+            first.setdefault("interval", np.empty((2, 0)))
         self._first = None if first is None else TimeSensitivityResult(**first)
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:

@@ -152,7 +152,7 @@ class TimeConstants(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._first = {cell: np.asarray(v, np.float32) for cell, v in state["first"].items()}
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
         self._decades = {
             cell: (int(low), int(high)) for cell, (low, high) in state["decades"].items()
         }

@@ -95,7 +95,7 @@ class StateTransitions(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
         self._unbounded = set(state["unbounded"])
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states

@@ -128,7 +128,7 @@ class Wiring(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
-        self._changes.load(state["changes"])
+        self._changes.load(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states

@@ -24,6 +24,9 @@ _LEAST_FORWARD, _LEAST_GRADIENT = 350_000, 1_200_000
 _MOST = 4
 
 _own = threading.local()
+# Those of all threads. Where each look is on a thread of its own, they must not become ever more.
+_all: list[list[mx.Stream]] = []
+_MOST_THREADS = 4
 
 
 class Evaluable(Protocol):
@@ -42,11 +45,13 @@ P = TypeVar("P", bound=Evaluable)
 def ways(work: int, *, gradient: bool) -> int:
     """In how many parts a pass is best divided, 1 on other devices than the CPU.
 
+    Also 1 on the fifth and later threads of a process that ask.
+
     Args:
         work: Parameters of the model's cells times sequences.
         gradient: Whether it gives gradients, whose many small operations are dearer to start.
     """
-    if mx.default_device() != mx.Device(mx.cpu):
+    if mx.default_device() != mx.Device(mx.cpu) or not _may_have_streams():
         return 1
     return max(1, min(_cores(), _MOST, work // (_LEAST_GRADIENT if gradient else _LEAST_FORWARD)))
 
@@ -75,10 +80,18 @@ def _streams(count: int) -> list[mx.Stream]:
     A stream belongs to the thread that made it.
     """
     device = mx.default_device()
-    more: list[mx.Stream] = vars(_own).setdefault("streams", [])
+    if not hasattr(_own, "streams"):
+        _own.streams = []
+        _all.append(_own.streams)
+    more: list[mx.Stream] = _own.streams
     while len(more) < count - 1:
         more.append(mx.new_stream(device))
     return [mx.default_stream(device), *more[: count - 1]]
+
+
+def _may_have_streams() -> bool:
+    """Whether this thread has some or may still get some."""
+    return hasattr(_own, "streams") or len(_all) < _MOST_THREADS
 
 
 def _cores() -> int:

@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import HeldOutBatch
+from ..held_out import HeldOutBatch, to_numpy
 from .abreast import ways
 from .capture import Around, Tap, subnormal_flush
 from .conventions import Calling, Forward, find_calling
@@ -263,6 +263,7 @@ class Instrument:
             self._modules = len(modules(model))
             self._weight = self._weigh()
             evaluation_mode(model)
+            self._apart = self._most_ways() == 1 or self._sequences_keep_apart()
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
             if target == "loss" or callable(target):
@@ -289,9 +290,34 @@ class Instrument:
         arrays = (array for m in inside.values() for _, array in leaves(dict(m)))
         return sum({id(array): array.size for array in arrays}.values())
 
+    def _most_ways(self) -> int:
+        """In how many parts a pass of the whole batch would be divided."""
+        return ways(self.whole_batch * self._weight, gradient=False)
+
+    def _sequences_keep_apart(self) -> bool:
+        """Whether a part of the batch gives what it gives within the batch.
+
+        It doesn't where a model goes on from the state of its last call, or has to do with means
+        over the batch.
+        """
+        if self.one_batch_size or self.whole_batch < 2:
+            return True
+        half = 2 if self.whole_batch >= 4 else 1
+        with undisturbed(self.model):
+            whole, *halves = (
+                part.outputs(part.sequence(), part.time_delta)
+                for part in map(
+                    self._of, (slice(0, 2 * half), slice(0, half), slice(half, 2 * half))
+                )
+            )
+            a, b = to_numpy(whole), to_numpy(mx.concatenate(halves))
+        scale = float(np.nanmax(np.abs(a), initial=0.0))
+        close = 0.1 if whole.dtype in (mx.float16, mx.bfloat16) else 1e-3
+        return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=close * scale, equal_nan=True)
+
     def ways(self, rows: int, *, gradient: bool) -> int:
         """In how many parts a pass of so many sequences is best divided; see :mod:`~.abreast`."""
-        return min(ways(rows * self._weight, gradient=gradient), rows)
+        return min(ways(rows * self._weight, gradient=gradient), rows) if self._apart else 1
 
     @property
     def divisible(self) -> bool:
@@ -300,9 +326,14 @@ class Instrument:
 
     def take(self, rows: slice | npt.NDArray[np.intp]) -> Instrument:
         """The same for some sequences of the batch."""
+        part = self._of(rows)
+        part.target = Target(*self._wanted, part.held_out, self.calling)
+        return part
+
+    def _of(self, rows: slice | npt.NDArray[np.intp]) -> Instrument:
+        """The same, which has no target yet."""
         part = copy.copy(self)
         part.held_out = self.held_out.take(rows)
-        part.target = Target(*self._wanted, part.held_out, self.calling)
         return part
 
     def small(self) -> Instrument:

@@ -19,8 +19,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from .drawer import SHEETS, Drawer
@@ -40,6 +41,8 @@ _START = (
 )
 # Training and its data go first.
 _NICE = 5
+# Seconds. A picture takes a fraction of one, the first one a few; a process may also be stopped.
+_LONGEST = 25.0
 _PATIENCE = 2.0
 
 
@@ -50,15 +53,16 @@ class DrawingError(RuntimeError):
 class Studio:
     """Draws pictures of many tags, as :class:`~.drawer.Drawer`; for the use of one thread.
 
-    The process is started for the first picture. Where it can't be started, or dies, and for plot
-    functions of others, which it may not be able to import, pictures are drawn here.
+    The process is started for the first picture. Where it can't be started, dies or gets stuck, and
+    for plot functions of others, which it may not be able to import, pictures are drawn here.
 
     Args:
         process: Whether to have a process at all.
     """
 
     def __init__(self, *, process: bool = True) -> None:
-        self._wanted = process and bool(sys.executable)
+        # In a frozen application the executable is the user's program.
+        self._wanted = process and bool(sys.executable) and not getattr(sys, "frozen", False)
         self._process: subprocess.Popen[bytes] | None = None
         self._drawer: Drawer | None = None
 
@@ -90,19 +94,29 @@ class Studio:
         to, back = self._process.stdin, self._process.stdout
         assert to is not None
         assert back is not None
-        to.write(message)
-        to.flush()
-        drawn, result = pickle.load(back)
+        with _killed_after(_LONGEST, self._process):
+            to.write(message)
+            to.flush()
+            drawn, result = pickle.load(back)
         if not drawn:
             raise DrawingError(result)
         png: bytes = result
         return png
+
+    def kill(self) -> None:
+        """End the process at once, also while another thread waits for its picture."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process, if there is one."""
         process, self._process = self._process, None
         if process is None:
             return
+        with contextlib.suppress(OSError, ValueError):
+            # The end of the pipe doesn't come while a fork of this process has it, too.
+            pickle.dump(None, process.stdin)  # type: ignore[arg-type]
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 if pipe is not None:
@@ -114,7 +128,21 @@ class Studio:
             process.wait()
 
 
+@contextlib.contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    # No thread starts while the interpreter shuts down; then `close` of the log gives up in time.
+    with contextlib.suppress(RuntimeError):
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _started() -> subprocess.Popen[bytes]:
+    search_path = [os.path.abspath(p) for p in sys.path]
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", _START],
         stdin=subprocess.PIPE,
@@ -124,7 +152,7 @@ def _started() -> subprocess.Popen[bytes]:
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )
     assert process.stdin is not None
-    pickle.dump([os.path.abspath(p) for p in sys.path], process.stdin)
+    pickle.dump(search_path, process.stdin)
     return process
 
 
@@ -140,12 +168,14 @@ def serve() -> None:
     drawer = Drawer()
     while True:
         try:
-            tag, plot, data, options = pickle.load(work)
+            picture = pickle.load(work)
         except EOFError:
+            return
+        if picture is None:
             return
         result: tuple[bool, bytes | str]
         try:
-            result = True, drawer.png(tag, plot, data, options)
+            result = True, drawer.png(*picture)
         except Exception:
             result = False, traceback.format_exc()
         try:

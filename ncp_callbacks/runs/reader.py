@@ -201,7 +201,9 @@ class _Log:
                 values = np.array([value for _, value in points], np.float64)
                 order = np.argsort(steps, kind="stable")
                 scalars[tag] = Scalars(steps[order], values[order])
-        intervals = _taken_out(scalars) | self._without_chart(scalars)
+        intervals = _taken_out(scalars)
+        for tag, later in self._without_chart(scalars).items():
+            intervals[tag] = _joined(intervals[tag], later) if tag in intervals else later
         others = {
             kind: {
                 tag: dict(sorted(dict(points).items())) for tag, points in tags.items() if points
@@ -322,6 +324,17 @@ class _Log:
             self._points["texts"][tag].append((step, _text(value.tensor)))
         elif plugin == "hparams":
             self._hparams.update(_hparams(value.metadata.plugin_data.content))
+
+
+def _joined(charted: Band, others: Band) -> Band:
+    """A band whose chart came or went when its run was resumed."""
+    steps = np.concatenate([charted.steps, others.steps])
+    order = np.argsort(steps, kind="stable")
+    low, high = (
+        np.concatenate(bounds)[order]
+        for bounds in ((charted.low, others.low), (charted.high, others.high))
+    )
+    return Band(steps[order], low, high)
 
 
 def _taken_out(scalars: dict[str, Scalars]) -> dict[str, Band]:

@@ -118,6 +118,10 @@ class Encoder:
         """End the process that draws."""
         self._studio.close()
 
+    def kill(self) -> None:
+        """The same at once, and on any thread."""
+        self._studio.kill()
+
     @property
     def layout_changed(self) -> bool:
         """Whether there is a scalar with an interval that the last layout didn't have."""

@@ -215,6 +215,8 @@ class Pump:
             self.failure = TimeoutError(f"writing made no progress for {self._patience} s")
             logger.error("closing the log got stuck at step %d; the rest is lost", self._step)
             self._end()
+            # One that is stopped wouldn't notice the end of this process.
+            self._encoder.kill()
             atexit.unregister(self.close)
 
     def abandon(self) -> None:
