@@ -231,8 +231,6 @@ def _draw_map(
         resample=True,
         zorder=ABOVE,
     )
-    if not few:  # What is averaged over rows would be blurred over columns.
-        columns = np.repeat(columns, max(1, int(panel.box[2] // count)), axis=1)
     image.set_data(np.ma.masked_invalid(columns))
     panel.add(image)
     return ENDS[signed]
