@@ -18,6 +18,7 @@ from promises import STANDARD, promised
 
 import ncp_callbacks as ncp
 from ncp_callbacks.announce import link
+from ncp_callbacks.cli import main
 from ncp_callbacks.models import CfC
 
 playwright = pytest.importorskip(
@@ -230,3 +231,25 @@ def test_the_projector_shows_the_last_points(board: Board, page: Any) -> None:
     playwright.expect(inner.locator(".numDataPoints")).to_have_text(str(16 * 6))
     found = inner.get_by_role("button", name=re.compile("tensors? found"))
     playwright.expect(found).to_have_value(f"hidden/states (step {LOOKS[-1]})")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_comparison_is_read_in_the_dark_and_on_a_phone(
+    log_dir: Path, page: Any, tmp_path: Path, scheme: str, width: int
+) -> None:
+    copy = tmp_path / ("another run with a name that is much too long for a phone " + "x" * 60)
+    shutil.copytree(log_dir / RUN, copy)
+    assert main(["compare", str(log_dir / RUN), str(copy), "--out", str(tmp_path)]) == 0
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto((tmp_path / "compare.html").as_uri())
+    playwright.expect(page.locator("img").first).to_be_visible()
+    # What is too wide scrolls in itself.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    style = "getComputedStyle(document.body)"
+    ink, paper = (
+        sum(map(int, re.findall(r"\d+", page.evaluate(f"{style}.{name}"))[:3]))
+        for name in ("color", "backgroundColor")
+    )
+    assert (paper < 150 < 500 < ink) if scheme == "dark" else (ink < 150 < 700 < paper)

@@ -33,6 +33,7 @@ from ncp_callbacks.runs.document import document
 from ncp_callbacks.runs.find import Group
 from ncp_callbacks.runs.render import plain
 from ncp_callbacks.runs.rules import Rule, broken_rules
+from ncp_callbacks.runs.scalars import compare_scalars, significance
 from ncp_callbacks.writers import TensorBoardWriter
 
 SCALES = np.array([0.5, 1.0, 2.0, 5.0])
@@ -899,3 +900,21 @@ def test_what_looking_cost_comes_last_however_much_it_changed(tmp_path: Path) ->
     result = compare_runs([tmp_path / "a", tmp_path / "b"])
     assert [row.tag for row in result.scalars] == ["hidden/pc1_share", "monitor/share"]
     assert "+4,8" in plain(document(result))
+
+
+def test_bookkeeping_comes_last_and_is_no_test_unless_it_was_asked_for() -> None:
+    rng, models = np.random.default_rng(4), ["attribution/entropy", "val/loss_change"]
+    aside = ["monitor/share", "states/numbers_changed", "states/path_change", "time/nonfinite"]
+    groups = [simulated(rng, 3, [*aside, *models]) for _ in range(2)]
+    rows, _, _ = compare_scalars(groups, [*aside, *models], until=100, last=5)
+    assert {row.tag for row in rows[:2]} == set(models)
+    assert {row.tag for row in rows[2:]} == set(aside)
+    assert all(row.changes[0].p is None and row.changes[0].p_holm is None for row in rows[2:])
+    known = [row.changes[0] for row in rows[:2]]
+    assert [c.p_holm for c in known] == pytest.approx(
+        stats.holm([c.p for c in known if c.p is not None])
+    )
+    assert "for 2 tests" in significance(groups, rows)
+    chosen, _, _ = compare_scalars(groups, aside, until=100, last=5, chosen=True)
+    assert all(row.changes[0].p_holm is not None for row in chosen)
+    assert "for 4 tests" in significance(groups, chosen)

@@ -1027,3 +1027,17 @@ def test_the_share_of_intervals_stands_below_the_map() -> None:
     assert result.intervals_share == pytest.approx(0.5)
     assert "intervals 50%" in words(plot_feature_importance(result))
     assert "intervals" not in words(plot_feature_importance(importance()))
+
+
+def test_a_notebook_shows_results_as_their_figures() -> None:
+    each = [
+        (importance(), plot_feature_importance),
+        (sensitivity(), plot_time_sensitivity),
+        (states(), plot_state_space),
+        (BackboneReport((layer(),)), plot_unit_activity),
+    ]
+    for result, plot in each:
+        assert result._repr_png_() == to_png(plot(result))
+    # What has no figure keeps its text.
+    assert layer()._repr_png_() is None
+    assert BackboneReport(())._repr_png_() is None

@@ -61,6 +61,8 @@ class TemporalImportance(ArrayResult):
         nodes: Gradients spent on the sequence that took most (forward passes, for occlusion).
     """
 
+    _plot = "plot_feature_importance"
+
     importance: FloatArray
     signed: FloatArray
     sign_agreement: FloatArray

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .estimates import SHARE, SIZE, Estimate, jackknife_of_sums, ratio_estimate, sd_of_sums
-from .results import FloatArray, MappingResult
+from .results import FloatArray, MappingResult, Pictured
 
 __all__ = [
     "ACTIVATIONS",
@@ -160,10 +160,15 @@ class LayerStatistics(MappingResult):
 
 
 @dataclass(frozen=True, eq=False)
-class BackboneReport(Sequence[LayerStatistics]):
+class BackboneReport(Pictured, Sequence[LayerStatistics]):
     """One :class:`LayerStatistics` per layer, in the order of the forward pass."""
 
+    _plot = "plot_unit_activity"
+
     layers: tuple[LayerStatistics, ...]
+
+    def _repr_png_(self) -> bytes | None:
+        return super()._repr_png_() if self.layers else None
 
     @overload
     def __getitem__(self, index: int) -> LayerStatistics: ...

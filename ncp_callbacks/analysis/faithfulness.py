@@ -53,6 +53,8 @@ class Deletion(MappingResult):
         non_finite: How many were left out because of NaN or infinity.
     """
 
+    _plot = "plot_faithfulness"
+
     shares: FloatArray
     decreasing: FloatArray
     increasing: FloatArray

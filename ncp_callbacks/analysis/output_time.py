@@ -50,6 +50,8 @@ class OutputTime(ArrayResult):
             are known.
     """
 
+    _plot = "plot_output_time"
+
     steps: npt.NDArray[np.intp]
     influence: FloatArray
     future_share: float

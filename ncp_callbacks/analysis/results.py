@@ -18,7 +18,21 @@ __all__ = ["ArrayResult", "FloatArray", "MappingResult"]
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
-class MappingResult(Mapping[str, Any]):
+class Pictured:
+    """What a notebook shows as the figure that :mod:`ncp_callbacks.plots` makes of it."""
+
+    _plot = ""  # Name of the function that draws it; matplotlib waits until it is shown.
+
+    def _repr_png_(self) -> bytes | None:
+        if not self._plot:
+            return None
+        from .. import plots
+
+        png: bytes = plots.to_png(getattr(plots, self._plot)(self))
+        return png
+
+
+class MappingResult(Pictured, Mapping[str, Any]):
     """A dataclass that also reads like the dict of its fields: ``result["scales"]``."""
 
     def _names(self) -> tuple[str, ...]:
@@ -45,7 +59,7 @@ class MappingResult(Mapping[str, Any]):
         return dict(self)
 
 
-class ArrayResult(NDArrayOperatorsMixin):
+class ArrayResult(Pictured, NDArrayOperatorsMixin):
     """A dataclass that stands for its main array wherever numpy wants one.
 
     ``np.asarray(result)``, ``mx.array(result)``, ``result[0]``, ``result / 2``, ``len(result)`` and

@@ -56,6 +56,8 @@ class Cascade(MappingResult):
         estimates: Of both, by name, with their intervals over sequences, as far as they are known.
     """
 
+    _plot = "plot_sanity"
+
     stages: tuple[str, ...]
     rank_correlation: FloatArray
     cosine: FloatArray

@@ -57,6 +57,8 @@ class StateSpace(ArrayResult):
             number itself where that is biased.
     """
 
+    _plot = "plot_state_space"
+
     scores: FloatArray
     basis: Basis
     axis_variance_ratio: FloatArray

@@ -42,6 +42,8 @@ class TimeSensitivity(MappingResult):
             where the target has no SD. 0 where nothing moved, NaN where there are none.
     """
 
+    _plot = "plot_time_sensitivity"
+
     scales: FloatArray
     sensitivities: FloatArray
     rms_change: FloatArray

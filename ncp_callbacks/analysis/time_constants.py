@@ -293,6 +293,8 @@ class UnitTimeConstants(ArrayResult):
         cell: Name of the recurrent cell.
     """
 
+    _plot = "plot_time_constants"
+
     values: FloatArray
     kind: str
     quantiles: FloatArray

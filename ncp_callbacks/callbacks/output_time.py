@@ -16,6 +16,7 @@ from ..analysis.output_time import binned, output_steps, output_time
 from ..instrument import NothingToObserve
 from ..observation import Observation
 from ..plots import plot_feature_importance, plot_output_time
+from ..plots.output_time import needed_share
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
 from .base import Callback, GrowingLimit, estimated, few, non_finite
@@ -213,15 +214,18 @@ class OutputTime(Callback):
 
     def _matrix(self, result: OutputTimeResult, group: str, observation: Observation) -> Record:
         limits, (influence, _) = self._limits, binned(result.influence)
-        profiles = [result.profile, *([] if result.time_profile is None else [result.time_profile])]
+        lag = limits["lag"].covering(result.reach)
+        profiles = [needed_share(result, lag)]
+        if result.time_profile is not None:
+            profiles.append(float(np.nanmax(result.time_profile)))
         return Figure(
             f"{group}/matrix",
             plot_output_time,
             result,
             {
                 "limit": limits["influence"].covering(float(np.nanmax(influence))),
-                "share": limits["share"].covering(max(float(np.nanmax(p)) for p in profiles)),
-                "lag": limits["lag"].covering(result.reach),
+                "share": limits["share"].covering(max(profiles)),
+                "lag": lag,
                 "step": observation.step,
             },
             f"Mean absolute input × gradient of the {result.target}, input step by output step; "

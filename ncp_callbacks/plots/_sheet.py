@@ -244,9 +244,13 @@ class Sheet:
     def title(self, *parts: str, step: int | None = None) -> None:
         # The number is a text of its own, since it is new in every picture.
         number = "" if step is None else f"{int(step):,}"
-        title = " · ".join(p for p in (*parts, number and "step") if p)
+        last = "step" if number else ""
+        title = " · ".join(p for p in (*parts, last) if p)
         room = WIDTH - 2 * LEFT - self.width(" " + "0" * len(number))
-        title = self.shorten(title, room)
+        if self.width(title) > room:
+            last = last and f" · {last}"
+            text = " · ".join(p for p in parts if p)
+            title = self.shorten(text, room - self.width(last)) + last
         self.text(LEFT, TITLE_Y, title)
         if number:
             self.text(LEFT + self.width(title) + self.space, TITLE_Y, number)
@@ -392,6 +396,42 @@ def integer_ticks(last: int, most: int) -> list[int]:
         return [0]
     step = max(1, int(nice_limit(last / most)))
     return list(range(0, last + 1, step))
+
+
+def fitting(sheet: Sheet, ticks: Sequence[int], width: float, span: float) -> list[int]:
+    """Every so manieth of evenly spaced ticks, so that their labels have room on an axis.
+
+    Args:
+        sheet: Measures the labels.
+        ticks: Places of the ticks.
+        width: Pixels of the axis.
+        span: What it spans, in the unit of the ticks.
+    """
+    every = 1
+    while every < len(ticks):
+        room = (ticks[every] - ticks[0]) / span * width
+        if room >= max(sheet.width(f"{t:,}") for t in ticks[::every]) + 6:
+            break
+        every += 1
+    return list(ticks[::every])
+
+
+def strongest(values: npt.NDArray[np.float64], rows: int, columns: int) -> tuple[Any, int, int]:
+    """Of each block of cells the value farthest from 0, for at most so many rows and columns.
+
+    Where cells are smaller than pixels, means fade a few strong ones among none. NaN are left out
+    unless there is nothing else. Returns the values, and the height and width of a block.
+    """
+    up, across = (-(-n // most) for n, most in zip(values.shape, (rows, columns), strict=True))
+    padded = np.pad(
+        values, [(0, -values.shape[0] % up), (0, -values.shape[1] % across)],
+        constant_values=np.nan,
+    )  # fmt: skip
+    blocks = padded.reshape(len(padded) // up, up, -1, across).swapaxes(1, 2)
+    flat = blocks.reshape(*blocks.shape[:2], -1)
+    size = np.where(np.isnan(flat), -1.0, np.abs(flat))
+    best = np.take_along_axis(flat, size.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    return best, up, across
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -197,7 +197,7 @@ def _until(memory: Memory) -> str:
         return "no finite Jacobians"
     steps = number(float(f"{memory.steps:.3g}"))
     if memory.unforgotten >= 0.5:
-        return f"above 1/e for all {steps} steps"
+        return "above 1/e after 1 step" if steps == "1" else f"above 1/e for all {steps} steps"
     return f"1/e after {steps} steps"
 
 

@@ -35,6 +35,7 @@ __all__ = ["plot_faithfulness", "rms_curves"]
 Array = npt.NDArray[np.float64]
 
 BOTTOM, TOP = 66, 354
+MOST_MARKERS = 50  # Of more points only the line is drawn.
 
 
 def plot_faithfulness(
@@ -130,10 +131,11 @@ def draw_faithfulness(
         )
         panel.add(Line2D(shares, random.mean(axis=0), zorder=3, **line_style(GREY, 3)))
     panel.add(Line2D(shares, curves[1], zorder=4, **line_style(VERMILION, 3)))
+    marker = "o" if len(shares) <= MOST_MARKERS else ""
     panel.add(
         Line2D(
             shares, curves[0], zorder=5,
-            **{**line_style(BLUE, 4), "marker": "o", "markersize": points(8)},
+            **{**line_style(BLUE, 4), "marker": marker, "markersize": points(8)},
             markerfacecolor=BLUE, markeredgecolor=BLUE, markeredgewidth=points(1.4),
         )
     )  # fmt: skip

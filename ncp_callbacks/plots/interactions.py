@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,8 @@ from ._sheet import (
     number,
     samples,
     shades,
+    spread,
+    strongest,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +40,10 @@ BOTTOM, TOP = 62, 362
 NAMES = 150  # Most pixels for names.
 BARS = 96  # Pixels of the longest bar.
 LISTED = 3  # Pairs in words.
+MOST_LINES = 40  # Cells are not kept apart where there are more rows.
+MOST_CELLS = 150  # Rows and columns of the triangle; of more, the strongest of each block.
+CLOSEST = 21  # Pixels between names of neighbouring rows.
+TOP_LABELS = 5  # Rows with a name, where they are closer.
 ENDS = ("#00224e", "#fee838")  # Colours of the map that stand for 0 and the limit.
 ALONE = "#4d4d4d"
 
@@ -95,11 +102,7 @@ def draw_interactions(
     words = [("■", low), ("0", INK), ("■", high), (number(limit), INK)]
     sheet.target(sheet.words(LEFT, SECOND_Y, words) + 12, target)
     pitch = (TOP - BOTTOM) / count
-    names = [f"{i + 1} {sheet.shorten(name, NAMES)}" for i, name in enumerate(result.names)]
-    end = LEFT + max(map(sheet.width, names))
-    for i, name in enumerate(names):
-        y = TOP - (i + 0.5) * pitch
-        sheet.text(end, y, name, ha="right", va="center_baseline")
+    end = _draw_names(sheet, result.names, alone + together, pitch)
 
     right = WIDTH - LEFT - 4
     left, width = end + 8, right - BARS - 26 - end - 8
@@ -109,8 +112,12 @@ def draw_interactions(
     )
     panel.always("tick_params", left=False, bottom=False)
     _draw_triangle(panel, strength, limit)
-    every = 1 if width / count > sheet.width(str(count)) + 4 else 2
+    every = max(1, int(np.ceil((sheet.width(str(count)) + 4) * count / width)))
+    # The legend of the bars begins here.
+    x = right - BARS - 40
+    half = sheet.width(str(count)) / 2
     shown = np.arange(0, count - 1, every)
+    shown = shown[left + (shown + 0.5) / count * width + half + 4 <= x]
     panel.ticks("x", shown, [str(i + 1) for i in shown], length=0)
     panel.always("set_frame_on", False)
     _name_pairs(sheet, result, strength, left, width, pitch)
@@ -121,10 +128,27 @@ def draw_interactions(
     beside.always("tick_params", left=False, bottom=False)
     _draw_bars(beside, np.zeros(count), alone, ALONE)
     _draw_bars(beside, alone, alone + together, ORANGE)
-    x = right - BARS - 40
     sheet.words(x, 34, [("■", ALONE), ("alone", INK)])
     sheet.words(x, 9, [("■", ORANGE), ("in pairs", INK)])
     sheet.text(left + width / 2, 9, _summary(result), ha="center")
+
+
+def _draw_names(sheet: Sheet, names: Sequence[str], strength: Array, pitch: float) -> float:
+    """Numbers and names of the rows, of the strongest where there are many; returns their end."""
+    rows = [TOP - (i + 0.5) * pitch for i in range(len(names))]
+    short = [f"{i + 1} {sheet.shorten(name, NAMES)}" for i, name in enumerate(names)]
+    end = LEFT + max(map(sheet.width, short))
+    many = len(names) * CLOSEST > TOP - BOTTOM
+    shown = list(range(len(names)))
+    if many:
+        order = np.argsort(-np.nan_to_num(strength), kind="stable")
+        shown = sorted(int(i) for i in order[:TOP_LABELS])
+    at = spread([rows[i] for i in shown], LINE_HEIGHT, BOTTOM + 9, TOP - 9) if many else rows
+    for i, y in zip(shown, at, strict=True):
+        sheet.text(end, y, short[i], ha="right", va="center_baseline")
+        if many:
+            sheet.line([end + 4, end + 16, end + 21], [y, rows[i], rows[i]], GREY)
+    return end + (14 if many else 0)
 
 
 def _summary(result: Interactions) -> str:
@@ -161,20 +185,24 @@ def _draw_triangle(panel: Panel, strength: Array, limit: float) -> None:
     from ._cells import Cells
 
     count = len(strength)
+    below = np.tril(np.ones((count, count), bool), -1)
+    cells, _, size = strongest(np.where(below, strength, np.nan), MOST_CELLS, MOST_CELLS)
+    shown = len(cells) * size - 0.5
     image = Cells(
         None,  # type: ignore[arg-type]  # It gets its axes when it is added to them.
         cmap=colormaps["cividis"].with_extremes(bad="white"),
         norm=Normalize(0.0, limit),
         interpolation="nearest",
         origin="upper",
-        extent=(-0.5, count - 0.5, count - 0.5, -0.5),
+        extent=(-0.5, shown, shown, -0.5),
         filternorm=True,
         resample=True,
         zorder=ABOVE,
     )
-    below = np.tril(np.ones((count, count), bool), -1)
-    image.set_data(np.ma.masked_array(strength, ~below))
+    image.set_data(np.ma.masked_invalid(cells))
     panel.add(image)
+    if count > MOST_LINES:
+        return
     # White lines keep cells of about the same colour apart.
     at = np.arange(count + 1) - 0.5
     ends = (-0.5, count - 0.5)

@@ -41,6 +41,7 @@ Array = npt.NDArray[np.float64]
 
 BOTTOM, TOP = 62, 362
 MAP = 290  # Pixels of the map's sides.
+MOST_BARS = 60  # Of the first profile.
 GAP = 88  # Between the two profiles, for the words below the upper one.
 ENDS = ("#00224e", "#fee838")  # Colours of the map that stand for 0 and the limit.
 
@@ -90,7 +91,9 @@ def draw_output_time(
     rows, size = binned(result.influence)
     influence = np.asarray(rows, np.float64)
     limit = checked_limit(limit, influence)
-    profiles = [np.asarray(result.profile, np.float64)]
+    last_lag = _last_lag(result, lag)
+    by_lag, together = _by_lag(result.profile, last_lag)
+    profiles = [by_lag]
     if result.time_profile is not None:
         profiles.append(np.asarray(result.time_profile, np.float64))
     share = checked_limit(share, np.concatenate(profiles))
@@ -118,9 +121,7 @@ def draw_output_time(
     width = WIDTH - LEFT - 10 - begin
     split = len(profiles) == 2
     height = (TOP - BOTTOM - GAP) / 2 if split else TOP - BOTTOM
-    at = np.arange(len(profiles[0]) + 1) - 0.5
-    known = result.reach if lag is None else lag
-    last_lag = min(steps - 1, max(1, int(np.ceil(known)) if np.isfinite(known) else 1))
+    at = np.arange(len(by_lag) + 1) * float(together) - 0.5
     # As many ticks as have room.
     lags = next(
         ticks
@@ -129,7 +130,8 @@ def draw_output_time(
     )
     _draw_profile(
         sheet, (begin, TOP - height, width, height), profiles[0], at, share,
-        (-0.5, last_lag + 0.5), lags, "steps before",
+        (-0.5, last_lag + 0.5), lags,
+        "steps before" if together == 1 else f"before, by {together}",
     )  # fmt: skip
     if split and result.time_edges is not None:
         edges = np.asarray(result.time_edges, np.float64)
@@ -140,6 +142,29 @@ def draw_output_time(
             sheet, (begin, BOTTOM, width, height), profiles[1], edges, share,
             (0.0, last), times, "time before",
         )  # fmt: skip
+
+
+def needed_share(result: OutputTime, lag: float | None) -> float:
+    """The highest bar of the first profile, for limits that are to cover it."""
+    return float(np.nanmax(_by_lag(result.profile, _last_lag(result, lag))[0]))
+
+
+def _last_lag(result: OutputTime, lag: float | None) -> int:
+    known = result.reach if lag is None else lag
+    most = len(result.influence) - 1
+    return min(most, max(1, int(np.ceil(known)) if np.isfinite(known) else 1))
+
+
+def _by_lag(profile: npt.ArrayLike, last_lag: int) -> tuple[Array, int]:
+    """Sums of the shares of equally many lags, so that bars are wide enough, and how many.
+
+    Of a thousand lags none has a share that could be seen.
+    """
+    values = np.asarray(profile, np.float64)
+    size = -(-(last_lag + 1) // MOST_BARS)
+    if size == 1:
+        return values, 1
+    return np.add.reduceat(np.nan_to_num(values), np.arange(0, len(values), size)), size
 
 
 def _draw_map(panel: Panel, result: OutputTime, influence: Array, size: int, limit: float) -> None:

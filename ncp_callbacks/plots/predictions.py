@@ -27,6 +27,7 @@ from ._sheet import (
     Panel,
     Sheet,
     checked_limit,
+    fitting,
     integer_ticks,
     line_style,
     number,
@@ -133,10 +134,15 @@ def draw_prediction(
     values = np.asarray(prediction.attribution, np.float64)
     steps = np.asarray(prediction.steps)
     limit = checked_limit(limit, values)
-    label = f" ({prediction.label})" if prediction.label else ""
+    value = number(float(f"{prediction.value:.3g}"))
+    label = ""
+    if prediction.label:
+        # The value comes after it, and matters more.
+        others = f"sequence {prediction.sample} (): {value} · step {step or 0:,}0"
+        label = sheet.shorten(prediction.label, WIDTH - 2 * LEFT - sheet.width(others))
+        label = f" ({label})"
 
     sheet.palette = _palette
-    value = number(float(f"{prediction.value:.3g}"))
     sheet.title(f"sequence {prediction.sample}{label}: {value}", step=step)
     low, high = ENDS
     words = [("■", high), ("raises", INK), ("■", low), ("lowers", INK)]
@@ -174,6 +180,7 @@ def draw_prediction(
     _draw_map(panel, steps, values, limit)
     last, first = int(steps[-1]), int(steps[0])
     ticks = [t for t in integer_ticks(last, 4) if t >= first] or [first]
+    ticks = fitting(sheet, ticks, width, across[1] - across[0])
     labels = [f"{t:,}" for t in ticks]
     if with_states:
         assert state_limit is not None
@@ -220,7 +227,13 @@ def _draw_map(panel: Panel, steps: npt.NDArray[np.intp], values: Array, limit: f
 
     whole = np.full((int(steps[-1] - steps[0]) + 1, values.shape[1]), np.nan)
     whole[steps - steps[0]] = values
-    few = len(whole) <= 200 and values.shape[1] <= 100
+    _, _, width, height = panel.box
+    few = len(whole) <= width and values.shape[1] <= height
+    if not few:
+        # What is averaged in one direction would be blurred in the other.
+        whole = np.repeat(whole, max(1, int(width // len(whole))), axis=0)
+        repeats = max(1, int(height // values.shape[1]))
+        whole = np.repeat(whole, repeats, axis=1)
     image = (Cells if few else AxesImage)(
         None,  # type: ignore[arg-type]  # It gets its axes when it is added to them.
         cmap=colormaps["PuOr_r"].with_extremes(bad=MISSING),

@@ -94,7 +94,9 @@ def draw_time_sensitivity(
     unit = "SD" if in_sd else "target units"
 
     sheet.palette = _palette
-    if result.ignores_time:
+    if (np.asarray(result.scales) == 1).all():
+        sheet.title("no other time scale was tried", step=step)
+    elif result.ignores_time:
         sheet.title("the model ignores time", step=step)
     else:
         sheet.title(f"time sensitivity ±{number(limit)}{' SD' if in_sd else ''}", step=step)

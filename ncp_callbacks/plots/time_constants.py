@@ -172,7 +172,8 @@ def draw_time_constants(
         sheet.text(right + 10, y, name, va="center_baseline", color=color)
     panel.ticks("y", [float(p) for p in powers], labels)
     panel.ticks("x", [0, units], ["", ""], length=0)
-    sheet.text((left + right) / 2, 9, f"{len(median):,} units, sorted", ha="center")
+    count = "1 unit" if len(median) == 1 else f"{len(median):,} units, sorted"
+    sheet.text((left + right) / 2, 9, count, ha="center")
     unit = "time" if timed else "steps"
     sheet.text(LEFT + 18, (BOTTOM + TOP) / 2, unit, ha="center", va="center", rotation=90)
 

@@ -27,6 +27,7 @@ from ._sheet import (
     samples,
     shades,
     spread,
+    strongest,
 )
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ class _Matrix:
             left, bottom, right - left, TOP - bottom, xlim=(0, columns), ylim=(rows, 0)
         )
         panel.always("tick_params", left=False, bottom=False)
-        self._image(panel)
+        block = self._image(panel)
         # Between kinds of neurons.
         borders: list[list[tuple[int, int]]] = []
         height = (TOP - bottom) / rows
@@ -291,31 +292,39 @@ class _Matrix:
             taken = x + room + 10
             at += count
         panel.add(LineCollection(borders, colors=INK, linewidths=points(2), zorder=ABOVE + 0.2))
-        sheet.text((left + right) / 2, 9, "target; rows are sources", ha="center", color=GREY)
+        words = "target; rows are sources"
+        if block != (1, 1):
+            words += f"; strongest of {block[0]} × {block[1]}"
+        sheet.text((left + right) / 2, 9, words, ha="center", color=GREY)
         _legend(sheet, int(np.isfinite(self.values).sum()))
 
-    def _image(self, panel: Panel) -> None:
+    def _image(self, panel: Panel) -> tuple[int, int]:
+        """Draw the cells; returns how many rows and columns share one."""
         from matplotlib import colormaps
         from matplotlib.colors import Normalize
-        from matplotlib.image import AxesImage
 
         from ._cells import Cells
 
         rows, columns = self.values.shape
-        few = rows <= panel.box[3] and columns <= panel.box[2]
-        image = (Cells if few else AxesImage)(
+        _, _, width, height = panel.box
+        # Cells that are smaller are lost among the white ones.
+        most_rows = rows if rows * 2 <= height else int(height / 3)
+        most_columns = columns if columns * 2 <= width else int(width / 3)
+        values, up, across = strongest(self.values, most_rows, most_columns)
+        image = Cells(
             None,  # type: ignore[arg-type]  # It gets its axes when it is added to them.
             cmap=colormaps["PuOr_r"].with_extremes(bad="white"),
             norm=Normalize(-self.limit, self.limit),
-            interpolation="nearest" if few else "antialiased",
+            interpolation="nearest",
             origin="upper",
-            extent=(0, columns, rows, 0),
+            extent=(0, values.shape[1] * across, values.shape[0] * up, 0),
             filternorm=True,
             resample=True,
             zorder=ABOVE,
         )
-        image.set_data(np.ma.masked_invalid(self.values))
+        image.set_data(np.ma.masked_invalid(values))
         panel.add(image)
+        return up, across
 
 
 def _graph_palette() -> Colors:

@@ -82,7 +82,9 @@ def compare_groups(
     scalars = [
         tag for tag in runs[0].scalars if wanted(tag) and all(tag in run.scalars for run in runs)
     ]
-    rows, unchanged, apart = compare_scalars(groups, scalars, until=step, last=last)
+    rows, unchanged, apart = compare_scalars(
+        groups, scalars, until=step, last=last, chosen=tags is not None
+    )
     measures, notes = compare_arrays(groups, wanted, until=step, top=top)
     curves = time_curves(groups, wanted, until=step)
     if not (rows or unchanged or measures):

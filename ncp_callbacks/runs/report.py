@@ -33,28 +33,35 @@ _MOST_RUNS = 6  # Logged pictures in a row.
 _FORMATS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #444; --paper: #fff; --line: #e3e3e3;
+        --over: #f4f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececec; --soft: #b8b8b8; --paper: #1e1e1e; --line: #3c3c3c; --over: #2a2d30; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        margin: 0 auto; max-width: 1340px; padding: 24px; }
+h1, h2, h3, p, code { overflow-wrap: anywhere; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 8px; }
-p { max-width: 90ch; color: #444; margin: 8px 0; }
-.lead { color: #1a1a1a; font-size: 17px; }
+p { max-width: 90ch; color: var(--soft); margin: 8px 0; }
+.lead { color: var(--ink); font-size: 17px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0; }
-th, td { padding: 3px 12px; border-bottom: 1px solid #e3e3e3; text-align: left;
+th, td { padding: 3px 12px; border-bottom: 1px solid var(--line); text-align: left;
          white-space: nowrap; }
-th { border-bottom: 2px solid #1a1a1a; font-weight: 600; }
+th { border-bottom: 2px solid var(--ink); font-weight: 600; }
 .r { text-align: right; }
-tbody tr:hover { background: #f4f6f8; }
+tbody tr:hover { background: var(--over); }
 td[colspan] { font-weight: 600; padding-top: 14px; }
 .figures { display: grid; gap: 16px;
-           grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); }
-.row { display: grid; gap: 16px; margin: 0 0 8px; }
+           grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); }
+.row { display: grid; gap: 16px; margin: 0 0 8px; overflow-x: auto;
+       grid-template-columns: repeat(var(--columns), minmax(200px, 1fr)); }
 figure { margin: 0; }
-img { width: 100%; max-width: 640px; height: auto; border: 1px solid #e3e3e3; }
-figcaption { font-size: 13px; color: #444; }
+img { width: 100%; max-width: 640px; height: auto; border: 1px solid var(--line); }
+figcaption { font-size: 13px; color: var(--soft); overflow-wrap: anywhere; }
 h3 { font-size: 16px; margin: 20px 0 6px; }
-summary { cursor: pointer; color: #444; } code { font-size: 13px; }
+summary { cursor: pointer; color: var(--soft); } code { font-size: 13px; }
+@media (max-width: 640px) { body { padding: 12px; } h1 { font-size: 22px; } }
 """
 
 
@@ -263,8 +270,7 @@ def _pictures(
         ]
         # Steps go side by side where that leaves pictures large enough to read.
         columns = len(cells) if len(cells) <= 4 else len(runs)
-        style = f"grid-template-columns: repeat({columns}, minmax(0, 1fr))"
-        yield f'<div class="row" style="{style}">'
+        yield f'<div class="row" style="--columns: {columns}">'
         yield from cells
         yield "</div>"
 

@@ -20,6 +20,8 @@ __all__ = ["compare_scalars", "scalar_row", "significance"]
 FloatArray = npt.NDArray[np.float64]
 
 _FIRST = re.compile(r"(train|training|val|valid|validation|dev|test|eval)(?=[/_]|$)|loss$")
+# What looking cost, what went in and what was new since the last look say nothing of the models.
+_ASIDE = re.compile(r"monitor/|.*/(numbers_changed|nonfinite|sequences|\w+_change)$")
 
 
 def scalar_row(groups: Sequence[Group], tag: str, *, until: int, last: int) -> ScalarRow | None:
@@ -78,9 +80,13 @@ def _change(a: SideValue, b: SideValue) -> Change:
 
 
 def compare_scalars(
-    groups: Sequence[Group], tags: Sequence[str], *, until: int, last: int
+    groups: Sequence[Group], tags: Sequence[str], *, until: int, last: int, chosen: bool = False
 ) -> tuple[list[ScalarRow], list[str], list[str]]:
-    """Rows, sorted; tags with the same numbers in all runs; tags without common steps."""
+    """Rows, sorted; tags with the same numbers in all runs; tags without common steps.
+
+    Unless tags were ``chosen``, those that say nothing of the models come last and without p, so
+    that they are no tests that Holm should count.
+    """
     rows, unchanged, apart = [], [], []
     for tag in tags:
         row = scalar_row(groups, tag, until=until, last=last)
@@ -89,6 +95,8 @@ def compare_scalars(
         elif len({mean for value in row.values for mean in value.runs}) == 1:
             # Relabelling can't change them either: they are no tests that Holm should count.
             unchanged.append(tag)
+        elif _aside(tag) and not chosen:
+            rows.append(replace(row, changes=tuple(replace(c, p=None) for c in row.changes)))
         else:
             rows.append(row)
     rows.sort(key=_order)
@@ -108,13 +116,16 @@ def _corrected(rows: Sequence[ScalarRow]) -> list[ScalarRow]:
     ]
 
 
+def _aside(tag: str) -> bool:
+    return bool(_ASIDE.match(tag)) and not _FIRST.match(tag)
+
+
 def _order(row: ScalarRow) -> tuple[int, int, float, str]:
     head = _FIRST.match(row.tag)
     broken = any(not math.isfinite(value.mean) for value in row.values)
     pairs = zip(row.values[1:], row.changes, strict=True)
     size = max(_size(row.values[0], value, change) for value, change in pairs)
-    # What looking cost says nothing of the models.
-    place = 0 if head else 2 if row.tag.startswith("monitor/") else 1
+    place = 0 if head else 2 if _aside(row.tag) else 1
     return place, 0 if broken else 1, -size, row.tag
 
 
@@ -146,7 +157,7 @@ def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
     smallest, most = min((smallest_p(sizes[0], size), size) for size in sizes[1:])
     text = (
         "95 % intervals over runs (Welch), for each tag by itself; p by relabelling runs, and "
-        f"after Holm's correction for {tests} tests"
+        f"after Holm's correction for {tests} test{'s' if tests != 1 else ''}"
     )
     if smallest * tests > 0.05:
         text += (

@@ -1,0 +1,226 @@
+"""Figures of the smallest and the largest, of long names, of zeros and of NaN are readable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from test_plots import check_text, drawn
+
+from ncp_callbacks.analysis import (
+    layer_statistics,
+    state_space,
+    temporal_importance,
+    time_sensitivity,
+)
+from ncp_callbacks.analysis.dynamics import memory_horizon, unit_correlations
+from ncp_callbacks.analysis.faithfulness import Deletion
+from ncp_callbacks.analysis.interactions import Interactions
+from ncp_callbacks.analysis.output_time import output_time
+from ncp_callbacks.analysis.sanity import Cascade, Measures
+from ncp_callbacks.analysis.time_constants import unit_time_constants
+from ncp_callbacks.analysis.wiring import SynapticFlow
+from ncp_callbacks.plots import (
+    plot_dynamics,
+    plot_faithfulness,
+    plot_feature_importance,
+    plot_interactions,
+    plot_output_time,
+    plot_prediction,
+    plot_sanity,
+    plot_state_space,
+    plot_time_constants,
+    plot_time_sensitivity,
+    plot_unit_activity,
+    plot_wiring,
+)
+from ncp_callbacks.plots.predictions import Prediction
+
+STEP = 10_000_000
+LONG = "mean arterial blood pressure, invasive ($mmHg$), left radial artery, number {}"
+TARGET = "logit of the class 'pneumonia, hospital-acquired, methicillin-resistant' at last step"
+FILL = {"random": None, "zero": 0.0, "constant": 3.7, "NaN": math.nan, "huge": 1e15, "tiny": 1e-15}
+
+
+def values(shape: tuple[int, ...], fill: float | None, seed: int = 0) -> Any:
+    """Random numbers, the same number everywhere, or random ones of its magnitude."""
+    if fill is None:
+        return np.random.default_rng(seed).normal(size=shape)
+    if fill in (FILL["huge"], FILL["tiny"]):
+        return fill * np.random.default_rng(seed).normal(size=shape)
+    return np.full(shape, fill)
+
+
+def names(count: int) -> tuple[str, ...]:
+    return tuple(LONG.format(i) for i in range(count))
+
+
+def importance(steps: int, features: int, fill: float | None, batch: int = 5) -> Figure:
+    x, g = values((batch, steps, features), fill), values((batch, steps, features), fill, 1)
+    result = temporal_importance(x, g, feature_names=names(features))
+    return plot_feature_importance(result, step=STEP, target=TARGET)
+
+
+def sensitivity(count: int, fill: float | None, batch: int = 5) -> Figure:
+    scales = [1.0, *np.geomspace(0.01, 100, count - 1)] if count > 2 else [1.0, 2.0][:count]
+    seen = {s: values((batch,), fill, i) for i, s in enumerate(scales)}
+    before = {s: values((batch,), None, i) for i, s in enumerate(scales)}
+    return plot_time_sensitivity(
+        time_sensitivity(seen), reference=time_sensitivity(before), step=STEP
+    )
+
+
+def states(steps: int, neurons: int, classes: int, fill: float | None) -> Figure:
+    batch = max(4, classes)
+    h = np.cumsum(values((batch, steps, neurons), fill), axis=1)
+    return plot_state_space(
+        state_space(h), values((batch, steps), None) ** 2, classes=np.arange(batch) % classes,
+        class_names=names(classes), step=STEP,
+    )  # fmt: skip
+
+
+def units(neurons: int, layers: int, fill: float | None, activation: str = "relu") -> Figure:
+    each = [
+        layer_statistics(
+            values((2, 5, neurons), fill, i), layer=LONG.format(i), activation=activation
+        )
+        for i in range(layers)
+    ]
+    return plot_unit_activity(each, step=STEP)
+
+
+def dynamics(steps: int, neurons: int, fill: float | None) -> Figure:
+    found = unit_correlations(values((6, neurons), fill), values((6,), None, 1))
+    jacobians = values((2, steps - 1, 4, 4), fill, 2) / 3
+    memory, first = memory_horizon(jacobians), memory_horizon(values(jacobians.shape, None, 3) / 4)
+    return plot_dynamics(found, memory, first=first.curve, target=TARGET, step=STEP)
+
+
+def faithfulness(nodes: int, fill: float | None) -> Figure:
+    shares = np.linspace(0, 1, nodes + 1)
+    result = Deletion(
+        shares, *(values((4, nodes + 1), fill, i) for i in range(2)),
+        values((3, 4, nodes + 1), fill, 3), 1.0 if fill is None else abs(fill), 0.2, None, None,
+        4, 0,
+    )  # fmt: skip
+    return plot_faithfulness(result, method=LONG.format("x"), target=TARGET, step=STEP)
+
+
+def interactions(count: int, fill: float | None) -> Figure:
+    pairs = np.abs(values((4, count, count), fill))
+    result = Interactions(
+        "archipelago", names(count), values((4, count), fill), pairs + np.swapaxes(pairs, 1, 2),
+        values((4,), fill), 3,
+    )  # fmt: skip
+    return plot_interactions(result, target=TARGET, step=STEP)
+
+
+def outputs(steps: int, fill: float | None, times: bool = True) -> Figure:
+    which = np.unique(np.linspace(0, steps - 1, 32).astype(int))
+    result = output_time(
+        values((len(which), 3, steps, 1), fill), which,
+        time_delta=values((3, steps), None) ** 2 if times else None, target=TARGET,
+    )  # fmt: skip
+    return plot_output_time(result, step=STEP)
+
+
+def prediction(steps: int, features: int, fill: float | None) -> Figure:
+    one = Prediction(
+        123456, -12345.678 if fill is None else fill, TARGET, np.arange(steps),
+        values((steps, features), fill), names(features), values((steps, 3), fill, 1),
+        np.geomspace(0.1, 10, 9), values((9,), fill, 2), LONG.format(3),
+    )  # fmt: skip
+    return plot_prediction(one, step=STEP)
+
+
+def sanity(stages: int, fill: float | None) -> Figure:
+    ranks, cosines = (np.tanh(values((stages + 1, 4), fill, i)) for i in range(2))
+    sizes = values((2, 4), fill)
+    result = Cascade(names(stages), ranks, cosines, 0, *(Measures(*row) for row in sizes))
+    return plot_sanity(
+        result, first=Measures(1.0, 0.5, 0.1, 2.0), first_curve=np.linspace(1, -1, stages + 1),
+        method=LONG.format("x"), step=STEP,
+    )  # fmt: skip
+
+
+def constants(neurons: int, fill: float | None) -> Figure:
+    result = unit_time_constants(np.abs(values((3, 4, neurons), fill)), kind="system")
+    return plot_time_constants(
+        result, first=np.abs(values((neurons,), None)), interval=1e-3, duration=1e5, step=STEP
+    )
+
+
+def wiring(neurons: int, features: int, fill: float | None) -> Figure:
+    share = np.abs(values((features + neurons, neurons), fill))
+    connected = np.random.default_rng(9).uniform(size=share.shape) < min(1.0, 3 / neurons)
+    flow = SynapticFlow(
+        share * connected, np.ones(neurons), values(share.shape, fill, 1), np.ones(neurons),
+        connected, 0.0, 0.0, share[None], np.ones((1, neurons)), np.ones(1), 4, 0, "cell",
+    )  # fmt: skip
+    cuts = np.cumsum([0, max(1, neurons // 8), max(1, neurons // 4)])
+    kinds = ("motor", "command", "inter")
+    groups = [
+        (kind, np.arange(start, stop))
+        for kind, start, stop in zip(kinds, cuts, [*cuts[1:], neurons], strict=True)
+    ]
+    return plot_wiring(flow, groups, input_names=names(features), step=STEP)
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {}
+
+
+def picture(name: str, draw: Callable[..., Figure], *sizes: Any, fill: str = "random") -> None:
+    FIGURES[f"{name} {'x'.join(map(str, sizes))} {fill}"] = lambda: draw(*sizes, FILL[fill])
+
+
+for f in (1, 3, 200):
+    for t in (1, 2, 2000):
+        picture("importance", importance, t, f)
+        picture("prediction", prediction, t, f)
+    picture("wiring", wiring, 4, f)
+    picture("wiring", wiring, 500, f)
+    if f > 1:
+        picture("interactions", interactions, f)
+for t in (1, 2, 2000):
+    picture("outputs", outputs, t)
+    for n, classes in ((4, 1), (4, 50), (500, 3), (500, 50)):
+        picture("states", states, t, n, classes)
+for n in (1, 4, 500):
+    picture("constants", constants, n)
+    picture("units", units, n, 1)
+    picture("units", units, n, 5)
+    picture("dynamics", dynamics, 2, n)
+    picture("dynamics", dynamics, 2000, n)
+for s in (1, 2, 40):
+    picture("sensitivity", sensitivity, s)
+for s in (1, 12):
+    picture("sanity", sanity, s)
+for s in (2, 500):
+    picture("faithfulness", faithfulness, s)
+for fill in ("zero", "constant", "NaN", "huge", "tiny"):
+    picture("importance", importance, 20, 8, fill=fill)
+    picture("prediction", prediction, 20, 8, fill=fill)
+    picture("wiring", wiring, 19, 5, fill=fill)
+    picture("wiring", wiring, 100, 5, fill=fill)
+    picture("interactions", interactions, 8, fill=fill)
+    picture("outputs", outputs, 20, fill=fill)
+    picture("states", states, 20, 8, 3, fill=fill)
+    picture("constants", constants, 19, fill=fill)
+    picture("units", units, 19, 2, fill=fill)
+    picture("dynamics", dynamics, 20, 19, fill=fill)
+    picture("sensitivity", sensitivity, 5, fill=fill)
+    picture("sanity", sanity, 3, fill=fill)
+    picture("faithfulness", faithfulness, 20, fill=fill)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_leaves_the_canvas_or_covers_another(name: str) -> None:
+    figure = FIGURES[name]()
+    check_text(figure)
+    # Something is on the paper, and nothing that is drawn raises.
+    assert (drawn(figure) < 128).any()
