@@ -359,15 +359,21 @@ class _Line:
     ) -> tuple[FloatArray, FloatArray]:
         """What is owed to inputs ``(P, R, T, F)`` and intervals ``(P, R, T)`` between places."""
         at, weights = np.polynomial.legendre.leggauss(_PART)
-        by_input = np.zeros((*low.shape, *self.x.shape[1:]))
+        parts = len(low)
+        alpha = low + ((at + 1) / 2)[:, None, None] * (high - low)
+        seen = self.at(alpha.reshape(-1, len(rows)), rows, gradient=True)
+        assert seen.input_gradient is not None
+        shares = (weights / 2)[:, None, None] * (high - low)
+
+        def mean(gradients: FloatArray) -> FloatArray:
+            apart = gradients.reshape(_PART, parts, *gradients.shape[1:]).astype(np.float64)
+            total: FloatArray = np.einsum("kpr,kpr...->pr...", shares, apart)
+            return total
+
+        by_input = mean(seen.input_gradient)
         by_time = np.zeros((*low.shape, self.x.shape[1]))
-        for place, weight in zip((at + 1) / 2, weights / 2, strict=True):
-            seen = self.at(low + place * (high - low), rows, gradient=True)
-            assert seen.input_gradient is not None
-            share = weight * (high - low)
-            by_input += share[..., None, None] * seen.input_gradient
-            if self.dt0 is not None and seen.time_gradient is not None:
-                by_time += share[..., None] * seen.time_gradient
+        if self.dt0 is not None and seen.time_gradient is not None:
+            by_time = mean(seen.time_gradient)
         by_input *= (self.x - self.x0)[rows]
         if self.dt is not None and self.dt0 is not None:
             by_time *= (self.dt - self.dt0)[rows]

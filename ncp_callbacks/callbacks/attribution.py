@@ -69,8 +69,9 @@ class GradientAttribution(Callback):
 
     Args:
         method: ``"input_x_gradient"``; ``"gradient"``; ``"integrated_gradients"``, by
-            Gauss-Legendre quadrature, with twice the nodes for sequences whose sum is more than
-            1 % off the change of the target; ``"smooth_grad"``, the mean gradient at noisy inputs;
+            Gauss-Legendre quadrature, with more nodes where the target jumps on the way for
+            sequences whose sum is more than 1 % off the change of the target; ``"smooth_grad"``,
+            the mean gradient at noisy inputs;
             ``"expected_gradients"``, over baselines that are drawn; ``"occlusion"``, one input
             replaced at a time.
         baseline: What inputs are compared with: ``"mean"`` of each feature over held-out sequences
