@@ -421,6 +421,7 @@ def _refine(
         return far
 
     # Of every part: its ends, the target there, and what is owed to what in it.
+    # Kept, since a part that is halved is taken out of the sum again.
     low, high = [*edges[:-1].copy()], [*edges[1:].copy()]
     below, above = [*ends[:-1].copy()], [*ends[1:].copy()]
     owed, owed_time = [*by_input], [*by_time]
