@@ -50,7 +50,12 @@ When or what
 by the elapsed time only. ``parity``: a stream of bits as runs (bit, length of the run as interval),
 labelled after each run by the parity of the ones so far: bits alternate, so that all but the first
 run's is known before, and the intervals carry the label (after Lechner & Hasani 2020,
-arXiv:2006.04418, who have 32 bits and a label at the end; ours are 12, tested on other streams).
+arXiv:2006.04418, who have 32 bits, runs of any length and a label at the end; ours are 12, in runs
+of at most 3, tested on other streams; with longer runs, CfCs trained as here got .82). These are
+solved, accuracy 1 with each of three seeds, and still the intervals' share by integrated gradients
+is .67, .61 and .71, not 1: only runs of ones count, so the bits say which intervals matter, and
+with the bits at their mean accuracy falls to .45, .52 and .77. The stored rows of parity are older,
+of runs of any length, and all stored rows are of an integrated gradients that doubled its nodes.
 Besides the shares, before and after training, what they claim is tested by intervention: accuracy
 with all intervals, or all inputs, set to their mean.
 
@@ -500,6 +505,15 @@ def driven(by: str, rng: np.random.Generator, size: int, steps: int = 10) -> Tim
     return Timed(*single, np.ones(dt.shape, bool))
 
 
+def streams(length: int, longest: int) -> Array:
+    """``(N, length)``, all streams of bits whose runs are no longer than ``longest``."""
+    every = (np.arange(2**length)[:, None] >> np.arange(length)) & 1
+    if longest >= length:
+        return every
+    sums = np.lib.stride_tricks.sliding_window_view(every, longest + 1, axis=1).sum(axis=2)
+    return every[((sums > 0) & (sums <= longest)).all(axis=1)]
+
+
 def parity(streams: Array) -> Timed:
     """Streams of bits ``(N, L)`` as runs of equal bits, labelled after each."""
     size, length = streams.shape
@@ -555,8 +569,7 @@ def when_or_what(
     rng = np.random.default_rng(seed)
     mx.random.seed(seed)
     if kind == "parity":
-        every = (np.arange(2**length)[:, None] >> np.arange(length)) & 1
-        every = rng.permutation(every)
+        every = rng.permutation(streams(length, longest=3))
         known, unknown = parity(every[: 3 * len(every) // 4]), parity(every[3 * len(every) // 4 :])
     else:
         known, unknown = driven(kind, rng, 6400, length), driven(kind, rng, 400, length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -160,6 +161,17 @@ def test_parity_is_that_of_the_bits(rng):
         runs = data.mask[i].sum()
         bits = np.repeat(data.x[i, :runs, 0] > 0, data.dt[i, :runs].astype(int))
         np.testing.assert_array_equal(bits, streams[i])
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 7, 9])
+def test_streams_are_all_whose_runs_are_short(longest):
+    found = quality.streams(7, longest)
+    expected = [
+        bits
+        for bits in itertools.product((0, 1), repeat=7)
+        if max(len(list(run)) for _, run in itertools.groupby(bits)) <= longest
+    ]
+    assert sorted(map(tuple, found.tolist())) == expected
 
 
 # --- when or what

@@ -69,8 +69,9 @@ class GradientAttribution(Callback):
 
     Args:
         method: ``"input_x_gradient"``; ``"gradient"``; ``"integrated_gradients"``, by
-            Gauss-Legendre quadrature, with twice the nodes for sequences whose sum is more than
-            1 % off the change of the target; ``"smooth_grad"``, the mean gradient at noisy inputs;
+            Gauss-Legendre quadrature, with more nodes where the target jumps on the way for
+            sequences whose sum is more than 1 % off the change of the target; ``"smooth_grad"``,
+            the mean gradient at noisy inputs;
             ``"expected_gradients"``, over baselines that are drawn; ``"occlusion"``, one input
             replaced at a time.
         baseline: What inputs are compared with: ``"mean"`` of each feature over held-out sequences
@@ -282,9 +283,9 @@ class GradientAttribution(Callback):
                 yield Note(
                     f"{group}: attributions of some sequences don't sum to the change of their "
                     f"target within 5 % with {self._settings.most_nodes} nodes; {group}/incomplete "
-                    "is their share. Allow more (most_nodes=), unless the target jumps on the way "
-                    "from the baseline: then another baseline= may have a smoother one. Until then "
-                    "don't trust the map and its shares"
+                    "is their share. Allow more (most_nodes=), which gather where the target jumps "
+                    "on the way, or take another baseline=, from which that may be smoother. Until "
+                    "then don't trust the map and its shares"
                 )
         if not self._settings.needs:
             yield Scalar(f"{group}/nodes", result.nodes, "Passes for the sequence that took most")
