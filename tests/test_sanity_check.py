@@ -625,7 +625,8 @@ def test_the_picture_shows_the_curves_and_measures() -> None:
     assert ratio == pytest.approx(0.9 / 0.99)
     assert list(baseline.get_ydata()) == list(earlier.get_ydata()) == [0, 2]
     dashes = {str(line._unscaled_dash_pattern[1]) for line in (baseline, earlier)}
-    assert len(dashes) == 2 and "None" not in dashes
+    assert len(dashes) == 2
+    assert "None" not in dashes
     (alone,) = plot_sanity(result).axes[2].lines
     assert list(alone.get_xdata()) == [random.get_width()] * 2
 
