@@ -27,7 +27,7 @@ import numpy.typing as npt
 from .analysis.methods import Points
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, to_numpy
-from .instrument import CellSite, Instrument
+from .instrument import CellSite, Instrument, ModelError
 from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
 from .instrument.looks import as_points, in_parts, looks, points
 from .instrument.randomise import randomised
@@ -132,6 +132,7 @@ class Observation:
     def _see(self, instrument: Instrument) -> None:
         self._instrument = instrument
         self._scaled: dict[float, FloatArray] = {}
+        self._scaled_losses: dict[float, FloatArray] = {}
         self.held_out: HeldOutBatch = instrument.held_out
         self.outputs = self._array("outputs")
         self.target_values = self._array("values")
@@ -150,7 +151,7 @@ class Observation:
             return self
         part = copy.copy(self)
         # What was worked out of all the sequences.
-        for name in ("states", "activations", "input_gradient", "time_gradient"):
+        for name in ("states", "activations", "input_gradient", "time_gradient", "losses"):
             part.__dict__.pop(name, None)
         # The same ones of the whole batch, whatever others look at.
         part.indices = self._batch.spread(sequences)
@@ -257,6 +258,7 @@ class Observation:
         *,
         rows: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
+        loss: bool = False,
     ) -> Points:
         """Targets, and their gradients, of ``K`` variants of the batch: further passes.
 
@@ -269,6 +271,8 @@ class Observation:
             rows: ``(R,)``, the sequences of which these are variants, ``R`` in place of ``B``
                 everywhere; None: all.
             gradient: Whether gradients are wanted.
+            loss: Whether the loss is wanted beside the target, see :attr:`losses`; not with
+                gradients.
 
         Raises:
             ValueError: For shapes that don't fit the batch.
@@ -286,10 +290,11 @@ class Observation:
                     f"{', '.join(map(str, (batch, *own.shape[1:])))})"  # type: ignore[union-attr]
                 )
         if rows is None:
-            return self._points(self._instrument, inputs, time_delta, self._chosen, gradient)
+            return self._points(self._instrument, inputs, time_delta, self._chosen, gradient, loss)
         if self._instrument.divisible:
             chosen = None if self._chosen is None else self._chosen[rows]
-            return self._points(self._instrument.take(rows), inputs, time_delta, chosen, gradient)
+            some = self._instrument.take(rows)
+            return self._points(some, inputs, time_delta, chosen, gradient, loss)
         # Only whole batches can be run: the others come along as they are.
         whole = self._points(
             self._instrument,
@@ -297,6 +302,7 @@ class Observation:
             None if self.time_delta is None else _among(self.time_delta, rows, time_delta),
             self._chosen,
             gradient,
+            loss,
         )
         return whole.of(rows)
 
@@ -307,6 +313,7 @@ class Observation:
         time_delta: FloatArray | None,
         chosen: npt.NDArray[np.integer[Any]] | None,
         gradient: bool,
+        loss: bool,
     ) -> Points:
         return points(
             instrument,
@@ -314,6 +321,7 @@ class Observation:
             time_delta,
             chosen,
             gradient=gradient,
+            loss=loss,
             rows=self._rows_at_once,
             # A pass without gradients keeps nothing, so that more of it fits.
             copies=1 if gradient else 4,
@@ -386,8 +394,40 @@ class Observation:
         missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
         if missing:
             scaled = np.stack([self.time_delta * np.float32(s) for s in missing])
-            self._scaled.update(zip(missing, self.evaluate(time_delta=scaled).values, strict=True))
+            found = self.evaluate(time_delta=scaled, loss=self.losses is not None)
+            self._scaled.update(zip(missing, found.values, strict=True))
+            if found.loss is not None:
+                self._scaled_losses.update(zip(missing, found.loss, strict=True))
         return {s: self._scaled[s] for s in map(float, scales)}
+
+    @functools.cached_property
+    def losses(self) -> FloatArray | None:
+        """``(B,)``, what ``target="loss"`` would be, where another target is taken; costs no pass.
+
+        None where that is the target itself, and where the batch has no targets or such as are only
+        for a loss of the user's own.
+        """
+        if self._instrument.target.is_loss:
+            return None
+        try:
+            values = self._instrument.loss(mx.array(self.outputs), None)
+        except ModelError:
+            return None
+        return to_numpy(values)
+
+    def losses_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray] | None:
+        """:attr:`losses` with all intervals multiplied by each scale; None where there are none.
+
+        From the pass of :meth:`values_at_scales`.
+
+        Raises:
+            RuntimeError: If the model takes no intervals.
+        """
+        self.values_at_scales(scales)
+        if self.losses is None:
+            return None
+        known = {1.0: self.losses, **self._scaled_losses}
+        return {s: known[s] for s in map(float, scales)}
 
     def values_with_finer_solver(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """As :meth:`values_at_scales`, with twice the sub-steps of LTC cells; twice a pass.
@@ -556,11 +596,15 @@ class _Again(Observation):
         known = vars(of).items()
         # Without what was worked out of the other pass.
         vars(self).update((k, v) for k, v in known if k != "outputs" and k not in vars(Observation))
-        self._scaled, self._looks = {}, []
+        self._scaled, self._scaled_losses, self._looks = {}, {}, []
         # What tokens are embedded as may have changed.
         self.inputs = to_numpy(of._instrument.sequence()) if inputs is None else inputs
         self._seen = super().evaluate(self.inputs[None], gradient=True)
         self.target_values = self._seen.values[0]
+
+    @functools.cached_property
+    def losses(self) -> FloatArray | None:
+        return None
 
     @functools.cached_property
     def input_gradient(self) -> FloatArray:
@@ -583,12 +627,13 @@ class _Again(Observation):
         *,
         rows: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
+        loss: bool = False,
     ) -> Points:
         if inputs is None:
             own = self.inputs if rows is None else self.inputs[rows]
             copies = 1 if time_delta is None else len(time_delta)
             inputs = np.broadcast_to(own, (copies, *own.shape))
-        return super().evaluate(inputs, time_delta, rows=rows, gradient=gradient)
+        return super().evaluate(inputs, time_delta, rows=rows, gradient=gradient, loss=loss)
 
 
 def _read_only(values: FloatArray) -> FloatArray:

@@ -617,6 +617,18 @@ def test_the_picture_shows_the_curves_and_measures() -> None:
         assert any(line.shape == curve.shape and np.allclose(line, curve) for line in lines)
     own, random = figure.axes[2].patches
     assert own.get_width() / random.get_width() == pytest.approx(0.5 / 0.99)
+    # Through both bars, each in dashes of its own: the randomised model and, if it's known, the
+    # first look, whose entropy is 0.9 where the randomised one's is 0.99.
+    baseline, earlier = figure.axes[2].lines
+    assert list(baseline.get_xdata()) == [random.get_width()] * 2
+    ratio = earlier.get_xdata()[0] / baseline.get_xdata()[0]
+    assert ratio == pytest.approx(0.9 / 0.99)
+    assert list(baseline.get_ydata()) == list(earlier.get_ydata()) == [0, 2]
+    dashes = {str(line._unscaled_dash_pattern[1]) for line in (baseline, earlier)}
+    assert len(dashes) == 2
+    assert "None" not in dashes
+    (alone,) = plot_sanity(result).axes[2].lines
+    assert list(alone.get_xdata()) == [random.get_width()] * 2
 
 
 @pytest.mark.parametrize("stages", [1, 3, 6])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.special import logsumexp
 
 import ncp_callbacks as ncp
 from ncp_callbacks.analysis.time import share_outside, solver_share
@@ -88,7 +91,7 @@ def test_solver_error_is_what_a_model_with_twice_the_sub_steps_does_otherwise():
         assert expected > 1e-3
         assert found[f"time_delta/solver_error_x{scale:g}"] == pytest.approx(expected, rel=1e-3)
     assert model.cell.ode_unfolds == 2
-    assert not [note for note in notes if "solver" in note]
+    assert not any("solver" in note for note in notes)
 
 
 def test_a_model_without_a_solver_is_told_once():
@@ -117,3 +120,89 @@ def test_no_sd_no_solver_share():
     apart = {1.0: np.array([0.0, 2.0]), 2.0: np.array([1.0, 3.0])}
     finer = {1.0: np.array([0.0, 2.0]), 2.0: np.array([1.5, 2.5])}
     assert solver_share(apart, finer, 2.0) == pytest.approx(0.5)
+
+
+class Timed(nn.Module):
+    """Outputs that are known: the running sum of ``inputs * time_delta``, of all features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = mx.ones((1,))
+
+    def __call__(self, x: mx.array, time_delta: mx.array) -> mx.array:
+        return mx.cumsum(x * time_delta[..., None], axis=1) * self.gain
+
+
+def losses(targets, model=None, scales=(0.5, 2), mask=None, max_sequences=None, **options):
+    x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
+    writer = ncp.MemoryWriter()
+    held_out = ncp.HeldOutBatch(x, intervals(), targets=targets, mask=mask)
+    callback = ncp.TimeSensitivity(scales=scales, max_sequences=max_sequences)
+    with ncp.Monitor(
+        model or Timed(), held_out, [callback], writer=writer, every=1, **options
+    ) as monitor:
+        monitor.on_step_end(1)
+    records = {r.tag: r for _, r in writer.records if isinstance(r, ncp.Scalar)}
+    found = {tag: record for tag, record in records.items() if "/loss_x" in tag}
+    return x.astype(np.float64), found
+
+
+def sums(x, scale):
+    return np.cumsum(x * scale * intervals().astype(np.float64)[..., None], axis=1)
+
+
+def test_the_loss_at_every_scale_is_the_squared_error_by_hand():
+    targets = np.random.default_rng(2).normal(size=(B, T, F)).astype(np.float32)
+    mask = np.arange(T) < np.random.default_rng(3).integers(2, T + 1, B)[:, None]
+    last = mask.sum(axis=1) - 1
+    rows = np.arange(B)
+    x, found = losses(targets, mask=mask)
+    assert set(found) == {f"time_delta/loss_x{s}" for s in ("0.5", "1", "2")}
+    for scale in (0.5, 1, 2):
+        error = ((sums(x, scale) - targets)[rows, last] ** 2).mean(axis=-1)
+        record = found[f"time_delta/loss_x{scale:g}"]
+        assert record.value == pytest.approx(error.mean(), rel=1e-4)
+        low, high = stats.t.interval(0.95, B - 1, error.mean(), stats.sem(error))
+        assert record.interval == pytest.approx((max(low, 0.0), high), rel=1e-3)
+
+
+def test_the_loss_at_every_scale_is_the_cross_entropy_by_hand_at_the_targets_own_steps():
+    classes = np.random.default_rng(2).integers(0, F, B)
+    x, found = losses(classes, at=3, target=1)
+    for scale in (0.5, 1, 2):
+        logits = sums(x, scale)[:, 3]
+        expected = (logsumexp(logits, axis=1) - logits[np.arange(B), classes]).mean()
+        value = found[f"time_delta_output1_at3/loss_x{scale:g}"].value
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_time_at_which_the_model_is_right_is_where_the_loss_is_least():
+    x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
+    _, found = losses(sums(x.astype(np.float64), 2).astype(np.float32))
+    assert found["time_delta/loss_x2"].value == pytest.approx(0.0, abs=1e-9)
+    # Errors are proportional to 2 - scale.
+    half, one = (found[f"time_delta/loss_x{s}"].value for s in ("0.5", "1"))
+    assert half / one == pytest.approx(1.5**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_losses_of_a_limited_look_are_of_its_sequences(limit):
+    targets = np.random.default_rng(2).normal(size=(B, T, F)).astype(np.float32)
+    x, found = losses(targets, max_sequences=limit, chunk_size=4)
+    rows = ncp.HeldOutBatch(x.astype(np.float32)).spread(limit or B)
+    error = ((sums(x, 2) - targets)[rows, -1] ** 2).mean()
+    assert found["time_delta/loss_x2"].value == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        (None, {}),
+        (np.zeros((B, T, F), np.float32), {"target": "loss"}),
+        # Only a loss of one's own can use these.
+        (np.zeros((B, 7), np.float32), {}),
+        ({"a": np.zeros(B)}, {}),
+    ],
+)
+def test_no_loss_without_targets_that_fit_or_twice(targets, options):
+    assert losses(targets, **options)[1] == {}

@@ -59,11 +59,13 @@ class Points:
         values: ``(K, B)``.
         input_gradient: ``(K, B, T, F)``, or None.
         time_gradient: ``(K, B, T)``; None also where the model takes no intervals.
+        loss: ``(K, B)``, the loss beside another target; None where it was not asked for.
     """
 
     values: FloatArray
     input_gradient: FloatArray | None = None
     time_gradient: FloatArray | None = None
+    loss: FloatArray | None = None
 
     def of(self, rows: npt.NDArray[np.intp]) -> Points:
         """Those of some sequences."""

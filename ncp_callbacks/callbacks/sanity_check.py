@@ -75,9 +75,9 @@ class SanityCheck(Callback):
     =================================== ====== =====================================================
 
     With a target other than the prediction at the last step, ``sanity_check`` is followed by its
-    name, as in ``sanity_check_loss/cosine``. Dashed lines of the picture are of the first look.
-    Numbers come with 95 % intervals over sequences, which of fewer than 16, as by default, are
-    indicative.
+    name, as in ``sanity_check_loss/cosine``. In the picture the randomised model is dashed, as the
+    baseline of the trained one, and the first look dash-dotted. Numbers come with 95 % intervals
+    over sequences, which of fewer than 16, as by default, are indicative.
 
     From the second look on, a note says once when the rank correlation is above 0.71 with its whole
     95 % interval: then its square, the share of the order of the map that is there without what was
@@ -163,7 +163,8 @@ class SanityCheck(Callback):
             "to that of the trained model, while parameters are randomised from the output towards "
             "the input, mean over sequences; it must fall. Whiskers: 95 % interval"
             f"{_indicative(compared)}. Stages: {_listed(result.stages)}. "
-            "Right: the same measures of both models. Dashed: the first look.",
+            "Right: the same measures of both models. Dashed: the randomised one, as the baseline; "
+            "dash-dotted: the first look.",
         )
         yield Array(f"_ncp/{group}_cascade", result.curve)
         if self._first is None:

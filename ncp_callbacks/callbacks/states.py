@@ -8,12 +8,14 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ..analysis import Basis, state_space
 from ..analysis.results import FloatArray
 from ..analysis.samples import fingerprint, state_sample
 from ..held_out import HeldOutBatch, to_numpy
 from ..instrument import NothingToObserve
+from ..instrument.liquid import neuron_groups
 from ..observation import Need, Observation, Trajectory
 from ..plots import plot_state_space
 from ..records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
@@ -75,6 +77,10 @@ class StateSpace(Callback):
     looked at the same sequences.
 
     Args:
+        exclude_motor: Whether to leave the motor neurons of wired cells out of everything here:
+            they are the outputs, which axes would show again (Lechner et al. 2020). Cells without
+            a wiring, and such with motor neurons only, are shown whole. Costs a forward pass at the
+            first look.
         refit_below: Least share of the best plane's variance at which the axes are kept.
         every, name, max_sequences: See :class:`Callback`.
     """
@@ -86,6 +92,7 @@ class StateSpace(Callback):
         self,
         *,
         refit_below: float = 0.8,
+        exclude_motor: bool = False,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = None,
@@ -94,6 +101,8 @@ class StateSpace(Callback):
         if not 0 <= refit_below <= 1:
             raise ValueError(f"refit_below={refit_below}: give a share between 0 and 1")
         self._refit_below = refit_below
+        self._exclude_motor = exclude_motor
+        self._kept: dict[str, npt.NDArray[np.intp] | None] = {}
         self._bases: dict[str, Basis] = {}
         self._refits: dict[str, int] = {}
         self._limits: dict[str, GrowingLimit] = {}
@@ -102,7 +111,8 @@ class StateSpace(Callback):
     def finish(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
-            points = _points(f"{self.name}{short}/states", cell, observation)
+            shown = self._without_motor(cell, observation)
+            points = _points(f"{self.name}{short}/states", shown, observation)
             if len(points.values):
                 yield points
 
@@ -132,7 +142,16 @@ class StateSpace(Callback):
             raise NothingToObserve(observation.no_cells)
         batch = _batch(observation)
         for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
-            yield from self._of(cell, self.name + short, observation, batch)
+            shown = self._without_motor(cell, observation)
+            yield from self._of(shown, self.name + short, observation, batch)
+
+    def _without_motor(self, cell: Trajectory, observation: Observation) -> Trajectory:
+        if not self._exclude_motor:
+            return cell
+        if cell.cell not in self._kept:
+            self._kept[cell.cell] = _others(cell, observation)
+        kept = self._kept[cell.cell]
+        return cell if kept is None else dataclasses.replace(cell, values=cell.values[..., kept])
 
     def _of(
         self, cell: Trajectory, group: str, observation: Observation, batch: FloatArray
@@ -215,6 +234,18 @@ class StateSpace(Callback):
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
         yield Array(f"_ncp/{group}_sample", state_sample(cell.values, observation.mask))
         yield Array(f"_ncp/{group}_held_out", batch)
+
+
+def _others(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:
+    """Columns of the neurons that are not motor neurons; None for a cell that has no such parts."""
+    try:
+        groups = neuron_groups(observation.replay(cell.cell, 1))
+    except NothingToObserve:
+        return None
+    columns = [group.columns for group in groups if group.name != "motor"]
+    if not columns or len(columns) == len(groups):
+        return None
+    return np.sort(np.concatenate(columns))
 
 
 def _batch(observation: Observation) -> FloatArray:

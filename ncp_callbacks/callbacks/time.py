@@ -10,6 +10,7 @@ import numpy as np
 
 from ..analysis import TimeSensitivity as TimeSensitivityResult
 from ..analysis import checked_scales
+from ..analysis.estimates import SIZE, mean_estimate
 from ..analysis.time import share_outside, solver_share
 from ..analysis.uncertainty import FEW
 from ..instrument import NothingToObserve
@@ -46,6 +47,7 @@ class TimeSensitivity(Callback):
     ``time_delta/solver_error_x<scale>`` scalar with ``solver_error``: what twice the sub-steps
                                               alter in the change at that scale, in SDs of the
                                               target
+    ``time_delta/loss_x<scale>``       scalar mean loss at that scale, and at 1; with targets
     ``time_delta/nonfinite``           scalar sequences left out because of NaN or infinity
     ``_ncp/time_delta_curve``          array  ``(3, S)``: scales, RMS change, mean change, in units
                                               of the target
@@ -55,6 +57,9 @@ class TimeSensitivity(Callback):
     With a target other than the prediction at the last step, ``time_delta`` is followed by its
     name, as in ``time_delta_loss/curve``. Numbers come with 95 % intervals over sequences, as does
     the curve; of fewer than 16 sequences they are indicative.
+
+    ``loss_x<scale>`` says whether the model still works: it is what ``target="loss"`` would be, at
+    the same steps, and left out where that is the target or the targets don't fit the outputs.
 
     What a model does with intervals that it has not met in training is no property of what it
     learnt: ``outside_x<scale>`` says how many of the scaled ones those are, if held-out intervals
@@ -191,6 +196,7 @@ class TimeSensitivity(Callback):
             )
             yield from few(observation)
             yield from self._changes.since(group, numbers, observation, shown, "sensitivity")
+        yield from self._losses(observation, group)
         assert observation.time_delta is not None
         for scale in self.scales:
             outside = share_outside(observation.time_delta, scale, mask=observation.mask)
@@ -206,6 +212,25 @@ class TimeSensitivity(Callback):
             f"_ncp/{group}_curve", np.stack([result.scales, result.rms_change, result.mean_change])
         )
         yield Array(f"_ncp/{group}_by_step", result.elasticity_by_step.mean(axis=0))
+
+    def _losses(self, observation: Observation, group: str) -> Iterator[Record]:
+        losses = observation.losses_at_scales(self.scales)
+        if losses is None:
+            return
+        # Of the same sequences at all scales, so that they compare.
+        finite = np.isfinite(np.stack(list(losses.values()))).all(axis=0)
+        if not finite.any():
+            return
+        for scale in self.scales:
+            known = mean_estimate(losses[scale][finite], within=SIZE)
+            yield estimated(
+                f"{group}/loss_x{scale:g}",
+                known.value,
+                known,
+                f"Mean loss with all intervals multiplied by {scale:g}, over sequences where it is "
+                "finite at all scales: whether the model still works when time runs "
+                "faster or slower",
+            )
 
     def _solver(self, observation: Observation, group: str) -> Iterator[Record | Note]:
         values = observation.values_at_scales(self.scales)

@@ -129,6 +129,7 @@ def points(
     chosen: npt.NDArray[np.integer[Any]] | None,
     *,
     gradient: bool,
+    loss: bool = False,
     rows: int,
     copies: int,
 ) -> Points:
@@ -139,6 +140,7 @@ def points(
         time_deltas: ``(K, B, T)``; None: the batch's own.
         chosen: ``(B,)``, the outputs to follow, or None without a choice.
         gradient: Whether gradients are wanted.
+        loss: Whether the loss is, without gradients.
         rows: Sequences of the batch that are run at once, where it can be divided.
         copies: How many variants of so many sequences; halved where memory doesn't do.
     """
@@ -151,6 +153,7 @@ def points(
             None if time_deltas is None else time_deltas[at, here],
             None if chosen is None else chosen[here],
             gradient,
+            loss,
         )
 
     return in_parts(instrument, run, count, rows=rows, copies=copies)
@@ -200,6 +203,7 @@ def _points(
     time_deltas: FloatArray | None,
     chosen: npt.NDArray[np.integer[Any]] | None,
     gradient: bool,
+    loss: bool,
 ) -> Points:
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
     rows = len(instrument.held_out)
@@ -223,7 +227,9 @@ def _points(
         )
         assert x is not None
         follow = None if chosen is None else mx.array(chosen[here])
-        return some.variants(x, dt, follow, gradient=gradient, milestones=len(divided) > 1)
+        return some.variants(
+            x, dt, follow, gradient=gradient, milestones=len(divided) > 1, loss=loss
+        )
 
     passes = evaluated([functools.partial(build, *part) for part in divided])
     return _joined([_converted(seen) for seen in passes], axis=axis)
@@ -236,7 +242,7 @@ def as_points(seen: Variants) -> Points:
 
 
 def _converted(seen: Variants) -> Points:
-    arrays = (seen.values, seen.input_gradient, seen.time_gradient)
+    arrays = (seen.values, seen.input_gradient, seen.time_gradient, seen.loss)
     return Points(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
 
 

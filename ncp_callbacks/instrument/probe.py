@@ -78,16 +78,18 @@ class Variants:
         input_gradient: ``(K, B, T, F)``, or None.
         time_gradient: ``(K, B, T)``, or None.
         milestones: See :class:`~.abreast.Evaluable`; empty where they were not asked for.
+        loss: ``(K, B)``, or None.
     """
 
     values: mx.array
     input_gradient: mx.array | None = None
     time_gradient: mx.array | None = None
     milestones: list[mx.array] = field(default_factory=list)
+    loss: mx.array | None = None
 
     def arrays(self) -> list[mx.array]:
         """All that is to be evaluated."""
-        wanted = (self.values, self.input_gradient, self.time_gradient)
+        wanted = (self.values, self.input_gradient, self.time_gradient, self.loss)
         return [array for array in wanted if array is not None]
 
 
@@ -336,6 +338,15 @@ class Instrument:
         part.held_out = self.held_out.take(rows)
         return part
 
+    @property
+    def loss(self) -> Target:
+        """The loss where the target is taken.
+
+        Raises:
+            ModelError: If the batch has no targets; when called, if they don't fit the outputs.
+        """
+        return Target("loss", self._wanted[1], self.held_out, self.calling)
+
     def small(self) -> Instrument:
         """The same for the batch's first two sequences, or for all where only all will do."""
         return self.take(slice(0, 2)) if self.divisible else self
@@ -423,6 +434,7 @@ class Instrument:
         *,
         gradient: bool = False,
         milestones: bool = False,
+        loss: bool = False,
     ) -> Variants:
         """Targets of ``K`` other batches in one pass, following the outputs ``chosen`` before.
 
@@ -432,21 +444,29 @@ class Instrument:
             chosen: ``(B,)``, see :meth:`Target.choose`.
             gradient: Whether gradients with respect to sequences and intervals are wanted.
             milestones: Whether milestones are.
+            loss: Whether :attr:`loss` is, too; not with gradients.
         """
         self._ready()
         cells = self.sites.cells if gradient or milestones else ()
         recorder = _Recorder(self._tap, cells, (), flush=gradient, milestones=milestones)
 
+        losses: list[mx.array] = []
+
         def total(x: mx.array, dt: mx.array | None) -> tuple[mx.array, mx.array]:
             recorder.clear()
             parts = self.outputs_of_variants(x, dt)
             values = mx.stack([self.target(part, chosen) for part in parts])
+            if loss and not gradient:
+                of_loss = self.loss
+                losses.append(mx.stack([of_loss(part, None) for part in parts]))
             return values.sum(), values
 
         if not gradient:
             with recorder.listening(self.model):
                 values = total(sequences, time_deltas)[1]
-            return Variants(values, milestones=recorder.milestones)
+            return Variants(
+                values, milestones=recorder.milestones, loss=losses[-1] if losses else None
+            )
         kept: list[mx.array] = []
 
         def scalar(x: mx.array, dt: mx.array | None) -> mx.array:

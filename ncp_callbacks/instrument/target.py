@@ -199,6 +199,11 @@ class Target:
         return values
 
     @property
+    def is_loss(self) -> bool:
+        """Whether this is ``"loss"``."""
+        return isinstance(self._target, str) and self._target == "loss"
+
+    @property
     def of_every_step(self) -> tuple[str, str] | None:
         """Name and slug of what :meth:`every_step` gives; None where it can give nothing."""
         if not self._calling.per_step or callable(self._target):

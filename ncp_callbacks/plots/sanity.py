@@ -43,6 +43,8 @@ NAMES = 150  # Most pixels for names of stages.
 MEASURES = ("strength", "entropy", "elasticity", "target SD")
 BAR = 20  # Pixels of height for a bar and its number …
 NUMBERS = 102  # … which has so many to the right of it.
+FIRST = (0, (4, 1.2, 1, 1.2))  # Dashes of the first look …
+BASELINE = (0, (2, 1))  # … and of the randomised model.
 
 
 def plot_sanity(
@@ -60,12 +62,12 @@ def plot_sanity(
     over sequences, with whiskers that are the 95 % interval of the rank correlation. Right of the
     dotted line more than half of the variance of ranks is left: what the map shows is then mostly
     not what was learnt. Right: what is measured of the trained model (blue) and the randomised one
-    (grey), each pair on a scale of its own.
+    (grey, and dashed through both as the baseline), each pair on a scale of its own.
 
     Args:
         result: What to draw.
-        first: Measures of the randomised model at the first look, dashed.
-        first_curve: ``(N + 1,)``, rank correlations at the first look, dashed.
+        first: Measures of the randomised model at the first look, dash-dotted.
+        first_curve: ``(N + 1,)``, rank correlations at the first look, dash-dotted.
         method: Name of the attribution method, for the title.
         step: Training step, for the title.
     """
@@ -117,8 +119,7 @@ def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
         y = TOP - (row + 0.5) * pitch
         sheet.text(left - 10, y, name, ha="right", va="center_baseline")
     if first is not None and len(first) == len(rows):
-        dashed = {**line_style(GREY, 2.5), "linestyle": (0, (4, 2))}
-        panel.add(Line2D(first, rows, zorder=3, **dashed))
+        panel.add(Line2D(first, rows, zorder=3, **{**line_style(GREY, 2.5), "linestyle": FIRST}))
     low, high = np.clip(np.asarray(result.interval, np.float64), -1.0, 1.0)
     ends = [[(low[i], i), (high[i], i)] for i in np.flatnonzero(high > low)]
     panel.add(LineCollection(ends, colors=INK, linewidths=points(2.5), zorder=3.5))
@@ -135,8 +136,8 @@ def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
 
 def _measures(sheet: Sheet, result: Cascade, first: Measures | None) -> None:
     sheet.words(MIDDLE, SECOND_Y, [("■", BLUE), ("trained", INK), ("■", MISSING), ("random", INK)])
-    if first is not None:
-        sheet.text((MIDDLE + WIDTH - LEFT) / 2, 9, "dashed: first look", ha="center", color=GREY)
+    lines = "dashed: random" if first is None else "-- random  -· first look"
+    sheet.text((MIDDLE + WIDTH - LEFT) / 2, 9, lines, ha="center", color=GREY)
     values = np.array([astuple(result.trained), astuple(result.randomised)], np.float64)
     before = np.full(4, np.nan) if first is None else np.array(astuple(first), np.float64)
     known = [i for i in range(4) if np.isfinite(values[:, i]).any()]
@@ -183,9 +184,10 @@ def _bars(panel: Panel, shares: Array, first: float) -> None:
                     linewidth=0, zorder=ABOVE,
                 )
             )  # fmt: skip
-    if np.isfinite(first):
-        dashed = {**line_style(INK, 2.5), "linestyle": (0, (2, 1))}
-        panel.add(Line2D([first, first], [0.0, 2.0], zorder=4, **dashed))
+    for share, dashes, color in ((shares[1], BASELINE, INK), (first, FIRST, GREY)):
+        if np.isfinite(share):
+            line = {**line_style(color, 2.5), "linestyle": dashes}
+            panel.add(Line2D([share, share], [0.0, 2.0], zorder=4, **line))
 
 
 def _palette() -> Colors:
