@@ -563,7 +563,7 @@ class Observation:
         """The same sequences through the model as it is now, by one gradient pass.
 
         For attributions: inputs, target values and both gradients are new, and the same outputs
-        are followed. There are no outputs, states or activations.
+        are followed. There are no outputs or activations, and states by a forward pass.
 
         Args:
             inputs: ``(B, T, F)`` in place of their own.
@@ -601,6 +601,21 @@ class _Again(Observation):
         self.inputs = to_numpy(of._instrument.sequence()) if inputs is None else inputs
         self._seen = super().evaluate(self.inputs[None], gradient=True)
         self.target_values = self._seen.values[0]
+        self._own_inputs = inputs is None
+
+    @functools.cached_property
+    def states(self) -> Sequence[Trajectory]:
+        """By a forward pass when asked for, while the model is still as it was when this was made.
+
+        Raises:
+            RuntimeError: With other inputs.
+        """
+        if not self._own_inputs:
+            raise RuntimeError("of other inputs there are no states")
+        self._whole = self._rows = None
+        wanted = {need.value: need is Need.STATES for need in Need}
+        self._looks = list(looks(self._instrument, wanted))
+        return super().states
 
     @functools.cached_property
     def losses(self) -> FloatArray | None:

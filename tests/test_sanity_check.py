@@ -414,6 +414,35 @@ def test_a_planted_feature_is_lost() -> None:
     assert not any("keep most of their order" in note for note in notes)
 
 
+@pytest.mark.parametrize("name", ["CfC", "GRU"])
+@pytest.mark.parametrize("count", [B, 3 * B])
+def test_the_steps_of_both_models_states(name: str, count: int) -> None:
+    model, (x, dt) = made(name), batch(size=count)
+    held_out = ncp.HeldOutBatch(x, dt)
+    rows = held_out.spread(B)
+
+    def length() -> float:
+        given = (mx.array(x[rows]), mx.array(dt[rows]))[: 1 if name == "GRU" else 2]
+        states = model.rnn(*given)
+        values = np.array(states if name == "GRU" else states[0], np.float64)
+        return float(np.sqrt((np.diff(values, axis=1) ** 2).sum(axis=2)).mean())
+
+    with undisturbed(model):
+        trained = length()
+        with randomised(Instrument(model, held_out)) as cascade:
+            list(cascade)
+            random = length()
+    assert random != pytest.approx(trained, rel=1e-2)
+    writer = ncp.MemoryWriter()
+    # Others look at all sequences, so that these are a part of a wider pass.
+    callbacks = [ncp.SanityCheck(), ncp.StateTransitions()]
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+    found = scalars(writer)
+    assert found["sanity_check/magnitude"].value == pytest.approx(trained, rel=1e-5)
+    assert found["sanity_check/magnitude_random"].value == pytest.approx(random, rel=1e-5)
+
+
 class Unlearned(nn.Module):
     """What it has learnt changes the size of its maps, and nothing else."""
 

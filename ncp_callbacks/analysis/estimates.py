@@ -136,13 +136,15 @@ class Estimate:
             )
         if len(self.effects) < 2 or not math.isfinite(self.value + before.value):
             return None
-        if self.ratio:
-            if not (self.value > 0 and before.value > 0):
-                return None
-            difference = math.log(self.value / before.value)
-            apart = self.effects / self.value - before.effects / before.value
-        else:
-            difference, apart = self.value - before.value, self.effects - before.effects
+        # Effects may be infinite, after which nothing is known.
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self.ratio:
+                if not (self.value > 0 and before.value > 0):
+                    return None
+                difference = math.log(self.value / before.value)
+                apart = self.effects / self.value - before.effects / before.value
+            else:
+                difference, apart = self.value - before.value, self.effects - before.effects
         error = _standard_error(apart)
         return (difference, error) if math.isfinite(error) else None
 

@@ -34,12 +34,14 @@ class Measures:
         entropy: Of the feature shares: 1 all features matter equally, 0 one does.
         elasticity: RMS over sequences of the slope of the target in ln(time scale), in SDs of it.
         target_sd: SD of the target over sequences.
+        magnitude: Mean length of the steps of the last cell's state.
     """
 
     strength: float
     entropy: float
     elasticity: float
     target_sd: float
+    magnitude: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)

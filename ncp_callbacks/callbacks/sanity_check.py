@@ -14,6 +14,7 @@ from ..analysis.estimates import SIZE, Estimate, jackknife_of_sums, sd_of_sums
 from ..analysis.methods import Attribution, method_name
 from ..analysis.results import FloatArray
 from ..analysis.sanity import ALIKE, Cascade, Measures, map_similarity
+from ..analysis.transitions import transition_statistics
 from ..analysis.uncertainty import FEW, mean_interval
 from ..measures import AttributionSettings, attribution
 from ..observation import Need, Observation
@@ -32,6 +33,7 @@ _MEASURES = (
         "RMS over sequences of the slope of the {target} in ln(time scale), in SDs of the target",
     ),
     ("target_sd", "SD of the {target} over sequences"),
+    ("magnitude", "Mean length of the steps of the last cell's state"),
 )
 
 
@@ -51,7 +53,7 @@ class SanityCheck(Callback):
     it was, bit by bit.
 
     Costs for each stage a gradient pass and what the map itself costs; with input × gradient and
-    gradient that pass is all.
+    gradient that pass is all. And one forward pass.
 
     =================================== ====== =====================================================
     Tag                                 Record What
@@ -68,6 +70,9 @@ class SanityCheck(Callback):
     ``sanity_check/elasticity_random``  scalar the same of the randomised model
     ``sanity_check/target_sd``          scalar SD of the target over sequences
     ``sanity_check/target_sd_random``   scalar the same of the randomised model
+    ``sanity_check/magnitude``          scalar as in ``transitions/magnitude_mean`` of the last
+                                               cell; with a recurrent cell
+    ``sanity_check/magnitude_random``   scalar the same of the randomised model
     ``sanity_check/sequences``          scalar sequences that were compared
     ``sanity_check/nonfinite``          scalar sequences with NaN or infinity in a map
     ``_ncp/sanity_check_cascade``       array  ``(2, stages + 1)``: mean rank correlation and cosine
@@ -119,7 +124,7 @@ class SanityCheck(Callback):
         self._settings = AttributionSettings(
             method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
         )
-        self.needs = self._settings.needs | {Need.TIME_GRADIENT}
+        self.needs = self._settings.needs | {Need.TIME_GRADIENT, Need.STATES}
         self._stages = stages
         self._first: Measures | None = None
         self._first_curve: FloatArray | None = None
@@ -176,14 +181,15 @@ class SanityCheck(Callback):
         finite = _finite(own, observation.mask)
         stages: list[tuple[str, ...]] = []
         trained, numbers = _measured(observation, own)
-        randomised, others = trained, numbers
+        seen, found = observation, own
         with observation.randomised(self._stages) as cascade:
             for modules, seen in cascade:
                 found = attribution(seen, self._settings)
                 alike.append(map_similarity(own.inputs, found.inputs, seen.mask))
                 finite &= _finite(found, seen.mask)
-                randomised, others = _measured(seen, found)
                 stages.append(modules)
+            # Here the model is still that of the last stage.
+            randomised, others = _measured(seen, found)
         return Cascade(
             _stage_names(stages),
             np.stack([a[0] for a in alike]),
@@ -259,13 +265,19 @@ def _measured(seen: Observation, found: Attribution) -> tuple[Measures, dict[str
         time_gradient=seen.time_gradient,
         mask=seen.mask,
     )
+    steps = None
+    if seen.states:
+        steps = transition_statistics(seen.states[-1].values, mask=seen.mask)
     measures = Measures(
         strength=float(importance.importance.sum()) if importance.sequences else float("nan"),
         entropy=importance.entropy,
         elasticity=time.relative_elasticity if time.sequences else float("nan"),
         target_sd=time.target_sd,
+        magnitude=float("nan") if steps is None else steps.magnitude_mean,
     )
     numbers = importance.estimates() if importance.sequences else {}
+    if steps is not None and "magnitude_mean" in steps.estimates:
+        numbers["magnitude"] = steps.estimates["magnitude_mean"]
     if time.sequences:
         y = time.by_sequence[0] - time.target_mean
         parts = np.stack([np.ones(len(y)), y, y**2], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +39,15 @@ Array = npt.NDArray[np.float64]
 BOTTOM, TOP = 66, 354
 MIDDLE = 404  # Where the right part begins.
 NAMES = 150  # Most pixels for names of stages.
-MEASURES = ("strength", "entropy", "elasticity", "target SD")
+# There is room for so many, of these the first that are known.
+MOST = 4
+MEASURES = {
+    "strength": "strength",
+    "entropy": "entropy",
+    "elasticity": "elasticity",
+    "magnitude": "state steps",
+    "target_sd": "target SD",
+}
 BAR = 20  # Pixels of height for a bar and its number …
 NUMBERS = 102  # … which has so many to the right of it.
 FIRST = (0, (4, 1.2, 1, 1.2))  # Dashes of the first look …
@@ -62,7 +69,8 @@ def plot_sanity(
     over sequences, with whiskers that are the 95 % interval of the rank correlation. Right of the
     dotted line more than half of the variance of ranks is left: what the map shows is then mostly
     not what was learnt. Right: what is measured of the trained model (blue) and the randomised one
-    (grey, and dashed through both as the baseline), each pair on a scale of its own.
+    (grey, and dashed through both as the baseline), each pair on a scale of its own; of cells there
+    is the length of the state's steps, and else the SD of the target.
 
     Args:
         result: What to draw.
@@ -138,14 +146,15 @@ def _measures(sheet: Sheet, result: Cascade, first: Measures | None) -> None:
     sheet.words(MIDDLE, SECOND_Y, [("■", BLUE), ("trained", INK), ("■", MISSING), ("random", INK)])
     lines = "dashed: random" if first is None else "-- random  -· first look"
     sheet.text((MIDDLE + WIDTH - LEFT) / 2, 9, lines, ha="center", color=GREY)
-    values = np.array([astuple(result.trained), astuple(result.randomised)], np.float64)
-    before = np.full(4, np.nan) if first is None else np.array(astuple(first), np.float64)
-    known = [i for i in range(4) if np.isfinite(values[:, i]).any()]
-    pitch = (TOP - BOTTOM) / 4
-    for place, i in enumerate(known):
+    models = [result.trained, result.randomised]
+    values = np.array([[getattr(of, name) for name in MEASURES] for of in models], np.float64)
+    before = np.array([getattr(first, name, np.nan) for name in MEASURES], np.float64)
+    known = [i for i in range(len(MEASURES)) if np.isfinite(values[:, i]).any()]
+    pitch = (TOP - BOTTOM) / MOST
+    for place, i in enumerate(known[:MOST]):
         top = TOP - place * pitch
         largest = max(np.nanmax(np.abs(values[:, i])), np.nan_to_num(before[i]), 0.0) or 1.0
-        sheet.text(MIDDLE, top - 20, MEASURES[i])
+        sheet.text(MIDDLE, top - 20, list(MEASURES.values())[i])
         bottom = top - 27 - 2 * BAR
         for value, color, slot in ((values[0, i], BLUE, 1.5), (values[1, i], GREY, 0.5)):
             y = bottom + slot * BAR
