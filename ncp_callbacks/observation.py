@@ -518,16 +518,22 @@ class Observation:
         wanted[np.arange(len(steps)), :, list(steps)] = True
         return self._at_steps(wanted, hold_states=False)
 
-    def at_own_steps(self) -> tuple[Points, bool]:
+    def at_own_steps(
+        self, inputs: FloatArray | None = None, time_delta: FloatArray | None = None
+    ) -> tuple[Points, bool]:
         """What each step's input does to that step's target, with the state before it held fixed.
 
         With the states that cells are given counted as constants, a target depends on no other
         step's inputs, so that the gradient of the sum over all steps is that of each; half of the
         steps at a time, so that it shows if that is not so.
 
+        Args:
+            inputs, time_delta: ``(K, B, T, F)`` and ``(K, B, T)``, variants of the batch; None: its
+                own. The same outputs are followed as in the batch itself.
+
         Returns:
-            One variant, and whether targets depended on other steps' inputs all the same. As
-            ``values`` the sum over real steps.
+            One variant, or ``K``, and whether targets depended on other steps' inputs all the same.
+            As ``values`` the sum over real steps.
 
         Raises:
             RuntimeError: If there is no target at every step, see :attr:`every_step`.
@@ -535,27 +541,50 @@ class Observation:
         """
         real = self.held_out.mask_array
         half = np.random.default_rng(0).permutation(real.shape[1]) % 2 == 0
-        found = self._at_steps(np.stack([real & half, real & ~half]), hold_states=True)
+        count = next((len(a) for a in (inputs, time_delta) if a is not None), 1)
+        halves = np.tile(np.stack([real & half, real & ~half]), (count, 1, 1))
+        found = self._at_steps(
+            halves,
+            *[None if a is None else np.repeat(a, 2, axis=0) for a in (inputs, time_delta)],
+            hold_states=True,
+        )
         assert found.input_gradient is not None
-        first, second = found.input_gradient
+        first, second = found.input_gradient[::2], found.input_gradient[1::2]
         # What of other steps came through, at steps that were not asked for.
         others = np.where((real & half)[..., None], second, np.where(real[..., None], first, 0.0))
         mixed = bool(np.nan_to_num(others).any())
         own = np.where(half[:, None], first, second)
         by_time = found.time_gradient
         if by_time is not None:
-            others = np.where(real & half, by_time[1], np.where(real, by_time[0], 0.0))
+            others = np.where(real & half, by_time[1::2], np.where(real, by_time[::2], 0.0))
             mixed = mixed or bool(np.nan_to_num(others).any())
-            by_time = np.where(half, by_time[0], by_time[1])[None]
-        return Points(found.values.sum(axis=0)[None], own[None], by_time), mixed
+            by_time = np.where(half, by_time[::2], by_time[1::2])
+        return Points(found.values[::2] + found.values[1::2], own, by_time), mixed
 
-    def _at_steps(self, wanted: npt.NDArray[np.bool_], *, hold_states: bool) -> Points:
+    def _at_steps(
+        self,
+        wanted: npt.NDArray[np.bool_],
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        hold_states: bool,
+    ) -> Points:
         if self.every_step is None:
             raise RuntimeError("there is no target at every step: check observation.every_step")
+        predicted = None
+        if hold_states and self._instrument.target.follows_predictions:
+            predicted = self.outputs.argmax(axis=-1)
 
         def run(some: Instrument, here: slice, at: slice) -> Points:
             part = wanted[at] if wanted.shape[1] == 1 else wanted[at, here]
-            return as_points(step_gradients(some, part, hold_states=hold_states))
+            x, dt = (
+                None
+                if given is None or own is None
+                else mx.array(given[at, here]).astype(own.dtype)
+                for given, own in ((inputs, some.sequence()), (time_delta, some.time_delta))
+            )
+            follow = None if predicted is None else mx.array(predicted[here])
+            return as_points(step_gradients(some, part, x, dt, follow, hold_states=hold_states))
 
         return in_parts(self._instrument, run, len(wanted), rows=self._rows_at_once, copies=1)
 

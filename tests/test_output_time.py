@@ -42,7 +42,9 @@ def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **options: Any) -> ncp
 
 def look(model: nn.Module, held_out: ncp.HeldOutBatch, **more: Any) -> tuple[dict[str, Any], Any]:
     """Records of the last of two looks by tag, and what was said."""
-    options = {k: more.pop(k) for k in ("steps", "local", "max_sequences", "name") if k in more}
+    options = {
+        k: more.pop(k) for k in ("steps", "local", "nodes", "max_sequences", "name") if k in more
+    }
     return run(ncp.OutputTime(**options), model, held_out, **more)
 
 
@@ -608,3 +610,41 @@ def test_a_picture_shows_the_matrix_with_the_past_below_the_diagonal() -> None:
         (patch,) = axes.patches
         np.testing.assert_allclose(patch.get_data().values, np.nan_to_num(profile))
         assert axes.get_ylim() == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("make", [Net, lambda: Net(LTC), Wired], ids=["CfC", "LTC", "wired"])
+def test_own_steps_are_the_last_steps_of_every_prefix(make: Any) -> None:
+    """Of integrated gradients of each prefix by itself, the model run for each node and step."""
+    mx.random.seed(3)
+    model, (x, dt) = make(), data()
+    x0 = x.mean(axis=(0, 1)) + 0 * x
+    dt0 = dt.mean() + 0 * dt
+    nodes = 5
+    at, weights = np.polynomial.legendre.leggauss(nodes)
+    predicted = np.array(model(mx.array(x), mx.array(dt))).argmax(axis=-1)
+    expected = np.zeros(x.shape)
+    for t in range(T):
+        follow = mx.array(predicted[:, t])[:, None] == mx.arange(2)
+
+        def target(x: mx.array, dt: mx.array, follow: mx.array = follow) -> mx.array:
+            return mx.where(follow, model(x, dt)[:, -1, :2], 0.0).sum()
+
+        for u, w in zip((at + 1) / 2, weights / 2, strict=True):
+            given = (x0 + u * (x - x0), dt0 + u * (dt - dt0))
+            gradient = mx.grad(target)(*(mx.array(a[:, : t + 1].astype(np.float32)) for a in given))
+            expected[:, t] += w * np.array(gradient)[:, t] * (x - x0)[:, t]
+    how = {"local": "integrated_gradients", "nodes": nodes}
+    records, notes = look(model, ncp.HeldOutBatch(x, dt), **how)
+    assert not [note for note in notes if "local" in note]
+    close(records["_ncp/output_time_local"].values, np.abs(expected).mean(axis=0))
+    strength = np.abs(expected).sum(axis=2).mean()
+    assert records["output_time/local_strength"].value == pytest.approx(strength, rel=1e-3)
+
+
+@pytest.mark.parametrize(("options", "what"), [
+    ({"local": "occlusion"}, "local='occlusion': give 'input_x_gradient'"),
+    ({"nodes": 0}, "nodes=0: give a whole number"),
+])  # fmt: skip
+def test_how_own_steps_are_looked_at(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        ncp.OutputTime(**options)

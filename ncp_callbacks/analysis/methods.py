@@ -10,6 +10,7 @@ how much of the change is owed to what was measured, and how much to when.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ __all__ = [
     "integrated_gradients",
     "method_name",
     "occlusion",
+    "own_step_integrated_gradients",
     "smooth_grad",
 ]
 
@@ -501,6 +503,61 @@ def _along(
                 weights[group], seen.time_gradient.astype(np.float64), 1
             )
     return by_input, by_time
+
+
+def own_step_integrated_gradients(
+    at_own_steps: Callable[[FloatArray, FloatArray | None], Points],
+    inputs: FloatArray,
+    time_delta: FloatArray | None = None,
+    *,
+    baseline: FloatArray,
+    time_baseline: FloatArray | None = None,
+    nodes: int = 16,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> Attribution:
+    """What the output of each step owes to that step's input, by integrated gradients.
+
+    Of each prefix of a sequence the whole is moved from the baseline to where it is, and of the
+    attribution the last step is kept. A recurrent network that runs forwards has all prefixes in
+    one pass: the states before each step are those of the pass, and only the step itself need be
+    differentiated. So this takes ``nodes`` passes, and not as many for each step.
+
+    Args:
+        at_own_steps: Gradients of each step's target to its own input, the state before it held
+            fixed, of variants ``(K, B, T, F)`` and ``(K, B, T)``; see
+            :meth:`ncp_callbacks.Observation.at_own_steps`.
+        inputs, time_delta: ``(B, T, F)`` and ``(B, T)``.
+        baseline, time_baseline: As large; see :func:`constant_baseline`.
+        nodes: Of the Gauss-Legendre rule.
+        mask: ``(B, T)``, true at real steps.
+
+    Source: Sundararajan et al. 2017 (arXiv:1703.01365), of every prefix.
+    """
+
+    def evaluate(
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        rows: npt.NDArray[np.intp] | None = None,
+        gradient: bool = False,
+    ) -> Points:
+        assert inputs is not None
+        return at_own_steps(inputs, time_delta)
+
+    x = inputs.astype(np.float64)
+    dt = None if time_delta is None else time_delta.astype(np.float64)
+    every = np.arange(len(x))
+    by_input, by_time = _along(evaluate, x, baseline, dt, time_baseline, every, nodes)
+    intervals = None
+    if dt is not None and time_baseline is not None and not isinstance(by_time, float):
+        intervals = _masked((dt - time_baseline) * by_time, mask)
+    return Attribution(
+        "integrated_gradients",
+        _masked((x - baseline) * by_input, mask),
+        intervals,
+        None,
+        np.full(len(x), nodes),
+    )
 
 
 def smooth_grad(

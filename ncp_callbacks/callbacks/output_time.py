@@ -10,9 +10,17 @@ import numpy as np
 
 from ..analysis import summarize
 from ..analysis.estimates import SIZE, mean_estimate
-from ..analysis.methods import input_x_gradient
+from ..analysis.methods import (
+    Attribution,
+    Points,
+    constant_baseline,
+    input_x_gradient,
+    method_name,
+    own_step_integrated_gradients,
+)
 from ..analysis.output_time import OutputTime as OutputTimeResult
 from ..analysis.output_time import binned, output_steps, output_time
+from ..analysis.results import FloatArray
 from ..instrument import NothingToObserve
 from ..observation import Observation
 from ..plots import plot_feature_importance, plot_output_time
@@ -25,6 +33,9 @@ from .changes import Changes
 __all__ = ["OutputTime"]
 
 
+_LOCAL = ("input_x_gradient", "integrated_gradients")
+
+
 class OutputTime(Callback):
     """For a model with an output at every step: which input steps act on which of them.
 
@@ -33,10 +44,13 @@ class OutputTime(Callback):
     ``future_share`` is exactly 0 there: anything else is a leak, or a model that reads in both
     directions.
 
-    What each output owes the input of its own step is looked at for every step, in one pass more:
-    with the states held fixed that the cells are given, an output depends on its own step's input
-    only. A layer that runs over the whole sequence by itself, such as ``nn.GRU``, doesn't allow
-    that; a note says so, and ``local`` is left out.
+    What each output owes the input of its own step is looked at for every step, in one pass more of
+    two copies: with the states held fixed that the cells are given, an output depends on its own
+    step's input only. With ``local="integrated_gradients"`` it is the last step's part in the
+    integrated gradients of every prefix of a sequence, from the mean of each feature, and takes
+    ``nodes`` such passes rather than as many for every prefix. A layer that runs over the whole
+    sequence by itself, such as ``nn.GRU``, doesn't allow that; a note says so, and ``local`` is
+    left out.
 
     ========================================= ====== =============================================
     Tag                                       Record What
@@ -74,11 +88,13 @@ class OutputTime(Callback):
 
     Args:
         steps: How many output steps, spread over the sequence.
-        local: Whether to look at what outputs owe their own step's input.
+        local: How to look at what outputs owe their own step's input: ``"input_x_gradient"``, which
+            True also is, or ``"integrated_gradients"``; False: not at all.
+        nodes: Gradients that integrated gradients are made of.
         every, name, max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than 2 ``steps``.
+        ValueError: For fewer than 2 ``steps``, fewer than 1 of ``nodes``, or another ``local``.
     """
 
     default_name = "output_time"
@@ -90,7 +106,8 @@ class OutputTime(Callback):
         self,
         *,
         steps: int = 32,
-        local: bool = True,
+        local: bool | str = True,
+        nodes: int = 16,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = 8,
@@ -99,7 +116,12 @@ class OutputTime(Callback):
         self.max_sequences = max_sequences
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
             raise ValueError(f"steps={steps!r}: give a whole number of at least 2")
-        self._steps, self._local = steps, local
+        if not (isinstance(local, bool) or local in _LOCAL):
+            raise ValueError(f"local={local!r}: give {', '.join(map(repr, _LOCAL))}, True or False")
+        if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+            raise ValueError(f"nodes={nodes!r}: give a whole number of at least 1")
+        self._steps, self._nodes = steps, nodes
+        self._local = _LOCAL[0] if local is True else local
         names = ("influence", "share", "lag", "time", "local")
         self._limits = {name: GrowingLimit() for name in names}
         self._changes = Changes()
@@ -246,7 +268,7 @@ class OutputTime(Callback):
     ) -> Iterator[Record | Note]:
         left_out = f"{group}/local is left out: "
         try:
-            seen, mixed = observation.at_own_steps()
+            found, mixed = self._owed(observation)
         except NothingToObserve as reason:
             yield Note(f"{left_out}{reason}")
             return
@@ -256,8 +278,6 @@ class OutputTime(Callback):
                 "the recurrent cells held fixed"
             )
             return
-        assert seen.input_gradient is not None
-        found = input_x_gradient(observation.inputs, seen.input_gradient[0], mask=observation.mask)
         if observation.held_out.tokens:
             found = replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
         result = summarize(
@@ -269,12 +289,13 @@ class OutputTime(Callback):
         if not result.sequences:
             return
         there = observation.held_out.mask_array.any(0)
+        method = method_name(found.method)
         yield estimated(
             f"{group}/local_strength",
             float(result.importance.sum(axis=1)[there].mean()),
             mean_estimate(result.by_sequence.sum(axis=1) / there.sum(), within=SIZE, ratio=True),
-            f"Mean absolute input × gradient of the {target} to the input of the same step, with "
-            "the state before it held fixed, summed over features; in units of the target",
+            f"Mean absolute {method} of the {target} to the input of the same step, with the state "
+            "before it held fixed, summed over features; in units of the target",
         )
         yield Figure(
             f"{group}/local",
@@ -284,8 +305,34 @@ class OutputTime(Callback):
                 "limit": self._limits["local"].covering(float(np.abs(result.signed).max())),
                 "step": observation.step,
             },
-            f"Input × gradient of the {target} to the input of the same step, with the state "
-            "before it held fixed: orange raises it, purple lowers it. Bars: share of each feature "
-            "in the mean absolute value.",
+            f"{method[0].upper()}{method[1:]} of the {target} to the input of the same step, with "
+            "the state before it held fixed: orange raises it, purple lowers it. Bars: share of "
+            "each feature in the mean absolute value.",
         )
         yield Array(f"_ncp/{group}_local", result.importance)
+
+    def _owed(self, observation: Observation) -> tuple[Attribution, bool]:
+        """What each step's output owes its own input, and whether it depends on that of others."""
+        x, mask, mixed = observation.inputs, observation.mask, False
+        if self._local == "input_x_gradient":
+            seen, mixed = observation.at_own_steps()
+            assert seen.input_gradient is not None
+            return input_x_gradient(x, seen.input_gradient[0], mask=mask), mixed
+
+        def at_own_steps(inputs: FloatArray, time_delta: FloatArray | None) -> Points:
+            nonlocal mixed
+            points, others = observation.at_own_steps(inputs, time_delta)
+            mixed = mixed or others
+            return points
+
+        dt = observation.time_delta if observation.takes_time else None
+        found = own_step_integrated_gradients(
+            at_own_steps,
+            x,
+            dt,
+            baseline=constant_baseline("mean", x, mask, "baseline"),
+            time_baseline=None if dt is None else constant_baseline("mean", dt, mask, "baseline"),
+            nodes=self._nodes,
+            mask=mask,
+        )
+        return found, mixed

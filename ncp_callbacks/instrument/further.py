@@ -67,13 +67,21 @@ def slopes(
 
 
 def step_gradients(
-    instrument: Instrument, steps: npt.NDArray[np.bool_], *, hold_states: bool = False
+    instrument: Instrument,
+    steps: npt.NDArray[np.bool_],
+    sequences: mx.array | None = None,
+    time_deltas: mx.array | None = None,
+    follow: mx.array | None = None,
+    *,
+    hold_states: bool = False,
 ) -> Variants:
     """Gradients of :meth:`Target.every_step` at several steps, in a copy of the batch for each.
 
     Args:
         steps: ``(K, B, T)`` or ``(K, 1, T)``, the steps over which the targets of copy ``k`` are
             summed.
+        sequences, time_deltas: ``(K, B, T, F)`` and ``(K, B, T)``, instead of the batch's own.
+        follow: ``(B, T)``, the outputs to follow.
         hold_states: Whether the states that cells are given count as constants.
 
     Raises:
@@ -81,14 +89,17 @@ def step_gradients(
     """
     own, delta = instrument.sequence(), instrument.time_delta
     copies = len(steps)
-    x = mx.broadcast_to(own, (copies, *own.shape))
-    dt = None if delta is None else mx.broadcast_to(delta, (copies, *delta.shape))
+    x, dt = (
+        given if mine is None or given is not None else mx.broadcast_to(mine, (copies, *mine.shape))
+        for mine, given in ((own, sequences), (delta, time_deltas))
+    )
+    assert x is not None
     weights = [mx.array(part) for part in steps]
     kept: list[mx.array] = []
 
     def total(x: mx.array, dt: mx.array | None) -> mx.array:
         parts = instrument.outputs_of_variants(x, dt)
-        every = [instrument.target.every_step(part) for part in parts]
+        every = [instrument.target.every_step(part, follow) for part in parts]
         values = mx.stack(
             [
                 mx.where(weight, part, mx.zeros_like(part)).sum(axis=1)

@@ -211,10 +211,15 @@ class Target:
         what, slug = self._names("")
         return f"{what} at each step", slug
 
-    def every_step(self, outputs: mx.array) -> mx.array:
+    @property
+    def follows_predictions(self) -> bool:
+        """Whether there are several outputs, of which the largest is followed."""
+        return self._target == "prediction" and self._calling.outputs > 1
+
+    def every_step(self, outputs: mx.array, follow: mx.array | None = None) -> mx.array:
         """``(B, T)`` values from ``(B, T, O)``, wherever the target itself is taken.
 
-        A prediction is the largest output of each step.
+        A prediction is the largest output of each step, or the one to ``follow``, ``(B, T)``.
         """
         if outputs.dtype in (mx.float16, mx.bfloat16):
             outputs = outputs.astype(mx.float32)
@@ -222,8 +227,9 @@ class Target:
             return self._loss(outputs, every_step=True)
         if isinstance(self._target, int):
             return outputs[..., self._target]
-        largest = mx.stop_gradient(mx.argmax(outputs, axis=-1, keepdims=True))
-        one_hot = largest == mx.arange(outputs.shape[-1])
+        if follow is None:
+            follow = mx.stop_gradient(mx.argmax(outputs, axis=-1))
+        one_hot = follow[..., None] == mx.arange(outputs.shape[-1])
         return mx.where(one_hot, outputs, mx.zeros_like(outputs)).sum(axis=-1)
 
     def _loss(self, outputs: mx.array, every_step: bool = False) -> mx.array:
