@@ -286,7 +286,7 @@ class Monitor:
         with self._overhead.looking():
             records = self._look(self._last_step, last, of=lambda c: c.finish)
         if records:
-            self._write(self._last_step, _no_pictures([*records, *self._explain(records)]))
+            self._writer.write(self._last_step, [*records, *self._explain(records)])
 
     def _show_closing(self) -> None:
         if self._writer is None or self._last_step is None:
@@ -467,10 +467,7 @@ class Monitor:
             records += self._overhead.records()
             records += self._explain(records)
             self._say_if_dear()
-        self._write(step, _no_pictures(records))
-
-    def _write(self, step: int, records: Sequence[Record]) -> None:
-        if records and self._writer is not None:
+        if records:
             self._writer.write(step, records)
 
     def _has_turn(self, callback: Callback) -> bool:
@@ -528,7 +525,9 @@ class Monitor:
         if self._state != "open":
             raise RuntimeError("log_scalars was called outside the monitor's with block")
         if self._writer is not None:
-            self._write(operator.index(step), self._numbers(scalars))
+            records = self._numbers(scalars)
+            if records:
+                self._writer.write(operator.index(step), records)
 
     def _asked(self, schedule: Schedule, step: int) -> bool:
         try:
@@ -576,7 +575,6 @@ class Monitor:
     def _look(
         self, step: int, due: Sequence[Callback], of: Looking = lambda callback: callback.measure
     ) -> list[Record]:
-        """What callbacks give; pictures are handed to the writer already."""
         assert self._instrument is not None
         records: list[Record] = []
         notes: list[str] = []
@@ -588,12 +586,9 @@ class Monitor:
             ):
                 for company in self._companies(due):
                     for observation, callbacks in self._observations(step, company):
-                        for callback in sorted(callbacks, key=lambda c: c.further_passes):
+                        for callback in callbacks:
                             with self._overhead.timing(callback.name):
-                                found = self._measure(callback, observation, notes, of)
-                            records += found
-                            # Drawn while others look.
-                            self._write(step, [r for r in found if isinstance(r, Figure)])
+                                records += self._measure(callback, observation, notes, of)
         except Exception as error:
             if self._on_error == "raise":
                 raise
@@ -716,10 +711,6 @@ def _check_settings(callback: Callback) -> None:
     one_in: Any = callback.one_in
     if not hasattr(one_in, "__index__") or operator.index(one_in) < 1:
         raise ValueError(f"{callback!r}.one_in is {one_in!r}; give 1 or more")
-
-
-def _no_pictures(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if not isinstance(record, Figure)]
 
 
 def _size(callback: Callback, batch: int) -> int:

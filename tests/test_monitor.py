@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -1114,31 +1114,3 @@ print(writer.records)
         check=True,
     )
     assert f"ncp-callbacks {ncp.__version__}" in done.stdout
-
-
-def test_pictures_are_handed_over_before_further_passes_begin(
-    model: Net, held_out: ncp.HeldOutBatch
-) -> None:
-    written: list[str] = []
-
-    class Writer(ncp.MemoryWriter):
-        def write(self, step: int, records: Sequence[Any]) -> None:
-            written.extend(r.tag for r in records if isinstance(r, ncp.Figure))
-            super().write(step, records)
-
-    class Further(ncp.Callback):
-        further_passes = True
-
-        def measure(self, observation: ncp.Observation) -> Iterator[ncp.Scalar]:
-            seen.append(list(written))
-            yield ncp.Scalar("further/x", 1.0)
-
-    seen: list[list[str]] = []
-    callbacks = [Further(), ncp.GradientAttribution(), ncp.StateSpace()]
-    with ncp.Monitor(model, held_out, callbacks, writer=Writer(), every=1) as monitor:
-        seen.clear()
-        monitor.on_step_end(1)
-    pictures = ["attribution/heatmap", "hidden/pca"]
-    assert seen == [pictures]
-    # And no more than once.
-    assert written == pictures

@@ -58,9 +58,6 @@ class Callback(abc.ABC):
     max_sequences: int | None = None
     # Look at the first of so many occasions only.
     one_in: int = 1
-    # Whether measuring takes further passes of the model. Those without go first, so that their
-    # pictures are drawn during these passes.
-    further_passes: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -115,7 +115,6 @@ class Dynamics(Callback):
     step.
     """
 
-    further_passes = True
     needs = frozenset({Need.STATES})
     default_name = "dynamics"
     _BINS, _MOST_STATES = 40, 512

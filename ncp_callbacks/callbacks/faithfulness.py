@@ -112,8 +112,6 @@ class Faithfulness(Callback):
     default_name = "faithfulness"
     _TOP, _PORTIONS, _RADIUS = 0.2, (0.1, 0.2, 0.5), 0.1
 
-    further_passes = True
-
     def __init__(
         self,
         *,

@@ -81,8 +81,6 @@ class FeatureInteractions(Callback):
     max_sequences: int | None = 8
     _MOST, _CURVES, _BANDS = 12, 6, 3
 
-    further_passes = True
-
     def __init__(
         self,
         *,

@@ -100,8 +100,6 @@ class OutputTime(Callback):
     default_name = "output_time"
     max_sequences: int | None = 8
 
-    further_passes = True
-
     def __init__(
         self,
         *,

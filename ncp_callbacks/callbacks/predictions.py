@@ -59,7 +59,6 @@ class SinglePredictions(Callback):
             the batch doesn't have, before the first step.
     """
 
-    further_passes = True
     needs = frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT, Need.STATES})
     default_name = "predictions"
     _MOST, _COMPONENTS = 4, 3

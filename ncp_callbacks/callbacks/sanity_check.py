@@ -103,8 +103,6 @@ class SanityCheck(Callback):
 
     default_name = "sanity_check"
 
-    further_passes = True
-
     def __init__(
         self,
         *,

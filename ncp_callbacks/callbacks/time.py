@@ -74,7 +74,6 @@ class TimeSensitivity(Callback):
         every, name, max_sequences: See :class:`Callback`.
     """
 
-    further_passes = True
     needs = frozenset({Need.TIME_GRADIENT})
     default_name = "time_delta"
 

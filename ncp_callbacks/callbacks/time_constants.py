@@ -119,7 +119,6 @@ class TimeConstants(Callback):
     Source: the functions in ``ncp_callbacks.analysis.time_constants`` name theirs.
     """
 
-    further_passes = True
     needs = frozenset({Need.STATES})
     default_name = "time_constants"
     _DECADES, _BINS_PER_DECADE, _STEPS = 3, 8, 8

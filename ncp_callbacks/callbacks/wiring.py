@@ -102,7 +102,6 @@ class Wiring(Callback):
         ValueError: For fewer than one of ``sequences``.
     """
 
-    further_passes = True
     needs = frozenset({Need.STATES})
     default_name = "wiring"
 
