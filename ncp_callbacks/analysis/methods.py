@@ -119,15 +119,24 @@ class Attribution:
         Without what rounding explains: of a target that hardly moves, as a probability near 1, the
         change itself is not known better. 0 where nothing changed and nothing was attributed.
         """
+        return None if self.change is None else self.error_of(self.scale)
+
+    @property
+    def scale(self) -> float:
+        """RMS change of all sequences, of what is finite; 0 where there is none."""
         if self.change is None:
-            return None
+            return 0.0
+        change = self.change.astype(np.float64)
+        known = change[np.isfinite(change)]
+        return float(np.sqrt(np.mean(known**2))) if known.size else 0.0
+
+    def error_of(self, scale: float) -> FloatArray:
+        """:attr:`error`, of an attribution that promises completeness, over another ``scale``."""
+        assert self.change is not None
         total = self.inputs.sum(axis=(1, 2), dtype=np.float64)
         if self.intervals is not None:
             total = total + self.intervals.sum(axis=1, dtype=np.float64)
-        change = self.change.astype(np.float64)
-        known = change[np.isfinite(change)]
-        scale = np.sqrt(np.mean(known**2)) if known.size else 0.0
-        gap = np.abs(total - change)
+        gap = np.abs(total - self.change.astype(np.float64))
         if self.rounding is not None:
             gap = np.maximum(gap - self.rounding, 0.0)
         error: FloatArray = (
@@ -314,7 +323,8 @@ def integrated_gradients(
         _rounding(values, at_baseline.values[0]),
     )
     rows = np.arange(batch)
-    by_input, by_time = _along(evaluate, x, x0, dt, dt0 if moves_time else None, rows, nodes)
+    line = _Line(evaluate, x, x0, dt, dt0 if moves_time else None)
+    by_input, by_time = _along(line, rows, nodes)
     found.inputs[rows] = by_input * (x - x0)
     if found.intervals is not None and dt is not None and dt0 is not None:
         found.intervals[rows] = by_time * (dt - dt0)
@@ -325,7 +335,6 @@ def integrated_gradients(
     rows = np.flatnonzero(error > tolerance)
     halvings = min(most_nodes // _PART - _PARTS, (most_nodes - nodes - 6) // _PART)
     if rows.size and 2 * nodes <= most_nodes and halvings >= 0:
-        line = _Line(evaluate, x, x0, dt, dt0 if moves_time else None)
         _refine(found, line, values, at_baseline.values[0], rows, halvings, tolerance)
     return found
 
@@ -409,20 +418,8 @@ def _refine(
         intervals=None if total.intervals is None else by_time.sum(axis=0),
         nodes=np.full(len(rows), _PART * _PARTS),
     )
-    assert total.change is not None
-    # The scale of errors is that of all sequences, so that whether one is done depends on all.
-    known = found.change[np.isfinite(found.change)] if found.change is not None else np.zeros(0)
-    scale = float(np.sqrt(np.mean(known.astype(np.float64) ** 2))) if known.size else 0.0
-
-    def errors() -> FloatArray:
-        gap = total.inputs.sum(axis=(1, 2)) - total.change
-        if total.intervals is not None:
-            gap = gap + total.intervals.sum(axis=1)
-        gap = np.abs(gap)
-        if total.rounding is not None:
-            gap = np.maximum(gap - total.rounding, 0.0)
-        far: FloatArray = gap / scale if scale > 0 else np.where(gap > 0, np.inf, gap)
-        return far
+    # That of all sequences, on which it depends whether one is done.
+    scale = found.scale
 
     # Of every part: its ends, the target there, and what is owed to what in it.
     # Kept, since a part that is halved is taken out of the sum again.
@@ -438,7 +435,7 @@ def _refine(
 
     far = np.stack([gaps(i) for i in range(_PARTS)])
     for _ in range(halvings):
-        active = size[errors() > tolerance]
+        active = size[total.error_of(scale) > tolerance]
         if not active.size:
             break
         worst = far[:, active].argmax(axis=0)
@@ -460,7 +457,7 @@ def _refine(
             owed_time[i][r], owed_time[-1][r] = halves_time[:, k]
             total.nodes[r] += _PART
         far = np.stack([gaps(i) for i in range(len(low))])
-    nearer = errors() < first[rows]
+    nearer = total.error_of(scale) < first[rows]
     at = rows[nearer]
     found.inputs[at], found.nodes[at] = total.inputs[nearer], total.nodes[nearer]
     if found.intervals is not None and total.intervals is not None:
@@ -468,37 +465,19 @@ def _refine(
 
 
 def _along(
-    evaluate: Evaluate,
-    x: FloatArray,
-    x0: FloatArray,
-    dt: FloatArray | None,
-    dt0: FloatArray | None,
-    rows: npt.NDArray[np.intp],
-    nodes: int,
+    line: _Line, rows: npt.NDArray[np.intp], nodes: int
 ) -> tuple[FloatArray, FloatArray | float]:
     """Mean gradients of some sequences along their lines."""
     at, weights = np.polynomial.legendre.leggauss(nodes)
     at, weights = (at + 1) / 2, weights / 2
-    every = len(rows) == len(x)
-    start, way = x0[rows], (x - x0)[rows]
-    by_input = np.zeros_like(way)
+    by_input = np.zeros((len(rows), *line.x.shape[1:]))
     by_time: FloatArray | float = 0.0
     # In groups, so that what is kept doesn't grow with the number of nodes.
     for group in np.array_split(np.arange(nodes), max(1, nodes // 8)):
-        alpha = at[group]
-        points = start + alpha[:, None, None, None] * way
-        elapsed = None
-        if dt is not None and dt0 is not None:
-            elapsed = dt0[rows] + alpha[:, None, None] * (dt - dt0)[rows]
-        seen = evaluate(
-            _single(points),
-            None if elapsed is None else _single(elapsed),
-            rows=None if every else rows,
-            gradient=True,
-        )
+        seen = line.at(at[group, None], rows, gradient=True)
         assert seen.input_gradient is not None
         by_input += np.tensordot(weights[group], seen.input_gradient.astype(np.float64), 1)
-        if elapsed is not None and seen.time_gradient is not None:
+        if line.dt0 is not None and seen.time_gradient is not None:
             by_time = by_time + np.tensordot(
                 weights[group], seen.time_gradient.astype(np.float64), 1
             )
@@ -546,8 +525,8 @@ def own_step_integrated_gradients(
 
     x = inputs.astype(np.float64)
     dt = None if time_delta is None else time_delta.astype(np.float64)
-    every = np.arange(len(x))
-    by_input, by_time = _along(evaluate, x, baseline, dt, time_baseline, every, nodes)
+    line = _Line(evaluate, x, baseline, dt, time_baseline)
+    by_input, by_time = _along(line, np.arange(len(x)), nodes)
     intervals = None
     if dt is not None and time_baseline is not None and not isinstance(by_time, float):
         intervals = _masked((dt - time_baseline) * by_time, mask)
