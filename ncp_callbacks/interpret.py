@@ -134,7 +134,8 @@ def analyze_time_sensitivity(
     wanted = checked_scales(scales)
     instrument = _instrument(model, x, base_time_delta, **options)
     with undisturbed(model):
-        return measures.sensitivity(Observation(instrument, 0, {Need.TIME_GRADIENT}), wanted)
+        observation = Observation(instrument, 0, {Need.TIME_GRADIENT}, scales=wanted)
+        return measures.sensitivity(observation, wanted)
 
 
 def visualize_hidden_states(

@@ -616,12 +616,15 @@ class Monitor:
     def _seen(self, step: int, callbacks: Sequence[Callback]) -> Observation:
         assert self._instrument is not None
         batch = len(self._held_out)
+        most = max(_size(c, batch) for c in callbacks)
         with self._overhead.timing("pass"):
             return Observation(
                 self._instrument,
                 step,
                 self._needs(callbacks),
-                max_sequences=max(_size(c, batch) for c in callbacks),
+                max_sequences=most,
+                # Those of fewer sequences are cheaper by themselves.
+                scales=[s for c in callbacks if _size(c, batch) == most for s in c.time_scales],
             )
 
     def _observations(

@@ -27,9 +27,10 @@ import numpy.typing as npt
 from .analysis.methods import Points
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, to_numpy
-from .instrument import CellSite, Instrument, ModelError
+from .instrument import CellSite, Instrument
 from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
-from .instrument.looks import as_points, in_parts, looks, points
+from .instrument.looks import as_points, in_parts, joined, looks, points
+from .instrument.probe import COPIES
 from .instrument.randomise import randomised
 from .instrument.replay import Replay
 
@@ -109,8 +110,17 @@ class Observation:
         needs: Iterable[Need] = frozenset(),
         *,
         max_sequences: int | None = None,
+        scales: Iterable[float] = (),
     ) -> None:
-        """Run the model once; only inside ``undisturbed(model)``."""
+        """Run the model once; only inside ``undisturbed(model)``.
+
+        Args:
+            instrument: What runs the model.
+            step, needs: What is seen, and when.
+            max_sequences: How many of the sequences, None: all.
+            scales: Which :meth:`values_at_scales` will be asked for. Known beforehand, they may run
+                beside the gradient pass.
+        """
         self.step = step
         self._batch: HeldOutBatch = instrument.held_out
         self.indices: npt.NDArray[np.intp] = np.arange(len(self._batch))
@@ -123,11 +133,16 @@ class Observation:
         self._needs = frozenset(needs)
         self._whole: Observation | None = None
         self._rows: npt.NDArray[np.intp] | None = None
-        self._looks = list(looks(instrument, {need.value: need in self._needs for need in Need}))
+        wanted = {need.value: need in self._needs for need in Need}
+        others = [s for s in dict.fromkeys(map(float, scales)) if s != 1] * instrument.takes_time
+        self._looks = list(looks(instrument, wanted, others))
         self._rows_at_once = instrument.most_rows or len(self._batch)
         chosen = [c for look in self._looks if (c := look.chosen) is not None]
         self._chosen = np.concatenate(chosen) if chosen else None
         self._see(instrument)
+        beside = [look.scaled for look in self._looks if look.scaled is not None]
+        if others and len(beside) == len(self._looks):
+            self._know(others, joined(beside, axis=1))
 
     def _see(self, instrument: Instrument) -> None:
         self._instrument = instrument
@@ -323,8 +338,7 @@ class Observation:
             gradient=gradient,
             loss=loss,
             rows=self._rows_at_once,
-            # A pass without gradients keeps nothing, so that more of it fits.
-            copies=1 if gradient else 4,
+            copies=1 if gradient else COPIES,
         )
 
     def replay(self, cell: str, sequences: int | None = None) -> Replay:
@@ -382,7 +396,8 @@ class Observation:
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
 
-        The same outputs are followed as at scale 1, whose values cost nothing.
+        The same outputs are followed as at scale 1, whose values cost nothing. A callback names the
+        scales in its ``time_scales``: they may then run beside the gradient pass.
 
         Raises:
             RuntimeError: If the model takes no intervals.
@@ -394,11 +409,13 @@ class Observation:
         missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
         if missing:
             scaled = np.stack([self.time_delta * np.float32(s) for s in missing])
-            found = self.evaluate(time_delta=scaled, loss=self.losses is not None)
-            self._scaled.update(zip(missing, found.values, strict=True))
-            if found.loss is not None:
-                self._scaled_losses.update(zip(missing, found.loss, strict=True))
+            self._know(missing, self.evaluate(time_delta=scaled, loss=self.losses is not None))
         return {s: self._scaled[s] for s in map(float, scales)}
+
+    def _know(self, scales: Sequence[float], found: Points) -> None:
+        self._scaled.update(zip(scales, found.values, strict=True))
+        if found.loss is not None:
+            self._scaled_losses.update(zip(scales, found.loss, strict=True))
 
     @functools.cached_property
     def losses(self) -> FloatArray | None:
@@ -407,13 +424,8 @@ class Observation:
         None where that is the target itself, and where the batch has no targets or such as are only
         for a loss of the user's own.
         """
-        if self._instrument.target.is_loss:
-            return None
-        try:
-            values = self._instrument.loss(mx.array(self.outputs), None)
-        except ModelError:
-            return None
-        return to_numpy(values)
+        values = self._instrument.losses(mx.array(self.outputs))
+        return None if values is None else to_numpy(values)
 
     def losses_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray] | None:
         """:attr:`losses` with all intervals multiplied by each scale; None where there are none.

@@ -62,6 +62,7 @@ def test_gradients_are_those_of_the_plain_model(kind: str, on_three_streams: moc
         gradients = seen.input_gradient, seen.time_gradient
         scaled = seen.values_at_scales([0.5, 3.0])
         further = seen.evaluate(time_delta=seen.time_delta[None] * 2, gradient=True)
+    # For three parts each, in which MLX is told the stream, and for nothing else.
     assert used == 3
     assert on_three_streams.call_count == 9
 
@@ -83,6 +84,103 @@ def test_gradients_are_those_of_the_plain_model(kind: str, on_three_streams: moc
         np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-7)
     states = model.first(x, dt)[0]
     np.testing.assert_allclose(seen.states[0].values, np.array(states), rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(params=[2, 3])
+def beside(request: pytest.FixtureRequest) -> object:
+    """Gradients in one part, other passes in as many as there are cores."""
+    with (
+        mock.patch.object(abreast, "_cores", return_value=request.param),
+        mock.patch.object(abreast, "_LEAST_FORWARD", 1),
+    ):
+        yield
+
+
+def no_further_pass() -> object:
+    return mock.patch.object(Observation, "evaluate", side_effect=AssertionError("a further pass"))
+
+
+def classified() -> ncp.HeldOutBatch:
+    x = batch()
+    labels = np.random.default_rng(1).integers(0, 2, B)
+    return ncp.HeldOutBatch(x.inputs, x.flat_time_delta, targets=labels, mask=x.mask)
+
+
+@pytest.mark.parametrize("kind", ["CfC", "LTC"])
+@pytest.mark.parametrize("most_rows", [None, 3])
+def test_scales_run_beside_a_small_gradient_pass(
+    kind: str, most_rows: int | None, beside: object
+) -> None:
+    mx.random.seed(2)
+    model, held_out = Net(kind), classified()
+    model.eval()
+    x, dt = held_out.inputs, held_out.flat_time_delta
+    last = mx.array(held_out.mask.sum(axis=1) - 1)
+
+    def at_end(scale: float) -> mx.array:
+        return model(x, dt * scale)[mx.arange(B), last]
+
+    # So that predictions differ.
+    model.head.bias = model.head.bias - mx.array(np.median(np.array(at_end(1.0)), axis=0))
+    instrument = Instrument(model, held_out, most_rows=most_rows)
+    scales = [0.5, 1.0, 3.0]
+    with undisturbed(model), no_further_pass():
+        seen = Observation(instrument, 1, {Need.TIME_GRADIENT, Need.STATES}, scales=scales)
+        values, losses = seen.values_at_scales(scales), seen.losses_at_scales(scales)
+    followed = mx.argmax(at_end(1.0), axis=-1)
+    assert len(set(followed.tolist())) == 2
+    assert losses is not None
+    for scale in scales:
+        outputs = at_end(scale)
+        np.testing.assert_allclose(
+            values[scale], np.array(outputs[mx.arange(B), followed]), rtol=1e-5, atol=1e-6
+        )
+        expected = nn.losses.cross_entropy(outputs, held_out.targets)
+        np.testing.assert_allclose(losses[scale], np.array(expected), rtol=1e-5, atol=1e-6)
+    gradient = mx.grad(lambda d: model(x, d)[mx.arange(B), last, followed].sum())(dt)
+    np.testing.assert_allclose(seen.time_gradient, np.array(gradient), rtol=1e-5, atol=1e-7)
+    states = model.first(x, dt)[0]
+    np.testing.assert_allclose(seen.states[0].values, np.array(states), rtol=1e-5, atol=1e-6)
+
+
+def test_a_monitor_names_the_scales_of_whoever_looks_at_all_sequences(beside: object) -> None:
+    writer = ncp.MemoryWriter()
+    model = Net("CfC")
+    with (
+        ncp.Monitor(
+            model, classified(), callbacks=[ncp.TimeSensitivity()], writer=writer, every=1
+        ) as monitor,
+        no_further_pass(),
+    ):
+        monitor.on_step_end(1)
+    assert {"time_delta/sensitivity_x5", "time_delta/loss_x0.5"} <= set(writer.tags)
+
+
+def test_what_does_not_fit_beside_a_pass_comes_after_it() -> None:
+    model, held_out = Net("CfC"), batch()
+    plain, tried = Instrument.variants, []
+
+    def without_room(self: Instrument, *args: object, **options: bool) -> object:
+        tried.append(options.get("milestones", False))
+        if options.get("milestones"):
+            raise RuntimeError("[malloc] Unable to allocate 9 bytes")
+        return plain(self, *args, **options)  # type: ignore[arg-type]
+
+    with (
+        mock.patch.object(abreast, "_cores", return_value=2),
+        mock.patch.object(abreast, "_LEAST_FORWARD", 200),
+        mock.patch.object(Instrument, "variants", without_room),
+        mock.patch.object(Instrument, "ways", side_effect=[2, 1, 1, 1, 1, 1]),
+        undisturbed(model),
+    ):
+        instrument = Instrument(model, held_out, target=0)
+        seen = Observation(instrument, 1, {Need.TIME_GRADIENT}, scales=[2.0])
+        values = seen.values_at_scales([2.0])[2.0]
+    assert tried == [True, False]
+    last = mx.array(held_out.mask.sum(axis=1) - 1)
+    model.eval()
+    expected = model(held_out.inputs, held_out.flat_time_delta * 2)[mx.arange(B), last, 0]
+    np.testing.assert_allclose(values, np.array(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_looks_on_ever_new_threads_make_no_ever_new_streams(on_three_streams: mock.Mock) -> None:
@@ -157,6 +255,18 @@ def test_sequences_that_have_to_do_with_each_other_stay_together(
         seen = Observation(instrument, 1, frozenset())
     np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
     assert on_three_streams.call_count == 0
+
+
+def test_nor_are_many_variants_of_them() -> None:
+    model, held_out = Centred(), ncp.HeldOutBatch(batch().inputs)
+    with mock.patch.object(abreast, "_cores", return_value=2), undisturbed(model):
+        weight = Instrument(model, held_out)._weight
+        # The batch itself would stay whole, four of it would not.
+        with mock.patch.object(abreast, "_LEAST_FORWARD", 2 * B * weight):
+            instrument = Instrument(model, held_out, target=0)
+            assert abreast.ways(B * weight, gradient=False) == 1
+            assert abreast.ways(4 * B * weight, gradient=False) == 2
+            assert instrument.ways(4 * B, gradient=False) == 1
 
 
 def test_what_is_too_small_stays_whole() -> None:

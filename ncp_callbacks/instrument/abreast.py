@@ -2,8 +2,8 @@
 
 MLX works a stream of the CPU off on one thread, and leaves the other cores idle. Passes built on
 several streams could share them, but an evaluation takes one pass after the other, and only few
-operations ahead. So they are evaluated piece by piece, the same pieces of all passes together: up
-to the state after the first time step, after the second, and so on, and the same way back.
+operations ahead. So they are evaluated piece by piece, one of each pass in turn: up to the state
+after the first time step, after the second, and so on, and the same way back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
@@ -63,15 +62,33 @@ def evaluated(builders: Sequence[Callable[[], P]]) -> list[P]:
         mx.eval(only.arrays())
         return [only]
     passes: list[P] = []
-    for stream, build in zip(_streams(len(builders)), builders, strict=True):
+    streams = _streams(len(builders))
+    for stream, build in zip(streams, builders, strict=True):
         with mx.stream(stream):
             passes.append(build())
-    for pieces in zip_longest(*(each.milestones for each in passes)):
-        mx.async_eval([p for p in pieces if p is not None])  # type: ignore[no-untyped-call]
+    rounds = max(len(each.milestones) for each in passes)
+    # An evaluation ends on its default stream, which there waits for the others. Parts of one pass
+    # are equally far then, and are best ordered together; different passes must not wait.
+    alike = len({len(each.milestones) for each in passes}) == 1
+    for k in range(rounds):
+        pieces = [_piece(each.milestones, k, rounds) for each in passes]
+        if alike:
+            mx.async_eval(pieces)  # type: ignore[no-untyped-call]
+            continue
+        for stream, piece in zip(streams, pieces, strict=True):
+            if piece:
+                with mx.stream(stream):
+                    mx.async_eval(piece)  # type: ignore[no-untyped-call]
     mx.eval([each.arrays() for each in passes])
     for each in passes:
         each.milestones.clear()
     return passes
+
+
+def _piece(milestones: list[mx.array], k: int, rounds: int) -> list[mx.array]:
+    """Those of one round, when all are spread over the rounds."""
+    count = len(milestones)
+    return milestones[k * count // rounds : (k + 1) * count // rounds]
 
 
 def _streams(count: int) -> list[mx.Stream]:

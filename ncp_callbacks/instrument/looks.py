@@ -19,19 +19,24 @@ from ..analysis.results import FloatArray
 from ..held_out import to_numpy
 from .abreast import evaluated
 from .errors import ModelError
-from .probe import Instrument, Pass, Variants
+from .probe import COPIES, Instrument, Pass, Variants
 from .sites import CellSite, LayerSite
 
-__all__ = ["Look", "as_points", "in_parts", "looks", "points"]
+__all__ = ["Look", "as_points", "in_parts", "joined", "looks", "points"]
 
 _LOG = logging.getLogger("ncp_callbacks")
 
 
 class Look:
-    """One evaluated pass over some sequences, converted when asked for."""
+    """One evaluated pass over some sequences, converted when asked for.
 
-    def __init__(self, instrument: Instrument, seen: Pass) -> None:
-        self._instrument, self._pass = instrument, seen
+    Attributes:
+        scaled: Targets ``(S, B)`` with all intervals multiplied by each scale, and the loss there;
+            None where these were not run beside the pass.
+    """
+
+    def __init__(self, instrument: Instrument, seen: Pass, scaled: Points | None = None) -> None:
+        self._instrument, self._pass, self.scaled = instrument, seen, scaled
         self._batch, self._steps, _ = instrument.held_out.inputs_shape
 
     def array(self, name: str) -> FloatArray:
@@ -83,22 +88,31 @@ class Look:
         return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
 
 
-def looks(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[Look]:
+def looks(
+    instrument: Instrument, wanted: dict[str, bool], scales: Sequence[float] = ()
+) -> Iterator[Look]:
     """The whole batch, in order.
 
     Args:
         wanted: Keywords of :meth:`Instrument.run`.
+        scales: Of the intervals, to be run beside the pass if a core has nothing else to do.
     """
     batch, start = len(instrument.held_out), 0
     while start < batch:
         stop = min(batch, start + (instrument.most_rows or batch))
         try:
             whole = stop - start == batch
-            found = _abreast(instrument if whole else instrument.take(slice(start, stop)), wanted)
+            part = instrument if whole else instrument.take(slice(start, stop))
+            found = _beside(part, wanted, scales) or _abreast(part, wanted)
         except (MemoryError, RuntimeError) as error:
-            if not (_out_of_memory(error) and instrument.divisible and stop - start > 1):
+            if not _out_of_memory(error):
                 raise
-            _take_fewer(instrument, stop - start)
+            if scales:
+                scales = ()
+            elif instrument.divisible and stop - start > 1:
+                _take_fewer(instrument, stop - start)
+            else:
+                raise
         else:
             yield from found
             start = stop
@@ -114,6 +128,42 @@ def _abreast(instrument: Instrument, wanted: dict[str, bool]) -> list[Look]:
         [functools.partial(part.run, **wanted, milestones=count > 1) for part in parts]
     )
     return [Look(part, seen) for part, seen in zip(parts, passes, strict=True)]
+
+
+def _beside(instrument: Instrument, wanted: dict[str, bool], scales: Sequence[float]) -> list[Look]:
+    """A gradient pass too small to be divided, and scaled intervals beside it; else nothing."""
+    rows, delta = len(instrument.held_out), instrument.time_delta
+    gradient = wanted["input_gradient"] or wanted["time_gradient"]
+    lanes = instrument.ways(rows * len(scales), gradient=False)
+    small = instrument.divisible and instrument.ways(rows, gradient=True) == 1
+    if not (gradient and small and 0 < len(scales) <= COPIES and lanes > 1) or delta is None:
+        return []
+    own = to_numpy(delta)
+    scaled = np.stack([own * np.float32(scale) for scale in scales])
+    first: list[Pass] = []
+
+    def whole() -> Pass:
+        first.append(instrument.run(**wanted, milestones=True))
+        return first[0]
+
+    def variants(here: slice) -> Variants:
+        # Its prediction is what is followed at all scales.
+        chosen = first[0].chosen
+        return _variants(
+            instrument if lanes == 2 else instrument.take(here),
+            None,
+            scaled[:, here],
+            None if chosen is None else chosen[here],
+            count=len(scales),
+            milestones=True,
+            loss=instrument.losses(first[0].outputs) is not None,
+        )
+
+    builders: list[Callable[[], Pass | Variants]] = [whole]
+    builders += [functools.partial(variants, here) for here in _slices(rows, lanes - 1)]
+    _, *others = evaluated(builders)
+    points = [_converted(seen) for seen in others if isinstance(seen, Variants)]
+    return [Look(instrument, first[0], joined(points, axis=1))]
 
 
 def _slices(count: int, parts: int) -> list[slice]:
@@ -193,8 +243,8 @@ def in_parts(
                 copies = (at.stop - start) // 2
             else:
                 start = at.stop
-        parts.append(_joined(done, axis=0))
-    return _joined(parts, axis=1)
+        parts.append(joined(done, axis=0))
+    return joined(parts, axis=1)
 
 
 def _points(
@@ -215,24 +265,44 @@ def _points(
         axis, divided = 0, [(at, everything) for at in _slices(count, min(parts, count))]
 
     def build(at: slice, here: slice) -> Variants:
-        some = instrument if here == everything else instrument.take(here)
-        own, delta = some.sequence(), some.time_delta
-        x, dt = (
-            None
-            if mine is None
-            else mx.broadcast_to(mine, (len(range(count)[at]), *mine.shape))
-            if variants is None
-            else mx.array(variants[at, here]).astype(mine.dtype)
-            for variants, mine in ((sequences, own), (time_deltas, delta))
-        )
-        assert x is not None
-        follow = None if chosen is None else mx.array(chosen[here])
-        return some.variants(
-            x, dt, follow, gradient=gradient, milestones=len(divided) > 1, loss=loss
+        return _variants(
+            instrument if here == everything else instrument.take(here),
+            None if sequences is None else sequences[at, here],
+            None if time_deltas is None else time_deltas[at, here],
+            None if chosen is None else mx.array(chosen[here]),
+            count=len(range(count)[at]),
+            gradient=gradient,
+            milestones=len(divided) > 1,
+            loss=loss,
         )
 
     passes = evaluated([functools.partial(build, *part) for part in divided])
-    return _joined([_converted(seen) for seen in passes], axis=axis)
+    return joined([_converted(seen) for seen in passes], axis=axis)
+
+
+def _variants(
+    instrument: Instrument,
+    sequences: FloatArray | None,
+    time_deltas: FloatArray | None,
+    chosen: mx.array | None,
+    *,
+    count: int,
+    **options: bool,
+) -> Variants:
+    """The pass over ``count`` variants, not yet evaluated."""
+    x, dt = (
+        None
+        if own is None
+        else mx.broadcast_to(own, (count, *own.shape))
+        if given is None
+        else mx.array(given).astype(own.dtype)
+        for given, own in (
+            (sequences, instrument.sequence()),
+            (time_deltas, instrument.time_delta),
+        )
+    )
+    assert x is not None
+    return instrument.variants(x, dt, chosen, **options)
 
 
 def as_points(seen: Variants) -> Points:
@@ -246,7 +316,8 @@ def _converted(seen: Variants) -> Points:
     return Points(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
 
 
-def _joined(parts: Sequence[Points], axis: int) -> Points:
+def joined(parts: Sequence[Points], axis: int) -> Points:
+    """Points of several parts in one: of variants with ``axis=0``, of sequences with 1."""
     if len(parts) == 1:
         return parts[0]
     columns = ([getattr(p, f.name) for p in parts] for f in fields(Points))

@@ -30,7 +30,10 @@ from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
 from .trees import Path, get_leaf, leaves, modules, replace_leaf
 
-__all__ = ["Instrument", "Pass", "Variants", "listening", "recorded_calls"]
+__all__ = ["COPIES", "Instrument", "Pass", "Variants", "listening", "recorded_calls"]
+
+# Of the batch, run at once without gradients. They keep nothing, so that more of them fit.
+COPIES = 4
 
 
 @dataclass(eq=False)
@@ -293,8 +296,8 @@ class Instrument:
         return sum({id(array): array.size for array in arrays}.values())
 
     def _most_ways(self) -> int:
-        """In how many parts a pass of the whole batch would be divided."""
-        return ways(self.whole_batch * self._weight, gradient=False)
+        """In how many parts the largest pass would be divided."""
+        return ways(COPIES * self.whole_batch * self._weight, gradient=False)
 
     def _sequences_keep_apart(self) -> bool:
         """Whether a part of the batch gives what it gives within the batch.
@@ -346,6 +349,15 @@ class Instrument:
             ModelError: If the batch has no targets; when called, if they don't fit the outputs.
         """
         return Target("loss", self._wanted[1], self.held_out, self.calling)
+
+    def losses(self, outputs: mx.array) -> mx.array | None:
+        """``(B,)``, :attr:`loss`, where that is not the target itself and fits the targets."""
+        if self.target.is_loss:
+            return None
+        try:
+            return self.loss(outputs, None)
+        except ModelError:
+            return None
 
     def small(self) -> Instrument:
         """The same for the batch's first two sequences, or for all where only all will do."""
