@@ -284,7 +284,7 @@ class Observation:
             inputs: ``(K, B, T, F)``; None: the batch's own.
             time_delta: ``(K, B, T)``; None: the batch's own.
             rows: ``(R,)``, the sequences of which these are variants, ``R`` in place of ``B``
-                everywhere; None: all.
+                everywhere; they may recur. None: all.
             gradient: Whether gradients are wanted.
             loss: Whether the loss is wanted beside the target, see :attr:`losses`; not with
                 gradients.
@@ -311,6 +311,20 @@ class Observation:
             some = self._instrument.take(rows)
             return self._points(some, inputs, time_delta, chosen, gradient, loss)
         # Only whole batches can be run: the others come along as they are.
+        again = np.array([np.count_nonzero(rows[:i] == row) for i, row in enumerate(rows)])
+        if again.any():
+            parts = [np.flatnonzero(again == k) for k in range(again.max() + 1)]
+            found = [
+                self.evaluate(
+                    None if inputs is None else inputs[:, at],
+                    None if time_delta is None else time_delta[:, at],
+                    rows=rows[at],
+                    gradient=gradient,
+                    loss=loss,
+                )
+                for at in parts
+            ]
+            return joined(found, axis=1).of(np.argsort(np.concatenate(parts)))
         whole = self._points(
             self._instrument,
             _among(self.inputs, rows, inputs),

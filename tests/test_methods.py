@@ -335,12 +335,8 @@ def test_only_sequences_that_need_it_get_more_nodes():
 
     box = WhiteBox(lambda x, dt: np.tanh(steepness[box.rows] * along(x)), slopes, x)
     found = integrated_gradients(box, x, baseline=np.zeros_like(x), nodes=4, most_nodes=16)
-    every, steep = tuple(range(6)), (1, 4)
-    asked: dict[tuple[int, ...], int] = {}
-    for count, rows in box.asked:
-        asked[rows] = asked.get(rows, 0) + count
-    # Four parts of three nodes, and one of the parts halved.
-    assert asked == {every: 4, steep: 12 + 6}
+    # Four parts of three nodes, one of them halved before gradients are asked for.
+    np.testing.assert_array_equal(asked_of_each(box), [4, 4 + 15, 4, 4, 4 + 15, 4])
     np.testing.assert_array_equal(found.nodes, [4, 15, 4, 4, 15, 4])
     assert found.error[[1, 4]].min() > 0.01  # not enough, and it is said
     assert found.error[[0, 2, 3, 5]].max() < 0.001
@@ -356,17 +352,37 @@ def test_only_sequences_that_need_it_get_more_nodes():
     np.testing.assert_array_equal(loose.nodes, 4)
 
 
-def test_most_nodes_is_never_passed():
+def asked_of_each(box: WhiteBox) -> np.ndarray:
+    """Gradients."""
+    asked = np.zeros(len(box.x), int)
+    for count, rows in box.asked:
+        np.add.at(asked, list(rows), count)
+    return asked
+
+
+@pytest.mark.parametrize(("nodes", "most"), [(4, 4), (4, 11), (3, 30), (16, 64), (16, 31)])
+@pytest.mark.parametrize("target", [np.sign, lambda u: np.sign(np.sin(40 * u))])
+def test_most_nodes_is_never_passed(target, nodes, most):
     rng = np.random.default_rng(0)
     (w, _), (x, _, x0, _) = weights(rng), batch(rng)
-    box = ridge(lambda u: np.sign(u), lambda u: 0 * u, w, 0, x)  # no quadrature finds the jump
-    for nodes, most, last in ((4, 4, 4), (4, 11, 4), (3, 30, 51), (16, 64, 112), (16, 31, 16)):
-        box.asked.clear()
-        found = integrated_gradients(box, x, baseline=x0, nodes=nodes, most_nodes=most)
-        assert found.nodes.max() <= most
-        # No more gradients in all than doubling the nodes would take.
-        asked = sum(count for count, _ in box.asked)
-        assert asked == last <= max(nodes, 2 * most - nodes)
+    box = ridge(target, lambda u: 0 * u, w, 0, x)  # no quadrature finds jumps
+    found = integrated_gradients(box, x, baseline=x0, nodes=nodes, most_nodes=most)
+    assert found.nodes.max() <= most
+    # No more gradients in all than doubling the nodes would take.
+    assert asked_of_each(box).max() <= max(nodes, 2 * most - nodes)
+
+
+@pytest.mark.parametrize(("nodes", "most"), [(3, 30), (16, 64)])
+def test_a_jump_without_a_slope_is_soon_given_up(nodes, most):
+    """Three parts of four where nothing happens, and in the other the jump with both its sides."""
+    rng = np.random.default_rng(0)
+    (w, _), (x, _, x0, _) = weights(rng), batch(rng)
+    box = ridge(np.sign, lambda u: 0 * u, w, 0, x)
+    jumps = box(x[None]).values[0] != box(x0[None]).values[0]
+    assert 0 < jumps.sum() < len(x)
+    box.asked.clear()
+    integrated_gradients(box, x, baseline=x0, nodes=nodes, most_nodes=most)
+    np.testing.assert_array_equal(asked_of_each(box), nodes + 3 * 6 * jumps)
 
 
 def test_a_composite_rule_is_exact_for_what_its_parts_are():
@@ -383,7 +399,7 @@ def test_a_composite_rule_is_exact_for_what_its_parts_are():
 
 
 @pytest.mark.parametrize("place", [0.13, 0.37, 0.5, 0.91])
-@pytest.mark.parametrize("width", [0.01, 0.002])
+@pytest.mark.parametrize("width", [0.01, 0.002, 1e-4, 2e-5])
 def test_a_jump_is_found_where_it_is(place, width):
     """Doubling one rule isn't enough for it: at 64 nodes they lie further apart than it is wide."""
     rng = np.random.default_rng(0)

@@ -10,7 +10,10 @@ how much of the change is owed to what was measured, and how much to when.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import heapq
+import itertools
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -130,12 +133,18 @@ class Attribution:
         known = change[np.isfinite(change)]
         return float(np.sqrt(np.mean(known**2))) if known.size else 0.0
 
-    def error_of(self, scale: float) -> FloatArray:
-        """:attr:`error`, of an attribution that promises completeness, over another ``scale``."""
+    def error_of(self, scale: float, total: FloatArray | None = None) -> FloatArray:
+        """:attr:`error`, of an attribution that promises completeness, over another ``scale``.
+
+        Args:
+            scale: In place of :attr:`scale`.
+            total: ``(B,)``, in place of the sums over inputs and intervals.
+        """
         assert self.change is not None
-        total = self.inputs.sum(axis=(1, 2), dtype=np.float64)
-        if self.intervals is not None:
-            total = total + self.intervals.sum(axis=1, dtype=np.float64)
+        if total is None:
+            total = self.inputs.sum(axis=(1, 2), dtype=np.float64)
+            if self.intervals is not None:
+                total = total + self.intervals.sum(axis=1, dtype=np.float64)
         gap = np.abs(total - self.change.astype(np.float64))
         if self.rounding is not None:
             gap = np.maximum(gap - self.rounding, 0.0)
@@ -285,12 +294,13 @@ def integrated_gradients(
 
     Completeness: the sum over inputs and intervals is the target minus that at the baseline. By
     Gauss-Legendre quadrature of the whole way; for sequences whose error
-    (:attr:`Attribution.error`) is above ``tolerance``, by a composite rule, 3 nodes for each of 4
-    parts of the way. The target at the ends of a part tells what its sum must be, so the part that
-    is furthest from that is halved, sequence by sequence, until the error is small enough: where
-    the target jumps, nodes gather. That ends at ``most_nodes``, and where it would take more
-    gradients than doubling the nodes up to there. If the composite rule isn't nearer, the first
-    stays.
+    (:attr:`Attribution.error`) is above ``tolerance``, by a composite rule, 3 nodes for each part
+    of the way. First the way is halved where the target changes most, by targets alone, which cost
+    less than gradients, so that nodes gather where it jumps. Then, as the target at the ends of a
+    part tells what its sum must be, the part that is furthest from that is halved, sequence by
+    sequence, until the error is small enough. That ends at ``most_nodes``, where it would take
+    more gradients than doubling the nodes up to there, and where a part is too short for single
+    precision. If the composite rule isn't nearer, the first stays.
 
     Args:
         evaluate: Targets and gradients at points.
@@ -333,15 +343,22 @@ def integrated_gradients(
     assert error is not None
     # NaN is not mended by more nodes.
     rows = np.flatnonzero(error > tolerance)
-    halvings = min(most_nodes // _PART - _PARTS, (most_nodes - nodes - 6) // _PART)
-    if rows.size and 2 * nodes <= most_nodes and halvings >= 0:
-        _refine(found, line, values, at_baseline.values[0], rows, halvings, tolerance)
+    if rows.size and 2 * nodes <= most_nodes and most_nodes >= _PART * _PARTS:
+        _refine(found, line, values, at_baseline.values[0], rows, most_nodes, tolerance)
     return found
 
 
 # Nodes of a part of the way, and parts to begin with: 12 gradients, and 6 for every part halved.
-# Doubling takes 2 * most_nodes - nodes in all, which bounds the halvings.
+# Doubling takes 2 * most_nodes - nodes in all, which bounds them.
 _PART, _PARTS = 3, 4
+# Where the target jumps: a part in which it changes by this much of the RMS change, and by this
+# share of it in one half. In the tail of a sigmoid that is wider than 3.5 times its scale.
+_JUMP, _ONE_HALF = 0.02, 0.85
+# Parts beside each other in which it changes less are one.
+_FLAT = 0.005
+# Of the way. Points closer by are hardly told apart in single precision.
+_SHORTEST = 2.0**-24
+_FRUITLESS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,34 +380,95 @@ class _Line:
         return self.evaluate(
             _single(points),
             None if elapsed is None else _single(elapsed),
-            rows=None if len(rows) == len(self.x) else rows,
+            rows=None if np.array_equal(rows, np.arange(len(self.x))) else rows,
             gradient=gradient,
         )
 
+    def values(self, alpha: FloatArray, rows: npt.NDArray[np.intp]) -> FloatArray:
+        """``(N,)``, targets at ``(N,)`` places, one of each of ``rows``, which may recur."""
+        found: FloatArray = self.at(alpha[None], rows, gradient=False).values[0]
+        return found.astype(np.float64)
+
     def parts(
-        self, low: FloatArray, high: FloatArray, rows: npt.NDArray[np.intp]
-    ) -> tuple[FloatArray, FloatArray]:
-        """What is owed to inputs ``(P, R, T, F)`` and intervals ``(P, R, T)`` between places."""
+        self,
+        rows: npt.NDArray[np.intp],
+        low: FloatArray,
+        high: FloatArray,
+        below: FloatArray,
+        above: FloatArray,
+    ) -> _Parts:
+        """Parts ``(N,)`` of the ways of ``rows``, which may recur, by their ends and targets."""
         at, weights = np.polynomial.legendre.leggauss(_PART)
-        parts = len(low)
-        alpha = low + ((at + 1) / 2)[:, None, None] * (high - low)
-        seen = self.at(alpha.reshape(-1, len(rows)), rows, gradient=True)
+        alpha = low + ((at + 1) / 2)[:, None] * (high - low)
+        seen = self.at(alpha.reshape(1, -1), np.tile(rows, _PART), gradient=True)
         assert seen.input_gradient is not None
-        shares = (weights / 2)[:, None, None] * (high - low)
+        shares = (weights / 2)[:, None] * (high - low)
 
         def mean(gradients: FloatArray) -> FloatArray:
-            apart = gradients.reshape(_PART, parts, *gradients.shape[1:]).astype(np.float64)
-            total: FloatArray = np.einsum("kpr,kpr...->pr...", shares, apart)
+            apart = gradients[0].reshape(_PART, len(low), *gradients.shape[2:])
+            total: FloatArray = np.einsum("kn,kn...->n...", shares, apart.astype(np.float64))
             return total
 
-        by_input = mean(seen.input_gradient)
-        by_time = np.zeros((*low.shape, self.x.shape[1]))
-        if self.dt0 is not None and seen.time_gradient is not None:
-            by_time = mean(seen.time_gradient)
-        by_input *= (self.x - self.x0)[rows]
-        if self.dt is not None and self.dt0 is not None:
-            by_time *= (self.dt - self.dt0)[rows]
-        return by_input, by_time
+        by_time: FloatArray = np.zeros((len(low), self.x.shape[1]))
+        if self.dt is not None and self.dt0 is not None and seen.time_gradient is not None:
+            by_time = mean(seen.time_gradient) * (self.dt - self.dt0)[rows]
+        by_input = mean(seen.input_gradient) * (self.x - self.x0)[rows]
+        return _Parts(rows, low, high, below, above, by_input, by_time, np.zeros(len(low), np.intp))
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Parts ``(N,)`` of the ways, and what is owed to what in them.
+
+    Attributes:
+        row: Whose.
+        low, high: Ends, from 0 to 1.
+        below, above: Targets there.
+        inputs, intervals: ``(N, T, F)`` and ``(N, T)``.
+        fruitless: How many halvings in a row didn't help.
+    """
+
+    row: npt.NDArray[np.intp]
+    low: FloatArray
+    high: FloatArray
+    below: FloatArray
+    above: FloatArray
+    inputs: FloatArray
+    intervals: FloatArray
+    fruitless: npt.NDArray[np.intp]
+
+    @functools.cached_property
+    def sums(self) -> FloatArray:
+        total: FloatArray = self.inputs.sum(axis=(1, 2)) + self.intervals.sum(axis=1)
+        return total
+
+    @property
+    def gap(self) -> FloatArray:
+        """How far what is owed is from the change of the target."""
+        gap: FloatArray = np.abs(self.sums - (self.above - self.below))
+        return gap
+
+    def of(self, at: npt.NDArray[np.intp]) -> _Parts:
+        return _Parts(*(getattr(self, f.name)[at] for f in fields(self)))
+
+    def and_(self, other: _Parts) -> _Parts:
+        columns = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return _Parts(*map(np.concatenate, columns))
+
+    def halved(self, line: _Line) -> _Parts:
+        """Two for each of these, in two rows."""
+        middle = (self.low + self.high) / 2
+        between = line.values(middle, self.row)
+        halves = line.parts(
+            np.tile(self.row, 2),
+            np.concatenate([self.low, middle]),
+            np.concatenate([middle, self.high]),
+            np.concatenate([self.below, between]),
+            np.concatenate([between, self.above]),
+        )
+        no_nearer = halves.gap.reshape(2, -1).sum(axis=0) > self.gap / 2
+        halves.fruitless[:] = np.tile(np.where(no_nearer, self.fruitless + 1, 0), 2)
+        return halves
 
 
 def _refine(
@@ -399,69 +477,136 @@ def _refine(
     values: FloatArray,
     at_baseline: FloatArray,
     rows: npt.NDArray[np.intp],
-    halvings: int,
+    most_nodes: int,
     tolerance: float,
 ) -> None:
     """Attributions of some sequences by composite rules, where these are nearer."""
-    first = found.error
+    first, batch = found.error, len(values)
     assert first is not None
-    size = np.arange(len(rows))
-    edges = np.broadcast_to(np.linspace(0, 1, _PARTS + 1)[:, None], (_PARTS + 1, len(rows)))
-    ends = np.zeros(edges.shape)
-    ends[0], ends[-1] = at_baseline[rows], values[rows]
-    ends[1:-1] = line.at(edges[1:-1], rows, gradient=False).values
-    by_input, by_time = line.parts(edges[:-1], edges[1:], rows)
-    total = found.of(rows)
-    total = replace(
-        total,
-        inputs=by_input.sum(axis=0),
-        intervals=None if total.intervals is None else by_time.sum(axis=0),
-        nodes=np.full(len(rows), _PART * _PARTS),
-    )
     # That of all sequences, on which it depends whether one is done.
     scale = found.scale
-
-    # Of every part: its ends, the target there, and what is owed to what in it.
-    # Kept, since a part that is halved is taken out of the sum again.
-    low, high = [*edges[:-1].copy()], [*edges[1:].copy()]
-    below, above = [*ends[:-1].copy()], [*ends[1:].copy()]
-    owed, owed_time = [*by_input], [*by_time]
-
-    def gaps(i: int) -> FloatArray:
-        gap: FloatArray = np.abs(
-            owed[i].sum(axis=(1, 2)) + owed_time[i].sum(axis=1) - (above[i] - below[i])
+    of, places, targets = _mesh(line, values, at_baseline, rows, most_nodes // _PART, scale)
+    within = of[1:] == of[:-1]
+    parts = line.parts(
+        of[1:][within],
+        *(a for ends in (places, targets) for a in (ends[:-1][within], ends[1:][within])),
+    )
+    count = np.bincount(parts.row, minlength=batch)
+    spent = found.nodes + _PART * count
+    while True:
+        error = found.error_of(scale, np.bincount(parts.row, parts.sums, batch).astype(np.float64))
+        room = np.minimum(
+            most_nodes // _PART - count, (2 * most_nodes - found.nodes - spent) // (2 * _PART)
         )
-        return gap
-
-    far = np.stack([gaps(i) for i in range(_PARTS)])
-    for _ in range(halvings):
-        active = size[total.error_of(scale) > tolerance]
-        if not active.size:
+        at = _furthest(parts, np.where(error > tolerance, room, 0))
+        if not at.size:
             break
-        worst = far[:, active].argmax(axis=0)
-        a = np.array([low[i][r] for i, r in zip(worst, active, strict=True)])
-        b = np.array([high[i][r] for i, r in zip(worst, active, strict=True)])
+        parts = parts.of(np.delete(np.arange(len(parts.row)), at)).and_(parts.of(at).halved(line))
+        more = np.bincount(parts.row, minlength=batch) - count
+        count, spent = count + more, spent + 2 * _PART * more
+    nearer = rows[error[rows] < first[rows]]
+    found.inputs[nearer] = _sums(parts.inputs, parts.row, batch)[nearer]
+    if found.intervals is not None:
+        found.intervals[nearer] = _sums(parts.intervals, parts.row, batch)[nearer]
+    found.nodes[nearer] = _PART * count[nearer]
+
+
+def _furthest(parts: _Parts, room: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
+    """Which parts to halve: those furthest from complete, of each sequence as many as it may."""
+    # Where the target is smooth, 3 nodes are nearer by far in halves. Where they never are, it
+    # jumps, and jumps that are not small were found before: single precision is too short.
+    over = (parts.fruitless >= _FRUITLESS) | (parts.high - parts.low <= 2 * _SHORTEST)
+    gap = np.where(over, 0.0, parts.gap)
+    chosen = []
+    for row in np.flatnonzero(room > 0):
+        own = np.flatnonzero((parts.row == row) & (gap > 0))
+        own = own[np.argsort(-gap[own])][: room[row]]
+        chosen.append(own[gap[own] >= gap[own].max(initial=0.0) / 2])
+    return np.concatenate(chosen) if chosen else np.empty(0, np.intp)
+
+
+def _sums(parts: FloatArray, row: npt.NDArray[np.intp], rows: int) -> FloatArray:
+    total = np.zeros((rows, *parts.shape[1:]))
+    np.add.at(total, row, parts)
+    return total
+
+
+def _mesh(
+    line: _Line,
+    values: FloatArray,
+    at_baseline: FloatArray,
+    rows: npt.NDArray[np.intp],
+    most: int,
+    scale: float,
+) -> tuple[npt.NDArray[np.intp], FloatArray, FloatArray]:
+    """Where to divide the ways: shorter parts where the target changes most.
+
+    Returns:
+        Sequences, places from 0 to 1 in order for each of them, and the targets there.
+    """
+    start = [k / _PARTS for k in range(_PARTS + 1)]
+    known = [{0.0: float(at_baseline[r]), 1.0: float(values[r])} for r in rows]
+    wanted = [(i, k / (2 * _PARTS)) for i in range(len(rows)) for k in range(1, 2 * _PARTS)]
+    while wanted:
+        at = np.array([place for _, place in wanted])
+        found = line.values(at, rows[[i for i, _ in wanted]])
+        for (i, place), value in zip(wanted, found, strict=True):
+            known[i][place] = float(value)
+        divided = [_divided(start, there, 4 * most, scale) for there in known]
+        wanted = [(i, place) for i, (_, unknown) in enumerate(divided) for place in unknown]
+    meshes = [places for places, _ in divided]
+    for i, there in enumerate(known):
+        fewer = 4 * most
+        while len(meshes[i]) > most + 1:
+            fewer -= max(1, fewer // 8)
+            meshes[i], _ = _divided(start, there, fewer, scale)
+    of = np.repeat(rows, [len(places) for places in meshes])
+    targets = np.array([known[i][a] for i, places in enumerate(meshes) for a in places])
+    return of, np.concatenate(meshes), targets
+
+
+def _divided(
+    places: Sequence[float], targets: Mapping[float, float], most: int, scale: float
+) -> tuple[list[float], list[float]]:
+    """Places, with those where parts that hold a jump are halved; and what to know for more.
+
+    At most so many parts, before those in which the target hardly changes are joined.
+    """
+    jump = _JUMP * scale
+    unknown: list[float] = []
+    settled = list(places)
+    # That of the largest change first.
+    parts = [(-abs(targets[b] - targets[a]), a, b) for a, b in itertools.pairwise(places)]
+    parts = [part for part in parts if -part[0] > jump]
+    heapq.heapify(parts)
+    while parts and len(settled) <= most:
+        _, a, b = heapq.heappop(parts)
         middle = (a + b) / 2
-        at_middle = line.at(middle[None], rows[active], gradient=False).values[0]
-        halves, halves_time = line.parts(np.stack([a, middle]), np.stack([middle, b]), rows[active])
-        for part in (low, high, below, above, owed, owed_time):
-            part.append(np.zeros_like(part[0]))
-        for k, (i, r) in enumerate(zip(worst, active, strict=True)):
-            total.inputs[r] += halves[:, k].sum(axis=0) - owed[i][r]
-            if total.intervals is not None:
-                total.intervals[r] += halves_time[:, k].sum(axis=0) - owed_time[i][r]
-            low[-1][r], high[-1][r] = middle[k], b[k]
-            below[-1][r], above[-1][r] = at_middle[k], above[i][r]
-            high[i][r], above[i][r] = middle[k], at_middle[k]
-            owed[i][r], owed[-1][r] = halves[:, k]
-            owed_time[i][r], owed_time[-1][r] = halves_time[:, k]
-            total.nodes[r] += _PART
-        far = np.stack([gaps(i) for i in range(len(low))])
-    nearer = total.error_of(scale) < first[rows]
-    at = rows[nearer]
-    found.inputs[at], found.nodes[at] = total.inputs[nearer], total.nodes[nearer]
-    if found.intervals is not None and total.intervals is not None:
-        found.intervals[at] = total.intervals[nearer]
+        if b - a <= 2 * _SHORTEST:
+            continue
+        if middle not in targets:
+            # With those of its halves, of which one is asked for next.
+            unknown += [a + (middle - a) / 2, middle, middle + (b - middle) / 2]
+            continue
+        halves = [(abs(targets[d] - targets[c]), c, d) for c, d in ((a, middle), (middle, b))]
+        change, c, d = max(halves)
+        if change > _ONE_HALF * sum(half[0] for half in halves):
+            settled.append(middle)
+            if change > jump:
+                heapq.heappush(parts, (-change, c, d))
+    return _joined(sorted(settled), targets, places, _FLAT * scale), unknown
+
+
+def _joined(
+    places: Sequence[float], targets: Mapping[float, float], kept: Container[float], flat: float
+) -> list[float]:
+    """Places without those between parts in which the target hardly changes."""
+    found = [places[0]]
+    for place, following in itertools.pairwise(places[1:]):
+        change = abs(targets[place] - targets[found[-1]]) + abs(targets[following] - targets[place])
+        if place in kept or not change < flat:
+            found.append(place)
+    return [*found, places[-1]]
 
 
 def _along(
