@@ -45,7 +45,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from cost_report import COLUMNS, Row, budgets, into_readme, plot, slope, table
+from cost_report import (
+    ALL_INTEGRATED,
+    COLUMNS,
+    FEW_INTEGRATED,
+    Row,
+    budgets,
+    into_readme,
+    plot,
+    slope,
+    table,
+)  # fmt: skip
 from peers.cases import SIZES, Size, sequences
 from peers.protocol import PeerError, Worker
 
@@ -66,10 +76,10 @@ def standard() -> list[ncp.Callback]:
     ]  # fmt: skip
 
 
-def integrated(most: int = 64) -> ncp.Callback:
-    """On 8 sequences, with twice the nodes, up to ``most``, where completeness asks for them."""
+def integrated(most: int = 64, sequences: int | None = 8) -> ncp.Callback:
+    """On so many sequences, with more nodes, up to ``most``, where completeness asks for them."""
     return ncp.GradientAttribution(
-        name="integrated_gradients", method="integrated_gradients", max_sequences=8,
+        name="integrated_gradients", method="integrated_gradients", max_sequences=sequences,
         nodes=NODES, most_nodes=most,
     )  # fmt: skip
 
@@ -114,8 +124,14 @@ CASES = {"CfC": ("S", "M", "L"), "LTC": ("S", "M"), "GRU": ("S", "M", "L")}
 # Seconds to minutes a round: half the rounds.
 SLOW = {("CfC", "L"), ("GRU", "L"), ("LTC", "M")}
 FEW = 16
-# Peers spend as many gradients on integrated gradients as we do, on all sequences.
+# Peers spend as many gradients on integrated gradients as we do, on as many sequences.
 NODES = 8
+BESIDE_PEERS: dict[str, Callable[[], Options]] = {
+    "standard set": dict,
+    "standard set and integrated gradients": LOOKS["standard set and integrated gradients"],
+    FEW_INTEGRATED: lambda: {"callbacks": [*standard(), integrated(NODES)]},
+    ALL_INTEGRATED: lambda: {"callbacks": [*standard(), integrated(NODES, None)]},
+}
 PEERS = {
     "PyTorch + Captum": ("peers.torch_captum", "separate"),
     "PyTorch + Captum, passes shared": ("peers.torch_captum", "shared"),
@@ -162,13 +178,14 @@ class Training:
     def held_out(self, count: int | None = None) -> ncp.HeldOutBatch:
         return ncp.HeldOutBatch(*(a[:count] for a in self.inputs))
 
-    def forward(self) -> None:
-        mx.eval(self.model(*self.inputs))
+    def forward(self, count: int | None = None) -> None:
+        mx.eval(self.model(*(a[:count] for a in self.inputs)))
 
-    def gradient(self) -> None:
+    def gradient(self, count: int | None = None) -> None:
         """Of the last output with respect to all inputs, as plainly as can be."""
-        of = list(range(len(self.inputs)))
-        mx.eval(mx.grad(lambda *a: self.model(*a)[:, -1].sum(), argnums=of)(*self.inputs))
+        inputs = [a[:count] for a in self.inputs]
+        of = list(range(len(inputs)))
+        mx.eval(mx.grad(lambda *a: self.model(*a)[:, -1].sum(), argnums=of)(*inputs))
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -355,10 +372,11 @@ def measure(kind: str, size: str, count: int | None, repeats: int, progress: Pro
                     rounds.note(name, "next step", after)
                     extra = 100 * (call + after - step) / (100 * step)
                     rounds.note(name, "extra time at every=100", extra, "%")
-            if whole:
-                rounds.step()
-                rounds.note("bare model", "forward pass", timed(training.forward))
-                rounds.note("bare model", "gradient pass", timed(training.gradient))
+            rounds.step()
+            for quantity, run in (
+                ("forward pass", training.forward), ("gradient pass", training.gradient),
+            ):  # fmt: skip
+                rounds.note("bare model", quantity, timed(functools.partial(run, count)))
             for name, options in named.items():
                 rounds.step()
                 entered = Looking(training, count, options(), Path(tmp) / f"{name} {number}")
@@ -535,7 +553,7 @@ def against_peers(size: str, python: str, repeats: int, progress: Progress) -> l
     ours = Rounds(training.step, **labels)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        looks = stack.enter_context(looking(training, None, LOOKS))
+        looks = stack.enter_context(looking(training, None, BESIDE_PEERS))
         workers = {}
         for module in dict.fromkeys(module for module, _ in PEERS.values()):
             own = python if module == "peers.torch_captum" else sys.executable
@@ -556,11 +574,12 @@ def against_peers(size: str, python: str, repeats: int, progress: Progress) -> l
                 # Its steps are short, and the first finds cold caches.
                 for _ in range(3):
                     rounds.step(workers[module].ask("step")["seconds"])
-                parts = workers[module].ask("look", way=way, nodes=NODES)
-                everything = sum(parts.values())
-                integrated = parts["integrated gradients"]
-                rounds.note(name, "until on disk", everything - integrated)
-                rounds.note(name, "with integrated gradients", everything)
+                parts = workers[module].ask("look", way=way, nodes=NODES, few=8)
+                integrated = {p: parts[p] for p in ("integrated gradients", "of few of them")}
+                rest = sum(parts.values()) - sum(integrated.values())
+                rounds.note(name, "until on disk", rest)
+                rounds.note(name, "with integrated gradients", rest + parts["integrated gradients"])
+                rounds.note(name, "with those of 8 sequences", rest + parts["of few of them"])
                 for part, seconds in parts.items():
                     rounds.note(name, part, seconds)
         rows = ours.rows("peer")

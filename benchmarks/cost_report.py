@@ -13,7 +13,10 @@ from typing import TypeAlias
 
 from peers.cases import SIZES
 
-__all__ = ["COLUMNS", "Row", "budgets", "into_readme", "plot", "slope", "table"]
+__all__ = [
+    "ALL_INTEGRATED", "COLUMNS", "FEW_INTEGRATED", "Row",
+    "budgets", "into_readme", "plot", "slope", "table",
+]  # fmt: skip
 
 HERE = Path(__file__).parent
 COLUMNS = (
@@ -23,7 +26,9 @@ COLUMNS = (
 Row: TypeAlias = dict[str, str]
 
 _OURS = "standard set"
-_INTEGRATED = "standard set and integrated gradients"
+_COMPLETE = "standard set and integrated gradients"
+FEW_INTEGRATED = "standard set and integrated gradients, 8 nodes"
+ALL_INTEGRATED = "standard set and integrated gradients, 8 nodes, all sequences"
 _SHARED = "PyTorch + Captum, passes shared"
 _PEERS = {
     "PyTorch + Captum": "PyTorch: ncps, Captum, scikit-learn, pyplot, SummaryWriter",
@@ -70,7 +75,7 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: looks by model and size, parts at size M, peers, and what is paid once."""
+    """Markdown: looks by model and size, parts at M, floors, peers, and what is paid once."""
     m = Measured(rows)
     lines = [
         "| | whole batch: in the loop | until on disk "
@@ -86,6 +91,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(_line(m, f"CfC M, {alone}", "CfC", "M", name))
     sizes = [s for s in SIZES if s in m.sizes("look")]
     lines += ["", "; ".join(_described(s) for s in sizes) + ".", ""]
+    lines += _floors(m)
     lines += _peers(m)
     lines += [_once(m)]
     return "\n".join(lines).strip()
@@ -108,6 +114,15 @@ def _described(size: str) -> str:
     return f"{size}: batch {s.batch}, {s.steps} steps, {s.features} features, {s.units} units"
 
 
+# What is compared: words for it, what a peer's look is called with it, and ours.
+_COMPARED = (
+    ("", "until on disk", _OURS),
+    (" + integrated gradients, 8 nodes, 8 sequences", "with those of 8 sequences", FEW_INTEGRATED),
+    (" + integrated gradients, 8 nodes, all sequences", "with integrated gradients",
+     ALL_INTEGRATED),
+)  # fmt: skip
+
+
 def _peers(m: Measured) -> list[str]:
     sizes = m.sizes("peer")
     if not sizes:
@@ -116,31 +131,70 @@ def _peers(m: Measured) -> list[str]:
         f"| the same look at a whole batch, CfC | {' | '.join(sizes)} |",
         f"|---|{'---|' * len(sizes)}",
     ]
-    for name, title in {_OURS: "`ncp_callbacks`, standard set", **_PEERS}.items():
-        for integrated in (False, True):
-            values = [_peer(m, size, name, integrated) for size in sizes]
-            if any(v is not None for v in values) and not (integrated and name == _SHARED):
-                cells = []
-                for size, value in zip(sizes, values, strict=True):
-                    factor = _factor(m, size, name, integrated)
-                    times = "" if name == _OURS or factor is None else f" ({factor:.1f} ×)"
-                    cells.append(_number(value, ".2f" if name == _OURS else ".1f") + times)
-                more = " + integrated gradients" if integrated else ""
-                lines.append(f"| {title}{more} | {' | '.join(cells)} |")
+
+    def line(title: str, values: Sequence[float | None], factors: Sequence[float | None]) -> None:
+        form = ".2f" if all(f is None for f in factors) else ".1f"
+        cells = [
+            _number(value, form) + ("" if factor is None else f" ({factor:.1f} ×)")
+            for value, factor in zip(values, factors, strict=True)
+        ]
+        if any(v is not None for v in values):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+
+    def ours(name: str) -> list[float | None]:
+        return [
+            m.median(scope="peer", size=size, what=name, quantity="until on disk") for size in sizes
+        ]
+
+    for more, _, name in _COMPARED:
+        line(f"`ncp_callbacks`, standard set{more}", ours(name), [None] * len(sizes))
+    complete = " + integrated gradients, 8 to 64 nodes, 8 sequences"
+    line(f"`ncp_callbacks`, standard set{complete}", ours(_COMPLETE), [None] * len(sizes))
+    for name, title in _PEERS.items():
+        for more, quantity, own in _COMPARED[:1] if name == _SHARED else _COMPARED:
+            line(
+                title + more,
+                [m.median(scope="peer", size=s, what=name, quantity=quantity) for s in sizes],
+                [_factor(m, s, name, quantity, own) for s in sizes],
+            )
     return [*lines, ""]
 
 
-def _peer(m: Measured, size: str, name: str, integrated: bool) -> float | None:
-    quantity = "with integrated gradients" if integrated else "until on disk"
-    if name == _OURS and integrated:
-        name, quantity = _INTEGRATED, "until on disk"
-    return m.median(scope="peer", size=size, what=name, quantity=quantity)
-
-
-def _factor(m: Measured, size: str, name: str, integrated: bool = False) -> float | None:
+def _factor(
+    m: Measured, size: str, name: str, quantity: str = "until on disk", own: str = _OURS
+) -> float | None:
     """How many times our look, each in its own training steps."""
-    theirs, ours = (_peer(m, size, each, integrated) for each in (name, _OURS))
+    theirs = m.median(scope="peer", size=size, what=name, quantity=quantity)
+    ours = m.median(scope="peer", size=size, what=own, quantity="until on disk")
     return None if theirs is None or ours is None else theirs / ours
+
+
+def _floors(m: Measured) -> list[str]:
+    """What looks consist of, beside what their passes take by themselves."""
+    lines = [
+        "| standard set, in training steps | its passes, run plainly | its passes, as run "
+        "| rest in the loop | until on disk |",
+        "|---|---|---|---|---|",
+    ]
+    looks = m.select(scope="look", what=_OURS, quantity="model passes")
+    for row in looks:
+        where = {k: row[k] for k in ("model", "size", "sequences")}
+        forward, gradient = (
+            m.median(scope="look", what="bare model", quantity=f"{q} pass", **where)
+            for q in ("forward", "gradient")
+        )
+        if forward is None or gradient is None:
+            continue
+        passes, call, until = (
+            m.median(scope="look", what=_OURS, quantity=q, **where) or 0.0
+            for q in ("model passes", "in the loop", "until on disk")
+        )
+        # One with gradients, and three at other scales of the intervals, which a GRU hasn't.
+        plainly = gradient + (0 if row["model"] == "GRU" else 3 * forward)
+        cells = map(_number, (plainly, passes, call - passes, until - call))
+        title = f"{row['model']} {row['size']}, {row['sequences']} sequences"
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def _once(m: Measured) -> str:
@@ -227,6 +281,10 @@ def budgets(rows: Sequence[Row]) -> str:
     }.items():  # fmt: skip
         for size, limit in zip(("S", "M", "L"), limits, strict=True):
             check(f"{name}, {size}, times our look", _factor(m, size, name), limit, least=True)
+    for more, quantity, own in _COMPARED[1:]:
+        for size in ("S", "M"):
+            factor = _factor(m, size, "PyTorch + Captum", quantity, own)
+            check(f"PyTorch + Captum{more}, {size}, times ours", factor, 8, least=True)
     return "\n".join(lines)
 
 

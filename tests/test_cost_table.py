@@ -90,6 +90,9 @@ def example() -> list[dict[str, str]]:
             look("M", sequences, "standard set", "in the loop", 1.5 * factor),
             look("M", sequences, "standard set", "until on disk", 1.75 * factor),
             look("M", sequences, "standard set", "next step", 1.25),
+            look("M", sequences, "standard set", "model passes", 1.25 * factor),
+            look("M", sequences, "bare model", "forward pass", 0.5 * factor),
+            look("M", sequences, "bare model", "gradient pass", 0.75 * factor),
             look("M", sequences, "standard set", "entering", 2.5 * factor),
         ]
     found += [
@@ -98,9 +101,11 @@ def example() -> list[dict[str, str]]:
     ]
     peers = [
         look("M", 64, "standard set", "until on disk", 2.0),
-        look("M", 64, "standard set and integrated gradients", "until on disk", 2.5),
+        look("M", 64, report.ALL_INTEGRATED, "until on disk", 2.5),
+        look("M", 64, report.FEW_INTEGRATED, "until on disk", 2.25),
         look("M", 64, "PyTorch + Captum", "until on disk", 16.0),
         look("M", 64, "PyTorch + Captum", "with integrated gradients", 25.0),
+        look("M", 64, "PyTorch + Captum", "with those of 8 sequences", 18.0),
         look("M", 64, "plain MLX", "until on disk", 5.0),
     ]
     return found + [{**row, "scope": "peer"} for row in peers]
@@ -111,10 +116,14 @@ def test_the_table_shows_what_was_measured() -> None:
     assert "| CfC M, standard set | 1.50 | 1.75 | 0.38 | 0.44 |" in lines
     assert "| CfC M, `StateSpace` alone | 0.50 | 0.62 | – | – |" in lines
     assert "M: batch 64, 64 steps, 16 features, 64 units." in lines
+    # Three forward passes and one with gradients; of the rest first what the loop pays for.
+    assert "| CfC M, 64 sequences | 2.25 | 1.25 | 0.25 | 0.25 |" in lines
+    assert "| CfC M, 16 sequences | 0.56 | 0.31 | 0.06 | 0.06 |" in lines
     assert "| `ncp_callbacks`, standard set | 2.00 |" in lines
-    torch, more = [line for line in lines if line.startswith("| PyTorch")]
+    torch, few, more = [line for line in lines if line.startswith("| PyTorch")]
     assert torch.endswith("SummaryWriter | 16.0 (8.0 ×) |")
-    assert more.endswith(" + integrated gradients | 25.0 (10.0 ×) |")
+    assert few.endswith(" + integrated gradients, 8 nodes, 8 sequences | 18.0 (8.0 ×) |")
+    assert more.endswith(" + integrated gradients, 8 nodes, all sequences | 25.0 (10.0 ×) |")
     assert "at most 1.25 steps. Entering the monitor: at most 2.5 steps" in lines[-1]
 
 
@@ -152,7 +161,7 @@ def test_every_look_and_part_is_measured(measured: list[dict[str, str]]) -> None
     looks, parts, own = set(cost.LOOKS), set(cost.PARTS), {"training step"}
     assert found == {
         *(("CfC", "4", what) for what in looks | parts | own | {"bare model"}),
-        *(("GRU", "2", what) for what in {"standard set"} | own),
+        *(("GRU", "2", what) for what in {"standard set", "bare model"} | own),
     }
 
 
@@ -254,7 +263,7 @@ def test_a_worker_does_what_it_is_told(tmp_path: Path) -> None:
         parts = worker.ask("look", way="separate", nodes=2)
     assert set(parts) == {
         "attribution", "time gradient", "scales", "states", "backbone", "integrated gradients",
-        "figures", "numbers",
+        "of few of them", "figures", "numbers",
     }  # fmt: skip
     assert list(tmp_path.glob("events.*"))
 

@@ -55,8 +55,8 @@ class Peer:
         mx.eval(self.net.parameters(), self.optimizer.state, loss)
         return {"seconds": time.perf_counter() - start}
 
-    def look(self, way: str, nodes: int) -> dict[str, Any]:
-        """Seconds by part; with ``nodes`` > 0 also integrated gradients."""
+    def look(self, way: str, nodes: int, few: int = 0) -> dict[str, Any]:
+        """Seconds by part; with ``nodes`` > 0 also integrated gradients, again of few of them."""
         self.number += 1
         watch = Stopwatch()
         x, dt = self.x, self.dt
@@ -82,6 +82,8 @@ class Peer:
         if nodes:
             with watch("integrated gradients"):
                 found.integrated = self.integrated(nodes)
+            with watch("of few of them"):
+                self.integrated(nodes, few)
         self.net.train()
         log(self.writer, self.number, found, watch)
         return watch.seconds
@@ -110,12 +112,13 @@ class Peer:
             _, state = cell(self.x[:, t], state, self.dt[:, t, None])
         return {name: np.array(mx.stack(a, axis=1)) for name, a in seen.items()}
 
-    def integrated(self, nodes: int) -> np.ndarray:
+    def integrated(self, nodes: int, count: int | None = None) -> np.ndarray:
+        x, dt = self.x[:count], self.dt[:count]
         points, weights = np.polynomial.legendre.leggauss(nodes)
-        total = np.zeros(self.x.shape, np.float32)
+        total = np.zeros(x.shape, np.float32)
         for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-            total += weight * np.array(mx.grad(self.target)(self.x * float(point), self.dt))
-        return np.array(self.x) * total
+            total += weight * np.array(mx.grad(self.target)(x * float(point), dt))
+        return np.array(x) * total
 
 
 def main() -> None:

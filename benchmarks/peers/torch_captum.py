@@ -65,21 +65,25 @@ class Peer:
         self.optimizer.step()
         return {"seconds": time.perf_counter() - start}
 
-    def look(self, way: str, nodes: int) -> dict[str, Any]:
-        """Seconds by part; with ``nodes`` > 0 also integrated gradients."""
+    def look(self, way: str, nodes: int, few: int = 0) -> dict[str, Any]:
+        """Seconds by part; with ``nodes`` > 0 also integrated gradients, again of few of them."""
         self.number += 1
         watch = Stopwatch()
         self.net.eval()
         found = self.separate(watch) if way == "separate" else self.shared(watch)
         if nodes:
             with watch("integrated gradients"):
-                method = IntegratedGradients(self.target)
-                found.integrated = method.attribute(
-                    self.x, additional_forward_args=self.dt, n_steps=nodes
-                ).numpy()
+                found.integrated = self.integrated(nodes)
+            with watch("of few of them"):
+                self.integrated(nodes, few)
         self.net.train()
         log(self.writer, self.number, found, watch)
         return watch.seconds
+
+    def integrated(self, nodes: int, count: int | None = None) -> Any:
+        x, dt = self.x[:count], self.dt[:count]
+        method = IntegratedGradients(self.target)
+        return method.attribute(x, additional_forward_args=dt, n_steps=nodes).numpy()
 
     def target(self, x: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
         return self.net(x, dt)[:, -1, 0]
