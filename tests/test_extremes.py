@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -100,12 +101,12 @@ def dynamics(steps: int, neurons: int, fill: float | None) -> Figure:
     return plot_dynamics(found, memory, first=first.curve, target=TARGET, step=STEP)
 
 
-def faithfulness(nodes: int, fill: float | None) -> Figure:
+def faithfulness(nodes: int, fill: float | None, batch: int = 4) -> Figure:
     shares = np.linspace(0, 1, nodes + 1)
     result = Deletion(
-        shares, *(values((4, nodes + 1), fill, i) for i in range(2)),
-        values((3, 4, nodes + 1), fill, 3), 1.0 if fill is None else abs(fill), 0.2, None, None,
-        4, 0,
+        shares, *(values((batch, nodes + 1), fill, i) for i in range(2)),
+        values((3, batch, nodes + 1), fill, 3), 1.0 if fill is None else abs(fill), 0.2, None,
+        None, batch, 0,
     )  # fmt: skip
     return plot_faithfulness(result, method=LONG.format("x"), target=TARGET, step=STEP)
 
@@ -201,6 +202,8 @@ for s in (1, 12):
     picture("sanity", sanity, s)
 for s in (2, 500):
     picture("faithfulness", faithfulness, s)
+for n in (1, 2, 64):
+    FIGURES[f"faithfulness of {n}"] = functools.partial(faithfulness, 20, None, n)
 for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("importance", importance, 20, 8, fill=fill)
     picture("prediction", prediction, 20, 8, fill=fill)
