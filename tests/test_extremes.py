@@ -155,20 +155,34 @@ def constants(neurons: int, fill: float | None) -> Figure:
     )
 
 
-def wiring(neurons: int, features: int, fill: float | None) -> Figure:
+def wiring(neurons: int, features: int, fill: float | None, synapses: bool = True) -> Figure:
     share = np.abs(values((features + neurons, neurons), fill))
     connected = np.random.default_rng(9).uniform(size=share.shape) < min(1.0, 3 / neurons)
     flow = SynapticFlow(
         share * connected, np.ones(neurons), values(share.shape, fill, 1), np.ones(neurons),
         connected, 0.0, 0.0, share[None], np.ones((1, neurons)), np.ones(1), 4, 0, "cell",
     )  # fmt: skip
-    cuts = np.cumsum([0, max(1, neurons // 8), max(1, neurons // 4)])
+    cuts = np.minimum(np.cumsum([0, max(1, neurons // 8), max(1, neurons // 4)]), neurons)
     kinds = ("motor", "command", "inter")
     groups = [
         (kind, np.arange(start, stop))
         for kind, start, stop in zip(kinds, cuts, [*cuts[1:], neurons], strict=True)
     ]
-    return plot_wiring(flow, groups, input_names=names(features), step=STEP)
+    size = np.abs(values((neurons,), fill, 2))
+    attribution = size / (size.sum() or 1.0)
+    intervals = dict.fromkeys(kinds[:2], (0.0, 1.0))
+    if not synapses:
+        return plot_wiring(
+            None, groups, attribution=attribution, attribution_intervals=intervals, step=STEP
+        )
+    return plot_wiring(
+        flow, groups, input_names=names(features), attribution=attribution,
+        attribution_intervals=intervals, step=STEP,
+    )  # fmt: skip
+
+
+def neurons(count: int, fill: float | None) -> Figure:
+    return wiring(count, 1, fill, synapses=False)
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {}
@@ -192,6 +206,7 @@ for t in (1, 2, 2000):
         picture("states", states, t, n, classes)
 for n in (1, 4, 500):
     picture("constants", constants, n)
+    picture("neurons", neurons, n)
     picture("units", units, n, 1)
     picture("units", units, n, 5)
     picture("dynamics", dynamics, 2, n)
@@ -209,6 +224,7 @@ for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("prediction", prediction, 20, 8, fill=fill)
     picture("wiring", wiring, 19, 5, fill=fill)
     picture("wiring", wiring, 100, 5, fill=fill)
+    picture("neurons", neurons, 19, fill=fill)
     picture("interactions", interactions, 8, fill=fill)
     picture("outputs", outputs, 20, fill=fill)
     picture("states", states, 20, 8, 3, fill=fill)
