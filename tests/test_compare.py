@@ -30,6 +30,7 @@ from ncp_callbacks.runs import distances as dist
 from ncp_callbacks.runs import statistics as stats
 from ncp_callbacks.runs.compare import compare_groups
 from ncp_callbacks.runs.document import document
+from ncp_callbacks.runs.figures import plot_difference
 from ncp_callbacks.runs.find import Group
 from ncp_callbacks.runs.render import plain
 from ncp_callbacks.runs.rules import Rule, broken_rules
@@ -834,6 +835,14 @@ def test_the_report_holds_the_pictures(logs: Path, tmp_path: Path, groups: bool)
     drawn = len(page.images) - 4
     assert drawn == 2 + 1 + 1 + 1  # Loss curves, difference of maps, time curves, histograms.
     assert "val/loss" in text
+
+
+def test_a_difference_of_nothing_has_no_sign() -> None:
+    sums = np.array([0.2, -0.3, -0.0, 1.4, -1.4, 0.6, -0.6, 0.499, -0.501])
+    figure = plot_difference(np.tile(sums / 400, (4, 1)), None, ("a", "b"))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    shown = [label.split("  ")[1] for label in labels]
+    assert shown == ["0", "0", "0", "+1", "-1", "+1", "-1", "0", "-1"]
 
 
 def test_names_cannot_break_the_report_or_markdown(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -100,12 +101,12 @@ def dynamics(steps: int, neurons: int, fill: float | None) -> Figure:
     return plot_dynamics(found, memory, first=first.curve, target=TARGET, step=STEP)
 
 
-def faithfulness(nodes: int, fill: float | None) -> Figure:
+def faithfulness(nodes: int, fill: float | None, batch: int = 4) -> Figure:
     shares = np.linspace(0, 1, nodes + 1)
     result = Deletion(
-        shares, *(values((4, nodes + 1), fill, i) for i in range(2)),
-        values((3, 4, nodes + 1), fill, 3), 1.0 if fill is None else abs(fill), 0.2, None, None,
-        4, 0,
+        shares, *(values((batch, nodes + 1), fill, i) for i in range(2)),
+        values((3, batch, nodes + 1), fill, 3), 1.0 if fill is None else abs(fill), 0.2, None,
+        None, batch, 0,
     )  # fmt: skip
     return plot_faithfulness(result, method=LONG.format("x"), target=TARGET, step=STEP)
 
@@ -154,20 +155,34 @@ def constants(neurons: int, fill: float | None) -> Figure:
     )
 
 
-def wiring(neurons: int, features: int, fill: float | None) -> Figure:
+def wiring(neurons: int, features: int, fill: float | None, synapses: bool = True) -> Figure:
     share = np.abs(values((features + neurons, neurons), fill))
     connected = np.random.default_rng(9).uniform(size=share.shape) < min(1.0, 3 / neurons)
     flow = SynapticFlow(
         share * connected, np.ones(neurons), values(share.shape, fill, 1), np.ones(neurons),
         connected, 0.0, 0.0, share[None], np.ones((1, neurons)), np.ones(1), 4, 0, "cell",
     )  # fmt: skip
-    cuts = np.cumsum([0, max(1, neurons // 8), max(1, neurons // 4)])
+    cuts = np.minimum(np.cumsum([0, max(1, neurons // 8), max(1, neurons // 4)]), neurons)
     kinds = ("motor", "command", "inter")
     groups = [
         (kind, np.arange(start, stop))
         for kind, start, stop in zip(kinds, cuts, [*cuts[1:], neurons], strict=True)
     ]
-    return plot_wiring(flow, groups, input_names=names(features), step=STEP)
+    size = np.abs(values((neurons,), fill, 2))
+    attribution = size / (size.sum() or 1.0)
+    intervals = dict.fromkeys(kinds[:2], (0.0, 1.0))
+    if not synapses:
+        return plot_wiring(
+            None, groups, attribution=attribution, attribution_intervals=intervals, step=STEP
+        )
+    return plot_wiring(
+        flow, groups, input_names=names(features), attribution=attribution,
+        attribution_intervals=intervals, step=STEP,
+    )  # fmt: skip
+
+
+def neurons(count: int, fill: float | None) -> Figure:
+    return wiring(count, 1, fill, synapses=False)
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {}
@@ -191,6 +206,7 @@ for t in (1, 2, 2000):
         picture("states", states, t, n, classes)
 for n in (1, 4, 500):
     picture("constants", constants, n)
+    picture("neurons", neurons, n)
     picture("units", units, n, 1)
     picture("units", units, n, 5)
     picture("dynamics", dynamics, 2, n)
@@ -201,11 +217,14 @@ for s in (1, 12):
     picture("sanity", sanity, s)
 for s in (2, 500):
     picture("faithfulness", faithfulness, s)
+for n in (1, 2, 64):
+    FIGURES[f"faithfulness of {n}"] = functools.partial(faithfulness, 20, None, n)
 for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("importance", importance, 20, 8, fill=fill)
     picture("prediction", prediction, 20, 8, fill=fill)
     picture("wiring", wiring, 19, 5, fill=fill)
     picture("wiring", wiring, 100, 5, fill=fill)
+    picture("neurons", neurons, 19, fill=fill)
     picture("interactions", interactions, 8, fill=fill)
     picture("outputs", outputs, 20, fill=fill)
     picture("states", states, 20, 8, 3, fill=fill)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 from PIL import Image
 from promises import pattern, promised
 from scipy.stats import t as student
@@ -30,7 +32,7 @@ from ncp_callbacks.analysis.faithfulness import (
 from ncp_callbacks.analysis.methods import METHODS, Points, integrated_gradients
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plots import plot_faithfulness
-from ncp_callbacks.plots._sheet import Sheet
+from ncp_callbacks.plots._sheet import BLUE, GREY, VERMILION, Sheet
 from ncp_callbacks.plots.drawer import SHEETS, Drawer
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -810,10 +812,58 @@ def test_the_picture_shows_the_curves() -> None:
         rms = np.sqrt((curve**2).mean(axis=0))
         assert any(line.shape == rms.shape and np.allclose(line, rms) for line in lines)
         assert rms[-1] == pytest.approx(1.0)
-    (band,) = figure.axes[0].collections
+    bands = figure.axes[0].collections
+    colors = [to_hex(band.get_facecolor()[0]) for band in bands]
+    assert colors == [GREY, VERMILION.lower(), BLUE.lower()]
     random = np.sqrt((result.random**2).mean(axis=1))
-    edges = band.get_paths()[0].vertices[: 2 * 21, 1]
-    np.testing.assert_allclose(edges, [*random.min(axis=0), *random.max(axis=0)[::-1]])
+    ends = [random, outer(result.increasing), outer(result.decreasing)]
+    for band, known in zip(bands, ends, strict=True):
+        edges = band.get_paths()[0].vertices[: 2 * 21, 1]
+        np.testing.assert_allclose(
+            edges, [*known.min(axis=0), *known.max(axis=0)[::-1]], rtol=1e-6, atol=1e-12
+        )
+
+
+def outer(curves: np.ndarray) -> np.ndarray:
+    """95 % intervals of the RMS relative to that without any input, by derivatives in numbers."""
+    squares = curves.astype(np.float64) ** 2
+    count = len(squares)
+    weights = np.ones(count)
+
+    def logarithm(weights: np.ndarray) -> np.ndarray:
+        parts = (weights[:, None] * squares).sum(axis=0)
+        with np.errstate(divide="ignore"):
+            return 0.5 * np.log(parts / parts[-1])
+
+    small = 1e-5 * np.eye(count)
+    with np.errstate(invalid="ignore"):
+        slopes = np.stack([(logarithm(weights + d) - logarithm(weights - d)) / 2e-5 for d in small])
+    half = student.ppf(0.975, count - 1) * np.sqrt(count) * slopes.std(axis=0, ddof=1)
+    rms = np.sqrt(squares.mean(axis=0))
+    return np.nan_to_num(rms * np.exp(np.stack([-half, half])))
+
+
+def test_bands_are_indicative_below_16_sequences_and_there_are_none_of_one() -> None:
+    for batch, word in ((1, "no interval"), (8, "fewer than 16 they are indicative"), (16, "")):
+        writer, _ = look(Net(CfC(4, 10)), ncp.Faithfulness(max_sequences=None), batch=batch)
+        (record,) = [r for step, r in writer.records if step and isinstance(r, ncp.Figure)]
+        assert word in record.description
+        assert ("indicative" in record.description) == (batch == 8)
+        figure = record.plot(record.data, **record.options)
+        assert len(figure.axes[0].collections) == (1 if batch == 1 else 3)
+
+
+def test_a_wide_band_does_not_move_the_axis() -> None:
+    curves = np.array([[0.0, 1.2, 1.0], [0.0, 0.1, 1.0]])
+    result = replace(
+        of_squares(data()), shares=np.linspace(0, 1, 3), decreasing=curves, increasing=curves / 2,
+        random=curves[None], sequences=2,
+    )  # fmt: skip
+    assert result.rms_intervals[1, 0, 1] > 5
+    figure = plot_faithfulness(result)
+    assert figure.axes[0].get_ylim() == (0.0, 1.0)
+    check_text(figure)
+    assert (drawn(figure) < 128).any()
 
 
 @pytest.mark.parametrize("limit", [1e-4, 1.0, 2000.0])

@@ -17,6 +17,7 @@ from ncp_callbacks.analysis.uncertainty import (
     cosine,
     mean_interval,
     rank_correlation,
+    rms_interval,
     share_interval,
     split_half,
     t_quantile,
@@ -165,6 +166,90 @@ def test_too_few_sequences_have_no_interval(count):
 
 def test_nothing_has_no_shares():
     assert np.isnan(share_interval(np.zeros((5, 3)))).all()
+
+
+# --- root mean squares
+
+
+def test_rms_interval_of_normal_values_covers_as_often_as_it_says():
+    """Also in units that are an RMS of the same sequences, as uncertain as what they measure."""
+    rng, simulations = np.random.default_rng(0), 20_000
+    whole = rng.normal(size=(64, simulations))
+    part = 0.5 * whole + 0.3 * rng.normal(size=whole.shape)
+    margin = 0.01 + binomial(0.95, simulations)
+    truth = math.hypot(0.5, 0.3)
+    assert coverage(rms_interval(part).T, truth) == pytest.approx(0.95, abs=margin)
+    relative = part / np.sqrt((whole**2).mean(axis=0))
+    assert coverage(rms_interval(relative, whole).T, truth) == pytest.approx(0.95, abs=margin)
+    # Of one that counts as known, it would be too wide.
+    assert coverage(rms_interval(relative).T, truth) > 0.98
+
+
+def test_rms_interval_of_skewed_and_of_few_sequences():
+    rng, simulations = np.random.default_rng(0), 20_000
+
+    def covered(count):
+        size = rng.lognormal(0, 0.5, (count, simulations))
+        sign = rng.choice([-1.0, 1.0], size.shape)
+        return coverage(rms_interval(size * sign).T, math.exp(0.25))
+
+    assert covered(64) >= 0.90
+    # Below 16 it is indicative, as is said.
+    assert 0.75 < covered(8) < 0.92
+
+
+def test_rms_interval_against_the_bootstrap():
+    rng = np.random.default_rng(0)
+    unit = rng.gamma(2.0, 1.0, 300) * rng.choice([-1.0, 1.0], 300)
+    values = 0.6 * unit + 0.4 * rng.normal(size=300)
+    values /= np.sqrt((unit**2).mean())
+
+    known = (unit**2).mean()
+
+    def rms(values, unit=None, axis=-1):
+        # In the unit of the sequences that were drawn.
+        scale = 1.0 if unit is None else (unit**2).mean(axis=axis) / known
+        return np.sqrt((values**2).mean(axis=axis) / scale)
+
+    for arrays in ((values,), (values, unit)):
+        found = rms_interval(*arrays)
+        expected = stats.bootstrap(
+            arrays, rms, n_resamples=4000, method="percentile", paired=True, vectorized=True,
+            rng=np.random.default_rng(1),
+        ).confidence_interval  # fmt: skip
+        np.testing.assert_allclose((found - expected) / (expected.high - expected.low), 0, atol=0.1)
+
+
+def test_rms_interval_by_hand():
+    # Squares 1 and 9: mean 5, standard error of the mean 4, of its logarithm's half 4 / 10.
+    half = stats.t.ppf(0.975, 1) * 0.4
+    expected = math.sqrt(5) * np.exp([-half, half])
+    np.testing.assert_allclose(rms_interval(np.array([1.0, -3.0])), expected, rtol=1e-9)
+
+
+@given(seeds, st.sampled_from([1e-150, 1e-3, 1.0, 1e150]))
+def test_what_holds_of_any_rms_interval(rng, scale):
+    values, unit = rng.normal(size=(2, 6, 4))
+    low, high = rms_interval(values, unit)
+    rms = np.sqrt((values**2).mean(axis=0))
+    np.testing.assert_allclose(low * high, rms**2)
+    # Units of either don't matter, nor who comes first.
+    order = rng.permutation(6)
+    moved = rms_interval(scale * values[order], unit[order] / 7)
+    np.testing.assert_allclose(moved, scale * np.stack([low, high]), rtol=1e-9)
+    # In its own unit a number is 1 for sure.
+    ones = values / rms
+    np.testing.assert_allclose(rms_interval(ones, values), np.ones((2, 4)))
+
+
+def test_rms_intervals_where_there_is_nothing_to_tell():
+    assert np.isnan(rms_interval(np.ones((1, 3)))).all()
+    assert rms_interval(np.ones((0, 3))).shape == (2, 3)
+    np.testing.assert_array_equal(rms_interval(np.zeros((4, 1))), np.zeros((2, 1)))
+    np.testing.assert_allclose(rms_interval(np.full((4, 1), -2.0)), np.full((2, 1), 2.0))
+    assert np.isnan(rms_interval(np.array([1.0, np.nan]))).all()
+    # One that counts alone, of two: as wide as can be, but numbers.
+    assert np.isfinite(rms_interval(np.array([1e-160, 1e150]))).all()
 
 
 # --- reliability

@@ -14,9 +14,10 @@ import pytest
 import zoo
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.collections import PathCollection
-from matplotlib.colors import to_hex
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.colors import to_hex, to_rgb
 from ncps.wirings import NCP, AutoNCP, FullyConnected, Random
+from ncps.wirings import Wiring as Wiring_
 from promises import pattern, promised
 from test_plots import check_text, drawn, texts, title, words
 from test_time_constants import (
@@ -39,17 +40,20 @@ from ncp_callbacks.analysis.time_constants import (
     ltc_step,
     system_time_constants,
 )
+from ncp_callbacks.analysis.uncertainty import share_interval
 from ncp_callbacks.analysis.wiring import (
     NeuronGroup,
     group_activity,
     group_attribution,
     group_shares,
+    neuron_attribution,
     synaptic_flow,
 )
 from ncp_callbacks.callbacks import Wiring
 from ncp_callbacks.instrument.liquid import neuron_groups
 from ncp_callbacks.models import LTC, CfC
-from ncp_callbacks.plots import plot_wiring
+from ncp_callbacks.plots import nice_limit, plot_wiring
+from ncp_callbacks.plots._sheet import INK
 from ncp_callbacks.plots.wiring import LOWERS, RAISES, THINNEST, WIDEST
 
 S, T, F = 4, 6, 3
@@ -340,6 +344,48 @@ def test_attribution_leaves_out_what_is_not_finite():
     assert group_attribution(np.zeros((2, 3, 3)), groups) == ({}, 2)
 
 
+def test_shares_of_neurons_are_those_of_their_groups_told_apart():
+    values = np.array([[[1.0, -1.0, 2.0]], [[np.nan, 5.0, 5.0]], [[0.0, 0.0, 4.0]]])
+    np.testing.assert_allclose(neuron_attribution(values), [1 / 8, 1 / 8, 6 / 8])
+    assert neuron_attribution(np.zeros((2, 3, 3))) is None
+    assert neuron_attribution(np.zeros((2, 0, 3))) is None
+    for make in (LTC, CfC):
+        writer, _ = looked(make(F, ncp_wiring()))
+        (share,), found = arrays(writer, "_ncp/wiring_attribution"), scalars(writer, "wiring")
+        for name, columns in figures(writer)[0].options["groups"]:
+            assert share[columns].sum() == pytest.approx(found[f"attribution_{name}"], rel=1e-5)
+        assert share.sum() == pytest.approx(1.0)
+
+
+class Chain(Wiring_):
+    """2 → 1 → 0, which is put out, and 0 → 3 → 4, which nobody listens to."""
+
+    def __init__(self):
+        super().__init__(5)
+        self.set_output_dim(1)
+        for source, target in ((2, 1), (1, 0), (0, 3), (3, 4)):
+            self.add_synapse(source, target, 1)
+
+    def build(self, input_dim):
+        super().build(input_dim)
+        for source in range(input_dim):
+            for target in range(5):
+                self.add_sensory_synapse(source, target, 1)
+
+
+def test_only_who_has_a_way_to_the_motor_neuron_is_dark():
+    writer, _ = looked(LTC(F, Chain()))
+    (share,) = arrays(writer, "_ncp/wiring_attribution")
+    assert (share[:3] > 0).all()
+    assert not share[3:].any()
+    record = figures(writer)[0]
+    assert (record.data.share[F:].sum(axis=0) > 0).tolist() == [True, True, False, True, True]
+    figure = record.plot(record.data, **record.options)
+    dark = darkness(figure)
+    assert (dark[:3] > 0).all()
+    assert not dark[3:].any()
+
+
 @pytest.mark.parametrize("kind", [HiddenNames, KeptInADict])
 def test_an_ltc_of_other_names_is_the_same(kind):
     ours = LTC(F, ncp_wiring())
@@ -365,8 +411,16 @@ def test_a_wired_cfc_is_not_drawn_as_if_its_wiring_were_its_influence(mode):
     found = scalars(writer, "wiring")
     assert {"activity_inter", "activity_command", "activity_motor", "speed_motor"} <= set(found)
     assert not any(name.startswith("share") for name in found)
-    assert not figures(writer)
     assert sum("are dense" in note for note in notes) == 1
+    # Its neurons are, without a line between them.
+    record = figures(writer)[-1]
+    assert record.data is None
+    figure = record.plot(record.data, **record.options)
+    (fills,) = figure.axes[0].collections
+    assert isinstance(fills, PolyCollection)
+    assert "no synapses" in words(figure)
+    assert len(neurons_at(figure)) == 10
+    check_text(figure)
 
 
 @pytest.mark.parametrize("model", [lambda: CfC(F, 5), lambda: zoo.PortRNN(zoo.PortCfCCell(F, 5))])
@@ -463,15 +517,27 @@ def test_the_docstring_lists_every_tag_and_no_other():
 def test_the_limit_only_grows_also_over_an_interruption():
     callback = Wiring()
     model = LTC(F, ncp_wiring())
-    first = figures(logged(model, *batch(), callback=callback)[0])[0].options["limit"]
+    limits = ("limit", "attribution_limit")
+
+    def of(callback):
+        options = figures(logged(model, *batch(), callback=callback)[0])[0].options
+        return [options[name] for name in limits]
+
+    first = of(callback)
     state = json.loads(json.dumps(callback.state_dict()))
+    # Synapses of nearly nothing, and of motor neurons first two have a part in the target.
     model.cell.w = model.cell.w - 20.0
-    model.cell.sensory_w = model.cell.sensory_w - 20.0  # synapses of nearly nothing
+    model.cell.sensory_w = model.cell.sensory_w - 20.0
     resumed = Wiring()
     resumed.load_state_dict(copy.deepcopy(state))
-    assert figures(logged(model, *batch(), callback=resumed)[0])[0].options["limit"] == first
-    afresh = figures(logged(model, *batch(), callback=Wiring())[0])[0].options["limit"]
-    assert afresh < first
+    after, afresh = of(resumed), of(Wiring())
+    assert after[0] == first[0] > afresh[0]
+    assert after[1] == max(first[1], afresh[1])
+    # What an earlier version left has no limits for neurons.
+    del state["neuron_limits"]
+    resumed = Wiring()
+    resumed.load_state_dict(state)
+    assert of(resumed) == [first[0], afresh[1]]
 
 
 @pytest.mark.parametrize("sequences", [0, 1.5, True])
@@ -495,6 +561,68 @@ def shown(wiring, features=F, names=None):
 def edges(figure):
     (found,) = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
     return found
+
+
+def neurons_at(figure):
+    """Where neurons are, in the order of the state."""
+    return figure.axes[0].lines[-1].get_xydata()
+
+
+def darkness(figure):
+    """``(H,)`` from 0 for white to 1 for ink, of the circles where neurons are."""
+    (fills,) = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
+    centres = [path.vertices[:-1].mean(axis=0) for path in fills.get_paths()]
+    np.testing.assert_allclose(centres, neurons_at(figure), atol=1e-6)
+    ink = np.array(to_rgb(INK))
+    return ((1 - fills.get_facecolors()[:, :3]) / (1 - ink)).mean(axis=1)
+
+
+@pytest.mark.parametrize("make", [LTC, CfC])
+def test_neurons_are_as_dark_as_their_share_and_kinds_wear_theirs(make):
+    x, dt = batch()
+    model = make(F, ncp_wiring())
+    by_sequence = started_again(model, mx.array(x), mx.array(dt)).sum(axis=1)
+    share = by_sequence.sum(axis=0) / by_sequence.sum()
+    writer, _ = looked(model)
+    record = figures(writer)[0]
+    figure = record.plot(record.data, **record.options)
+    limit = record.options["attribution_limit"]
+    assert limit == nice_limit(share.max())
+    # 256 shades.
+    np.testing.assert_allclose(darkness(figure), share / limit, atol=1 / 255)
+    assert f"● | {100 * limit:g}% of attribution" in words(figure)
+    for name, columns in record.options["groups"]:
+        parts = by_sequence[:, columns].sum(axis=1)
+        low, high = share_interval(np.stack([parts, by_sequence.sum(axis=1) - parts], axis=1))[:, 0]
+        told = f"{100 * share[columns].sum():.0f}% | {100 * low:.0f}–{100 * high:.0f}"
+        assert told in words(figure), name
+    assert "indicative" in record.description
+
+
+def test_no_neuron_is_dark_where_the_target_depends_on_none():
+    def constant(outputs, targets):
+        return 0 * outputs[:, -1].sum(axis=-1)
+
+    writer, _ = looked(LTC(F, ncp_wiring()), target=constant)
+    assert not arrays(writer, "_ncp/wiring_attribution")
+    record = figures(writer)[0]
+    assert "attribution" not in record.options
+    figure = record.plot(record.data, **record.options)
+    assert "attribution" not in words(figure)
+    assert not any(isinstance(c, PolyCollection) for c in figure.axes[0].collections)
+
+
+def test_the_matrix_has_a_row_for_attribution():
+    record = shown(AutoNCP(70, 4))
+    figure = record.plot(record.data, **record.options)
+    strip = figure.axes[1].images[0]
+    columns = np.concatenate([columns for _, columns in record.options["groups"]])
+    share = record.options["attribution"][columns] / record.options["attribution_limit"]
+    np.testing.assert_allclose(strip.get_array()[0], share)
+    assert strip.get_clim() == (0, 1)
+    assert figure.axes[1].get_xlim() == figure.axes[0].get_xlim()
+    assert figure.axes[1].get_position().width == pytest.approx(figure.axes[0].get_position().width)
+    assert "% of attribution" in words(figure)
 
 
 def test_synapses_are_as_wide_as_their_shares_and_wear_their_sign():
@@ -589,9 +717,18 @@ def test_arguments_that_do_not_fit_are_refused():
         plot_wiring(record.data, groups, input_names=["a", "b"])
     with pytest.raises(ValueError, match="limit=0"):
         plot_wiring(record.data, groups, limit=0)
+    with pytest.raises(ValueError, match=r"shape \(9,\): give a share for each of the 10 neurons"):
+        plot_wiring(record.data, groups, attribution=np.ones(9))
+    with pytest.raises(ValueError, match="limit=-1"):
+        plot_wiring(record.data, groups, attribution=np.ones(10), attribution_limit=-1)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_wiring(None, groups)
 
 
 @pytest.mark.parametrize("wiring", [ncp_wiring, lambda: AutoNCP(70, 4)])
 def test_a_drawer_draws_the_same_picture(wiring):
     record = shown(wiring())
     check_drawer(plot_wiring, record.data, record.options, {**record.options, "step": 77})
+    # Of a cell without synapses.
+    own = {k: v for k, v in record.options.items() if k not in ("input_names", "limit")}
+    check_drawer(plot_wiring, None, own, {**own, "attribution_limit": 1.0})

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from .methods import Evaluate
 from .results import FloatArray, MappingResult
+from .uncertainty import rms_interval
 
 __all__ = [
     "Deletion",
@@ -65,6 +66,16 @@ class Deletion(MappingResult):
     infidelity_random: FloatArray | None
     sequences: int
     non_finite: int
+
+    @property
+    def rms_intervals(self) -> FloatArray:
+        """``(2, 2, K + 1)``, 95 % intervals for RMS changes: ends, by order, by share removed.
+
+        Orders are the decreasing and the increasing. The unit is of the same sequences, and as
+        uncertain: without any input the change is 1, exactly. NaN for fewer than two sequences.
+        """
+        curves = np.stack([self.decreasing, self.increasing], axis=1)
+        return rms_interval(curves, curves[..., -1:])
 
     @property
     def cpd(self) -> FloatArray:

@@ -24,6 +24,7 @@ __all__ = [
     "cosine",
     "mean_interval",
     "rank_correlation",
+    "rms_interval",
     "share_interval",
     "split_half",
     "t_quantile",
@@ -61,6 +62,37 @@ def share_interval(parts: FloatArray, level: float = 0.95) -> FloatArray:
     residual = (parts - share * total[:, None]) / total.mean()
     half = t_quantile((1 + level) / 2, count - 1) * residual.std(axis=0, ddof=1) / math.sqrt(count)
     bounds: FloatArray = np.clip(np.stack([share - half, share + half]), 0.0, 1.0)
+    return bounds
+
+
+def rms_interval(
+    values: FloatArray, unit: FloatArray | None = None, level: float = 0.95
+) -> FloatArray:
+    """``(2, ...)``, interval for the root mean square of ``(S, ...)`` over sequences.
+
+    Symmetric in the logarithm, by the delta method with Student's t. An RMS of 0 has [0, 0]; NaN
+    for fewer than two sequences.
+
+    Args:
+        unit: ``(S, ...)``, with lengths of 1 or those of ``values``. Where values are in units of
+            the RMS of these, of the same sequences: that is as uncertain, and what both have in
+            common cancels (Cochran 1977, 6.3).
+        level: Of confidence.
+    """
+    squares = np.asarray(values, np.float64) ** 2
+    count, mean = len(squares), squares.sum(axis=0) / max(1, len(squares))
+    if count < 2:
+        return np.full((2, *squares.shape[1:]), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effects = squares / mean
+        if unit is not None:
+            units = np.asarray(unit, np.float64) ** 2
+            effects = effects - units / units.mean(axis=0)
+        # Half of the relative error of the mean square.
+        error = effects.std(axis=0, ddof=1) / (2 * math.sqrt(count))
+        size = np.minimum(t_quantile((1 + level) / 2, count - 1) * error, 300.0)
+        ends = np.sqrt(mean) * np.exp(np.stack([-size, size]))
+    bounds: FloatArray = np.where(mean == 0, 0.0, ends)
     return bounds
 
 

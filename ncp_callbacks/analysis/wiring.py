@@ -4,6 +4,7 @@
     flow.share[source, target]          # inputs first, then neurons
     group_shares(flow, groups)["inter", "command"]
     group_activity(states, groups, time_delta=dt)["command"].speed
+    neuron_attribution(state_x_gradient)              # shares that sum to 1
 
 ``groups`` are :class:`NeuronGroup`, which say where in the state the neurons of a kind are: an LTC
 and a wired CfC have them in different orders.
@@ -31,6 +32,7 @@ __all__ = [
     "group_attribution",
     "group_share_estimates",
     "group_shares",
+    "neuron_attribution",
     "synaptic_flow",
 ]
 
@@ -304,11 +306,31 @@ def group_attribution(
     Returns:
         By name; empty where nothing is attributed to any state.
     """
-    finite = np.isfinite(attributed).all(axis=(1, 2))
-    size = np.abs(attributed[finite].astype(np.float64)).sum(axis=1)
+    size = _sizes(attributed)
     parts = {group.name: size[:, group.columns].sum(axis=1) for group in groups}
     whole = sum(parts.values(), np.zeros(len(size)))
     if not whole.sum() > 0:
-        return {}, int(finite.sum())
+        return {}, len(size)
     shares = {name: ratio_estimate(part, whole, within=SHARE) for name, part in parts.items()}
-    return shares, int(finite.sum())
+    return shares, len(size)
+
+
+def neuron_attribution(attributed: FloatArray) -> FloatArray | None:
+    """``(H,)``, share of each neuron: those of a group sum to what :func:`group_attribution` says.
+
+    Args:
+        attributed: ``(S, T, H)``, of each state; sequences that are not finite are left out.
+
+    Returns:
+        None where nothing is attributed to any state.
+    """
+    size = _sizes(attributed).sum(axis=0)
+    whole = float(size.sum())
+    return size / whole if whole > 0 else None
+
+
+def _sizes(attributed: FloatArray) -> npt.NDArray[np.float64]:
+    """``(S, H)``, sums over steps of the absolute attribution, of sequences that are finite."""
+    finite = np.isfinite(attributed).all(axis=(1, 2))
+    sizes: npt.NDArray[np.float64] = np.abs(attributed[finite].astype(np.float64)).sum(axis=1)
+    return sizes

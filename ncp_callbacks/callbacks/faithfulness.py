@@ -13,7 +13,7 @@ from ..analysis.estimates import rms_estimate
 from ..analysis.faithfulness import Deletion, deletion, max_sensitivity, noise_similarity
 from ..analysis.methods import Attribution, constant_baseline, method_name
 from ..analysis.results import FloatArray
-from ..analysis.uncertainty import mean_interval
+from ..analysis.uncertainty import FEW, mean_interval
 from ..measures import AttributionSettings, attribution
 from ..observation import Observation
 from ..plots.faithfulness import plot_faithfulness, rms_curves
@@ -38,16 +38,18 @@ class Faithfulness(Callback):
 
     Numbers are in RMS changes: 1 is the RMS over sequences of the change of the target when all
     inputs are removed, so that looks compare while the target grows. They come with 95 % intervals
-    over sequences, in which this unit is taken as given; of fewer than 16 sequences, as by default,
-    they are indicative. A random order, mean over ``orders`` that
-    are the same at every look, is what a map that knows nothing would have.
+    over sequences, in which this unit is taken as given, and the curves with bands, in which it is
+    as uncertain as they are: 1 where all is removed, exactly. Of fewer than 16 sequences, as by
+    default, they are indicative. A random order, mean over ``orders`` that are the same at every
+    look, is what a map that knows nothing would have.
 
     =================================================== ====== =====================================
     Tag                                                 Record What
     =================================================== ====== =====================================
     ``faithfulness/curves``                             image  change of the target while inputs are
                                                                removed: largest attribution first,
-                                                               at random, smallest first
+                                                               at random, smallest first; shaded:
+                                                               95 % intervals over sequences
     ``faithfulness/cpd``                                scalar way that the target goes while the
                                                                largest 20 % are removed in groups:
                                                                high is good
@@ -238,7 +240,7 @@ class Faithfulness(Callback):
             f"RMS change of the {observation.target} over sequences while inputs are removed; 1 is "
             f"that without any. Blue: those of largest {method} first; grey: at random; vermilion: "
             "smallest first. A map that knows what matters has blue above grey above vermilion; "
-            "the dotted line is where cpd and cpp end.",
+            f"the dotted line is where cpd and cpp end. {_shaded(result.sequences)}",
         )
         random = curves[2:].mean(axis=0)
         yield Array(f"_ncp/{group}_curves", np.stack([result.shares, curves[0], random, curves[1]]))
@@ -381,6 +383,13 @@ class Faithfulness(Callback):
                     f"under Gaussian noise of {100 * variance:g} % of each feature's variance "
                     f"({math.sqrt(variance):.2g} SDs): 1 the same map, 0 an unrelated one",
                 )
+
+
+def _shaded(sequences: int) -> str:
+    if sequences < 2:
+        return "Of one sequence there is no interval."
+    few = f"; of fewer than {FEW} they are indicative" if sequences < FEW else ""
+    return f"Shaded blue and vermilion: 95 % intervals of these curves over sequences{few}."
 
 
 def _mean(tag: str, values: FloatArray, description: str) -> Scalar:

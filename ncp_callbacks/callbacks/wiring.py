@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..analysis.estimates import Estimate
+from ..analysis.results import FloatArray
+from ..analysis.uncertainty import FEW
 from ..analysis.wiring import (
     LEAK,
     SENSORY,
@@ -20,11 +22,11 @@ from ..analysis.wiring import (
     group_attribution,
     group_share_estimates,
     group_shares,
+    neuron_attribution,
     synaptic_flow,
 )
 from ..instrument import NothingToObserve
 from ..instrument.liquid import LTCReading, neuron_groups, read_liquid
-from ..instrument.replay import Replay
 from ..observation import Need, Observation, Trajectory
 from ..plots import plot_wiring
 from ..records import Array, Figure, Note, Record, Scalar
@@ -52,8 +54,8 @@ class Wiring(Callback):
     what the cell's state does.
 
     A wired CfC has no synapses: its wiring limits two of the four maps of a layer, the others and
-    the recurrence within a layer are dense. So it isn't drawn, and only activity and
-    attribution by kind of neuron are logged, which a note says.
+    the recurrence within a layer are dense. So its neurons are drawn without, and only activity
+    and attribution by kind of neuron are logged, which a note says.
 
     Costs a forward pass, each step of the cell once more, and a gradient pass of these few
     sequences: without the latter, for an LTC of 32 units (batch 32, 32
@@ -62,9 +64,11 @@ class Wiring(Callback):
     ==================================== ========= =================================================
     Tag                                  Record    What
     ==================================== ========= =================================================
-    ``wiring/graph``                     image     LTC: neurons and synapses, as wide as their share
-                                                   of the target's conductance; above 60 neurons or
-                                                   240 synapses a matrix
+    ``wiring/graph``                     image     neurons, darker the larger their share in
+                                                   ``|state × gradient|``; of an LTC with synapses,
+                                                   as wide as their share of the target's
+                                                   conductance; above 60 neurons or 240 synapses a
+                                                   matrix
     ``wiring/share_<source>_<target>``   scalar    LTC: share of the conductance of a kind of neuron
                                                    that comes from another kind, from the inputs
                                                    (``sensory``), or is ``leak``
@@ -82,6 +86,8 @@ class Wiring(Callback):
     ``_ncp/wiring_share``                array     LTC: ``(F + H, H)``, mean shares of synapses,
                                                    from inputs and then neurons, to neurons
     ``_ncp/wiring_current``              array     LTC: ``(F + H, H)``, mean currents
+    ``_ncp/wiring_attribution``          array     ``(H,)``, share of each neuron in
+                                                   ``|state × gradient|``
     ==================================== ========= =================================================
 
     Kinds are inter, command and motor, as the wiring calls them. With several cells the name of a
@@ -119,14 +125,22 @@ class Wiring(Callback):
         self._sequences = sequences
         # By cell.
         self._limits: dict[str, GrowingLimit] = {}
+        self._neuron_limits: dict[str, GrowingLimit] = {}
         self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
-        limits = {cell: limit.value for cell, limit in self._limits.items()}
-        return {"limits": limits, "changes": self._changes.state()}
+        limits, neurons = (
+            {cell: limit.value for cell, limit in each.items()}
+            for each in (self._limits, self._neuron_limits)
+        )
+        return {"limits": limits, "neuron_limits": neurons, "changes": self._changes.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
+        # Earlier versions had none of neurons.
+        self._limits, self._neuron_limits = (
+            {cell: GrowingLimit(float(v)) for cell, v in limits.items()}
+            for limits in (state["limits"], state.get("neuron_limits", {}))
+        )
         self._changes.load(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
@@ -155,18 +169,23 @@ class Wiring(Callback):
             yield Note(f"{group}: {reason}, so that its synapses are left out")
         if isinstance(reading, LTCReading):
             groups = groups or (NeuronGroup("neuron", np.arange(reading.parameters.units)),)
-            look = _Look(cell.cell, group, replay, groups, numbers)
+        attributed = _attributed(cell.cell, groups, part)
+        if isinstance(reading, LTCReading):
+            look = _Look(cell.cell, group, groups, attributed, numbers)
             yield from self._synapses(look, reading, part)
         elif not groups:
             raise NothingToObserve(f"{cell.cell} has no wiring")
-        elif reading is not None:
-            yield Note(
-                f"{group}: a wired CfC's gates and the recurrence within its layers are dense, so "
-                "that influence goes where its wiring has no synapse: only the activity and the "
-                "attribution of its kinds of neurons are logged"
-            )
+        else:
+            if reading is not None:
+                yield Note(
+                    f"{group}: a wired CfC's gates and the recurrence within its layers are dense, "
+                    "so that influence goes where its wiring has no synapse: only the activity and "
+                    "the attribution of its kinds of neurons are logged"
+                )
+            if attributed.neurons is not None:
+                yield self._neurons(cell.cell, group, groups, attributed, part)
         yield from _activity(cell, group, groups, part, numbers)
-        yield from _attribution(cell.cell, group, groups, part, numbers)
+        yield from _attribution(cell.cell, group, attributed, part, numbers)
         yield from self._changes.since(group, numbers, part)
 
     def _synapses(
@@ -236,20 +255,53 @@ class Wiring(Callback):
                 # A model may put something else than the batch's features into its cell.
                 "input_names": names if len(names) == features else None,
                 "limit": min(1.0, limit.covering(float(flow.share.max(initial=0.0)))),
+                **self._inked(look.cell, look.attributed),
                 "step": part.step,
             },
             f"Synapses of {look.cell}, as wide as the share of the target's conductance that they "
             "have on average over steps and sequences; orange where their current raises the "
-            "target, purple where it lowers it. The rest of a neuron's conductance is its leak.",
+            "target, purple where it lowers it. The rest of a neuron's conductance is its leak."
+            + look.attributed.told(part.target),
         )
+
+    def _neurons(
+        self,
+        cell: str,
+        group: str,
+        groups: tuple[NeuronGroup, ...],
+        attributed: _Attributed,
+        part: Observation,
+    ) -> Figure:
+        return Figure(
+            f"{group}/graph",
+            plot_wiring,
+            None,
+            {
+                "groups": [(group.name, group.columns) for group in groups],
+                **self._inked(cell, attributed),
+                "step": part.step,
+            },
+            f"Neurons of {cell} by kind, without synapses." + attributed.told(part.target),
+        )
+
+    def _inked(self, cell: str, attributed: _Attributed) -> dict[str, Any]:
+        """How dark neurons are drawn, in a picture."""
+        if attributed.neurons is None:
+            return {}
+        limit = self._neuron_limits.setdefault(cell, GrowingLimit())
+        return {
+            "attribution": attributed.neurons,
+            "attribution_limit": min(1.0, limit.covering(float(attributed.neurons.max()))),
+            "attribution_intervals": attributed.intervals,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class _Look:
     cell: str
     group: str
-    replay: Replay
     groups: tuple[NeuronGroup, ...]
+    attributed: _Attributed
     # What is known of how sure numbers are, by name.
     numbers: dict[str, Estimate]
 
@@ -289,26 +341,63 @@ def _activity(
             )
 
 
+@dataclass(frozen=True, eq=False)
+class _Attributed:
+    """Shares in the absolute state × gradient: by kind, of each neuron; or why there are none."""
+
+    kinds: Mapping[str, Estimate]
+    neurons: FloatArray | None
+    sequences: int
+    lacking: str | None = None
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        found = {name: share.interval() for name, share in self.kinds.items()}
+        return {name: interval for name, interval in found.items() if interval is not None}
+
+    def told(self, target: str) -> str:
+        """A sentence for the description of a picture."""
+        if self.neurons is None:
+            return ""
+        sure = ""
+        if self.sequences > 1:
+            few = f", which of fewer than {FEW} is indicative" if self.sequences < FEW else ""
+            sure = f" with its 95 % interval over sequences{few}"
+        return (
+            f" The darker a neuron, the larger its share in the absolute state × gradient of the "
+            f"{target}; at each kind stands the share of all its neurons{sure}."
+        )
+
+
+def _attributed(cell: str, groups: tuple[NeuronGroup, ...], part: Observation) -> _Attributed:
+    if not groups:
+        return _Attributed({}, None, 0)
+    try:
+        found = part.state_x_gradient(cell)
+    except NothingToObserve as reason:
+        return _Attributed({}, None, 0, str(reason))
+    shares, sequences = group_attribution(found, groups)
+    return _Attributed(shares, neuron_attribution(found) if shares else None, sequences)
+
+
 def _attribution(
     cell: str,
     group: str,
-    groups: tuple[NeuronGroup, ...],
+    found: _Attributed,
     part: Observation,
     numbers: dict[str, Estimate],
 ) -> Iterator[Record | Note]:
-    try:
-        attributed = part.state_x_gradient(cell)
-    except NothingToObserve as reason:
-        yield Note(f"{group}: {reason}; its attribution by kind of neuron is left out")
-        return
-    shares, sequences = group_attribution(attributed, groups)
-    for name, share in shares.items():
+    if found.lacking is not None:
+        yield Note(f"{group}: {found.lacking}; its attribution by kind of neuron is left out")
+    for name, share in found.kinds.items():
         numbers[f"attribution_{name}"] = share
         yield estimated(
             f"{group}/attribution_{name}{part.target_slug}",
             share.value,
             share,
             f"Share of {name} neurons of {cell} in the mean absolute state × gradient of the "
-            f"{part.target}, of states handed from one step to the next; over {sequences} "
+            f"{part.target}, of states handed from one step to the next; over {found.sequences} "
             "sequences",
         )
+    if found.neurons is not None:
+        yield Array(f"_ncp/{group}_attribution{part.target_slug}", found.neurons)

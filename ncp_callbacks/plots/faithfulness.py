@@ -28,6 +28,7 @@ from ._sheet import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
 
 __all__ = ["plot_faithfulness", "rms_curves"]
@@ -35,6 +36,7 @@ __all__ = ["plot_faithfulness", "rms_curves"]
 Array = npt.NDArray[np.float64]
 
 BOTTOM, TOP = 66, 354
+OPAQUE, OPAQUE_RANDOM = 0.16, 0.25  # Of bands.
 MOST_MARKERS = 50  # Of more points only the line is drawn.
 
 
@@ -50,7 +52,9 @@ def plot_faithfulness(
 
     Blue: those of largest attribution first; vermilion: the smallest first; grey: in random order,
     with the range of the orders. A map that knows what matters has blue above grey above
-    vermilion. The dotted line is where CPD and CPP end.
+    vermilion. Shaded blue and vermilion are the 95 % intervals of their curves over sequences, cut
+    where the axis ends; below 16 sequences they are indicative, and of one there are none. The
+    dotted line is where CPD and CPP end.
 
     Args:
         result: What to draw.
@@ -89,7 +93,6 @@ def draw_faithfulness(
     step: int | None = None,
 ) -> None:
     """:func:`plot_faithfulness` on a sheet."""
-    from matplotlib.collections import PolyCollection
     from matplotlib.lines import Line2D
 
     curves = rms_curves(result)
@@ -120,16 +123,14 @@ def draw_faithfulness(
     shares = np.asarray(result.shares, np.float64)
     random = curves[2:]
     if len(random) and np.isfinite(random).all():
-        low, high = random.min(axis=0), random.max(axis=0)
-        band = np.stack(
-            [np.append(shares, shares[::-1]), np.append(low, high[::-1])], axis=1
-        )  # fmt: skip
-        panel.add(
-            PolyCollection(
-                [band], facecolor=GREY, edgecolor="none", linewidth=0, alpha=0.25, zorder=ABOVE
-            )
-        )
+        between = np.stack([random.min(axis=0), random.max(axis=0)])
+        panel.add(_band(shares, between, GREY, OPAQUE_RANDOM, ABOVE))
         panel.add(Line2D(shares, random.mean(axis=0), zorder=3, **line_style(GREY, 3)))
+    # Far beyond the axis coordinates of pixels overflow.
+    intervals = np.minimum(result.rms_intervals, 100 * limit)
+    for i, color, z in ((1, VERMILION, ABOVE + 0.1), (0, BLUE, ABOVE + 0.2)):
+        if np.isfinite(intervals[:, i]).all():
+            panel.add(_band(shares, intervals[:, i], color, OPAQUE, z))
     panel.add(Line2D(shares, curves[1], zorder=4, **line_style(VERMILION, 3)))
     marker = "o" if len(shares) <= MOST_MARKERS else ""
     panel.add(
@@ -149,15 +150,33 @@ def draw_faithfulness(
     sheet.text((left + right) / 2, 9, "inputs removed", ha="center")
 
 
+def _band(shares: Array, ends: Array, color: str, opaque: float, z: float) -> PolyCollection:
+    from matplotlib.collections import PolyCollection
+
+    low, high = ends
+    outline = np.stack([np.append(shares, shares[::-1]), np.append(low, high[::-1])], axis=1)
+    return PolyCollection(
+        [outline], facecolor=color, edgecolor="none", linewidth=0, alpha=opaque, zorder=z
+    )
+
+
 def _palette() -> Colors:
-    band = shades(GREY, 4, "white")[0] * 0.25 + 0.75
-    lines = [shades(color, 20) for color in (BLUE, VERMILION, GREY)]
-    on_band = [shades(color, 12, band) for color in (BLUE, VERMILION, GREY, LIGHT, INK)]
+    white = np.ones(3)
+    ground = [white]  # Bands, also where they are one above the other.
+    for color, opaque in ((GREY, OPAQUE_RANDOM), (VERMILION, OPAQUE), (BLUE, OPAQUE)):
+        ground += [shades(color, 1)[0] * opaque + below * (1 - opaque) for below in ground]
+    lines = [shades(color, 16) for color in (BLUE, VERMILION, GREY)]
+    on_bands = [
+        shades(color, count, band)
+        for band in ground[1:]
+        for color, count in ((BLUE, 5), (VERMILION, 5), (GREY, 4), (LIGHT, 1), (INK, 2))
+    ]
     crossed = [
-        shades(one, 6, other)
+        shades(one, 4, other)
         for one, other in (
-            (BLUE, GREY), (BLUE, LIGHT), (BLUE, VERMILION), (VERMILION, GREY), (INK, BLUE),
-            (INK, VERMILION), (GREY, LIGHT), (VERMILION, LIGHT), (INK, GREY),
+            (BLUE, GREY), (BLUE, VERMILION), (VERMILION, GREY), (INK, BLUE), (INK, VERMILION),
         )
     ]  # fmt: skip
-    return np.concatenate([shades(INK, 32), *lines, shades(LIGHT, 6), *on_band, *crossed])
+    return np.concatenate(
+        [shades(INK, 32), *lines, shades(LIGHT, 4), ground[1:], *on_bands, *crossed]
+    )

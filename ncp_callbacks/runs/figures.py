@@ -165,10 +165,16 @@ def plot_difference(
         if features > _MOST_NAMED:
             shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:5].tolist())
         labels = feature_names or [f"feature {i}" for i in range(features)]
-        axes.set_yticks(shown, [f"{_short(labels[i], 18)}  {sums[i]:+.0f}" for i in shown])
+        axes.set_yticks(shown, [f"{_short(labels[i], 18)}  {_signed(sums[i])}" for i in shown])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("time step")
         return figure
+
+
+def _signed(points: float) -> str:
+    """Rounded, with its sign where there is anything left."""
+    text = f"{points:+.0f}"
+    return "0" if text in ("+0", "-0") else text
 
 
 def plot_time_curves(curve: Curve, names: Sequence[str]) -> Figure:
