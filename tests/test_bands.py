@@ -86,7 +86,7 @@ def test_a_chart_has_its_three_tags_at_the_same_steps(
         for encoded in encoder.values(Scalar(tag, value, interval=interval)):
             written.setdefault(encoded.tag, []).append((step, encoded.simple_value))
         if encoder.layout_changed:
-            (config,) = encoder.layout(None)
+            (config,) = encoder.layout()
             layout = Layout.FromString(config.tensor.string_val[0])
         assert not encoder.layout_changed
     for tag in ("a", "b/c"):
@@ -219,6 +219,26 @@ def test_a_resumed_run_keeps_its_charts(tmp_path: Path) -> None:
         writer.write(first_step or 1, [band(tag, 1, 1) for tag in tags])
         writer.close()
     assert charts(layouts(tmp_path)[-1]) == {"a": ["a/x", "a/y", "a/z"]}
+
+
+def test_charts_of_a_full_group_keep_their_places_in_a_resumed_run(tmp_path: Path) -> None:
+    names = [f"a/{i}" for i in range(8)]
+    for first_step, tags in ((None, names), (5, [*reversed(names), "b/x"])):
+        writer = TensorBoardWriter(tmp_path, first_step=first_step)
+        for step in range(first_step or 1, (first_step or 1) + 4):
+            writer.write(step, [band(tag, step, 1) for tag in tags])
+        writer.close()
+    *_, last = layouts(tmp_path)
+    assert charts(last) == {"a": names[:6], "b": ["b/x"]}
+    log = EventAccumulator(str(tmp_path)).Reload()
+    for name in names[:6]:
+        for part in ("value", "low", "high"):
+            found = [event.step for event in log.Scalars(f"intervals/{name}/{part}")]
+            assert found == list(range(1, 9))
+    # Those without a chart are in no chart's way, and not lost.
+    for name in names[6:]:
+        assert f"intervals/{name}/low" not in log.Tags()["scalars"]
+        assert read_run(tmp_path).intervals[name].steps.tolist() == list(range(1, 9))
 
 
 def test_a_layout_that_is_none_stops_nothing(

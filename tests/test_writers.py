@@ -810,6 +810,8 @@ def test_a_failing_plot_loses_one_figure_and_is_reported_once(tmp_path: Path, lo
 class StuckSink:
     """A disk that never answers."""
 
+    log_dir = None
+
     def __init__(self) -> None:
         self.answers = threading.Event()
         self.closed = threading.Event()

@@ -5,10 +5,10 @@ otherwise. The value is therefore written twice: under its own tag, and where th
 beside them, as ``intervals/<tag>/value``, ``…/low``, ``…/high``. Which tags make up a chart is told
 by a layout, of which the one written last to a run counts::
 
-    bands = Bands()
+    bands = Bands(log_dir)
     tags = bands.of("attribution/strength", unique)
     if bands.changed:
-        Summary(value=[bands.layout(log_dir)])
+        Summary(value=[bands.layout()])
 
 The dashboard shows charts one below the other, and nobody looks through fifty: a group has at most
 six. Other intervals go into the log as arrays, ``_ncp/intervals/<tag>``, which no dashboard shows.
@@ -16,6 +16,7 @@ six. Other intervals go into the log as arrays, ``_ncp/intervals/<tag>``, which 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +49,39 @@ class BandTags(NamedTuple):
 class Bands:
     """Which tags have an interval.
 
+    Args:
+        log_dir: Where the log is, which may have charts already: they keep their places.
+
     Attributes:
         changed: Whether a layout must be written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_dir: Path | None = None) -> None:
         self.changed = False
+        self._log_dir = log_dir
         self._tags: dict[str, BandTags] = {}
+
+    @functools.cached_property
+    def _earlier(self) -> frozenset[str]:
+        """Tags that have charts in the log."""
+        try:
+            layout = self._logged()
+        except Exception:  # Whoever writes the layout says what is wrong with the log.
+            return frozenset()
+        return frozenset(
+            chart.title
+            for category in layout.category
+            for chart in category.chart
+            if any(s.value == f"{_GROUP}/{chart.title}/value" for s in chart.margin.series)
+        )
+
+    def _logged(self) -> Any:
+        """The layout that counts in the log."""
+        layout = Layout()
+        if self._log_dir is not None:
+            for found in _layouts(self._log_dir):
+                layout = found
+        return layout
 
     def of(self, tag: str, unique: Callable[[str], str]) -> BandTags | None:
         """The tags for the band of ``tag``, made by ``unique`` of what they should be.
@@ -62,25 +89,24 @@ class Bands:
         None where there is no room for its chart: six of a group get one, and 48 altogether.
         """
         if tag not in self._tags:
-            of_group = sum(_group(other) == _group(tag) for other in self._tags)
-            if of_group >= MOST_IN_GROUP or len(self._tags) >= MOST_CHARTS:
+            charts = self._tags.keys() | self._earlier
+            of_group = sum(_group(other) == _group(tag) for other in charts)
+            full = of_group >= MOST_IN_GROUP or len(charts) >= MOST_CHARTS
+            if full and tag not in charts:
                 return None
             wanted = (f"{_GROUP}/{tag}/{part}" for part in BandTags._fields)
             self._tags[tag] = BandTags(*map(unique, wanted))
             self.changed = True
         return self._tags[tag]
 
-    def layout(self, log_dir: Path | None) -> Summary.Value:
-        """Charts of all tags so far, grouped like the tags, beside those that ``log_dir`` has.
+    def layout(self) -> Summary.Value:
+        """Charts of all tags so far, grouped like the tags, beside those that the log has.
 
         Raises:
-            OSError: An event file in ``log_dir`` can't be read.
+            OSError: An event file of the log can't be read.
         """
         self.changed = False
-        layout = Layout()
-        if log_dir is not None:
-            for found in _layouts(log_dir):
-                layout = found
+        layout = self._logged()
         for tag, tags in self._tags.items():
             _add(layout, tag, tags)
         return Summary.Value(

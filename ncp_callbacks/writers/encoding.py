@@ -73,13 +73,14 @@ class Encoder:
 
     Args:
         process: Whether figures are drawn by a process of their own.
+        log_dir: Where the log is, if on this machine.
     """
 
-    def __init__(self, *, process: bool = False) -> None:
+    def __init__(self, *, process: bool = False, log_dir: Path | None = None) -> None:
         self._tags: dict[tuple[type, str], str] = {}
         self._taken: set[str] = set()
         self._end: list[Summary.Value] = []
-        self._bands = Bands()
+        self._bands = Bands(log_dir)
         self._studio = Studio(process=process)
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
@@ -127,13 +128,13 @@ class Encoder:
         """Whether there is a scalar with an interval that the last layout didn't have."""
         return self._bands.changed
 
-    def layout(self, log_dir: Path | None) -> list[Summary.Value]:
+    def layout(self) -> list[Summary.Value]:
         """The charts of scalars with an interval, beside those that the log has already.
 
         Raises:
             OSError: What the log has can't be read.
         """
-        return [self._bands.layout(log_dir)]
+        return [self._bands.layout()]
 
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
         encoded = [Summary.Value(tag=tag, simple_value=float(record.value))]

@@ -129,7 +129,7 @@ class Pump:
         self.failed_records = 0
         self.written: Counter[type] = Counter()
         self._sink = sink
-        self._encoder = Encoder(process=process)
+        self._encoder = Encoder(process=process, log_dir=sink.log_dir)
         self._flush_seconds = flush_seconds
         self._max_figures = max_figures
         self._patience = patience
@@ -345,7 +345,7 @@ class Pump:
     def _layout(self) -> list[Summary.Value]:
         self._sink.flush()  # The log is read, for charts of others.
         try:
-            return self._encoder.layout(self._sink.log_dir)
+            return self._encoder.layout()
         except Exception:
             self._report_once(
                 "layout", "can't write the layout of the Custom Scalars dashboard", exc_info=True
