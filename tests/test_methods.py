@@ -335,8 +335,8 @@ def test_only_sequences_that_need_it_get_more_nodes():
 
     box = WhiteBox(lambda x, dt: np.tanh(steepness[box.rows] * along(x)), slopes, x)
     found = integrated_gradients(box, x, baseline=np.zeros_like(x), nodes=4, most_nodes=16)
-    # Four parts of three nodes, one of them halved before gradients are asked for.
-    np.testing.assert_array_equal(asked_of_each(box), [4, 4 + 15, 4, 4, 4 + 15, 4])
+    # Four parts of three nodes, and one of them halved.
+    np.testing.assert_array_equal(asked_of_each(box), [4, 4 + 12 + 6, 4, 4, 4 + 12 + 6, 4])
     np.testing.assert_array_equal(found.nodes, [4, 15, 4, 4, 15, 4])
     assert found.error[[1, 4]].min() > 0.01  # not enough, and it is said
     assert found.error[[0, 2, 3, 5]].max() < 0.001

@@ -353,12 +353,12 @@ def integrated_gradients(
 _PART, _PARTS = 3, 4
 # Where the target jumps: a part in which it changes by this much of the RMS change, and by this
 # share of it in one half. In the tail of a sigmoid that is wider than 3.5 times its scale.
-_JUMP, _ONE_HALF = 0.02, 0.85
+_JUMP, _ONE_HALF = 0.2, 0.85
 # Parts beside each other in which it changes less are one.
 _FLAT = 0.005
 # Of the way. Points closer by are hardly told apart in single precision.
 _SHORTEST = 2.0**-24
-_FRUITLESS = 3
+_FRUITLESS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -485,20 +485,20 @@ def _refine(
     assert first is not None
     # That of all sequences, on which it depends whether one is done.
     scale = found.scale
-    of, places, targets = _mesh(line, values, at_baseline, rows, most_nodes // _PART, scale)
+    # A third of the parts is left for what gradients will show.
+    to_begin = max(_PARTS, 2 * most_nodes // (3 * _PART))
+    of, places, targets = _mesh(line, values, at_baseline, rows, to_begin, scale)
     within = of[1:] == of[:-1]
     parts = line.parts(
         of[1:][within],
         *(a for ends in (places, targets) for a in (ends[:-1][within], ends[1:][within])),
     )
     count = np.bincount(parts.row, minlength=batch)
-    spent = found.nodes + _PART * count
+    spent, most = found.nodes + _PART * count, 2 * most_nodes - found.nodes
     while True:
         error = found.error_of(scale, np.bincount(parts.row, parts.sums, batch).astype(np.float64))
-        room = np.minimum(
-            most_nodes // _PART - count, (2 * most_nodes - found.nodes - spent) // (2 * _PART)
-        )
-        at = _furthest(parts, np.where(error > tolerance, room, 0))
+        room = (_PART * (count + 1) <= most_nodes) & (spent + 2 * _PART <= most)
+        at = _furthest(parts, room & (error > tolerance))
         if not at.size:
             break
         parts = parts.of(np.delete(np.arange(len(parts.row)), at)).and_(parts.of(at).halved(line))
@@ -511,18 +511,15 @@ def _refine(
     found.nodes[nearer] = _PART * count[nearer]
 
 
-def _furthest(parts: _Parts, room: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
-    """Which parts to halve: those furthest from complete, of each sequence as many as it may."""
+def _furthest(parts: _Parts, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Which parts to halve: of each sequence that may the one furthest from complete."""
     # Where the target is smooth, 3 nodes are nearer by far in halves. Where they never are, it
     # jumps, and jumps that are not small were found before: single precision is too short.
     over = (parts.fruitless >= _FRUITLESS) | (parts.high - parts.low <= 2 * _SHORTEST)
     gap = np.where(over, 0.0, parts.gap)
-    chosen = []
-    for row in np.flatnonzero(room > 0):
-        own = np.flatnonzero((parts.row == row) & (gap > 0))
-        own = own[np.argsort(-gap[own])][: room[row]]
-        chosen.append(own[gap[own] >= gap[own].max(initial=0.0) / 2])
-    return np.concatenate(chosen) if chosen else np.empty(0, np.intp)
+    having = np.intersect1d(np.flatnonzero(rows), parts.row)
+    worst = [int(np.where(parts.row == row, gap, -1.0).argmax()) for row in having]
+    return np.array([i for i in worst if gap[i] > 0], np.intp)
 
 
 def _sums(parts: FloatArray, row: npt.NDArray[np.intp], rows: int) -> FloatArray:
