@@ -42,6 +42,8 @@ class GradientAttribution(Callback):
                                                    and intervals together
     ``attribution/reliability``          scalar    1: other sequences would show the same map
     ``attribution/change``               scalar    cosine distance of the map to the last look's
+    ``attribution/rank_change``          scalar    rank distance of the map to the last look's: 0
+                                                   the same order of importance
     ``attribution/strength_change``      scalar    relative change of the strength since the last
                                                    look, paired on the same sequences
     ``attribution/numbers_changed``      scalar    how many of strength, entropy, lag and shares
@@ -132,17 +134,23 @@ class GradientAttribution(Callback):
         self._given = features
         self._shown: list[str] | None = None
         self._limit = GrowingLimit()
+        # Means of the last look, with signs and of absolute values.
         self._previous: np.ndarray | None = None
+        self._previous_size: np.ndarray | None = None
         self._charts: list[str] | None = None
         self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
-        previous = None if self._previous is None else self._previous.tolist()
+        previous, size = (
+            None if values is None else values.tolist()
+            for values in (self._previous, self._previous_size)
+        )
         return {
             "shown": self._shown,
             "charts": self._charts,
             "limit": self._limit.value,
             "previous": previous,
+            "previous_size": size,
             "changes": self._changes.state(),
         }
 
@@ -152,8 +160,10 @@ class GradientAttribution(Callback):
         self._charts = None if charts is None else list(charts)
         self._limit = GrowingLimit(float(state["limit"]))
         self._changes.load(state.get("changes", {}))
-        previous = state["previous"]
-        self._previous = None if previous is None else np.asarray(previous)
+        self._previous, self._previous_size = (
+            None if values is None else np.asarray(values)
+            for values in (state["previous"], state.get("previous_size"))
+        )
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = attribution(observation, self._settings)
@@ -265,7 +275,17 @@ class GradientAttribution(Callback):
                     "Cosine distance of the map to that of the last look: 0 the same up to a "
                     "factor, 1 unrelated, 2 opposite",
                 )
-        self._previous = result.signed
+        size = self._previous_size
+        if size is not None and size.shape == result.importance.shape:
+            ranks = rank_correlation(size, result.importance)
+            if ranks is not None:
+                yield Scalar(
+                    f"{group}/rank_change",
+                    1.0 - ranks,
+                    "1 minus Spearman's rank correlation of the mean absolute map with that of the "
+                    "last look: 0 the same order of importance, 1 unrelated, 2 the opposite",
+                )
+        self._previous, self._previous_size = result.signed, result.importance
         error = result.error
         if error is not None and np.isfinite(error).any():
             known = error[np.isfinite(error)].astype(np.float64)
