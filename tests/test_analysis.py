@@ -311,6 +311,20 @@ def test_sensitivity_of_one_sequence_has_no_sd():
     assert result.elasticity[0] == 2.0
 
 
+def test_equal_targets_have_no_sd_to_tell_an_elasticity_in():
+    # As of a model whose gate has saturated: intervals still have slopes, sequences no SD.
+    result = time_sensitivity(
+        {1.0: np.ones(4), 2.0: np.array([1.0, 1.0, 1.0, 1.5])},
+        time_delta=np.ones((4, 2)),
+        time_gradient=np.arange(8.0).reshape(4, 2),
+    )
+    assert result.target_sd == 0.0
+    assert math.isnan(result.relative_elasticity)
+    found = result.estimates()
+    assert set(found) == {"sensitivity_x2", "elasticity", "elasticity_rms"}
+    assert all(estimate.interval() is None for estimate in found.values())
+
+
 def test_sensitivity_of_a_target_that_ignores_time():
     y = np.arange(3.0)
     result = time_sensitivity(
