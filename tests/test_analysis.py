@@ -22,10 +22,16 @@ from ncp_callbacks.analysis import (
     layer_statistics,
     recognise_activation,
     state_space,
+    summarize,
     temporal_importance,
     time_sensitivity,
     transition_statistics,
 )
+from ncp_callbacks.analysis.dynamics import (
+    corrected_participation_estimate,
+    corrected_participation_ratio,
+)
+from ncp_callbacks.analysis.methods import Attribution
 from ncp_callbacks.analysis.states import explained_variance
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -1006,3 +1012,43 @@ def test_backbone_report_is_a_sequence():
     assert report[-1]["units"] == 3
     assert list(report[1:]) == list(layers[1:])
     assert layers[1] in report
+
+
+# --- numbers beyond float32
+
+
+@pytest.mark.parametrize("exponent", [-90, 126, 140, 200])
+def test_what_has_no_unit_does_not_depend_on_how_large_states_are(exponent):
+    rng = np.random.default_rng(0)
+    h, unit = rng.normal(size=(8, 7, 5)) * np.arange(1, 6), 2.0**exponent
+    one, other = state_space(h), state_space(h * unit)
+    for name in ("explained_variance_ratio", "axis_variance_ratio", "participation_ratio"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-12)
+    np.testing.assert_allclose(other.scores / unit, one.scores, rtol=1e-6)
+    for name, estimate in one.estimates.items():
+        np.testing.assert_allclose(other.estimates[name].interval(), estimate.interval(), rtol=1e-5)
+    ratio = corrected_participation_ratio(h)
+    np.testing.assert_allclose(
+        corrected_participation_estimate(h * unit, ratio).interval(),
+        corrected_participation_estimate(h, ratio).interval(),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("exponent", [-90, 126, 140, 200])
+def test_shares_of_attributions_do_not_depend_on_how_large_they_are(exponent):
+    rng = np.random.default_rng(1)
+    parts, unit = rng.normal(size=(8, 6, 3)), 2.0**exponent
+    one, other = (
+        summarize(
+            Attribution(
+                "input_x_gradient", a, a[..., 0] / 2, a.sum(axis=(1, 2)), np.ones(8, np.int64)
+            )
+        )
+        for a in (parts, parts * unit)
+    )
+    for name in ("feature_share", "time_share", "share_interval", "error", "reliability"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-5)
+    for name in ("importance", "signed", "strength_interval", "intervals_importance"):
+        np.testing.assert_allclose(getattr(other, name) / unit, getattr(one, name), rtol=1e-6)
+    assert other.intervals_share == pytest.approx(one.intervals_share)
