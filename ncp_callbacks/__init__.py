@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         plot_prediction,
         plot_sanity,
         plot_time_constants,
+        plot_time_constants_over_time,
         plot_wiring,
     )
     from .runs import Comparison, compare_runs
@@ -128,6 +129,7 @@ __all__ = [
     "plot_sanity",
     "plot_state_space",
     "plot_time_constants",
+    "plot_time_constants_over_time",
     "plot_time_sensitivity",
     "plot_unit_activity",
     "plot_wiring",
@@ -159,6 +161,7 @@ __getattr__ = later(
                 "plot_prediction",
                 "plot_sanity",
                 "plot_time_constants",
+                "plot_time_constants_over_time",
                 "plot_wiring",
             ),
             ".plots",

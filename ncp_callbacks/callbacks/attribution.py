@@ -42,7 +42,7 @@ class GradientAttribution(Callback):
                                                    and intervals together
     ``attribution/reliability``          scalar    1: other sequences would show the same map
     ``attribution/change``               scalar    cosine distance of the map to the last look's
-    ``attribution/rank_change``          scalar    rank distance of the map to the last look's: 0
+    ``attribution/change_of_ranks``      scalar    rank distance of the map to the last look's: 0
                                                    the same order of importance
     ``attribution/strength_change``      scalar    relative change of the strength since the last
                                                    look, paired on the same sequences
@@ -280,7 +280,7 @@ class GradientAttribution(Callback):
             ranks = rank_correlation(size, result.importance)
             if ranks is not None:
                 yield Scalar(
-                    f"{group}/rank_change",
+                    f"{group}/change_of_ranks",
                     1.0 - ranks,
                     "1 minus Spearman's rank correlation of the mean absolute map with that of the "
                     "last look: 0 the same order of importance, 1 unrelated, 2 the opposite",

@@ -36,8 +36,8 @@ from ..instrument.liquid import (
 )
 from ..instrument.replay import Replay
 from ..observation import Need, Observation, Trajectory
-from ..plots import plot_time_constants
-from ..plots.time_constants import needed_decades
+from ..plots import plot_time_constants, plot_time_constants_over_time
+from ..plots.time_constants import needed_decades, needed_limits
 from ..records import Array, Figure, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
 from .base import Callback, estimated, few, non_finite, short_names, whatever_can_be_had
@@ -75,6 +75,7 @@ class TimeConstants(Callback):
     ======================================= ========= ==============================================
     ``time_constants/units``                image     time constants of each unit, sorted: median,
                                                       range, and median at the first look
+    ``time_constants/over_time``            image     time constants of each unit against time
     ``time_constants/system_q<percent>``    scalar    LTC: time constants over units, steps and
                                                       sequences
     ``time_constants/gate_q<percent>``      scalar    CfC: time scale of the gates, likewise
@@ -101,7 +102,7 @@ class TimeConstants(Callback):
     ``_ncp/time_constants_median``          array     ``(H,)``, median time constant of each unit
     ======================================= ========= ==============================================
 
-    The image, ``variation``, ``nonfinite``, the histogram and the array are of the cell's own kind
+    The images, ``variation``, ``nonfinite``, the histogram and the array are of the cell's own kind
     of time constant; of cells that are not liquid, of the effective ones. With several cells the
     name of a cell is added, as in ``time_constants_encoder/units``. An LSTM's units are those of
     its hidden state and then of its cell state. All but checks and counts come with 95 % intervals
@@ -140,6 +141,7 @@ class TimeConstants(Callback):
         # By cell.
         self._first: dict[str, FloatArray] = {}
         self._decades: dict[str, tuple[int, int]] = {}
+        self._limits: dict[str, tuple[float, float]] = {}
         self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,6 +149,7 @@ class TimeConstants(Callback):
             "first": dict(self._first),
             "changes": self._changes.state(),
             "decades": {cell: list(ends) for cell, ends in self._decades.items()},
+            "limits": {cell: list(ends) for cell, ends in self._limits.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,6 +157,10 @@ class TimeConstants(Callback):
         self._changes.load(state.get("changes", {}))
         self._decades = {
             cell: (int(low), int(high)) for cell, (low, high) in state["decades"].items()
+        }
+        self._limits = {
+            cell: (float(short), float(long))
+            for cell, (short, long) in state.get("limits", {}).items()
         }
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
@@ -287,6 +294,24 @@ class TimeConstants(Callback):
             "median over steps and sequences; bars from the 10 % to the 90 % quantile. Dashed: "
             "medians at the first look, sorted by themselves. Dotted: median interval, and "
             "duration of a sequence.",
+        )
+        over_time = replace(result, values=result.over_time[None])
+        short, long = needed_limits(over_time)
+        before = self._limits.get(look.cell, (short, long))
+        limits = self._limits[look.cell] = min(short, before[0]), max(long, before[1])
+        yield Figure(
+            f"{group}/over_time",
+            plot_time_constants_over_time,
+            over_time,
+            {"limits": limits, "timed": look.delta is not None, "step": step},
+            f"Time constants of the units of {look.cell}, {KINDS[result.kind]}, against time: "
+            "median over sequences, dark short, yellow long. Units are sorted by their medians, "
+            "the slowest on top"
+            + (
+                "; of steps that were not looked at, the nearest that was."
+                if np.isnan(result.values).all(axis=(0, 2)).any()
+                else "."
+            ),
         )
 
 

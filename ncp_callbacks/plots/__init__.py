@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .output_time import plot_output_time
     from .predictions import plot_prediction
     from .sanity import plot_sanity
-    from .time_constants import plot_time_constants
+    from .time_constants import plot_time_constants, plot_time_constants_over_time
     from .wiring import plot_wiring
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "plot_sanity",
     "plot_state_space",
     "plot_time_constants",
+    "plot_time_constants_over_time",
     "plot_time_sensitivity",
     "plot_unit_activity",
     "plot_wiring",
@@ -60,6 +61,7 @@ __getattr__ = later(
         "plot_prediction": ".predictions",
         "plot_sanity": ".sanity",
         "plot_time_constants": ".time_constants",
+        "plot_time_constants_over_time": ".time_constants",
         "plot_wiring": ".wiring",
     },
 )
