@@ -35,6 +35,9 @@ class Measures:
         elasticity: RMS over sequences of the slope of the target in ln(time scale), in SDs of it.
         target_sd: SD of the target over sequences.
         magnitude: Mean length of the steps of the last cell's state.
+        mean_lag: Mean number of steps between an input and its sequence's last, by importance.
+        time_share: Share of the intervals in the strength of inputs and intervals together.
+        participation: Number of dimensions that the last cell's states use.
     """
 
     strength: float
@@ -42,6 +45,9 @@ class Measures:
     elasticity: float
     target_sd: float
     magnitude: float = float("nan")
+    mean_lag: float = float("nan")
+    time_share: float = float("nan")
+    participation: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,8 @@ class Cascade(MappingResult):
         non_finite: How many sequences had NaN or infinity in a map, at any stage.
         trained, randomised: Measures before, and after the last stage.
         estimates: Of both, by name, with their intervals over sequences, as far as they are known.
+        error: ``(B,)``, completeness error of the trained model's maps; None where their method
+            promises no completeness.
     """
 
     _plot = "plot_sanity"
@@ -69,6 +77,7 @@ class Cascade(MappingResult):
     estimates: tuple[Mapping[str, Estimate], Mapping[str, Estimate]] = field(
         default_factory=lambda: ({}, {})
     )
+    error: FloatArray | None = None
 
     @property
     def curve(self) -> FloatArray:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .interactions import plot_interactions
     from .output_time import plot_output_time
     from .predictions import plot_prediction
-    from .sanity import plot_sanity
+    from .sanity import plot_sanity, plot_sanity_measures
     from .time_constants import plot_time_constants, plot_time_constants_over_time
     from .wiring import plot_wiring
 
@@ -42,6 +42,7 @@ __all__ = [
     "plot_output_time",
     "plot_prediction",
     "plot_sanity",
+    "plot_sanity_measures",
     "plot_state_space",
     "plot_time_constants",
     "plot_time_constants_over_time",
@@ -60,6 +61,7 @@ __getattr__ = later(
         "plot_output_time": ".output_time",
         "plot_prediction": ".predictions",
         "plot_sanity": ".sanity",
+        "plot_sanity_measures": ".sanity",
         "plot_time_constants": ".time_constants",
         "plot_time_constants_over_time": ".time_constants",
         "plot_wiring": ".wiring",
