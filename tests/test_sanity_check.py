@@ -351,6 +351,16 @@ def test_similarity_is_that_of_scipy_and_of_real_steps() -> None:
     np.testing.assert_array_equal(np.isnan(map_similarity(one, one))[:, 2], True)
 
 
+def test_steps_after_the_target_are_no_likeness() -> None:
+    # As many cells as the whole map has, of which all but 2 steps are 0 whatever was learnt.
+    rng = np.random.default_rng(1)
+    one, other = np.zeros((2, 200, 12, F))
+    one[:, :2], other[:, :2] = rng.normal(size=(2, 200, 2, F))
+    ranks, _ = map_similarity(one, other)
+    # Independent maps have no likeness: the mean of 200 with an SD of about (2 F - 1) ** -0.5.
+    assert abs(ranks.mean()) < 4 / math.sqrt(200 * (2 * F - 1))
+
+
 # ---- the callback
 
 
@@ -499,9 +509,11 @@ def test_randomised_networks_that_are_not_finite_are_counted() -> None:
             return mx.exp((x * self.weights).sum(axis=(1, 2)))[:, None]
 
     weights = np.zeros((T, F))
-    weights[0, :2] = 1.5, 300.0
+    weights[0, :3] = 1.5, 300.0, 0.5
     x = np.ones((B, T, F), np.float32)
-    x[:, 0, 0], x[:, 0, 1] = np.linspace(0.1, 1.0, B), 0.001
+    # The large weight goes to one of the other two.
+    x[:, 0, 0] = x[:, 0, 2] = np.linspace(0.1, 1.0, B)
+    x[:, 0, 1] = 0.001
     writer, notes = monitored(Explodes(weights), [ncp.SanityCheck()], 2, x=x)
     found = scalars(writer)
     # exp(300 x) is beyond float32 above 88.7.
@@ -511,7 +523,7 @@ def test_randomised_networks_that_are_not_finite_are_counted() -> None:
     assert found["sanity_check/sequences"].value == B - broken
     assert math.isfinite(found["sanity_check/strength_random"].value)
     assert any("NaN or infinity" in note for note in notes)
-    x[:, 0, 0] = 1.0
+    x[:, 0, 0] = x[:, 0, 2] = 1.0
     writer, _ = monitored(Explodes(weights), [ncp.SanityCheck()], 2, x=x)
     found = scalars(writer)
     assert found["sanity_check/nonfinite"].value == B

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .estimates import Estimate
 from .results import FloatArray, MappingResult
-from .uncertainty import cosine, mean_interval, rank_correlation
+from .uncertainty import cosine, mean_interval, order_correlation
 
 __all__ = ["ALIKE", "Cascade", "Measures", "map_similarity"]
 
@@ -104,8 +104,9 @@ def map_similarity(
 ) -> FloatArray:
     """``(2, B)``: rank correlation of ``|maps|``, and cosine of maps, of each sequence.
 
-    Over the cells of real steps only, since padding is 0 in both. NaN where a map isn't finite;
-    the rank correlation also of equal values and of fewer than 3 cells, the cosine of zeros.
+    Over the cells of real steps only, the rank correlation over those of them that are not 0 in
+    both, as they are after the target's step. NaN where a map isn't finite; the rank correlation
+    also of equal values and of fewer than 3 cells, the cosine of zeros.
 
     Args:
         one, other: ``(B, T, F)``.
@@ -116,6 +117,6 @@ def map_similarity(
         real = slice(None) if mask is None else mask[b]
         x, y = one[b][real].astype(np.float64), other[b][real].astype(np.float64)
         if np.isfinite(x).all() and np.isfinite(y).all():
-            ranks = rank_correlation(np.abs(x), np.abs(y))
+            ranks = order_correlation(x, y)
             found[:, b] = math.nan if ranks is None else ranks, cosine(x, y)
     return found

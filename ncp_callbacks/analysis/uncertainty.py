@@ -23,6 +23,7 @@ __all__ = [
     "FEW",
     "cosine",
     "mean_interval",
+    "order_correlation",
     "rank_correlation",
     "share_interval",
     "split_half",
@@ -136,6 +137,17 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float | None:
     ranks = [_ranks(v) - (v.size + 1) / 2 for v in (x, y)]
     size = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
     return float(ranks[0] @ ranks[1]) / size if size > 0 else None
+
+
+def order_correlation(a: FloatArray, b: FloatArray) -> float | None:
+    """:func:`rank_correlation` of absolute maps, over the cells that are not 0 in both.
+
+    Steps after the target's, and what no sequence has, are 0 in any map of any model: that two maps
+    agree there says nothing of either.
+    """
+    x, y = np.abs(a).ravel(), np.abs(b).ravel()
+    some = (x != 0) | (y != 0)
+    return rank_correlation(x[some], y[some])
 
 
 def _ranks(values: FloatArray) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from ..analysis import TemporalImportance
 from ..analysis.estimates import SHARE, Estimate, ratio_estimate
 from ..analysis.methods import Attribution, method_name
-from ..analysis.uncertainty import FEW, cosine, rank_correlation
+from ..analysis.uncertainty import FEW, cosine, order_correlation
 from ..measures import AttributionSettings, attribution, importance, reduced
 from ..observation import Observation
 from ..plots import plot_feature_importance
@@ -277,7 +277,7 @@ class GradientAttribution(Callback):
                 )
         size = self._previous_size
         if size is not None and size.shape == result.importance.shape:
-            ranks = rank_correlation(size, result.importance)
+            ranks = order_correlation(size, result.importance)
             if ranks is not None:
                 yield Scalar(
                     f"{group}/change_of_ranks",
@@ -319,7 +319,7 @@ class GradientAttribution(Callback):
         rows = np.searchsorted(observation.indices, few.indices)
         own, other = reduced(few, found.of(rows)), importance(few, self._other)
         if own.sequences and other.sequences:
-            alike = rank_correlation(own.importance, other.importance)
+            alike = order_correlation(own.importance, other.importance)
             if alike is not None:
                 yield Scalar(
                     f"{group}/agreement",
