@@ -823,7 +823,10 @@ def test_forms_of_a_baseline():
     [
         ("median", "baseline='median' is unknown: give 'mean', 'zeros' or an array"),
         (np.zeros(2), r"shape \(2,\), which doesn't fit \(5, 4, 3\): give one number per feature"),
-        (np.zeros((3, T, F)), r"shape \(3, 4, 3\), which doesn't fit"),
+        (
+            np.zeros((3, T, F)),
+            r"shape \(3, 4, 3\), which doesn't fit.*draws is for method='expected_",
+        ),
         (np.zeros((1, B, T, F)), r"shape \(1, 5, 4, 3\), which doesn't fit"),
         ([0.0, np.nan, 0.0], "holds NaN or infinity"),
         (np.inf, "holds NaN or infinity"),

@@ -287,6 +287,17 @@ def test_reliability_of_a_summary_tells_a_pattern_from_noise():
     assert abs(np.mean(noise)) < 0.15
 
 
+@given(seeds)
+def test_what_is_zero_in_all_maps_says_nothing_of_their_reliability(rng):
+    maps = rng.normal(size=(6, 4, 3)) ** 2
+    longer = np.concatenate([maps, np.zeros((6, 20, 3))], axis=1)
+    assert split_half(longer) == pytest.approx(split_half(maps), abs=1e-12)
+    assert math.isnan(split_half(np.zeros((6, 4, 3))))
+    one = np.zeros((6, 4, 3))
+    one[:, 0, 0] = rng.normal(size=6)
+    assert math.isnan(split_half(one))
+
+
 # --- correlations
 
 

@@ -193,6 +193,11 @@ def constant_baseline(
         raise ValueError(
             f"{what} has shape {base.shape}, which doesn't fit {own.shape}: give one number per "
             f"feature, {own.shape[2:] or 'one'}, or an array of shape {own.shape[1:]}"
+            + (
+                ". A batch of draws is for method='expected_gradients'"
+                if base.ndim == own.ndim == 3
+                else ""
+            )
         ) from None
     padded = ~real if own.ndim == 2 else ~real[..., None]
     return np.where(padded, own, whole)

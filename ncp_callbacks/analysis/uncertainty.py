@@ -76,7 +76,8 @@ def split_half(
 
     Correlation between the means of two halves, averaged over random splits (always the same) and
     stepped up to the whole by Spearman and Brown (1910): 1 the same map, 0 noise. NaN for fewer
-    than four sequences or a map without variation.
+    than four sequences or a map without variation. What is 0 in all of them, as it is after the
+    target's step, doesn't count: all halves agree there, whatever the map is worth.
 
     Args:
         maps: One for each sequence.
@@ -96,6 +97,10 @@ def split_half(
         shape = (*real.shape, *[1] * (maps.ndim - real.ndim))
         there = np.broadcast_to(real.reshape(shape), maps.shape).reshape(flat.shape).astype(float)
     flat = flat * there
+    some = (flat != 0).any(axis=0)
+    flat, there = flat[:, some], there[:, some]
+    if flat.shape[1] < 2:
+        return math.nan
     first, size = half @ flat, half @ there
     second, rest = flat.sum(axis=0) - first, there.sum(axis=0) - size
     both = (size > 0) & (rest > 0)
