@@ -326,3 +326,23 @@ def test_nodes_and_their_error_are_logged_with_the_map(nodes: int, missing: floa
     assert found["completeness_error"] == pytest.approx(np.quantile(errors, 0.99), abs=2e-6)
     assert found["incomplete"] == (errors > 0.05).mean()
     assert (found["sequences"], found["nonfinite"]) == (8, 0)
+
+
+class Bump(nn.Module):
+    """Falls back to 0 by a jump, which no gradient sees."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        total = x.sum(axis=(1, 2))
+        return mx.where(mx.abs(total) < 0.5, total, 0.0)
+
+
+def test_a_map_of_targets_that_did_not_change_is_not_without_a_check() -> None:
+    x, writer = np.abs(cubes()) + 0.1, ncp.MemoryWriter()
+    callback = ncp.GradientAttribution(method="integrated_gradients", baseline="zeros", nodes=64)
+    with ncp.Monitor(Bump(), ncp.HeldOutBatch(x), [callback], writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+        assert any("don't sum to the change of their target" in note for note in monitor.notes)
+    assert writer.scalars("attribution/strength")[0][1] > 0.1
+    assert writer.scalars("attribution/incomplete") == [(1, 1.0)]
+    # Over a change of 0 it is infinite, which is no number for a curve.
+    assert not writer.scalars("attribution/completeness_error")

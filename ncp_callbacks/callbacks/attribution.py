@@ -287,15 +287,17 @@ class GradientAttribution(Callback):
                 )
         self._previous, self._previous_size = result.signed, result.importance
         error = result.error
-        if error is not None and np.isfinite(error).any():
-            known = error[np.isfinite(error)].astype(np.float64)
-            worst, above = float(np.quantile(known, 0.99)), float((known > 0.05).mean())
-            yield Scalar(
-                f"{group}/completeness_error",
-                worst,
-                "Difference between a sequence's attributions, summed, and the change of its "
-                "target from the baseline; 99th percentile over sequences, in RMS changes",
-            )
+        # Infinite where targets didn't change at all and yet something was attributed.
+        known = np.empty(0) if error is None else error[~np.isnan(error)].astype(np.float64)
+        if known.size:
+            above = float((known > 0.05).mean())
+            if np.isfinite(known).all():
+                yield Scalar(
+                    f"{group}/completeness_error",
+                    float(np.quantile(known, 0.99)),
+                    "Difference between a sequence's attributions, summed, and the change of its "
+                    "target from the baseline; 99th percentile over sequences, in RMS changes",
+                )
             yield Scalar(
                 f"{group}/incomplete", above, "Share of sequences whose error is above 5 %"
             )
