@@ -572,13 +572,19 @@ def test_rates_of_a_pure_cell_are_those_of_its_formula(port):
         cell = model.cell
     reading, _ = seen(model, x, dt)
     assert isinstance(reading, DecayReading)
-    h = mx.zeros((S, H))
+    h, rates = mx.zeros((S, H)), []
     for t in range(T):
         shared = cell.backbone(mx.concatenate([mx.array(x[:, t]), h], axis=-1))
         rate = mx.abs(cell.w_tau) + mx.abs(cell.ff1(shared))
         np.testing.assert_allclose(reading.rate[:, t], rate, rtol=1e-3)
+        rates.append(np.array(rate, np.float64))
         h, _ = cell(mx.array(x[:, t]), h, mx.array(dt[:, t, None]))
     found = scalars(logged(model, x, dt)[0])
+    by_hand = np.stack(rates, axis=1)
+    gone = 1 - np.exp(-by_hand * dt[..., None])
+    assert found["openness"] == pytest.approx(gone.mean(), rel=1e-3)
+    assert found["half_time"] == pytest.approx(np.median(np.log(2) / by_hand), rel=1e-3)
+    assert "rate_positive" not in found
     expected = np.quantile(1 / reading.rate, 0.5, method="inverted_cdf")
     assert found["decay_q50"] == pytest.approx(expected, rel=1e-6)
 

@@ -27,6 +27,7 @@ from ..analysis.time_constants import (
 )
 from ..instrument import NothingToObserve
 from ..instrument.liquid import (
+    DecayReading,
     GateReading,
     LTCReading,
     Reading,
@@ -89,9 +90,10 @@ class TimeConstants(Callback):
     ``time_constants/to_equilibrium``       scalar    LTC: RMS distance from where the state is
                                                       pulled
     ``time_constants/rate_positive``        scalar    CfC: share of gates that time opens
-    ``time_constants/openness``             scalar    CfC: mean of the gates
+    ``time_constants/openness``             scalar    CfC: mean of the gates; pure: of how much of
+                                                      the way to its limit a unit has gone
     ``time_constants/half_time``            scalar    CfC: median interval at which a gate is half
-                                                      open
+                                                      open; pure: half of that way gone
     ``time_constants/reading_error``        scalar    liquid cells: what the formula leaves of the
                                                       cell's own states
     ``time_constants/median_change``        scalar    relative change of the median since the last
@@ -387,6 +389,8 @@ def _said_of(
         yield from _bounds(look, reading, result)
     elif isinstance(reading, GateReading):
         yield from _gates(look, reading)
+    elif isinstance(reading, DecayReading):
+        yield from _decays(look, reading)
     if equilibria is not None and isinstance(reading, LTCReading):
         apart = equilibria - reading.before
         use = look.real[..., None] & np.isfinite(apart)
@@ -444,27 +448,47 @@ def _gates(look: _Look, reading: GateReading) -> Iterator[Record | Note]:
     )
     with np.errstate(invalid="ignore", over="ignore"):
         gate = sigmoid(rate * given + offset)
-    use = look.real[..., None] & np.isfinite(gate)
+    yield from _open(
+        look,
+        gate,
+        half_times(rate, offset),
+        f"Mean gate z of {look.cell}, the weight of its second state, ff2",
+        f"Median interval after which a gate of {look.cell} is half open, of those that are "
+        "after some interval",
+    )
+
+
+def _decays(look: _Look, reading: DecayReading) -> Iterator[Record | Note]:
+    given = (reading.intervals * _unit(reading))[..., None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        gone, half = -np.expm1(-reading.rate * given), np.log(2.0) / reading.rate
+    yield from _open(
+        look,
+        gone,
+        half,
+        f"Mean of 1 - exp(-interval / time constant) of {look.cell}: how much of the way to its "
+        "limit a unit has gone at the end of a step",
+        f"Median interval after which a unit of {look.cell} has gone half of the way to its limit",
+    )
+
+
+def _open(
+    look: _Look, openness: FloatArray, half: FloatArray, what: str, when: str
+) -> Iterator[Record | Note]:
+    use = look.real[..., None] & np.isfinite(openness)
     if use.any():
         yield estimated(
             f"{look.group}/openness",
-            float(gate[use].mean()),
-            look.by_sequence("openness", gate, use, SHARE),
-            f"Mean gate z of {look.cell}, the weight of its second state, ff2",
+            float(openness[use].mean()),
+            look.by_sequence("openness", openness, use, SHARE),
+            what,
             chart=True,
         )
-    times = half_times(rate, offset)
-    use = look.real[..., None] & np.isfinite(times)
+    use = look.real[..., None] & np.isfinite(half)
     if use.any():
-        (number,) = quantile_estimates(times[use], np.nonzero(use)[0], (0.5,))
+        (number,) = quantile_estimates(half[use], np.nonzero(use)[0], (0.5,))
         look.numbers["half_time"] = number
-        yield estimated(
-            f"{look.group}/half_time",
-            float(np.median(times[use])),
-            number,
-            f"Median interval after which a gate of {look.cell} is half open, of those that are "
-            "after some interval",
-        )
+        yield estimated(f"{look.group}/half_time", float(np.median(half[use])), number, when)
 
 
 def _quantiles(look: _Look, result: UnitTimeConstants) -> Iterator[Record | Note]:
