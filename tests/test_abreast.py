@@ -56,6 +56,7 @@ def test_gradients_are_those_of_the_plain_model(kind: str, on_three_streams: moc
     model, held_out = Net(kind), batch()
     model.eval()
     instrument = Instrument(model, held_out, target=1)
+    assert not any("than within the held-out batch" in note for note in instrument.notes)
     with undisturbed(model):
         seen = Observation(instrument, 1, frozenset(Need))
         used = on_three_streams.call_count
@@ -250,11 +251,21 @@ def test_sequences_that_have_to_do_with_each_other_stay_together(
     model, held_out = kind(), ncp.HeldOutBatch(batch().inputs)
     with undisturbed(model):
         expected = np.array(model(held_out.inputs))
-    instrument = Instrument(model, held_out, target=0)
+    instrument = Instrument(model, held_out, target=0, at=0)
     with undisturbed(model):
         seen = Observation(instrument, 1, frozenset())
     np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
     assert on_three_streams.call_count == 0
+    assert sum("than within the held-out batch" in note for note in instrument.notes) == 1
+    # It is true what the note says of fewer sequences, or of further passes.
+    with undisturbed(model):
+        seen = Observation(instrument, 1, frozenset())
+        again = seen.evaluate(seen.inputs[None]).values[0]
+        fewer = Observation(instrument, 1, frozenset(), max_sequences=2)
+    other = (
+        again - seen.target_values if kind is GoesOn else fewer.outputs - expected[fewer.indices]
+    )
+    assert np.abs(other).max() > 0.01 * np.abs(expected).max()
 
 
 def test_nor_are_many_variants_of_them() -> None:

@@ -22,10 +22,16 @@ from ncp_callbacks.analysis import (
     layer_statistics,
     recognise_activation,
     state_space,
+    summarize,
     temporal_importance,
     time_sensitivity,
     transition_statistics,
 )
+from ncp_callbacks.analysis.dynamics import (
+    corrected_participation_estimate,
+    corrected_participation_ratio,
+)
+from ncp_callbacks.analysis.methods import Attribution
 from ncp_callbacks.analysis.states import explained_variance
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -309,6 +315,20 @@ def test_sensitivity_of_one_sequence_has_no_sd():
     assert math.isnan(result.mean_elasticity)
     assert result.rms_change[1] == 3.0
     assert result.elasticity[0] == 2.0
+
+
+def test_equal_targets_have_no_sd_to_tell_an_elasticity_in():
+    # As of a model whose gate has saturated: intervals still have slopes, sequences no SD.
+    result = time_sensitivity(
+        {1.0: np.ones(4), 2.0: np.array([1.0, 1.0, 1.0, 1.5])},
+        time_delta=np.ones((4, 2)),
+        time_gradient=np.arange(8.0).reshape(4, 2),
+    )
+    assert result.target_sd == 0.0
+    assert math.isnan(result.relative_elasticity)
+    found = result.estimates()
+    assert set(found) == {"sensitivity_x2", "elasticity", "elasticity_rms"}
+    assert all(estimate.interval() is None for estimate in found.values())
 
 
 def test_sensitivity_of_a_target_that_ignores_time():
@@ -992,3 +1012,43 @@ def test_backbone_report_is_a_sequence():
     assert report[-1]["units"] == 3
     assert list(report[1:]) == list(layers[1:])
     assert layers[1] in report
+
+
+# --- numbers beyond float32
+
+
+@pytest.mark.parametrize("exponent", [-90, 126, 140, 200])
+def test_what_has_no_unit_does_not_depend_on_how_large_states_are(exponent):
+    rng = np.random.default_rng(0)
+    h, unit = rng.normal(size=(8, 7, 5)) * np.arange(1, 6), 2.0**exponent
+    one, other = state_space(h), state_space(h * unit)
+    for name in ("explained_variance_ratio", "axis_variance_ratio", "participation_ratio"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-12)
+    np.testing.assert_allclose(other.scores / unit, one.scores, rtol=1e-6)
+    for name, estimate in one.estimates.items():
+        np.testing.assert_allclose(other.estimates[name].interval(), estimate.interval(), rtol=1e-5)
+    ratio = corrected_participation_ratio(h)
+    np.testing.assert_allclose(
+        corrected_participation_estimate(h * unit, ratio).interval(),
+        corrected_participation_estimate(h, ratio).interval(),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("exponent", [-90, 126, 140, 200])
+def test_shares_of_attributions_do_not_depend_on_how_large_they_are(exponent):
+    rng = np.random.default_rng(1)
+    parts, unit = rng.normal(size=(8, 6, 3)), 2.0**exponent
+    one, other = (
+        summarize(
+            Attribution(
+                "input_x_gradient", a, a[..., 0] / 2, a.sum(axis=(1, 2)), np.ones(8, np.int64)
+            )
+        )
+        for a in (parts, parts * unit)
+    )
+    for name in ("feature_share", "time_share", "share_interval", "error", "reliability"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-5)
+    for name in ("importance", "signed", "strength_interval", "intervals_importance"):
+        np.testing.assert_allclose(getattr(other, name) / unit, getattr(one, name), rtol=1e-6)
+    assert other.intervals_share == pytest.approx(one.intervals_share)

@@ -12,6 +12,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from promises import STANDARD, pattern, promised
+from scipy.spatial.distance import cosine as cosine_distance
+from scipy.stats import spearmanr
 
 import ncp_callbacks as ncp
 from ncp_callbacks.models import LTC, CfC
@@ -254,3 +256,93 @@ def test_baselines_that_are_no_words() -> None:
         ncp.GradientAttribution(time_baseline="men")
     with pytest.raises(ValueError, match="baseline='mean': expected gradients draw"):
         ncp.GradientAttribution(method="expected_gradients", baseline="mean")
+
+
+class Cubes(nn.Module):
+    """``sum w x^3``: attributions of every method are known."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.w = mx.array(np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return (self.w * x**3).sum(axis=(1, 2))
+
+
+def cubes() -> np.ndarray:
+    return np.random.default_rng(7).normal(size=(8, 5, 3)).astype(np.float32)
+
+
+def test_how_far_a_map_is_from_the_last_looks_and_from_another_methods() -> None:
+    x, writer, model = cubes(), ncp.MemoryWriter(), Cubes(0)
+    maps = []
+    callback = ncp.GradientAttribution(agreement="gradient")
+    with ncp.Monitor(model, ncp.HeldOutBatch(x), [callback], writer=writer, every=1) as monitor:
+        for step in (1, 2, 3):
+            if step > 1:
+                model.w = Cubes(step - 1).w if step == 2 else 5 * model.w
+            maps.append(3 * np.array(model.w, np.float64) * x.astype(np.float64) ** 3)
+            monitor.on_step_end(step)
+            if step == 2:
+                # What is kept for the next look survives an interruption.
+                state = json.loads(json.dumps(monitor.state_dict()))
+                monitor.load_state_dict(state)
+    signed = np.stack([m.mean(axis=0).ravel() for m in maps])
+    sizes = np.stack([np.abs(m).mean(axis=0).ravel() for m in maps])
+    change, ranks = (
+        dict(writer.scalars(f"attribution/{n}")) for n in ("change", "change_of_ranks")
+    )
+    assert set(change) == set(ranks) == {2, 3}
+    assert change[2] == pytest.approx(cosine_distance(signed[0], signed[1]), abs=1e-6)
+    assert ranks[2] == pytest.approx(1 - spearmanr(sizes[0], sizes[1]).statistic, abs=1e-12)
+    # A target in other units has the same map.
+    assert change[3] == pytest.approx(0.0, abs=1e-6)
+    assert ranks[3] == 0.0
+    slopes = np.abs(3 * np.array(Cubes(0).w, np.float64) * x.astype(np.float64) ** 2)
+    expected = spearmanr(sizes[0], slopes.mean(axis=0).ravel()).statistic
+    assert dict(writer.scalars("attribution/agreement"))[1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_state_from_before_there_were_ranks_is_taken_up() -> None:
+    callback = ncp.GradientAttribution()
+    state = {"shown": None, "charts": None, "limit": 1.0, "previous": [[1.0]], "changes": {}}
+    callback.load_state_dict(state)
+    assert callback.state_dict()["previous_size"] is None
+
+
+@pytest.mark.parametrize(("nodes", "missing"), [(1, 0.25), (2, 0.0)])
+def test_nodes_and_their_error_are_logged_with_the_map(nodes: int, missing: float) -> None:
+    # One node is the middle of the way, whose slope is 3/4 of the mean one; two are exact.
+    x, writer, model = cubes(), ncp.MemoryWriter(), Cubes(0)
+    callback = ncp.GradientAttribution(
+        method="integrated_gradients", baseline="zeros", nodes=nodes, most_nodes=nodes
+    )
+    with ncp.Monitor(model, ncp.HeldOutBatch(x), [callback], writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+    total = np.abs((np.array(model.w, np.float64) * x.astype(np.float64) ** 3).sum(axis=(1, 2)))
+    errors = missing * total / np.sqrt((total**2).mean())
+    found = {r.tag.split("/")[1]: r.value for r in own(writer) if isinstance(r, ncp.Scalar)}
+    assert found["nodes"] == nodes
+    assert found["completeness_error"] == pytest.approx(np.quantile(errors, 0.99), abs=2e-6)
+    assert found["incomplete"] == (errors > 0.05).mean()
+    assert (found["sequences"], found["nonfinite"]) == (8, 0)
+
+
+class Bump(nn.Module):
+    """Falls back to 0 by a jump, which no gradient sees."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        total = x.sum(axis=(1, 2))
+        return mx.where(mx.abs(total) < 0.5, total, 0.0)
+
+
+def test_a_map_of_targets_that_did_not_change_is_not_without_a_check() -> None:
+    x, writer = np.abs(cubes()) + 0.1, ncp.MemoryWriter()
+    callback = ncp.GradientAttribution(method="integrated_gradients", baseline="zeros", nodes=64)
+    with ncp.Monitor(Bump(), ncp.HeldOutBatch(x), [callback], writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+        assert any("don't sum to the change of their target" in note for note in monitor.notes)
+    assert writer.scalars("attribution/strength")[0][1] > 0.1
+    assert writer.scalars("attribution/incomplete") == [(1, 1.0)]
+    # Over a change of 0 it is infinite, which is no number for a curve.
+    assert not writer.scalars("attribution/completeness_error")

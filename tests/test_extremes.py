@@ -35,6 +35,7 @@ from ncp_callbacks.plots import (
     plot_sanity,
     plot_state_space,
     plot_time_constants,
+    plot_time_constants_over_time,
     plot_time_sensitivity,
     plot_unit_activity,
     plot_wiring,
@@ -155,6 +156,11 @@ def constants(neurons: int, fill: float | None) -> Figure:
     )
 
 
+def over_time(neurons: int, steps: int, fill: float | None) -> Figure:
+    result = unit_time_constants(np.abs(values((3, steps, neurons), fill)), kind="system")
+    return plot_time_constants_over_time(result, step=STEP)
+
+
 def wiring(neurons: int, features: int, fill: float | None, synapses: bool = True) -> Figure:
     share = np.abs(values((features + neurons, neurons), fill))
     connected = np.random.default_rng(9).uniform(size=share.shape) < min(1.0, 3 / neurons)
@@ -229,6 +235,7 @@ for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("outputs", outputs, 20, fill=fill)
     picture("states", states, 20, 8, 3, fill=fill)
     picture("constants", constants, 19, fill=fill)
+    picture("over time", over_time, 19, 40, fill=fill)
     picture("units", units, 19, 2, fill=fill)
     picture("dynamics", dynamics, 20, 19, fill=fill)
     picture("sensitivity", sensitivity, 5, fill=fill)

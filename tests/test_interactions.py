@@ -200,6 +200,24 @@ def test_archipelago_finds_every_pair_of_a_sum_of_pairs(seed: int, features: int
     assert known.runs == found.passes <= 2 + 2 * features + features * (features - 1)
 
 
+def test_rounding_of_the_targets_is_no_interaction() -> None:
+    # Of a saturated model, whose targets differ by the last digit of a float32.
+    x = whole(np.random.default_rng(0).normal(size=(6, 3)))
+    last = np.float64(np.spacing(np.float32(3.0)))
+
+    def noisy(s: np.ndarray) -> np.ndarray:
+        return 3.0 + last * (np.floor(1e6 * s).sum(axis=-1) % 2)
+
+    known = Known(x, noisy, lambda s: 0 * s, lambda s: np.zeros((*s.shape, 3)))
+    found = known.found("archipelago")
+    assert not found.pairs.any()
+    assert not found.main.any()
+    assert np.isnan(found.share)
+    # What is a little larger is one.
+    known = Known(x, lambda s: 3.0 + 40 * last * (s != 0).all(axis=-1), lambda s: 0 * s, None)
+    assert known.found("archipelago").pairs.any()
+
+
 def test_what_three_do_together_is_left_over() -> None:
     found = Known(whole([[2.0, 3.0, 0.5]]), lambda s: s.prod(axis=-1)).found("archipelago")
     # A pair is the mean of the whole product, with the third there, and of nothing without.
@@ -621,3 +639,27 @@ def test_limits_of_pictures_only_grow() -> None:
 def test_one_group_can_not_be_drawn() -> None:
     with pytest.raises(ValueError, match="a pair takes two"):
         plot_interactions(example(1))
+
+
+class Saturated(nn.Module):
+    """Whatever it is given, its output is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = mx.array([3.0])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.tanh(1e4 + x.sum(axis=(1, 2)))[:, None] + self.offset
+
+
+def test_it_is_said_once_that_nothing_acts() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(np.float32)
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(
+        Saturated(), ncp.HeldOutBatch(x), [ncp.FeatureInteractions()], writer=writer, every=1
+    ) as monitor:
+        for step in (1, 2):
+            monitor.on_step_end(step)
+        assert sum("nothing acts on it, alone or together" in n for n in monitor.notes) == 1
+    assert "interactions/share" not in writer.tags
+    assert not any(value for _, value in writer.scalars("interactions/higher_order"))

@@ -24,6 +24,7 @@ from test_models import load_ncps_torch
 
 from ncp_callbacks import HeldOutBatch, Need, Observation
 from ncp_callbacks.analysis import summarize
+from ncp_callbacks.analysis.faithfulness import deletion, max_sensitivity
 from ncp_callbacks.analysis.methods import (
     METHODS,
     Attribution,
@@ -43,6 +44,7 @@ from ncp_callbacks.models import LTC, CfC
 pytestmark = pytest.mark.filterwarnings("error")
 
 GOLDEN = Path(__file__).parent / "golden" / "captum.npz"
+CHECKS = Path(__file__).parent / "golden" / "captum_checks.npz"
 B, T, F = 5, 4, 3
 # What float32 points can promise of sums of some dozens of terms.
 FLOOR = 2e-6
@@ -374,7 +376,10 @@ def test_most_nodes_is_never_passed(target, nodes, most):
 
 @pytest.mark.parametrize(("nodes", "most"), [(3, 30), (16, 64)])
 def test_a_jump_without_a_slope_is_soon_given_up(nodes, most):
-    """Three parts of four where nothing happens, and in the other the jump with both its sides."""
+    """Three parts of four where nothing happens, and in the other the jump with both its sides.
+
+    One halving more may be needed to see that it is one.
+    """
     rng = np.random.default_rng(0)
     (w, _), (x, _, x0, _) = weights(rng), batch(rng)
     box = ridge(np.sign, lambda u: 0 * u, w, 0, x)
@@ -382,7 +387,9 @@ def test_a_jump_without_a_slope_is_soon_given_up(nodes, most):
     assert 0 < jumps.sum() < len(x)
     box.asked.clear()
     integrated_gradients(box, x, baseline=x0, nodes=nodes, most_nodes=most)
-    np.testing.assert_array_equal(asked_of_each(box), nodes + 3 * 6 * jumps)
+    asked = asked_of_each(box)
+    np.testing.assert_array_equal(asked[~jumps], nodes)
+    assert set(asked[jumps] - nodes) <= {3 * 6, 3 * 6 + 6}
 
 
 def test_a_composite_rule_is_exact_for_what_its_parts_are():
@@ -837,7 +844,10 @@ def test_forms_of_a_baseline():
     [
         ("median", "baseline='median' is unknown: give 'mean', 'zeros' or an array"),
         (np.zeros(2), r"shape \(2,\), which doesn't fit \(5, 4, 3\): give one number per feature"),
-        (np.zeros((3, T, F)), r"shape \(3, 4, 3\), which doesn't fit"),
+        (
+            np.zeros((3, T, F)),
+            r"shape \(3, 4, 3\), which doesn't fit.*draws is for method='expected_",
+        ),
         (np.zeros((1, B, T, F)), r"shape \(1, 5, 4, 3\), which doesn't fit"),
         ([0.0, np.nan, 0.0], "holds NaN or infinity"),
         (np.inf, "holds NaN or infinity"),
@@ -895,8 +905,8 @@ def load_torch(model: Golden, kind: str, given_: dict[str, np.ndarray]) -> None:
 
 @pytest.fixture(scope="module")
 def captum() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN) as file:
-        return dict(file)
+    with np.load(GOLDEN) as file, np.load(CHECKS) as checks:
+        return dict(file) | dict(checks)
 
 
 @pytest.fixture(scope="module", params=["cfc", "ltc", "gru"])
@@ -981,6 +991,39 @@ def test_smooth_grad_equals_captum_with_the_same_noise(golden):
     observation, case = golden
     settings = AttributionSettings("smooth_grad", nodes=8)
     as_captum(attribution(observation, settings), case, "smooth_grad", PRECISION)
+
+
+@pytest.mark.parametrize("name", ["ig16", "input_x_gradient", "saliency"])
+def test_infidelity_equals_captum(golden, captum, name):
+    """Of the same maps and sets of removed inputs; ours is in units of that of a map of zeros."""
+    observation, case = golden
+    x, own = observation.inputs, case[f"{name}/x"]
+    x0 = np.broadcast_to(captum["baseline"], x.shape)
+    found = deletion(
+        observation.evaluate,
+        x,
+        own,
+        baseline=x0,
+        effects=own * (x - x0) if name == "saliency" else own,
+        steps=10,
+        orders=4,
+    )
+    theirs, zeros = (case[f"infidelity/{of}"] for of in (name, "zeros"))
+    close(found.infidelity, theirs / zeros.mean(), 1e-4)
+    assert theirs.min() > 1e-4 * zeros.mean()
+
+
+@pytest.mark.parametrize("name", ["input_x_gradient", "saliency"])
+def test_sensitivity_equals_captum(golden, name):
+    observation, case = golden
+    x = observation.inputs
+
+    def attribute(inputs: np.ndarray) -> np.ndarray:
+        slopes = observation.evaluate(inputs[None], gradient=True).input_gradient[0]
+        return slopes if name == "saliency" else inputs * slopes
+
+    found = max_sensitivity(attribute, x, attribute(x), radius=0.1, draws=4)
+    close(found, case[f"sensitivity_max/{name}"], 1e-3)
 
 
 @pytest.mark.parametrize("golden", ["cfc", "gru"], indirect=True)

@@ -27,6 +27,7 @@ from test_oracles import (
 )
 
 import ncp_callbacks as ncp
+from ncp_callbacks.analysis.methods import Attribution, Points, own_step_integrated_gradients
 from ncp_callbacks.analysis.output_time import OutputTime, binned, output_steps, output_time
 from ncp_callbacks.instrument import Instrument, NothingToObserve, undisturbed
 from ncp_callbacks.measures import importance
@@ -496,6 +497,9 @@ def test_the_docstring_lists_every_tag_and_no_other() -> None:
     records, _ = look(Net(), ncp.HeldOutBatch(*data()))
     kinds = {ncp.Scalar: "scalar", ncp.Figure: "image", ncp.Array: "array"}
     promises = promised(ncp.OutputTime)
+    more, _ = look(Net(), ncp.HeldOutBatch(*data()), local="integrated_gradients")
+    assert set(more) - set(records) == {"output_time/local_error"}
+    records = more
     assert {t: kinds[type(r)] for t, r in records.items()} == promises
     assert not [t for t in promises if not pattern(t).match(t)]
 
@@ -639,6 +643,68 @@ def test_own_steps_are_the_last_steps_of_every_prefix(make: Any) -> None:
     close(records["_ncp/output_time_local"].values, np.abs(expected).mean(axis=0))
     strength = np.abs(expected).sum(axis=2).mean()
     assert records["output_time/local_strength"].value == pytest.approx(strength, rel=1e-3)
+
+
+@pytest.mark.parametrize(("nodes", "exact"), [(1, 2), (4, 2), (5, 4), (8, 4), (9, 6)])
+def test_how_far_every_other_node_is_from_all(nodes: int, exact: int) -> None:
+    """Of targets ``sum w x^p``, for which all are exact, and fewer up to ``p = exact``."""
+    rng = np.random.default_rng(nodes)
+    w, x = rng.normal(size=(2, B, T, F))
+    dt = rng.uniform(0.5, 2.0, (B, T))
+    mask = np.ones((B, T), bool)
+    mask[1, 2:] = False
+    x0, dt0 = np.zeros_like(x), np.zeros_like(dt)
+
+    def found(power: int) -> tuple[Attribution, np.ndarray]:
+        def at_own_steps(inputs: np.ndarray, elapsed: np.ndarray | None) -> Points:
+            assert elapsed is not None
+            slope = power * inputs.astype(np.float64) ** (power - 1)
+            return Points(
+                np.zeros(inputs.shape[:2]), w * slope, 3 * elapsed.astype(np.float64) ** 2
+            )
+
+        return own_step_integrated_gradients(
+            at_own_steps, x, dt, baseline=x0, time_baseline=dt0, nodes=nodes, mask=mask
+        )
+
+    for power in (exact, exact + 1):
+        attribution, fewer = found(power)
+        known = np.where(mask[..., None], w * x**power, 0.0)
+        if nodes > 1:
+            close(attribution.inputs, known)
+            close(attribution.intervals, np.where(mask, dt**3, 0.0))
+            assert (fewer.max() < 1e-5) == (power == exact)
+        else:
+            assert np.isnan(fewer).all()
+    if nodes > 1:
+        # A sequence that is not finite spoils no other.
+        x[2, 0, 0] = np.nan
+        _, without = found(exact + 1)
+        assert np.isnan(without).tolist() == [False, False, True, *[False] * (B - 3)]
+        x[2, 0, 0] = 0.5
+    if nodes == 4:
+        attribution, fewer = found(exact + 1)
+        known = np.where(mask[..., None], w * x ** (exact + 1), 0.0)
+        # By hand: nodes 0 and 2 of four, as Lagrange's polynomials have it.
+        a, b = (np.polynomial.legendre.leggauss(4)[0][[0, 2]] + 1) / 2
+        weights = np.array([0.5 - b, a - 0.5]) / (a - b)
+        other = (weights * 3 * np.array([a, b]) ** 2).sum() * known
+        off = np.sqrt(((other - known) ** 2).sum(axis=(1, 2)))
+        close(fewer, off / np.sqrt((known**2).sum(axis=(1, 2)).mean()))
+
+
+def test_the_error_of_own_steps_is_above_what_it_really_is() -> None:
+    mx.random.seed(3)
+    model, held_out = Net(), ncp.HeldOutBatch(*data())
+    maps, errors = {}, {}
+    for nodes in (4, 8, 64):
+        records, _ = look(model, held_out, local="integrated_gradients", nodes=nodes)
+        maps[nodes] = records["_ncp/output_time_local"].values
+        errors[nodes] = records["output_time/local_error"].value
+    assert errors[64] < errors[8] < errors[4]
+    for nodes in (4, 8):
+        off = np.linalg.norm(maps[nodes] - maps[64]) / np.linalg.norm(maps[64])
+        assert off < errors[nodes] + 1e-6
 
 
 @pytest.mark.parametrize(("options", "what"), [

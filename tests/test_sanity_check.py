@@ -28,7 +28,7 @@ from ncp_callbacks.instrument import Instrument, undisturbed
 from ncp_callbacks.instrument.randomise import randomised
 from ncp_callbacks.instrument.trees import leaves, modules
 from ncp_callbacks.models import LTC, CfC
-from ncp_callbacks.plots import plot_sanity
+from ncp_callbacks.plots import plot_sanity, plot_sanity_measures
 from ncp_callbacks.plots._sheet import Sheet
 from ncp_callbacks.plots.drawer import SHEETS, Drawer
 
@@ -351,6 +351,16 @@ def test_similarity_is_that_of_scipy_and_of_real_steps() -> None:
     np.testing.assert_array_equal(np.isnan(map_similarity(one, one))[:, 2], True)
 
 
+def test_steps_after_the_target_are_no_likeness() -> None:
+    # As many cells as the whole map has, of which all but 2 steps are 0 whatever was learnt.
+    rng = np.random.default_rng(1)
+    one, other = np.zeros((2, 200, 12, F))
+    one[:, :2], other[:, :2] = rng.normal(size=(2, 200, 2, F))
+    ranks, _ = map_similarity(one, other)
+    # Independent maps have no likeness: the mean of 200 with an SD of about (2 F - 1) ** -0.5.
+    assert abs(ranks.mean()) < 4 / math.sqrt(200 * (2 * F - 1))
+
+
 # ---- the callback
 
 
@@ -499,9 +509,11 @@ def test_randomised_networks_that_are_not_finite_are_counted() -> None:
             return mx.exp((x * self.weights).sum(axis=(1, 2)))[:, None]
 
     weights = np.zeros((T, F))
-    weights[0, :2] = 1.5, 300.0
+    weights[0, :3] = 1.5, 300.0, 0.5
     x = np.ones((B, T, F), np.float32)
-    x[:, 0, 0], x[:, 0, 1] = np.linspace(0.1, 1.0, B), 0.001
+    # The large weight goes to one of the other two.
+    x[:, 0, 0] = x[:, 0, 2] = np.linspace(0.1, 1.0, B)
+    x[:, 0, 1] = 0.001
     writer, notes = monitored(Explodes(weights), [ncp.SanityCheck()], 2, x=x)
     found = scalars(writer)
     # exp(300 x) is beyond float32 above 88.7.
@@ -511,7 +523,7 @@ def test_randomised_networks_that_are_not_finite_are_counted() -> None:
     assert found["sanity_check/sequences"].value == B - broken
     assert math.isfinite(found["sanity_check/strength_random"].value)
     assert any("NaN or infinity" in note for note in notes)
-    x[:, 0, 0] = 1.0
+    x[:, 0, 0] = x[:, 0, 2] = 1.0
     writer, _ = monitored(Explodes(weights), [ncp.SanityCheck()], 2, x=x)
     found = scalars(writer)
     assert found["sanity_check/nonfinite"].value == B
@@ -524,7 +536,8 @@ def test_randomised_networks_that_are_not_finite_are_counted() -> None:
 
 
 def test_the_docstring_lists_every_tag_and_no_other() -> None:
-    writer, _ = monitored(made("CfC"), [ncp.SanityCheck()], 2)
+    complete = {"method": "integrated_gradients", "nodes": 4, "most_nodes": 4}
+    writer, _ = monitored(made("CfC"), [ncp.SanityCheck(**complete)], 2)
     kinds = {ncp.Scalar: "scalar", ncp.Figure: "image", ncp.Array: "array"}
     promises = promised(ncp.SanityCheck)
     records = [r for _, r in writer.records if r.tag.startswith(("sanity", "_ncp/sanity"))]
@@ -534,6 +547,55 @@ def test_the_docstring_lists_every_tag_and_no_other() -> None:
         assert isinstance(record, ncp.Array) or record.description, record.tag
     for tag in promises:
         assert any(pattern(tag).match(r.tag) for r in records), tag
+
+
+@pytest.mark.parametrize("name", ["CfC", "GRU"])
+def test_measures_are_those_of_the_callbacks_that_have_them(name: str) -> None:
+    whole = {"max_sequences": None, "method": "integrated_gradients"}
+    callbacks = [
+        ncp.SanityCheck(**whole), ncp.GradientAttribution(method="integrated_gradients"),
+        ncp.StateSpace(), ncp.StateTransitions(),
+    ]  # fmt: skip
+    found = scalars(monitored(made(name), callbacks)[0])
+    others = {
+        "mean_lag": "attribution/mean_lag",
+        "time_share": "attribution/time_share",
+        "completeness_error": "attribution/completeness_error",
+        "participation": "hidden/participation_ratio",
+        "magnitude": "transitions/magnitude_mean",
+    }
+    for own, other in others.items():
+        assert (other in found) == (f"sanity_check/{own}" in found)
+        if other in found:
+            here = found[f"sanity_check/{own}"]
+            assert here.value == pytest.approx(found[other].value, rel=1e-4, abs=1e-6)
+            if found[other].interval is not None and found[other].value > 0:
+                assert here.interval == pytest.approx(found[other].interval, rel=1e-3)
+    assert name == "GRU" or all(other in found for other in others.values())
+
+
+def test_measures_of_the_randomised_model_are_those_of_that_model() -> None:
+    model, (x, dt) = made("CfC"), batch()
+    held_out = ncp.HeldOutBatch(x, dt)
+    seen = scalars(monitored(model, [ncp.SanityCheck(max_sequences=None)])[0])
+    with undisturbed(model), randomised(Instrument(model, held_out)) as cascade:
+        list(cascade)
+        weights = [(path, mx.array(value)) for path, value in tree_flatten(model.parameters())]
+    model.load_weights(weights)
+    callbacks = [ncp.GradientAttribution(), ncp.StateSpace()]
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1) as monitor:
+        monitor.on_step_end(1)
+    found = scalars(writer)
+    for own, other in (
+        ("mean_lag", "attribution/mean_lag"),
+        ("time_share", "attribution/time_share"),
+        ("strength", "attribution/strength"),
+        ("participation", "hidden/participation_ratio"),
+    ):
+        here = seen[f"sanity_check/{own}_random"].value
+        assert here == pytest.approx(found[other].value, rel=1e-4)
+        assert here != pytest.approx(seen[f"sanity_check/{own}"].value, rel=1e-2)
 
 
 def test_elasticity_is_that_of_time_sensitivity() -> None:
@@ -548,7 +610,7 @@ def test_elasticity_is_that_of_time_sensitivity() -> None:
 def test_the_first_look_is_kept_over_an_interruption() -> None:
     first, second = ncp.SanityCheck(), ncp.SanityCheck()
     writer, _ = monitored(made("CfC"), [first], 2)
-    pictures = [r for _, r in writer.records if isinstance(r, ncp.Figure)]
+    pictures = [r for _, r in writer.records if r.tag == "sanity_check/cascade"]
     assert pictures[0].options["first"] is None
     strength = writer.scalars("sanity_check/strength_random")[0][1]
     assert pictures[1].options["first"].strength == strength
@@ -557,7 +619,7 @@ def test_the_first_look_is_kept_over_an_interruption() -> None:
     )
     second.load_state_dict(state)
     writer, _ = monitored(made("CfC", seed=5), [second])
-    (picture,) = (r for _, r in writer.records if isinstance(r, ncp.Figure))
+    (picture,) = (r for _, r in writer.records if r.tag == "sanity_check/cascade")
     assert picture.options["first"].strength == strength
     assert len(picture.options["first_curve"]) == 7  # six stages
 
@@ -658,6 +720,33 @@ def test_the_picture_shows_the_curves_and_measures() -> None:
     assert "None" not in dashes
     (alone,) = plot_sanity(result).axes[2].lines
     assert list(alone.get_xdata()) == [random.get_width()] * 2
+
+
+def test_the_picture_of_measures_has_them_all() -> None:
+    more = {"magnitude": 0.4, "mean_lag": 3.0, "time_share": 0.2, "participation": 2.5}
+    result = cascade(**more)
+    figure = plot_sanity_measures(result, first=Measures(2.0, 0.9, 0.2, 0.3), step=20)
+    check_text(figure)
+    names = [
+        "strength", "entropy", "mean lag", "share of intervals", "elasticity", "target SD",
+        "state steps", "dimensions",
+    ]  # fmt: skip
+    assert all(name in words(figure) for name in names)
+    assert len(figure.axes) == 8
+    # Column by column: the entropy's are the second pair.
+    own, random = figure.axes[1].patches
+    assert own.get_width() / random.get_width() == pytest.approx(0.5 / 0.99)
+    baseline, earlier = figure.axes[1].lines
+    assert list(baseline.get_xdata()) == [random.get_width()] * 2
+    assert earlier.get_xdata()[0] / baseline.get_xdata()[0] == pytest.approx(0.9 / 0.99)
+    # Of the randomised model nothing is known of what has no bar.
+    assert len(figure.axes[2].patches) == 1
+    drawer = Drawer()
+    for options in ({"step": 20}, {"step": 4000, "first": Measures(2.0, 0.9, 0.2, 0.3)}):
+        sheet = Sheet()
+        dict(SHEETS)[plot_sanity_measures](sheet, result, **options)
+        exact = drawn(plot_sanity_measures(result, **options)).astype(int)
+        np.testing.assert_array_equal(drawer.picture("a", sheet)[..., :3], exact)
 
 
 @pytest.mark.parametrize("stages", [1, 3, 6])

@@ -46,10 +46,10 @@ from ncp_callbacks.instrument.liquid import (
     read_liquid,
 )
 from ncp_callbacks.models import LTC, CfC, LTCCell
-from ncp_callbacks.plots import plot_time_constants
+from ncp_callbacks.plots import plot_time_constants, plot_time_constants_over_time
 from ncp_callbacks.plots._sheet import Sheet
 from ncp_callbacks.plots.drawer import SHEETS, Drawer
-from ncp_callbacks.plots.time_constants import needed_decades
+from ncp_callbacks.plots.time_constants import needed_decades, needed_limits
 
 GOLDEN = Path(__file__).parent / "golden"
 S, T, F, H = 4, 6, 3, 5
@@ -445,6 +445,9 @@ def test_logged_time_constants_are_those_of_a_loop_by_hand(kind, wiring):
     median = arrays(writer, "_ncp/time_constants_median")[0]
     by_unit = np.quantile(tau.reshape(-1, units), 0.5, axis=0, method="inverted_cdf")
     np.testing.assert_allclose(median, by_unit, rtol=1e-4)
+    (shown,) = (r for r in figures(writer) if r.tag == "time_constants/over_time")
+    over_time = np.quantile(tau, 0.5, axis=0, method="inverted_cdf")
+    np.testing.assert_allclose(shown.data.over_time, over_time, rtol=1e-4)
     assert not notes
 
 
@@ -569,13 +572,19 @@ def test_rates_of_a_pure_cell_are_those_of_its_formula(port):
         cell = model.cell
     reading, _ = seen(model, x, dt)
     assert isinstance(reading, DecayReading)
-    h = mx.zeros((S, H))
+    h, rates = mx.zeros((S, H)), []
     for t in range(T):
         shared = cell.backbone(mx.concatenate([mx.array(x[:, t]), h], axis=-1))
         rate = mx.abs(cell.w_tau) + mx.abs(cell.ff1(shared))
         np.testing.assert_allclose(reading.rate[:, t], rate, rtol=1e-3)
+        rates.append(np.array(rate, np.float64))
         h, _ = cell(mx.array(x[:, t]), h, mx.array(dt[:, t, None]))
     found = scalars(logged(model, x, dt)[0])
+    by_hand = np.stack(rates, axis=1)
+    gone = 1 - np.exp(-by_hand * dt[..., None])
+    assert found["openness"] == pytest.approx(gone.mean(), rel=1e-3)
+    assert found["half_time"] == pytest.approx(np.median(np.log(2) / by_hand), rel=1e-3)
+    assert "rate_positive" not in found
     expected = np.quantile(1 / reading.rate, 0.5, method="inverted_cdf")
     assert found["decay_q50"] == pytest.approx(expected, rel=1e-6)
 
@@ -1049,7 +1058,7 @@ def test_the_first_look_is_remembered_over_an_interruption():
     x, dt = batch()
     model = LTC(F, H)
     callback = TimeConstants()
-    first = figures(logged(model, x, dt, callback=callback)[0])[0]
+    first, earlier = figures(logged(model, x, dt, callback=callback)[0])[:2]
     assert first.options["first"] is None
     state = json.loads(json.dumps(callback.state_dict(), default=lambda a: np.asarray(a).tolist()))
     model.cell.cm = model.cell.cm + 2.0
@@ -1060,6 +1069,12 @@ def test_the_first_look_is_remembered_over_an_interruption():
         np.testing.assert_array_equal(record.options["first"], first.data.unit_median.astype("f4"))
         assert record.options["decades"][0] <= first.options["decades"][0]
         assert record.options["decades"][1] >= first.options["decades"][1]
+    later = figures(logged(model, x, dt, callback=callback)[0])[1]
+    for again in (callback, resumed):
+        record = figures(logged(model, x, dt, callback=again)[0])[1]
+        assert record.options["limits"] == later.options["limits"]
+        assert record.options["limits"][0] <= earlier.options["limits"][0]
+        assert record.options["limits"][1] >= earlier.options["limits"][1]
 
 
 def test_a_look_leaves_no_trace():
@@ -1144,6 +1159,91 @@ def test_axes_span_whole_decades_around_the_data():
         plot_time_constants(shown, decades=(2, 2))
 
 
+@given(seeds)
+def test_medians_at_each_step_are_numpys(seed):
+    rng = np.random.default_rng(seed)
+    sequences = int(rng.integers(1, 7))
+    values = 10 ** rng.normal(size=(sequences, 5, 3))
+    values[rng.uniform(size=values.shape) < 0.2] = np.inf
+    lengths = rng.integers(0, 6, sequences)
+    mask = np.arange(5) < lengths[:, None]
+    found = unit_time_constants(values, kind="effective", mask=mask).over_time
+    for t in range(5):
+        there = values[mask[:, t], t]
+        expected = np.full(3, np.nan)
+        if len(there):
+            expected = np.quantile(there, 0.5, axis=0, method="inverted_cdf")
+        np.testing.assert_array_equal(found[t], expected)
+
+
+def image_of(figure):
+    (image,) = figure.axes[0].images
+    return image.get_array()
+
+
+def test_the_map_has_slow_units_on_top_and_steps_across():
+    values = 10.0 ** np.array([[[-1, 2, 0], [1, 2, 0], [1, 5, -7]]])
+    values = np.concatenate([values, 2 * values, values / 2])
+    figure = plot_time_constants_over_time(
+        unit_time_constants(values, kind="system"), limits=(1e-3, 1e3), step=4
+    )
+    np.testing.assert_allclose(
+        image_of(figure), [[2.0, 2.0, 3.0], [-1.0, 1.0, 1.0], [0.0, 0.0, -3.0]], atol=1e-12
+    )
+    assert title(figure) == "time constants of the LTC · step 4"
+    assert "0.001" in words(figure)
+    assert "1,000" in words(figure)
+    check_text(figure)
+
+
+def test_steps_that_were_not_looked_at_are_those_nearest():
+    values = np.full((2, 7, 2), np.nan)
+    values[:, 1], values[:, 5] = (1.0, 10.0), (10.0, 100.0)
+    values[:, 1, 1] = np.nan
+    figure = plot_time_constants_over_time(
+        unit_time_constants(values, kind="effective"), timed=False
+    )
+    found = image_of(figure)
+    # The second unit is the slower one, and has nothing at the first step looked at.
+    np.testing.assert_array_equal(found[0].mask, [True] * 4 + [False] * 3)
+    np.testing.assert_allclose(found[1], [0, 0, 0, 0, 1, 1, 1], atol=1e-12)
+    assert "steps" in words(figure)
+    for limits in ((1, 1), (0, 1), (1, math.inf)):
+        with pytest.raises(ValueError, match="limits="):
+            plot_time_constants_over_time(unit_time_constants(values, kind="gate"), limits=limits)
+
+
+def test_limits_of_maps_are_around_nearly_all():
+    def limits(values):
+        return needed_limits(unit_time_constants(np.asarray(values)[None], kind="gate"))
+
+    assert limits([[0.3, 4.0, np.inf], [0.25, 30.0, 0.0]]) == pytest.approx((0.2, 50.0))
+    # Not around a few that are far out.
+    assert limits([[0.3] * 99 + [1e9]]) == pytest.approx((0.2, 0.5))
+    assert limits([[2.0]]) == pytest.approx((2.0, 4.0))
+    assert limits([[np.inf, np.nan]]) == (1.0, 10.0)
+
+
+@pytest.mark.parametrize("kind", ["system", "gate", "decay", "effective"])
+@pytest.mark.parametrize(("units", "steps"), [(1, 1), (2, 3), (19, 600), (500, 50), (64, 5000)])
+def test_maps_are_readable_at_any_size(kind, units, steps):
+    rng = np.random.default_rng(0)
+    values = 10 ** rng.normal(size=(2, steps, units))
+    figure = plot_time_constants_over_time(
+        unit_time_constants(values, kind=kind), timed=kind != "effective", step=10_000_000
+    )
+    check_text(figure)
+    assert (drawn(figure) < 128).any()
+
+
+def test_a_map_of_nothing_is_grey():
+    figure = plot_time_constants_over_time(
+        unit_time_constants(np.full((2, 3, 4), np.nan), kind="gate")
+    )
+    assert image_of(figure).mask.all()
+    drawn(figure)
+
+
 def check_drawer(plot, data, *options):
     """Its pictures are those of fresh figures, and the PNGs hardly lose of their colours."""
     drawer = Drawer()
@@ -1163,3 +1263,5 @@ def test_a_drawer_draws_the_same_picture():
     first = result(seed=1).unit_median
     options = {"first": first, "duration": 30.0, "step": 7}
     check_drawer(plot_time_constants, result(), options, {"interval": 0.1, "step": 1234})
+    options = {"limits": (0.01, 100.0), "step": 7}
+    check_drawer(plot_time_constants_over_time, result(), options, {"timed": False, "step": 1234})

@@ -16,6 +16,7 @@ from ncp_callbacks.analysis.uncertainty import (
     FEW,
     cosine,
     mean_interval,
+    order_correlation,
     rank_correlation,
     rms_interval,
     share_interval,
@@ -371,6 +372,17 @@ def test_reliability_of_a_summary_tells_a_pattern_from_noise():
     assert abs(np.mean(noise)) < 0.15
 
 
+@given(seeds)
+def test_what_is_zero_in_all_maps_says_nothing_of_their_reliability(rng):
+    maps = rng.normal(size=(6, 4, 3)) ** 2
+    longer = np.concatenate([maps, np.zeros((6, 20, 3))], axis=1)
+    assert split_half(longer) == pytest.approx(split_half(maps), abs=1e-12)
+    assert math.isnan(split_half(np.zeros((6, 4, 3))))
+    one = np.zeros((6, 4, 3))
+    one[:, 0, 0] = rng.normal(size=6)
+    assert math.isnan(split_half(one))
+
+
 # --- correlations
 
 
@@ -396,6 +408,17 @@ def test_rank_correlation_that_is_none():
         assert rank_correlation(three, np.array([0.0, bad, 1.0])) is None
     maps = np.arange(6.0).reshape(2, 3)
     assert rank_correlation(maps, maps[::-1, ::-1]) == pytest.approx(-1.0)
+
+
+@given(seeds)
+def test_what_is_zero_in_both_maps_is_no_agreement(rng):
+    one, other = rng.normal(size=(2, 6, 4))
+    one[rng.integers(6)] = 0.0  # in one of them only, it is a difference
+    expected = stats.spearmanr(np.abs(one).ravel(), np.abs(other).ravel()).statistic
+    after = np.zeros((30, 4))
+    found = order_correlation(np.concatenate([one, after]), np.concatenate([other, after]))
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert order_correlation(after, after) is None
 
 
 def test_cosine():

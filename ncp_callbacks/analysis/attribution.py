@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .estimates import SHARE, SIZE, Estimate, jackknife_of_sums, mean_estimate, ratio_estimate
 from .methods import Attribution, input_x_gradient
-from .results import ArrayResult, FloatArray
+from .results import ArrayResult, FloatArray, compact
 from .uncertainty import mean_interval, share_interval, split_half
 
 __all__ = ["TemporalImportance", "summarize", "temporal_importance"]
@@ -216,8 +216,8 @@ def summarize(
     by_sequence = np.einsum("stf,t->sf", strength, each)
     error = attribution.error
     return TemporalImportance(
-        importance=importance.astype(np.float32),
-        signed=signed.astype(np.float32),
+        importance=compact(importance),
+        signed=compact(signed),
         sign_agreement=np.clip(agreement, 0.0, 1.0).astype(np.float32),
         feature_share=_shares(importance.sum(axis=0)).astype(np.float32),
         time_share=_shares(importance.sum(axis=1)).astype(np.float32),
@@ -230,15 +230,15 @@ def summarize(
         non_finite=int((~finite).sum()),
         mean_lag=float((weight * lag).sum() / total) if total > 0 else float("nan"),
         feature_names=feature_names or tuple(f"feature {i}" for i in range(features)),
-        by_sequence=by_sequence.astype(np.float32),
+        by_sequence=compact(by_sequence),
         lag_by_sequence=np.stack([weight.sum(axis=1), (weight * lag).sum(axis=1)], axis=1),
         share_interval=share_interval(by_sequence).astype(np.float32),
-        strength_interval=mean_interval(by_sequence.sum(axis=1)).astype(np.float32),
+        strength_interval=compact(mean_interval(by_sequence.sum(axis=1))),
         reliability=split_half(strength, kept_real),
         **_intervals(
             None if by_time is None else by_time[finite], by_sequence, count, attribution.method
         ),
-        error=None if error is None else error[finite].astype(np.float32),
+        error=None if error is None else compact(error[finite]),
         nodes=int(attribution.nodes.max(initial=0)),
     )
 
@@ -265,8 +265,8 @@ def _intervals(
         share = float(own.sum()) / total if total > 0 else float("nan")
         bounds = share_interval(both)[:, 0].astype(np.float32)
     return {
-        "intervals_importance": importance.astype(np.float32),
-        "intervals_signed": (values.sum(axis=0) / count).astype(np.float32),
+        "intervals_importance": compact(importance),
+        "intervals_signed": compact(values.sum(axis=0) / count),
         "intervals_share": share,
         "intervals_by_sequence": own,
         "intervals_share_interval": bounds,

@@ -35,7 +35,7 @@ from .estimates import (
     median_estimate,
 )
 from .results import ArrayResult, FloatArray, MappingResult
-from .states import participation_without_each
+from .states import centred_for_estimates, participation_without_each
 from .uncertainty import mean_interval, t_quantile
 
 __all__ = [
@@ -228,8 +228,8 @@ def corrected_participation_estimate(
     use = _real(mask, states.shape[:2]) & np.isfinite(states).all(axis=2)
     if not math.isfinite(ratio) or not use.any():
         return Estimate(ratio, np.empty(0))
-    centred = np.zeros(states.shape, np.float32)
-    centred[use] = states[use] - states[use].mean(axis=0, dtype=np.float64)
+    samples = states[use].astype(np.float64)
+    centred = centred_for_estimates(samples - samples.mean(axis=0), use)
     left_out = participation_without_each(centred, use)
     # As relative errors, in which the bias of the plain one cancels.
     plain = math.exp(float(np.log(left_out).mean()))

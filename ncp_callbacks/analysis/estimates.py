@@ -222,7 +222,9 @@ def jackknife(
     Source: Quenouille 1956, Tukey 1958.
     """
     left_out = np.asarray(left_out, np.float64)
-    effects = (len(left_out) - 1) * (value - left_out)
+    # Of infinities nothing is known, and such an estimate has no interval.
+    with np.errstate(invalid="ignore"):
+        effects = (len(left_out) - 1) * (value - left_out)
     # The mean of pseudo-values is the number without its bias of the order of 1 / n.
     bias = -float(effects.sum() / len(effects)) if unbiased and len(effects) else 0.0
     return Estimate(float(value), effects, within, ratio, bias if math.isfinite(bias) else 0.0)

@@ -13,9 +13,16 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["ArrayResult", "FloatArray", "MappingResult"]
+__all__ = ["ArrayResult", "FloatArray", "MappingResult", "compact"]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+def compact(values: FloatArray) -> FloatArray:
+    """As float32; as float64 where a finite value is beyond what float32 holds."""
+    values = np.asarray(values)
+    size = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    return values.astype(np.float32 if size <= np.finfo(np.float32).max else np.float64)
 
 
 class Pictured:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .estimates import Estimate
 from .results import FloatArray, MappingResult
-from .uncertainty import cosine, mean_interval, rank_correlation
+from .uncertainty import cosine, mean_interval, order_correlation
 
 __all__ = ["ALIKE", "Cascade", "Measures", "map_similarity"]
 
@@ -35,6 +35,9 @@ class Measures:
         elasticity: RMS over sequences of the slope of the target in ln(time scale), in SDs of it.
         target_sd: SD of the target over sequences.
         magnitude: Mean length of the steps of the last cell's state.
+        mean_lag: Mean number of steps between an input and its sequence's last, by importance.
+        time_share: Share of the intervals in the strength of inputs and intervals together.
+        participation: Number of dimensions that the last cell's states use.
     """
 
     strength: float
@@ -42,6 +45,9 @@ class Measures:
     elasticity: float
     target_sd: float
     magnitude: float = float("nan")
+    mean_lag: float = float("nan")
+    time_share: float = float("nan")
+    participation: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,8 @@ class Cascade(MappingResult):
         non_finite: How many sequences had NaN or infinity in a map, at any stage.
         trained, randomised: Measures before, and after the last stage.
         estimates: Of both, by name, with their intervals over sequences, as far as they are known.
+        error: ``(B,)``, completeness error of the trained model's maps; None where their method
+            promises no completeness.
     """
 
     _plot = "plot_sanity"
@@ -69,6 +77,7 @@ class Cascade(MappingResult):
     estimates: tuple[Mapping[str, Estimate], Mapping[str, Estimate]] = field(
         default_factory=lambda: ({}, {})
     )
+    error: FloatArray | None = None
 
     @property
     def curve(self) -> FloatArray:
@@ -95,8 +104,9 @@ def map_similarity(
 ) -> FloatArray:
     """``(2, B)``: rank correlation of ``|maps|``, and cosine of maps, of each sequence.
 
-    Over the cells of real steps only, since padding is 0 in both. NaN where a map isn't finite;
-    the rank correlation also of equal values and of fewer than 3 cells, the cosine of zeros.
+    Over the cells of real steps only, the rank correlation over those of them that are not 0 in
+    both, as they are after the target's step. NaN where a map isn't finite; the rank correlation
+    also of equal values and of fewer than 3 cells, the cosine of zeros.
 
     Args:
         one, other: ``(B, T, F)``.
@@ -107,6 +117,6 @@ def map_similarity(
         real = slice(None) if mask is None else mask[b]
         x, y = one[b][real].astype(np.float64), other[b][real].astype(np.float64)
         if np.isfinite(x).all() and np.isfinite(y).all():
-            ranks = rank_correlation(np.abs(x), np.abs(y))
+            ranks = order_correlation(x, y)
             found[:, b] = math.nan if ranks is None else ranks, cosine(x, y)
     return found

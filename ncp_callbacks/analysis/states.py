@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .estimates import SHARE, Estimate, jackknife, ratio_estimate
-from .results import ArrayResult, FloatArray
+from .results import ArrayResult, FloatArray, compact
 
 __all__ = [
     "Basis",
     "StateSpace",
+    "centred_for_estimates",
     "explained_variance",
     "fit_basis",
     "participation_without_each",
@@ -145,12 +146,12 @@ def state_space(
     finite = np.isfinite(states).all(axis=2)
     use = real & finite
     samples = states[use].astype(np.float64)
-    scores = np.full((batch, steps, components), np.nan, np.float32)
+    scores = np.full((batch, steps, components), np.nan)
     none = np.full(width, np.nan)
     if not len(samples):
         kept = basis or Basis(np.zeros(width), np.zeros((components, width)))
         return StateSpace(
-            scores=scores, basis=kept, axis_variance_ratio=np.full(components, np.nan),
+            scores=compact(scores), basis=kept, axis_variance_ratio=np.full(components, np.nan),
             explained_variance_ratio=none, captured=float("nan"), refitted=False,
             participation_ratio=float("nan"), samples=0, non_finite=int((real & ~finite).sum()),
             cell=cell, estimates={},
@@ -180,13 +181,11 @@ def state_space(
     ratio = total**2 / squares if squares else float("nan")
     estimates: dict[str, Estimate] = {}
     if total:
-        # Half as dear as in float64, and enough for how sure a number is.
-        centred = np.zeros(states.shape, np.float32)
-        centred[use] = samples - mean
+        centred = centred_for_estimates(samples - mean, use)
         estimates = _shares(centred, used.components, axes[: len(used.components)])
         estimates["participation_ratio"] = _participation(centred, use, ratio)
     return StateSpace(
-        scores=scores,
+        scores=compact(scores),
         basis=used,
         axis_variance_ratio=axis_share,
         explained_variance_ratio=variances / total if total else np.zeros(width),
@@ -198,6 +197,18 @@ def state_space(
         cell=cell,
         estimates=estimates,
     )
+
+
+def centred_for_estimates(centred: FloatArray, use: np.ndarray) -> FloatArray:
+    """``(B, T, H)`` of the used samples ``(N, H)``, 0 elsewhere, in a unit of their own.
+
+    As float32, half as dear, and enough for how sure a number is. The unit, a power of two, keeps
+    their products from being too large or too small for it.
+    """
+    _, exponent = np.frexp(np.abs(centred).max(initial=0.0))
+    found = np.zeros((*use.shape, centred.shape[1]), np.float32)
+    found[use] = np.ldexp(centred, -exponent)
+    return found
 
 
 def _shares(centred: FloatArray, shown: FloatArray, best: FloatArray) -> dict[str, Estimate]:

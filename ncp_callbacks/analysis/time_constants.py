@@ -311,6 +311,17 @@ class UnitTimeConstants(ArrayResult):
     def _main(self) -> FloatArray:
         return self.values
 
+    @property
+    def over_time(self) -> FloatArray:
+        """``(T, H)``, median over sequences at each step, the smaller of two; NaN without any."""
+        ordered = np.sort(self.values, axis=0)  # NaN come last.
+        count = (~np.isnan(ordered)).sum(axis=0)
+        found: FloatArray = np.full(count.shape, np.nan)
+        if len(ordered):
+            middle = np.maximum(count - 1, 0) // 2
+            found = np.take_along_axis(ordered, middle[None], axis=0)[0]
+        return found
+
     def estimates(self) -> dict[str, Estimate]:
         """``<kind>_q<percent>``, ``variation`` and ``endless``, with intervals over sequences."""
         sequence = np.broadcast_to(np.arange(len(self.values))[:, None, None], self.values.shape)

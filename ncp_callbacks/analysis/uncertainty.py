@@ -23,6 +23,7 @@ __all__ = [
     "FEW",
     "cosine",
     "mean_interval",
+    "order_correlation",
     "rank_correlation",
     "rms_interval",
     "share_interval",
@@ -107,7 +108,8 @@ def split_half(
 
     Correlation between the means of two halves, averaged over random splits (always the same) and
     stepped up to the whole by Spearman and Brown (1910): 1 the same map, 0 noise. NaN for fewer
-    than four sequences or a map without variation.
+    than four sequences or a map without variation. What is 0 in all of them, as it is after the
+    target's step, doesn't count: all halves agree there, whatever the map is worth.
 
     Args:
         maps: One for each sequence.
@@ -127,6 +129,10 @@ def split_half(
         shape = (*real.shape, *[1] * (maps.ndim - real.ndim))
         there = np.broadcast_to(real.reshape(shape), maps.shape).reshape(flat.shape).astype(float)
     flat = flat * there
+    some = (flat != 0).any(axis=0)
+    flat, there = flat[:, some], there[:, some]
+    if flat.shape[1] < 2:
+        return math.nan
     first, size = half @ flat, half @ there
     second, rest = flat.sum(axis=0) - first, there.sum(axis=0) - size
     both = (size > 0) & (rest > 0)
@@ -168,6 +174,17 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float | None:
     ranks = [_ranks(v) - (v.size + 1) / 2 for v in (x, y)]
     size = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
     return float(ranks[0] @ ranks[1]) / size if size > 0 else None
+
+
+def order_correlation(a: FloatArray, b: FloatArray) -> float | None:
+    """:func:`rank_correlation` of absolute maps, over the cells that are not 0 in both.
+
+    Steps after the target's, and what no sequence has, are 0 in any map of any model: that two maps
+    agree there says nothing of either.
+    """
+    x, y = np.abs(a).ravel(), np.abs(b).ravel()
+    some = (x != 0) | (y != 0)
+    return rank_correlation(x[some], y[some])
 
 
 def _ranks(values: FloatArray) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from ..analysis import TemporalImportance
 from ..analysis.estimates import SHARE, Estimate, ratio_estimate
 from ..analysis.methods import Attribution, method_name
-from ..analysis.uncertainty import FEW, cosine, rank_correlation
+from ..analysis.uncertainty import FEW, cosine, order_correlation
 from ..measures import AttributionSettings, attribution, importance, reduced
 from ..observation import Observation
 from ..plots import plot_feature_importance
@@ -42,6 +42,8 @@ class GradientAttribution(Callback):
                                                    and intervals together
     ``attribution/reliability``          scalar    1: other sequences would show the same map
     ``attribution/change``               scalar    cosine distance of the map to the last look's
+    ``attribution/change_of_ranks``      scalar    rank distance of the map to the last look's: 0
+                                                   the same order of importance
     ``attribution/strength_change``      scalar    relative change of the strength since the last
                                                    look, paired on the same sequences
     ``attribution/numbers_changed``      scalar    how many of strength, entropy, lag and shares
@@ -132,17 +134,23 @@ class GradientAttribution(Callback):
         self._given = features
         self._shown: list[str] | None = None
         self._limit = GrowingLimit()
+        # Means of the last look, with signs and of absolute values.
         self._previous: np.ndarray | None = None
+        self._previous_size: np.ndarray | None = None
         self._charts: list[str] | None = None
         self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
-        previous = None if self._previous is None else self._previous.tolist()
+        previous, size = (
+            None if values is None else values.tolist()
+            for values in (self._previous, self._previous_size)
+        )
         return {
             "shown": self._shown,
             "charts": self._charts,
             "limit": self._limit.value,
             "previous": previous,
+            "previous_size": size,
             "changes": self._changes.state(),
         }
 
@@ -152,8 +160,10 @@ class GradientAttribution(Callback):
         self._charts = None if charts is None else list(charts)
         self._limit = GrowingLimit(float(state["limit"]))
         self._changes.load(state.get("changes", {}))
-        previous = state["previous"]
-        self._previous = None if previous is None else np.asarray(previous)
+        self._previous, self._previous_size = (
+            None if values is None else np.asarray(values)
+            for values in (state["previous"], state.get("previous_size"))
+        )
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = attribution(observation, self._settings)
@@ -265,17 +275,29 @@ class GradientAttribution(Callback):
                     "Cosine distance of the map to that of the last look: 0 the same up to a "
                     "factor, 1 unrelated, 2 opposite",
                 )
-        self._previous = result.signed
+        size = self._previous_size
+        if size is not None and size.shape == result.importance.shape:
+            ranks = order_correlation(size, result.importance)
+            if ranks is not None:
+                yield Scalar(
+                    f"{group}/change_of_ranks",
+                    1.0 - ranks,
+                    "1 minus Spearman's rank correlation of the mean absolute map with that of the "
+                    "last look: 0 the same order of importance, 1 unrelated, 2 the opposite",
+                )
+        self._previous, self._previous_size = result.signed, result.importance
         error = result.error
-        if error is not None and np.isfinite(error).any():
-            known = error[np.isfinite(error)].astype(np.float64)
-            worst, above = float(np.quantile(known, 0.99)), float((known > 0.05).mean())
-            yield Scalar(
-                f"{group}/completeness_error",
-                worst,
-                "Difference between a sequence's attributions, summed, and the change of its "
-                "target from the baseline; 99th percentile over sequences, in RMS changes",
-            )
+        # Infinite where targets didn't change at all and yet something was attributed.
+        known = np.empty(0) if error is None else error[~np.isnan(error)].astype(np.float64)
+        if known.size:
+            above = float((known > 0.05).mean())
+            if np.isfinite(known).all():
+                yield Scalar(
+                    f"{group}/completeness_error",
+                    float(np.quantile(known, 0.99)),
+                    "Difference between a sequence's attributions, summed, and the change of its "
+                    "target from the baseline; 99th percentile over sequences, in RMS changes",
+                )
             yield Scalar(
                 f"{group}/incomplete", above, "Share of sequences whose error is above 5 %"
             )
@@ -299,7 +321,7 @@ class GradientAttribution(Callback):
         rows = np.searchsorted(observation.indices, few.indices)
         own, other = reduced(few, found.of(rows)), importance(few, self._other)
         if own.sequences and other.sequences:
-            alike = rank_correlation(own.importance, other.importance)
+            alike = order_correlation(own.importance, other.importance)
             if alike is not None:
                 yield Scalar(
                     f"{group}/agreement",

@@ -153,6 +153,11 @@ class FeatureInteractions(Callback):
             )  # fmt: skip
         if result.sequences:
             yield from few(observation)
+            if not (result.main.any() or result.pairs.any()):
+                yield Note(
+                    f"{group}: the {observation.target} is the same, up to rounding, with any of "
+                    "its features at the baseline: nothing acts on it, alone or together"
+                )
             yield self._matrix(result, group, observation)
             yield from self._numbers(result, group, observation, with_time=dt is not None)
             yield from self._curves(result, group, observation.target)

@@ -66,6 +66,8 @@ class OutputTime(Callback):
     ``output_time/local``                     image  what outputs owe their own step's input, step
                                                      by feature
     ``output_time/local_strength``            scalar mean over steps of its absolute value
+    ``output_time/local_error``               scalar with ``local="integrated_gradients"``: how
+                                                     far every other node is from all of them
     ``output_time/mean_lag_change``           scalar change of ``mean_lag`` since the last look,
                                                      paired on the same sequences
     ``output_time/numbers_changed``           scalar how many of these changed beyond chance
@@ -266,7 +268,7 @@ class OutputTime(Callback):
     ) -> Iterator[Record | Note]:
         left_out = f"{group}/local is left out: "
         try:
-            found, mixed = self._owed(observation)
+            found, fewer, mixed = self._owed(observation)
         except NothingToObserve as reason:
             yield Note(f"{left_out}{reason}")
             return
@@ -286,6 +288,14 @@ class OutputTime(Callback):
         )
         if not result.sequences:
             return
+        if fewer is not None and np.isfinite(fewer).any():
+            yield Scalar(
+                f"{group}/local_error",
+                float(np.quantile(fewer[np.isfinite(fewer)], 0.99)),
+                f"How far the attribution by every other of the {self._nodes} nodes is from that "
+                "by all; 99th percentile over sequences, over the RMS norm of all. An upper "
+                "estimate of its error",
+            )
         there = observation.held_out.mask_array.any(0)
         method = method_name(found.method)
         yield estimated(
@@ -309,13 +319,16 @@ class OutputTime(Callback):
         )
         yield Array(f"_ncp/{group}_local", result.importance)
 
-    def _owed(self, observation: Observation) -> tuple[Attribution, bool]:
-        """What each step's output owes its own input, and whether it depends on that of others."""
+    def _owed(self, observation: Observation) -> tuple[Attribution, FloatArray | None, bool]:
+        """What each step's output owes its own input, and whether it depends on that of others.
+
+        Between the two, of integrated gradients: how far fewer nodes are from it.
+        """
         x, mask, mixed = observation.inputs, observation.mask, False
         if self._local == "input_x_gradient":
             seen, mixed = observation.at_own_steps()
             assert seen.input_gradient is not None
-            return input_x_gradient(x, seen.input_gradient[0], mask=mask), mixed
+            return input_x_gradient(x, seen.input_gradient[0], mask=mask), None, mixed
 
         def at_own_steps(inputs: FloatArray, time_delta: FloatArray | None) -> Points:
             nonlocal mixed
@@ -324,7 +337,7 @@ class OutputTime(Callback):
             return points
 
         dt = observation.time_delta if observation.takes_time else None
-        found = own_step_integrated_gradients(
+        found, fewer = own_step_integrated_gradients(
             at_own_steps,
             x,
             dt,
@@ -333,4 +346,4 @@ class OutputTime(Callback):
             nodes=self._nodes,
             mask=mask,
         )
-        return found, mixed
+        return found, fewer, mixed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis import summarize, time_sensitivity
+from ..analysis import state_space, summarize, time_sensitivity
 from ..analysis.estimates import SIZE, Estimate, jackknife_of_sums, sd_of_sums
 from ..analysis.methods import Attribution, method_name
 from ..analysis.results import FloatArray
@@ -18,7 +18,7 @@ from ..analysis.transitions import transition_statistics
 from ..analysis.uncertainty import FEW, mean_interval
 from ..measures import AttributionSettings, attribution
 from ..observation import Need, Observation
-from ..plots.sanity import plot_sanity
+from ..plots.sanity import plot_sanity, plot_sanity_measures
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
 from .base import Callback, bounds, estimated, few, non_finite, over
@@ -34,6 +34,9 @@ _MEASURES = (
     ),
     ("target_sd", "SD of the {target} over sequences"),
     ("magnitude", "Mean length of the steps of the last cell's state"),
+    ("mean_lag", "Mean distance from a sequence's last step, weighted by importance; in steps"),
+    ("time_share", "Share of the intervals in the attribution of inputs and intervals together"),
+    ("participation", "Number of dimensions that the last cell's states use"),
 )
 
 
@@ -55,32 +58,43 @@ class SanityCheck(Callback):
     Costs for each stage a gradient pass and what the map itself costs; with input × gradient and
     gradient that pass is all. And one forward pass.
 
-    =================================== ====== =====================================================
-    Tag                                 Record What
-    =================================== ====== =====================================================
-    ``sanity_check/cascade``            image  likeness after each stage; measures of both models
-    ``sanity_check/rank_correlation``   scalar Spearman's, of absolute maps of a sequence, all
-                                               parameters randomised: 1 the same order of importance
-    ``sanity_check/cosine``             scalar the same of maps with their signs
-    ``sanity_check/strength``           scalar as in ``attribution/strength``, of these sequences
-    ``sanity_check/strength_random``    scalar the same of the randomised model
-    ``sanity_check/entropy``            scalar as in ``attribution/entropy``
-    ``sanity_check/entropy_random``     scalar the same of the randomised model
-    ``sanity_check/elasticity``         scalar as in ``time_delta/elasticity_rms``; with intervals
-    ``sanity_check/elasticity_random``  scalar the same of the randomised model
-    ``sanity_check/target_sd``          scalar SD of the target over sequences
-    ``sanity_check/target_sd_random``   scalar the same of the randomised model
-    ``sanity_check/magnitude``          scalar as in ``transitions/magnitude_mean`` of the last
-                                               cell; with a recurrent cell
-    ``sanity_check/magnitude_random``   scalar the same of the randomised model
-    ``sanity_check/sequences``          scalar sequences that were compared
-    ``sanity_check/nonfinite``          scalar sequences with NaN or infinity in a map
-    ``_ncp/sanity_check_cascade``       array  ``(2, stages + 1)``: mean rank correlation and cosine
-                                               after 0, 1, … stages
-    =================================== ====== =====================================================
+    ===================================== ====== ===================================================
+    Tag                                   Record What
+    ===================================== ====== ===================================================
+    ``sanity_check/cascade``              image  likeness after each stage; measures of both models
+    ``sanity_check/measures``             image  all that is measured of both models
+    ``sanity_check/rank_correlation``     scalar Spearman's, of absolute maps of a sequence, all
+                                                 parameters randomised: 1 the same order of
+                                                 importance
+    ``sanity_check/cosine``               scalar the same of maps with their signs
+    ``sanity_check/strength``             scalar as in ``attribution/strength``, of these sequences
+    ``sanity_check/strength_random``      scalar the same of the randomised model
+    ``sanity_check/entropy``              scalar as in ``attribution/entropy``
+    ``sanity_check/entropy_random``       scalar the same of the randomised model
+    ``sanity_check/elasticity``           scalar as in ``time_delta/elasticity_rms``; with intervals
+    ``sanity_check/elasticity_random``    scalar the same of the randomised model
+    ``sanity_check/target_sd``            scalar SD of the target over sequences
+    ``sanity_check/target_sd_random``     scalar the same of the randomised model
+    ``sanity_check/magnitude``            scalar as in ``transitions/magnitude_mean`` of the last
+                                                 cell; with a recurrent cell
+    ``sanity_check/magnitude_random``     scalar the same of the randomised model
+    ``sanity_check/mean_lag``             scalar as in ``attribution/mean_lag``
+    ``sanity_check/mean_lag_random``      scalar the same of the randomised model
+    ``sanity_check/time_share``           scalar as in ``attribution/time_share``; with intervals
+    ``sanity_check/time_share_random``    scalar the same of the randomised model
+    ``sanity_check/participation``        scalar as in ``hidden/participation_ratio`` of the last
+                                                 cell; with a recurrent cell
+    ``sanity_check/participation_random`` scalar the same of the randomised model
+    ``sanity_check/completeness_error``   scalar of the map, where its method promises completeness:
+                                                 as in ``attribution/completeness_error``
+    ``sanity_check/sequences``            scalar sequences that were compared
+    ``sanity_check/nonfinite``            scalar sequences with NaN or infinity in a map
+    ``_ncp/sanity_check_cascade``         array  ``(2, stages + 1)``: mean rank correlation and
+                                                 cosine after 0, 1, … stages
+    ===================================== ====== ===================================================
 
     With a target other than the prediction at the last step, ``sanity_check`` is followed by its
-    name, as in ``sanity_check_loss/cosine``. In the picture the randomised model is dashed, as the
+    name, as in ``sanity_check_loss/cosine``. In the pictures the randomised model is dashed, as the
     baseline of the trained one, and the first look dash-dotted. Numbers come with 95 % intervals
     over sequences, which of fewer than 16, as by default, are indicative.
 
@@ -149,6 +163,13 @@ class SanityCheck(Callback):
         )
         compared = int(np.isfinite(result.rank_correlation[-1]).sum())
         yield Scalar(f"{group}/sequences", compared, "Sequences whose maps were compared")
+        if result.error is not None and np.isfinite(result.error).any():
+            yield Scalar(
+                f"{group}/completeness_error",
+                float(np.quantile(result.error[np.isfinite(result.error)], 0.99)),
+                "Difference between a sequence's attributions, summed, and the change of its "
+                "target from the baseline; 99th percentile over sequences, in RMS changes",
+            )
         yield from few(observation)
         yield from self._likeness(result, group, observation)
         yield from self._measures(result, group, observation.target)
@@ -168,6 +189,15 @@ class SanityCheck(Callback):
             f"{_indicative(compared)}. Stages: {_listed(result.stages)}. "
             "Right: the same measures of both models. Dashed: the randomised one, as the baseline; "
             "dash-dotted: the first look.",
+        )
+        yield Figure(
+            f"{group}/measures",
+            plot_sanity_measures,
+            result,
+            {"first": self._first, "step": observation.step},
+            "What is measured of the trained model (blue) and of it with its parameters randomised "
+            "(grey), on the same sequences, each pair on a scale of its own. Dashed: the "
+            "randomised one, as the baseline; dash-dotted: the first look.",
         )
         yield Array(f"_ncp/{group}_cascade", result.curve)
         if self._first is None:
@@ -196,6 +226,7 @@ class SanityCheck(Callback):
             trained,
             randomised,
             (numbers, others),
+            own.error,
         )
 
     def _likeness(
@@ -263,19 +294,27 @@ def _measured(seen: Observation, found: Attribution) -> tuple[Measures, dict[str
         time_gradient=seen.time_gradient,
         mask=seen.mask,
     )
-    steps = None
+    steps = space = None
     if seen.states:
         steps = transition_statistics(seen.states[-1].values, mask=seen.mask)
+        space = state_space(seen.states[-1].values, mask=seen.mask)
     measures = Measures(
         strength=float(importance.importance.sum()) if importance.sequences else float("nan"),
         entropy=importance.entropy,
         elasticity=time.relative_elasticity if time.sequences else float("nan"),
         target_sd=time.target_sd,
         magnitude=float("nan") if steps is None else steps.magnitude_mean,
+        mean_lag=importance.mean_lag,
+        time_share=float("nan")
+        if importance.intervals_share is None
+        else importance.intervals_share,
+        participation=float("nan") if space is None else space.participation_ratio,
     )
     numbers = importance.estimates() if importance.sequences else {}
     if steps is not None and "magnitude_mean" in steps.estimates:
         numbers["magnitude"] = steps.estimates["magnitude_mean"]
+    if space is not None and "participation_ratio" in space.estimates:
+        numbers["participation"] = space.estimates["participation_ratio"]
     if time.sequences:
         y = time.by_sequence[0] - time.target_mean
         parts = np.stack([np.ones(len(y)), y, y**2], axis=1)

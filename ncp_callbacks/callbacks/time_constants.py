@@ -27,6 +27,7 @@ from ..analysis.time_constants import (
 )
 from ..instrument import NothingToObserve
 from ..instrument.liquid import (
+    DecayReading,
     GateReading,
     LTCReading,
     Reading,
@@ -36,8 +37,8 @@ from ..instrument.liquid import (
 )
 from ..instrument.replay import Replay
 from ..observation import Need, Observation, Trajectory
-from ..plots import plot_time_constants
-from ..plots.time_constants import needed_decades
+from ..plots import plot_time_constants, plot_time_constants_over_time
+from ..plots.time_constants import needed_decades, needed_limits
 from ..records import Array, Figure, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
 from .base import Callback, estimated, few, non_finite, short_names, whatever_can_be_had
@@ -75,6 +76,7 @@ class TimeConstants(Callback):
     ======================================= ========= ==============================================
     ``time_constants/units``                image     time constants of each unit, sorted: median,
                                                       range, and median at the first look
+    ``time_constants/over_time``            image     time constants of each unit against time
     ``time_constants/system_q<percent>``    scalar    LTC: time constants over units, steps and
                                                       sequences
     ``time_constants/gate_q<percent>``      scalar    CfC: time scale of the gates, likewise
@@ -88,9 +90,10 @@ class TimeConstants(Callback):
     ``time_constants/to_equilibrium``       scalar    LTC: RMS distance from where the state is
                                                       pulled
     ``time_constants/rate_positive``        scalar    CfC: share of gates that time opens
-    ``time_constants/openness``             scalar    CfC: mean of the gates
+    ``time_constants/openness``             scalar    CfC: mean of the gates; pure: of how much of
+                                                      the way to its limit a unit has gone
     ``time_constants/half_time``            scalar    CfC: median interval at which a gate is half
-                                                      open
+                                                      open; pure: half of that way gone
     ``time_constants/reading_error``        scalar    liquid cells: what the formula leaves of the
                                                       cell's own states
     ``time_constants/median_change``        scalar    relative change of the median since the last
@@ -101,7 +104,7 @@ class TimeConstants(Callback):
     ``_ncp/time_constants_median``          array     ``(H,)``, median time constant of each unit
     ======================================= ========= ==============================================
 
-    The image, ``variation``, ``nonfinite``, the histogram and the array are of the cell's own kind
+    The images, ``variation``, ``nonfinite``, the histogram and the array are of the cell's own kind
     of time constant; of cells that are not liquid, of the effective ones. With several cells the
     name of a cell is added, as in ``time_constants_encoder/units``. An LSTM's units are those of
     its hidden state and then of its cell state. All but checks and counts come with 95 % intervals
@@ -140,6 +143,7 @@ class TimeConstants(Callback):
         # By cell.
         self._first: dict[str, FloatArray] = {}
         self._decades: dict[str, tuple[int, int]] = {}
+        self._limits: dict[str, tuple[float, float]] = {}
         self._changes = Changes()
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,6 +151,7 @@ class TimeConstants(Callback):
             "first": dict(self._first),
             "changes": self._changes.state(),
             "decades": {cell: list(ends) for cell, ends in self._decades.items()},
+            "limits": {cell: list(ends) for cell, ends in self._limits.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,6 +159,10 @@ class TimeConstants(Callback):
         self._changes.load(state.get("changes", {}))
         self._decades = {
             cell: (int(low), int(high)) for cell, (low, high) in state["decades"].items()
+        }
+        self._limits = {
+            cell: (float(short), float(long))
+            for cell, (short, long) in state.get("limits", {}).items()
         }
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
@@ -288,6 +297,24 @@ class TimeConstants(Callback):
             "medians at the first look, sorted by themselves. Dotted: median interval, and "
             "duration of a sequence.",
         )
+        over_time = replace(result, values=result.over_time[None])
+        short, long = needed_limits(over_time)
+        before = self._limits.get(look.cell, (short, long))
+        limits = self._limits[look.cell] = min(short, before[0]), max(long, before[1])
+        yield Figure(
+            f"{group}/over_time",
+            plot_time_constants_over_time,
+            over_time,
+            {"limits": limits, "timed": look.delta is not None, "step": step},
+            f"Time constants of the units of {look.cell}, {KINDS[result.kind]}, against time: "
+            "median over sequences, dark short, yellow long. Units are sorted by their medians, "
+            "the slowest on top"
+            + (
+                "; of steps that were not looked at, the nearest that was."
+                if np.isnan(result.values).all(axis=(0, 2)).any()
+                else "."
+            ),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,6 +389,8 @@ def _said_of(
         yield from _bounds(look, reading, result)
     elif isinstance(reading, GateReading):
         yield from _gates(look, reading)
+    elif isinstance(reading, DecayReading):
+        yield from _decays(look, reading)
     if equilibria is not None and isinstance(reading, LTCReading):
         apart = equilibria - reading.before
         use = look.real[..., None] & np.isfinite(apart)
@@ -419,27 +448,47 @@ def _gates(look: _Look, reading: GateReading) -> Iterator[Record | Note]:
     )
     with np.errstate(invalid="ignore", over="ignore"):
         gate = sigmoid(rate * given + offset)
-    use = look.real[..., None] & np.isfinite(gate)
+    yield from _open(
+        look,
+        gate,
+        half_times(rate, offset),
+        f"Mean gate z of {look.cell}, the weight of its second state, ff2",
+        f"Median interval after which a gate of {look.cell} is half open, of those that are "
+        "after some interval",
+    )
+
+
+def _decays(look: _Look, reading: DecayReading) -> Iterator[Record | Note]:
+    given = (reading.intervals * _unit(reading))[..., None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        gone, half = -np.expm1(-reading.rate * given), np.log(2.0) / reading.rate
+    yield from _open(
+        look,
+        gone,
+        half,
+        f"Mean of 1 - exp(-interval / time constant) of {look.cell}: how much of the way to its "
+        "limit a unit has gone at the end of a step",
+        f"Median interval after which a unit of {look.cell} has gone half of the way to its limit",
+    )
+
+
+def _open(
+    look: _Look, openness: FloatArray, half: FloatArray, what: str, when: str
+) -> Iterator[Record | Note]:
+    use = look.real[..., None] & np.isfinite(openness)
     if use.any():
         yield estimated(
             f"{look.group}/openness",
-            float(gate[use].mean()),
-            look.by_sequence("openness", gate, use, SHARE),
-            f"Mean gate z of {look.cell}, the weight of its second state, ff2",
+            float(openness[use].mean()),
+            look.by_sequence("openness", openness, use, SHARE),
+            what,
             chart=True,
         )
-    times = half_times(rate, offset)
-    use = look.real[..., None] & np.isfinite(times)
+    use = look.real[..., None] & np.isfinite(half)
     if use.any():
-        (number,) = quantile_estimates(times[use], np.nonzero(use)[0], (0.5,))
+        (number,) = quantile_estimates(half[use], np.nonzero(use)[0], (0.5,))
         look.numbers["half_time"] = number
-        yield estimated(
-            f"{look.group}/half_time",
-            float(np.median(times[use])),
-            number,
-            f"Median interval after which a gate of {look.cell} is half open, of those that are "
-            "after some interval",
-        )
+        yield estimated(f"{look.group}/half_time", float(np.median(half[use])), number, when)
 
 
 def _quantiles(look: _Look, result: UnitTimeConstants) -> Iterator[Record | Note]:

@@ -35,6 +35,13 @@ __all__ = ["COPIES", "Instrument", "Pass", "Variants", "listening", "recorded_ca
 # Of the batch, run at once without gradients. They keep nothing, so that more of them fit.
 COPIES = 4
 
+_TOGETHER = (
+    "sequences by themselves have other outputs than within the held-out batch: the model computes "
+    "something over the batch, or goes on from the state of its last call. So looks run it whole, "
+    "on one core, and what takes fewer sequences or further passes sees other outputs: let each "
+    "call start afresh, for instance in forward="
+)
+
 
 @dataclass(eq=False)
 class Pass:
@@ -275,7 +282,8 @@ class Instrument:
                 # Only the whole batch shows whether its targets fit.
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
-        self.notes = (*self.calling.notes, *self.sites.notes)
+        together = () if self._apart else (_TOGETHER,)
+        self.notes = (*self.calling.notes, *self.sites.notes, *together)
         self.missing = tuple(filter(None, (self.sites.no_cells, self.sites.no_layers)))
 
     @property

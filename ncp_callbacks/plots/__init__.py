@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .interactions import plot_interactions
     from .output_time import plot_output_time
     from .predictions import plot_prediction
-    from .sanity import plot_sanity
-    from .time_constants import plot_time_constants
+    from .sanity import plot_sanity, plot_sanity_measures
+    from .time_constants import plot_time_constants, plot_time_constants_over_time
     from .wiring import plot_wiring
 
 __all__ = [
@@ -42,8 +42,10 @@ __all__ = [
     "plot_output_time",
     "plot_prediction",
     "plot_sanity",
+    "plot_sanity_measures",
     "plot_state_space",
     "plot_time_constants",
+    "plot_time_constants_over_time",
     "plot_time_sensitivity",
     "plot_unit_activity",
     "plot_wiring",
@@ -59,7 +61,9 @@ __getattr__ = later(
         "plot_output_time": ".output_time",
         "plot_prediction": ".predictions",
         "plot_sanity": ".sanity",
+        "plot_sanity_measures": ".sanity",
         "plot_time_constants": ".time_constants",
+        "plot_time_constants_over_time": ".time_constants",
         "plot_wiring": ".wiring",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,7 @@ from ._sheet import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_sanity"]
+__all__ = ["plot_sanity", "plot_sanity_measures"]
 
 Array = npt.NDArray[np.float64]
 
@@ -48,6 +49,13 @@ MEASURES = {
     "magnitude": "state steps",
     "target_sd": "target SD",
 }
+# Of a picture of their own, in two columns.
+ALL = (
+    {"strength": "strength", "entropy": "entropy", "mean_lag": "mean lag",
+     "time_share": "share of intervals"},
+    {"elasticity": "elasticity", "target_sd": "target SD", "magnitude": "state steps",
+     "participation": "dimensions"},
+)  # fmt: skip
 BAR = 20  # Pixels of height for a bar and its number …
 NUMBERS = 102  # … which has so many to the right of it.
 FIRST = (0, (4, 1.2, 1, 1.2))  # Dashes of the first look …
@@ -97,7 +105,48 @@ def draw_sanity(
     sheet.palette = _palette
     sheet.title(f"sanity check of {method}", step=step)
     _cascade(sheet, result, None if first_curve is None else np.asarray(first_curve, np.float64))
-    _measures(sheet, result, first)
+    sheet.words(MIDDLE, SECOND_Y, _legend())
+    sheet.text((MIDDLE + WIDTH - LEFT) / 2, 9, _lines(first), ha="center", color=GREY)
+    _measures(sheet, result, first, MEASURES, MIDDLE, WIDTH - LEFT)
+
+
+def plot_sanity_measures(
+    result: Cascade, *, first: Measures | None = None, step: int | None = None
+) -> Figure:
+    """All that is measured of the trained model and of the randomised one, as pairs of bars.
+
+    Blue: the trained model, grey: the randomised one, dashed through both as the baseline; each
+    pair on a scale of its own.
+
+    Args:
+        result: What to draw.
+        first: Measures of the randomised model at the first look, dash-dotted.
+        step: Training step, for the title.
+    """
+    sheet = Sheet()
+    draw_sanity_measures(sheet, result, first=first, step=step)
+    return sheet.figure()
+
+
+def draw_sanity_measures(
+    sheet: Sheet, result: Cascade, *, first: Measures | None = None, step: int | None = None
+) -> None:
+    """:func:`plot_sanity_measures` on a sheet."""
+    sheet.palette = _palette
+    sheet.title("measures, trained and random", step=step)
+    sheet.words(LEFT, SECOND_Y, _legend())
+    sheet.text(WIDTH / 2, 9, _lines(first), ha="center", color=GREY)
+    half = WIDTH / 2
+    for left, names in zip((LEFT, half + 18), ALL, strict=True):
+        _measures(sheet, result, first, names, left, left + half - LEFT - 18)
+
+
+def _legend() -> list[tuple[str, str]]:
+    return [("■", BLUE), ("trained", INK), ("■", MISSING), ("random", INK)]
+
+
+def _lines(first: Measures | None) -> str:
+    return "dashed: random" if first is None else "-- random  -· first look"
 
 
 def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
@@ -142,28 +191,31 @@ def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
     sheet.text((left + right) / 2, 9, "likeness of the maps", ha="center")
 
 
-def _measures(sheet: Sheet, result: Cascade, first: Measures | None) -> None:
-    sheet.words(MIDDLE, SECOND_Y, [("■", BLUE), ("trained", INK), ("■", MISSING), ("random", INK)])
-    lines = "dashed: random" if first is None else "-- random  -· first look"
-    sheet.text((MIDDLE + WIDTH - LEFT) / 2, 9, lines, ha="center", color=GREY)
+def _measures(
+    sheet: Sheet,
+    result: Cascade,
+    first: Measures | None,
+    names: Mapping[str, str],
+    left: float,
+    right: float,
+) -> None:
+    """Of those that are known, one below the other."""
     models = [result.trained, result.randomised]
-    values = np.array([[getattr(of, name) for name in MEASURES] for of in models], np.float64)
-    before = np.array([getattr(first, name, np.nan) for name in MEASURES], np.float64)
-    known = [i for i in range(len(MEASURES)) if np.isfinite(values[:, i]).any()]
+    values = np.array([[getattr(of, name) for name in names] for of in models], np.float64)
+    before = np.array([getattr(first, name, np.nan) for name in names], np.float64)
+    known = [i for i in range(len(names)) if np.isfinite(values[:, i]).any()]
     pitch = (TOP - BOTTOM) / MOST
     for place, i in enumerate(known[:MOST]):
         top = TOP - place * pitch
         largest = max(np.nanmax(np.abs(values[:, i])), np.nan_to_num(before[i]), 0.0) or 1.0
-        sheet.text(MIDDLE, top - 20, list(MEASURES.values())[i])
+        sheet.text(left, top - 20, list(names.values())[i])
         bottom = top - 27 - 2 * BAR
         for value, color, slot in ((values[0, i], BLUE, 1.5), (values[1, i], GREY, 0.5)):
             y = bottom + slot * BAR
-            sheet.text(
-                WIDTH - LEFT, y, _short(value), ha="right", va="center_baseline", color=color
-            )
-        width = WIDTH - LEFT - NUMBERS - MIDDLE
+            sheet.text(right, y, _short(value), ha="right", va="center_baseline", color=color)
+        width = right - NUMBERS - left
         panel = sheet.panel(
-            MIDDLE, bottom, width, 2 * BAR, xlim=(0, 1), ylim=(0, 2), spines=("left",)
+            left, bottom, width, 2 * BAR, xlim=(0, 1), ylim=(0, 2), spines=("left",)
         )
         panel.always("tick_params", left=False, bottom=False)
         panel.ticks("x", [], [])

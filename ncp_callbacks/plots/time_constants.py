@@ -1,4 +1,4 @@
-"""Time constants of the units of a cell, sorted."""
+"""Time constants of the units of a cell, sorted, and against time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ._sheet import (
     LEFT,
     LIGHT,
     LINE_HEIGHT,
+    MISSING,
     PALE,
     SECOND_Y,
     SEPARATED,
@@ -25,9 +26,13 @@ from ._sheet import (
     Colors,
     Panel,
     Sheet,
+    fitting,
+    integer_ticks,
     line_style,
+    nice_limit,
     number,
     points,
+    samples,
     shades,
     spread,
 )
@@ -35,7 +40,12 @@ from ._sheet import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["needed_decades", "plot_time_constants"]
+__all__ = [
+    "needed_decades",
+    "needed_limits",
+    "plot_time_constants",
+    "plot_time_constants_over_time",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -182,7 +192,7 @@ def _power(power: int) -> str:
     return number(float(f"1e{power}"))
 
 
-def _clipped(values: npt.ArrayLike, low: int, high: int) -> Array:
+def _clipped(values: npt.ArrayLike, low: float, high: float) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         powers = np.log10(np.asarray(values, np.float64))
     return np.asarray(np.clip(powers, low, high))
@@ -229,6 +239,122 @@ def _summary(result: UnitTimeConstants) -> str:
 
 def _short(value: float) -> str:
     return "∞" if math.isinf(value) else number(float(f"{value:.2g}"))
+
+
+# ---- against time
+
+# Colours of the map that stand for the shortest and the longest.
+ENDS = ("#00224e", "#fee838")
+
+
+def plot_time_constants_over_time(
+    result: UnitTimeConstants,
+    *,
+    limits: tuple[float, float] | None = None,
+    timed: bool = True,
+    step: int | None = None,
+) -> Figure:
+    """Map of time constants, units × time steps: which units are fast, and when.
+
+    Colours are logarithmic, from dark (short) to yellow (long); what is outside of the limits has
+    their colours. Of each unit and step it is the median over sequences. Units are sorted by
+    their medians, the slowest on top, as in :func:`plot_time_constants` from the right. Where only
+    some steps were looked at, a column is that of the nearest of them; units that have none are
+    grey.
+
+    Args:
+        result: Time constants.
+        limits: Time constants at which the colours begin and end; those of the data where None.
+        timed: Whether times are in units of ``time_delta`` rather than steps.
+        step: Training step, for the title.
+
+    Raises:
+        ValueError: For ``limits`` that aren't above 0 or don't increase.
+    """
+    sheet = Sheet()
+    draw_time_constants_over_time(sheet, result, limits=limits, timed=timed, step=step)
+    return sheet.figure()
+
+
+def needed_limits(result: UnitTimeConstants) -> tuple[float, float]:
+    """Between which nearly all of a map is, rounded outwards; 1 and 10 where nothing is finite."""
+    values = np.asarray(result.over_time, np.float64)
+    values = values[np.isfinite(values) & (values > 0)]
+    if not values.size:
+        return 1.0, 10.0
+    low, high = np.quantile(values, (0.02, 0.98))
+    short, long = 1 / nice_limit(1 / float(low)), nice_limit(float(high))
+    return short, long if long > short else 2 * long
+
+
+def draw_time_constants_over_time(
+    sheet: Sheet,
+    result: UnitTimeConstants,
+    *,
+    limits: tuple[float, float] | None = None,
+    timed: bool = True,
+    step: int | None = None,
+) -> None:
+    """:func:`plot_time_constants_over_time` on a sheet."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+    from matplotlib.image import AxesImage
+
+    from ._cells import Cells
+
+    limits = needed_limits(result) if limits is None else limits
+    if not 0 < limits[0] < limits[1] < math.inf:
+        raise ValueError(f"limits={limits}: give two time constants above 0, the smaller one first")
+    low, high = np.log10(limits)
+    order = np.argsort(-np.asarray(result.unit_median, np.float64), kind="stable")
+    values = _nearest_known(np.asarray(result.over_time, np.float64))[:, order].T
+    units, steps = values.shape
+
+    sheet.palette = _map_palette
+    sheet.title(NAMES[result.kind], step=step)
+    short, long = ENDS
+    words = [("■", short), (_short(limits[0]), INK), ("■", long), (_short(limits[1]), INK)]
+    end = sheet.words(LEFT, SECOND_Y, words)
+    unit = "its unit" if timed else "steps"
+    sheet.text(end + 12, SECOND_Y, f"against time, in {unit}", color=GREY)
+    left, right = LEFT + 33, WIDTH - LEFT - 10
+    panel = sheet.panel(
+        left, BOTTOM, right - left, TOP - BOTTOM, xlim=(-0.5, steps - 0.5), ylim=(units - 0.5, -0.5)
+    )
+    few = units <= TOP - BOTTOM and steps <= right - left
+    image = (Cells if few else AxesImage)(
+        None,  # type: ignore[arg-type]  # It gets its axes when it is added to them.
+        cmap=colormaps["cividis"].with_extremes(bad=MISSING),
+        norm=Normalize(low, high),
+        interpolation="nearest" if few else "antialiased",
+        origin="upper",
+        extent=(-0.5, steps - 0.5, units - 0.5, -0.5),
+        filternorm=True,
+        resample=True,
+        zorder=ABOVE,
+    )
+    image.set_data(np.ma.masked_invalid(_clipped(values, low, high)))
+    panel.add(image)
+    ticks = fitting(sheet, integer_ticks(steps - 1, 5), right - left, max(1, steps))
+    panel.ticks("x", ticks, [f"{t:,}" for t in ticks])
+    panel.ticks("y", [], [])
+    sheet.text((left + right) / 2, 9, "time step", ha="center")
+    count = "1 unit" if units == 1 else f"{units:,} units, sorted"
+    sheet.text(LEFT + 18, (BOTTOM + TOP) / 2, count, ha="center", va="center", rotation=90)
+
+
+def _nearest_known(values: Array) -> Array:
+    """``(T, H)``, steps without anything as the nearest one with something."""
+    known = np.flatnonzero(~np.isnan(values).all(axis=1))
+    if not len(known):
+        return values
+    nearest = np.abs(np.arange(len(values))[:, None] - known).argmin(axis=1)
+    return np.asarray(values[known[nearest]])
+
+
+def _map_palette() -> Colors:
+    others = [shades(INK, 32), shades(GREY, 12), shades(MISSING, 2)]
+    return np.concatenate([samples("cividis", 192), *others])
 
 
 def _palette() -> Colors:
