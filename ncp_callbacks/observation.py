@@ -16,6 +16,7 @@ import contextlib
 import copy
 import enum
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -311,7 +312,10 @@ class Observation:
             some = self._instrument.take(rows)
             return self._points(some, inputs, time_delta, chosen, gradient, loss)
         # Only whole batches can be run: the others come along as they are.
-        again = np.array([np.count_nonzero(rows[:i] == row) for i, row in enumerate(rows)])
+        times, again = Counter[int](), np.zeros(len(rows), int)
+        for i, row in enumerate(rows.tolist()):
+            again[i] = times[row]
+            times[row] += 1
         if again.any():
             parts = [np.flatnonzero(again == k) for k in range(again.max() + 1)]
             found = [

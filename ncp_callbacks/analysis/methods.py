@@ -498,17 +498,18 @@ def _refine(
         of[1:][within],
         *(a for ends in (places, targets) for a in (ends[:-1][within], ends[1:][within])),
     )
-    count = np.bincount(parts.row, minlength=batch)
-    spent, most = found.nodes + _PART * count, 2 * most_nodes - found.nodes
+    begun = np.bincount(parts.row, minlength=batch)
     while True:
         error = found.error_of(scale, np.bincount(parts.row, parts.sums, batch).astype(np.float64))
-        room = (_PART * (count + 1) <= most_nodes) & (spent + 2 * _PART <= most)
+        count = np.bincount(parts.row, minlength=batch)
+        # Every part more took two new ones.
+        spent = found.nodes + _PART * (2 * count - begun)
+        room = spent + 2 * _PART <= 2 * most_nodes - found.nodes
+        room &= _PART * (count + 1) <= most_nodes
         at = _furthest(parts, room & (error > tolerance))
         if not at.size:
             break
         parts = parts.of(np.delete(np.arange(len(parts.row)), at)).and_(parts.of(at).halved(line))
-        more = np.bincount(parts.row, minlength=batch) - count
-        count, spent = count + more, spent + 2 * _PART * more
     nearer = rows[error[rows] < first[rows]]
     found.inputs[nearer] = _sums(parts.inputs, parts.row, batch)[nearer]
     if found.intervals is not None:

@@ -17,7 +17,7 @@ from ..observation import Observation
 from ..plots import plot_feature_importance
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, estimated, few, non_finite, over
+from .base import Callback, GrowingLimit, bounds, estimated, few, indicative, non_finite, over
 from .changes import Changes
 
 __all__ = ["GradientAttribution"]
@@ -207,7 +207,7 @@ class GradientAttribution(Callback):
             f"{method_name(result.method).capitalize()} of the {result.target}, mean over held-out "
             "sequences: orange raises the target, purple lowers it. Bars: share of each feature in "
             f"the mean absolute value, with whiskers that are its 95 % interval over sequences"
-            f"{_indicative(result.sequences)}. Unit: {_unit(result.method)}.",
+            f"{indicative(result.sequences)}. Unit: {_unit(result.method)}.",
         )
 
     def _numbers(
@@ -369,10 +369,6 @@ class GradientAttribution(Callback):
             return names
         strongest = np.argsort(-share, kind="stable")[: self._MOST - 1]
         return [names[i] for i in sorted(strongest)]
-
-
-def _indicative(sequences: int) -> str:
-    return f" (indicative, of fewer than {FEW})" if sequences < FEW else ""
 
 
 def _unit(method: str) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "bounds",
     "estimated",
     "few",
+    "indicative",
     "non_finite",
     "over",
     "short_names",
@@ -155,6 +156,11 @@ def over(sequences: int) -> str:
     return "; with a 95 % interval over sequences" + (
         f", which of fewer than {FEW} is indicative" if sequences < FEW else ""
     )
+
+
+def indicative(sequences: int) -> str:
+    """What follows the name of an interval in a description."""
+    return f" (indicative, of fewer than {FEW})" if sequences < FEW else ""
 
 
 def few(observation: Observation) -> Iterator[Note]:

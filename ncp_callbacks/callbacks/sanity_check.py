@@ -15,13 +15,13 @@ from ..analysis.methods import Attribution, method_name
 from ..analysis.results import FloatArray
 from ..analysis.sanity import ALIKE, Cascade, Measures, map_similarity
 from ..analysis.transitions import transition_statistics
-from ..analysis.uncertainty import FEW, mean_interval
+from ..analysis.uncertainty import mean_interval
 from ..measures import AttributionSettings, attribution
 from ..observation import Need, Observation
 from ..plots.sanity import plot_sanity, plot_sanity_measures
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, bounds, estimated, few, non_finite, over
+from .base import Callback, bounds, estimated, few, indicative, non_finite, over
 
 __all__ = ["SanityCheck"]
 
@@ -186,7 +186,7 @@ class SanityCheck(Callback):
             f"Left: likeness of {method_name(self._settings.method)} of the {observation.target} "
             "to that of the trained model, while parameters are randomised from the output towards "
             "the input, mean over sequences; it must fall. Whiskers: 95 % interval"
-            f"{_indicative(compared)}. Stages: {_listed(result.stages)}. "
+            f"{indicative(compared)}. Stages: {_listed(result.stages)}. "
             "Right: the same measures of both models. Dashed: the randomised one, as the baseline; "
             "dash-dotted: the first look.",
         )
@@ -342,10 +342,6 @@ def _stage_names(stages: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         short(modules[0]) + (f" +{len(modules) - 1}" if len(modules) > 1 else "")
         for modules in stages
     )
-
-
-def _indicative(sequences: int) -> str:
-    return f" (indicative, of fewer than {FEW})" if sequences < FEW else ""
 
 
 def _listed(stages: tuple[str, ...]) -> str:
