@@ -96,7 +96,7 @@ from ncp_callbacks.analysis.methods import (
     occlusion,
     smooth_grad,
 )
-from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.measures import AttributionSettings, attribution
 from ncp_callbacks.models import CfC
 
@@ -400,17 +400,16 @@ def removed(model: Net, x: Array, mean: Array, rng: np.random.Generator) -> dict
     """CPD of every method at the last step, of all inputs before it, in probability."""
     found: dict[str, float] = {}
     cells = x[0].size
-    with undisturbed(model):
-        observation = observe(model, x)
-        for method in (*METHODS, "random"):
-            scores = (
-                rng.uniform(size=x.shape)
-                if method == "random"
-                else attribution(observation, settings(method, mean)).inputs
-            )
-            points = removals(x, np.broadcast_to(mean, x.shape), scores, cells // 10)
-            logits = observation.evaluate(points.astype(np.float32)).values
-            found[method] = prediction_difference(1 / (1 + np.exp(-logits)))
+    observation = observe(model, x)
+    for method in (*METHODS, "random"):
+        scores = (
+            rng.uniform(size=x.shape)
+            if method == "random"
+            else attribution(observation, settings(method, mean)).inputs
+        )
+        points = removals(x, np.broadcast_to(mean, x.shape), scores, cells // 10)
+        logits = observation.evaluate(points.astype(np.float32)).values
+        found[method] = prediction_difference(1 / (1 + np.exp(-logits)))
     return found
 
 
@@ -452,10 +451,9 @@ def prefixes(
     scores: Scores = {m: np.zeros((tests, len(at), 3)) for m in METHODS}
     errors: list[Array] = []
     for i, step in enumerate(at):
-        with undisturbed(model):
-            observation = observe(model, test_set.x[:, : step + 1])
-            for method in METHODS:
-                scores[method][:, i] = at_last_step(observation, method, mean, errors)
+        observation = observe(model, test_set.x[:, : step + 1])
+        for method in METHODS:
+            scores[method][:, i] = at_last_step(observation, method, mean, errors)
     error = np.concatenate(errors)
     yield (
         "integrated_gradients",
@@ -549,17 +547,16 @@ def time_shares(model: Net, data: Timed) -> tuple[dict[str, float], Array]:
     held_out = ncp.HeldOutBatch(data.x, data.dt, mask=data.mask)
     needs = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT}
     shares, errors = {}, np.zeros(0)
-    with undisturbed(model):
-        observation = ncp.Observation(Instrument(model, held_out, target=0), 0, needs)
-        for method in SHARES:
-            baseline = None if method == "expected_gradients" else "mean"
-            result = summarize(
-                attribution(observation, AttributionSettings(method, baseline)), mask=data.mask
-            )
-            assert result.intervals_share is not None
-            shares[method] = result.intervals_share
-            if method == "integrated_gradients" and result.error is not None:
-                errors = result.error
+    observation = ncp.Observation(Instrument(model, held_out, target=0), 0, needs)
+    for method in SHARES:
+        baseline = None if method == "expected_gradients" else "mean"
+        result = summarize(
+            attribution(observation, AttributionSettings(method, baseline)), mask=data.mask
+        )
+        assert result.intervals_share is not None
+        shares[method] = result.intervals_share
+        if method == "integrated_gradients" and result.error is not None:
+            errors = result.error
     return shares, errors
 
 

@@ -21,6 +21,7 @@ def run_card(
     every: Schedule,
     run_config: Mapping[str, Any],
     notes: Sequence[str],
+    place: str,
 ) -> str:
     """The model as it was understood, the held-out batch, schedules, versions."""
     batch, steps, features = instrument.held_out.inputs_shape
@@ -35,6 +36,7 @@ def run_card(
         "target": instrument.target.name,
         "held-out batch": f"{batch} sequences × {steps} steps × {features} features",
         "looks": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
+        "observer": f"runs {place}",
         "versions": f"{versions}, Python {platform.python_version()}",
     }
     lines = ["| | |", "|---|---|"]

@@ -109,9 +109,9 @@ def closing(
     tally: Tally,
     *,
     steps: int,
-    looks: int,
+    snapshots: int,
     notes: int = 0,
-    looking: float = 0.0,
+    loop_seconds: float = 0.0,
     seconds: float = 0.0,
     failure: BaseException | None = None,
 ) -> str:
@@ -121,21 +121,21 @@ def closing(
         log_dir: Where it is logged, None for no directory.
         tally: What the writer did, once it is closed.
         steps: How many the monitor was told of.
-        looks: How often it looked.
+        snapshots: How many were taken.
         notes: How many the user should read.
-        looking: Seconds that the training loop waited for looks.
+        loop_seconds: Seconds that the training loop spent in the monitor.
         seconds: How long the run took.
         failure: What stopped the writing, if anything did.
     """
     where = "" if log_dir is None else f" in {_shown(log_dir)}"
     lines = [
-        f"ncp_callbacks: {_count(steps, 'step')}, {_count(looks, 'look')}; "
+        f"ncp_callbacks: {_count(steps, 'step')}, {_count(snapshots, 'snapshot')}; "
         f"{_count(tally.records, 'record')} and {_count(tally.figures, 'picture')}{where}"
     ]
-    if looks and seconds > 0:
+    if snapshots and seconds > 0:
         lines.append(
-            f"  looking took {_percent(looking / seconds)} of the time, {looking:.1f} of "
-            f"{seconds:,.1f} s"
+            f"  the monitor took {_percent(loop_seconds / seconds)} of the loop's time, "
+            f"{loop_seconds:.1f} of {seconds:,.1f} s"
         )
     if failure is not None:
         lines.append(f"  logging STOPPED before the end: {type(failure).__name__}: {failure}")

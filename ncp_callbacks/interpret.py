@@ -35,7 +35,7 @@ from .analysis import (
 )
 from .analysis.results import FloatArray, MappingResult
 from .held_out import HeldOutBatch
-from .instrument import Instrument, ModelError, undisturbed
+from .instrument import Instrument, ModelError
 from .observation import Need, Observation, Trajectory
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def compute_temporal_importance(
     """
     settings = measures.AttributionSettings(method, baseline, time_baseline, nodes, max(64, nodes))
     instrument = _instrument(model, x, time_delta, **options)
-    with undisturbed(model):
+    with instrument.analysing():
         return measures.importance(Observation(instrument, 0, settings.needs), settings)
 
 
@@ -133,7 +133,7 @@ def analyze_time_sensitivity(
         raise ValueError("base_time_delta is None: give the intervals that are to be scaled")
     wanted = checked_scales(scales)
     instrument = _instrument(model, x, base_time_delta, **options)
-    with undisturbed(model):
+    with instrument.analysing():
         observation = Observation(instrument, 0, {Need.TIME_GRADIENT}, scales=wanted)
         return measures.sensitivity(observation, wanted)
 
@@ -161,7 +161,7 @@ def visualize_hidden_states(
         ModelError: If no recurrent cell is found, or none of that name.
     """
     instrument = _instrument(model, x, time_delta, **options)
-    with undisturbed(model):
+    with instrument.analysing():
         observation = Observation(instrument, 0, {Need.STATES})
         return _states(observation, components, cell)
 
@@ -210,7 +210,7 @@ class StateTransitionAnalyzer:
             ModelError, ValueError: If model and arrays don't fit.
         """
         instrument = _instrument(self.model, x, time_delta, mask=mask, **self._options)
-        with undisturbed(self.model):
+        with instrument.analysing():
             observation = Observation(instrument, 0, {Need.STATES})
         self._add(observation)
 
@@ -267,7 +267,7 @@ def analyze_backbone(
         ModelError: If the model has no backbone.
     """
     instrument = _instrument(model, x, time_delta, **options)
-    with undisturbed(model):
+    with instrument.analysing():
         observation = Observation(instrument, 0, {Need.ACTIVATIONS})
     report = measures.backbone(observation)
     if not report:
@@ -345,7 +345,7 @@ def interpret_model(
     wanted = checked_scales(scales)
     instrument = _instrument(model, x, time_delta, **options)
     notes: list[str] = [*instrument.notes, *instrument.missing]
-    with undisturbed(model):
+    with instrument.analysing():
         observation = Observation(instrument, 0, set(Need))
         sensitivity = states = transitions = None
         if observation.takes_time:

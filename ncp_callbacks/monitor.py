@@ -5,47 +5,47 @@
             loss = train_step(x, dt, y)
             monitor.on_step_end(step, loss=loss)
 
-Entering runs the model and every callback once on two sequences, so that what is wrong with the
-configuration shows before the first step. Afterwards nothing that goes wrong in looking or writing
-ends the training: it is reported once, and the callback or the writer concerned is left out.
+Entering copies the model and runs every callback once on the copy, on two sequences, so that errors
+in the configuration show before the first step. Afterwards nothing that goes wrong in analysing or
+writing ends the training: it is reported once, and the callback or the writer concerned is skipped.
 """
 
 from __future__ import annotations
 
-import copy
+import atexit
+import dataclasses
+import functools
 import logging
 import math
 import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from .about import guide, run_card
+from .about import run_card
 from .announce import closing, opening, show
 from .callbacks import Callback, callback_set
 from .held_out import HeldOutBatch
-from .instrument import (
-    At,
-    Forward,
-    Instrument,
-    Memory,
-    NothingToObserve,
-    TargetLike,
-    settle,
-    undisturbed,
-)
-from .observation import Need, Observation
+from .instrument import At, CopyError, Forward, ModelCopy, Subject, TargetLike
+from .instrument.model_copy import difference
+from .observation import Need
+from .observer import placement
+from .observer.background import BackgroundObserver, Start
+from .observer.handlers import raised_by_signal_handler
+from .observer.in_loop import InLoopObserver
+from .observer.observer import Analysis, DryRun, Observer, Request, Settings, plain
+from .observer.snapshot import SnapshotLoader, SnapshotReader
 from .overhead import Overhead
-from .progress import progress
-from .records import Array, Figure, Note, Record, Scalar, Text
+from .ranks import rank
+from .records import Figure, Picture, Record, Scalar, Text
+from .run_log import RunLog
 from .schedules import Schedule, ScheduleLike, as_schedule, every
-from .threads import one_blas_thread
 from .writers import TensorBoardWriter, Writer, as_writer
 from .writers.shutdown import ClosesOnTerm
 
@@ -54,59 +54,57 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitor"]
 
-# Which of a callback's methods a look calls.
-Looking: TypeAlias = "Callable[[Callback], Callable[[Observation], Iterable[Record | Note]]]"
-
 _LOG = logging.getLogger("ncp_callbacks")
-# Set by mlx.launch and by MPI; asking mx.distributed itself would connect to the other ranks.
-_RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-
-
-def _rank() -> int:
-    for variable in _RANK_VARIABLES:
-        value = os.environ.get(variable, "")
-        if value.isdigit():
-            return int(value)
-    return 0
+# Seconds that outstanding snapshots get when the process is asked to end.
+_GRACE = 10.0
 
 
 class Monitor:
-    """Looks at a model while it trains and logs what it sees.
+    """Analyses a model while it trains, and logs what it finds.
 
     Args:
-        model: Any ``mlx.nn.Module``. It is left as it is: training with and without the monitor is
-            bit-identical.
-        held_out: What every look looks at.
-        callbacks: What to look at, or the name of a set: ``"standard"``, which None also is:
+        model: Any ``mlx.nn.Module``. It is read, and never run or changed: training with and
+            without the monitor is bit-identical.
+        held_out: The batch that every analysis runs on.
+        callbacks: What to analyse, or the name of a set: ``"standard"``, which None also is:
             :class:`GradientAttribution`, :class:`TimeSensitivity`, :class:`StateTransitions`,
             :class:`StateSpace`, :class:`BackboneActivations`; ``"light"``: the first and the third,
-            on 16 sequences; ``"full"``: all there is, what is dear at every tenth look only.
+            on 16 sequences; ``"full"``: all there is, expensive ones at every tenth snapshot only.
         log_dir: Directory of this run's TensorBoard log; one that holds a run gets a number.
-        writer: Instead of ``log_dir``: a writer of this package, or a
-            ``tensorboardX.SummaryWriter``.
-        every: When callbacks look that name no schedule: steps, a schedule or any callable
+        writer: Instead of ``log_dir``: a :class:`Writer`, or a ``tensorboardX.SummaryWriter``.
+        every: When callbacks are due that name no schedule: steps, a schedule or any callable
             ``step -> bool``.
         train_every: When the keywords of ``on_step_end`` are logged; None: whenever a callback is
             due (or would be, had it not been disabled).
         target: What is attributed: ``"prediction"``: the only output, or with several the largest
             one of each sequence; an output's index; ``"loss"``; or a callable
             ``(outputs, targets) -> (B,)``.
-        at: When in the sequence: ``"last"`` real step, ``"mean"`` over real steps, or an index.
+        at: Where in the sequence: ``"last"`` real step, ``"mean"`` over real steps, or an index.
         forward: ``callable(model, inputs, time_delta) -> outputs``, for a model that is not called
             as ``model(inputs)`` or ``model(inputs, time_delta=...)`` (other usual keywords are
             found).
-        cells: Module paths or globs of the recurrent cells, instead of looking for them.
-        layers: Module paths or globs of the backbone's layers, likewise.
+        cells: Module paths or globs of the recurrent cells, instead of finding them.
+        layers: Module paths or globs of the backbone's layers, instead of finding them.
         chunk_size: How many sequences are run through the model at once; None: all, or as many as
             need no more than twice the memory that training has needed so far, or 256 MB.
-        max_overhead: Share of the wall time that looks may take, such as 0.02: those that would
-            take more are left out, which is said and counted. None: all are made.
+        max_overhead: Share of the wall time that the monitor may take of the loop, such as 0.02:
+            snapshots that would take more are skipped, which is reported and counted. None: any.
+        background: Whether a process of its own analyses, on a core that training leaves; else the
+            loop waits for each analysis. None: wherever the model and the callbacks can be sent
+            there and there is a second core. The log says which, and why.
+        make_model: ``callable() -> model`` that builds a model of the same structure, where the
+            model holds something that can't be copied. Then only its arrays are read.
+        observer_device: Where the observer's process computes, ``"cpu"`` or ``"gpu"``; None: as
+            MLX does by default.
+        log_on_all_ranks: Whether to log in every process of a group (of ``mlx.launch``, MPI or
+            SLURM), not in rank 0 only: for processes that train different models.
         verbose: Whether to print where the log goes and how to open it, and at the end what became
             of it. None: to a terminal or notebook. It is logged at INFO either way.
         run_config: Hyper-parameters of the run, for TensorBoard's HParams.
         resume_step: Continue the run in ``log_dir``: the last step done. What was logged for later
             steps is hidden.
-        on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``.
+        on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``, which analyses in
+            the loop unless ``background=True``.
 
     Raises:
         TypeError, ValueError: For arguments that can't be meant, when made or entered. Errors of
@@ -130,6 +128,10 @@ class Monitor:
         layers: str | Sequence[str] | None = None,
         chunk_size: int | None = None,
         max_overhead: float | None = None,
+        background: bool | None = None,
+        make_model: Callable[[], nn.Module] | None = None,
+        observer_device: Literal["cpu", "gpu"] | None = None,
+        log_on_all_ranks: bool = False,
         verbose: bool | None = None,
         run_config: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
@@ -137,129 +139,163 @@ class Monitor:
     ) -> None:
         if (log_dir is None) == (writer is None):
             raise TypeError(
-                "give either log_dir='runs/name', a directory for this run's log, or writer=, one "
-                f"that exists; {'neither' if log_dir is None else 'both'} was given"
+                "pass either log_dir='runs/name', a directory for this run's log, or writer=, one "
+                f"that exists; {'neither' if log_dir is None else 'both'} was passed"
             )
         if on_error not in ("disable", "raise"):
-            raise ValueError(f"on_error={on_error!r}: give 'disable' or 'raise'")
+            raise ValueError(f"on_error={on_error!r}: pass 'disable' or 'raise'")
+        if observer_device not in (None, "cpu", "gpu"):
+            raise ValueError(f"observer_device={observer_device!r}: pass 'cpu', 'gpu' or None")
+        if make_model is not None and not callable(make_model):
+            raise TypeError(
+                f"make_model is a {type(make_model).__name__}; pass a function that builds a model"
+            )
+        if not isinstance(model, nn.Module):
+            called = f": write {model.__name__}(...)" if isinstance(model, type) else ""
+            raise TypeError(f"model is a {type(model).__name__}; pass an mlx.nn.Module{called}")
+        if run_config is not None and not isinstance(run_config, Mapping):
+            raise TypeError(f"run_config is a {type(run_config).__name__}; pass a mapping")
+        if max_overhead is not None and not 0 < max_overhead <= 1:
+            raise ValueError(
+                f"max_overhead={max_overhead!r}: pass a share of the wall time, such as 0.02, or "
+                "None for no bound"
+            )
+        if chunk_size is not None and _whole(chunk_size, 1) is None:
+            raise ValueError(f"chunk_size={chunk_size!r}: pass 1 or more sequences, or None")
         if resume_step is not None:
-            whole = hasattr(resume_step, "__index__") and not isinstance(resume_step, bool)
-            if not whole or operator.index(resume_step) < 0:
-                raise ValueError(f"resume_step={resume_step!r}: give the last step done, 0 or more")
+            if _whole(resume_step, 0) is None:
+                raise ValueError(f"resume_step={resume_step!r}: pass the last step done, 0 or more")
             if writer is not None:
                 raise ValueError(
                     "resume_step= continues the run in log_dir=; with writer=, make the writer "
                     "with purge_step= or first_step= instead"
                 )
             resume_step = operator.index(resume_step)
-        if run_config is not None and not isinstance(run_config, Mapping):
-            raise TypeError(f"run_config is a {type(run_config).__name__}; give a mapping")
-        if max_overhead is not None and not 0 < max_overhead <= 1:
-            raise ValueError(
-                f"max_overhead={max_overhead!r}: give a share of the wall time, such as 0.02, or "
-                "None for no bound"
-            )
-        if chunk_size is not None:
-            whole = hasattr(chunk_size, "__index__") and not isinstance(chunk_size, bool)
-            if not whole or operator.index(chunk_size) < 1:
-                raise ValueError(f"chunk_size={chunk_size!r}: give 1 or more sequences, or None")
-        self._model, self._held_out = model, held_out
-        self._callbacks = self._checked(callbacks)
+        self._held_out = held_out
+        self._callbacks = _checked(callbacks)
         self._log_dir, self._given_writer = log_dir, writer
         self._every = as_schedule(every)
         self._train_every = (
             None if train_every is None else as_schedule(train_every, what="train_every")
         )
-        self._how: dict[str, Any] = {
-            "target": target,
-            "at": at,
-            "forward": forward,
-            "cells": cells,
-            "layers": layers,
-            "most_rows": chunk_size,
-        }
+        self._subject = Subject(
+            model, _callable(forward), target if callable(target) else None, make_model
+        )
+        self._settings = Settings(
+            "prediction" if callable(target) else target,
+            at,
+            cells,
+            layers,
+            chunk_size,
+            raise_errors=on_error == "raise",
+        )
+        self._background, self._device = background, observer_device
         self._overhead = Overhead(max_overhead)
-        self._verbose = verbose
-        self._entered = 0.0
-        self._steps = 0
-        self._memory = Memory(bounded=chunk_size is None)
+        self._verbose, self._on_error = verbose, on_error
         self._run_config = dict(run_config or {})
         self._resume_step = resume_step
-        self._on_error = on_error
+        self._rank = 0 if log_on_all_ranks else rank()
         self._state: Literal["new", "open", "closed"] = "new"
-        self._writes = _rank() == 0
+        self._log = RunLog()
         self._writer: Writer | None = None
+        self._reader: SnapshotReader | None = None
+        self._observer: InLoopObserver | BackgroundObserver | None = None
+        self._restarted = False
         self._on_term: ClosesOnTerm | None = None
-        self._instrument: Instrument | None = None
         self._groups: list[tuple[Schedule, list[Callback]]] = []
-        self._notes: list[str] = []
-        self._said: set[str] = set()
-        self._afresh: set[str] = set()
-        self._last_step: int | None = None
+        self._disabled: set[str] = set()
+        self._without_state: set[str] = set()
+        self._raised: Exception | None = None
+        self._last_step: int | None = resume_step
+        self._memory_per_sequence: float | None = None
         self._occasions: dict[str, int] = {}
-        self._explained: dict[str, str] = {}
-        self._rehearsed: set[str] = set()
-
-    @staticmethod
-    def _checked(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
-        if callbacks is None or isinstance(callbacks, str):
-            return callback_set("standard" if callbacks is None else callbacks)
-        if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
-            raise TypeError(
-                f"callbacks={callbacks!r}: give a list of callbacks, the name of a set, or None"
-            )
-        listed = list(callbacks)
-        for callback in listed:
-            if isinstance(callback, type):
-                raise TypeError(
-                    f"callbacks has a class, not an object: write {callback.__name__}()"
-                )
-            if not isinstance(callback, Callback):
-                raise TypeError(
-                    f"callbacks has a {type(callback).__name__}; give objects of subclasses of "
-                    "ncp_callbacks.Callback"
-                )
-        for callback in listed:
-            _check_settings(callback)
-        names = [c.name for c in listed]
-        doubled = sorted({n for n in names if names.count(n) > 1})
-        if doubled:
-            raise ValueError(
-                f"two callbacks are called {doubled[0]!r}, so their tags would mix: give one "
-                f"name='{doubled[0]}_2'"
-            )
-        return listed
+        self._final_state: dict[str, Any] = {}
+        self._entered = 0.0
+        self._steps = 0
+        self._pid = os.getpid()
+        self._exit_hook = functools.partial(_close_at_exit, weakref.ref(self))
 
     # ---- life
 
-    def __enter__(self) -> Monitor:
+    def start(self) -> Monitor:
+        """Begin the run, as entering the ``with`` block does; :meth:`close` ends it.
+
+        Raises:
+            RuntimeError: If this monitor was started before, or a callback fails in the dry run.
+            ModelError, TypeError, ValueError: If the arguments don't fit each other.
+        """
         if self._state != "new":
             raise RuntimeError(
-                f"this monitor is {self._state} already: a run's log is written once. "
-                "Make a new Monitor for another run"
+                f"this monitor is {self._state} already: a run's log is written once. Make a new "
+                "Monitor for another run; in a notebook, run the cell that makes it again"
             )
-        if self._writes:
-            self._instrument = Instrument(self._model, self._held_out, **self._how)
-            records, notes = self._dry_run(self._instrument)
-            self._groups = self._grouped()
-            for note in (*self._instrument.notes, *notes):
-                self._say(note)
-            self._say_afresh()
-            card = run_card(
-                self._instrument, self._callbacks, self._every, self._run_config, self._notes
+        if self._rank:
+            show(
+                f"ncp_callbacks: rank {self._rank} of a group logs nothing, rank 0 does. Pass "
+                "log_on_all_ranks=True for processes that train different models",
+                verbose=False,
             )
-            # Only now: a configuration that fails must not leave an empty run behind.
-            self._writer = self._open_writer()
-            self._on_term = ClosesOnTerm(self._close_writer)
-            if self._run_config:
-                self._writer.log_run_config(self._run_config)
-            step = 0 if self._resume_step is None else self._resume_step + 1
-            self._writer.write(step, [Text("about/run", card), *self._explain(records)])
-            pictures = [r.tag for r in records if isinstance(r, Figure)]
-            show(opening(self.log_dir, pictures), verbose=self._verbose)
-            self._entered = time.perf_counter()
+        else:
+            self._begin()
         self._state = "open"
         return self
+
+    __enter__ = start
+
+    def _begin(self) -> None:
+        self._reader = SnapshotReader(self._subject, as_bytes=False)
+        copied = ModelCopy()
+        snapshot = self._reader.read()
+        SnapshotLoader(copied).load(snapshot)
+        self._check_copy(copied)
+        observer = Observer(copied, self._held_out, self._callbacks, self._settings)
+        dry_run = observer.dry_run()
+        self._disabled = set(dry_run.not_applicable)
+        self._groups = _grouped(self.callbacks, self._every)
+        # The process only now: a configuration that fails must not leave one behind.
+        place = self._place(observer, snapshot.nbytes)
+        for note in dry_run.notes:
+            self._log.report(note)
+        self._report_missing_state()
+        card = run_card(
+            observer.instrument,
+            self.callbacks,
+            self._every,
+            self._run_config,
+            self._log.notes,
+            place,
+        )
+        try:
+            self._open_log(card, dry_run)
+        except BaseException:
+            self._close_observer(0.0)
+            raise
+        self._entered = time.perf_counter()
+
+    def _check_copy(self, copied: ModelCopy) -> None:
+        if self._subject.make_model is None:
+            missing = difference(self._subject.model, copied.model)
+            if missing is not None:
+                raise CopyError(
+                    f"{missing} isn't the same in a copy of the model, which analyses run: a class "
+                    "there decides itself what is pickled and leaves this out. Let it pickle this "
+                    "(__getstate__, __reduce__), or pass make_model=, a function that builds such "
+                    "a model"
+                )
+
+    def _open_log(self, card: str, dry_run: DryRun) -> None:
+        # Only now: a configuration that fails must not leave an empty run behind.
+        self._writer = self._open_writer()
+        self._log.rehearse(dry_run.records)
+        self._log.open(self._writer, self._run_config)
+        step = 0 if self._resume_step is None else self._resume_step + 1
+        self._log.last_step = step
+        self._log.write(step, [Text("about/run", card)])
+        self._on_term = ClosesOnTerm(self._close_on_signal)
+        # After the writer's: what is registered last runs first.
+        atexit.register(self._exit_hook)
+        pictures = [r.tag for r in dry_run.records if isinstance(r, Figure)]
+        show(opening(self.log_dir, pictures), verbose=self._verbose)
 
     def __exit__(
         self,
@@ -267,48 +303,86 @@ class Monitor:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._close(finish=exc_type is None)
+
+    def close(self) -> None:
+        """End the run: wait for outstanding snapshots and write what is left.
+
+        Ctrl-C stops the waiting, not the log. Closing again does nothing.
+        """
+        self._close(finish=True)
+
+    def _close(self, *, finish: bool) -> None:
+        if self._state != "open" or os.getpid() != self._pid:
+            return
+        self._state = "closed"
+        if self._writer is None:
+            return
         try:
-            if exc_type is None:
+            if finish:
                 self._finish()
         finally:
-            self._state = "closed"
-            if self._on_term is not None:
-                self._on_term.undo()
-            self._close_writer()
-            self._show_closing()
+            try:
+                self._wait_for_observer()
+            finally:
+                self._end()
+        if finish:
+            self._raise_delivered()
 
     def _finish(self) -> None:
-        """A last look for callbacks that have something to say at the end."""
-        last = [c for c in self._callbacks if type(c).finish is not Callback.finish]
-        if not last or self._writer is None or self._last_step is None:
-            return
-        settle(self._model)
-        with self._overhead.looking():
-            records = self._look(self._last_step, last, of=lambda c: c.finish)
-        if records:
-            self._writer.write(self._last_step, [*records, *self._explain(records)])
+        """Take a last snapshot for callbacks that have something to tell at the end."""
+        last = [c for c in self.callbacks if type(c).finish is not Callback.finish]
+        if last and self._last_step is not None and self._steps:
+            self._analyse(self._last_step, last, finish=True)
 
-    def _show_closing(self) -> None:
-        if self._writer is None or self._last_step is None:
-            return
-        text = closing(
-            self.log_dir,
-            self._writer.tally,
-            steps=self._steps,
-            looks=self._overhead.looks,
-            notes=len(self._notes),
-            looking=self._overhead.seconds,
-            seconds=time.perf_counter() - self._entered,
-            failure=self._writer.failure,
-        )
-        show(text, verbose=self._verbose)
+    def _wait_for_observer(self) -> None:
+        assert self._observer is not None
+        left = self._observer.wait(2.0)
+        if left:
+            show(
+                f"ncp_callbacks: waiting for {left} snapshot{'s' * (left != 1)} to be analysed "
+                "(Ctrl-C stops the waiting, not the log)",
+                verbose=self._verbose,
+            )
+            self._observer.wait()
 
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            if self._given_writer is self._writer:
-                self._writer.flush()  # the user's, who may go on with it
+    def _end(self, grace: float | None = None) -> None:
+        """Close everything, also after an interrupt."""
+        self._keep_state()
+        try:
+            self._close_observer(grace)
+        finally:
+            if self._on_term is not None:
+                self._on_term.undo()
+            atexit.unregister(self._exit_hook)
+            if self._given_writer is self._writer and grace is None:
+                self._log.flush()  # the user's, who may go on with it
             else:
-                self._writer.close()
+                self._log.close(grace)
+            self._show_closing()
+
+    def _keep_state(self) -> None:
+        if self._observer is not None:
+            self._final_state = self._observer.known_state
+
+    def _close_observer(self, grace: float | None = None) -> None:
+        if self._observer is None:
+            return
+        dropped = self._observer.close(grace)
+        if dropped:
+            self._log.report(
+                f"{dropped} snapshot{'s' * (dropped != 1)} not analysed: the run ended, the "
+                "observer was lost, or there was no room for them",
+                topic="dropped snapshots",
+            )
+
+    def _close_on_signal(self) -> None:
+        """Write what can be had within seconds; the process is about to end."""
+        if self._state == "open":
+            self._state = "closed"
+            if self._observer is not None:
+                self._observer.wait(_GRACE)
+            self._end(grace=_GRACE)
 
     def _open_writer(self) -> Writer:
         if self._given_writer is not None:
@@ -317,9 +391,26 @@ class Monitor:
         first = None if self._resume_step is None else self._resume_step + 1
         return TensorBoardWriter(self._log_dir, first_step=first)
 
+    def _show_closing(self) -> None:
+        if self._writer is None or not self._steps:
+            return
+        text = closing(
+            self.log_dir,
+            self._writer.tally,
+            steps=self._steps,
+            snapshots=self._overhead.snapshots,
+            notes=len(self._log.notes),
+            loop_seconds=self._overhead.seconds,
+            seconds=time.perf_counter() - self._entered,
+            failure=self._writer.failure,
+        )
+        show(text, verbose=self._verbose)
+
     @property
     def log_dir(self) -> str | None:
-        """Directory of the log, where it is known; once entered, the one really used."""
+        """Directory of the log, where it is known; once started, the one really used."""
+        if self._rank:
+            return None
         if isinstance(self._writer, TensorBoardWriter):
             return str(self._writer.log_dir)
         given = getattr(self._given_writer, "logdir", self._log_dir)
@@ -327,81 +418,132 @@ class Monitor:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was said so far: what was not found, left out, or failed."""
-        return tuple(self._notes)
+        """What was reported so far: what was not found, skipped, or failed."""
+        return self._log.notes
 
     @property
     def callbacks(self) -> tuple[Callback, ...]:
-        """Those still looking."""
-        return tuple(self._callbacks)
+        """The callbacks that are still enabled."""
+        return tuple(c for c in self._callbacks if c.name not in self._disabled)
 
-    # ---- the dry run
+    @property
+    def in_background(self) -> bool:
+        """Whether a process of its own analyses."""
+        return isinstance(self._observer, BackgroundObserver)
 
-    def _dry_run(self, instrument: Instrument) -> tuple[list[Record], list[str]]:
-        """Every callback once on a small batch; the records only tell which tags will come."""
-        records: list[Record] = []
-        notes: list[str] = []
-        small = instrument.small()
-        with undisturbed(self._model):
-            with self._memory.of_rows(len(small.held_out)):
-                observation = Observation(small, 0, self._needs(self._callbacks))
-            # The standard set takes no time; others may take seconds.
-            for callback in progress(list(self._callbacks), "first look", "callback", fewest=8):
-                # A copy, so that nothing is remembered of a look that doesn't count.
-                rehearsal = _copy_of(callback)
-                if rehearsal is None:
-                    continue
-                try:
-                    # Notes are of two sequences: the first look says what is true of all.
-                    seen = observation.limited(rehearsal.max_sequences)
-                    found = _checked(rehearsal, rehearsal.measure(seen))
-                    records += [record for record in found if not isinstance(record, Note)]
-                except NothingToObserve as reason:
-                    self._callbacks.remove(callback)
-                    notes.append(f"{callback.name} is left out: {reason}")
-                except Exception as error:
-                    raise RuntimeError(
-                        f"{callback!r} failed in the dry run, before the first step: "
-                        f"{type(error).__name__}: {error}"
-                    ) from error
-        return records, notes
+    # ---- where the observer runs
 
-    def _grouped(self) -> list[tuple[Schedule, list[Callback]]]:
-        """Callbacks by schedule, so that one that counts time is asked once a step."""
-        groups: dict[int, tuple[Schedule, list[Callback]]] = {}
-        for callback in self._callbacks:
-            schedule = callback.every or self._every
-            groups.setdefault(id(schedule), (schedule, []))[1].append(callback)
-        return list(groups.values()) or [(self._every, [])]
+    def _place(self, observer: Observer, nbytes: int) -> str:
+        """Start the observer where it is to run, and return where and why."""
+        why: str | None = None
+        if self._background is False:
+            why = "background=False"
+        elif self._background is None:
+            why = placement.why_in_loop(nbytes)
+            if why is None and self._on_error == "raise":
+                why = "on_error='raise'"
+        if why is None:
+            try:
+                self._start_process(observer.memory_per_sequence)
+                return "in a process of its own"
+            except (CopyError, OSError) as error:
+                if self._background:
+                    raise
+                why = f"{error}"
+                self._log.report(f"analyses run in the training loop: {why}")
+        assert self._reader is not None
+        self._reader.restart(as_bytes=False)
+        self._observer = InLoopObserver(observer, self._take_analysis)
+        return f"in the training loop: {why}"
+
+    def _start_process(self, memory_per_sequence: float | None = None) -> None:
+        assert self._reader is not None
+        self._memory_per_sequence = memory_per_sequence
+        self._reader.restart(as_bytes=True)
+        snapshot = self._reader.read(extra=(self._held_out, list(self.callbacks)))
+        process = BackgroundObserver(_Delivery(self))
+        state = self._observer.known_state if isinstance(self._observer, BackgroundObserver) else {}
+        settings = dataclasses.replace(self._settings, raise_errors=False)
+        process.start(Start(snapshot, settings, state, memory_per_sequence, self._device))
+        self._observer = process
+
+    def _revive(self) -> bool:
+        """Start the process once more if it is lost; tell if there is an observer."""
+        if not isinstance(self._observer, BackgroundObserver) or not self._observer.lost:
+            return True
+        if self._restarted:
+            return False
+        self._restarted = True
+        lost = self._observer
+        lost.close(0.0)
+        try:
+            self._start_process(self._memory_per_sequence)
+        except (CopyError, OSError) as error:
+            self._log.fail(f"the observer can't be started again: {error}", error)
+            return False
+        return True
+
+    # ---- what comes back
+
+    def _take_analysis(self, analysis: Analysis) -> None:
+        records = list(analysis.records)
+        for part, seconds in analysis.seconds.items():
+            what = (
+                "the passes that callbacks share" if part == "pass" else f"{part}, with its passes"
+            )
+            records.append(
+                Scalar(f"monitor/seconds/{part}", seconds, f"Time of the analysis for {what}; s")
+            )
+        self._log.write(analysis.step, records, analysis.wall_time)
+        for note in analysis.notes:
+            self._log.report(note)
+        for failure in analysis.failures:
+            self._log.fail(failure.message, failure.details)
+            if self._on_error == "raise" and self.in_background:
+                self._raised = RuntimeError(f"{failure.message}\n{failure.details}")
+        self._disabled |= analysis.disabled
+
+    def _raise_delivered(self) -> None:
+        error, self._raised = self._raised, None
+        if error is not None:
+            raise error
 
     # ---- interruptions
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to log what an uninterrupted one would; JSON can hold it.
+        """Return what a resumed run needs to log what an uninterrupted one would; JSON can hold it.
 
-        Save it beside the checkpoint, and give it to ``load_state_dict`` of the monitor that
-        continues the run with ``resume_step=``.
+        Save it beside the checkpoint, and pass it to ``load_state_dict`` of the monitor that
+        continues the run with ``resume_step=``. Snapshots that wait are analysed first.
         """
-        callbacks = {c.name: _plain(c.state_dict()) for c in self._callbacks}
+        if self._observer is None:
+            known = {c.name: plain(c.state_dict()) for c in self._callbacks}
+        elif self._state == "open":
+            known = self._observer.state()
+        else:
+            known = self._final_state
+        names = {c.name for c in self.callbacks}
         return {
             "step": self._last_step,
-            "callbacks": callbacks,
+            "callbacks": {name: state for name, state in known.items() if name in names},
             "occasions": dict(self._occasions),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` gave, before or after entering.
+        """Take up what ``state_dict`` returned, before or after starting.
 
         Raises:
             ValueError: If it isn't such a state, or a callback can't take its part.
         """
         if not isinstance(state, Mapping) or not isinstance(state.get("callbacks"), Mapping):
-            raise ValueError("this is no state of a monitor: give what monitor.state_dict() gave")
+            raise ValueError(
+                "this is no state of a monitor: pass the dict that monitor.state_dict() returned"
+            )
         known, self._last_step = state["callbacks"], state.get("step")
         self._occasions = {str(k): int(v) for k, v in state.get("occasions", {}).items()}
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             if callback.name not in known:
-                self._afresh.add(callback.name)
+                self._without_state.add(callback.name)
                 continue
             try:
                 callback.load_state_dict(known[callback.name])
@@ -410,68 +552,103 @@ class Monitor:
                     f"{callback!r} can't take up its part of the state: "
                     f"{type(error).__name__}: {error}"
                 ) from error
+        if self._observer is not None and self.in_background:
+            self._observer.load_state(known)
         if self._state == "open":
-            self._say_afresh()
+            self._report_missing_state()
 
-    def _say_afresh(self) -> None:
-        """Of callbacks that look, not of those that are left out anyhow."""
-        for callback in self._callbacks:
-            if callback.name in self._afresh:
-                self._say(f"{callback.name}: the state loaded knows nothing of it")
+    def _report_missing_state(self) -> None:
+        for callback in self.callbacks:
+            if callback.name in self._without_state:
+                self._log.report(
+                    f"{callback.name}: the state that was loaded has no part for it; it starts anew"
+                )
 
     # ---- every step
 
     def on_step_end(self, step: int, **scalars: Any) -> None:
-        """Call after every training step, outside compiled functions.
+        """Report the end of a training step; call it after every one, outside compiled functions.
 
         Args:
             step: Number of steps done, increasing.
             scalars: Numbers or MLX scalars of the step (``loss=loss``), logged as ``train/<name>``
-                when ``train_every`` says so and not evaluated otherwise.
+                when ``train_every`` is due and not evaluated otherwise.
 
         Raises:
-            RuntimeError: Outside the ``with`` block.
+            RuntimeError: Before :meth:`start` or after :meth:`close`.
             TypeError: If ``step`` is no whole number.
         """
         if self._state != "open":
             raise RuntimeError(
-                "on_step_end was called outside the monitor's with block; write\n"
+                f"on_step_end was called on a monitor that is {_STATES[self._state]}; write\n"
                 "    with Monitor(model, held_out, log_dir=...) as monitor:\n"
                 "        for step, batch in enumerate(batches, start=1): ...\n"
                 "            monitor.on_step_end(step, loss=loss)"
             )
-        if self._writer is None:
+        if self._writer is None or os.getpid() != self._pid:
             return
         step = operator.index(step)
         if self._last_step is not None and step <= self._last_step:
-            self._say(
-                f"step {step} came after step {self._last_step}: steps should increase, or curves "
+            self._log.report(
+                f"step {step} came after step {self._last_step}: let steps increase, or curves "
                 "run backwards in TensorBoard",
                 topic="steps",
             )
         self._last_step = step
         self._steps += 1
-        fired = [group for schedule, group in self._groups if self._asked(schedule, step)]
-        due = [callback for group in fired for callback in group if self._has_turn(callback)]
-        train_due = self._asked(self._train_every, step) if self._train_every else bool(fired)
+        fired = [group for schedule, group in self._groups if self._is_due(schedule, step)]
+        due = [
+            callback
+            for group in fired
+            for callback in group
+            if callback.name not in self._disabled and self._has_turn(callback)
+        ]
+        train_due = self._is_due(self._train_every, step) if self._train_every else bool(fired)
         if not due and not train_due:
             return
-        records: list[Record] = []
+        self._log.last_step = step
         if train_due:
-            records += self._numbers({f"train/{name}": value for name, value in scalars.items()})
+            self._log.write(step, self._numbers({f"train/{k}": v for k, v in scalars.items()}))
         if due and self._affords():
-            settle(self._model)
-            with self._overhead.looking():
-                looked = self._look(step, due)
-            records += looked
-            records += self._overhead.records()
-            records += self._explain(records)
-            self._say_if_dear()
-        if records:
-            self._writer.write(step, records)
+            self._analyse(step, due)
+            self._log.write(step, self._overhead.records())
+            self._report_large_share()
+        self._raise_delivered()
+
+    def _analyse(self, step: int, due: Sequence[Callback], *, finish: bool = False) -> None:
+        assert self._reader is not None
+        with self._overhead.occupying():
+            try:
+                if not self._revive():
+                    return
+                assert self._observer is not None
+                snapshot = self._reader.read()
+                names = tuple(callback.name for callback in due)
+                peak = mx.get_peak_memory()
+                self._observer.submit(Request(step, time.time(), snapshot, names, finish, peak))
+            except Exception as error:
+                if self._on_error == "raise" or raised_by_signal_handler(error):
+                    raise
+                self._log.fail(
+                    f"no snapshot could be taken at step {step}: {type(error).__name__}: {error}",
+                    error,
+                )
+                # What was sent of it, if anything, isn't known.
+                self._reader.restart()
+        for name in self._reader.unreadable:
+            self._log.report(
+                f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
+                "behind without a value. Analyses use the value that it had before, or zeros"
+            )
+        if isinstance(self._observer, BackgroundObserver) and self._observer.waited > 1.0:
+            self._log.report(
+                f"the loop has waited for the observer by step {step}, which can't keep up: "
+                "analyse less often (every=...), fewer sequences, or fewer callbacks",
+                topic="waited",
+            )
 
     def _has_turn(self, callback: Callback) -> bool:
-        """Whether this occasion is one of those that the callback takes."""
+        """Tell if this occasion is one of those that the callback takes."""
         number = self._occasions.get(callback.name, 0)
         self._occasions[callback.name] = number + 1
         return number % callback.one_in == 0
@@ -479,68 +656,53 @@ class Monitor:
     def _affords(self) -> bool:
         if self._overhead.affords():
             return True
-        self._say(
-            "looking takes more of the wall time than max_overhead allows: some looks are left "
-            "out, which monitor/skipped_looks counts. Look less often, or at fewer sequences",
+        self._log.report(
+            "snapshots take more of the wall time than max_overhead allows: some are skipped, "
+            "which monitor/skipped_snapshots counts. Analyse less often, or fewer sequences",
             topic="max_overhead",
         )
         return False
 
-    def _say_if_dear(self) -> None:
-        if self._overhead.dear:
-            self._say(
-                f"looking has taken {self._overhead.share:.0%} of the wall time so far: look less "
-                "often (every=...), at fewer sequences (a smaller held-out batch), or give "
-                "max_overhead=0.02",
-                topic="dear",
+    def _report_large_share(self) -> None:
+        if self._overhead.is_large:
+            self._log.report(
+                f"the monitor has taken {self._overhead.share:.0%} of the wall time so far: "
+                "analyse less often (every=...), fewer sequences (a smaller held-out batch), or "
+                "pass max_overhead=0.02",
+                topic="large share",
             )
-
-    def _explain(self, records: Iterable[Record]) -> list[Record]:
-        """The guide, when it has something new to say: some tags come later than others."""
-        known = dict(self._explained)
-        for record in records:
-            if isinstance(record, Text | Array) or not record.description:
-                continue
-            # The dry run knows less: of how many sequences numbers are.
-            if record.tag in self._rehearsed or record.tag not in known:
-                self._explained[record.tag] = record.description
-                self._rehearsed.discard(record.tag)
-        if not known:
-            self._rehearsed = set(self._explained)
-        if known == self._explained and known:
-            return []
-        return [Text("about/guide", guide(self._explained))]
 
     def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Log numbers measured elsewhere, under tags of one's own: ``{"val/loss": 0.3}``.
 
         Raises:
-            RuntimeError: Outside the ``with`` block.
+            RuntimeError: Before :meth:`start` or after :meth:`close`.
             TypeError: If ``step`` is no whole number, or ``scalars`` no mapping.
         """
         if not isinstance(scalars, Mapping):
             raise TypeError(
-                f"scalars is a {type(scalars).__name__}; give a mapping: {{'val/loss': 0.3}}"
+                f"scalars is a {type(scalars).__name__}; pass a mapping: {{'val/loss': 0.3}}"
             )
         if self._state != "open":
-            raise RuntimeError("log_scalars was called outside the monitor's with block")
-        if self._writer is not None:
-            records = self._numbers(scalars)
-            if records:
-                self._writer.write(operator.index(step), records)
+            raise RuntimeError(
+                f"log_scalars was called on a monitor that is {_STATES[self._state]}"
+            )
+        if self._writer is not None and os.getpid() == self._pid:
+            self._log.write(operator.index(step), self._numbers(scalars))
 
-    def _asked(self, schedule: Schedule, step: int) -> bool:
+    def _is_due(self, schedule: Schedule, step: int) -> bool:
         try:
             return schedule(step)
         except Exception as error:
-            if self._on_error == "raise":
+            if self._on_error == "raise" or raised_by_signal_handler(error):
                 raise
-            stopped = [c for s, group in self._groups if s is schedule for c in group]
-            names = ", ".join(c.name for c in stopped) or "train/*"
-            self._fail(
-                f"the schedule {schedule!r} failed at step {step}, which stops {names}", error
+            stopped = [c.name for s, group in self._groups if s is schedule for c in group]
+            self._log.fail(
+                f"the schedule {schedule!r} failed at step {step}, which stops "
+                f"{', '.join(stopped) or 'train/*'}: {type(error).__name__}: {error}",
+                error,
             )
-            self._disable(stopped)
+            self._disabled |= set(stopped)
             self._groups = [(s, group) for s, group in self._groups if s is not schedule]
             if schedule is self._train_every:
                 self._train_every = ~every(steps=1)
@@ -551,159 +713,101 @@ class Monitor:
         for tag, value in scalars.items():
             try:
                 number = float(value.item() if hasattr(value, "item") else value)
+                record = Scalar(tag, number)
             except Exception as error:
-                if self._on_error == "raise":
+                if self._on_error == "raise" or raised_by_signal_handler(error):
                     raise
                 shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-                self._say(
-                    f"{tag} is a {type(value).__name__}{shape} and not logged; give a number "
+                self._log.report(
+                    f"{tag} is a {type(value).__name__}{shape} and not logged; pass a number "
                     f"({type(error).__name__}: {error})",
                     topic=f"no number: {tag}",
                 )
                 continue
             if not math.isfinite(number):
-                self._say(f"{tag} is {number}; it is logged as it is")
-            records.append(Scalar(tag, number))
+                self._log.report(f"{tag} is {number}; it is logged as it is")
+            records.append(record)
         return records
 
-    # ---- looking
 
-    @staticmethod
-    def _needs(callbacks: Iterable[Callback]) -> frozenset[Need]:
-        return frozenset[Need]().union(*(c.needs for c in callbacks))
+class _Delivery:
+    """Takes what comes from the observer's process, for a monitor."""
 
-    def _look(
-        self, step: int, due: Sequence[Callback], of: Looking = lambda callback: callback.measure
-    ) -> list[Record]:
-        assert self._instrument is not None
-        records: list[Record] = []
-        notes: list[str] = []
-        try:
-            with (
-                undisturbed(self._model),
-                self._memory.bounding(self._instrument),
-                one_blas_thread(),
-            ):
-                for company in self._companies(due):
-                    for observation, callbacks in self._observations(step, company):
-                        for callback in callbacks:
-                            with self._overhead.timing(callback.name):
-                                records += self._measure(callback, observation, notes, of)
-        except Exception as error:
-            if self._on_error == "raise":
-                raise
-            self._fail(f"looking at the model failed at step {step}; it is not tried again", error)
-            self._disable(due)
-        for note in notes:
-            self._say(note)
-        return records
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
 
-    def _companies(self, due: Sequence[Callback]) -> list[list[Callback]]:
-        """Callbacks that share a pass.
+    def analysis(self, analysis: Analysis) -> None:
+        self._monitor._take_analysis(analysis)
 
-        All, unless gradients, which cost about twice as much again, are wanted of so few of the
-        sequences that a pass of their own is cheaper.
-        """
-        gradients = {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}
-        batch = len(self._held_out)
-        dear = max((_size(c, batch) for c in due if c.needs & gradients), default=0)
-        most = max(_size(c, batch) for c in due)
-        if not 0 < 2 * dear <= most:
-            return [list(due)]
-        few = [c for c in due if c.needs & gradients or _size(c, batch) <= dear]
-        return [few, [c for c in due if c not in few]]
+    def picture(self, step: int, wall_time: float, picture: Picture) -> None:
+        self._monitor._log.write(step, [picture], wall_time)
 
-    def _seen(self, step: int, callbacks: Sequence[Callback]) -> Observation:
-        assert self._instrument is not None
-        batch = len(self._held_out)
-        most = max(_size(c, batch) for c in callbacks)
-        with self._overhead.timing("pass"):
-            return Observation(
-                self._instrument,
-                step,
-                self._needs(callbacks),
-                max_sequences=most,
-                # Those of fewer sequences are cheaper by themselves.
-                scales=[s for c in callbacks if _size(c, batch) == most for s in c.time_scales],
+    def dropped_pictures(self, count: int) -> None:
+        if count:
+            what = "Pictures that took too long, failed, or came faster than they are drawn"
+            self._monitor._log.write(
+                self._monitor._log.last_step, [Scalar("monitor/dropped_pictures", count, what)]
             )
 
-    def _observations(
-        self, step: int, due: Sequence[Callback]
-    ) -> Iterable[tuple[Observation, Sequence[Callback]]]:
-        """One observation for all, or where that fails one for each that can have one."""
-        try:
-            yield self._seen(step, due), due
-            return
-        except Exception:
-            if self._on_error == "raise" or len(due) == 1:
-                raise
-        failed: dict[str, tuple[Exception, list[Callback]]] = {}
-        for callback in due:
-            try:
-                own = self._seen(step, [callback])
-            except Exception as error:
-                what = f"{type(error).__name__}: {error}"
-                failed.setdefault(what, (error, []))[1].append(callback)
-                continue
-            yield own, [callback]
-        for cause, callbacks in failed.values():
-            names = ", ".join(c.name for c in callbacks)
-            self._fail(f"looking failed at step {step}, which disables {names}", cause)
-            self._disable(callbacks)
+    def fault(self, message: str, details: str) -> None:
+        self._monitor._log.fail(message, details)
 
-    def _measure(
-        self, callback: Callback, observation: Observation, notes: list[str], of: Looking
-    ) -> list[Record]:
-        records: list[Record] = []
-        try:
-            seen = observation.limited(callback.max_sequences)
-            for record in _checked(callback, of(callback)(seen)):
-                if isinstance(record, Note):
-                    notes.append(record.message)
-                else:
-                    records.append(record)
-        except NothingToObserve as reason:
-            notes.append(f"{callback.name} is left out from now on: {reason}")
-            self._disable([callback])
-        except Exception as error:
-            if self._on_error == "raise":
-                raise
-            self._fail(f"{callback.name} failed at step {observation.step} and is disabled", error)
-            self._disable([callback])
-        return records
 
-    def _disable(self, callbacks: Sequence[Callback]) -> None:
-        gone = {id(c) for c in callbacks}
-        self._callbacks = [c for c in self._callbacks if id(c) not in gone]
-        # A schedule without callbacks still says when the loop's own numbers are logged.
-        self._groups = [
-            (schedule, [c for c in group if id(c) not in gone]) for schedule, group in self._groups
-        ]
+_STATES = {"new": "not started", "open": "open", "closed": "closed"}
 
-    # ---- saying
 
-    def _say(self, message: str, *, topic: str | None = None) -> None:
-        """Once for a topic (by default the message itself), however often it is true."""
-        topic = topic or message
-        if topic not in self._said:
-            self._said.add(topic)
-            self._notes.append(message)
-            _LOG.warning(message)
-            self._write_notes()
+def _close_at_exit(monitor: weakref.ref[Monitor]) -> None:
+    open_still = monitor()
+    if open_still is not None:
+        open_still.close()
 
-    def _fail(self, message: str, error: Exception) -> None:
-        self._notes.append(f"{message}: {type(error).__name__}: {error}")
-        _LOG.error("%s; training goes on", message, exc_info=error)
-        self._write_notes()
 
-    def _write_notes(self) -> None:
-        if self._writer is not None:
-            text = "\n".join(f"* {note}" for note in self._notes)
-            self._writer.write(self._last_step or 0, [Text("about/notes", text)])
+def _grouped(
+    callbacks: Iterable[Callback], default: Schedule
+) -> list[tuple[Schedule, list[Callback]]]:
+    """Group callbacks by schedule, so that one that counts time is asked once a step."""
+    groups: dict[int, tuple[Schedule, list[Callback]]] = {}
+    for callback in callbacks:
+        schedule = callback.every or default
+        groups.setdefault(id(schedule), (schedule, []))[1].append(callback)
+    # A schedule without callbacks still decides when the loop's own numbers are logged.
+    return list(groups.values()) or [(default, [])]
+
+
+def _checked(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
+    """Return the callbacks as a list.
+
+    Raises:
+        TypeError, ValueError: If they are no callbacks, or two have one name.
+    """
+    if callbacks is None or isinstance(callbacks, str):
+        return callback_set("standard" if callbacks is None else callbacks)
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise TypeError(
+            f"callbacks={callbacks!r}: pass a list of callbacks, the name of a set, or None"
+        )
+    listed = list(callbacks)
+    for callback in listed:
+        if isinstance(callback, type):
+            raise TypeError(f"callbacks has a class, not an object: write {callback.__name__}()")
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"callbacks has a {type(callback).__name__}; pass objects of subclasses of "
+                "ncp_callbacks.Callback"
+            )
+        _check_settings(callback)
+    names = [c.name for c in listed]
+    doubled = sorted({n for n in names if names.count(n) > 1})
+    if doubled:
+        raise ValueError(
+            f"two callbacks are called {doubled[0]!r}, so their tags would mix: pass one "
+            f"name='{doubled[0]}_2'"
+        )
+    return listed
 
 
 def _check_settings(callback: Callback) -> None:
-    """What a user's class may have got wrong, said before it fails in the midst of training."""
+    """Check what a user's class may have got wrong, before it fails in the midst of training."""
     needs: Any = callback.needs
     if not isinstance(needs, Iterable) or not all(isinstance(need, Need) for need in needs):
         raise TypeError(
@@ -713,42 +817,21 @@ def _check_settings(callback: Callback) -> None:
         callback.needs = frozenset(needs)
     one_in: Any = callback.one_in
     if not hasattr(one_in, "__index__") or operator.index(one_in) < 1:
-        raise ValueError(f"{callback!r}.one_in is {one_in!r}; give 1 or more")
+        raise ValueError(f"{callback!r}.one_in is {one_in!r}; set 1 or more")
 
 
-def _size(callback: Callback, batch: int) -> int:
-    return min(callback.max_sequences or batch, batch)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and numpy numbers as lists and Python's, which keep every digit."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, mx.array):
-        return value.tolist()
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _copy_of(callback: Callback) -> Callback | None:
-    try:
-        return copy.deepcopy(callback)
-    except Exception:  # it holds something that can't be copied: rehearsing would count
-        return None
-
-
-def _checked(callback: Callback, records: Iterable[Record | Note]) -> Iterator[Record | Note]:
-    """What a callback made, if it is what writers take."""
-    if records is None or isinstance(records, Record | Note):
+def _callable(forward: Any) -> Any:
+    if forward is not None and not callable(forward):
         raise TypeError(
-            f"{callback!r}.measure gave {'None' if records is None else type(records).__name__}, "
-            "which is no list of records: return [Scalar(...)], or [] for none, or yield them"
+            f"forward is a {type(forward).__name__}; pass a callable "
+            "(model, inputs, time_delta) -> outputs"
         )
-    for record in records:
-        if not isinstance(record, Record | Note):
-            raise TypeError(
-                f"{callback!r}.measure gave a {type(record).__name__}; yield records: Scalar, "
-                "Histogram, Figure, Text, Array or Note"
-            )
-        yield record
+    return forward
+
+
+def _whole(value: Any, least: int) -> int | None:
+    """Return a whole number of at least so much; None for anything else."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    number = operator.index(value)
+    return number if number >= least else None

@@ -113,7 +113,7 @@ class Observation:
         max_sequences: int | None = None,
         scales: Iterable[float] = (),
     ) -> None:
-        """Run the model once; only inside ``undisturbed(model)``.
+        """Run the model once; only inside ``instrument.analysing()``.
 
         Args:
             instrument: What runs the model.

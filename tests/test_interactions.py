@@ -23,7 +23,7 @@ from ncp_callbacks.analysis.interactions import (
     integrated_hessians,
 )
 from ncp_callbacks.analysis.methods import Points
-from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_interactions
 from ncp_callbacks.plots.drawer import Drawer
@@ -345,14 +345,13 @@ def test_slopes_are_differences_of_gradients(kind: Any) -> None:
     rng = np.random.default_rng(1)
     v, w = (rng.standard_normal(x.shape).astype(np.float32) for _ in range(2))
     u, e = rng.standard_normal(dt.shape).astype(np.float32), np.float32(2e-2)
-    with undisturbed(model):
-        seen = observe(model, ncp.HeldOutBatch(x, dt))
-        found = seen.slopes(x[None], along=v, time_along=u)
-        other = seen.slopes(x[None], along=w)
-        steps = np.array([2 * e, e, -e, -2 * e])
-        around = seen.evaluate(
-            x + steps[:, None, None, None] * v, dt + steps[:, None, None] * u, gradient=True
-        )
+    seen = observe(model, ncp.HeldOutBatch(x, dt))
+    found = seen.slopes(x[None], along=v, time_along=u)
+    other = seen.slopes(x[None], along=w)
+    steps = np.array([2 * e, e, -e, -2 * e])
+    around = seen.evaluate(
+        x + steps[:, None, None, None] * v, dt + steps[:, None, None] * u, gradient=True
+    )
     # Fourth order, so that steps can be long enough for float32.
     weights = np.array([-1.0, 8.0, -8.0, 1.0]) / (12 * float(e))
     for name in ("values", "input_gradient", "time_gradient"):
@@ -369,10 +368,9 @@ def test_slopes_of_many_points_are_those_of_each() -> None:
     mx.random.seed(0)
     model, (x, dt) = Net(), data()
     z = np.array([0.2, 0.5, 1.0], np.float32)[:, None, None, None]
-    with undisturbed(model):
-        seen = observe(model, ncp.HeldOutBatch(x, dt))
-        together = seen.slopes(z * x, along=x)
-        apart = [seen.slopes(z[k : k + 1] * x, along=x) for k in range(3)]
+    seen = observe(model, ncp.HeldOutBatch(x, dt))
+    together = seen.slopes(z * x, along=x)
+    apart = [seen.slopes(z[k : k + 1] * x, along=x) for k in range(3)]
     for k in range(3):
         np.testing.assert_allclose(together.values[k], apart[k].values[0], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(
@@ -390,10 +388,9 @@ def test_both_methods_agree_on_a_random_network(seed: int) -> None:
         "groups": [np.array([i]) for i in range(F)],
         "names": ["a", "b", "c", "intervals"],
     }
-    with undisturbed(model):
-        seen = observe(model, ncp.HeldOutBatch(x, dt), target=0)
-        cheap = archipelago(seen.evaluate, x, dt, **common)
-        dear = integrated_hessians(seen.evaluate, seen.slopes, x, dt, **common, nodes=8)
+    seen = observe(model, ncp.HeldOutBatch(x, dt), target=0)
+    cheap = archipelago(seen.evaluate, x, dt, **common)
+    dear = integrated_hessians(seen.evaluate, seen.slopes, x, dt, **common, nodes=8)
     pairs = np.tril_indices(4, -1)
     first, second = (found.pairs[(slice(None), *pairs)].ravel() for found in (cheap, dear))
     # .989 to .999 over four seeds when this was written.

@@ -37,7 +37,7 @@ from ncp_callbacks.analysis.methods import (
     occlusion,
     smooth_grad,
 )
-from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.measures import AttributionSettings, attribution
 from ncp_callbacks.models import LTC, CfC
 
@@ -924,8 +924,7 @@ def golden(request, captum):
     load_torch(model, kind, given_)
     dt = None if kind == "gru" else captum["time_delta"]
     instrument = Instrument(model, HeldOutBatch(captum["x"], dt), target=1)
-    with undisturbed(model):
-        yield Observation(instrument, 0, {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}), case
+    yield Observation(instrument, 0, {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}), case
 
 
 def as_captum(found: Attribution, case: dict[str, np.ndarray], method: str, tolerance: float):
@@ -1098,8 +1097,7 @@ def trained(request):
 
 
 def observe(model, x, dt, **options):
-    with undisturbed(model):
-        return Observation(Instrument(model, HeldOutBatch(x, dt), **options), 0)
+    return Observation(Instrument(model, HeldOutBatch(x, dt), **options), 0)
 
 
 def test_completeness_of_trained_models(trained):

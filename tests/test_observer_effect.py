@@ -19,7 +19,7 @@ from ncps.wirings import AutoNCP
 from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
-from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.instrument.capture import Tap
 from ncp_callbacks.instrument.trees import modules
 from ncp_callbacks.models import CfC
@@ -350,8 +350,7 @@ def test_weights_made_in_the_first_call_are_made_as_without():
         training = Training("enhanced/late-cfc-stacked")
         if look:
             instrument = Instrument(training.model, training.held_out())
-            with undisturbed(training.model):
-                ncp.Observation(instrument, 0, set(ncp.Need))
+            ncp.Observation(instrument, 0, set(ncp.Need))
             assert "ff1_kernel" not in training.model.forward_layers[0]
         training.start()
         models.append({path: seen(module) for path, module in modules(training.model)})
@@ -468,7 +467,7 @@ def test_undisturbed_puts_everything_back(error):
     model.lin.eval()
     count, half, inner = model.count, model.half, model.nested[1][1]
     before = model.everything()
-    with contextlib.suppress(ValueError, KeyboardInterrupt), undisturbed(model):
+    with contextlib.suppress(ValueError, KeyboardInterrupt):
         assert not any(module._training for _, module in modules(model))
         assert not model.nested[1][0]._training  # in a tuple, where eval() doesn't get
         model.disturb()
@@ -485,12 +484,10 @@ def test_undisturbed_puts_everything_back(error):
 def test_undisturbed_can_be_nested():
     model = Cluttered()
     before = model.everything()
-    with undisturbed(model):
-        with undisturbed(model):
-            model.disturb()
-        assert not model._training
-        assert model.everything()["arrays"] == before["arrays"]
-        model.disturb()
+    model.disturb()
+    assert not model._training
+    assert model.everything()["arrays"] == before["arrays"]
+    model.disturb()
     assert model.everything() == before
     assert model._training
 
@@ -507,17 +504,15 @@ def compiling():
 def test_compilation_is_off_inside_and_as_before_outside():
     model = nn.Linear(2, 2)
     assert compiling()
-    with undisturbed(model):
-        assert not compiling()
+    assert not compiling()
     assert compiling()
     mx.disable_compile()
     try:
-        with undisturbed(model):
-            assert not compiling()
+        assert not compiling()
         assert not compiling()
     finally:
         mx.enable_compile()
-    with contextlib.suppress(ValueError), undisturbed(model):
+    with contextlib.suppress(ValueError):
         raise ValueError
     assert compiling()
 
@@ -526,6 +521,5 @@ def test_frozen_names_with_a_rule_of_their_own_survive():
     model = CfC(2, AutoNCP(8, 2))
     before = {path: sorted(module._no_grad) for path, module in modules(model)}
     assert any(before.values())
-    with undisturbed(model):
-        model.freeze()
+    model.freeze()
     assert {path: sorted(module._no_grad) for path, module in modules(model)} == before

@@ -29,7 +29,7 @@ from test_oracles import (
 import ncp_callbacks as ncp
 from ncp_callbacks.analysis.methods import Attribution, Points, own_step_integrated_gradients
 from ncp_callbacks.analysis.output_time import OutputTime, binned, output_steps, output_time
-from ncp_callbacks.instrument import Instrument, NothingToObserve, undisturbed
+from ncp_callbacks.instrument import Instrument, NothingToObserve
 from ncp_callbacks.measures import importance
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_output_time
@@ -74,9 +74,8 @@ class EveryGRU(nn.Module):
 def test_every_output_step_of_leaky_integrators(model: Any) -> None:
     p, (x, dt) = parameters(), data()
     net = model(p)
-    with undisturbed(net):
-        seen = observe(net, ncp.HeldOutBatch(x, dt), target=1)
-        found = seen.at_steps(range(T))
+    seen = observe(net, ncp.HeldOutBatch(x, dt), target=1)
+    found = seen.at_steps(range(T))
     known = Closed(p, x, dt)
     close(found.values, known.outputs[..., 1].T)
     for step in range(T):
@@ -90,8 +89,7 @@ def test_every_output_step_of_leaky_integrators(model: Any) -> None:
 def test_own_steps_of_leaky_integrators(model: Any) -> None:
     p, (x, dt) = parameters(), data()
     net = model(p)
-    with undisturbed(net):
-        found, mixed = observe(net, ncp.HeldOutBatch(x, dt), target=1).at_own_steps()
+    found, mixed = observe(net, ncp.HeldOutBatch(x, dt), target=1).at_own_steps()
     known = Closed(p, x, dt)
     # dh_t/dx_t = (1 - a_t) W with the state before it held, whatever becomes of it later.
     close(found.input_gradient[0], np.einsum("h,bth,hf->btf", known.v[1], 1 - known.a, known.w))
@@ -210,13 +208,12 @@ def test_agrees_with_attribution_at_a_step(kind: Any, target: Any) -> None:
     mx.random.seed(0)
     model, (x, dt) = Net(kind), data()
     held_out = ncp.HeldOutBatch(x, dt, targets=np.arange(B * T).reshape(B, T) % 2)
-    with undisturbed(model):
-        found = observe(model, held_out, target=target).at_steps([1, T - 1])
-        for k, step in enumerate((1, T - 1)):
-            single = observe(model, held_out, target=target, at=step)
-            close(found.values[k], single.target_values)
-            close(found.input_gradient[k], single.input_gradient)
-            close(np.abs(x * found.input_gradient[k]).mean(axis=0), importance(single).importance)
+    found = observe(model, held_out, target=target).at_steps([1, T - 1])
+    for k, step in enumerate((1, T - 1)):
+        single = observe(model, held_out, target=target, at=step)
+        close(found.values[k], single.target_values)
+        close(found.input_gradient[k], single.input_gradient)
+        close(np.abs(x * found.input_gradient[k]).mean(axis=0), importance(single).importance)
 
 
 @pytest.mark.parametrize(
@@ -228,11 +225,10 @@ def test_losses_of_every_step(targets: np.ndarray) -> None:
     mx.random.seed(0)
     model, (x, dt) = Net(), data()
     held_out = ncp.HeldOutBatch(x, dt, targets=targets)
-    with undisturbed(model):
-        found = observe(model, held_out, target="loss").at_steps(range(T)).values
-        for step in range(T):
-            single = observe(model, held_out, target="loss", at=step)
-            close(found[step], single.target_values)
+    found = observe(model, held_out, target="loss").at_steps(range(T)).values
+    for step in range(T):
+        single = observe(model, held_out, target="loss", at=step)
+        close(found[step], single.target_values)
 
 
 class Wired(nn.Module):
@@ -251,22 +247,21 @@ def test_own_steps_are_gradients_with_the_state_given(make: Any) -> None:
     mx.random.seed(0)
     model, (x, dt) = make(), data()
     held_out = ncp.HeldOutBatch(x, dt)
-    with undisturbed(model):
-        seen = observe(model, held_out, target=1)
-        found, mixed = seen.at_own_steps()
-        cell = model.rnn.cell
-        state = mx.zeros((B, model.rnn.units))
-        for t in range(T):
+    seen = observe(model, held_out, target=1)
+    found, mixed = seen.at_own_steps()
+    cell = model.rnn.cell
+    state = mx.zeros((B, model.rnn.units))
+    for t in range(T):
 
-            def output(x_t: mx.array, dt_t: mx.array, state: mx.array = state) -> mx.array:
-                out = cell(x_t, state, dt_t)[0]
-                return (model.head(out) if isinstance(model, Net) else out)[:, 1].sum()
+        def output(x_t: mx.array, dt_t: mx.array, state: mx.array = state) -> mx.array:
+            out = cell(x_t, state, dt_t)[0]
+            return (model.head(out) if isinstance(model, Net) else out)[:, 1].sum()
 
-            given = mx.array(x[:, t]), mx.array(dt[:, t, None])
-            by_input, by_time = mx.grad(output, argnums=[0, 1])(*given)
-            close(found.input_gradient[0][:, t], np.array(by_input))
-            close(found.time_gradient[0][:, t], np.array(by_time)[:, 0])
-            state = cell(given[0], state, given[1])[1]
+        given = mx.array(x[:, t]), mx.array(dt[:, t, None])
+        by_input, by_time = mx.grad(output, argnums=[0, 1])(*given)
+        close(found.input_gradient[0][:, t], np.array(by_input))
+        close(found.time_gradient[0][:, t], np.array(by_time)[:, 0])
+        state = cell(given[0], state, given[1])[1]
     assert not mixed
 
 
@@ -335,9 +330,8 @@ def test_tokens() -> None:
     held_out = ncp.HeldOutBatch(np.random.default_rng(0).integers(0, 7, (B, T)), data()[1])
     records, notes = look(model, held_out)
     assert not notes
-    with undisturbed(model):
-        seen = observe(model, held_out, at=2)
-        expected = np.abs((seen.inputs * seen.input_gradient).sum(axis=2)).mean(axis=0)
+    seen = observe(model, held_out, at=2)
+    expected = np.abs((seen.inputs * seen.input_gradient).sum(axis=2)).mean(axis=0)
     close(records["output_time/matrix"].data.influence[:, 2], expected)
     assert records["_ncp/output_time_local"].values.shape == (T, 1)
 
@@ -370,11 +364,11 @@ def test_what_has_no_outputs_over_time_is_left_out() -> None:
     records, notes = look(TimeDeltaBank(p), held_out, target=lambda o, _: o.sum(axis=(1, 2)))
     assert not records
     assert any("function of all outputs" in note for note in notes)
-    with undisturbed(model := TimeDeltaBank(p, per_step=False)):
-        seen = observe(model, held_out)
-        assert seen.every_step is None
-        with pytest.raises(RuntimeError, match="no target at every step"):
-            seen.at_steps([0])
+    model = TimeDeltaBank(p, per_step=False)
+    seen = observe(model, held_out)
+    assert seen.every_step is None
+    with pytest.raises(RuntimeError, match="no target at every step"):
+        seen.at_steps([0])
 
 
 # --- padding --------------------------------------------------------------------------------------
@@ -564,11 +558,11 @@ def test_states_that_are_not_given_can_not_be_held() -> None:
 
     mx.random.seed(0)
     held_out = ncp.HeldOutBatch(data()[0])
-    with undisturbed(model := Loop()):
-        with pytest.raises(NothingToObserve, match="isn't given its state"):
-            observe(model, held_out, cells="cell").at_own_steps()
-        # With no cell known, what goes from step to step is noticed.
-        assert observe(model, held_out).at_own_steps()[1]
+    model = Loop()
+    with pytest.raises(NothingToObserve, match="isn't given its state"):
+        observe(model, held_out, cells="cell").at_own_steps()
+    # With no cell known, what goes from step to step is noticed.
+    assert observe(model, held_out).at_own_steps()[1]
 
 
 # --- pictures -------------------------------------------------------------------------------------

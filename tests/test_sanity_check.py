@@ -24,7 +24,7 @@ from test_plots import check_text, drawn, title, words
 import ncp_callbacks as ncp
 from ncp_callbacks.analysis.sanity import ALIKE, Cascade, Measures, map_similarity
 from ncp_callbacks.held_out import to_numpy
-from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.instrument.randomise import randomised
 from ncp_callbacks.instrument.trees import leaves, modules
 from ncp_callbacks.models import LTC, CfC
@@ -106,7 +106,7 @@ def test_entries_change_places_stage_by_stage_and_come_back(name: str) -> None:
     before, held = arrays(model), dict(tree_flatten(model.parameters()))
     trainable = dict(tree_flatten(model.trainable_parameters()))
     instrument, changed = seen(model), set[str]()
-    with undisturbed(model), randomised(instrument, stages=20) as cascade:
+    with randomised(instrument, stages=20) as cascade:
         for names in cascade:
             changed |= set(names)
             now = arrays(model)
@@ -137,7 +137,7 @@ def test_the_same_every_time_and_whatever_the_random_state() -> None:
         np.random.seed(seed)  # noqa: NPY002
         instrument = seen(model)
         key = mx.random.state[0].tolist()
-        with undisturbed(model), randomised(instrument) as cascade:
+        with randomised(instrument) as cascade:
             assert len(list(cascade)) == 6
             results.append(arrays(model))
         assert mx.random.state[0].tolist() == key
@@ -160,13 +160,12 @@ def test_stages_follow_the_calls_from_the_output_on() -> None:
 
     model = Chain()
     instrument = Instrument(model, ncp.HeldOutBatch(batch()[0]))
-    with undisturbed(model):
-        with randomised(instrument) as cascade:
-            assert list(cascade) == [("out",), ("last",), ("second",), ("first",), ("",)]
-        with randomised(instrument, stages=2) as cascade:
-            assert list(cascade) == [("out", "last", "second"), ("first", "")]
-        with randomised(instrument, stages=1) as cascade:
-            next(cascade)  # and no further
+    with randomised(instrument) as cascade:
+        assert list(cascade) == [("out",), ("last",), ("second",), ("first",), ("",)]
+    with randomised(instrument, stages=2) as cascade:
+        assert list(cascade) == [("out", "last", "second"), ("first", "")]
+    with randomised(instrument, stages=1) as cascade:
+        next(cascade)  # and no further
 
 
 class Parts(nn.Module):
@@ -197,7 +196,7 @@ def test_what_can_not_be_learnt_stays() -> None:
     model = Parts()
     before = arrays(model)
     instrument = Instrument(model, ncp.HeldOutBatch(batch()[0]))
-    with undisturbed(model), randomised(instrument) as cascade:
+    with randomised(instrument) as cascade:
         list(cascade)
         now = arrays(model)
         assert model.half.dtype == mx.bfloat16
@@ -213,13 +212,12 @@ def test_all_comes_back_when_something_is_raised() -> None:
     model = made("CfC")
     before = arrays(model)
     instrument = seen(model)
-    with undisturbed(model):
-        with pytest.raises(ZeroDivisionError), randomised(instrument) as cascade:  # noqa: PT012
-            next(cascade)
-            assert not all(np.array_equal(a, before[p]) for p, a in arrays(model).items())
-            raise ZeroDivisionError
-        for path, array in arrays(model).items():
-            np.testing.assert_array_equal(array, before[path])
+    with pytest.raises(ZeroDivisionError), randomised(instrument) as cascade:  # noqa: PT012
+        next(cascade)
+        assert not all(np.array_equal(a, before[p]) for p, a in arrays(model).items())
+        raise ZeroDivisionError
+    for path, array in arrays(model).items():
+        np.testing.assert_array_equal(array, before[path])
 
 
 def test_a_model_without_anything_to_learn_is_left_out() -> None:
@@ -376,7 +374,7 @@ class Linear(nn.Module):
 def shuffled(model: nn.Module) -> np.ndarray:
     """The weights of the randomised model."""
     instrument = Instrument(model, ncp.HeldOutBatch(batch()[0]))
-    with undisturbed(model), randomised(instrument) as cascade:
+    with randomised(instrument) as cascade:
         list(cascade)
         return np.array(model.weights)
 
@@ -437,11 +435,10 @@ def test_the_steps_of_both_models_states(name: str, count: int) -> None:
         values = np.array(states if name == "GRU" else states[0], np.float64)
         return float(np.sqrt((np.diff(values, axis=1) ** 2).sum(axis=2)).mean())
 
-    with undisturbed(model):
-        trained = length()
-        with randomised(Instrument(model, held_out)) as cascade:
-            list(cascade)
-            random = length()
+    trained = length()
+    with randomised(Instrument(model, held_out)) as cascade:
+        list(cascade)
+        random = length()
     assert random != pytest.approx(trained, rel=1e-2)
     writer = ncp.MemoryWriter()
     # Others look at all sequences, so that these are a part of a wider pass.
@@ -578,7 +575,7 @@ def test_measures_of_the_randomised_model_are_those_of_that_model() -> None:
     model, (x, dt) = made("CfC"), batch()
     held_out = ncp.HeldOutBatch(x, dt)
     seen = scalars(monitored(model, [ncp.SanityCheck(max_sequences=None)])[0])
-    with undisturbed(model), randomised(Instrument(model, held_out)) as cascade:
+    with randomised(Instrument(model, held_out)) as cascade:
         list(cascade)
         weights = [(path, mx.array(value)) for path, value in tree_flatten(model.parameters())]
     model.load_weights(weights)
@@ -646,7 +643,7 @@ def test_tokens_are_embedded_anew() -> None:
     model, tokens = Reader(), np.random.default_rng(0).integers(0, 7, (B, T))
     found = scalars(monitored(model, [ncp.SanityCheck()], x=tokens)[0])
     instrument = Instrument(model, ncp.HeldOutBatch(tokens))
-    with undisturbed(model), randomised(instrument) as cascade:
+    with randomised(instrument) as cascade:
         list(cascade)
         maps = np.array(model.embedding.weight @ model.head.weight[0])[tokens]
     strength = np.abs(maps).mean(axis=0).sum()
@@ -660,24 +657,23 @@ def test_an_observation_again_is_that_of_other_inputs() -> None:
     model = made("CfC")
     (x, dt), (other, _) = batch(), batch(7)
     needs = [ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT]
-    with undisturbed(model):
-        moved = ncp.Observation(Instrument(model, ncp.HeldOutBatch(x, dt)), 0, needs).again(other)
-        expected = ncp.Observation(Instrument(model, ncp.HeldOutBatch(other, dt)), 0, needs)
-        for name in ("inputs", "target_values", "input_gradient", "time_gradient"):
-            np.testing.assert_allclose(
-                getattr(moved, name), getattr(expected, name), rtol=1e-4, atol=1e-6
-            )
-        stretched = np.stack([dt, 2 * dt])
-        for rows in (None, np.array([1, 4])):
-            some = stretched if rows is None else stretched[:, rows]
-            np.testing.assert_allclose(
-                moved.evaluate(time_delta=some, rows=rows).values,
-                expected.evaluate(time_delta=some, rows=rows).values,
-                rtol=1e-4, atol=1e-6,
-            )  # fmt: skip
+    moved = ncp.Observation(Instrument(model, ncp.HeldOutBatch(x, dt)), 0, needs).again(other)
+    expected = ncp.Observation(Instrument(model, ncp.HeldOutBatch(other, dt)), 0, needs)
+    for name in ("inputs", "target_values", "input_gradient", "time_gradient"):
         np.testing.assert_allclose(
-            moved.values_at_scales([2.0])[2.0], expected.values_at_scales([2.0])[2.0], rtol=1e-4
+            getattr(moved, name), getattr(expected, name), rtol=1e-4, atol=1e-6
         )
+    stretched = np.stack([dt, 2 * dt])
+    for rows in (None, np.array([1, 4])):
+        some = stretched if rows is None else stretched[:, rows]
+        np.testing.assert_allclose(
+            moved.evaluate(time_delta=some, rows=rows).values,
+            expected.evaluate(time_delta=some, rows=rows).values,
+            rtol=1e-4, atol=1e-6,
+        )  # fmt: skip
+    np.testing.assert_allclose(
+        moved.values_at_scales([2.0])[2.0], expected.values_at_scales([2.0])[2.0], rtol=1e-4
+    )
 
 
 # ---- the picture

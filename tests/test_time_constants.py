@@ -37,7 +37,7 @@ from ncp_callbacks.analysis.time_constants import (
     unit_time_constants,
 )
 from ncp_callbacks.callbacks import TimeConstants
-from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.instrument.liquid import (
     DecayReading,
     GateReading,
@@ -70,10 +70,9 @@ def batch(seed=0, steps=T):
 def seen(model, x, dt, cell=None, forward=None):
     """What is read of a model's cell, and its replay."""
     instrument = Instrument(model, ncp.HeldOutBatch(x, dt), forward=forward)
-    with undisturbed(model):
-        look = ncp.Observation(instrument, 0, {ncp.Need.STATES})
-        replay = look.replay(cell or look.states[0].cell)
-        return read_liquid(replay, look.time_delta if look.takes_time else None), replay
+    look = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    replay = look.replay(cell or look.states[0].cell)
+    return read_liquid(replay, look.time_delta if look.takes_time else None), replay
 
 
 def logged(model, x, dt=None, steps=1, callback=None, held_out=None, **options):
@@ -846,9 +845,8 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
         "ncp_callbacks.callbacks.time_constants.jacobian_diagonal",
         lambda replay, t, *rest: looked.append(t) or jacobian_diagonal(replay, t, *rest),
     )
-    with undisturbed(model):
-        look = ncp.Observation(instrument, 0, {ncp.Need.STATES})
-        list(TimeConstants(steps=3).measure(look))
+    look = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    list(TimeConstants(steps=3).measure(look))
     assert looked == [0, 4, 8]
 
 

@@ -14,7 +14,7 @@ from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
 
 import ncp_callbacks as ncp
 from ncp_callbacks.held_out import to_numpy
-from ncp_callbacks.instrument import Instrument, ModelError, undisturbed
+from ncp_callbacks.instrument import Instrument, ModelError
 from ncp_callbacks.instrument.replay import Replay
 
 every_example = pytest.mark.parametrize("name", EXAMPLES)
@@ -28,8 +28,7 @@ def looked_at(name, *needs, **options):
     if name.startswith("enhanced/"):
         case.plain(model, x, dt)  # which makes its weights
     instrument = Instrument(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
-    with undisturbed(model):
-        return case, x, dt, instrument, ncp.Observation(instrument, 0, needs)
+    return case, x, dt, instrument, ncp.Observation(instrument, 0, needs)
 
 
 def built(name):
@@ -110,8 +109,7 @@ def test_targets_at_scaled_intervals_are_those_of_plain_calls(name):
             seen.values_at_scales((2.0,))
         return
     model = built(name)[3]
-    with undisturbed(instrument.model):
-        values = seen.values_at_scales((0.5, 1.0, 3.0))
+    values = seen.values_at_scales((0.5, 1.0, 3.0))
     for scale in (0.5, 1.0, 3.0):
         outputs = case.plain(model, x, dt * scale)
         expected = (outputs[:, -1] if len(case.outputs) > 1 else outputs)[..., 0]
@@ -230,13 +228,11 @@ def test_a_model_whose_weights_are_not_made_yet(name):
     model = zoo.made(case)
     keys = {path: list(module) for path, module in model.named_modules()}
     instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
-    with undisturbed(model):
-        before = ncp.Observation(instrument, 0, set(ncp.Need))
+    before = ncp.Observation(instrument, 0, set(ncp.Need))
     assert {path: list(module) for path, module in model.named_modules()} == keys
     model(x, time_delta=dt)  # makes them, as the first training step does
     model.train()
-    with undisturbed(model):
-        after = ncp.Observation(instrument, 1, set(ncp.Need))
+    after = ncp.Observation(instrument, 1, set(ncp.Need))
     expected = case.states(built(name)[3], x, dt)
     for seen in (before, after):
         for cell in seen.states:
@@ -254,8 +250,7 @@ def test_any_number_of_sequences(batch):
         x, dt = zoo.data(case, batch=batch)
         model = zoo.made(case)
         instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
-        with undisturbed(model):
-            seen = ncp.Observation(instrument, 0, set(ncp.Need))
+        seen = ncp.Observation(instrument, 0, set(ncp.Need))
         expected = case.states(built(name)[3], x, dt)
         assert [c.cell for c in seen.states] == list(expected)
         for cell in seen.states:
@@ -284,8 +279,7 @@ def test_nan_in_a_state_is_followed(name):
     values = to_numpy(x)
     values[0, 2, 1] = np.nan
     instrument = Instrument(zoo.made(case), ncp.HeldOutBatch(values))
-    with undisturbed(instrument.model):
-        states = ncp.Observation(instrument, 0, {ncp.Need.STATES}).states
+    states = ncp.Observation(instrument, 0, {ncp.Need.STATES}).states
     assert states[0].cell == "cell"
     assert np.isnan(states[0].values[0, 2:]).any()
     assert np.isfinite(states[0].values[1:]).all()
@@ -299,8 +293,7 @@ def test_two_steps_are_enough(name):
     x, dt = zoo.data(case)
     model = zoo.made(case)
     instrument = Instrument(model, ncp.HeldOutBatch(x[:, :2], None if dt is None else dt[:, :2]))
-    with undisturbed(model):
-        seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
     expected = case.states(built(name)[3], x, dt)
     assert [cell.cell for cell in seen.states] == list(expected)
     for cell in seen.states:
@@ -489,8 +482,7 @@ def test_a_cell_that_keeps_its_state_can_be_named():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     assert "cells='cell'" in Instrument(model, ncp.HeldOutBatch(x)).missing[0]
     instrument = Instrument(model, ncp.HeldOutBatch(x), cells="cell")
-    with undisturbed(model):
-        seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
     close(seen.states[0].values, model(x))
 
 
@@ -514,8 +506,7 @@ def test_calls_inside_vmap_can_not_be_seen_and_that_is_said():
     instrument = Instrument(Vmapped(), ncp.HeldOutBatch(x))
     assert not instrument.sites.cells
     assert "mx.vmap" in instrument.notes[0]
-    with undisturbed(instrument.model):
-        seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
+    seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
     assert np.abs(seen.input_gradient).max() > 0
     assert not seen.states
 
@@ -541,10 +532,9 @@ def test_calls_that_come_and_go_are_not_assigned_to_steps():
     x[3] = 1.5  # beyond the two sequences that are looked at first
     instrument = Instrument(Adaptive(), ncp.HeldOutBatch(x))
     assert [site.name for site in instrument.sites.cells] == ["cell"]
-    with undisturbed(instrument.model):
-        with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
-            ncp.Observation(instrument, 0, {ncp.Need.STATES})
-        ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
+    with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
+        ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
 
 
 class BatchMean(nn.Module):
@@ -631,9 +621,8 @@ def test_a_model_for_one_batch_size_with_another_input():
         target=0,
     )
     assert instrument.small() is instrument
-    with undisturbed(model):
-        seen = ncp.Observation(instrument, 0, set(ncp.Need))
-        scaled = seen.values_at_scales((2.0, 3.0))
+    seen = ncp.Observation(instrument, 0, set(ncp.Need))
+    scaled = seen.values_at_scales((2.0, 3.0))
     close(scaled[2.0], model(x, static, 2 * dt)[:, 0])
     close(scaled[3.0], model(x, static, 3 * dt)[:, 0])
     close(seen.states[0].initial, model.start(static))
@@ -739,8 +728,7 @@ def test_tokens_are_looked_at_as_what_they_are_embedded_as(embedded):
         held_out, options = ncp.HeldOutBatch(tokens), {}
     instrument = Instrument(model, held_out, target=0, **options)
     assert [site.name for site in instrument.sites.cells] == ["cell"]
-    with undisturbed(model):
-        seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})
+    seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})
     expected = mx.grad(lambda x: model.read(x)[:, 0].sum())(model.embedding(tokens))
     close(seen.input_gradient, expected)
     close(seen.outputs, model(tokens))
@@ -760,28 +748,27 @@ def test_steps_run_again_start_from_bare_states_too():
     _, x, dt, model = built("port/states-in-lists-both-ways")
     instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
     expected = zoo.merged_states(model, x, dt)
-    with undisturbed(model):
-        for site in instrument.sites.cells:
-            replay = Replay(instrument, site)
-            after = np.stack([to_numpy(a) for a in expected[site.name]], axis=1)
-            start = np.full((BATCH, UNITS), 0.5, np.float32)
-            order = range(STEPS)[:: -1 if site.reverse else 1]
-            cell = dict(model.items())[site.name]
-            for before, t in zip([None, *order], order, strict=False):
-                came = start if before is None else after[:, before]
-                close(replay.before(t), came, 1e-6)
-                close(replay.after(t), after[:, t], 1e-6)
-                by_hand = [
-                    to_numpy(
-                        mx.vjp(
-                            lambda h, t=t, cell=cell: cell(x[:, t], [h], time=dt[:, t])[1][0],
-                            [mx.array(came)],
-                            [mx.broadcast_to(row, (BATCH, UNITS))],
-                        )[1][0]
-                    )
-                    for row in mx.eye(UNITS)
-                ]
-                close(replay.jacobian(t), np.stack(by_hand, axis=1), 1e-5)
+    for site in instrument.sites.cells:
+        replay = Replay(instrument, site)
+        after = np.stack([to_numpy(a) for a in expected[site.name]], axis=1)
+        start = np.full((BATCH, UNITS), 0.5, np.float32)
+        order = range(STEPS)[:: -1 if site.reverse else 1]
+        cell = dict(model.items())[site.name]
+        for before, t in zip([None, *order], order, strict=False):
+            came = start if before is None else after[:, before]
+            close(replay.before(t), came, 1e-6)
+            close(replay.after(t), after[:, t], 1e-6)
+            by_hand = [
+                to_numpy(
+                    mx.vjp(
+                        lambda h, t=t, cell=cell: cell(x[:, t], [h], time=dt[:, t])[1][0],
+                        [mx.array(came)],
+                        [mx.broadcast_to(row, (BATCH, UNITS))],
+                    )[1][0]
+                )
+                for row in mx.eye(UNITS)
+            ]
+            close(replay.jacobian(t), np.stack(by_hand, axis=1), 1e-5)
 
 
 def test_the_zoo_is_complete():

@@ -2,8 +2,8 @@
 
 from .conventions import TIME_KEYWORDS, Calling, Forward
 from .errors import ModelError, NothingToObserve
-from .isolation import settle, undisturbed
 from .memory import Memory
+from .model_copy import CopyError, ModelCopy, Subject
 from .probe import Instrument, Pass
 from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
@@ -13,16 +13,17 @@ __all__ = [
     "At",
     "Calling",
     "CellSite",
+    "CopyError",
     "Forward",
     "Instrument",
     "LayerSite",
     "Memory",
+    "ModelCopy",
     "ModelError",
     "NothingToObserve",
     "Pass",
     "Sites",
+    "Subject",
     "Target",
     "TargetLike",
-    "settle",
-    "undisturbed",
 ]

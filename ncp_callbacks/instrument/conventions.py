@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from ..held_out import HeldOutBatch
 from .errors import ModelError
-from .isolation import undisturbed
+from .model_copy import ModelCopy
 
 __all__ = ["TIME_KEYWORDS", "Calling", "Forward", "find_calling"]
 
@@ -149,19 +149,19 @@ class _Way:
 
     def __init__(
         self,
-        model: nn.Module,
+        copy: ModelCopy,
         keyword: str | None,
         call: Callable[[Any, mx.array | None], Any],
         held_out: HeldOutBatch,
     ) -> None:
-        self.model, self.keyword, self.call = model, keyword, call
+        self.copy, self.keyword, self.call = copy, keyword, call
         self._pack = held_out.pack
         self.error: Exception | None = None
 
     def outputs(self, inputs: mx.array, time_delta: mx.array | None) -> mx.array | None:
         """What the model returned; None, and ``error``, if it failed."""
         try:
-            with undisturbed(self.model):  # else one that keeps its state would go on from there
+            with self.copy.preserved():  # else one that keeps its state would go on from there
                 outputs = primary_output(self.call(self._pack(inputs), time_delta))
                 mx.eval(outputs)
         except Exception as error:  # whatever a user's model raises: reported with its cause
@@ -170,8 +170,8 @@ class _Way:
         return outputs
 
 
-def find_calling(model: nn.Module, held_out: HeldOutBatch, forward: Forward | None) -> Calling:
-    """Find out how ``model`` takes ``held_out``, by calling it.
+def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | None) -> Calling:
+    """Find out how a model takes ``held_out``, by calling it.
 
     Args:
         forward: Called as ``forward(model, inputs, time_delta)`` instead of the model.
@@ -179,11 +179,11 @@ def find_calling(model: nn.Module, held_out: HeldOutBatch, forward: Forward | No
     Raises:
         ModelError: If no way is found, or the outputs don't fit the batch.
     """
-    inputs, delta = held_out.inputs, held_out.time_delta
+    model, inputs, delta = copy.model, held_out.inputs, held_out.time_delta
     batch, steps, _ = held_out.inputs_shape
     if forward is not None:
         own = forward
-        ways = [_Way(model, "forward", lambda x, dt: own(model, x, dt), held_out)]
+        ways = [_Way(copy, "forward", lambda x, dt: own(model, x, dt), held_out)]
     else:
         keywords: tuple[str | None, ...] = _time_keywords(model)
         if delta is None:
@@ -195,7 +195,7 @@ def find_calling(model: nn.Module, held_out: HeldOutBatch, forward: Forward | No
                 f"{', '.join(TIME_KEYWORDS)}. Leave time_delta out, or " + _FORWARD_HINT
             )
         ways = [
-            _Way(model, k, _by_keyword(model, k, apart), held_out)
+            _Way(copy, k, _by_keyword(model, k, apart), held_out)
             for apart in ((False, True) if held_out.has_companions else (False,))
             for k in keywords
         ]

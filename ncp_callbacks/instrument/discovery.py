@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .backbone import activation_of, is_layer, layer_sites
 from .chains import Chain, find_chains, outermost
 from .errors import ModelError
-from .isolation import undisturbed
+from .model_copy import ModelCopy
 from .order import SEQUENCE_LAYERS, TimeOrder
 from .recording import Call, Values, record
 from .sites import CellSite, LayerSite, Sites
@@ -36,7 +35,7 @@ _SHOWN = 4
 
 
 def find_sites(
-    model: nn.Module,
+    copy: ModelCopy,
     inputs: mx.array,
     run: Callable[[mx.array], Any],
     *,
@@ -53,7 +52,7 @@ def find_sites(
     Raises:
         ModelError: If a pattern matches nothing that was called, or what it matches can't be read.
     """
-    finder = _Finder(model, inputs, run)
+    finder = _Finder(copy, inputs, run)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     found_layers = finder.layers() if layers is None else finder.named_layers(layers)
     return Sites(
@@ -66,14 +65,14 @@ def find_sites(
 
 
 class _Finder:
-    def __init__(self, model: nn.Module, inputs: mx.array, run: Callable[[mx.array], Any]) -> None:
+    def __init__(self, copy: ModelCopy, inputs: mx.array, run: Callable[[mx.array], Any]) -> None:
         self.inputs = inputs
         self.batch, self.steps, _ = inputs.shape
         self.values = Values()
         self.notes: list[str] = []
-        with undisturbed(model):  # each run from the same start, also of a model that draws numbers
-            self.calls, unseen = record(model, lambda: run(self.inputs))
-            self.paths = [path for path, _ in modules(model)]
+        with copy.preserved():  # each run from the same start, also of a model that draws numbers
+            self.calls, unseen = record(copy.model, lambda: run(self.inputs))
+            self.paths = [path for path, _ in modules(copy.model)]
         if unseen:
             self.notes.append(
                 f"{_listed(unseen)} can't be looked at: called inside mx.vmap, where there are no "
@@ -88,7 +87,7 @@ class _Finder:
             for key, calls in self.by_module.items()
         }
         chains = [chain for listed in found.values() for chain in listed]
-        self.order = TimeOrder(model, self.inputs, run, self.calls, chains, self.values)
+        self.order = TimeOrder(copy, self.inputs, run, self.calls, chains, self.values)
         self.chains = {
             key: [part for chain in chains for part in self._sweeps(chain)]
             for key, chains in found.items()

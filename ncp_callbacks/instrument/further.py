@@ -1,6 +1,6 @@
 """Further passes: slopes with gradients of their own, targets at every step, states held fixed.
 
-Call them inside ``undisturbed(model)``, as :meth:`Instrument.run`.
+Call them inside ``instrument.preserved()``, as :meth:`Instrument.run`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Liquid cells: recognised by what they hold, and read step by step.
 
-replay = observation.replay(cell)           # inside undisturbed(model)
+replay = observation.replay(cell)           # inside instrument.preserved()
 reading = read_liquid(replay, observation.time_delta)
 match reading:
     case LTCReading(): ...                  # parameters, inputs and states

@@ -31,7 +31,7 @@ class Memory:
 
     def __init__(self, *, bounded: bool) -> None:
         self._bounded = bounded
-        self._per_row: float | None = None
+        self.per_sequence: float | None = None
         self._most: int | None = None
 
     @contextlib.contextmanager
@@ -41,14 +41,14 @@ class Memory:
         yield
         peak = mx.get_peak_memory()
         if peak > before:
-            self._per_row = (peak - held) / rows
+            self.per_sequence = (peak - held) / rows
 
     @contextlib.contextmanager
-    def bounding(self, instrument: Instrument) -> Iterator[None]:
-        """Around a look."""
+    def bounding(self, instrument: Instrument, training_peak: int) -> Iterator[None]:
+        """Bound an analysis, beside a training that has used so many bytes so far."""
         before = mx.get_peak_memory()
         if self._bounded and instrument.divisible and self._most is None:
-            self._most = max(ENOUGH, _TIMES * before)
+            self._most = max(ENOUGH, _TIMES * training_peak)
             self._fit(instrument)
         yield
         peak = mx.get_peak_memory()
@@ -67,8 +67,8 @@ class Memory:
 
     def _fit(self, instrument: Instrument) -> None:
         assert self._most is not None
-        if self._per_row is None:
+        if self.per_sequence is None:
             return
-        rows = max(1, int((self._most - mx.get_active_memory()) / self._per_row))
+        rows = max(1, int((self._most - mx.get_active_memory()) / self.per_sequence))
         if rows < len(instrument.held_out):
             instrument.most_rows = rows

@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .chains import Chain
-from .isolation import undisturbed
+from .model_copy import ModelCopy
 from .recording import Call, Values, record
 from .trees import Path, get_leaf, replace_leaf
 
@@ -39,14 +39,14 @@ class TimeOrder:
 
     def __init__(
         self,
-        model: nn.Module,
+        copy: ModelCopy,
         inputs: mx.array,
         run: Callable[[mx.array], Any],
         calls: Sequence[Call],
         chains: Iterable[Chain],
         values: Values,
     ) -> None:
-        self._model, self._inputs, self._run = model, inputs, run
+        self._copy, self._inputs, self._run = copy, inputs, run
         self._calls, self._values = calls, values
         self._before = {(call.path, call.number): call for call in calls}
         self._states: dict[tuple[str, int], dict[Path, mx.array]] = {}
@@ -143,8 +143,10 @@ class TimeOrder:
         first = int(others[0])  # before MLX 0.32 no number of numpy is an index
         other = inputs[:, first : first + 1]
         parts = [other, inputs[:, 1:]] if step == 0 else [inputs[:, :-1], other]
-        with undisturbed(self._model):
-            again, _ = record(self._model, lambda: self._run(mx.concatenate(parts, 1)), self._held)
+        with self._copy.preserved():
+            again, _ = record(
+                self._copy.model, lambda: self._run(mx.concatenate(parts, 1)), self._held
+            )
         if [(c.path, c.number) for c in again] != list(self._before):
             return {}
         return {id(before): after for before, after in zip(self._calls, again, strict=True)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,12 @@ import numpy.typing as npt
 from ..held_out import HeldOutBatch, to_numpy
 from .abreast import ways
 from .capture import Around, Tap, subnormal_flush
+from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_sites
 from .errors import ModelError
 from .inlets import find_embedding
-from .isolation import evaluation_mode, undisturbed
+from .model_copy import ModelCopy, Subject, set_evaluation_mode
 from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
 from .trees import Path, get_leaf, leaves, modules, replace_leaf
@@ -202,6 +203,33 @@ class _Recorder:
         return array
 
 
+def _current_forward(copy: ModelCopy) -> Forward:
+    """Return a function that calls the one that the copy has now: each load makes another."""
+
+    def forward(model: Any, inputs: mx.array, time_delta: mx.array | None) -> Any:
+        assert copy.forward is not None
+        return copy.forward(model, inputs, time_delta)
+
+    return forward
+
+
+class _CurrentTarget:
+    """Calls the target function that the copy has now, under its name."""
+
+    def __init__(self, copy: ModelCopy) -> None:
+        self._copy = copy
+
+    @property
+    def __name__(self) -> str:
+        name: str = getattr(self._copy.target, "__name__", type(self._copy.target).__name__)
+        return name
+
+    def __call__(self, outputs: mx.array, targets: Any) -> mx.array:
+        assert self._copy.target is not None
+        values: mx.array = self._copy.target(outputs, targets)
+        return values
+
+
 def _patterns(given: Any, what: str) -> Sequence[str] | None:
     if given is None or isinstance(given, str):
         return None if given is None else [given]
@@ -215,12 +243,12 @@ def _patterns(given: Any, what: str) -> Sequence[str] | None:
 
 
 class Instrument:
-    """A model, a held-out batch and a target, understood well enough to be looked at.
+    """A copy of a model, a held-out batch and a target, understood well enough to be analysed.
 
-    Making one runs the model a few times on the batch's first two sequences, undisturbed.
+    Making one runs the copy a few times, mostly on the batch's first two sequences.
 
     Args:
-        model: Any ``mlx.nn.Module``.
+        model: Any ``mlx.nn.Module``, which is copied; or a copy with the functions that go with it.
         held_out: The batch.
         target, at: What is attributed, see :class:`~.target.Target`.
         forward: ``callable(model, inputs, time_delta) -> outputs`` where the model is not called
@@ -241,7 +269,7 @@ class Instrument:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | ModelCopy,
         held_out: HeldOutBatch,
         *,
         target: TargetLike = "prediction",
@@ -251,8 +279,8 @@ class Instrument:
         layers: str | Sequence[str] | None = None,
         most_rows: int | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; give an mlx.nn.Module")
+        if not isinstance(model, nn.Module | ModelCopy):
+            raise TypeError(f"model is a {type(model).__name__}; pass an mlx.nn.Module")
         if not isinstance(held_out, HeldOutBatch):
             raise TypeError(
                 f"held_out is a {type(held_out).__name__}; give "
@@ -263,18 +291,23 @@ class Instrument:
                 f"forward is a {type(forward).__name__}; give a callable "
                 "(model, inputs, time_delta) -> outputs"
             )
-        self.model, self.held_out, self.forward = model, held_out, forward
+        if isinstance(model, nn.Module):
+            model = ModelCopy.of(Subject(model, forward, target if callable(target) else None))
+        self.copy, self.held_out = model, held_out
+        self.forward = None if model.forward is None else _current_forward(model)
+        if model.target is not None:
+            target = _CurrentTarget(model)
         self.whole_batch = len(held_out)
         self._memory: dict[str, int | None] = {"rows": most_rows}
         self._tap = Tap()
-        with undisturbed(model):
+        self._compilation = CompilationSwitch()
+        with self.analysing():
             self.calling, self.sites = self._look(
                 _patterns(cells, "cells"), _patterns(layers, "layers")
             )
             self.outputs(self.sequence(), self.time_delta)
-            self._modules = len(modules(model))
+            self._modules = len(modules(self.model))
             self._weight = self._weigh()
-            evaluation_mode(model)
             self._apart = self._most_ways() == 1 or self._sequences_keep_apart()
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
@@ -285,6 +318,25 @@ class Instrument:
         together = () if self._apart else (_TOGETHER,)
         self.notes = (*self.calling.notes, *self.sites.notes, *together)
         self.missing = tuple(filter(None, (self.sites.no_cells, self.sites.no_layers)))
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy of the model."""
+        return self.copy.model
+
+    @contextmanager
+    def analysing(self) -> Iterator[None]:
+        """Turn compilation off; on any exit put it, the random states and the copy back."""
+        with self._compilation.off(), self.copy.preserved():
+            yield
+
+    def preserved(self) -> AbstractContextManager[None]:
+        """Return a context that puts the copy back to how it was read; inside :meth:`analysing`."""
+        return self.copy.preserved()
+
+    def restore_process(self) -> None:
+        """Put back what an interrupted analysis may have left behind in this process."""
+        self._compilation.restore()
 
     @property
     def most_rows(self) -> int | None:
@@ -316,7 +368,7 @@ class Instrument:
         if self.one_batch_size or self.whole_batch < 2:
             return True
         half = 2 if self.whole_batch >= 4 else 1
-        with undisturbed(self.model):
+        with self.preserved():
             whole, *halves = (
                 part.outputs(part.sequence(), part.time_delta)
                 for part in map(
@@ -377,21 +429,21 @@ class Instrument:
         held_out = self.held_out.take(slice(0, 2))
         self.one_batch_size = False
         try:
-            calling = find_calling(self.model, held_out, self.forward)
+            calling = find_calling(self.copy, held_out, self.forward)
         except ModelError:
             if len(self.held_out) <= 2:
                 raise
             held_out = self.held_out
-            calling = find_calling(self.model, held_out, self.forward)
+            calling = find_calling(self.copy, held_out, self.forward)
             self.one_batch_size = True
         self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
         probed = copy.copy(self)
         probed.held_out, probed.calling = held_out, calling
-        with undisturbed(self.model):
+        with self.preserved():
             sequence = probed.sequence()
             mx.eval(sequence)
         sites = find_sites(
-            self.model,
+            self.copy,
             sequence,
             lambda inputs: probed.outputs(inputs, probed.time_delta),
             cells=cells,
@@ -430,7 +482,7 @@ class Instrument:
         """
         if len(modules(self.model)) < self._modules:
             self.outputs(self.sequence(), self.time_delta)
-            evaluation_mode(self.model)
+            set_evaluation_mode(self.model)
 
     def outputs_of_variants(
         self, sequences: mx.array, time_deltas: mx.array | None
@@ -511,7 +563,7 @@ class Instrument:
         activations: bool = False,
         milestones: bool = False,
     ) -> Pass:
-        """One pass; call it inside ``undisturbed(model)``.
+        """One pass; call it inside :meth:`analysing`.
 
         With both gradients it costs what one gradient costs; states and activations are recorded
         in the same pass.

@@ -1,6 +1,6 @@
 """Taking away what a model has learnt, stage by stage, and giving it back.
 
-    with randomised(instrument, stages=6) as cascade:       # inside undisturbed(model)
+    with randomised(instrument, stages=6) as cascade:       # inside instrument.preserved()
         for names in cascade:
             ...                                             # these are randomised now, too
 
@@ -26,7 +26,7 @@ import numpy as np
 from ..held_out import to_numpy
 from .capture import Around, Tap
 from .errors import NothingToObserve
-from .isolation import evaluation_mode, undisturbed
+from .model_copy import set_evaluation_mode
 from .probe import Instrument
 from .trees import modules
 
@@ -51,7 +51,7 @@ class _Parameter:
 def randomised(instrument: Instrument, stages: int = 6) -> Iterator[Iterator[tuple[str, ...]]]:
     """Iterate over stages, from the output towards the input; on any exit all is as it was.
 
-    Only inside ``undisturbed(model)``. Frozen parameters are what training can't change, and stay.
+    Frozen parameters are what training can't change, and stay.
     So do integers and booleans, and zeros, which are rarely learnt: masks, connections that are not
     there. The other entries of an array change places in one random cycle, so that none stays where
     it was; the same one every time.
@@ -69,7 +69,7 @@ def randomised(instrument: Instrument, stages: int = 6) -> Iterator[Iterator[tup
     """
     model = instrument.model
     # All of it: what a model makes of its parameters and keeps must go with them.
-    with undisturbed(model):
+    with instrument.preserved():
         first = _first_calls(instrument)
         groups = _by_stage(_owned(model), first, stages)
         if not groups:
@@ -161,7 +161,7 @@ def _first_calls(instrument: Instrument) -> dict[str, int]:
         mx.eval(small.outputs(small.sequence(), small.time_delta))
     if len(modules(model)) > len(listed):
         # Made just now, in train mode, and seen from the second call on.
-        evaluation_mode(model)
+        set_evaluation_mode(model)
         return _first_calls(instrument)
     return first
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..held_out import to_numpy
 from .capture import Around, Tap
-from .isolation import evaluation_mode
+from .model_copy import set_evaluation_mode
 from .trees import Path, leaves, modules
 
 __all__ = ["Call", "Held", "Values", "record"]
@@ -103,7 +103,7 @@ def record(
         run()
     if len(modules(model)) != len(listed):
         # Made in the first run, and in train mode: only now can they be watched.
-        evaluation_mode(model)
+        set_evaluation_mode(model)
         return record(model, run, held)
     if _evaluated(calls):
         return calls, []

@@ -1,6 +1,6 @@
 """One recurrent cell, run again step by step from any state: Jacobians and what else a step holds.
 
-replay = Replay(instrument, site)        # inside undisturbed(model)
+replay = Replay(instrument, site)        # inside instrument.preserved()
 replay.step(3, state)                    # what step 3 makes of another state
 replay.jacobian(3)                       # (B, H, H), d state after step 3 / d state before
 """
@@ -30,7 +30,7 @@ _TOLERANCE = 1e-3
 class Replay:
     """The steps of one cell over the sequences of an instrument, and their like.
 
-    Makes one forward pass. Only inside ``undisturbed(model)``.
+    Makes one forward pass. Only inside ``instrument.preserved()``.
 
     Args:
         instrument: Few sequences: a step's Jacobian takes ``H`` copies of each.

@@ -34,6 +34,10 @@ class Writer(abc.ABC):
     def write(self, step: int, records: Sequence[Record]) -> None:
         """Take the records of one step; their order is kept."""
 
+    def write_at(self, wall_time: float, step: int, records: Sequence[Record]) -> None:
+        """Take records of a step that was made at this time, in seconds since 1970."""
+        self.write(step, records)
+
     def log_run_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027
         """Take the run's hyper-parameters; a writer that has no place for them ignores them."""
 
@@ -44,6 +48,10 @@ class Writer(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Flush and let go of files and threads; calling it again does nothing."""
+
+    def close_within(self, seconds: float) -> None:
+        """Close, leaving out what takes longer: the process is about to end."""
+        self.close()
 
     @property
     def tally(self) -> Tally:

@@ -1,0 +1,1 @@
+"""Analyse a copy of the model, in the training loop's thread or in a process of its own."""

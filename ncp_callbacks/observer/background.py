@@ -1,0 +1,459 @@
+"""Run an observer in a process of its own, at a lower priority, on a core that training leaves.
+
+    observer = BackgroundObserver(deliver, report)
+    observer.start(Start(first_snapshot, ...))
+    observer.submit(request)         # microseconds, unless too many snapshots wait
+    observer.close()                 # waits for the snapshots that are still being analysed
+
+The process is a fresh interpreter that imports this module: never a fork, since MLX doesn't survive
+one, and never the user's script once more. It talks through two pipes and ends with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+from ..records import Figure, Picture
+from .observer import Analysis, Observer, Request, Settings
+from .snapshot import Snapshot
+
+__all__ = ["BackgroundObserver", "Deliver", "Start", "serve"]
+
+_LOG = logging.getLogger("ncp_callbacks")
+
+# Isolated, so that a module beside the training script can't take the place of Python's own before
+# this process's search path is there.
+_COMMAND = (
+    "import pickle, struct, sys; "
+    "read = sys.stdin.buffer.read; "
+    "sys.path[:] = pickle.loads(read(struct.unpack('<Q', read(8))[0])); "
+    f"from {__name__} import serve; serve()"
+)
+_NICE = 10
+# Variables by which MLX, MPI and batch systems make a process a member of a group.
+_LAUNCHER_PREFIXES = ("MLX_", "OMPI_", "PMI_", "PMIX_", "HYDRA_", "SLURM_")
+# Seconds without any progress after which a full queue or the end no longer wait.
+_PATIENCE = 300.0
+_WAIT_FOR_ROOM = 60.0
+
+
+class Deliver(Protocol):
+    """Takes what comes out of the process; called on a thread of ours."""
+
+    def analysis(self, analysis: Analysis) -> None:
+        """Take an analysis, without its pictures."""
+
+    def picture(self, step: int, wall_time: float, picture: Picture) -> None:
+        """Take a picture of an analysis that came before."""
+
+    def fault(self, message: str, details: str) -> None:
+        """Take the news that the process is gone or can't begin."""
+
+    def dropped_pictures(self, count: int) -> None:
+        """Take the number of pictures that weren't drawn so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the process begins with.
+
+    Attributes:
+        snapshot: The whole model, packed with the held-out batch and the callbacks.
+        settings: How it is analysed.
+        state: Of callbacks, by name.
+        memory_per_sequence: What the dry run showed, in bytes.
+        device: Where to compute, "cpu" or "gpu"; None: where MLX does by default.
+    """
+
+    snapshot: Snapshot
+    settings: Settings
+    state: Mapping[str, Any]
+    memory_per_sequence: float | None = None
+    device: str | None = None
+
+
+class BackgroundObserver:
+    """The training process's end of an observer in another process.
+
+    Args:
+        deliver: Takes what comes back.
+        max_waiting: Snapshots that may wait or be analysed; :meth:`submit` waits for room.
+        max_bytes: Bytes of arrays that these may hold; one snapshot always may.
+
+    Attributes:
+        lost: Whether the process is gone.
+        waited: Seconds that :meth:`submit` has waited in all.
+        dropped: Snapshots that were not analysed: lost with the process, or for which there was no
+            room.
+    """
+
+    in_background = True
+
+    def __init__(
+        self, deliver: Deliver, *, max_waiting: int = 4, max_bytes: int = 256 << 20
+    ) -> None:
+        self.lost = False
+        self.waited = 0.0
+        self.dropped = 0
+        self.current = ""
+        self._deliver = deliver
+        self._max_waiting, self._max_bytes = max_waiting, max_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # Reentrant, for a signal handler that closes while `submit` holds it.
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting: list[int] = []
+        self._progress = 0
+        self._state: dict[str, Any] = {}
+        self._closing = self._closed = self._stuck = False
+        self._pid = os.getpid()
+
+    def start(self, start: Start) -> None:
+        """Start the process; it gets ready while training goes on.
+
+        Raises:
+            OSError: If no process can be started.
+        """
+        self._state = dict(start.state)
+        self._process = process = _started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._outgoing.put([os.path.abspath(path) for path in sys.path])
+        self._outgoing.put(start)
+        for target, pipe in ((self._send, process.stdin), (self._receive, process.stdout)):
+            threading.Thread(
+                target=target, args=(process, pipe), name="ncp_callbacks observer", daemon=True
+            ).start()
+
+    # ---- the loop's thread
+
+    def submit(self, request: Request) -> bool:
+        """Hand over a snapshot, once there is room; return False if it was dropped.
+
+        It waits no longer than a minute without any progress; until there is some again, further
+        snapshots are dropped at once.
+        """
+        if self.lost or self._closing or os.getpid() != self._pid:
+            self.dropped += 1
+            return False
+        size = request.snapshot.nbytes
+        began = time.monotonic()
+        with self._changed:
+            progress, since = self._progress, began
+            while not self.lost and not self._has_room(size):
+                now = time.monotonic()
+                if self._progress != progress:
+                    progress, since, self._stuck = self._progress, now, False
+                if self._stuck or now - since > _WAIT_FOR_ROOM:
+                    self._stuck = True
+                    self.dropped += 1
+                    return False
+                self._changed.wait(1.0)
+            self.waited += time.monotonic() - began
+            if self.lost:
+                self.dropped += 1
+                return False
+            self._waiting.append(size)
+        self._outgoing.put(request)
+        return True
+
+    def _has_room(self, size: int) -> bool:
+        full = len(self._waiting) >= self._max_waiting
+        return not self._waiting or not (full or sum(self._waiting) + size > self._max_bytes)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, once every snapshot so far is analysed."""
+        self.wait()
+        return self.known_state
+
+    @property
+    def known_state(self) -> dict[str, Any]:
+        """What a resumed run needs, as of the last analysis that came back."""
+        return dict(self._state)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Give the callbacks what :meth:`state` returned."""
+        self._state = dict(state)
+        self._outgoing.put(("state", dict(state)))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the snapshots that were handed over; return how many still wait.
+
+        Args:
+            timeout: Seconds; None: as long as there is progress every five minutes.
+        """
+        return self._wait(lambda: not self._waiting, timeout)
+
+    def close(self, timeout: float | None = None) -> int:
+        """Wait for what is outstanding, then end the process; return how many were dropped.
+
+        Args:
+            timeout: As for :meth:`wait`; pictures get as long again.
+        """
+        if self._process is None or os.getpid() != self._pid:
+            return self.dropped
+        try:
+            left = self.wait(timeout)
+            if not self._closing:
+                self._closing = True
+                self._outgoing.put("close")
+            if not left:
+                self._wait(lambda: self._closed, timeout)
+        finally:
+            self._end()
+        return self.dropped
+
+    def _wait(self, done: Callable[[], bool], timeout: float | None) -> int:
+        if os.getpid() != self._pid:  # a fork has none of the threads
+            return 0
+        began = time.monotonic()
+        with self._changed:
+            progress, since = self._progress, began
+            while not (self.lost or done()):
+                now = time.monotonic()
+                if self._progress != progress:
+                    progress, since = self._progress, now
+                limit = since + _PATIENCE if timeout is None else began + timeout
+                if now >= limit:
+                    break
+                self._changed.wait(min(1.0, limit - now))
+            return len(self._waiting)
+
+    def _end(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        self._closing = True
+        with self._changed:
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
+        self._outgoing.put(None)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2.0 if self._closed else 0.0)
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2.0)
+
+    # ---- threads
+
+    def _send(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError), pipe:
+            while (message := self._outgoing.get()) is not None:
+                _write(pipe, message)
+
+    def _receive(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
+        try:
+            with pipe:
+                while not self._closed:
+                    self._take(_read(pipe))
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            pass
+        except Exception:
+            _LOG.exception("reading from the observer failed")
+        if not (self._closed or self._closing):
+            self._lose(process)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _take(self, message: Any) -> None:
+        kind, *content = message
+        if kind == "analysis":
+            self._deliver.analysis(*content)
+        elif kind == "picture":
+            self._deliver.picture(*content)
+        elif kind == "dropped_pictures":
+            self._deliver.dropped_pictures(*content)
+        with self._changed:
+            self._progress += 1
+            if kind == "analysis":
+                self._waiting.pop(0)
+                self._state.update(content[0].state)
+            elif kind == "running":
+                self.current = content[0]
+            elif kind == "failed":
+                self._fail("the observer's process can't begin", content[0])
+            elif kind == "closed":
+                self._closed = True
+            self._changed.notify_all()
+
+    def _lose(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5.0)
+        code = process.returncode
+        how = "stopped answering"
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                how = f"was ended by {signal.Signals(-code).name}"
+        elif code is not None:
+            how = f"ended with exit status {code}"
+        with self._changed:
+            if not self.lost:
+                self._fail(f"the observer's process {how}", "")
+
+    def _fail(self, what: str, details: str) -> None:
+        count = len(self._waiting)
+        self.lost = True
+        self.dropped += count
+        self._waiting.clear()
+        snapshots = f"{count} snapshot{'s' * (count != 1)}"
+        self._deliver.fault(f"{what}; {snapshots} lost with it" if count else what, details)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER_PREFIXES)
+    }
+    # Beside a training, threads that wait for each other are slower than one.
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", _COMMAND],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None if _is_open(2) else subprocess.DEVNULL,
+        # What is meant for this process, such as Ctrl-C, is not meant for that one.
+        start_new_session=True,
+        env={**environment, **threads},
+    )
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _write(pipe: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    pipe.write(struct.pack("<Q", len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> Any:
+    header = pipe.read(8)
+    if len(header) < 8:
+        raise EOFError
+    (size,) = struct.unpack("<Q", header)
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return pickle.loads(data)
+
+
+# ---- the other process
+
+
+def serve() -> None:
+    """Analyse what comes through standard input until it ends; the whole life of the process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # The training process gets these as well, and ends this one when it has what it needs.
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(_NICE)
+    # What anything prints must not get between the messages.
+    results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _Server(sys.stdin.buffer, results).run()
+
+
+class _Server:
+    """The other process: reads on one thread, analyses on the main one, draws on a third."""
+
+    def __init__(self, source: IO[bytes], results: IO[bytes]) -> None:
+        self._source, self._results = source, results
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Serve until told to end, or until the training process is gone."""
+        threading.Thread(
+            target=self._watch_parent, name="ncp_callbacks parent", daemon=True
+        ).start()
+        start: Start = _read(self._source)
+        threading.Thread(target=self._read_all, name="ncp_callbacks inbox", daemon=True).start()
+        try:
+            observer = self._observer(start)
+        except Exception:
+            self._tell("failed", traceback.format_exc())
+            return
+        from ..plotting.renderer import Renderer
+
+        renderer = Renderer(self._send_picture)
+        dropped = 0
+        while (message := self._inbox.get()) != "close":
+            if isinstance(message, Request):
+                analysis = observer.analyse(
+                    message, reached=lambda name: self._tell("running", name)
+                )
+                figures = [r for r in analysis.records if isinstance(r, Figure)]
+                analysis.records = [r for r in analysis.records if not isinstance(r, Figure)]
+                self._tell("analysis", analysis)
+                renderer.submit(analysis.step, analysis.wall_time, figures)
+                if renderer.dropped + renderer.failed != dropped:
+                    dropped = renderer.dropped + renderer.failed
+                    self._tell("dropped_pictures", dropped)
+            else:
+                _, state = message
+                observer.load_state(state)
+        renderer.close()
+        self._tell("dropped_pictures", renderer.dropped + renderer.failed)
+        self._tell("closed")
+
+    def _observer(self, start: Start) -> Observer:
+        import mlx.core as mx
+
+        from ..instrument import ModelCopy
+        from .snapshot import SnapshotLoader
+
+        if start.device is not None:
+            mx.set_default_device(mx.cpu if start.device == "cpu" else mx.gpu)
+        copy = ModelCopy()
+        SnapshotLoader(copy).load(start.snapshot)
+        held_out, callbacks = copy.extra
+        observer = Observer(copy, held_out, callbacks, start.settings)
+        observer.memory_per_sequence = start.memory_per_sequence
+        observer.load_state(start.state)
+        return observer
+
+    def _tell_running(self, name: str) -> None:
+        self._tell("running", name)
+
+    def _send_picture(self, step: int, wall_time: float, picture: Picture) -> None:
+        self._tell("picture", step, wall_time, picture)
+
+    def _tell(self, kind: str, *content: Any) -> None:
+        with self._lock:
+            _write(self._results, (kind, *content))
+
+    def _read_all(self) -> None:
+        try:
+            while True:
+                message = _read(self._source)
+                self._inbox.put(message)
+                if message == "close":
+                    return
+        except Exception:
+            os._exit(0)  # the training process is gone: there is nobody to work for
+
+    def _watch_parent(self) -> None:
+        # A pipe doesn't end while a fork of the training process holds it, too.
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(0)

@@ -1,0 +1,53 @@
+"""Run an observer in the training loop's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .observer import Analysis, Observer, Request
+
+__all__ = ["InLoopObserver"]
+
+
+class InLoopObserver:
+    """Analyses each snapshot at once, while the loop waits.
+
+    Args:
+        observer: What analyses.
+        deliver: Called with each analysis.
+    """
+
+    in_background = False
+
+    def __init__(self, observer: Observer, deliver: Callable[[Analysis], None]) -> None:
+        self._observer, self._deliver = observer, deliver
+
+    def submit(self, request: Request) -> bool:
+        """Analyse a snapshot and deliver what came of it; return True, as nothing is dropped."""
+        # An interrupt may have come while the last one cleaned up.
+        self._observer.instrument.restore_process()
+        self._deliver(self._observer.analyse(request))
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs of each callback, by name."""
+        return self._observer.state()
+
+    @property
+    def known_state(self) -> dict[str, Any]:
+        """What a resumed run needs, as of the last analysis."""
+        return self._observer.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Give the callbacks what :meth:`state` returned."""
+        self._observer.load_state(state)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return how many snapshots still wait: none ever do."""
+        return 0
+
+    def close(self, timeout: float | None = None) -> int:
+        """Put the process back to how it was; return how many snapshots were dropped."""
+        self._observer.instrument.restore_process()
+        return 0

@@ -1,0 +1,457 @@
+"""Own a copy of the model, and turn snapshots of it into records.
+
+    observer = Observer(copy, held_out, callbacks, Settings())
+    observer.dry_run()                        # configuration errors come out here
+    observer.load(snapshot)
+    analysis = observer.analyse(Request(step, time.time(), snapshot, due=("attribution",)))
+
+An observer runs in the training loop's thread or in a process of its own. It is the same object in
+both places, and gives the same records.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+
+from ..callbacks import Callback
+from ..held_out import HeldOutBatch
+from ..instrument import At, Instrument, Memory, ModelCopy, NothingToObserve, TargetLike
+from ..instrument.model_copy import array_bytes
+from ..observation import Need, Observation
+from ..progress import progress
+from ..records import Note, Record
+from ..threads import one_blas_thread
+from .handlers import raised_by_signal_handler
+from .outside import changed_outside, values_outside
+from .snapshot import Snapshot, SnapshotLoader
+
+__all__ = ["Analysis", "DryRun", "Failure", "Observer", "Request", "Settings"]
+
+# Which of a callback's methods an analysis calls.
+Method: TypeAlias = "Callable[[Callback], Callable[[Observation], Iterable[Record | Note]]]"
+
+
+def _ignore(_: str) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the model is analysed; arguments of :class:`~ncp_callbacks.Monitor`.
+
+    Attributes:
+        target, at, cells, layers, chunk_size: As there.
+        raise_errors: Let the error of a callback come out of :meth:`Observer.analyse`.
+    """
+
+    target: TargetLike = "prediction"
+    at: At = "last"
+    cells: str | Sequence[str] | None = None
+    layers: str | Sequence[str] | None = None
+    chunk_size: int | None = None
+    raise_errors: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Ask for the analysis of one snapshot.
+
+    Attributes:
+        step: The training step.
+        wall_time: When it was read, in seconds since 1970.
+        snapshot: What the model holds.
+        due: Names of the callbacks that are due.
+        finish: Call their ``finish`` instead of ``measure``.
+        training_peak: Peak memory of the training so far, in bytes.
+    """
+
+    step: int
+    wall_time: float
+    snapshot: Snapshot
+    due: tuple[str, ...]
+    finish: bool = False
+    training_peak: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that stopped callbacks.
+
+    Attributes:
+        message: What failed, with the error.
+        details: The traceback.
+        names: The callbacks that are disabled.
+    """
+
+    message: str
+    details: str
+    names: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class Analysis:
+    """Everything that came of one snapshot.
+
+    Attributes:
+        step, wall_time: Those of the request.
+        records: What the callbacks yielded, without notes.
+        notes: What the user should know.
+        failures: What went wrong.
+        not_applicable: Callbacks that don't apply to the model, and are disabled.
+        seconds: Time that its parts took, by callback; ``pass`` is the passes that they share.
+        state: What a resumed run needs of each callback, by name.
+    """
+
+    step: int
+    wall_time: float
+    records: list[Record] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    not_applicable: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def disabled(self) -> set[str]:
+        """Names of the callbacks that are not asked again."""
+        failed = {name for failure in self.failures for name in failure.names}
+        return failed | set(self.not_applicable)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What running every callback once showed.
+
+    Attributes:
+        records: The records, which only tell which tags will come.
+        notes: What the user should know.
+        not_applicable: Names of the callbacks that don't apply to the model.
+    """
+
+    records: tuple[Record, ...]
+    notes: tuple[str, ...]
+    not_applicable: tuple[str, ...]
+
+
+class Observer:
+    """Analyses a copy of a model on the held-out batch.
+
+    Args:
+        copy: The copy, loaded.
+        held_out: The batch.
+        callbacks: What to analyse. Their state is kept here.
+        settings: How.
+
+    Raises:
+        ModelError, TypeError, ValueError: If model, batch and settings don't fit each other.
+    """
+
+    def __init__(
+        self,
+        copy: ModelCopy,
+        held_out: HeldOutBatch,
+        callbacks: Iterable[Callback],
+        settings: Settings,
+    ) -> None:
+        self._copy, self._loader = copy, SnapshotLoader(copy)
+        self._settings = settings
+        self._callbacks = {callback.name: callback for callback in callbacks}
+        self._batch = len(held_out)
+        self._memory = Memory(bounded=settings.chunk_size is None)
+        self.instrument = Instrument(
+            copy,
+            held_out,
+            target=settings.target,
+            at=settings.at,
+            cells=settings.cells,
+            layers=settings.layers,
+            most_rows=settings.chunk_size,
+        )
+
+    @property
+    def memory_per_sequence(self) -> float | None:
+        """Bytes that a pass takes for each sequence, as the dry run showed."""
+        return self._memory.per_sequence
+
+    @memory_per_sequence.setter
+    def memory_per_sequence(self, nbytes: float | None) -> None:
+        self._memory.per_sequence = nbytes
+
+    # ---- before training
+
+    def dry_run(self) -> DryRun:
+        """Run every callback once on a small batch.
+
+        Raises:
+            RuntimeError: If one fails.
+        """
+        records: list[Record] = []
+        notes: list[str] = [*self.instrument.notes, *self._check_reproducible()]
+        not_applicable: list[str] = []
+        small = self.instrument.small()
+        callbacks = list(self._callbacks.values())
+        with small.analysing(), one_blas_thread():
+            with self._memory.of_rows(len(small.held_out)):
+                observation = Observation(small, 0, _needs(callbacks))
+            # The standard set takes no time; others may take seconds.
+            for callback in progress(callbacks, "dry run", "callback", fewest=8):
+                # A copy, so that nothing is remembered of an analysis that doesn't count.
+                rehearsal = _rehearsal(callback)
+                if rehearsal is None:
+                    continue
+                try:
+                    # Notes are of two sequences: the first analysis tells what is true of all.
+                    limited = observation.limited(rehearsal.max_sequences)
+                    found = checked_records(rehearsal, rehearsal.measure(limited))
+                    records += [record for record in found if not isinstance(record, Note)]
+                except NothingToObserve as reason:
+                    not_applicable.append(callback.name)
+                    notes.append(f"{callback.name} doesn't apply to this model: {reason}")
+                except Exception as error:
+                    if raised_by_signal_handler(error):
+                        raise
+                    raise RuntimeError(
+                        f"{callback!r} failed in the dry run, before the first step: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+        self._disable(not_applicable)
+        return DryRun(tuple(records), tuple(notes), tuple(not_applicable))
+
+    def _check_reproducible(self) -> Iterator[str]:
+        """Yield a note if two runs from the same start differ, or change something outside."""
+        small = self.instrument.small()
+        before = values_outside(self._copy.model)
+        outputs: list[bytes] = []
+        for _ in range(2):
+            with small.analysing():
+                found = small.outputs(small.sequence(), small.time_delta)
+                outputs.append(array_bytes(found))
+        changed = changed_outside(before, values_outside(self._copy.model))
+        if changed:
+            yield (
+                f"running the model changes {', '.join(changed)}, which lies outside of the model "
+                "and isn't copied: analyses in the training process change it for the training, "
+                "too. Keep it on the model, or pass background=True"
+            )
+        if outputs[0] != outputs[1]:
+            yield (
+                "two runs of the model from the same state gave different outputs: something that "
+                "it uses lies outside of it (a global variable, a file, a clock) and isn't copied, "
+                "so its numbers differ from analysis to analysis. Keep it on the model, or pass it "
+                "in with forward="
+            )
+
+    # ---- state
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs of each callback, by name."""
+        return {name: plain(c.state_dict()) for name, c in self._callbacks.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Give the callbacks what :meth:`state` returned."""
+        for name, of_one in state.items():
+            if name in self._callbacks:
+                self._callbacks[name].load_state_dict(of_one)
+
+    # ---- analysing
+
+    def analyse(self, request: Request, *, reached: Callable[[str], None] = _ignore) -> Analysis:
+        """Run the due callbacks on a snapshot.
+
+        Args:
+            request: What is asked for.
+            reached: Called with the name of each callback before it runs.
+
+        Raises:
+            Exception: What a signal handler of the user's raised meanwhile; and with
+                ``raise_errors`` what a callback raised.
+        """
+        analysis = Analysis(request.step, request.wall_time)
+        due = [self._callbacks[name] for name in request.due if name in self._callbacks]
+        method: Method = (lambda c: c.finish) if request.finish else (lambda c: c.measure)
+        try:
+            self._loader.load(request.snapshot)
+            with (
+                self.instrument.analysing(),
+                self._memory.bounding(self.instrument, request.training_peak),
+                one_blas_thread(),
+            ):
+                for group in self._groups(due):
+                    for observation, callbacks in self._observations(analysis, group):
+                        for callback in callbacks:
+                            reached(callback.name)
+                            with _timing(analysis, callback.name):
+                                self._run(callback, observation, analysis, method)
+        except Exception as error:
+            if self._settings.raise_errors or raised_by_signal_handler(error):
+                raise
+            self._fail(analysis, f"the analysis failed at step {request.step}", error, due)
+        analysis.state = self.state()
+        return analysis
+
+    def _groups(self, due: Sequence[Callback]) -> list[list[Callback]]:
+        """Group callbacks that share a pass.
+
+        They are all in one, unless the callbacks that use gradients, which cost about twice as much
+        again, take so few sequences that a separate, smaller gradient pass is cheaper.
+        """
+        if not due:
+            return []
+        gradients = {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}
+        with_gradient = max((self._size(c) for c in due if c.needs & gradients), default=0)
+        largest = max(map(self._size, due))
+        if not 0 < 2 * with_gradient <= largest:
+            return [list(due)]
+        few = [c for c in due if c.needs & gradients or self._size(c) <= with_gradient]
+        return [few, [c for c in due if c not in few]]
+
+    def _size(self, callback: Callback) -> int:
+        return min(callback.max_sequences or self._batch, self._batch)
+
+    def _observe(self, analysis: Analysis, callbacks: Sequence[Callback]) -> Observation:
+        with _timing(analysis, "pass"):
+            return Observation(
+                self.instrument,
+                analysis.step,
+                _needs(callbacks),
+                max_sequences=max(map(self._size, callbacks)),
+            )
+
+    def _observations(
+        self, analysis: Analysis, due: Sequence[Callback]
+    ) -> Iterator[tuple[Observation, Sequence[Callback]]]:
+        """Yield one observation for all, or where that fails one for each that can have one."""
+        try:
+            yield self._observe(analysis, due), due
+            return
+        except Exception as error:
+            if self._settings.raise_errors or len(due) == 1 or raised_by_signal_handler(error):
+                raise
+        failed: dict[str, tuple[Exception, list[Callback]]] = {}
+        for callback in due:
+            try:
+                own = self._observe(analysis, [callback])
+            except Exception as error:
+                if raised_by_signal_handler(error):
+                    raise
+                what = _one_line(error)
+                failed.setdefault(what, (error, []))[1].append(callback)
+                continue
+            yield own, [callback]
+        for cause, callbacks in failed.values():
+            self._fail(analysis, f"the analysis failed at step {analysis.step}", cause, callbacks)
+
+    def _run(
+        self, callback: Callback, observation: Observation, analysis: Analysis, method: Method
+    ) -> None:
+        try:
+            limited = observation.limited(callback.max_sequences)
+            for record in checked_records(callback, method(callback)(limited)):
+                if isinstance(record, Note):
+                    analysis.notes.append(record.message)
+                else:
+                    analysis.records.append(record)
+        except NothingToObserve as reason:
+            analysis.notes.append(f"{callback.name} is skipped from now on: {reason}")
+            analysis.not_applicable.append(callback.name)
+            self._disable([callback.name])
+        except Exception as error:
+            if self._settings.raise_errors or raised_by_signal_handler(error):
+                raise
+            what = f"{callback.name} failed at step {analysis.step}"
+            self._fail(analysis, what, error, [callback])
+
+    def _fail(
+        self, analysis: Analysis, what: str, error: Exception, callbacks: Sequence[Callback]
+    ) -> None:
+        names = tuple(callback.name for callback in callbacks)
+        disabled = f"; {', '.join(names)} disabled" if names else ""
+        analysis.failures.append(
+            Failure(f"{what}{disabled}: {_one_line(error)}", _traceback(error), names)
+        )
+        self._disable(names)
+
+    def _disable(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._callbacks.pop(name, None)
+
+
+class _timing:
+    """Add the time of a ``with`` block to a part of an analysis."""
+
+    def __init__(self, analysis: Analysis, part: str) -> None:
+        self._seconds, self._part = analysis.seconds, part
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        took = time.perf_counter() - self._start
+        self._seconds[self._part] = self._seconds.get(self._part, 0.0) + took
+
+
+def _needs(callbacks: Iterable[Callback]) -> frozenset[Need]:
+    return frozenset[Need]().union(*(c.needs for c in callbacks))
+
+
+def _rehearsal(callback: Callback) -> Callback | None:
+    try:
+        return copying.deepcopy(callback)
+    except Exception:  # it holds something that can't be copied: rehearsing would count
+        return None
+
+
+def _one_line(error: BaseException) -> str:
+    """Return the error's type and text, also of one whose text can't be made."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as unprintable:
+        return f"{type(error).__name__} (its message can't be shown: {type(unprintable).__name__})"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:
+        return "".join(traceback.format_tb(error.__traceback__))
+
+
+def checked_records(
+    callback: Callback, records: Iterable[Record | Note]
+) -> Iterator[Record | Note]:
+    """Iterate over what a callback made.
+
+    Raises:
+        TypeError: If something in it is no record.
+    """
+    if records is None or isinstance(records, Record | Note):
+        raise TypeError(
+            f"{callback!r}.measure returned {'None' if records is None else type(records).__name__}"
+            ", which is no list of records: return [Scalar(...)], or [] for none, or yield them"
+        )
+    for record in records:
+        if not isinstance(record, Record | Note):
+            raise TypeError(
+                f"{callback!r}.measure yielded a {type(record).__name__}; yield records: Scalar, "
+                "Histogram, Figure, Text, Array or Note"
+            )
+        yield record
+
+
+def plain(value: Any) -> Any:
+    """Return arrays and numpy numbers as lists and Python's numbers, which keep every digit."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, mx.array):
+        return value.tolist()
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,45 @@
+"""Choose where the observer runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["why_in_loop"]
+
+# Share of the machine's memory that a model may take to be held twice.
+_MAX_SHARE_OF_MEMORY = 0.25
+
+
+def why_in_loop(nbytes: int) -> str | None:
+    """Return why a model can't be observed by another process, or None where it can.
+
+    Args:
+        nbytes: Size of the model's arrays.
+    """
+    # In a frozen application the executable is the user's program.
+    if not sys.executable or getattr(sys, "frozen", False):
+        return "there is no Python interpreter to start"
+    if _cores() < 2:
+        return "there is one core only"
+    memory = _memory()
+    if memory is not None and nbytes > _MAX_SHARE_OF_MEMORY * memory:
+        return (
+            f"the model takes {nbytes / 1e9:.1f} GB, more than a quarter of the memory, and would "
+            "have to be held twice"
+        )
+    return None
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

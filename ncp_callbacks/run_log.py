@@ -1,0 +1,181 @@
+"""One run's log as the monitor uses it: records, notes to the user and the guide to the tags.
+
+It guards the writer: what goes wrong there is reported once and never reaches the training.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .about import guide
+from .records import Array, Note, Record, Text
+from .writers import Writer
+
+__all__ = ["RunLog"]
+
+_LOG = logging.getLogger("ncp_callbacks")
+_MAX_NOTES = 100
+_MAX_EXPLAINED = 2000
+# Cards are written whole each time, so rarely: seconds.
+_CARD_SECONDS = 60.0
+
+
+class RunLog:
+    """Takes records, notes and failures from any thread, one at a time.
+
+    Attributes:
+        last_step: The last step that the loop reported.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.last_step = 0
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._writer: Writer | None = None
+        self._dropped_writer: str | None = None
+        self._notes: list[str] = []
+        self._more_notes = 0
+        self._topics: set[str] = set()
+        self._explained: dict[str, str] = {}
+        self._rehearsed: set[str] = set()
+        self._changed = {"about/notes": False, "about/guide": False}
+        self._written: dict[str, float] = {}
+
+    @property
+    def writer(self) -> Writer | None:
+        """The writer, as long as it works."""
+        return self._writer
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was reported so far: at most 100 notes, and how many more there were."""
+        with self._lock:
+            more = (f"and {self._more_notes} more",) if self._more_notes else ()
+            return (*self._notes, *more)
+
+    # ---- the writer
+
+    def open(self, writer: Writer, run_config: Mapping[str, Any]) -> None:
+        """Write to this writer from now on."""
+        self._writer = writer
+        if run_config:
+            self._guarded(lambda w: w.log_run_config(run_config))
+
+    def write(self, step: int, records: Iterable[Record], wall_time: float | None = None) -> None:
+        """Write records, with what the guide then has to say of new tags."""
+        with self._lock:
+            records = list(records)
+            self._explain(records)
+            if records:
+                self._write(step, records, wall_time)
+            self._write_cards()
+
+    def flush(self) -> None:
+        """Write all cards and flush the writer."""
+        with self._lock:
+            self._write_cards(now=True)
+            self._guarded(lambda w: w.flush())
+
+    def close(self, timeout: float | None = None) -> None:
+        """Write all cards and close the writer.
+
+        Args:
+            timeout: Seconds that pictures may take; None: as the writer does by default.
+        """
+        with self._lock:
+            self._write_cards(now=True)
+            self._guarded(lambda w: w.close() if timeout is None else w.close_within(timeout))
+
+    def _write(self, step: int, records: Sequence[Record], wall_time: float | None = None) -> None:
+        if wall_time is None:
+            self._guarded(lambda w: w.write(step, records))
+        else:
+            self._guarded(lambda w: w.write_at(wall_time, step, records))
+
+    def _guarded(self, call: Callable[[Writer], object]) -> None:
+        if self._writer is None:
+            return
+        try:
+            call(self._writer)
+        except Exception as error:
+            writer, self._writer = self._writer, None
+            self.fail(
+                f"the writer {type(writer).__name__} failed and is not used any more: "
+                f"{type(error).__name__}: {error}",
+                error,
+            )
+
+    # ---- notes
+
+    def report(self, message: str, *, topic: str | None = None) -> None:
+        """Tell the user once for a topic (by default the message itself)."""
+        with self._lock:
+            topic = topic or message
+            if topic in self._topics:
+                return
+            if len(self._topics) >= 10 * _MAX_NOTES:
+                self._more_notes += 1
+                return
+            self._topics.add(topic)
+            if self._keep(message):
+                _LOG.warning(message)
+
+    def fail(self, message: str, error: BaseException | str | None = None) -> None:
+        """Tell the user of an error, with its traceback."""
+        with self._lock:
+            if not self._keep(message):
+                return
+            if isinstance(error, BaseException):
+                _LOG.error("%s; training goes on", message, exc_info=error)
+            else:
+                _LOG.error("%s; training goes on%s", message, f"\n{error}" if error else "")
+
+    def _keep(self, message: str) -> bool:
+        self._changed["about/notes"] = True
+        if len(self._notes) >= _MAX_NOTES:
+            self._more_notes += 1
+            return False
+        self._notes.append(message)
+        self._write_cards()
+        return True
+
+    # ---- the guide
+
+    def rehearse(self, records: Iterable[Record]) -> None:
+        """Take descriptions of the dry run, which knows less than an analysis will."""
+        with self._lock:
+            self._explain(records)
+            self._rehearsed = set(self._explained)
+
+    def _explain(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if isinstance(record, Text | Array | Note) or not record.description:
+                continue
+            known = record.tag in self._explained
+            if (known and record.tag not in self._rehearsed) or (
+                not known and len(self._explained) >= _MAX_EXPLAINED
+            ):
+                continue
+            self._rehearsed.discard(record.tag)
+            if self._explained.get(record.tag) != record.description:
+                self._explained[record.tag] = record.description
+                self._changed["about/guide"] = True
+
+    def _write_cards(self, *, now: bool = False) -> None:
+        if self._writer is None:
+            return
+        for tag, changed in self._changed.items():
+            last = self._written.get(tag)
+            due = now or last is None or self._clock() - last >= _CARD_SECONDS
+            if changed and due:
+                self._changed[tag] = False
+                self._written[tag] = self._clock()
+                text = self._notes_card() if tag == "about/notes" else guide(self._explained)
+                self._write(self.last_step, [Text(tag, text)])
+
+    def _notes_card(self) -> str:
+        return "\n".join(f"* {note}" for note in self.notes)
