@@ -524,7 +524,7 @@ def _difference(a: Any, b: Any, path: str, seen: set[int]) -> str | None:
     if isinstance(a, np.ndarray):
         same = isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
         return None if same and (a.dtype.hasobject or a.tobytes() == b.tobytes()) else path
-    if type(a).__qualname__ != type(b).__qualname__:
+    if type(a).__name__ != type(b).__name__:
         return None if type(a).__module__.startswith(("mlx.core", "nanobind")) else path
     if isinstance(a, bool | int | float | complex | str | bytes | None):
         return None if a == b or a != a else path
