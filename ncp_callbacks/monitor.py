@@ -37,7 +37,6 @@ from .instrument.model_copy import difference
 from .observation import Need
 from .observer import placement
 from .observer.background import BackgroundObserver, Start
-from .observer.handlers import raised_by_signal_handler
 from .observer.in_loop import InLoopObserver
 from .observer.observer import Analysis, DryRun, Observer, Request, Settings, plain
 from .observer.snapshot import SnapshotLoader, SnapshotReader
@@ -46,6 +45,7 @@ from .ranks import rank
 from .records import Figure, Picture, Record, Scalar, Text
 from .run_log import RunLog
 from .schedules import Schedule, ScheduleLike, as_schedule, every
+from .signal_handlers import raised_by_signal_handler
 from .writers import TensorBoardWriter, Writer, as_writer
 from .writers.shutdown import ClosesOnTerm
 
@@ -479,7 +479,7 @@ class Monitor:
         try:
             self._start_process(self._memory_per_sequence)
         except (CopyError, OSError) as error:
-            self._log.fail(f"the observer can't be started again: {error}", error)
+            self._log.fail("the observer can't be started again", error)
             return False
         return True
 
@@ -626,15 +626,13 @@ class Monitor:
                 names = tuple(callback.name for callback in due)
                 peak = mx.get_peak_memory()
                 self._observer.submit(Request(step, time.time(), snapshot, names, finish, peak))
-            except Exception as error:
-                if self._on_error == "raise" or raised_by_signal_handler(error):
-                    raise
-                self._log.fail(
-                    f"no snapshot could be taken at step {step}: {type(error).__name__}: {error}",
-                    error,
-                )
-                # What was sent of it, if anything, isn't known.
+            except BaseException as error:
+                # The observer may not have got what was read: the next snapshot is whole.
                 self._reader.restart()
+                passes = self._on_error == "raise" or raised_by_signal_handler(error)
+                if passes or not isinstance(error, Exception):
+                    raise
+                self._log.fail(f"no snapshot could be taken at step {step}", error)
         for name in self._reader.unreadable:
             self._log.report(
                 f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
@@ -699,7 +697,7 @@ class Monitor:
             stopped = [c.name for s, group in self._groups if s is schedule for c in group]
             self._log.fail(
                 f"the schedule {schedule!r} failed at step {step}, which stops "
-                f"{', '.join(stopped) or 'train/*'}: {type(error).__name__}: {error}",
+                f"{', '.join(stopped) or 'train/*'}",
                 error,
             )
             self._disabled |= set(stopped)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .about import guide
+from .errors import one_line, traceback_of
 from .records import Array, Note, Record, Text
+from .signal_handlers import raised_by_signal_handler
 from .writers import Writer
 
 __all__ = ["RunLog"]
@@ -36,7 +38,6 @@ class RunLog:
         self._clock = clock
         self._lock = threading.RLock()
         self._writer: Writer | None = None
-        self._dropped_writer: str | None = None
         self._notes: list[str] = []
         self._more_notes = 0
         self._topics: set[str] = set()
@@ -102,12 +103,10 @@ class RunLog:
         try:
             call(self._writer)
         except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
             writer, self._writer = self._writer, None
-            self.fail(
-                f"the writer {type(writer).__name__} failed and is not used any more: "
-                f"{type(error).__name__}: {error}",
-                error,
-            )
+            self.fail(f"the writer {type(writer).__name__} failed and is not used any more", error)
 
     # ---- notes
 
@@ -125,13 +124,17 @@ class RunLog:
                 _LOG.warning(message)
 
     def fail(self, message: str, error: BaseException | str | None = None) -> None:
-        """Tell the user of an error, with its traceback."""
+        """Tell the user of an error.
+
+        Args:
+            message: What failed.
+            error: The error, whose type and text are added; or a traceback, for a message that has
+                them already.
+        """
         with self._lock:
-            if not self._keep(message):
-                return
             if isinstance(error, BaseException):
-                _LOG.error("%s; training goes on", message, exc_info=error)
-            else:
+                message, error = f"{message}: {one_line(error)}", traceback_of(error)
+            if self._keep(message):
                 _LOG.error("%s; training goes on%s", message, f"\n{error}" if error else "")
 
     def _keep(self, message: str) -> bool:

@@ -33,6 +33,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..signal_handlers import raised_by_signal_handler
 from .trees import children
 
 __all__ = [
@@ -105,6 +106,8 @@ def pack(subject: Subject, extra: Any = None) -> Packed:
     try:
         packer.dump((content, subject.forward, subject.target, extra))
     except Exception as error:
+        if raised_by_signal_handler(error):
+            raise
         raise _explained(subject, extra, error) from error
     return Packed(file.getvalue(), packer.arrays)
 
@@ -215,12 +218,10 @@ def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
     failed: set[int] = set()
     try:
         mx.eval(pending)
-    except RuntimeError:
-        for array in pending:
-            try:
-                mx.eval(array)
-            except RuntimeError:
-                failed.add(id(array))
+    except RuntimeError as error:
+        if raised_by_signal_handler(error):
+            raise
+        failed = {id(array) for array in pending if not _evaluates(array)}
     slots = [slot for slot, array in enumerate(arrays) if id(array) in failed]
     views: list[Any] = []
     for array in arrays:
@@ -232,6 +233,16 @@ def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
         else:
             views.append(array.copy())
     return views, slots
+
+
+def _evaluates(array: mx.array) -> bool:
+    try:
+        mx.eval(array)
+    except RuntimeError as error:
+        if raised_by_signal_handler(error):
+            raise
+        return False
+    return True
 
 
 # ---- pickling

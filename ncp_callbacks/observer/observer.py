@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy as copying
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -22,14 +21,15 @@ import mlx.core as mx
 import numpy as np
 
 from ..callbacks import Callback
+from ..errors import one_line, traceback_of
 from ..held_out import HeldOutBatch
 from ..instrument import At, Instrument, Memory, ModelCopy, NothingToObserve, TargetLike
 from ..instrument.model_copy import array_bytes
 from ..observation import Need, Observation
 from ..progress import progress
 from ..records import Note, Record
+from ..signal_handlers import raised_by_signal_handler
 from ..threads import one_blas_thread
-from .handlers import raised_by_signal_handler
 from .outside import changed_outside, values_outside
 from .snapshot import Snapshot, SnapshotLoader
 
@@ -342,7 +342,7 @@ class Observer:
             except Exception as error:
                 if raised_by_signal_handler(error):
                     raise
-                what = _one_line(error)
+                what = one_line(error)
                 failed.setdefault(what, (error, []))[1].append(callback)
                 continue
             yield own, [callback]
@@ -375,7 +375,7 @@ class Observer:
         names = tuple(callback.name for callback in callbacks)
         disabled = f"; {', '.join(names)} disabled" if names else ""
         analysis.failures.append(
-            Failure(f"{what}{disabled}: {_one_line(error)}", _traceback(error), names)
+            Failure(f"{what}{disabled}: {one_line(error)}", traceback_of(error), names)
         )
         self._disable(names)
 
@@ -407,21 +407,6 @@ def _rehearsal(callback: Callback) -> Callback | None:
         return copying.deepcopy(callback)
     except Exception:  # it holds something that can't be copied: rehearsing would count
         return None
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the error's type and text, also of one whose text can't be made."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception as unprintable:
-        return f"{type(error).__name__} (its message can't be shown: {type(unprintable).__name__})"
-
-
-def _traceback(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except Exception:
-        return "".join(traceback.format_tb(error.__traceback__))
 
 
 def checked_records(
