@@ -31,8 +31,9 @@ import mlx.nn as nn
 from .about import run_card
 from .announce import closing, opening, show
 from .callbacks import Callback, callback_set
+from .errors import one_line
 from .held_out import HeldOutBatch
-from .instrument import At, CopyError, Forward, ModelCopy, Subject, TargetLike
+from .instrument import At, CopyError, Forward, ModelCopy, ModelError, Subject, TargetLike
 from .instrument.model_copy import difference
 from .observation import Need
 from .observer import placement
@@ -172,7 +173,7 @@ class Monitor:
                 )
             resume_step = operator.index(resume_step)
         self._held_out = held_out
-        self._callbacks = _checked(callbacks)
+        self._callbacks = as_callbacks(callbacks)
         self._log_dir, self._given_writer = log_dir, writer
         self._every = as_schedule(every)
         self._train_every = (
@@ -322,10 +323,7 @@ class Monitor:
             if finish:
                 self._finish()
         finally:
-            try:
-                self._wait_for_observer()
-            finally:
-                self._end()
+            self._end()
         if finish:
             self._raise_delivered()
 
@@ -335,23 +333,17 @@ class Monitor:
         if last and self._last_step is not None and self._steps:
             self._analyse(self._last_step, last, finish=True)
 
-    def _wait_for_observer(self) -> None:
-        assert self._observer is not None
-        left = self._observer.wait(2.0)
-        if left:
-            show(
-                f"ncp_callbacks: waiting for {left} snapshot{'s' * (left != 1)} to be analysed "
-                "(Ctrl-C stops the waiting, not the log)",
-                verbose=self._verbose,
-            )
-            self._observer.wait()
-
     def _end(self, grace: float | None = None) -> None:
-        """Close everything, also after an interrupt."""
-        self._keep_state()
+        """Close everything, also when an interrupt ends the waiting.
+
+        Args:
+            grace: Seconds for what is outstanding; None: as long as it takes.
+        """
         try:
             self._close_observer(grace)
         finally:
+            if self._observer is not None:
+                self._final_state = self._observer.known_state
             if self._on_term is not None:
                 self._on_term.undo()
             atexit.unregister(self._exit_hook)
@@ -361,14 +353,8 @@ class Monitor:
                 self._log.close(grace)
             self._show_closing()
 
-    def _keep_state(self) -> None:
-        if self._observer is not None:
-            self._final_state = self._observer.known_state
-
     def _close_observer(self, grace: float | None = None) -> None:
-        if self._observer is None:
-            return
-        dropped = self._observer.close(grace)
+        dropped = 0 if self._observer is None else self._observer.close(grace)
         if dropped:
             self._log.report(
                 f"{dropped} snapshot{'s' * (dropped != 1)} not analysed: the run ended, the "
@@ -380,8 +366,6 @@ class Monitor:
         """Write what can be had within seconds; the process is about to end."""
         if self._state == "open":
             self._state = "closed"
-            if self._observer is not None:
-                self._observer.wait(_GRACE)
             self._end(grace=_GRACE)
 
     def _open_writer(self) -> Writer:
@@ -446,10 +430,13 @@ class Monitor:
             try:
                 self._start_process(observer.memory_per_sequence)
                 return "in a process of its own"
-            except (CopyError, OSError) as error:
+            except CopyError as error:
                 if self._background:
                     raise
-                why = f"{error}"
+                why = str(error)
+                self._log.report(f"analyses run in the training loop: {why}")
+            except OSError as error:
+                why = f"no process could be started: {one_line(error)}"
                 self._log.report(f"analyses run in the training loop: {why}")
         assert self._reader is not None
         self._reader.restart(as_bytes=False)
@@ -463,25 +450,38 @@ class Monitor:
         snapshot = self._reader.read(extra=(self._held_out, list(self.callbacks)))
         process = BackgroundObserver(_Delivery(self))
         state = self._observer.known_state if isinstance(self._observer, BackgroundObserver) else {}
-        settings = dataclasses.replace(self._settings, raise_errors=False)
+        settings = dataclasses.replace(self._settings, raise_errors=False, isolated=True)
         process.start(Start(snapshot, settings, state, memory_per_sequence, self._device))
         self._observer = process
 
     def _revive(self) -> bool:
-        """Start the process once more if it is lost; tell if there is an observer."""
-        if not isinstance(self._observer, BackgroundObserver) or not self._observer.lost:
-            return True
+        """Replace a process that is lost, once; tell if there is an observer."""
+        lost = self._observer
+        if not isinstance(lost, BackgroundObserver) or not lost.lost:
+            return lost is not None
         if self._restarted:
             return False
         self._restarted = True
-        lost = self._observer
         lost.close(0.0)
         try:
-            self._start_process(self._memory_per_sequence)
-        except (CopyError, OSError) as error:
+            if lost.unfit:
+                self._observe_in_loop()
+            else:
+                self._start_process(self._memory_per_sequence)
+        except (CopyError, ModelError, OSError) as error:
             self._log.fail("the observer can't be started again", error)
             return False
         return True
+
+    def _observe_in_loop(self) -> None:
+        assert self._reader is not None
+        self._reader.restart(as_bytes=False)
+        copied = ModelCopy()
+        SnapshotLoader(copied).load(self._reader.read())
+        observer = Observer(copied, self._held_out, self.callbacks, self._settings)
+        self._reader.restart()
+        self._observer = InLoopObserver(observer, self._take_analysis)
+        self._log.report("analyses run in the training loop from now on")
 
     # ---- what comes back
 
@@ -747,6 +747,15 @@ class _Delivery:
                 self._monitor._log.last_step, [Scalar("monitor/dropped_pictures", count, what)]
             )
 
+    def note(self, message: str) -> None:
+        self._monitor._log.report(message)
+
+    def waiting(self, what: str) -> None:
+        show(
+            f"ncp_callbacks: waiting for {what} (Ctrl-C stops the waiting, not the log)",
+            verbose=self._monitor._verbose,
+        )
+
     def fault(self, message: str, details: str) -> None:
         self._monitor._log.fail(message, details)
 
@@ -772,7 +781,7 @@ def _grouped(
     return list(groups.values()) or [(default, [])]
 
 
-def _checked(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
+def as_callbacks(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
     """Return the callbacks as a list.
 
     Raises:

@@ -27,6 +27,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+from ..errors import one_line
+from ..plotting.renderer import Renderer
 from ..records import Figure, Picture
 from .observer import Analysis, Observer, Request, Settings
 from .snapshot import Snapshot
@@ -48,6 +50,8 @@ _NICE = 10
 _LAUNCHER_PREFIXES = ("MLX_", "OMPI_", "PMI_", "PMIX_", "HYDRA_", "SLURM_")
 # Seconds without any progress after which a full queue or the end no longer wait.
 _PATIENCE = 300.0
+# Seconds of waiting that need no message.
+_QUIET = 2.0
 _WAIT_FOR_ROOM = 60.0
 
 
@@ -65,6 +69,12 @@ class Deliver(Protocol):
 
     def dropped_pictures(self, count: int) -> None:
         """Take the number of pictures that weren't drawn so far."""
+
+    def note(self, message: str) -> None:
+        """Take something that the user should know."""
+
+    def waiting(self, what: str) -> None:
+        """Take the news that the end of the run waits for something."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +106,7 @@ class BackgroundObserver:
 
     Attributes:
         lost: Whether the process is gone.
+        unfit: Whether the model or the callbacks couldn't be rebuilt there.
         waited: Seconds that :meth:`submit` has waited in all.
         dropped: Snapshots that were not analysed: lost with the process, or for which there was no
             room.
@@ -106,7 +117,7 @@ class BackgroundObserver:
     def __init__(
         self, deliver: Deliver, *, max_waiting: int = 4, max_bytes: int = 256 << 20
     ) -> None:
-        self.lost = False
+        self.lost = self.unfit = False
         self.waited = 0.0
         self.dropped = 0
         self.current = ""
@@ -206,13 +217,22 @@ class BackgroundObserver:
         """
         if self._process is None or os.getpid() != self._pid:
             return self.dropped
+        began = time.monotonic()
+
+        def left() -> float | None:
+            return None if timeout is None else max(0.0, began + timeout - time.monotonic())
+
         try:
-            left = self.wait(timeout)
-            if not self._closing:
-                self._closing = True
-                self._outgoing.put("close")
-            if not left:
-                self._wait(lambda: self._closed, timeout)
+            waiting = self.wait(_QUIET if timeout is None else left())
+            if waiting and timeout is None:
+                self._deliver.waiting(f"{waiting} snapshot{'s' * (waiting != 1)} to be analysed")
+                waiting = self.wait()
+            self._outgoing.put("close")
+            if not waiting:
+                self._wait(lambda: self._closed, _QUIET if timeout is None else left())
+                if timeout is None and not self._closed and not self.lost:
+                    self._deliver.waiting("pictures to be drawn")
+                    self._wait(lambda: self._closed, None)
         finally:
             self._end()
         return self.dropped
@@ -277,6 +297,8 @@ class BackgroundObserver:
             self._deliver.picture(*content)
         elif kind == "dropped_pictures":
             self._deliver.dropped_pictures(*content)
+        elif kind == "note":
+            self._deliver.note(*content)
         with self._changed:
             self._progress += 1
             if kind == "analysis":
@@ -285,7 +307,8 @@ class BackgroundObserver:
             elif kind == "running":
                 self.current = content[0]
             elif kind == "failed":
-                self._fail("the observer's process can't begin", content[0])
+                self.unfit = True
+                self._fail("the model can't be rebuilt in another process", content[0])
             elif kind == "closed":
                 self._closed = True
             self._changed.notify_all()
@@ -370,6 +393,24 @@ def serve() -> None:
     results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     _Server(sys.stdin.buffer, results).run()
+    # The threads that read and draw may be in the midst of something; nothing depends on it.
+    results.flush()
+    os._exit(0)
+
+
+class _Notes(logging.Handler):
+    """Sends what the other process logs to the one that trains."""
+
+    def __init__(self, tell: Callable[..., None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the message; of an error its first and last lines."""
+        message = record.getMessage()
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            message += f": {one_line(record.exc_info[1])}"
+        self._tell("note", message)
 
 
 class _Server:
@@ -392,8 +433,8 @@ class _Server:
         except Exception:
             self._tell("failed", traceback.format_exc())
             return
-        from ..plotting.renderer import Renderer
-
+        _LOG.addHandler(_Notes(self._tell))
+        _LOG.propagate = False
         renderer = Renderer(self._send_picture)
         dropped = 0
         while (message := self._inbox.get()) != "close":

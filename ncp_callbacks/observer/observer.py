@@ -50,6 +50,7 @@ class Settings:
     Attributes:
         target, at, cells, layers, chunk_size: As there.
         raise_errors: Let the error of a callback come out of :meth:`Observer.analyse`.
+        isolated: The process is the observer's own: a callback that calls ``sys.exit`` ends itself.
     """
 
     target: TargetLike = "prediction"
@@ -58,6 +59,7 @@ class Settings:
     layers: str | Sequence[str] | None = None
     chunk_size: int | None = None
     raise_errors: bool = False
+    isolated: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,14 +365,18 @@ class Observer:
             analysis.notes.append(f"{callback.name} is skipped from now on: {reason}")
             analysis.not_applicable.append(callback.name)
             self._disable([callback.name])
-        except Exception as error:
-            if self._settings.raise_errors or raised_by_signal_handler(error):
+        except BaseException as error:
+            if not self._settings.isolated and (
+                self._settings.raise_errors
+                or not isinstance(error, Exception)
+                or raised_by_signal_handler(error)
+            ):
                 raise
             what = f"{callback.name} failed at step {analysis.step}"
             self._fail(analysis, what, error, [callback])
 
     def _fail(
-        self, analysis: Analysis, what: str, error: Exception, callbacks: Sequence[Callback]
+        self, analysis: Analysis, what: str, error: BaseException, callbacks: Sequence[Callback]
     ) -> None:
         names = tuple(callback.name for callback in callbacks)
         disabled = f"; {', '.join(names)} disabled" if names else ""
