@@ -47,7 +47,7 @@ from .records import Array, Figure, Note, Record, Scalar, Text
 from .schedules import Schedule, ScheduleLike, as_schedule, every
 from .threads import one_blas_thread
 from .writers import TensorBoardWriter, Writer, as_writer
-from .writers.shutdown import ClosesOnTerm
+from .writers.signals import ClosesOnSignals
 
 if TYPE_CHECKING:
     import tensorboardX
@@ -189,7 +189,7 @@ class Monitor:
         self._state: Literal["new", "open", "closed"] = "new"
         self._writes = _rank() == 0
         self._writer: Writer | None = None
-        self._on_term: ClosesOnTerm | None = None
+        self._on_signals: ClosesOnSignals | None = None
         self._instrument: Instrument | None = None
         self._groups: list[tuple[Schedule, list[Callback]]] = []
         self._notes: list[str] = []
@@ -250,7 +250,7 @@ class Monitor:
             )
             # Only now: a configuration that fails must not leave an empty run behind.
             self._writer = self._open_writer()
-            self._on_term = ClosesOnTerm(self._close_writer)
+            self._on_signals = ClosesOnSignals(self._close_writer)
             if self._run_config:
                 self._writer.log_run_config(self._run_config)
             step = 0 if self._resume_step is None else self._resume_step + 1
@@ -272,9 +272,11 @@ class Monitor:
                 self._finish()
         finally:
             self._state = "closed"
-            if self._on_term is not None:
-                self._on_term.undo()
-            self._close_writer()
+            try:
+                self._close_writer()
+            finally:
+                if self._on_signals is not None:
+                    self._on_signals.undo()
             self._show_closing()
 
     def _finish(self) -> None:
@@ -303,12 +305,12 @@ class Monitor:
         )
         show(text, verbose=self._verbose)
 
-    def _close_writer(self) -> None:
+    def _close_writer(self, timeout: float | None = None) -> None:
         if self._writer is not None:
             if self._given_writer is self._writer:
-                self._writer.flush()  # the user's, who may go on with it
+                self._writer.flush(timeout)  # the user's, who may go on with it
             else:
-                self._writer.close()
+                self._writer.close(timeout)
 
     def _open_writer(self) -> Writer:
         if self._given_writer is not None:

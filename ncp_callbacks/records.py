@@ -27,10 +27,19 @@ __all__ = [
     "Figure",
     "Histogram",
     "Note",
+    "Picture",
     "Record",
     "Scalar",
     "Text",
 ]
+
+
+def _check_tag(tag: Any) -> None:
+    # A dashboard shows what a tag names, long after the line that made it has run.
+    if not isinstance(tag, str):
+        raise TypeError(f"tag={tag!r} is a {type(tag).__name__}: pass a str, such as 'group/name'")
+    if not tag:
+        raise ValueError("tag='' is empty: pass a name, such as 'group/name'")
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class Scalar:
             for the few numbers of a group that matter most. Others' are in the log all the same.
 
     Raises:
-        TypeError: The value is no number.
-        ValueError: The lower bound is above the upper one.
+        TypeError: The value is no number, or the tag no str.
+        ValueError: The lower bound is above the upper one, or the tag is empty.
     """
 
     tag: str
@@ -58,6 +67,7 @@ class Scalar:
     chart: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_tag(self.tag)
         try:
             # Also of MLX, which must not go to the writer's thread.
             object.__setattr__(self, "value", float(self.value))
@@ -81,6 +91,10 @@ class Histogram:
         values: Any shape, floating.
         edges: ``(bins + 1,)``, increasing.
         description: What is counted, with its unit.
+
+    Raises:
+        TypeError: The tag is no str.
+        ValueError: The tag is empty.
     """
 
     tag: str
@@ -88,12 +102,13 @@ class Histogram:
     edges: npt.NDArray[np.floating[Any]]
     description: str = ""
 
+    def __post_init__(self) -> None:
+        _check_tag(self.tag)
+
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A picture, drawn later by calling ``plot(data, **options)``, never on the training's thread.
-
-    Plot functions of this package are called in the writer's process, others on its thread.
+    """A picture that a thread of the writer draws later, by calling ``plot(data, **options)``.
 
     Args:
         tag: As for :class:`Scalar`.
@@ -101,6 +116,10 @@ class Figure:
         data: Numpy data or a result of :mod:`ncp_callbacks.analysis`; must not hold MLX arrays.
         options: Keywords for ``plot``.
         description: What the picture shows, in one or two sentences.
+
+    Raises:
+        TypeError: The tag is no str.
+        ValueError: The tag is empty.
     """
 
     tag: str
@@ -109,13 +128,52 @@ class Figure:
     options: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
 
+    def __post_init__(self) -> None:
+        _check_tag(self.tag)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture.
+
+    Args:
+        tag: As for :class:`Scalar`.
+        png: The bytes of a PNG file.
+        description: What the picture shows, in one or two sentences.
+
+    Raises:
+        TypeError: The tag is no str, or ``png`` no bytes.
+        ValueError: The tag is empty, or ``png`` is no PNG.
+    """
+
+    tag: str
+    png: bytes
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_tag(self.tag)
+        if not isinstance(self.png, bytes):
+            raise TypeError(
+                f"png of {self.tag!r} is a {type(self.png).__name__}: pass the bytes of a PNG file"
+            )
+        if not self.png.startswith(b"\x89PNG\r\n\x1a\n"):
+            raise ValueError(f"png of {self.tag!r} is no PNG: pass the bytes of a PNG file")
+
 
 @dataclass(frozen=True)
 class Text:
-    """Markdown for TensorBoard's Text dashboard."""
+    """Markdown for TensorBoard's Text dashboard.
+
+    Raises:
+        TypeError: The tag is no str.
+        ValueError: The tag is empty.
+    """
 
     tag: str
     markdown: str
+
+    def __post_init__(self) -> None:
+        _check_tag(self.tag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,11 +183,18 @@ class Array:
     Args:
         tag: By convention below ``_ncp/``.
         values: Written as float32.
+
+    Raises:
+        TypeError: The tag is no str.
+        ValueError: The tag is empty.
     """
 
     tag: str
     values: npt.NDArray[np.floating[Any]]
     description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_tag(self.tag)
 
 
 MOST_POINTS = 2000
@@ -151,7 +216,8 @@ class Embedding:
         description: What a point is.
 
     Raises:
-        ValueError: For other shapes, more points, or labels of another length.
+        TypeError: The tag is no str.
+        ValueError: The tag is empty, or for other shapes, more points, or labels of another length.
     """
 
     tag: str
@@ -160,6 +226,7 @@ class Embedding:
     description: str = ""
 
     def __post_init__(self) -> None:
+        _check_tag(self.tag)
         shape = np.shape(self.values)
         if len(shape) != 2 or 0 in shape:
             raise ValueError(
@@ -187,4 +254,4 @@ class Note:
     message: str
 
 
-Record: TypeAlias = Scalar | Histogram | Figure | Text | Array | Embedding
+Record: TypeAlias = Scalar | Histogram | Figure | Picture | Text | Array | Embedding

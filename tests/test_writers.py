@@ -32,7 +32,8 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from ncp_callbacks.records import Array, Figure, Histogram, Note, Record, Scalar, Text
+from ncp_callbacks.plots import to_png
+from ncp_callbacks.records import Array, Figure, Histogram, Note, Picture, Record, Scalar, Text
 from ncp_callbacks.writers import (
     MemoryWriter,
     SummaryWriterAdapter,
@@ -40,7 +41,7 @@ from ncp_callbacks.writers import (
     Writer,
     as_writer,
 )
-from ncp_callbacks.writers.pump import Pump
+from ncp_callbacks.writers.background_writer import BackgroundWriter
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,6 +105,9 @@ def broken(data: Any) -> matplotlib.figure.Figure:
 EDGES = np.array([0.0, 1.0, 2.0, 4.0])
 
 
+PNG = to_png(square(np.eye(2)))
+
+
 def one_of_each(step: int) -> list[Record]:
     return [
         Scalar("train/loss", 1 / step),
@@ -124,7 +128,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def _nothing_left() -> Iterator[None]:
     yield
     gc.collect()
-    assert not [t for t in threading.enumerate() if t.name == "ncp_callbacks"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("ncp_callbacks")]
 
 
 def script(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
@@ -277,7 +281,7 @@ def test_tags_are_cleaned_and_stay_apart(tmp_path: Path) -> None:
                 Scalar("in/heart rate (bpm)", 1),
                 Scalar("in/heart_rate [bpm]", 2),
                 Scalar("/ok-1.5/x", 3),
-                Scalar("", 4),
+                Scalar("/", 4),
                 Text("/ok-1.5/x", "the same tag, other data"),
             ],
         )
@@ -803,7 +807,7 @@ def test_a_failing_plot_loses_one_figure_and_is_reported_once(tmp_path: Path, lo
     assert scalars(tmp_path, "b") == [(4, 4)]
     assert scalars(tmp_path, "monitor/failed_records") == [(2, 1), (3, 2), (4, 3)]
     assert log.text.count("ZeroDivisionError: this plot is broken") == 1
-    assert log.text.count("can't log Figure 'bad'") == 1
+    assert log.text.count("can't draw the picture 'bad'") == 1
     assert log.text.count("can't log Scalar 'a'") == 1
 
 
@@ -828,31 +832,32 @@ class StuckSink:
 
 def test_stuck_thread_blocks_nobody_and_memory_is_bounded(log: Any) -> None:
     sink = StuckSink()
-    pump = Pump(sink, max_bytes=1 << 20, patience=0.2)
+    writer = BackgroundWriter(sink, max_bytes=1 << 20, timeout=0.2)
     slowest = 0.0
     big = np.zeros(10_000)
+    picture = Picture("p", PNG + bytes(80_000))
     for step in range(1, 1001):
         before = time.perf_counter()
-        pump.put(step, 0.0, [Scalar("a", step), Figure("f", square, big), Array("b", big)])
+        writer.put(step, 0.0, [Scalar("a", step), picture, Array("b", big)])
         slowest = max(slowest, time.perf_counter() - before)
     assert slowest < 0.1
-    for queue in (pump._figures, pump._numbers):
-        assert 0 < queue.undone * big.nbytes <= 1 << 19
-    assert pump.dropped_figures > 900
-    assert pump.dropped_records > 900
-    assert log.text.count("dropping some from step") == 2
+    assert 1 << 19 < writer._bytes <= 1 << 20
+    assert writer.dropped[Picture] > 980
+    assert writer.dropped[Array] == writer.dropped[Scalar] > 980
+    # Pictures leave the other half to numbers.
+    assert writer.dropped[Picture] > writer.dropped[Array]
+    assert log.text.count("dropping some from step") == 1
 
     before = time.perf_counter()
-    pump.flush()
-    pump.close()
-    pump.close()
+    writer.flush()
+    writer.close()
+    writer.close()
     assert time.perf_counter() - before < 2.5
-    assert isinstance(pump.failure, TimeoutError)
-    assert not pump._numbers.waiting
-    assert not pump._figures.waiting
+    assert isinstance(writer.failure, TimeoutError)
+    assert not writer._waiting
     sink.answers.set()
     assert sink.closed.wait(5)
-    pump._thread.join(5)
+    writer._thread.join(5)
 
 
 def test_what_exceeds_the_memory_by_itself_is_written(tmp_path: Path) -> None:
@@ -901,7 +906,7 @@ def test_forgotten_writer_ends_its_thread(tmp_path: Path) -> None:
     files = open_files()
     writer = TensorBoardWriter(tmp_path, flush_seconds=0.1)
     writer.write(1, [Scalar("a", 1)])
-    thread = writer._pump._thread
+    thread = writer._background._thread
     del writer
     gc.collect()
     thread.join(5)
@@ -1006,7 +1011,7 @@ def test_adapter_of_a_writer_without_a_file(tmp_path: Path) -> None:
 
 def test_flushing_at_once_does_not_keep_the_lock(tmp_path: Path) -> None:
     writers = [
-        TensorBoardWriter(tmp_path / str(i), flush_seconds=0.0, patience=5.0) for i in range(6)
+        TensorBoardWriter(tmp_path / str(i), flush_seconds=0.0, timeout=5.0) for i in range(6)
     ]
     time.sleep(0.3)  # the threads are idle now, and must not ask again and again
     before = time.process_time()

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from ..records import Record
 
-__all__ = ["Tally", "Writer", "clean_tag"]
+__all__ = ["Tally", "Writer", "clean_tag", "valid_text"]
 
 
 class Tally(NamedTuple):
-    """How many records became what; the written ones without figures and embeddings."""
+    """How many records were written, dropped and failed; ``records`` are the other kinds."""
 
     records: int = 0
     figures: int = 0
@@ -38,12 +38,21 @@ class Writer(abc.ABC):
         """Take the run's hyper-parameters; a writer that has no place for them ignores them."""
 
     @abc.abstractmethod
-    def flush(self) -> None:
-        """Return when everything handed over so far is where it belongs, or can't get there."""
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when everything handed over so far is where it belongs, or can't get there.
+
+        Args:
+            timeout: Seconds that this may take: when a process is asked to end, it has few. None:
+                as the writer sees fit.
+        """
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Flush and let go of files and threads; calling it again does nothing."""
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, and release files and threads. Calling it again does nothing.
+
+        Args:
+            timeout: As for :meth:`flush`.
+        """
 
     @property
     def tally(self) -> Tally:
@@ -57,5 +66,10 @@ class Writer(abc.ABC):
 
 
 def clean_tag(tag: str) -> str:
-    """A tag as TensorBoard shows it, which knows letters, digits and ``_ - . /`` only."""
+    """Return a tag as TensorBoard shows it, which knows letters, digits and ``_ - . /`` only."""
     return re.sub(r"[^-/\w.]", "_", tag).lstrip("/") or "_"
+
+
+def valid_text(text: str) -> str:
+    """Return the text with ``?`` for lone surrogates, which UTF-8 can't encode."""
+    return text.encode("utf-8", "replace").decode()

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..records import Embedding, Figure, Note, Record, Scalar
+from ..records import Embedding, Figure, Note, Picture, Record, Scalar
 from .base import Tally, Writer
 
 __all__ = ["MemoryWriter"]
 
 
 class MemoryWriter(Writer):
-    """Keeps every record as it came, undrawn; its memory grows with the number of steps.
+    """Keeps every record as it came, figures undrawn; it grows with the number of steps.
 
     Attributes:
         records: ``(step, record)`` in the order of writing.
@@ -53,12 +53,12 @@ class MemoryWriter(Writer):
 
     @property
     def tally(self) -> Tally:
-        figures = sum(isinstance(record, Figure) for _, record in self.records)
+        figures = sum(isinstance(record, Figure | Picture) for _, record in self.records)
         embeddings = sum(isinstance(record, Embedding) for _, record in self.records)
         return Tally(len(self.records) - figures - embeddings, figures, embeddings)
 
-    def flush(self) -> None:
+    def flush(self, timeout: float | None = None) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         pass

@@ -1,0 +1,346 @@
+"""Draw pictures on a thread, so that nothing else waits for them::
+
+    renderer = Renderer(deliver)
+    renderer.submit(step, time.time(), figures)  # microseconds
+    renderer.close()
+
+Each ``Figure`` becomes a ``Picture``, which ``deliver(step, wall_time, picture)`` takes. A plot
+function may be slow, fail or never return: this costs its own picture and no other.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..records import Figure, Picture
+
+__all__ = ["Renderer", "memory_of"]
+
+logger = logging.getLogger("ncp_callbacks")
+
+# The time limit of a picture is counted in parts: while a process is stopped, or the machine
+# sleeps, one of them passes and not all.
+_PARTS = 25
+
+
+class _Job(NamedTuple):
+    step: int
+    wall_time: float
+    figure: Figure
+    size: int
+
+
+class _DrawingThread:
+    """A daemon thread with a Drawer of its own. It is abandoned when a plot function is stuck."""
+
+    def __init__(self) -> None:
+        # SimpleQueue: its put may be called again from a signal handler.
+        self._figures: queue.SimpleQueue[Figure | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ncp_callbacks drawing", daemon=True)
+        self._thread.start()
+
+    def draw(self, figure: Figure, timeout: float) -> bytes | BaseException | None:
+        """Return the PNG, or what the plot function raised, or None after ``timeout`` seconds."""
+        self._figures.put(figure)
+        for _ in range(_PARTS):
+            with contextlib.suppress(queue.Empty):
+                return self._results.get(timeout=timeout / _PARTS)
+        return None
+
+    def end(self) -> None:
+        """Let the thread end after the figure that it draws."""
+        self._figures.put(None)
+
+    def is_current(self) -> bool:
+        """Return whether the caller runs on this thread."""
+        return threading.current_thread() is self._thread
+
+    def _run(self) -> None:
+        drawer = None
+        while (figure := self._figures.get()) is not None:
+            try:
+                if drawer is None:
+                    from ..plots.drawer import Drawer
+
+                    drawer = Drawer()
+                result: bytes | BaseException = drawer.png(
+                    figure.tag, figure.plot, figure.data, figure.options
+                )
+            # SystemExit and KeyboardInterrupt of a plot function end nothing but its picture.
+            except BaseException as error:
+                result = error
+            self._results.put(result)
+            del figure, result
+
+
+class Renderer:
+    """Draws figures in the order in which they come, and delivers the pictures.
+
+    A picture that takes longer than ``timeout`` is given up, and its tag isn't drawn again. In a
+    forked child, a renderer of the parent does nothing.
+
+    Args:
+        deliver: Takes ``(step, wall_time, picture)``; it is called on a thread of the renderer, one
+            picture after the other.
+        max_figures: How many figures may wait. Beyond, all figures of a step are dropped, unless
+            none waits.
+        max_bytes: How much memory they may hold. Only what is bigger by itself may exceed it.
+        timeout: Seconds for one picture; the first one includes the import of matplotlib.
+
+    Attributes:
+        dropped: How many figures found no place, or were given up by :meth:`close`.
+        failed: How many could not be drawn or delivered.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[int, float, Picture], None],
+        *,
+        max_figures: int = 32,
+        max_bytes: int = 128 << 20,
+        timeout: float = 25.0,
+    ) -> None:
+        self.dropped = 0
+        self.failed = 0
+        self._deliver = deliver
+        self._max_figures = max_figures
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._pid = os.getpid()
+
+        # Reentrant, for a signal handler that closes while `submit` holds it.
+        self._changed = threading.Condition(threading.RLock())
+        self._jobs: deque[_Job] = deque()
+        self._current: _Job | None = None
+        self._bytes = 0
+        self._given_up: set[str] = set()
+        self._reported: set[object] = set()
+        self._thread: threading.Thread | None = None
+        self._drawing: _DrawingThread | None = None
+        self._closing = False
+        self._ended = False
+        self._exiting = False
+        self._then: Callable[[], None] | None = None
+
+    def submit(self, step: int, wall_time: float, figures: Sequence[Figure]) -> None:
+        """Queue the figures of a step; never waits."""
+        if not figures or self._closing or os.getpid() != self._pid:
+            return
+        jobs = [
+            _Job(step, wall_time, figure, memory_of(figure))
+            for figure in figures
+            if figure.tag not in self._given_up
+        ]
+        size = sum(job.size for job in jobs)
+        with self._changed:
+            self.failed += len(figures) - len(jobs)
+            crowded = self._jobs and len(self._jobs) + len(jobs) > self._max_figures
+            busy = self._jobs or self._current is not None
+            if crowded or (busy and self._bytes + size > self._max_bytes):
+                self.dropped += len(jobs)
+                self._report_once(
+                    "dropped",
+                    "pictures come faster than they are drawn: dropping some from step %d on; "
+                    "log less often, or fewer pictures",
+                    step,
+                )
+            elif jobs and self._started():
+                self._bytes += size
+                self._jobs.extend(jobs)
+                self._changed.notify_all()
+            else:
+                self.dropped += len(jobs)
+        if self._exiting:
+            self.flush(self._timeout)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until no figure waits, and return whether that is so.
+
+        Args:
+            timeout: Seconds after which waiting ends. None: each picture has its own limit.
+        """
+        drawing = self._drawing
+        if (
+            os.getpid() != self._pid
+            or threading.current_thread() is self._thread
+            or (drawing is not None and drawing.is_current())
+        ):
+            return True
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while (self._jobs or self._current is not None) and not self._ended:
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def close(self, timeout: float | None = None) -> None:
+        """Draw what waits, and end the thread. Calling it again does nothing.
+
+        Args:
+            timeout: Seconds after which the pictures left are given up, all together. None: the
+                limit of one picture.
+        """
+        if os.getpid() != self._pid or self._ended:
+            return
+        self._closing = True
+        with self._changed:
+            self._changed.notify_all()
+        if not self.flush(self._timeout if timeout is None else timeout):
+            with self._changed:
+                left = [job for job in (self._current, *self._jobs) if job is not None]
+                self.dropped += len(left)
+                self._end()
+            logger.warning(
+                "closing the log gave up %d picture%s, the first of them %r of step %d",
+                len(left),
+                "" if len(left) == 1 else "s",
+                left[0].figure.tag if left else "",
+                left[0].step if left else 0,
+            )
+        elif self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
+
+    def abandon(self, then: Callable[[], None] | None = None) -> None:
+        """Let the thread end by itself when all is drawn, and then call ``then``.
+
+        It takes no lock, as the garbage collector may call it at any place.
+        """
+        self._then = then
+        self._closing = True
+        if self._thread is None and then is not None:
+            then()
+
+    def _started(self) -> bool:
+        """Start the threads, unless they run; return whether they run."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="ncp_callbacks renderer", daemon=True)
+            try:
+                # Both now: while an interpreter ends, no thread can be started.
+                self._drawing = _DrawingThread()
+                thread.start()
+            except RuntimeError as error:
+                self._report_once("start", "pictures can't be drawn: %s", error)
+                return False
+            self._thread = thread
+            atexit.register(self._at_exit)
+        return True
+
+    def _at_exit(self) -> None:
+        """Draw what waits; later, exit handlers registered earlier still may submit figures."""
+        self._exiting = True
+        self.flush(self._timeout)
+
+    def _end(self) -> None:
+        with self._changed:
+            self._closing = self._ended = True
+            self._jobs.clear()
+            self._changed.notify_all()
+
+    def _report_once(
+        self, key: object, message: str, *args: object, error: BaseException | None = None
+    ) -> None:
+        if key not in self._reported:
+            self._reported.add(key)
+            logger.warning(message, *args, exc_info=error)
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                self._draw(job)
+                with self._changed:
+                    self._current = None
+                    self._bytes -= job.size
+                    self._changed.notify_all()
+                del job
+        finally:
+            if self._drawing is not None:
+                self._drawing.end()
+            self._end()
+            atexit.unregister(self._at_exit)
+            if self._then is not None:
+                self._then()
+
+    def _next(self) -> _Job | None:
+        """Return the next job, or None when there will be none."""
+        with self._changed:
+            while not self._jobs:
+                if self._closing:
+                    return None
+                # `abandon` can't wake this thread.
+                self._changed.wait(5.0)
+            self._current = self._jobs[0]
+            return self._jobs.popleft()
+
+    def _draw(self, job: _Job) -> None:
+        figure = job.figure
+        if figure.tag in self._given_up:
+            self.failed += 1
+            return
+        try:
+            if self._drawing is None:
+                self._drawing = _DrawingThread()
+            result = self._drawing.draw(figure, self._timeout)
+        except RuntimeError as error:  # No thread can be started.
+            result = error
+        if self._ended:
+            return
+        if isinstance(result, bytes):
+            picture = Picture(figure.tag, result, figure.description)
+            try:
+                self._deliver(job.step, job.wall_time, picture)
+            except Exception as error:
+                self.failed += 1
+                self._report_once("deliver", "a picture can't be delivered", error=error)
+        elif result is None:
+            self.failed += 1
+            assert self._drawing is not None
+            self._drawing.end()  # If the plot function returns after all.
+            self._drawing = None
+            self._given_up.add(figure.tag)
+            logger.warning(
+                "the picture %r of step %d takes longer than %g s: it is given up, and not drawn "
+                "again; numbers and other pictures go on",
+                figure.tag,
+                job.step,
+                self._timeout,
+            )
+        else:
+            self.failed += 1
+            self._report_once(
+                (figure.tag,),
+                "can't draw the picture %r; reported once, training and other logging go on",
+                figure.tag,
+                error=result,
+            )
+
+
+def memory_of(value: Any) -> int:
+    """Return about how many bytes are held by keeping a record, or what is in one."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, str | bytes):
+        return len(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return 128 + sum(memory_of(getattr(value, f.name)) for f in dataclasses.fields(value))
+    if isinstance(value, Mapping):
+        return 64 + sum(map(memory_of, value.values()))
+    if isinstance(value, list | tuple):
+        return 64 + sum(map(memory_of, value))
+    return 32
