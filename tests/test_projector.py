@@ -112,7 +112,9 @@ def test_a_single_dimension_is_shown_along_a_line(tmp_path: Path) -> None:
     assert not found[:, 1].any()
 
 
-TAGS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), unique=True)
+TAGS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), unique=True
+)
 CELLS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.floats() | st.integers()
 
 

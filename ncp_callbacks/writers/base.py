@@ -1,4 +1,4 @@
-"""The writer interface: what happens to the records of a step.
+"""The interface of writers, which take the records of a step.
 
 ``Monitor`` calls a writer from the training thread only. ``write`` must return at once and must
 never raise for anything that happens to files later; ``close`` writes what is left.
@@ -28,7 +28,7 @@ class Tally(NamedTuple):
 
 
 class Writer(abc.ABC):
-    """Where records go."""
+    """Takes the records of a run."""
 
     @abc.abstractmethod
     def write(self, step: int, records: Sequence[Record]) -> None:
@@ -39,7 +39,7 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def flush(self, timeout: float | None = None) -> None:
-        """Return when everything handed over so far is where it belongs, or can't get there.
+        """Wait until all records taken so far are written, or can't be.
 
         Args:
             timeout: Seconds that this may take: when a process is asked to end, it has few. None:
@@ -56,12 +56,12 @@ class Writer(abc.ABC):
 
     @property
     def tally(self) -> Tally:
-        """What was written so far, and what was not."""
+        """How much was written so far, dropped, and failed."""
         return Tally()
 
     @property
     def failure(self) -> BaseException | None:
-        """What stopped this writer for good, if anything did."""
+        """The exception that stopped this writer for good, or None."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Records as TensorBoard's protocol buffers::
+"""Encode records as TensorBoard's protocol buffers::
 
     encoder = Encoder()
     event = Event(step=step, wall_time=now, summary=Summary(value=encoder.values(record)))
@@ -27,8 +27,8 @@ from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
 from ..records import Array, Embedding, Histogram, Note, Picture, Record, Scalar, Text
-from .bands import INTERVALS, Bands, BandTags
 from .base import clean_tag, valid_text
+from .custom_scalars import INTERVALS, ChartTags, CustomScalars
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
@@ -82,7 +82,7 @@ class Encoder:
         self._tags: dict[tuple[type, str], str] = {}
         self._taken: set[str] = set()
         self._end: list[Summary.Value] = []
-        self._bands = Bands(log_dir)
+        self._charts = CustomScalars(log_dir)
         self._reported: set[str] = set()
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
@@ -123,16 +123,16 @@ class Encoder:
 
     @property
     def layout_changed(self) -> bool:
-        """Whether there is a scalar with an interval that the last layout didn't have."""
-        return self._bands.changed
+        """True when a scalar has an interval that the last layout didn't have."""
+        return self._charts.changed
 
     def layout(self) -> list[Summary.Value]:
-        """The charts of scalars with an interval, beside those that the log has already.
+        """Return the charts of scalars with an interval, beside those that the log has.
 
         Raises:
             OSError: What the log has can't be read.
         """
-        return [self._bands.layout()]
+        return [self._charts.layout()]
 
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
         for number in (record.value, *(record.interval or ())):
@@ -145,17 +145,17 @@ class Encoder:
         return encoded
 
     def _interval(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
-        """As a band where it has a chart, or else as an array."""
+        """Return the tags of its chart where it has one, or else an array."""
         tags = None
         if record.chart:
-            tags = self._bands.of(tag, lambda wanted: self._tag(BandTags, wanted))
+            tags = self._charts.of(tag, lambda wanted: self._tag(ChartTags, wanted))
         if tags is None:
             name = self._tag(Array, f"{INTERVALS}{tag}")
             array = Array(name, np.array(points[1:]))
             return [_tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))]
         return [
-            Summary.Value(tag=band, simple_value=number)
-            for band, number in zip(tags, points, strict=True)
+            Summary.Value(tag=chart_tag, simple_value=number)
+            for chart_tag, number in zip(tags, points, strict=True)
         ]
 
     def _histogram(self, tag: str, record: Histogram) -> list[Summary.Value]:

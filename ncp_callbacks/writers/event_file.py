@@ -1,4 +1,4 @@
-"""An event file of our own in a run directory of its own::
+"""Write an event file of our own in a run directory of its own::
 
     file = EventFile("runs/cfc-seed0")      # or runs/cfc-seed0-2 when that one is taken
     file.write(Event(step=1, summary=...))

@@ -1,4 +1,4 @@
-"""Records kept in memory, for tests and notebooks::
+"""Keep records in memory, for tests and notebooks::
 
     writer = MemoryWriter()
     with Monitor(model, held_out, writer=writer) as monitor:
@@ -33,12 +33,12 @@ class MemoryWriter(Writer):
 
     @property
     def tags(self) -> list[str]:
-        """Every tag once, in the order of first appearance."""
+        """All tags, in the order of first appearance."""
         records = (record for _, record in self.records)
         return list(dict.fromkeys(r.tag for r in records if not isinstance(r, Note)))
 
     def scalars(self, tag: str) -> list[tuple[int, float]]:
-        """``(step, value)`` of the scalars with this tag; empty when there are none."""
+        """Return ``(step, value)`` of the scalars with this tag."""
         return [
             (step, record.value)
             for step, record in self.records

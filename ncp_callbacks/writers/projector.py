@@ -1,10 +1,10 @@
-"""Points for TensorBoard's Projector: files beside the event file, and a config that names them::
+"""Write points for TensorBoard's Projector, to files beside the event file::
 
     write_embedding(log_dir, step, Embedding("hidden/states", states, {"class": names}))
 
-The config may have entries of others, which are left alone; our own stand between comments, by
-which they are found and replaced. Files are written whole or not at all, as TensorBoard may be
-reading.
+A config names the files. It may have entries of others, which are left alone; our own stand between
+comments, by which they are found and replaced. Files are written whole or not at all, as
+TensorBoard may be reading.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def write_embedding(log_dir: Path, step: int, record: Embedding) -> None:
 
 
 def _table(record: Embedding, kept: npt.NDArray[np.bool_]) -> Iterator[str]:
-    """The lines of the labels' file."""
+    """Yield the lines of the labels' file."""
     columns = {_cell(name): column for name, column in record.labels.items()}
     if len(columns) == 1:
         # Without a tab in it, TensorBoard takes the header for a label.
@@ -71,7 +71,7 @@ def _table(record: Embedding, kept: npt.NDArray[np.bool_]) -> Iterator[str]:
 
 
 def _cell(value: Any) -> str:
-    """A value on one line, without tabs."""
+    """Return a value as text on one line, without tabs."""
     if isinstance(value, float | np.floating):
         return f"{value:.6g}"
     return " ".join(valid_text(str(value)).split())
@@ -94,7 +94,7 @@ def _name_in_config(config: Path, tag: str, entry: list[str]) -> None:
 
 
 def _quoted(text: str) -> str:
-    """A string of protocol buffers' text format."""
+    """Return a string of protocol buffers' text format."""
     return json.dumps(_cell(text), ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Records in TensorBoard, in an event file of our own or through the user's writer::
+"""Write records for TensorBoard, to an event file of our own or through the user's writer::
 
     writer = TensorBoardWriter("runs/cfc-seed0")
     writer.log_run_config({"lr": 1e-3, "cell": {"units": 32}})
@@ -7,7 +7,7 @@
 
     writer = SummaryWriterAdapter(tensorboardX.SummaryWriter("runs/cfc-seed0"))
 
-What goes wrong with files later never reaches the caller: see ``writer.failure``.
+A file that fails later never raises to the caller: see ``writer.failure``.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _BackgroundedWriter(Writer):
         self._background.put(self._first_step, self._clock(), [RunConfig.of(config)])
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when all is drawn and written, or can't be.
+        """Wait until all is drawn and written, or can't be.
 
         Args:
             timeout: Seconds for all pictures together, and for a disk that makes no progress.
@@ -226,7 +226,7 @@ class SummaryWriterAdapter(_BackgroundedWriter):
             :class:`TensorBoardWriter`.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: ``summary_writer`` is something else.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class SummaryWriterAdapter(_BackgroundedWriter):
             raise TypeError(
                 "writer must be a Writer of ncp_callbacks or a tensorboardX.SummaryWriter, not "
                 f"{type(summary_writer).__module__}.{type(summary_writer).__qualname__}. "
-                "To leave the file to us, name a directory instead: log_dir='runs/cfc-seed0'."
+                "To leave the file to us, pass a directory instead: log_dir='runs/cfc-seed0'."
             )
         super().__init__(
             _SharedFile(summary_writer),
