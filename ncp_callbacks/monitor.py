@@ -48,7 +48,7 @@ from .run_log import RunLog
 from .schedules import Schedule, ScheduleLike, as_schedule, every
 from .signal_handlers import raised_by_signal_handler
 from .writers import TensorBoardWriter, Writer, as_writer
-from .writers.shutdown import ClosesOnTerm
+from .writers.signals import ClosesOnSignals
 
 if TYPE_CHECKING:
     import tensorboardX
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["Monitor"]
 
 _LOG = logging.getLogger("ncp_callbacks")
-# Seconds that outstanding snapshots get when the process is asked to end.
-_GRACE = 10.0
 
 
 class Monitor:
@@ -202,7 +200,7 @@ class Monitor:
         self._reader: SnapshotReader | None = None
         self._observer: InLoopObserver | BackgroundObserver | None = None
         self._restarted = False
-        self._on_term: ClosesOnTerm | None = None
+        self._on_signals: ClosesOnSignals | None = None
         self._groups: list[tuple[Schedule, list[Callback]]] = []
         self._disabled: set[str] = set()
         self._without_state: set[str] = set()
@@ -292,7 +290,7 @@ class Monitor:
         step = 0 if self._resume_step is None else self._resume_step + 1
         self._log.last_step = step
         self._log.write(step, [Text("about/run", card)])
-        self._on_term = ClosesOnTerm(self._close_on_signal)
+        self._on_signals = ClosesOnSignals(self._close_on_signal)
         # After the writer's: what is registered last runs first.
         atexit.register(self._exit_hook)
         pictures = [r.tag for r in dry_run.records if isinstance(r, Figure)]
@@ -344,13 +342,13 @@ class Monitor:
         finally:
             if self._observer is not None:
                 self._final_state = self._observer.known_state
-            if self._on_term is not None:
-                self._on_term.undo()
             atexit.unregister(self._exit_hook)
             if self._given_writer is self._writer and grace is None:
                 self._log.flush()  # the user's, who may go on with it
             else:
                 self._log.close(grace)
+            if self._on_signals is not None:
+                self._on_signals.undo()
             self._show_closing()
 
     def _close_observer(self, grace: float | None = None) -> None:
@@ -362,11 +360,11 @@ class Monitor:
                 topic="dropped snapshots",
             )
 
-    def _close_on_signal(self) -> None:
-        """Write what can be had within seconds; the process is about to end."""
+    def _close_on_signal(self, seconds: float) -> None:
+        """Write what can be had; the process is about to end."""
         if self._state == "open":
             self._state = "closed"
-            self._end(grace=_GRACE)
+            self._end(grace=seconds)
 
     def _open_writer(self) -> Writer:
         if self._given_writer is not None:

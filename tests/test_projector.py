@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from ncp_callbacks.records import MOST_POINTS, Embedding, Scalar
-from ncp_callbacks.writers import MemoryWriter, SummaryWriterAdapter, TensorBoardWriter, pump
+from ncp_callbacks.writers import (
+    MemoryWriter,
+    SummaryWriterAdapter,
+    TensorBoardWriter,
+    background_writer,
+)
 from ncp_callbacks.writers.projector import write_embedding
 
 RNG = np.random.default_rng(0)
@@ -107,7 +112,9 @@ def test_a_single_dimension_is_shown_along_a_line(tmp_path: Path) -> None:
     assert not found[:, 1].any()
 
 
-TAGS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), unique=True)
+TAGS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), unique=True
+)
 CELLS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.floats() | st.integers()
 
 
@@ -264,7 +271,7 @@ def test_the_dashboard_is_offered(board: Board) -> None:
 
 def test_files_are_written_by_the_writers_thread(tmp_path: Path) -> None:
     seen: list[int] = []
-    original = pump.write_embedding
+    original = background_writer.write_embedding
 
     def spy(*args: Any) -> None:
         seen.append(threading.get_ident())
@@ -272,7 +279,7 @@ def test_files_are_written_by_the_writers_thread(tmp_path: Path) -> None:
 
     writer = TensorBoardWriter(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pump, "write_embedding", spy)
+        patch.setattr(background_writer, "write_embedding", spy)
         writer.write(1, [Embedding("a", STATES)])
         writer.close()
     assert len(seen) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import io
 import json
 import logging
 import os
@@ -32,7 +33,18 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from ncp_callbacks.records import Array, Figure, Histogram, Note, Record, Scalar, Text
+from ncp_callbacks.plots import to_png
+from ncp_callbacks.records import (
+    Array,
+    Embedding,
+    Figure,
+    Histogram,
+    Note,
+    Picture,
+    Record,
+    Scalar,
+    Text,
+)
 from ncp_callbacks.writers import (
     MemoryWriter,
     SummaryWriterAdapter,
@@ -40,7 +52,7 @@ from ncp_callbacks.writers import (
     Writer,
     as_writer,
 )
-from ncp_callbacks.writers.pump import Pump
+from ncp_callbacks.writers.background_writer import BackgroundWriter
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,6 +116,9 @@ def broken(data: Any) -> matplotlib.figure.Figure:
 EDGES = np.array([0.0, 1.0, 2.0, 4.0])
 
 
+PNG = to_png(square(np.eye(2)))
+
+
 def one_of_each(step: int) -> list[Record]:
     return [
         Scalar("train/loss", 1 / step),
@@ -124,7 +139,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def _nothing_left() -> Iterator[None]:
     yield
     gc.collect()
-    assert not [t for t in threading.enumerate() if t.name == "ncp_callbacks"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("ncp_callbacks")]
 
 
 def script(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
@@ -154,7 +169,7 @@ def test_memory_writer() -> None:
     writer = MemoryWriter()
     writer.log_run_config({"lr": 0.1})
     writer.write(1, one_of_each(1))
-    writer.write(2, [Scalar("train/loss", 0.5), Note("No backbone.")])
+    writer.write(2, [Scalar("train/loss", 0.5), Note("No backbone."), Picture("p", PNG)])
     writer.flush()
     writer.close()
     assert writer.scalars("train/loss") == [(1, 1.0), (2, 0.5)]
@@ -165,8 +180,11 @@ def test_memory_writer() -> None:
         "attribution/heatmap",
         "about/run",
         "_ncp/map",
+        "p",
     ]
-    assert len(writer.records) == 7
+    assert writer.records[-1] == (2, Picture("p", PNG))
+    assert len(writer.records) == 8
+    assert (writer.tally.records, writer.tally.figures) == (6, 2)
     assert writer.run_config == {"lr": 0.1}
     assert writer.failure is None
 
@@ -208,6 +226,22 @@ def test_every_kind_of_record(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in accumulator.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
     tensors = {"hidden/speed", "attribution/heatmap", "about/run", "_ncp/map"}
     assert set(accumulator.Tags()["tensors"]) == tensors
+
+
+def test_a_picture_is_written_as_it_is(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path)
+    writer.write(3, [Picture("a/b", PNG, "What matters."), Scalar("train/loss", 1.0)])
+    writer.write(4, [Figure("a/b", square, np.eye(2), {}, "What matters.")])
+    writer.close()
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    found = accumulator.Tensors("a/b")
+    assert [event.step for event in found] == [3, 4]
+    for event in found:
+        assert list(event.tensor_proto.string_val) == [b"100", b"50", PNG]
+    metadata = accumulator.SummaryMetadata("a/b")
+    assert metadata.plugin_data.plugin_name == "images"
+    assert metadata.summary_description == "What matters."
+    assert writer.tally.figures == 2
 
 
 def test_head_of_the_file_and_one_event_per_step(tmp_path: Path) -> None:
@@ -268,6 +302,108 @@ def test_non_finite_scalars_are_written(tmp_path: Path) -> None:
     assert scalars(tmp_path, "big") == [(1, np.inf)]
 
 
+def test_what_float32_cannot_hold_is_reported_once(tmp_path: Path, log: Any) -> None:
+    writer = TensorBoardWriter(tmp_path)
+    for step in (1, 2):
+        writer.write(
+            step,
+            [
+                Scalar("big", 1e300),
+                Scalar("bounds", 1.0, interval=(-1e39, 2.0)),
+                Array("_ncp/big", np.array([1.0, -1e200, np.inf])),
+                Scalar("fits", 3.4e38),
+                Scalar("inf", float("inf")),
+            ],
+        )
+    writer.close()
+    assert scalars(tmp_path, "big") == [(1, np.inf), (2, np.inf)]
+    assert scalars(tmp_path, "fits")[0][1] == np.float32(3.4e38)
+    assert [record.args[0] for record in log.records] == ["big", "bounds", "_ncp/big"]
+    assert "'big' is 1e+300 and is written as infinity" in log.text
+
+
+def test_a_step_beyond_64_bits_loses_its_own_records(tmp_path: Path, log: Any) -> None:
+    writer = TensorBoardWriter(tmp_path)
+    steps = [1, 2**63, -(2**63) - 1, 10**30, 2**63 - 1, -(2**63), 5]
+    for value, step in enumerate(steps):
+        writer.write(step, [Scalar("a", value), Scalar("b", value)])
+    writer.write(2**63, [Picture("p", PNG), Figure("f", square, np.eye(2))])
+    writer.close()
+    assert writer.failure is None
+    kept = [(1, 0), (2**63 - 1, 4), (-(2**63), 5), (5, 6)]
+    assert scalars(tmp_path, "a") == scalars(tmp_path, "b") == kept
+    read = EventAccumulator(str(tmp_path), purge_orphaned_data=False).Reload().Scalars("a")
+    assert [(event.step, event.value) for event in read] == kept
+    # The last records count too, of which some say how many failed before.
+    assert writer.failed_records >= 8
+    assert not {"p", "f"} & set(values(tmp_path))
+    assert log.text.count("of step 9223372036854775808 are lost: pass steps of less than") == 1
+    assert len(log.records) == 1
+
+
+def test_lone_surrogates_are_replaced(tmp_path: Path, log: Any) -> None:
+    lone = "caf\udce9"
+    writer = TensorBoardWriter(tmp_path)
+    writer.log_run_config({lone: lone, "nested": {lone: 1}, "list": [lone]})
+    records: list[Record] = [
+        Scalar(f"s/{lone}", 1.0, lone),
+        Histogram(f"h/{lone}", np.ones(3), EDGES, lone),
+        Text(f"t/{lone}", f"# {lone}"),
+        Array(f"a/{lone}", np.ones(2), lone),
+        Picture(f"p/{lone}", PNG, lone),
+        Figure(f"f/{lone}", square, np.eye(2), {}, lone),
+        Embedding(f"e/{lone}", np.eye(3), {lone: [lone, "b", "c"]}),
+    ]
+    writer.write(1, records)
+    writer.close()
+    assert writer.failure is None
+    assert writer.failed_records == 0
+    assert log.text == ""
+    found = values(tmp_path)
+    assert {tag for tag in found if "hparams" not in tag} == {f"{kind}/caf_" for kind in "shtapf"}
+    (text,) = [value for _, value in found["t/caf_"]]
+    assert text.tensor.string_val == [b"# caf?"]
+    assert text.metadata.display_name == "t/caf?"
+    assert found["f/caf_"][0][1].metadata.summary_description == "caf?"
+    start = found["_hparams_/session_start_info"][0][1].metadata.plugin_data.content
+    hparams = HParamsPluginData.FromString(start).session_start_info.hparams
+    assert {key: value.string_value for key, value in hparams.items()} == {
+        "caf?": "caf?",
+        "nested.caf?": "",
+        "list": "['caf\\udce9']",
+    }
+    (labels,) = (tmp_path / "projector").glob("*.metadata.tsv")
+    assert labels.read_text().splitlines()[:2] == ["caf?\tpoint", "caf?\t0"]
+
+
+MADE: list[Callable[[Any], Record]] = [
+    lambda tag: Scalar(tag, 1.0),
+    lambda tag: Histogram(tag, np.ones(3), EDGES),
+    lambda tag: Figure(tag, square, np.eye(2)),
+    lambda tag: Picture(tag, PNG),
+    lambda tag: Text(tag, "text"),
+    lambda tag: Array(tag, np.ones(3)),
+    lambda tag: Embedding(tag, np.eye(3)),
+]
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_tags_are_checked_where_a_record_is_made(make: Callable[[Any], Record]) -> None:
+    for wrong in (5, None, b"bytes", ("a", "b")):
+        with pytest.raises(TypeError, match=rf"{re.escape(repr(wrong))}.*pass a str"):
+            make(wrong)
+    with pytest.raises(ValueError, match="empty: pass a name"):
+        make("")
+    assert make(" ").tag == " "
+
+
+def test_a_picture_is_a_png() -> None:
+    with pytest.raises(TypeError, match="'p' is a str: pass the bytes of a PNG file"):
+        Picture("p", "path.png")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'p' is no PNG"):
+        Picture("p", b"\xff\xd8\xff\xe0")
+
+
 def test_tags_are_cleaned_and_stay_apart(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path)
     for step in (1, 2):
@@ -277,7 +413,7 @@ def test_tags_are_cleaned_and_stay_apart(tmp_path: Path) -> None:
                 Scalar("in/heart rate (bpm)", 1),
                 Scalar("in/heart_rate [bpm]", 2),
                 Scalar("/ok-1.5/x", 3),
-                Scalar("", 4),
+                Scalar("/", 4),
                 Text("/ok-1.5/x", "the same tag, other data"),
             ],
         )
@@ -370,6 +506,63 @@ def test_log_dir_not_writable(tmp_path: Path, first_step: int | None, monkeypatc
     monkeypatch.setattr("io.FileIO", denied)
     with pytest.raises(PermissionError, match=r"can't be written to.*Choose|or choose another"):
         TensorBoardWriter(tmp_path, first_step=first_step)
+
+
+@pytest.mark.parametrize("first_step", [None, 5])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, exists: bool, first_step: int | None) -> None:
+    if exists:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "mine.txt").write_text("mine")
+    # A limit on the size of files: the file can be made, and then not written to.
+    code = """
+        import resource, signal, sys
+        import ncp_callbacks.writers.event_file
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        try:
+            TensorBoardWriter(sys.argv[1] + "/runs/cfc/1", first_step=eval(sys.argv[2]))
+        except OSError as error:
+            print(error.errno, error)
+    """
+    stdout, stderr = finish(script(code, tmp_path, first_step))
+    assert stderr == ""
+    assert stdout.startswith(f"{errno.EFBIG} ")
+    assert f"log_dir '{tmp_path}/runs/cfc/1'" in stdout
+    assert "Make room there, or choose another" in stdout
+    left = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))]
+    assert left == (["runs", "runs/mine.txt"] if exists else [])
+
+
+def test_the_next_run_after_a_full_disk_gets_the_name(tmp_path: Path, monkeypatch: Any) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("io.FileIO", Full)
+        with pytest.raises(OSError, match=r"No space left on device") as caught:
+            TensorBoardWriter(tmp_path / "run")
+    assert caught.value.errno == errno.ENOSPC
+    assert str(tmp_path / "run") in str(caught.value)
+    writer = TensorBoardWriter(tmp_path / "run")
+    writer.close()
+    assert writer.log_dir == tmp_path / "run"
+
+
+def test_a_link_to_nowhere_is_named_and_left(tmp_path: Path) -> None:
+    (tmp_path / "scratch").symlink_to(tmp_path / "not mounted")
+    for below in ("", "run"):
+        with pytest.raises(NotADirectoryError, match="link to nowhere"):
+            TensorBoardWriter(tmp_path / "scratch" / below)
+    assert (tmp_path / "scratch").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_first_step_beyond_64_bits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"first_step=9223372036854775808: pass"):
+        TensorBoardWriter(tmp_path / "run", first_step=2**63)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -660,6 +853,31 @@ def test_exit_without_close_loses_nothing(tmp_path: Path, end: str, error: str) 
     assert [step for step, _ in values(tmp_path)["f"]] == [100, 200, 300, 400, 500]
 
 
+def test_what_exit_handlers_log_is_written(tmp_path: Path) -> None:
+    process = script(
+        """
+        import atexit, sys
+        from ncp_callbacks.plots import plot_feature_importance
+        def late():
+            for step in (4, 5):
+                picture = Figure("f", plot_feature_importance, [[step, 1.0]])
+                writer.write(step, [Scalar("a", step), picture])
+        atexit.register(late)  # Before the log is opened, so that it runs after the log's own.
+        writer = TensorBoardWriter(sys.argv[1], flush_seconds=60)
+        writer.log_run_config({"lr": 0.1})
+        for step in (1, 2, 3):
+            writer.write(step, [Scalar("a", step)])
+        writer.write(3, [Figure("f", plot_feature_importance, [[3, 1.0]])])
+        """,
+        tmp_path,
+    )
+    _, stderr = finish(process)
+    assert stderr == ""
+    assert scalars(tmp_path, "a") == [(step, step) for step in range(1, 6)]
+    assert [step for step, _ in values(tmp_path)["f"]] == [3, 4, 5]
+    assert len(values(tmp_path)["_hparams_/session_end_info"]) == 1
+
+
 def test_forked_child_leaves_the_file_alone(tmp_path: Path) -> None:
     process = script(
         """
@@ -803,7 +1021,7 @@ def test_a_failing_plot_loses_one_figure_and_is_reported_once(tmp_path: Path, lo
     assert scalars(tmp_path, "b") == [(4, 4)]
     assert scalars(tmp_path, "monitor/failed_records") == [(2, 1), (3, 2), (4, 3)]
     assert log.text.count("ZeroDivisionError: this plot is broken") == 1
-    assert log.text.count("can't log Figure 'bad'") == 1
+    assert log.text.count("can't draw the picture 'bad'") == 1
     assert log.text.count("can't log Scalar 'a'") == 1
 
 
@@ -828,31 +1046,32 @@ class StuckSink:
 
 def test_stuck_thread_blocks_nobody_and_memory_is_bounded(log: Any) -> None:
     sink = StuckSink()
-    pump = Pump(sink, max_bytes=1 << 20, patience=0.2)
+    writer = BackgroundWriter(sink, max_bytes=1 << 20, timeout=0.2)
     slowest = 0.0
     big = np.zeros(10_000)
+    picture = Picture("p", PNG + bytes(80_000))
     for step in range(1, 1001):
         before = time.perf_counter()
-        pump.put(step, 0.0, [Scalar("a", step), Figure("f", square, big), Array("b", big)])
+        writer.put(step, 0.0, [Scalar("a", step), picture, Array("b", big)])
         slowest = max(slowest, time.perf_counter() - before)
     assert slowest < 0.1
-    for queue in (pump._figures, pump._numbers):
-        assert 0 < queue.undone * big.nbytes <= 1 << 19
-    assert pump.dropped_figures > 900
-    assert pump.dropped_records > 900
-    assert log.text.count("dropping some from step") == 2
+    assert 1 << 19 < writer._bytes <= 1 << 20
+    assert writer.dropped[Picture] > 980
+    assert writer.dropped[Array] == writer.dropped[Scalar] > 980
+    # Pictures leave the other half to numbers.
+    assert writer.dropped[Picture] > writer.dropped[Array]
+    assert log.text.count("dropping some from step") == 1
 
     before = time.perf_counter()
-    pump.flush()
-    pump.close()
-    pump.close()
+    writer.flush()
+    writer.close()
+    writer.close()
     assert time.perf_counter() - before < 2.5
-    assert isinstance(pump.failure, TimeoutError)
-    assert not pump._numbers.waiting
-    assert not pump._figures.waiting
+    assert isinstance(writer.failure, TimeoutError)
+    assert not writer._waiting
     sink.answers.set()
     assert sink.closed.wait(5)
-    pump._thread.join(5)
+    writer._thread.join(5)
 
 
 def test_what_exceeds_the_memory_by_itself_is_written(tmp_path: Path) -> None:
@@ -901,7 +1120,7 @@ def test_forgotten_writer_ends_its_thread(tmp_path: Path) -> None:
     files = open_files()
     writer = TensorBoardWriter(tmp_path, flush_seconds=0.1)
     writer.write(1, [Scalar("a", 1)])
-    thread = writer._pump._thread
+    thread = writer._background._thread
     del writer
     gc.collect()
     thread.join(5)
@@ -1006,7 +1225,7 @@ def test_adapter_of_a_writer_without_a_file(tmp_path: Path) -> None:
 
 def test_flushing_at_once_does_not_keep_the_lock(tmp_path: Path) -> None:
     writers = [
-        TensorBoardWriter(tmp_path / str(i), flush_seconds=0.0, patience=5.0) for i in range(6)
+        TensorBoardWriter(tmp_path / str(i), flush_seconds=0.0, timeout=5.0) for i in range(6)
     ]
     time.sleep(0.3)  # the threads are idle now, and must not ask again and again
     before = time.process_time()

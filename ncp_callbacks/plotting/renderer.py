@@ -146,7 +146,7 @@ class Renderer:
         ]
         size = sum(job.size for job in jobs)
         with self._changed:
-            self.failed += len(figures) - len(jobs)
+            self._fail(len(figures) - len(jobs))
             crowded = self._jobs and len(self._jobs) + len(jobs) > self._max_figures
             busy = self._jobs or self._current is not None
             if crowded or (busy and self._bytes + size > self._max_bytes):
@@ -251,6 +251,10 @@ class Renderer:
             self._jobs.clear()
             self._changed.notify_all()
 
+    def _fail(self, count: int) -> None:
+        with self._changed:
+            self.failed += count
+
     def _report_once(
         self, key: object, message: str, *args: object, error: BaseException | None = None
     ) -> None:
@@ -291,7 +295,7 @@ class Renderer:
     def _draw(self, job: _Job) -> None:
         figure = job.figure
         if figure.tag in self._given_up:
-            self.failed += 1
+            self._fail(1)
             return
         try:
             if self._drawing is None:
@@ -306,10 +310,12 @@ class Renderer:
             try:
                 self._deliver(job.step, job.wall_time, picture)
             except Exception as error:
-                self.failed += 1
+                self._fail(1)
                 self._report_once("deliver", "a picture can't be delivered", error=error)
         elif result is None:
-            self.failed += 1
+            self._fail(1)
+            assert self._drawing is not None
+            self._drawing.end()  # If the plot function returns after all.
             self._drawing = None
             self._given_up.add(figure.tag)
             logger.warning(
@@ -320,7 +326,7 @@ class Renderer:
                 self._timeout,
             )
         else:
-            self.failed += 1
+            self._fail(1)
             self._report_once(
                 (figure.tag,),
                 "can't draw the picture %r; reported once, training and other logging go on",

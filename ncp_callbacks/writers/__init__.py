@@ -1,4 +1,4 @@
-"""Where records go: TensorBoard, or memory."""
+"""Write records to TensorBoard, or keep them in memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["MemoryWriter", "SummaryWriterAdapter", "TensorBoardWriter", "Writer"
 
 
 def as_writer(obj: Writer | tensorboardX.SummaryWriter) -> Writer:
-    """The writer itself, or one around a ``tensorboardX.SummaryWriter``.
+    """Return the writer itself, or one around a ``tensorboardX.SummaryWriter``.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: ``obj`` is neither.
     """
     return obj if isinstance(obj, Writer) else SummaryWriterAdapter(obj)

@@ -1,4 +1,4 @@
-"""The writer interface: what happens to the records of a step.
+"""The interface of writers, which take the records of a step.
 
 ``Monitor`` calls a writer from the training thread only. ``write`` must return at once and must
 never raise for anything that happens to files later; ``close`` writes what is left.
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from ..records import Record
 
-__all__ = ["Tally", "Writer", "clean_tag"]
+__all__ = ["Tally", "Writer", "clean_tag", "valid_text"]
 
 
 class Tally(NamedTuple):
-    """How many records became what; the written ones without figures and embeddings."""
+    """How many records were written, dropped and failed; ``records`` are the other kinds."""
 
     records: int = 0
     figures: int = 0
@@ -28,7 +28,7 @@ class Tally(NamedTuple):
 
 
 class Writer(abc.ABC):
-    """Where records go."""
+    """Takes the records of a run."""
 
     @abc.abstractmethod
     def write(self, step: int, records: Sequence[Record]) -> None:
@@ -43,27 +43,32 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def flush(self) -> None:
-        """Return when everything handed over so far is where it belongs, or can't get there."""
+        """Wait until all records taken so far are written, or can't be."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Flush and let go of files and threads; calling it again does nothing."""
+        """Flush, and release files and threads. Calling it again does nothing."""
 
     def close_within(self, seconds: float) -> None:
-        """Close, leaving out what takes longer: the process is about to end."""
+        """Close, and skip what takes longer than this: the process is about to end."""
         self.close()
 
     @property
     def tally(self) -> Tally:
-        """What was written so far, and what was not."""
+        """How much was written so far, dropped, and failed."""
         return Tally()
 
     @property
     def failure(self) -> BaseException | None:
-        """What stopped this writer for good, if anything did."""
+        """The exception that stopped this writer for good, or None."""
         return None
 
 
 def clean_tag(tag: str) -> str:
-    """A tag as TensorBoard shows it, which knows letters, digits and ``_ - . /`` only."""
+    """Return a tag as TensorBoard shows it, which knows letters, digits and ``_ - . /`` only."""
     return re.sub(r"[^-/\w.]", "_", tag).lstrip("/") or "_"
+
+
+def valid_text(text: str) -> str:
+    """Return the text with ``?`` for lone surrogates, which UTF-8 can't encode."""
+    return text.encode("utf-8", "replace").decode()

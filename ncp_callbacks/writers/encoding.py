@@ -1,4 +1,4 @@
-"""Records as TensorBoard's protocol buffers::
+"""Encode records as TensorBoard's protocol buffers::
 
     encoder = Encoder()
     event = Event(step=step, wall_time=now, summary=Summary(value=encoder.values(record)))
@@ -9,6 +9,7 @@ plugin name (TensorFlow 2's form), the only one whose description reaches all Te
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from collections.abc import Mapping
@@ -25,14 +26,16 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
-from ..plots.studio import Studio
-from ..records import Array, Embedding, Figure, Histogram, Note, Record, Scalar, Text
-from .bands import INTERVALS, Bands, BandTags
-from .base import clean_tag
+from ..records import Array, Embedding, Histogram, Note, Picture, Record, Scalar, Text
+from .base import clean_tag, valid_text
+from .custom_scalars import INTERVALS, ChartTags, CustomScalars
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
+logger = logging.getLogger("ncp_callbacks")
+
 ARRAY_PLUGIN = "ncp_callbacks"
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,20 @@ class RunConfig:
 def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, bool | float | str]]:
     flat: list[tuple[str, bool | float | str]] = []
     for key, value in config.items():
-        name = f"{prefix}{key}"
+        name = valid_text(f"{prefix}{key}")
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, Mapping) and value:
             flat += _flat(value, f"{name}.")
         elif (
-            isinstance(value, bool | str)
+            isinstance(value, bool)
             or (isinstance(value, int) and abs(value) < 2**53)
             or (isinstance(value, float) and math.isfinite(value))
         ):
             flat.append((name, value))
         else:
             # TensorBoard keeps numbers as doubles and answers with an error for NaN.
-            flat.append((name, str(value)))
+            flat.append((name, valid_text(str(value))))
     return flat
 
 
@@ -72,22 +75,21 @@ class Encoder:
     """Turns records into summary values; remembers which clean tag stands for which original.
 
     Args:
-        process: Whether figures are drawn by a process of their own.
         log_dir: Where the log is, if on this machine.
     """
 
-    def __init__(self, *, process: bool = False, log_dir: Path | None = None) -> None:
+    def __init__(self, log_dir: Path | None = None) -> None:
         self._tags: dict[tuple[type, str], str] = {}
         self._taken: set[str] = set()
         self._end: list[Summary.Value] = []
-        self._bands = Bands(log_dir)
-        self._studio = Studio(process=process)
+        self._charts = CustomScalars(log_dir)
+        self._reported: set[str] = set()
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
-        """The summary values of one record, drawn if it is a figure; none of an embedding.
+        """Return the summary values of one record; an embedding has none.
 
         Raises:
-            Exception: Whatever the plot function raised, or what is wrong with the record.
+            Exception: The record has something that can't be encoded.
         """
         if isinstance(record, RunConfig):
             _, start, end = hparams(record.values, {})
@@ -101,42 +103,40 @@ class Encoder:
         if isinstance(record, Histogram):
             return self._histogram(tag, record)
         if isinstance(record, Text):
-            return [_tensor(tag, record, "text", _strings(record.markdown.encode()))]
+            text = record.markdown.encode("utf-8", "replace")
+            return [_tensor(tag, record, "text", _strings(text))]
         if isinstance(record, Array):
+            values = np.asarray(record.values, dtype=np.float64)
+            largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+            self._report_if_infinite(record.tag, float(largest))
             return [_tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))]
-        if isinstance(record, Figure):
-            png = self._studio.png(tag, record.plot, record.data, record.options)
-            width, height = struct.unpack(">II", png[16:24])
-            sized = _strings(b"%d" % width, b"%d" % height, png)
+        if isinstance(record, Picture):
+            width, height = struct.unpack(">II", record.png[16:24])
+            sized = _strings(b"%d" % width, b"%d" % height, record.png)
             return [_tensor(tag, record, "images", sized)]
         raise TypeError(f"not a record: {record!r}")
 
     def end(self) -> list[Summary.Value]:
-        """What ends the session that a :class:`RunConfig` started, if one did."""
-        return self._end
-
-    def close(self) -> None:
-        """End the process that draws."""
-        self._studio.close()
-
-    def kill(self) -> None:
-        """The same at once, and on any thread."""
-        self._studio.kill()
+        """Return once what ends the session that a :class:`RunConfig` started, if one did."""
+        end, self._end = self._end, []
+        return end
 
     @property
     def layout_changed(self) -> bool:
-        """Whether there is a scalar with an interval that the last layout didn't have."""
-        return self._bands.changed
+        """True when a scalar has an interval that the last layout didn't have."""
+        return self._charts.changed
 
     def layout(self) -> list[Summary.Value]:
-        """The charts of scalars with an interval, beside those that the log has already.
+        """Return the charts of scalars with an interval, beside those that the log has.
 
         Raises:
             OSError: What the log has can't be read.
         """
-        return [self._bands.layout()]
+        return [self._charts.layout()]
 
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
+        for number in (record.value, *(record.interval or ())):
+            self._report_if_infinite(record.tag, number)
         encoded = [Summary.Value(tag=tag, simple_value=float(record.value))]
         if record.interval is not None:
             points = [float(number) for number in (record.value, *record.interval)]
@@ -145,17 +145,17 @@ class Encoder:
         return encoded
 
     def _interval(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
-        """As a band where it has a chart, or else as an array."""
+        """Return the tags of its chart where it has one, or else an array."""
         tags = None
         if record.chart:
-            tags = self._bands.of(tag, lambda wanted: self._tag(BandTags, wanted))
+            tags = self._charts.of(tag, lambda wanted: self._tag(ChartTags, wanted))
         if tags is None:
             name = self._tag(Array, f"{INTERVALS}{tag}")
             array = Array(name, np.array(points[1:]))
             return [_tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))]
         return [
-            Summary.Value(tag=band, simple_value=number)
-            for band, number in zip(tags, points, strict=True)
+            Summary.Value(tag=chart_tag, simple_value=number)
+            for chart_tag, number in zip(tags, points, strict=True)
         ]
 
     def _histogram(self, tag: str, record: Histogram) -> list[Summary.Value]:
@@ -177,6 +177,17 @@ class Encoder:
             encoded.append(Summary.Value(tag=name, simple_value=count))
         return encoded
 
+    def _report_if_infinite(self, tag: str, value: float) -> None:
+        """Report a finite value that TensorBoard's numbers don't reach, once for its tag."""
+        if math.isfinite(value) and abs(value) > _FLOAT32_MAX and tag not in self._reported:
+            self._reported.add(tag)
+            logger.warning(
+                "%r is %g and is written as infinity: TensorBoard keeps numbers up to 3.4e38 "
+                "(float32). Log its logarithm, or use another unit; reported once",
+                tag,
+                value,
+            )
+
     def _tag(self, kind: type, tag: str) -> str:
         # TensorBoard knows one kind of data per tag, so the kind is part of what must be unique.
         key = (kind, tag)
@@ -191,12 +202,12 @@ class Encoder:
 
 
 def _tensor(
-    tag: str, record: Histogram | Figure | Text | Array, plugin: str, tensor: TensorProto
+    tag: str, record: Histogram | Picture | Text | Array, plugin: str, tensor: TensorProto
 ) -> Summary.Value:
     metadata = SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
-        display_name=record.tag if record.tag != tag else "",
-        summary_description=getattr(record, "description", ""),
+        display_name=valid_text(record.tag) if record.tag != tag else "",
+        summary_description=valid_text(getattr(record, "description", "")),
     )
     return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
 

@@ -1,4 +1,4 @@
-"""An event file of our own in a run directory of its own::
+"""Write an event file of our own in a run directory of its own::
 
     file = EventFile("runs/cfc-seed0")      # or runs/cfc-seed0-2 when that one is taken
     file.write(Event(step=1, summary=...))
@@ -10,6 +10,7 @@ It raises what the file system raises; the thread that writes to it deals with t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
@@ -26,7 +27,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from .encoding import Event, SessionLog
 
-__all__ = ["EventFile"]
+__all__ = ["EventFile", "fits_int64"]
 
 _CLAIM = ".ncp_callbacks-claim"
 
@@ -41,8 +42,10 @@ class EventFile:
             hold from this step on.
 
     Raises:
+        ValueError: ``first_step`` is beyond what a log can hold.
         NotADirectoryError: ``log_dir``, or what should contain it, is a file.
         PermissionError: ``log_dir`` can't be written to.
+        OSError: The disk is full, or anything else. No file or directory is left.
     """
 
     def __init__(
@@ -51,25 +54,27 @@ class EventFile:
         first_step: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if first_step is not None and not fits_int64(first_step):
+            raise ValueError(f"first_step={first_step}: pass a step of less than 2**63")
         wanted = Path(os.path.abspath(os.path.expanduser(log_dir)))
-        try:
-            self._file = _open(wanted, resume=first_step is not None, clock=clock)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise NotADirectoryError(
-                f"log_dir {str(wanted)!r} can't be a directory: it, or a part of its path, is a "
-                f"file. Choose another, for instance log_dir={str(wanted) + '-logs'!r}."
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            raise PermissionError(
-                f"log_dir {str(wanted)!r} can't be written to ({error.strerror}). Make it "
-                "writable, or choose another, for instance log_dir='~/runs/cfc-seed0'."
-            ) from error
-        self.path = Path(self._file.name)
+        made: list[Path] = []
         self._pending = bytearray()
+        try:
+            self._file = _open(wanted, made, resume=first_step is not None, clock=clock)
+            self.path = Path(self._file.name)
+            try:
+                self._begin(first_step, clock())
+            except OSError:
+                self._file.close()
+                self.path.unlink()
+                raise
+        except OSError as error:
+            for directory in reversed(made):
+                with contextlib.suppress(OSError):  # Others may have put something there.
+                    directory.rmdir()
+            raise _explained(error, wanted) from error
 
-        now = clock()
+    def _begin(self, first_step: int | None, now: float) -> None:
         self.write(Event(wall_time=now, file_version="brain.Event:2"))
         start = Event(
             wall_time=now, step=first_step or 0, session_log=SessionLog(status=SessionLog.START)
@@ -118,14 +123,39 @@ class EventFile:
             self._file.close()
 
 
-def _open(wanted: Path, *, resume: bool, clock: Callable[[], float]) -> io.FileIO:
+def fits_int64(step: int) -> bool:
+    """Return whether an event can hold this step."""
+    return -(2**63) <= step < 2**63
+
+
+def _explained(error: OSError, wanted: Path) -> OSError:
+    """Return an error that names the directory and how to repair it."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return NotADirectoryError(
+            f"log_dir {str(wanted)!r} can't be a directory: it, or a part of its path, is a file "
+            f"or a link to nowhere. Choose another, for instance log_dir={str(wanted) + '-logs'!r}."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionError(
+            f"log_dir {str(wanted)!r} can't be written to ({error.strerror}). Make it "
+            "writable, or choose another, for instance log_dir='~/runs/cfc-seed0'."
+        )
+    return OSError(
+        error.errno,
+        f"no log can be opened in log_dir {str(wanted)!r} ({error.strerror}). Make room there, or "
+        "choose another, for instance log_dir='~/runs/cfc-seed0'.",
+    )
+
+
+def _open(wanted: Path, made: list[Path], *, resume: bool, clock: Callable[[], float]) -> io.FileIO:
+    """Return a new file; directories that were missing are added to ``made``."""
     if resume:
-        wanted.mkdir(parents=True, exist_ok=True)
+        _make(wanted, made)
         return _create(wanted, clock)
     for number in itertools.count(1):
         directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            _make(directory, made)
         except FileExistsError:
             if number == 1:
                 raise
@@ -136,8 +166,16 @@ def _open(wanted: Path, *, resume: bool, clock: Callable[[], float]) -> io.FileI
     raise AssertionError("unreachable")
 
 
+def _make(directory: Path, made: list[Path]) -> None:
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        made.append(path)
+    directory.mkdir(exist_ok=True)  # It may be a file.
+
+
 def _claim(directory: Path, clock: Callable[[], float]) -> io.FileIO | None:
-    """A file in a directory without event files; None if it has some or is being claimed."""
+    """Return a file in a directory without event files; None if it has some or is being claimed."""
     claim = directory / _CLAIM
     try:
         claim.touch(exist_ok=False)

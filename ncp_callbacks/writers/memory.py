@@ -1,4 +1,4 @@
-"""Records kept in memory, for tests and notebooks::
+"""Keep records in memory, for tests and notebooks::
 
     writer = MemoryWriter()
     with Monitor(model, held_out, writer=writer) as monitor:
@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..records import Embedding, Figure, Note, Record, Scalar
+from ..records import Embedding, Figure, Note, Picture, Record, Scalar
 from .base import Tally, Writer
 
 __all__ = ["MemoryWriter"]
 
 
 class MemoryWriter(Writer):
-    """Keeps every record as it came, undrawn; its memory grows with the number of steps.
+    """Keeps every record as it came, figures undrawn; it grows with the number of steps.
 
     Attributes:
         records: ``(step, record)`` in the order of writing.
@@ -33,12 +33,12 @@ class MemoryWriter(Writer):
 
     @property
     def tags(self) -> list[str]:
-        """Every tag once, in the order of first appearance."""
+        """All tags, in the order of first appearance."""
         records = (record for _, record in self.records)
         return list(dict.fromkeys(r.tag for r in records if not isinstance(r, Note)))
 
     def scalars(self, tag: str) -> list[tuple[int, float]]:
-        """``(step, value)`` of the scalars with this tag; empty when there are none."""
+        """Return ``(step, value)`` of the scalars with this tag."""
         return [
             (step, record.value)
             for step, record in self.records
@@ -53,7 +53,7 @@ class MemoryWriter(Writer):
 
     @property
     def tally(self) -> Tally:
-        figures = sum(isinstance(record, Figure) for _, record in self.records)
+        figures = sum(isinstance(record, Figure | Picture) for _, record in self.records)
         embeddings = sum(isinstance(record, Embedding) for _, record in self.records)
         return Tally(len(self.records) - figures - embeddings, figures, embeddings)
 

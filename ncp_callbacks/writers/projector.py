@@ -1,10 +1,10 @@
-"""Points for TensorBoard's Projector: files beside the event file, and a config that names them::
+"""Write points for TensorBoard's Projector, to files beside the event file::
 
     write_embedding(log_dir, step, Embedding("hidden/states", states, {"class": names}))
 
-The config may have entries of others, which are left alone; our own stand between comments, by
-which they are found and replaced. Files are written whole or not at all, as TensorBoard may be
-reading.
+A config names the files. It may have entries of others, which are left alone; our own stand between
+comments, by which they are found and replaced. Files are written whole or not at all, as
+TensorBoard may be reading.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..records import Embedding
+from .base import valid_text
 
 __all__ = ["write_embedding"]
 
@@ -42,22 +43,23 @@ def write_embedding(log_dir: Path, step: int, record: Embedding) -> None:
         # Of a single dimension the Projector shows nothing.
         values = np.hstack([values, np.zeros_like(values)])
     (log_dir / _FOLDER).mkdir(exist_ok=True)
-    file = f"{_FOLDER}/{urllib.parse.quote(record.tag, safe='')}"
+    tag = valid_text(record.tag)
+    file = f"{_FOLDER}/{urllib.parse.quote(tag, safe='')}"
     # As text: TensorBoard tells binary files by not being text, which zeros are.
     points = "".join("\t".join(f"{number:.6g}" for number in row) + "\n" for row in values[kept])
     _replace(log_dir / f"{file}.tensors.tsv", points.encode())
     entry = [
-        f"tensor_name: {_quoted(f'{record.tag} (step {step})')}",
+        f"tensor_name: {_quoted(f'{tag} (step {step})')}",
         f"tensor_path: {_quoted(f'{file}.tensors.tsv')}",
     ]
     if record.labels:
         _replace(log_dir / f"{file}.metadata.tsv", "".join(_table(record, kept)).encode())
         entry.append(f"metadata_path: {_quoted(f'{file}.metadata.tsv')}")
-    _name_in_config(log_dir / CONFIG, record.tag, entry)
+    _name_in_config(log_dir / CONFIG, tag, entry)
 
 
 def _table(record: Embedding, kept: npt.NDArray[np.bool_]) -> Iterator[str]:
-    """The lines of the labels' file."""
+    """Yield the lines of the labels' file."""
     columns = {_cell(name): column for name, column in record.labels.items()}
     if len(columns) == 1:
         # Without a tab in it, TensorBoard takes the header for a label.
@@ -69,10 +71,10 @@ def _table(record: Embedding, kept: npt.NDArray[np.bool_]) -> Iterator[str]:
 
 
 def _cell(value: Any) -> str:
-    """A value on one line, without tabs."""
+    """Return a value as text on one line, without tabs."""
     if isinstance(value, float | np.floating):
         return f"{value:.6g}"
-    return " ".join(str(value).split())
+    return " ".join(valid_text(str(value)).split())
 
 
 def _name_in_config(config: Path, tag: str, entry: list[str]) -> None:
@@ -92,7 +94,7 @@ def _name_in_config(config: Path, tag: str, entry: list[str]) -> None:
 
 
 def _quoted(text: str) -> str:
-    """A string of protocol buffers' text format."""
+    """Return a string of protocol buffers' text format."""
     return json.dumps(_cell(text), ensure_ascii=False)
 
 

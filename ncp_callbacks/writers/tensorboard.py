@@ -1,4 +1,4 @@
-"""Records in TensorBoard, in an event file of our own or through the user's writer::
+"""Write records for TensorBoard, to an event file of our own or through the user's writer::
 
     writer = TensorBoardWriter("runs/cfc-seed0")
     writer.log_run_config({"lr": 1e-3, "cell": {"units": 32}})
@@ -7,7 +7,7 @@
 
     writer = SummaryWriterAdapter(tensorboardX.SummaryWriter("runs/cfc-seed0"))
 
-What goes wrong with files later never reaches the caller: see ``writer.failure``.
+A file that fails later never raises to the caller: see ``writer.failure``.
 """
 
 from __future__ import annotations
@@ -19,36 +19,75 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..records import Embedding, Figure, Record
+from ..records import Embedding, Figure, Picture, Record, Scalar
 from .base import Tally, Writer
 
 # tensorboardX takes long to import: only who makes one of these writers pays for it.
 if TYPE_CHECKING:
     import tensorboardX
 
+    from .background_writer import EventSink
     from .encoding import Event
-    from .pump import Pump, Sink
 
 __all__ = ["SummaryWriterAdapter", "TensorBoardWriter"]
 
 
-class _PumpedWriter(Writer):
-    """A writer whose records go through a thread."""
+# Seconds of a closing that are kept for writing what was drawn.
+_FOR_WRITING = 1.0
+
+
+class _BackgroundedWriter(Writer):
+    """A writer whose records are written by a thread, and whose figures are drawn by another."""
 
     def __init__(
-        self, sink: Sink, *, first_step: int, clock: Callable[[], float], **limits: Any
+        self,
+        sink: EventSink,
+        *,
+        first_step: int,
+        flush_seconds: float,
+        max_figures: int,
+        max_bytes: int,
+        timeout: float,
+        clock: Callable[[], float],
     ) -> None:
-        from .pump import Pump
+        from ..plotting.renderer import Renderer
+        from .background_writer import BackgroundWriter
 
-        self._pump: Pump = Pump(sink, **limits)
+        self._background = BackgroundWriter(
+            sink, flush_seconds=flush_seconds, max_bytes=max_bytes // 2, timeout=timeout
+        )
+        put = self._background.put
+        # Made after the background writer: exit handlers run in the opposite order.
+        self._renderer = Renderer(
+            lambda step, wall_time, picture: put(step, wall_time, [picture]),
+            max_figures=max_figures,
+            max_bytes=max_bytes // 2,
+            timeout=timeout,
+        )
         self._first_step = first_step
+        self._timeout = timeout
         self._clock = clock
-        # The thread of a writer that nobody closed ends when nobody can write to it any more.
-        self._finalizer = weakref.finalize(self, self._pump.abandon)
+        # The threads of a writer that nobody closed end when nobody can write to it any more.
+        self._finalizer = weakref.finalize(
+            self, self._renderer.abandon, then=self._background.abandon
+        )
         self._finalizer.atexit = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
-        self._pump.put(int(step), self._clock(), records)
+        self.write_at(self._clock(), step, records)
+
+    def write_at(self, wall_time: float, step: int, records: Sequence[Record]) -> None:
+        step, now = int(step), wall_time
+        figures = [record for record in records if isinstance(record, Figure)]
+        others = [record for record in records if not isinstance(record, Figure)]
+        self._renderer.submit(step, now, figures)
+        losses = {
+            "dropped_figures": self.dropped_figures,
+            "dropped_records": self.dropped_records,
+            "failed_records": self.failed_records,
+        }
+        others += [Scalar(f"monitor/{name}", count) for name, count in losses.items() if count]
+        self._background.put(step, now, others)
 
     def log_run_config(self, config: Mapping[str, Any]) -> None:
         """Show these hyper-parameters in TensorBoard's HParams dashboard.
@@ -58,49 +97,81 @@ class _PumpedWriter(Writer):
         """
         from .encoding import RunConfig
 
-        self._pump.put(self._first_step, self._clock(), [RunConfig.of(config)])
+        self._background.put(self._first_step, self._clock(), [RunConfig.of(config)])
 
-    def flush(self) -> None:
-        self._pump.flush()
+    def close_within(self, seconds: float) -> None:
+        self.close(seconds)
 
-    def close(self) -> None:
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until all is drawn and written, or can't be.
+
+        Args:
+            timeout: Seconds for all pictures together, and for a disk that makes no progress.
+                None: those of the writer, for each picture.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        if self._background.flush(timeout):  # Numbers don't wait for pictures.
+            self._renderer.flush(None if end is None else end - time.monotonic() - _FOR_WRITING)
+            self._background.flush(None if end is None else _at_least(end))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Draw and write what is left, and end the threads. Calling it again does nothing.
+
+        Args:
+            timeout: Seconds after which the pictures left are given up, all together, or a disk
+                that makes no progress. None: those of the writer.
+        """
         self._finalizer.detach()
-        self._pump.close()
+        limit = self._timeout if timeout is None else timeout
+        end = time.monotonic() + limit
+        if self._background.flush(limit):  # Numbers don't wait for pictures.
+            self._renderer.close(end - time.monotonic() - _FOR_WRITING)
+        else:
+            self._renderer.close(0.0)
+        self._background.close(_at_least(end))
 
     @property
     def failure(self) -> BaseException | None:
-        return self._pump.failure
+        return self._background.failure
 
     @property
     def tally(self) -> Tally:
-        pump = self._pump
-        figures, embeddings = pump.written[Figure], pump.written[Embedding]
+        written = self._background.written
+        pictures, embeddings = written[Picture], written[Embedding]
         return Tally(
-            pump.written.total() - figures - embeddings,
-            figures,
+            written.total() - pictures - embeddings,
+            pictures,
             embeddings,
-            pump.dropped_records,
-            pump.dropped_figures,
-            pump.failed_records,
+            self.dropped_records,
+            self.dropped_figures,
+            self.failed_records,
         )
 
     @property
     def dropped_figures(self) -> int:
-        """Figures that came faster than they could be drawn; ``monitor/dropped_figures``."""
-        return self._pump.dropped_figures
+        """Pictures that came faster than they could be drawn or written.
+
+        They are logged as ``monitor/dropped_figures``.
+        """
+        return self._renderer.dropped + self._background.dropped[Picture]
 
     @property
     def dropped_records(self) -> int:
         """Other records for which the queue had no memory; ``monitor/dropped_records``."""
-        return self._pump.dropped_records
+        dropped = self._background.dropped
+        return dropped.total() - dropped[Picture]
 
     @property
     def failed_records(self) -> int:
         """Records that couldn't be drawn or encoded; ``monitor/failed_records``."""
-        return self._pump.failed_records
+        return self._renderer.failed + self._background.failed
 
 
-class TensorBoardWriter(_PumpedWriter):
+def _at_least(end: float) -> float:
+    return max(_FOR_WRITING, end - time.monotonic())
+
+
+class TensorBoardWriter(_BackgroundedWriter):
     """Writes an event file of its own.
 
     Args:
@@ -112,17 +183,18 @@ class TensorBoardWriter(_PumpedWriter):
             are drawn), whatever happens to this process then.
         max_figures: Figures that may wait to be drawn; beyond, all figures of a step are dropped.
         max_bytes: Memory of everything that waits, half of it for figures.
-        patience: Seconds without any progress after which ``flush`` and ``close`` give up.
-        process: Whether pictures are drawn by a process of their own, which keeps drawing out of
-            the training's way and takes some 100 MB; False: by a thread.
+        timeout: Seconds after which one picture, or a disk that makes no progress, is given up;
+            ``close`` gives up all pictures left after as many.
         clock: Wall time, in seconds since 1970.
 
     Attributes:
         log_dir: The directory used.
 
     Raises:
+        ValueError: ``first_step`` is beyond what a log can hold.
         NotADirectoryError: ``log_dir`` or a part of its path is a file.
         PermissionError: ``log_dir`` can't be written to.
+        OSError: The disk is full, or anything else. No file or directory is left.
     """
 
     def __init__(
@@ -133,8 +205,7 @@ class TensorBoardWriter(_PumpedWriter):
         flush_seconds: float = 5.0,
         max_figures: int = 32,
         max_bytes: int = 256 << 20,
-        patience: float = 30.0,
-        process: bool = True,
+        timeout: float = 25.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         from .event_file import EventFile
@@ -148,21 +219,20 @@ class TensorBoardWriter(_PumpedWriter):
             flush_seconds=flush_seconds,
             max_figures=max_figures,
             max_bytes=max_bytes,
-            patience=patience,
-            process=process,
+            timeout=timeout,
         )
 
 
-class SummaryWriterAdapter(_PumpedWriter):
+class SummaryWriterAdapter(_BackgroundedWriter):
     """Writes into the event file of a ``tensorboardX.SummaryWriter``, which stays the user's.
 
     Args:
         summary_writer: Flushed and never closed; close it after this one.
-        flush_seconds, max_figures, max_bytes, patience, process, clock: As for
+        flush_seconds, max_figures, max_bytes, timeout, clock: As for
             :class:`TensorBoardWriter`.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: ``summary_writer`` is something else.
     """
 
     def __init__(
@@ -172,8 +242,7 @@ class SummaryWriterAdapter(_PumpedWriter):
         flush_seconds: float = 5.0,
         max_figures: int = 32,
         max_bytes: int = 256 << 20,
-        patience: float = 30.0,
-        process: bool = True,
+        timeout: float = 25.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         import tensorboardX
@@ -182,7 +251,7 @@ class SummaryWriterAdapter(_PumpedWriter):
             raise TypeError(
                 "writer must be a Writer of ncp_callbacks or a tensorboardX.SummaryWriter, not "
                 f"{type(summary_writer).__module__}.{type(summary_writer).__qualname__}. "
-                "To leave the file to us, name a directory instead: log_dir='runs/cfc-seed0'."
+                "To leave the file to us, pass a directory instead: log_dir='runs/cfc-seed0'."
             )
         super().__init__(
             _SharedFile(summary_writer),
@@ -191,8 +260,7 @@ class SummaryWriterAdapter(_PumpedWriter):
             flush_seconds=flush_seconds,
             max_figures=max_figures,
             max_bytes=max_bytes,
-            patience=patience,
-            process=process,
+            timeout=timeout,
         )
 
 

@@ -1,14 +1,14 @@
-"""Scalars with an interval as bands in TensorBoard's Custom Scalars.
+"""Show scalars with an interval as margin charts in TensorBoard's Custom Scalars.
 
 A margin chart takes three tags that have points at exactly the same steps, and is an error message
 otherwise. The value is therefore written twice: under its own tag, and where there are bounds
-beside them, as ``intervals/<tag>/value``, ``…/low``, ``…/high``. Which tags make up a chart is told
-by a layout, of which the one written last to a run counts::
+beside them, as ``intervals/<tag>/value``, ``…/low``, ``…/high``. A layout names the tags of each
+chart, and the layout that was written last to a run counts::
 
-    bands = Bands(log_dir)
-    tags = bands.of("attribution/strength", unique)
-    if bands.changed:
-        Summary(value=[bands.layout()])
+    charts = CustomScalars(log_dir)
+    tags = charts.of("attribution/strength", unique)
+    if charts.changed:
+        Summary(value=[charts.layout()])
 
 The dashboard shows charts one below the other, and nobody looks through fifty: a group has at most
 six. Other intervals go into the log as arrays, ``_ncp/intervals/<tag>``, which no dashboard shows.
@@ -28,17 +28,17 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 
-__all__ = ["INTERVALS", "MOST_CHARTS", "MOST_IN_GROUP", "BandTags", "Bands"]
+__all__ = ["INTERVALS", "MAX_CHARTS", "MAX_CHARTS_PER_GROUP", "ChartTags", "CustomScalars"]
 
-MOST_CHARTS = 48
-MOST_IN_GROUP = 6
+MAX_CHARTS = 48
+MAX_CHARTS_PER_GROUP = 6
 INTERVALS = "_ncp/intervals/"
 _GROUP = "intervals"
 _LAYOUT = "custom_scalars__config__"
 _PLUGIN = "custom_scalars"
 
 
-class BandTags(NamedTuple):
+class ChartTags(NamedTuple):
     """The tags of a chart, in the order in which they are written."""
 
     value: str
@@ -46,27 +46,27 @@ class BandTags(NamedTuple):
     high: str
 
 
-class Bands:
-    """Which tags have an interval.
+class CustomScalars:
+    """The charts of a log, one for a tag with an interval.
 
     Args:
-        log_dir: Where the log is, which may have charts already: they keep their places.
+        log_dir: Where the log is. It may have charts already, which keep their places.
 
     Attributes:
-        changed: Whether a layout must be written.
+        changed: True when a layout must be written.
     """
 
     def __init__(self, log_dir: Path | None = None) -> None:
         self.changed = False
         self._log_dir = log_dir
-        self._tags: dict[str, BandTags] = {}
+        self._tags: dict[str, ChartTags] = {}
 
     @functools.cached_property
     def _earlier(self) -> frozenset[str]:
-        """Tags that have charts in the log."""
+        """Return the tags that have charts in the log."""
         try:
             layout = self._logged()
-        except Exception:  # Whoever writes the layout says what is wrong with the log.
+        except Exception:  # Writing the layout reports what is wrong with the log.
             return frozenset()
         return frozenset(
             chart.title
@@ -76,31 +76,31 @@ class Bands:
         )
 
     def _logged(self) -> Any:
-        """The layout that counts in the log."""
+        """Return the layout that counts in the log."""
         layout = Layout()
         if self._log_dir is not None:
             for found in _layouts(self._log_dir):
                 layout = found
         return layout
 
-    def of(self, tag: str, unique: Callable[[str], str]) -> BandTags | None:
-        """The tags for the band of ``tag``, made by ``unique`` of what they should be.
+    def of(self, tag: str, unique: Callable[[str], str]) -> ChartTags | None:
+        """Return the tags for the chart of ``tag``, made unique by ``unique``.
 
-        None where there is no room for its chart: six of a group get one, and 48 altogether.
+        None: there is no room for its chart, as six of a group get one, and 48 altogether.
         """
         if tag not in self._tags:
             charts = self._tags.keys() | self._earlier
             of_group = sum(_group(other) == _group(tag) for other in charts)
-            full = of_group >= MOST_IN_GROUP or len(charts) >= MOST_CHARTS
+            full = of_group >= MAX_CHARTS_PER_GROUP or len(charts) >= MAX_CHARTS
             if full and tag not in charts:
                 return None
-            wanted = (f"{_GROUP}/{tag}/{part}" for part in BandTags._fields)
-            self._tags[tag] = BandTags(*map(unique, wanted))
+            wanted = (f"{_GROUP}/{tag}/{part}" for part in ChartTags._fields)
+            self._tags[tag] = ChartTags(*map(unique, wanted))
             self.changed = True
         return self._tags[tag]
 
     def layout(self) -> Summary.Value:
-        """Charts of all tags so far, grouped like the tags, beside those that the log has.
+        """Return the charts of all tags so far, grouped like the tags, beside those of the log.
 
         Raises:
             OSError: An event file of the log can't be read.
@@ -124,7 +124,7 @@ def _group(tag: str) -> str:
     return tag.split("/")[0]
 
 
-def _add(layout: Any, tag: str, tags: BandTags) -> None:
+def _add(layout: Any, tag: str, tags: ChartTags) -> None:
     series = MarginChartContent.Series(value=tags.value, lower=tags.low, upper=tags.high)
     chart = Chart(title=tag, margin=MarginChartContent(series=[series]))
     group = _group(tag)
@@ -137,7 +137,7 @@ def _add(layout: Any, tag: str, tags: BandTags) -> None:
 
 
 def _layouts(log_dir: Path) -> Iterator[Any]:
-    """The layouts in the event files of a directory, in the order in which they were written."""
+    """Yield the layouts in the event files of a directory, in the order of writing."""
     from ..runs.frames import Frames, whole
     from ..runs.reader import event_files
 
