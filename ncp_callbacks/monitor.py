@@ -623,8 +623,6 @@ class Monitor:
                 step,
                 self._needs(callbacks),
                 max_sequences=most,
-                # Those of fewer sequences are cheaper by themselves.
-                scales=[s for c in callbacks if _size(c, batch) == most for s in c.time_scales],
             )
 
     def _observations(

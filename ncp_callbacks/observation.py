@@ -29,8 +29,8 @@ from .analysis.methods import Points
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, to_numpy
 from .instrument import CellSite, Instrument
+from .instrument.batching import as_points, in_parts, joined, points, run_in_batches
 from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
-from .instrument.looks import as_points, in_parts, joined, looks, points
 from .instrument.probe import COPIES
 from .instrument.randomise import randomised
 from .instrument.replay import Replay
@@ -111,7 +111,6 @@ class Observation:
         needs: Iterable[Need] = frozenset(),
         *,
         max_sequences: int | None = None,
-        scales: Iterable[float] = (),
     ) -> None:
         """Run the model once; only inside ``undisturbed(model)``.
 
@@ -119,8 +118,6 @@ class Observation:
             instrument: What runs the model.
             step, needs: What is seen, and when.
             max_sequences: How many of the sequences, None: all.
-            scales: Which :meth:`values_at_scales` will be asked for. Known beforehand, they may run
-                beside the gradient pass.
         """
         self.step = step
         self._batch: HeldOutBatch = instrument.held_out
@@ -135,15 +132,11 @@ class Observation:
         self._whole: Observation | None = None
         self._rows: npt.NDArray[np.intp] | None = None
         wanted = {need.value: need in self._needs for need in Need}
-        others = [s for s in dict.fromkeys(map(float, scales)) if s != 1] * instrument.takes_time
-        self._looks = list(looks(instrument, wanted, others))
+        self._passes = list(run_in_batches(instrument, wanted))
         self._rows_at_once = instrument.most_rows or len(self._batch)
-        chosen = [c for look in self._looks if (c := look.chosen) is not None]
+        chosen = [c for part in self._passes if (c := part.chosen) is not None]
         self._chosen = np.concatenate(chosen) if chosen else None
         self._see(instrument)
-        beside = [look.scaled for look in self._looks if look.scaled is not None]
-        if others and len(beside) == len(self._looks):
-            self._know(others, joined(beside, axis=1))
 
     def _see(self, instrument: Instrument) -> None:
         self._instrument = instrument
@@ -189,7 +182,7 @@ class Observation:
         return self._instrument.takes_time
 
     def _array(self, name: str) -> FloatArray:
-        return self._of_rows(np.concatenate([look.array(name) for look in self._looks]))
+        return self._of_rows(np.concatenate([part.array(name) for part in self._passes]))
 
     def _of_rows(self, values: FloatArray) -> FloatArray:
         return values if self._rows is None else values[self._rows]
@@ -232,7 +225,7 @@ class Observation:
         return [
             Trajectory(
                 site.name,
-                _read_only(np.concatenate([look.states(site) for look in self._looks])),
+                _read_only(np.concatenate([part.states(site) for part in self._passes])),
                 self._initial(site),
                 site.reverse,
             )
@@ -240,7 +233,7 @@ class Observation:
         ]
 
     def _initial(self, site: CellSite) -> FloatArray | None:
-        parts = [look.initial(site) for look in self._looks]
+        parts = [part.initial(site) for part in self._passes]
         given = [part for part in parts if part is not None]
         return np.concatenate(given) if len(given) == len(parts) else None
 
@@ -260,7 +253,7 @@ class Observation:
             Activations(
                 site.name,
                 site.activation,
-                _read_only(np.concatenate([look.activations(site) for look in self._looks])),
+                _read_only(np.concatenate([part.activations(site) for part in self._passes])),
             )
             for site in self._instrument.sites.layers
         ]
@@ -414,8 +407,7 @@ class Observation:
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
 
-        The same outputs are followed as at scale 1, whose values cost nothing. A callback names the
-        scales in its ``time_scales``: they may then run beside the gradient pass.
+        The same outputs are followed as at scale 1, whose values cost nothing.
 
         Raises:
             RuntimeError: If the model takes no intervals.
@@ -427,13 +419,11 @@ class Observation:
         missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
         if missing:
             scaled = np.stack([self.time_delta * np.float32(s) for s in missing])
-            self._know(missing, self.evaluate(time_delta=scaled, loss=self.losses is not None))
+            found = self.evaluate(time_delta=scaled, loss=self.losses is not None)
+            self._scaled.update(zip(missing, found.values, strict=True))
+            if found.loss is not None:
+                self._scaled_losses.update(zip(missing, found.loss, strict=True))
         return {s: self._scaled[s] for s in map(float, scales)}
-
-    def _know(self, scales: Sequence[float], found: Points) -> None:
-        self._scaled.update(zip(scales, found.values, strict=True))
-        if found.loss is not None:
-            self._scaled_losses.update(zip(scales, found.loss, strict=True))
 
     @functools.cached_property
     def losses(self) -> FloatArray | None:
@@ -655,7 +645,7 @@ class _Again(Observation):
         known = vars(of).items()
         # Without what was worked out of the other pass.
         vars(self).update((k, v) for k, v in known if k != "outputs" and k not in vars(Observation))
-        self._scaled, self._scaled_losses, self._looks = {}, {}, []
+        self._scaled, self._scaled_losses, self._passes = {}, {}, []
         # What tokens are embedded as may have changed.
         self.inputs = to_numpy(of._instrument.sequence()) if inputs is None else inputs
         self._seen = super().evaluate(self.inputs[None], gradient=True)
@@ -673,7 +663,7 @@ class _Again(Observation):
             raise RuntimeError("of other inputs there are no states")
         self._whole = self._rows = None
         wanted = {need.value: need is Need.STATES for need in Need}
-        self._looks = list(looks(self._instrument, wanted))
+        self._passes = list(run_in_batches(self._instrument, wanted))
         return super().states
 
     @functools.cached_property
