@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from .analysis.methods import Points
 from .analysis.results import FloatArray
-from .held_out import HeldOutBatch, to_numpy
+from .held_out import HeldOutBatch, read_only, to_numpy
 from .instrument import CellSite, Instrument
 from .instrument.batching import as_points, in_parts, joined, points, run_in_batches
 from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
@@ -86,6 +86,8 @@ class Activations:
 class Observation:
     """The held-out batch seen through the model at one step, as float32 numpy arrays.
 
+    All callbacks share them, so no array can be written to: work on a copy, ``x = x - x.mean()``.
+
     Valid during ``measure`` only: some of it is computed when first asked for. Asking for what was
     not declared in ``needs`` is an error, because it would cost every user another pass.
 
@@ -121,9 +123,9 @@ class Observation:
         """
         self.step = step
         self._batch: HeldOutBatch = instrument.held_out
-        self.indices: npt.NDArray[np.intp] = np.arange(len(self._batch))
+        self.indices: npt.NDArray[np.intp] = read_only(np.arange(len(self._batch)))
         if max_sequences is not None and max_sequences < len(self._batch) and instrument.divisible:
-            self.indices = self._batch.spread(max_sequences)
+            self.indices = read_only(self._batch.spread(max_sequences))
             instrument = instrument.take(self.indices)
         self.target, self.target_slug = instrument.target.name, instrument.target.slug
         sites = instrument.sites
@@ -147,7 +149,7 @@ class Observation:
         self.target_values = self._array("values")
         self.inputs = self._array("sequence")
         delta = instrument.time_delta
-        self.time_delta = None if delta is None else to_numpy(delta)
+        self.time_delta = None if delta is None else read_only(to_numpy(delta))
         self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask
 
     def limited(self, sequences: int | None) -> Observation:
@@ -163,7 +165,7 @@ class Observation:
         for name in ("states", "activations", "input_gradient", "time_gradient", "losses"):
             part.__dict__.pop(name, None)
         # The same ones of the whole batch, whatever others look at.
-        part.indices = self._batch.spread(sequences)
+        part.indices = read_only(self._batch.spread(sequences))
         rows = np.searchsorted(self.indices, part.indices)
         part._whole = self if self._whole is None else self._whole
         part._rows = rows if self._rows is None else self._rows[rows]
@@ -185,7 +187,7 @@ class Observation:
         return self._of_rows(np.concatenate([part.array(name) for part in self._passes]))
 
     def _of_rows(self, values: FloatArray) -> FloatArray:
-        return values if self._rows is None else values[self._rows]
+        return read_only(values if self._rows is None else values[self._rows])
 
     def _require(self, need: Need) -> None:
         if need not in self._needs:
@@ -208,55 +210,48 @@ class Observation:
 
     @functools.cached_property
     def states(self) -> Sequence[Trajectory]:
-        """One trajectory per recurrent cell; empty where none was found.
-
-        Shared by all callbacks, so the arrays can't be written to.
-        """
+        """One trajectory per recurrent cell; empty where none was found."""
         self._require(Need.STATES)
         if self._whole is not None:
-            return [
+            return tuple(
                 replace(
                     seen,
-                    values=_read_only(self._of_rows(seen.values)),
+                    values=self._of_rows(seen.values),
                     initial=None if seen.initial is None else self._of_rows(seen.initial),
                 )
                 for seen in self._whole.states
-            ]
-        return [
+            )
+        return tuple(
             Trajectory(
                 site.name,
-                _read_only(np.concatenate([part.states(site) for part in self._passes])),
+                read_only(np.concatenate([part.states(site) for part in self._passes])),
                 self._initial(site),
                 site.reverse,
             )
             for site in self._instrument.sites.cells
-        ]
+        )
 
     def _initial(self, site: CellSite) -> FloatArray | None:
         parts = [part.initial(site) for part in self._passes]
         given = [part for part in parts if part is not None]
-        return np.concatenate(given) if len(given) == len(parts) else None
+        return read_only(np.concatenate(given)) if len(given) == len(parts) else None
 
     @functools.cached_property
     def activations(self) -> Sequence[Activations]:
-        """One per backbone layer, in the order of the forward pass; empty where none was found.
-
-        Shared by all callbacks, so the arrays can't be written to.
-        """
+        """One per backbone layer, in the order of the forward pass; empty where none was found."""
         self._require(Need.ACTIVATIONS)
         if self._whole is not None:
-            return [
-                replace(seen, values=_read_only(self._of_rows(seen.values)))
-                for seen in self._whole.activations
-            ]
-        return [
+            return tuple(
+                replace(seen, values=self._of_rows(seen.values)) for seen in self._whole.activations
+            )
+        return tuple(
             Activations(
                 site.name,
                 site.activation,
-                _read_only(np.concatenate([part.activations(site) for part in self._passes])),
+                read_only(np.concatenate([part.activations(site) for part in self._passes])),
             )
             for site in self._instrument.sites.layers
-        ]
+        )
 
     # ---- further passes
 
@@ -321,7 +316,7 @@ class Observation:
                 )
                 for at in parts
             ]
-            return joined(found, axis=1).of(np.argsort(np.concatenate(parts)))
+            return _protected(joined(found, axis=1).of(np.argsort(np.concatenate(parts))))
         whole = self._points(
             self._instrument,
             _among(self.inputs, rows, inputs),
@@ -330,7 +325,7 @@ class Observation:
             gradient,
             loss,
         )
-        return whole.of(rows)
+        return _protected(whole.of(rows))
 
     def _points(
         self,
@@ -341,7 +336,7 @@ class Observation:
         gradient: bool,
         loss: bool,
     ) -> Points:
-        return points(
+        found = points(
             instrument,
             inputs,
             time_delta,
@@ -351,6 +346,7 @@ class Observation:
             rows=self._rows_at_once,
             copies=1 if gradient else COPIES,
         )
+        return _protected(found)
 
     def replay(self, cell: str, sequences: int | None = None) -> Replay:
         """A cell whose steps can be run again from any state; one forward pass.
@@ -384,7 +380,10 @@ class Observation:
         order = range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
         steps = [replay.jacobian(t) for t in order]
         units = sum(replay.sizes)
-        return np.stack(steps, axis=1) if steps else np.zeros((len(self.held_out), 0, units, units))
+        found = (
+            np.stack(steps, axis=1) if steps else np.zeros((len(replay.before(0)), 0, units, units))
+        )
+        return read_only(found)
 
     def state_x_gradient(self, cell: str) -> FloatArray:
         """``(B, T - 1, H)``: states a cell hands on to its next step × the target's gradient there.
@@ -402,7 +401,7 @@ class Observation:
         mx.eval(states, gradients)
         with np.errstate(invalid="ignore", over="ignore"):
             product: FloatArray = to_numpy(states) * to_numpy(gradients)
-        return product
+        return read_only(product)
 
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
@@ -433,7 +432,7 @@ class Observation:
         for a loss of the user's own.
         """
         values = self._instrument.losses(mx.array(self.outputs))
-        return None if values is None else to_numpy(values)
+        return None if values is None else read_only(to_numpy(values))
 
     def losses_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray] | None:
         """:attr:`losses` with all intervals multiplied by each scale; None where there are none.
@@ -515,7 +514,7 @@ class Observation:
 
         # It keeps some three times what a gradient does.
         rows = max(1, self._rows_at_once // 3)
-        return in_parts(self._instrument, run, count, rows=rows, copies=1)
+        return _protected(in_parts(self._instrument, run, count, rows=rows, copies=1))
 
     @property
     def every_step(self) -> tuple[str, str] | None:
@@ -579,7 +578,7 @@ class Observation:
             others = np.where(real & half, by_time[1::2], np.where(real, by_time[::2], 0.0))
             mixed = mixed or bool(np.nan_to_num(others).any())
             by_time = np.where(half, by_time[::2], by_time[1::2])
-        return Points(found.values[::2] + found.values[1::2], own, by_time), mixed
+        return _protected(Points(found.values[::2] + found.values[1::2], own, by_time)), mixed
 
     def _at_steps(
         self,
@@ -606,7 +605,8 @@ class Observation:
             follow = None if predicted is None else mx.array(predicted[here])
             return as_points(step_gradients(some, part, x, dt, follow, hold_states=hold_states))
 
-        return in_parts(self._instrument, run, len(wanted), rows=self._rows_at_once, copies=1)
+        found = in_parts(self._instrument, run, len(wanted), rows=self._rows_at_once, copies=1)
+        return _protected(found)
 
     def again(self, inputs: FloatArray | None = None) -> Observation:
         """The same sequences through the model as it is now, by one gradient pass.
@@ -647,7 +647,8 @@ class _Again(Observation):
         vars(self).update((k, v) for k, v in known if k != "outputs" and k not in vars(Observation))
         self._scaled, self._scaled_losses, self._passes = {}, {}, []
         # What tokens are embedded as may have changed.
-        self.inputs = to_numpy(of._instrument.sequence()) if inputs is None else inputs
+        embedded = to_numpy(of._instrument.sequence()) if inputs is None else np.asarray(inputs)
+        self.inputs = read_only(embedded)
         self._seen = super().evaluate(self.inputs[None], gradient=True)
         self.target_values = self._seen.values[0]
         self._own_inputs = inputs is None
@@ -700,9 +701,10 @@ class _Again(Observation):
         return super().evaluate(inputs, time_delta, rows=rows, gradient=gradient, loss=loss)
 
 
-def _read_only(values: FloatArray) -> FloatArray:
-    values.flags.writeable = False
-    return values
+def _protected(points: Points) -> Points:
+    """Return the points with arrays that can't be written to."""
+    arrays = (points.values, points.input_gradient, points.time_gradient, points.loss)
+    return Points(*[None if a is None else read_only(a) for a in arrays])  # type: ignore[arg-type]
 
 
 def _among(
