@@ -25,6 +25,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .analysis.jacobian_products import JacobianProducts
 from .analysis.methods import Points
 from .analysis.results import FloatArray
 from .held_out import HeldOutBatch, read_only, to_numpy
@@ -377,13 +378,35 @@ class Observation:
             NothingToObserve, KeyError: Likewise.
         """
         replay = self.replay(cell, sequences)
-        order = range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
-        steps = [replay.jacobian(t) for t in order]
+        steps = [replay.jacobian(t) for t in _after_first(replay)]
         units = sum(replay.sizes)
         found = (
             np.stack(steps, axis=1) if steps else np.zeros((len(replay.before(0)), 0, units, units))
         )
         return read_only(found)
+
+    def jacobian_products(self, cell: str, sequences: int | None = 8) -> JacobianProducts:
+        """Products of the Jacobians that :meth:`state_jacobian` returns with vectors.
+
+        Costs a forward pass, and for each product of ``k`` vectors a backward step of ``k`` copies
+        of each sequence, or two where the Jacobian is not transposed.
+
+        Args:
+            cell, sequences: As for :meth:`replay`.
+
+        Raises:
+            NothingToObserve, KeyError: As :meth:`replay`.
+        """
+        replay = self.replay(cell, sequences)
+        order = list(_after_first(replay))
+        batch, units = replay.before(0).shape
+        return JacobianProducts(
+            batch,
+            len(order),
+            units,
+            forward=lambda t, vectors: replay.product(order[t], vectors),
+            backward=lambda t, vectors: replay.transposed_product(order[t], vectors),
+        )
 
     def state_x_gradient(self, cell: str) -> FloatArray:
         """``(B, T - 1, H)``: states a cell hands on to its next step × the target's gradient there.
@@ -699,6 +722,11 @@ class _Again(Observation):
             copies = 1 if time_delta is None else len(time_delta)
             inputs = np.broadcast_to(own, (copies, *own.shape))
         return super().evaluate(inputs, time_delta, rows=rows, gradient=gradient, loss=loss)
+
+
+def _after_first(replay: Replay) -> range:
+    """All steps of a cell but the first, in the order in which it makes them."""
+    return range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
 
 
 def _protected(points: Points) -> Points:
