@@ -638,7 +638,8 @@ def log_singular_values(
         width: ``H``.
         count: How many are followed.
         settled: Relative change of the logarithms at which they are final.
-        needed: How many of the largest must have settled; None: all.
+        needed: How many of the largest must have settled, from those within the frame; None: all,
+            from the lengths of the frame's directions.
     """
     sequences, steps = valid.shape
     broken = np.zeros(sequences, bool)
@@ -649,6 +650,10 @@ def log_singular_values(
         frame: npt.NDArray[np.float64], order: range, forward: bool
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         logs = np.zeros((sequences, count))
+        whole, scale = (
+            np.broadcast_to(np.eye(count), (sequences, count, count)),
+            np.zeros(sequences),
+        )
         for t in order:
             use = valid[:, t, None, None]
             moved = np.where(use, apply(t, frame, forward), frame)
@@ -657,6 +662,15 @@ def log_singular_values(
             frame, triangle = np.linalg.qr(np.where(finite[:, None, None], moved, frame))
             grown = np.abs(np.diagonal(triangle, axis1=1, axis2=2))
             logs += np.where(use[..., 0], np.log(np.maximum(grown, SMALLEST)), 0.0)
+            if needed is not None:
+                whole = triangle @ whole
+                size = np.maximum(np.linalg.norm(whole, axis=(1, 2)), SMALLEST)
+                whole, scale = whole / size[:, None, None], scale + np.log(size)
+        if needed is not None and forward:
+            # Within the frame the leading ones are exact, long before its directions settle.
+            inside = np.linalg.svd(whole, compute_uv=False)
+            use = inside > 1e-10 * inside[:, :1]
+            logs = np.where(use, np.log(np.maximum(inside, SMALLEST)) + scale[:, None], logs)
         return frame, logs
 
     logs = np.zeros((sequences, count))
