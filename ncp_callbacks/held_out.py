@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HeldOutBatch", "to_numpy"]
+__all__ = ["HeldOutBatch", "read_only", "to_numpy"]
+
+_A = TypeVar("_A", bound=np.ndarray[Any, Any])
 
 _FLOATING = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
@@ -23,6 +25,37 @@ _FLOATING = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
 def to_numpy(array: mx.array) -> npt.NDArray[np.float32]:
     """A float32 copy: numpy has no bfloat16, and through a view it could write into MLX."""
     return np.array(array.astype(mx.float32), dtype=np.float32)
+
+
+def read_only(array: _A) -> _A:
+    """Return a view of ``array`` that can't be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _handed_out(value: Any) -> Any:
+    """Copy MLX arrays and containers, and protect numpy arrays, so that nobody can change ours."""
+    if isinstance(value, mx.array):
+        return mx.array(value)
+    if isinstance(value, np.ndarray):
+        return read_only(value)
+    if type(value) is dict:
+        return {key: _handed_out(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_handed_out, value))
+    return value
+
+
+def _kept(value: Any) -> Any:
+    """Copy arrays and the containers that hold them, so that later changes don't reach ours."""
+    if isinstance(value, np.ndarray):
+        return read_only(value.copy())
+    if type(value) is dict:
+        return {key: _kept(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_kept, value))
+    return _handed_out(value)
 
 
 def _names(names: Sequence[str] | None, what: str, count: int | None) -> tuple[str, ...] | None:
@@ -212,14 +245,14 @@ class HeldOutBatch:
             targets = np.asarray(targets)
         if isinstance(targets, np.ndarray):
             if targets.dtype == object:
-                return targets
+                return _kept(targets)
             targets = mx.array(
                 targets.astype(np.float32) if targets.dtype == np.float64 else targets
             )
         elif isinstance(targets, mx.array):
             targets = mx.array(targets)
         else:
-            return targets
+            return _kept(targets)
         if targets.ndim == 0 or targets.shape[0] != batch:
             raise ValueError(
                 f"targets has shape {tuple(targets.shape)} for {batch} sequences: its first axis "
@@ -275,8 +308,11 @@ class HeldOutBatch:
 
     @property
     def targets(self) -> Any:
-        """As given; arrays as MLX arrays."""
-        return mx.array(self._targets) if isinstance(self._targets, mx.array) else self._targets
+        """As passed; arrays as MLX arrays.
+
+        MLX arrays are copies, numpy arrays inside containers can't be written to.
+        """
+        return _handed_out(self._targets)
 
     @property
     def mask(self) -> npt.NDArray[np.bool_] | None:
@@ -285,8 +321,8 @@ class HeldOutBatch:
 
     @property
     def mask_array(self) -> npt.NDArray[np.bool_]:
-        """``(B, T)`` bool, all true where no mask was given."""
-        return np.ones(self.inputs_shape[:2], bool) if self._mask is None else self._mask
+        """``(B, T)`` bool, not writable, all true where no mask was passed."""
+        return read_only(np.ones(self.inputs_shape[:2], bool)) if self._mask is None else self._mask
 
     @property
     def inputs_shape(self) -> tuple[int, int, int]:
@@ -296,9 +332,9 @@ class HeldOutBatch:
 
     @property
     def last_steps(self) -> npt.NDArray[np.intp]:
-        """``(B,)``, index of each sequence's last real step."""
+        """``(B,)``, not writable, index of each sequence's last real time step."""
         from_end: npt.NDArray[np.intp] = np.argmax(self.mask_array[:, ::-1], axis=1)
-        return self.inputs_shape[1] - 1 - from_end
+        return read_only(self.inputs_shape[1] - 1 - from_end)
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -332,11 +368,11 @@ class HeldOutBatch:
                 None if a is None else a[picked] for a in self._container
             )
         part._time_delta = None if self._time_delta is None else self._time_delta[picked]
-        part._mask = None if self._mask is None else self._mask[rows]
+        part._mask = None if self._mask is None else read_only(self._mask[rows])
         if isinstance(self._targets, mx.array):
             part._targets = self._targets[picked]
         elif isinstance(self._targets, np.ndarray):
-            part._targets = self._targets[rows]
+            part._targets = read_only(self._targets[rows])
         return part
 
     def spread(self, count: int) -> npt.NDArray[np.intp]:

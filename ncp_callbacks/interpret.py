@@ -134,7 +134,7 @@ def analyze_time_sensitivity(
     wanted = checked_scales(scales)
     instrument = _instrument(model, x, base_time_delta, **options)
     with instrument.analysing():
-        observation = Observation(instrument, 0, {Need.TIME_GRADIENT}, scales=wanted)
+        observation = Observation(instrument, 0, {Need.TIME_GRADIENT})
         return measures.sensitivity(observation, wanted)
 
 

@@ -25,12 +25,13 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .analysis.jacobian_products import JacobianProducts
 from .analysis.methods import Points
 from .analysis.results import FloatArray
-from .held_out import HeldOutBatch, to_numpy
+from .held_out import HeldOutBatch, read_only, to_numpy
 from .instrument import CellSite, Instrument
+from .instrument.batching import as_points, in_parts, joined, points, run_in_batches
 from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
-from .instrument.looks import as_points, in_parts, joined, looks, points
 from .instrument.probe import COPIES
 from .instrument.randomise import randomised
 from .instrument.replay import Replay
@@ -86,6 +87,8 @@ class Activations:
 class Observation:
     """The held-out batch seen through the model at one step, as float32 numpy arrays.
 
+    All callbacks share them, so no array can be written to: work on a copy, ``x = x - x.mean()``.
+
     Valid during ``measure`` only: some of it is computed when first asked for. Asking for what was
     not declared in ``needs`` is an error, because it would cost every user another pass.
 
@@ -111,7 +114,6 @@ class Observation:
         needs: Iterable[Need] = frozenset(),
         *,
         max_sequences: int | None = None,
-        scales: Iterable[float] = (),
     ) -> None:
         """Run the model once; only inside ``instrument.analysing()``.
 
@@ -119,14 +121,12 @@ class Observation:
             instrument: What runs the model.
             step, needs: What is seen, and when.
             max_sequences: How many of the sequences, None: all.
-            scales: Which :meth:`values_at_scales` will be asked for. Known beforehand, they may run
-                beside the gradient pass.
         """
         self.step = step
         self._batch: HeldOutBatch = instrument.held_out
-        self.indices: npt.NDArray[np.intp] = np.arange(len(self._batch))
+        self.indices: npt.NDArray[np.intp] = read_only(np.arange(len(self._batch)))
         if max_sequences is not None and max_sequences < len(self._batch) and instrument.divisible:
-            self.indices = self._batch.spread(max_sequences)
+            self.indices = read_only(self._batch.spread(max_sequences))
             instrument = instrument.take(self.indices)
         self.target, self.target_slug = instrument.target.name, instrument.target.slug
         sites = instrument.sites
@@ -135,15 +135,11 @@ class Observation:
         self._whole: Observation | None = None
         self._rows: npt.NDArray[np.intp] | None = None
         wanted = {need.value: need in self._needs for need in Need}
-        others = [s for s in dict.fromkeys(map(float, scales)) if s != 1] * instrument.takes_time
-        self._looks = list(looks(instrument, wanted, others))
+        self._passes = list(run_in_batches(instrument, wanted))
         self._rows_at_once = instrument.most_rows or len(self._batch)
-        chosen = [c for look in self._looks if (c := look.chosen) is not None]
+        chosen = [c for part in self._passes if (c := part.chosen) is not None]
         self._chosen = np.concatenate(chosen) if chosen else None
         self._see(instrument)
-        beside = [look.scaled for look in self._looks if look.scaled is not None]
-        if others and len(beside) == len(self._looks):
-            self._know(others, joined(beside, axis=1))
 
     def _see(self, instrument: Instrument) -> None:
         self._instrument = instrument
@@ -154,7 +150,7 @@ class Observation:
         self.target_values = self._array("values")
         self.inputs = self._array("sequence")
         delta = instrument.time_delta
-        self.time_delta = None if delta is None else to_numpy(delta)
+        self.time_delta = None if delta is None else read_only(to_numpy(delta))
         self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask
 
     def limited(self, sequences: int | None) -> Observation:
@@ -170,7 +166,7 @@ class Observation:
         for name in ("states", "activations", "input_gradient", "time_gradient", "losses"):
             part.__dict__.pop(name, None)
         # The same ones of the whole batch, whatever others look at.
-        part.indices = self._batch.spread(sequences)
+        part.indices = read_only(self._batch.spread(sequences))
         rows = np.searchsorted(self.indices, part.indices)
         part._whole = self if self._whole is None else self._whole
         part._rows = rows if self._rows is None else self._rows[rows]
@@ -189,10 +185,10 @@ class Observation:
         return self._instrument.takes_time
 
     def _array(self, name: str) -> FloatArray:
-        return self._of_rows(np.concatenate([look.array(name) for look in self._looks]))
+        return self._of_rows(np.concatenate([part.array(name) for part in self._passes]))
 
     def _of_rows(self, values: FloatArray) -> FloatArray:
-        return values if self._rows is None else values[self._rows]
+        return read_only(values if self._rows is None else values[self._rows])
 
     def _require(self, need: Need) -> None:
         if need not in self._needs:
@@ -215,55 +211,48 @@ class Observation:
 
     @functools.cached_property
     def states(self) -> Sequence[Trajectory]:
-        """One trajectory per recurrent cell; empty where none was found.
-
-        Shared by all callbacks, so the arrays can't be written to.
-        """
+        """One trajectory per recurrent cell; empty where none was found."""
         self._require(Need.STATES)
         if self._whole is not None:
-            return [
+            return tuple(
                 replace(
                     seen,
-                    values=_read_only(self._of_rows(seen.values)),
+                    values=self._of_rows(seen.values),
                     initial=None if seen.initial is None else self._of_rows(seen.initial),
                 )
                 for seen in self._whole.states
-            ]
-        return [
+            )
+        return tuple(
             Trajectory(
                 site.name,
-                _read_only(np.concatenate([look.states(site) for look in self._looks])),
+                read_only(np.concatenate([part.states(site) for part in self._passes])),
                 self._initial(site),
                 site.reverse,
             )
             for site in self._instrument.sites.cells
-        ]
+        )
 
     def _initial(self, site: CellSite) -> FloatArray | None:
-        parts = [look.initial(site) for look in self._looks]
+        parts = [part.initial(site) for part in self._passes]
         given = [part for part in parts if part is not None]
-        return np.concatenate(given) if len(given) == len(parts) else None
+        return read_only(np.concatenate(given)) if len(given) == len(parts) else None
 
     @functools.cached_property
     def activations(self) -> Sequence[Activations]:
-        """One per backbone layer, in the order of the forward pass; empty where none was found.
-
-        Shared by all callbacks, so the arrays can't be written to.
-        """
+        """One per backbone layer, in the order of the forward pass; empty where none was found."""
         self._require(Need.ACTIVATIONS)
         if self._whole is not None:
-            return [
-                replace(seen, values=_read_only(self._of_rows(seen.values)))
-                for seen in self._whole.activations
-            ]
-        return [
+            return tuple(
+                replace(seen, values=self._of_rows(seen.values)) for seen in self._whole.activations
+            )
+        return tuple(
             Activations(
                 site.name,
                 site.activation,
-                _read_only(np.concatenate([look.activations(site) for look in self._looks])),
+                read_only(np.concatenate([part.activations(site) for part in self._passes])),
             )
             for site in self._instrument.sites.layers
-        ]
+        )
 
     # ---- further passes
 
@@ -328,7 +317,7 @@ class Observation:
                 )
                 for at in parts
             ]
-            return joined(found, axis=1).of(np.argsort(np.concatenate(parts)))
+            return _protected(joined(found, axis=1).of(np.argsort(np.concatenate(parts))))
         whole = self._points(
             self._instrument,
             _among(self.inputs, rows, inputs),
@@ -337,7 +326,7 @@ class Observation:
             gradient,
             loss,
         )
-        return whole.of(rows)
+        return _protected(whole.of(rows))
 
     def _points(
         self,
@@ -348,7 +337,7 @@ class Observation:
         gradient: bool,
         loss: bool,
     ) -> Points:
-        return points(
+        found = points(
             instrument,
             inputs,
             time_delta,
@@ -358,6 +347,7 @@ class Observation:
             rows=self._rows_at_once,
             copies=1 if gradient else COPIES,
         )
+        return _protected(found)
 
     def replay(self, cell: str, sequences: int | None = None) -> Replay:
         """A cell whose steps can be run again from any state; one forward pass.
@@ -388,10 +378,35 @@ class Observation:
             NothingToObserve, KeyError: Likewise.
         """
         replay = self.replay(cell, sequences)
-        order = range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
-        steps = [replay.jacobian(t) for t in order]
+        steps = [replay.jacobian(t) for t in _after_first(replay)]
         units = sum(replay.sizes)
-        return np.stack(steps, axis=1) if steps else np.zeros((len(self.held_out), 0, units, units))
+        found = (
+            np.stack(steps, axis=1) if steps else np.zeros((len(replay.before(0)), 0, units, units))
+        )
+        return read_only(found)
+
+    def jacobian_products(self, cell: str, sequences: int | None = 8) -> JacobianProducts:
+        """Products of the Jacobians that :meth:`state_jacobian` returns with vectors.
+
+        Costs a forward pass, and for each product of ``k`` vectors a backward step of ``k`` copies
+        of each sequence, or two where the Jacobian is not transposed.
+
+        Args:
+            cell, sequences: As for :meth:`replay`.
+
+        Raises:
+            NothingToObserve, KeyError: As :meth:`replay`.
+        """
+        replay = self.replay(cell, sequences)
+        order = list(_after_first(replay))
+        batch, units = replay.before(0).shape
+        return JacobianProducts(
+            batch,
+            len(order),
+            units,
+            forward=lambda t, vectors: replay.product(order[t], vectors),
+            backward=lambda t, vectors: replay.transposed_product(order[t], vectors),
+        )
 
     def state_x_gradient(self, cell: str) -> FloatArray:
         """``(B, T - 1, H)``: states a cell hands on to its next step × the target's gradient there.
@@ -409,13 +424,12 @@ class Observation:
         mx.eval(states, gradients)
         with np.errstate(invalid="ignore", over="ignore"):
             product: FloatArray = to_numpy(states) * to_numpy(gradients)
-        return product
+        return read_only(product)
 
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
         """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
 
-        The same outputs are followed as at scale 1, whose values cost nothing. A callback names the
-        scales in its ``time_scales``: they may then run beside the gradient pass.
+        The same outputs are followed as at scale 1, whose values cost nothing.
 
         Raises:
             RuntimeError: If the model takes no intervals.
@@ -427,13 +441,11 @@ class Observation:
         missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
         if missing:
             scaled = np.stack([self.time_delta * np.float32(s) for s in missing])
-            self._know(missing, self.evaluate(time_delta=scaled, loss=self.losses is not None))
+            found = self.evaluate(time_delta=scaled, loss=self.losses is not None)
+            self._scaled.update(zip(missing, found.values, strict=True))
+            if found.loss is not None:
+                self._scaled_losses.update(zip(missing, found.loss, strict=True))
         return {s: self._scaled[s] for s in map(float, scales)}
-
-    def _know(self, scales: Sequence[float], found: Points) -> None:
-        self._scaled.update(zip(scales, found.values, strict=True))
-        if found.loss is not None:
-            self._scaled_losses.update(zip(scales, found.loss, strict=True))
 
     @functools.cached_property
     def losses(self) -> FloatArray | None:
@@ -443,7 +455,7 @@ class Observation:
         for a loss of the user's own.
         """
         values = self._instrument.losses(mx.array(self.outputs))
-        return None if values is None else to_numpy(values)
+        return None if values is None else read_only(to_numpy(values))
 
     def losses_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray] | None:
         """:attr:`losses` with all intervals multiplied by each scale; None where there are none.
@@ -525,7 +537,7 @@ class Observation:
 
         # It keeps some three times what a gradient does.
         rows = max(1, self._rows_at_once // 3)
-        return in_parts(self._instrument, run, count, rows=rows, copies=1)
+        return _protected(in_parts(self._instrument, run, count, rows=rows, copies=1))
 
     @property
     def every_step(self) -> tuple[str, str] | None:
@@ -589,7 +601,7 @@ class Observation:
             others = np.where(real & half, by_time[1::2], np.where(real, by_time[::2], 0.0))
             mixed = mixed or bool(np.nan_to_num(others).any())
             by_time = np.where(half, by_time[::2], by_time[1::2])
-        return Points(found.values[::2] + found.values[1::2], own, by_time), mixed
+        return _protected(Points(found.values[::2] + found.values[1::2], own, by_time)), mixed
 
     def _at_steps(
         self,
@@ -616,7 +628,8 @@ class Observation:
             follow = None if predicted is None else mx.array(predicted[here])
             return as_points(step_gradients(some, part, x, dt, follow, hold_states=hold_states))
 
-        return in_parts(self._instrument, run, len(wanted), rows=self._rows_at_once, copies=1)
+        found = in_parts(self._instrument, run, len(wanted), rows=self._rows_at_once, copies=1)
+        return _protected(found)
 
     def again(self, inputs: FloatArray | None = None) -> Observation:
         """The same sequences through the model as it is now, by one gradient pass.
@@ -655,9 +668,10 @@ class _Again(Observation):
         known = vars(of).items()
         # Without what was worked out of the other pass.
         vars(self).update((k, v) for k, v in known if k != "outputs" and k not in vars(Observation))
-        self._scaled, self._scaled_losses, self._looks = {}, {}, []
+        self._scaled, self._scaled_losses, self._passes = {}, {}, []
         # What tokens are embedded as may have changed.
-        self.inputs = to_numpy(of._instrument.sequence()) if inputs is None else inputs
+        embedded = to_numpy(of._instrument.sequence()) if inputs is None else np.asarray(inputs)
+        self.inputs = read_only(embedded)
         self._seen = super().evaluate(self.inputs[None], gradient=True)
         self.target_values = self._seen.values[0]
         self._own_inputs = inputs is None
@@ -673,7 +687,7 @@ class _Again(Observation):
             raise RuntimeError("of other inputs there are no states")
         self._whole = self._rows = None
         wanted = {need.value: need is Need.STATES for need in Need}
-        self._looks = list(looks(self._instrument, wanted))
+        self._passes = list(run_in_batches(self._instrument, wanted))
         return super().states
 
     @functools.cached_property
@@ -710,9 +724,15 @@ class _Again(Observation):
         return super().evaluate(inputs, time_delta, rows=rows, gradient=gradient, loss=loss)
 
 
-def _read_only(values: FloatArray) -> FloatArray:
-    values.flags.writeable = False
-    return values
+def _after_first(replay: Replay) -> range:
+    """All steps of a cell but the first, in the order in which it makes them."""
+    return range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
+
+
+def _protected(points: Points) -> Points:
+    """Return the points with arrays that can't be written to."""
+    arrays = (points.values, points.input_gradient, points.time_gradient, points.loss)
+    return Points(*[None if a is None else read_only(a) for a in arrays])  # type: ignore[arg-type]
 
 
 def _among(

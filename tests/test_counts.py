@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
-from ncp_callbacks.instrument import Instrument, looks
+from ncp_callbacks.instrument import Instrument, batching
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plots.drawer import Drawer
 
@@ -110,7 +110,7 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
         writer.flush()
         written = _size(tmp_path)
         with (
-            mock.patch.object(looks, "to_numpy", wraps=looks.to_numpy) as converted,
+            mock.patch.object(batching, "to_numpy", wraps=batching.to_numpy) as converted,
             mock.patch.object(
                 Drawer, "_new_frame", autospec=True, side_effect=Drawer._new_frame
             ) as framed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -260,3 +261,122 @@ def test_a_cell_that_starts_from_nothing() -> None:
     slope = 1 - seen.states[0].values[:, 1:] ** 2
     expected = slope[..., None] * np.array(model.cell.hh.weight)
     np.testing.assert_allclose(jacobian, expected, rtol=1e-4, atol=1e-6)
+
+
+# --- sequences that influence each other
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(F + 6, 6)
+
+    def __call__(self, x: mx.array, state: mx.array) -> mx.array:
+        return mx.tanh(self.layer(mx.concatenate([x, state], axis=-1)))
+
+
+class Continues(nn.Module):
+    """Starts from the state of the last call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Cell()
+        self.last = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        fits = self.last is not None and len(self.last) == len(x)
+        states = [self.last if fits else mx.zeros((len(x), 6))]
+        for step in range(x.shape[1]):
+            states.append(self.cell(x[:, step], states[-1]))
+        self.last = states[-1]
+        return mx.stack(states[1:], axis=1)
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = CfC(F, 6)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.whole(x - x.mean(axis=0))[0]
+
+
+class Apart(Centred):
+    """Subtracts each sequence's own mean."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.whole(x - x.mean(axis=1, keepdims=True))[0]
+
+
+class Squeezing(Apart):
+    """Can't run one sequence by itself."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if len(x) == 1:
+            raise ValueError("one sequence")
+        return super().__call__(x)
+
+
+# Small models too: the check was once left to models large enough to be divided.
+@pytest.mark.parametrize("batch", [2, 3, B])
+@pytest.mark.parametrize("kind", [Continues, Centred])
+def test_sequences_that_influence_each_other_are_reported(kind: type, batch: int) -> None:
+    mx.random.seed(0)
+    model, held_out = kind(), ncp.HeldOutBatch(X[:batch])
+    instrument = Instrument(model, held_out, target=0, at=0)
+    expected = np.array(model(held_out.inputs))
+    with instrument.analysing():
+        seen = ncp.Observation(instrument, 1, frozenset())
+    np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
+    assert sum("have other outputs alone than beside others" in n for n in instrument.notes) == 1
+    # What the note says of fewer sequences, or of extra passes, is true.
+    with instrument.analysing():
+        seen = ncp.Observation(instrument, 1, frozenset())
+        again = seen.evaluate(seen.inputs[None]).values[0]
+        fewer = ncp.Observation(instrument, 1, frozenset(), max_sequences=1)
+    other = (
+        again - seen.target_values if kind is Continues else fewer.outputs - expected[fewer.indices]
+    )
+    assert np.abs(other).max() > 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, B])
+@pytest.mark.parametrize("kind", [Apart, Squeezing])
+def test_sequences_that_keep_apart_are_not(kind: type, batch: int) -> None:
+    if kind is Squeezing and batch == 1:
+        batch = 4
+    instrument = Instrument(kind(), ncp.HeldOutBatch(X[:batch]))
+    assert not any("have other outputs alone" in note for note in instrument.notes)
+
+
+# --- one pass over the whole batch
+
+
+@pytest.mark.parametrize("kind", [CfC, LTC])
+def test_a_pass_has_the_bits_of_the_plain_model(kind: type[nn.Module]) -> None:
+    """As one call of the model and one gradient give, on one stream."""
+    mx.random.seed(1)
+    model, held_out = Net(kind), ncp.HeldOutBatch(X, DT, mask=MASK)
+    last = mx.array(MASK.sum(axis=1) - 1)
+
+    def target(x: mx.array, dt: mx.array) -> mx.array:
+        return model(x, dt)[mx.arange(B), last, 1]
+
+    instrument = Instrument(model, held_out, target=1)
+    x, dt = held_out.inputs, held_out.flat_time_delta
+    assert dt is not None
+    with mock.patch.object(mx, "new_stream") as streams, instrument.analysing():
+        seen = ncp.Observation(instrument, 1, frozenset(ncp.Need))
+        scaled = seen.values_at_scales([0.5, 3.0])
+        # Gradients that would be subnormal are 0 there, which these are not.
+        plain = mx.grad(lambda *a: target(*a).sum(), argnums=[0, 1])(x, dt)
+        values = target(x, dt)
+        outputs = model(mx.concatenate([x, x]), mx.concatenate([dt * 0.5, dt * 3.0]))
+        both = outputs[mx.arange(2 * B), mx.concatenate([last, last]), 1]
+    assert streams.call_count == 0
+    np.testing.assert_array_equal(seen.input_gradient, np.array(plain[0]))
+    np.testing.assert_array_equal(seen.time_gradient, np.array(plain[1]))
+    np.testing.assert_array_equal(seen.target_values, np.array(values))
+    np.testing.assert_array_equal(np.concatenate([scaled[0.5], scaled[3.0]]), np.array(both))

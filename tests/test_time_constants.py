@@ -843,7 +843,9 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
     looked = []
     monkeypatch.setattr(
         "ncp_callbacks.callbacks.time_constants.jacobian_diagonal",
-        lambda replay, t, *rest: looked.append(t) or jacobian_diagonal(replay, t, *rest),
+        lambda replay, t, *rest, **units: (
+            looked.append(t) or jacobian_diagonal(replay, t, *rest, **units)
+        ),
     )
     look = ncp.Observation(instrument, 0, {ncp.Need.STATES})
     list(TimeConstants(steps=3).measure(look))

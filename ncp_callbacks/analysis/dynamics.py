@@ -20,7 +20,7 @@ From Jacobians ``(S, T-1, H, H)`` of its steps, ``jacobians[s, t] = d h_{t+1} / 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -365,6 +365,9 @@ def state_drift(
     samples = int(use.sum())
     if x is None or y is None:
         return StateDrift(math.nan, math.nan, samples)
+    if samples < max(x.shape[1], y.shape[1]):
+        # Rotations change nothing: in coordinates along the samples, matrices are N by N.
+        x, y = _along_samples(x), _along_samples(y)
     cross = x.T @ y
     sizes = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
     left, values, right = np.linalg.svd(cross)
@@ -400,6 +403,11 @@ def _centred(samples: FloatArray) -> npt.NDArray[np.float64] | None:
     x = x - x.mean(axis=0)
     size = float(np.linalg.norm(x))
     return x / size if size > 1e-7 * largest * math.sqrt(x.size) else None
+
+
+def _along_samples(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The samples ``(N, H)`` rotated to ``(N, N)``; as they are with no more units than samples."""
+    return x if x.shape[1] <= len(x) else np.linalg.qr(x.T)[1].T
 
 
 def unit_correlations(states: FloatArray, target_values: FloatArray) -> UnitCorrelations:
@@ -523,7 +531,7 @@ def _gained(
     jacobians: FloatArray, mask: np.ndarray | None, most: int | None
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Sequences and steps that are looked at."""
-    sequence, step = np.nonzero(_both_real(mask, jacobians))
+    sequence, step = np.nonzero(real_steps(mask, jacobians.shape)[1])
     if most is not None and len(step) > most:
         some = np.sort(np.random.default_rng(0).choice(len(step), most, replace=False))
         sequence, step = sequence[some], step[some]
@@ -566,23 +574,75 @@ def lyapunov_exponents(
     if count < 1:
         raise ValueError(f"count={count}: give the number of exponents, at least 1")
     jacobians = _checked(jacobians)
-    sequences, steps, width, _ = jacobians.shape
-    valid = _both_real(mask, jacobians)
-    bad = _broken(jacobians, valid).any(axis=1)
-    took = (valid * _intervals(time_delta, _real(mask, (sequences, steps + 1)))[:, 1:]).sum(axis=1)
-    result = np.full((sequences, min(count, width)), np.nan)
-    known = valid.any(axis=1) & ~bad
+    width = jacobians.shape[-1]
+    count = min(count, width)
+
+    def logs(valid: BoolArray) -> FloatArray:
+        found = np.full((len(valid), count), np.nan)
+        known = ~_broken(jacobians, valid).any(axis=1)
+        steps = jacobians[known]
+
+        def apply(t: int, frame: FloatArray, forward: bool) -> FloatArray:
+            step = steps[:, t].astype(np.float64)
+            moved: FloatArray = (step if forward else step.transpose(0, 2, 1)) @ frame
+            return moved
+
+        if known.any():
+            found[known] = log_singular_values(apply, valid[known], width, count, settled=1e-7)
+        return found
+
+    return exponents_of(logs, jacobians.shape, time_delta, mask, count)
+
+
+def exponents_of(
+    logs: Callable[[BoolArray], FloatArray],
+    shape: tuple[int, ...],
+    time_delta: FloatArray | None,
+    mask: np.ndarray | None,
+    count: int,
+) -> FloatArray:
+    """``(S, count)``, exponents from logarithms of singular values; NaN without real steps.
+
+    Args:
+        logs: Makes logarithms ``(S, count)`` of the steps that are real, ``(S, T-1)``.
+        shape: Of the Jacobians.
+        time_delta, mask, count: As for :func:`lyapunov_exponents`.
+    """
+    real, valid = real_steps(mask, shape)
+    took = (valid * _intervals(time_delta, real)[:, 1:]).sum(axis=1)
+    result = np.full((shape[0], count), np.nan)
+    known = valid.any(axis=1)
     if known.any():
-        logs = _log_singular_values(jacobians[known], valid[known], result.shape[1])
-        result[known] = logs / took[known, None]
+        found = logs(valid)
+        result[known] = found[known] / took[known, None]
     return result
 
 
-def _log_singular_values(
-    jacobians: FloatArray, valid: BoolArray, count: int
+def log_singular_values(
+    apply: Callable[[int, FloatArray, bool], FloatArray],
+    valid: BoolArray,
+    width: int,
+    count: int,
+    *,
+    settled: float,
+    needed: int | None = None,
 ) -> npt.NDArray[np.float64]:
-    """``(S, count)``, logarithms of the largest singular values of the product, decreasing."""
-    sequences, steps, width, _ = jacobians.shape
+    """``(S, count)``, logarithms of the largest singular values of a product, decreasing.
+
+    NaN for sequences in which a factor is not finite.
+
+    Args:
+        apply: Makes of a step, a frame ``(S, H, count)`` and the direction the frame after the
+            step, or with False what the transposed step makes of it.
+        valid: ``(S, T-1)``, the steps that count.
+        width: ``H``.
+        count: How many are followed.
+        settled: Relative change of the logarithms at which they are final.
+        needed: How many of the largest must have settled, from those within the frame; None: all,
+            from the lengths of the frame's directions.
+    """
+    sequences, steps = valid.shape
+    broken = np.zeros(sequences, bool)
     start = np.linalg.qr(np.random.default_rng(0).standard_normal((width, count)))[0]
     frame = np.broadcast_to(start, (sequences, width, count))
 
@@ -590,23 +650,39 @@ def _log_singular_values(
         frame: npt.NDArray[np.float64], order: range, forward: bool
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         logs = np.zeros((sequences, count))
+        whole, scale = (
+            np.broadcast_to(np.eye(count), (sequences, count, count)),
+            np.zeros(sequences),
+        )
         for t in order:
-            step = jacobians[:, t].astype(np.float64)
             use = valid[:, t, None, None]
-            step = np.where(use, step if forward else step.transpose(0, 2, 1), np.eye(width))
-            frame, triangle = np.linalg.qr(step @ frame)
+            moved = np.where(use, apply(t, frame, forward), frame)
+            finite = np.asarray(np.isfinite(moved).all(axis=(1, 2)))
+            broken[~finite] = True
+            frame, triangle = np.linalg.qr(np.where(finite[:, None, None], moved, frame))
             grown = np.abs(np.diagonal(triangle, axis1=1, axis2=2))
             logs += np.where(use[..., 0], np.log(np.maximum(grown, SMALLEST)), 0.0)
+            if needed is not None:
+                whole = triangle @ whole
+                size = np.maximum(np.linalg.norm(whole, axis=(1, 2)), SMALLEST)
+                whole, scale = whole / size[:, None, None], scale + np.log(size)
+        if needed is not None and forward:
+            # Within the frame the leading ones are exact, long before its directions settle.
+            inside = np.linalg.svd(whole, compute_uv=False)
+            use = inside > 1e-10 * inside[:, :1]
+            logs = np.where(use, np.log(np.maximum(inside, SMALLEST)) + scale[:, None], logs)
         return frame, logs
 
     logs = np.zeros((sequences, count))
     for _ in range(12):
         frame, _ = carry(frame, range(steps - 1, -1, -1), False)
         frame, new = carry(frame, range(steps), True)
-        settled = np.abs(new - logs).max() < 1e-7 * max(1.0, float(np.abs(new).max()))
+        change, largest = np.abs(new - logs)[:, :needed], np.abs(new)[:, :needed]
+        final = change.max() < settled * max(1.0, float(largest.max()))
         logs = new
-        if settled:
+        if final:
             break
+    logs[broken] = np.nan
     return -np.sort(-logs, axis=1)
 
 
@@ -631,12 +707,10 @@ def memory_horizon(
     """
     jacobians = _checked(jacobians)
     sequences, steps, width, _ = jacobians.shape
-    real = _real(mask, (sequences, steps + 1))
-    valid = _both_real(mask, jacobians)
-    last = steps - np.argmax(real[:, ::-1], axis=1)
+    real, valid = real_steps(mask, jacobians.shape)
+    dt, last = elapsed_within(time_delta, real)
     broken = _broken(jacobians, valid)
     bad = np.zeros(sequences, bool)
-    dt = _intervals(time_delta, real)
     norms = np.full((sequences, steps + 1), np.nan)
     elapsed = np.full((sequences, steps + 1), np.nan)
     product = np.broadcast_to(np.eye(width), (sequences, width, width)).copy()
@@ -658,6 +732,11 @@ def memory_horizon(
         ago[who] += dt[who, at[who] + 1]
         norms[who, k + 1], elapsed[who, k + 1] = log_scale[who], ago[who]
     norms[bad], elapsed[bad] = np.nan, np.nan
+    return memory_of(norms, elapsed, int(bad.sum()))
+
+
+def memory_of(norms: FloatArray, elapsed: FloatArray, non_finite: int) -> Memory:
+    """Sum up logarithms of norms ``(S, T)`` and the time ``(S, T)`` that has passed."""
     known = np.flatnonzero(np.isfinite(norms[:, 0]))
     crossings = [_crossing(norms[s], elapsed[s]) for s in known]
     here = np.isfinite(norms)
@@ -681,7 +760,7 @@ def memory_horizon(
             norms=np.exp(norms),
             elapsed=elapsed,
             sequences=len(known),
-            non_finite=int(bad.sum()),
+            non_finite=non_finite,
         )
 
 
@@ -732,10 +811,18 @@ def _checked(jacobians: npt.ArrayLike) -> npt.NDArray[Any]:
     return array
 
 
-def _both_real(mask: np.ndarray | None, jacobians: FloatArray) -> BoolArray:
-    """``(S, T-1)``, whether a Jacobian leads from a real step to a real one."""
-    real = _real(mask, (jacobians.shape[0], jacobians.shape[1] + 1))
-    return real[:, 1:] & real[:, :-1]
+def real_steps(mask: np.ndarray | None, shape: tuple[int, ...]) -> tuple[BoolArray, BoolArray]:
+    """``(S, T)`` real time steps, and ``(S, T-1)`` Jacobians that lead from one to another."""
+    real = _real(mask, (shape[0], shape[1] + 1))
+    return real, real[:, 1:] & real[:, :-1]
+
+
+def elapsed_within(
+    time_delta: FloatArray | None, real: BoolArray
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """``(S, T)`` elapsed time of each step, and ``(S,)`` each sequence's last real time step."""
+    last = real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
+    return _intervals(time_delta, real), last
 
 
 def _broken(jacobians: FloatArray, valid: BoolArray) -> BoolArray:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .results import FloatArray
 
-__all__ = ["fingerprint", "same_batch", "sample_places", "state_sample"]
+__all__ = ["fingerprint", "same_batch", "sample_places", "spread_units", "state_sample"]
 
 _SAMPLES = 64
 _PROJECTIONS = 8
@@ -39,6 +39,18 @@ def sample_places(real: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     edges = part * len(places) // max(count, 1)
     golden = part[:-1] * (math.sqrt(5) - 1) / 2 % 1
     return places[edges[:-1] + np.floor(golden * np.diff(edges)).astype(np.intp)]
+
+
+def spread_units(units: int, max_units: int) -> npt.NDArray[np.intp]:
+    """``(min(units, max_units),)``, units in order: one in each of equal parts, always the same.
+
+    At a point that differs from part to part, so that a pattern in the units' order does no harm.
+    """
+    count = min(units, max_units)
+    part = np.arange(count + 1)
+    edges = part * units // count
+    golden = part[:-1] * (math.sqrt(5) - 1) / 2 % 1
+    return edges[:-1] + np.floor(golden * np.diff(edges)).astype(np.intp)
 
 
 def state_sample(states: FloatArray, mask: npt.NDArray[np.bool_] | None = None) -> FloatArray:

@@ -81,14 +81,24 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
     """Mean, variances along principal axes (decreasing) and the axes, of ``(N, H)`` samples.
 
     By eigendecomposition of the covariance: for tall data far cheaper than a singular value
-    decomposition of the samples, and equal to it where it matters.
+    decomposition of the samples, and equal to it where it matters. With more units than samples,
+    of the samples' scalar products, which have the same eigenvalues but for zeros.
 
     Returns:
-        ``(H,)``, ``(H,)``, ``(H, H)`` with axes as rows.
+        ``(H,)``, ``(H,)``, ``(min(N, H), H)`` with axes as rows.
     """
     x = samples.astype(np.float64)
     mean = x.mean(axis=0)
     x = x - mean
+    count, width = x.shape
+    if width > count:
+        values, vectors = np.linalg.eigh(x @ x.T / count)
+        # Orthonormal also where a variance is 0 but for rounding, as at least one is.
+        axes, signs = np.linalg.qr(x.T @ vectors[:, ::-1])
+        axes = axes * np.where(np.diagonal(signs) < 0, -1.0, 1.0)
+        variances = np.zeros(width)
+        variances[:count] = np.maximum(values[::-1], 0.0)
+        return mean, variances, axes.T
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     return mean, np.maximum(values[::-1], 0.0), vectors[:, ::-1].T
 
@@ -250,6 +260,8 @@ def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArr
     """
     count, width = use.sum(axis=1), centred.shape[2]
     flat = centred.reshape(-1, width)
+    if width > len(flat):
+        return _without_each_by_products(centred, count)
     total = (flat.T @ flat).astype(np.float64)
     others = np.maximum(count.sum() - count, 1).astype(np.float64)
     first = centred.sum(axis=1, dtype=np.float64)
@@ -271,7 +283,34 @@ def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArr
         - 2 * (np.einsum("bi,ij,bj->b", mean, total, mean, optimize=True) - along) / others
         + size**2
     )
+    return _ratio(trace, squares)
+
+
+def _without_each_by_products(centred: FloatArray, count: np.ndarray) -> FloatArray:
+    """With more units than samples: from scalar products of the samples, as float64."""
+    batch, steps, width = centred.shape
+    flat = centred.reshape(-1, width).astype(np.float64)
+    gram = flat @ flat.T
+    blocks = (gram**2).reshape(batch, steps, batch, steps).sum(axis=(1, 3))
+    others = np.maximum(count.sum() - count, 1).astype(np.float64)
+    first = centred.sum(axis=1, dtype=np.float64)
+    mean = (first.sum(axis=0) - first) / others[:, None]
+    size = (mean**2).sum(axis=1)
+    # <S, S_b>, |S_b|^2, m' S m and m' S_b m of the second moments S and S_b.
+    inner, own = blocks.sum(axis=0), np.diagonal(blocks)
+    along = ((flat @ mean.T) ** 2).reshape(batch, steps, batch).sum(axis=1)
+    sizes = np.diagonal(gram).reshape(batch, steps).sum(axis=1)
+    trace = (sizes.sum() - sizes) / others - size
+    squares = (
+        (blocks.sum() - 2 * inner + own) / others**2
+        - 2 * (along.sum(axis=0) - np.diagonal(along)) / others
+        + size**2
+    )
+    return _ratio(trace, squares)
+
+
+def _ratio(trace: FloatArray, squares: FloatArray) -> FloatArray:
     ratio: FloatArray = np.divide(
-        trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0
+        trace**2, squares, out=np.full(len(trace), np.nan), where=squares > 0
     )
     return ratio

@@ -51,8 +51,6 @@ class Callback(abc.ABC):
     """
 
     needs: frozenset[Need] = frozenset()
-    # Of which it will ask for `Observation.values_at_scales`.
-    time_scales: Sequence[float] = ()
     default_name: ClassVar[str] = ""
 
     # A subclass with state of its own need not call __init__.

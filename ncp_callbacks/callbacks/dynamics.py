@@ -23,6 +23,7 @@ from ..analysis.dynamics import (
     unit_correlations,
 )
 from ..analysis.estimates import Estimate, mean_estimate, quantile_estimates
+from ..analysis.jacobian_products import estimated_memory, leading_exponents, leading_gains
 from ..analysis.results import FloatArray
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
@@ -42,7 +43,7 @@ class Dynamics(Callback):
     """Memory, stability and drift of the state, and what its units do, for every recurrent cell.
 
     The Jacobians of the steps are what costs: for each cell a gradient pass through its steps over
-    ``units × sequences`` sequences, and beyond 64 units the eigenvalues of 64 steps. For a CfC of
+    ``units × sequences`` sequences, of at most ``max_units`` units. For a CfC of
     32 units (batch 32, 32 steps) a look took 4 training steps, of 64 units (batch 64, 64 steps) 3;
     1 and 0.5 with ``jacobians=False``, which is one forward pass, or nothing beside a callback that
     needs a gradient, and analysis. So look rarely: ``every=``. A cell whose steps can't be run
@@ -104,11 +105,15 @@ class Dynamics(Callback):
         sequences: How many sequences the Jacobians are computed for, spread over the batch.
         exponents: How many Lyapunov exponents.
         jacobians: Whether to compute what needs them: memory, exponents, radius and norm.
+        max_units: Up to how many units whole Jacobians are computed. Beyond, products with few
+            vectors take their place: memory is estimated from ``max_units`` random directions of
+            the state, exponents are those of the whole state, and radius and norm are estimated at
+            four time steps; descriptions and a note say so.
         per_step: Whether unit speeds are per step rather than per unit of ``time_delta``.
         every, name, max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than one of ``sequences`` or ``exponents``.
+        ValueError: For fewer than one of ``sequences``, ``exponents`` or ``max_units``.
 
     Source: definitions and references are with the functions in ``ncp_callbacks.analysis``; unit
     speeds are algorithm 8 of Lechner et al. 2020 (doi 10.1038/s42256-020-00237-3), which are per
@@ -125,17 +130,22 @@ class Dynamics(Callback):
         sequences: int = 4,
         exponents: int = 3,
         jacobians: bool = True,
+        max_units: int = 64,
         per_step: bool = False,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        for what, value in (("sequences", sequences), ("exponents", exponents)):
+        for what, value in (
+            ("sequences", sequences),
+            ("exponents", exponents),
+            ("max_units", max_units),
+        ):
             if value < 1:
                 raise ValueError(f"{what}={value}: give a number, at least 1")
         self._sequences, self._exponents = sequences, exponents
-        self._jacobians, self._per_step = jacobians, per_step
+        self._jacobians, self._max_units, self._per_step = jacobians, max_units, per_step
         # By cell.
         self._first: dict[str, FloatArray] = {}
         self._previous: dict[str, FloatArray] = {}
@@ -312,47 +322,62 @@ class Dynamics(Callback):
     ) -> tuple[Memory, int] | None:
         """What the Jacobians show goes to ``found``; memory, and how many sequences failed."""
         part = observation.limited(self._sequences)
+        delta, mask = _as_stepped(part.time_delta, cell), _as_stepped(part.mask, cell)
+        units = cell.values.shape[2]
+        how: dict[str, Any] = {"time_delta": delta, "mask": mask}
         try:
-            jacobians = part.state_jacobian(cell.cell, None)
+            if units <= self._max_units:
+                jacobians = part.state_jacobian(cell.cell, None)
+                memory = memory_horizon(jacobians, **how)
+                radius, norm = jacobian_gains(jacobians, mask=mask)
+                owner = gain_sequences(jacobians, mask=mask)
+                exponents = lyapunov_exponents(jacobians, **how, count=self._exponents)
+            else:
+                products = part.jacobian_products(cell.cell, None)
+                memory = estimated_memory(products, **how, directions=self._max_units)
+                radius, norm, owner = leading_gains(products, mask=mask)
+                exponents = leading_exponents(products, **how, count=self._exponents)
         except NothingToObserve as reason:
             self._without.add(cell.cell)
             found.append(
                 Note(f"{group}: memory, Lyapunov exponents, radius and norm are left out: {reason}")
             )
             return None
-        delta, mask = _as_stepped(part.time_delta, cell), _as_stepped(part.mask, cell)
-        memory = memory_horizon(jacobians, time_delta=delta, mask=mask)
+        directions = gains = ""
+        if units > self._max_units:
+            directions = f"; estimated from {self._max_units} random directions of {units} units"
+            gains = (
+                f"; estimated at few time steps, from products with few vectors of {units} units"
+            )
+            found.append(
+                Note(
+                    f"{group}: the state has {units} units, more than max_units="
+                    f"{self._max_units}, so that memory, radius and norm are estimated from "
+                    f"products of the Jacobians with few vectors; pass max_units={units} for whole "
+                    "Jacobians"
+                )
+            )
         numbers = memory.estimates() if memory.sequences else {}
-        found += self._stability(group, jacobians, delta, mask, numbers)
-        if memory.sequences:
-            found += self._remembered(group, memory, delta is not None, numbers)
-        found += self._changes.since(group, numbers, part, "lyapunov_1")
-        return memory, memory.non_finite
-
-    def _stability(
-        self,
-        group: str,
-        jacobians: FloatArray,
-        delta: FloatArray | None,
-        mask: np.ndarray | None,
-        numbers: dict[str, Estimate],
-    ) -> Iterator[Record | Note]:
-        radius, norm = jacobian_gains(jacobians, mask=mask)
-        owner = gain_sequences(jacobians, mask=mask)
         for name, values, what in (
             ("radius", radius, "Spectral radius of the Jacobian of a step: above 1 unstable there"),
             ("norm", norm, "Operator norm of the Jacobian of a step: the most that a change grows"),
         ):
             shares = (0.5, 0.9)
             sure = quantile_estimates(values, owner, shares)
-            yield from _quantiles(
-                f"{group}/{name}", values, what, shares, among="steps", numbers=sure
+            found += _quantiles(
+                f"{group}/{name}", values, what + gains, shares, among="steps", numbers=sure
             )
-        exponents = lyapunov_exponents(
-            jacobians, time_delta=delta, mask=mask, count=self._exponents
-        )
+        found += self._grown(group, exponents, delta is not None, numbers)
+        if memory.sequences:
+            found += self._remembered(group, memory, delta is not None, numbers, directions)
+        found += self._changes.since(group, numbers, part, "lyapunov_1")
+        return memory, memory.non_finite
+
+    def _grown(
+        self, group: str, exponents: FloatArray, timed: bool, numbers: dict[str, Estimate]
+    ) -> Iterator[Record | Note]:
         known = exponents[np.isfinite(exponents).all(axis=1)]
-        per = "step" if delta is None else "unit of time_delta"
+        per = "unit of time_delta" if timed else "step"
         for i, value in enumerate(known.mean(axis=0) if len(known) else ()):
             name = f"lyapunov_{i + 1}"
             numbers[name] = mean_estimate(known[:, i])
@@ -368,11 +393,16 @@ class Dynamics(Callback):
             yield Array(f"_ncp/{group}_lyapunov", exponents)
 
     def _remembered(
-        self, group: str, memory: Memory, timed: bool, numbers: Mapping[str, Estimate]
+        self,
+        group: str,
+        memory: Memory,
+        timed: bool,
+        numbers: Mapping[str, Estimate],
+        directions: str,
     ) -> Iterator[Record | Note]:
         what = (
             "in which the share of a change of the state that is left falls to 1/e, median over "
-            "sequences; the length of the sequence where it doesn't"
+            f"sequences; the length of the sequence where it doesn't{directions}"
         )
         steps, time = numbers.get("memory_steps"), numbers.get("memory_time")
         yield estimated(
@@ -386,7 +416,7 @@ class Dynamics(Callback):
             float(memory.curve[-1]),
             numbers.get("memory_left"),
             f"RMS share of a change of the state that is left {len(memory.curve) - 1} steps later, "
-            "at the end",
+            f"at the end{directions}",
         )
         yield Array(f"_ncp/{group}_memory", memory.curve)
 

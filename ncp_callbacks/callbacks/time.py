@@ -90,7 +90,6 @@ class TimeSensitivity(Callback):
         self.scales = checked_scales(scales)
         if len(self.scales) > 9:
             raise ValueError(f"scales={list(scales)}: at most 8 beside 1, each is a curve")
-        self.time_scales = self.scales
         self._solver_error = solver_error
         self._limit = GrowingLimit()
         self._first: TimeSensitivityResult | None = None

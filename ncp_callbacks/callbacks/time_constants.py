@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..analysis.estimates import SHARE, Estimate, quantile_estimates, ratio_estimate, rms_estimate
 from ..analysis.results import FloatArray
+from ..analysis.samples import spread_units
 from ..analysis.time_constants import (
     KINDS,
     SHARES,
@@ -68,8 +69,9 @@ class TimeConstants(Callback):
     parameters only has its effective time constants logged, which a note says.
 
     Costs a forward pass, each step of the cell once more, and for the effective ones ``steps``
-    backward steps of ``units × sequences`` sequences. For a CfC and for an LTC of 32 units (batch
-    32, 32 steps) a look took 2 training steps, and less than 1 with ``steps=0``.
+    backward steps of ``units × sequences`` sequences, of at most ``max_units`` units. For a CfC and
+    for an LTC of 32 units (batch 32, 32 steps) a look took 2 training steps, and less than 1 with
+    ``steps=0``.
 
     ======================================= ========= ==============================================
     Tag                                     Record    What
@@ -114,10 +116,14 @@ class TimeConstants(Callback):
         sequences: How many sequences are looked at, spread over the batch.
         steps: At how many steps the effective ones are computed, spread over the sequence; 0: not
             at all for liquid cells, 8 for others.
+        max_units: Of how many units the effective ones are computed at most, spread evenly over the
+            cell's and always the same; descriptions and a note say so. The exact ones of liquid
+            cells are of all units.
         every, name, max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than one of ``sequences``, or fewer than zero ``steps``.
+        ValueError: For fewer than one of ``sequences`` or ``max_units``, or fewer than zero
+            ``steps``.
 
     Source: the functions in ``ncp_callbacks.analysis.time_constants`` name theirs.
     """
@@ -131,15 +137,20 @@ class TimeConstants(Callback):
         *,
         sequences: int = 8,
         steps: int = 8,
+        max_units: int = 64,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        for what, value, least in (("sequences", sequences, 1), ("steps", steps, 0)):
+        for what, value, least in (
+            ("sequences", sequences, 1),
+            ("steps", steps, 0),
+            ("max_units", max_units, 1),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{what}={value!r}: give a whole number of at least {least}")
-        self._sequences, self._steps = sequences, steps
+        self._sequences, self._steps, self._max_units = sequences, steps, max_units
         # By cell.
         self._first: dict[str, FloatArray] = {}
         self._decades: dict[str, tuple[int, int]] = {}
@@ -188,7 +199,8 @@ class TimeConstants(Callback):
             yield Note(f"{group}: {reason}; its effective time constants are logged instead")
         real = np.ones((len(part.inputs), replay.steps), bool) if part.mask is None else part.mask
         look = _Look(cell.cell, group, replay, real, delta)
-        result = None
+        # Of how many units the pictures are, where not of all.
+        result, shown = None, ""
         if reading is not None:
             if math.isnan(reading.scale):
                 yield Note(
@@ -199,11 +211,20 @@ class TimeConstants(Callback):
             look.numbers.update(result.estimates())
             yield from _said_of(look, reading, result, equilibria)
         if reading is None or self._steps:
-            effective = self._effective(look, reading)
+            width = sum(replay.sizes)
+            chosen = spread_units(width, self._max_units)
+            some = ""
+            if len(chosen) < width:
+                some = f"; {len(chosen)} of {width} units"
+                yield Note(
+                    f"{group}: effective time constants are of {len(chosen)} of {width} units, "
+                    f"spread evenly; pass max_units={width} for all"
+                )
+            effective = self._effective(look, reading, chosen)
             numbers = effective.estimates()
             # Shares and variation are of one kind.
             look.numbers.update(numbers if result is None else {**numbers, **look.numbers})
-            yield from _quantiles(look, effective)
+            yield from _quantiles(look, effective, some)
             if effective.known:
                 look.numbers["endless"] = numbers["endless"]
                 yield estimated(
@@ -211,15 +232,19 @@ class TimeConstants(Callback):
                     effective.endless,
                     numbers["endless"],
                     f"Share of units of {cell.cell}, over steps and sequences, whose "
-                    "|d h'_i / d h_i| is 1 or more: a change of the unit doesn't fade by itself",
+                    "|d h'_i / d h_i| is 1 or more: a change of the unit doesn't fade by itself"
+                    f"{some}",
                 )
-            result = effective if result is None else result
+            if result is None:
+                result, shown = effective, some
         assert result is not None
-        yield from self._pictured(look, result, part.step)
+        yield from self._pictured(look, result, part.step, shown)
         median = f"{result.kind}_q50"
         yield from self._changes.since(group, look.numbers, part, median, "median")
 
-    def _effective(self, look: _Look, reading: Reading | None) -> UnitTimeConstants:
+    def _effective(
+        self, look: _Look, reading: Reading | None, units: npt.NDArray[np.intp]
+    ) -> UnitTimeConstants:
         steps = look.steps
         synapses = 0
         if isinstance(reading, LTCReading):
@@ -228,9 +253,9 @@ class TimeConstants(Callback):
             )
         some = np.linspace(0, steps - 1, min(self._steps or self._STEPS, steps)).round().astype(int)
         intervals = intervals_of(look.replay, look.delta)
-        values = np.full((len(look.real), steps, sum(look.replay.sizes)), np.nan)
+        values = np.full((len(look.real), steps, len(units)), np.nan)
         for t in np.unique(some):
-            diagonal = jacobian_diagonal(look.replay, int(t), synapses)
+            diagonal = jacobian_diagonal(look.replay, int(t), synapses, units=units)
             values[:, t] = effective_time_constants(diagonal, intervals[:, t])
         looked_at = np.zeros_like(look.real)
         looked_at[:, some] = True
@@ -239,7 +264,7 @@ class TimeConstants(Callback):
         )
 
     def _pictured(
-        self, look: _Look, result: UnitTimeConstants, step: int
+        self, look: _Look, result: UnitTimeConstants, step: int, some: str
     ) -> Iterator[Record | Note]:
         group = look.group
         yield from non_finite(group, result.non_finite, "time constants", "they are NaN")
@@ -254,7 +279,7 @@ class TimeConstants(Callback):
                 look.numbers.get("variation"),
                 f"90 % over 10 % quantile of a unit's time constants over steps and sequences, "
                 f"median over units of {look.cell}: 1 where they are fixed, more where they are "
-                "liquid",
+                f"liquid{some}",
                 chart=True,
             )
         interval, duration = look.typical()
@@ -270,7 +295,7 @@ class TimeConstants(Callback):
                 np.log10(shown),
                 edges,
                 f"log10 of the median time constant of each unit of {look.cell}; what is beyond "
-                "is counted in the first or last bin",
+                f"is counted in the first or last bin{some}",
             )
         yield Array(f"_ncp/{group}_median", median)
         known = self._first.get(look.cell)
@@ -295,7 +320,7 @@ class TimeConstants(Callback):
             f"Time constants of the units of {look.cell}, {KINDS[result.kind]}, sorted by their "
             "median over steps and sequences; bars from the 10 % to the 90 % quantile. Dashed: "
             "medians at the first look, sorted by themselves. Dotted: median interval, and "
-            "duration of a sequence.",
+            f"duration of a sequence{some}.",
         )
         over_time = replace(result, values=result.over_time[None])
         short, long = needed_limits(over_time)
@@ -308,7 +333,7 @@ class TimeConstants(Callback):
             {"limits": limits, "timed": look.delta is not None, "step": step},
             f"Time constants of the units of {look.cell}, {KINDS[result.kind]}, against time: "
             "median over sequences, dark short, yellow long. Units are sorted by their medians, "
-            "the slowest on top"
+            f"the slowest on top{some}"
             + (
                 "; of steps that were not looked at, the nearest that was."
                 if np.isnan(result.values).all(axis=(0, 2)).any()
@@ -491,7 +516,7 @@ def _open(
         yield estimated(f"{look.group}/half_time", float(np.median(half[use])), number, when)
 
 
-def _quantiles(look: _Look, result: UnitTimeConstants) -> Iterator[Record | Note]:
+def _quantiles(look: _Look, result: UnitTimeConstants, some: str = "") -> Iterator[Record | Note]:
     group = look.group
     for share, value in zip(SHARES, result.quantiles, strict=True):
         percent = round(100 * share)
@@ -502,7 +527,7 @@ def _quantiles(look: _Look, result: UnitTimeConstants) -> Iterator[Record | Note
                 float(value),
                 look.numbers.get(f"{result.kind}_q{percent}"),
                 f"Time constant of {result.cell}, {KINDS[result.kind]}, in units of time_delta "
-                f"(steps without): {name} over units, steps and sequences",
+                f"(steps without): {name} over units, steps and sequences{some}",
                 chart=share == 0.5,
             )
         elif math.isinf(value):

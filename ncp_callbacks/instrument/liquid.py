@@ -357,29 +357,39 @@ def intervals_of(replay: Replay, time_delta: FloatArray | None) -> FloatArray:
     return np.asarray(time_delta, np.float64) / max(1, calls)
 
 
-def jacobian_diagonal(replay: Replay, step: int, synapses: int = 0) -> FloatArray:
-    """``(S, H)``, ``d h'_i / d h_i`` of a step, without the rest of the Jacobian in memory.
+def jacobian_diagonal(
+    replay: Replay,
+    step: int,
+    synapses: int = 0,
+    *,
+    units: npt.NDArray[np.intp] | None = None,
+) -> FloatArray:
+    """``(S, K)``, ``d h'_i / d h_i`` of a step, without the rest of the Jacobian in memory.
+
+    Costs a backward step of ``K`` copies of each sequence.
 
     Args:
         replay: The cell.
-        step: Which step.
-        synapses: How many numbers it makes for each sequence where that is more than those of its
-            units.
+        step: Which time step.
+        synapses: How many numbers it computes for each sequence where that is more than those of
+            its units.
+        units: ``(K,)``, which units; None: all ``H``.
     """
     before = mx.array(replay.before(step)).astype(replay.step(step).dtype)
-    batch, units = before.shape
-    most = max(1, _AT_ONCE // (batch * max(synapses, 8 * units)))
-    diagonal = np.empty((batch, units))
-    for start in range(0, units, most):
-        own = np.arange(start, min(start + most, units))
+    batch, width = before.shape
+    wanted_units = np.arange(width) if units is None else units
+    most = max(1, _AT_ONCE // (batch * max(synapses, 8 * width)))
+    diagonal = np.empty((batch, len(wanted_units)))
+    for start in range(0, len(wanted_units), most):
+        own = wanted_units[start : start + most]
         # Unit i is followed in the i-th copy of the batch.
         copies = mx.concatenate([before] * len(own))
-        wanted = np.repeat(np.eye(units, dtype=np.float32)[own], batch, axis=0)
+        wanted = np.repeat(np.eye(width, dtype=np.float32)[own], batch, axis=0)
         _, (rows,) = mx.vjp(
             lambda state: replay.step(step, state), [copies], [mx.array(wanted, copies.dtype)]
         )
-        found = to_numpy(rows).reshape(len(own), batch, units)
-        diagonal[:, own] = found[np.arange(len(own)), :, own].T
+        found = to_numpy(rows).reshape(len(own), batch, width)
+        diagonal[:, start : start + len(own)] = found[np.arange(len(own)), :, own].T
     return diagonal
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..held_out import HeldOutBatch, to_numpy
-from .abreast import ways
 from .capture import Around, Tap, subnormal_flush
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
@@ -29,18 +28,18 @@ from .inlets import find_embedding
 from .model_copy import ModelCopy, Subject, set_evaluation_mode
 from .sites import CellSite, LayerSite, Sites
 from .target import At, Target, TargetLike
-from .trees import Path, get_leaf, leaves, modules, replace_leaf
+from .trees import Path, get_leaf, modules, replace_leaf
 
 __all__ = ["COPIES", "Instrument", "Pass", "Variants", "listening", "recorded_calls"]
 
 # Of the batch, run at once without gradients. They keep nothing, so that more of them fit.
 COPIES = 4
 
-_TOGETHER = (
-    "sequences by themselves have other outputs than within the held-out batch: the model computes "
-    "something over the batch, or goes on from the state of its last call. So looks run it whole, "
-    "on one core, and what takes fewer sequences or further passes sees other outputs: let each "
-    "call start afresh, for instance in forward="
+_SEQUENCES_INTERACT = (
+    "the first sequences of the held-out batch have other outputs alone than beside others: either "
+    "sequences influence each other, or the model keeps state between calls. Numbers of fewer "
+    "sequences, and of extra passes, then differ from those of the whole batch: let each call "
+    "start from the same state, for instance in forward=, and compute each sequence by itself"
 )
 
 
@@ -59,7 +58,6 @@ class Pass:
             ``(B, T, H)``.
         initial: Per cell site, state arrays ``(B, H)`` before the first step; empty if not given.
         activations: Per layer site, likewise a list over steps, or one ``(B, T, N)``.
-        milestones: See :class:`~.abreast.Evaluable`; empty where they were not asked for.
     """
 
     sequence: mx.array
@@ -71,7 +69,6 @@ class Pass:
     states: dict[str, list[list[mx.array]]] = field(default_factory=dict)
     initial: dict[str, list[mx.array]] = field(default_factory=dict)
     activations: dict[str, list[mx.array]] = field(default_factory=dict)
-    milestones: list[mx.array] = field(default_factory=list)
 
     def arrays(self) -> Any:
         """All that is to be evaluated."""
@@ -88,20 +85,13 @@ class Variants:
         values: ``(K, B)``.
         input_gradient: ``(K, B, T, F)``, or None.
         time_gradient: ``(K, B, T)``, or None.
-        milestones: See :class:`~.abreast.Evaluable`; empty where they were not asked for.
         loss: ``(K, B)``, or None.
     """
 
     values: mx.array
     input_gradient: mx.array | None = None
     time_gradient: mx.array | None = None
-    milestones: list[mx.array] = field(default_factory=list)
     loss: mx.array | None = None
-
-    def arrays(self) -> list[mx.array]:
-        """All that is to be evaluated."""
-        wanted = (self.values, self.input_gradient, self.time_gradient, self.loss)
-        return [array for array in wanted if array is not None]
 
 
 class _Recorder:
@@ -109,7 +99,6 @@ class _Recorder:
 
     Args:
         flush: Whether gradients will go back, which are not to get subnormal.
-        milestones: Whether to note the cells' states, and the gradients that go back through them.
     """
 
     def __init__(
@@ -119,12 +108,9 @@ class _Recorder:
         layers: Sequence[LayerSite],
         *,
         flush: bool,
-        milestones: bool = False,
     ) -> None:
         self._tap, self._cells, self._layers = tap, cells, layers
-        self.milestones: list[mx.array] = []
-        self._noting = milestones
-        self._flush = subnormal_flush(self.milestones if milestones else None) if flush else None
+        self._flush = subnormal_flush() if flush else None
         self._shown: dict[str, list[tuple[Any, Any]]] = {}
 
     @contextmanager
@@ -148,14 +134,11 @@ class _Recorder:
 
         def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             out = call(*args, **kwargs)
-            for path in handed_on:
+            for path in handed_on if self._flush is not None else ():
                 state = get_leaf(out, path)
                 if isinstance(state, mx.array) and mx.issubdtype(state.dtype, mx.floating):
-                    if self._flush is not None:
-                        state = self._flush(state)
-                        out = replace_leaf(out, path, state)
-                    if self._noting:
-                        self.milestones.append(state)
+                    assert self._flush is not None
+                    out = replace_leaf(out, path, self._flush(state))
             self._shown.setdefault(module, []).append(((args, kwargs), out))
             return out
 
@@ -163,7 +146,6 @@ class _Recorder:
 
     def clear(self) -> None:
         self._shown = {}
-        self.milestones.clear()
 
     def into(self, result: Pass, states: bool, activations: bool) -> None:
         for cell in self._cells if states else ():
@@ -307,16 +289,15 @@ class Instrument:
             )
             self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(self.model))
-            self._weight = self._weigh()
-            self._apart = self._most_ways() == 1 or self._sequences_keep_apart()
+            apart = self._sequences_keep_apart()
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
             if target == "loss" or callable(target):
                 # Only the whole batch shows whether its targets fit.
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
-        together = () if self._apart else (_TOGETHER,)
-        self.notes = (*self.calling.notes, *self.sites.notes, *together)
+        interact = () if apart else (_SEQUENCES_INTERACT,)
+        self.notes = (*self.calling.notes, *self.sites.notes, *interact)
         self.missing = tuple(filter(None, (self.sites.no_cells, self.sites.no_layers)))
 
     @property
@@ -347,42 +328,32 @@ class Instrument:
     def most_rows(self, rows: int) -> None:
         self._memory["rows"] = rows
 
-    def _weigh(self) -> int:
-        """Parameters of the cells that are called once a step."""
-        found = dict(modules(self.model))
-        cells = {site.module for site in self.sites.cells if not site.whole_sequence}
-        inside = {id(m): m for cell in cells for _, m in modules(found[cell])}
-        arrays = (array for m in inside.values() for _, array in leaves(dict(m)))
-        return sum({id(array): array.size for array in arrays}.values())
-
-    def _most_ways(self) -> int:
-        """In how many parts the largest pass would be divided."""
-        return ways(COPIES * self.whole_batch * self._weight, gradient=False)
-
     def _sequences_keep_apart(self) -> bool:
-        """Whether a part of the batch gives what it gives within the batch.
+        """Tell whether a part of the batch has the outputs that it has within the batch.
 
-        It doesn't where a model goes on from the state of its last call, or has to do with means
-        over the batch.
+        It doesn't where a model continues from the state of its last call, or computes means over
+        the batch.
         """
         if self.one_batch_size or self.whole_batch < 2:
             return True
-        half = 2 if self.whole_batch >= 4 else 1
+        count = min(4, self.whole_batch)
+        size = 2 if count > 2 else 1
+        parts = (slice(0, count), slice(0, size), slice(count - size, count))
         with self.preserved():
-            whole, *halves = (
-                part.outputs(part.sequence(), part.time_delta)
-                for part in map(
-                    self._of, (slice(0, 2 * half), slice(0, half), slice(half, 2 * half))
-                )
-            )
-            a, b = to_numpy(whole), to_numpy(mx.concatenate(halves))
+            try:
+                outputs = [
+                    part.outputs(part.sequence(), part.time_delta) for part in map(self._of, parts)
+                ]
+                whole, first, last = map(to_numpy, outputs)
+            except Exception:
+                # A model may be unable to run one sequence; of two there is no smaller part.
+                if size == 1:
+                    return True
+                raise
+        a, b = np.concatenate([whole[:size], whole[-size:]]), np.concatenate([first, last])
         scale = float(np.nanmax(np.abs(a), initial=0.0))
-        close = 0.1 if whole.dtype in (mx.float16, mx.bfloat16) else 1e-3
+        close = 0.1 if outputs[0].dtype in (mx.float16, mx.bfloat16) else 1e-3
         return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=close * scale, equal_nan=True)
-
-    def ways(self, rows: int, *, gradient: bool) -> int:
-        """In how many parts a pass of so many sequences is best divided; see :mod:`~.abreast`."""
-        return min(ways(rows * self._weight, gradient=gradient), rows) if self._apart else 1
 
     @property
     def divisible(self) -> bool:
@@ -505,7 +476,6 @@ class Instrument:
         chosen: mx.array | None,
         *,
         gradient: bool = False,
-        milestones: bool = False,
         loss: bool = False,
     ) -> Variants:
         """Targets of ``K`` other batches in one pass, following the outputs ``chosen`` before.
@@ -515,13 +485,11 @@ class Instrument:
             time_deltas: ``(K, B, T)``, or None.
             chosen: ``(B,)``, see :meth:`Target.choose`.
             gradient: Whether gradients with respect to sequences and intervals are wanted.
-            milestones: Whether milestones are.
             loss: Whether :attr:`loss` is, too; not with gradients.
         """
         self._ready()
-        cells = self.sites.cells if gradient or milestones else ()
-        recorder = _Recorder(self._tap, cells, (), flush=gradient, milestones=milestones)
-
+        cells = self.sites.cells if gradient else ()
+        recorder = _Recorder(self._tap, cells, (), flush=gradient)
         losses: list[mx.array] = []
 
         def total(x: mx.array, dt: mx.array | None) -> tuple[mx.array, mx.array]:
@@ -536,9 +504,7 @@ class Instrument:
         if not gradient:
             with recorder.listening(self.model):
                 values = total(sequences, time_deltas)[1]
-            return Variants(
-                values, milestones=recorder.milestones, loss=losses[-1] if losses else None
-            )
+            return Variants(values, loss=losses[-1] if losses else None)
         kept: list[mx.array] = []
 
         def scalar(x: mx.array, dt: mx.array | None) -> mx.array:
@@ -552,7 +518,7 @@ class Instrument:
         if isinstance(gradients, mx.array):
             gradients = (gradients,)
         by_input, by_time = (*gradients, None)[:2]
-        return Variants(kept[-1], by_input, by_time, recorder.milestones)
+        return Variants(kept[-1], by_input, by_time)
 
     def run(
         self,
@@ -561,7 +527,6 @@ class Instrument:
         time_gradient: bool = False,
         states: bool = False,
         activations: bool = False,
-        milestones: bool = False,
     ) -> Pass:
         """One pass; call it inside :meth:`analysing`.
 
@@ -573,10 +538,9 @@ class Instrument:
         gradient = input_gradient or time_gradient
         recorder = _Recorder(
             self._tap,
-            self.sites.cells if states or gradient or milestones else (),
+            self.sites.cells if states or gradient else (),
             self.sites.layers if activations else (),
             flush=gradient,
-            milestones=milestones,
         )
 
         def forward(x: mx.array, dt: mx.array | None) -> tuple[mx.array, Pass]:
@@ -584,7 +548,7 @@ class Instrument:
             outputs = self.outputs(x, dt)
             chosen = self.target.choose(outputs)
             values = self.target(outputs, chosen)
-            result = Pass(inputs, outputs, values, chosen, milestones=recorder.milestones)
+            result = Pass(inputs, outputs, values, chosen)
             recorder.into(result, states, activations)
             # Sequences don't interact in eval mode, so the gradient of the sum is that of each.
             return values.sum(), result

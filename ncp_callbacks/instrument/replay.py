@@ -190,6 +190,51 @@ class Replay:
         _, (rows,) = mx.vjp(lambda state: self.step(number, state), [copies], [wanted])
         return np.moveaxis(to_numpy(rows).reshape(units, self._batch, units), 0, 1)
 
+    def transposed_product(self, number: int, vectors: FloatArray) -> FloatArray:
+        """``(B, H, k)``, the transposed Jacobian of a step times ``(B, H, k)`` vectors.
+
+        One backward step of ``k`` copies of each sequence.
+        """
+        before, given = self._copies(number, vectors)
+        _, (found,) = mx.vjp(lambda state: self.step(number, state), [before], [given])
+        return self._as_vectors(found, vectors)
+
+    def product(self, number: int, vectors: FloatArray) -> FloatArray:
+        """``(B, H, k)``, the Jacobian of a step times ``(B, H, k)`` vectors.
+
+        The transposed product is linear, and its own transposed product is this one. MLX lacks
+        forward derivatives of some operations.
+
+        Raises:
+            NothingToObserve: If the cell has no second derivatives.
+        """
+        before, given = self._copies(number, vectors)
+
+        def transposed(wanted: mx.array) -> mx.array:
+            _, (found,) = mx.vjp(lambda state: self.step(number, state), [before], [wanted])
+            return found
+
+        try:
+            _, (found,) = mx.vjp(transposed, [mx.zeros_like(before)], [given])
+            return self._as_vectors(found, vectors)
+        except Exception as error:
+            raise NothingToObserve(
+                f"derivatives of a step of {self.site.name} can't be differentiated again "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _copies(self, number: int, vectors: FloatArray) -> tuple[mx.array, mx.array]:
+        """The state before a step, once for each vector, and the vectors: ``(k B, H)`` each."""
+        before = mx.concatenate(self._inputs[number], axis=-1)
+        copies = mx.concatenate([before] * vectors.shape[2])
+        rows = np.moveaxis(vectors, 2, 0).reshape(copies.shape).astype(np.float32)
+        return copies, mx.array(rows).astype(copies.dtype)
+
+    @staticmethod
+    def _as_vectors(rows: mx.array, like: FloatArray) -> FloatArray:
+        batch, units, count = like.shape
+        return np.moveaxis(to_numpy(rows).reshape(count, batch, units), 0, 2).astype(np.float64)
+
 
 Change = Callable[[Any], Any]
 

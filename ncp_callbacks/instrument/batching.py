@@ -1,9 +1,7 @@
-"""Passes over a batch in parts as large as memory allows, as numpy arrays."""
+"""Run passes over a batch in parts as large as memory allows, and give numpy arrays."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,44 +15,38 @@ import numpy.typing as npt
 from ..analysis.methods import Points
 from ..analysis.results import FloatArray
 from ..held_out import to_numpy
-from .abreast import evaluated
 from .errors import ModelError
-from .probe import COPIES, Instrument, Pass, Variants
+from .probe import Instrument, Pass, Variants
 from .sites import CellSite, LayerSite
 
-__all__ = ["Look", "as_points", "in_parts", "joined", "looks", "points"]
+__all__ = ["EvaluatedPass", "as_points", "in_parts", "joined", "points", "run_in_batches"]
 
 _LOG = logging.getLogger("ncp_callbacks")
 
 
-class Look:
-    """One evaluated pass over some sequences, converted when asked for.
+class EvaluatedPass:
+    """Hold one evaluated pass over some sequences, and convert its arrays when asked to."""
 
-    Attributes:
-        scaled: Targets ``(S, B)`` with all intervals multiplied by each scale, and the loss there;
-            None where these were not run beside the pass.
-    """
-
-    def __init__(self, instrument: Instrument, seen: Pass, scaled: Points | None = None) -> None:
-        self._instrument, self._pass, self.scaled = instrument, seen, scaled
+    def __init__(self, instrument: Instrument, computed: Pass) -> None:
+        self._pass = computed
         self._batch, self._steps, _ = instrument.held_out.inputs_shape
 
     def array(self, name: str) -> FloatArray:
-        """An array of :class:`~.probe.Pass`, by its name there."""
+        """Return an array of :class:`~.probe.Pass` by its name there."""
         return to_numpy(getattr(self._pass, name))
 
     @property
     def chosen(self) -> npt.NDArray[np.integer[Any]] | None:
-        """``(B,)``, the output followed in each sequence; None without a choice."""
+        """Return ``(B,)``, the output followed in each sequence; None without a choice."""
         return None if self._pass.chosen is None else np.array(self._pass.chosen)
 
     def states(self, site: CellSite) -> FloatArray:
-        """``(B, T, H)``; several state arrays side by side."""
+        """Return the states ``(B, T, H)``; several state arrays are side by side."""
         parts = [self._over_time(site, a, site.reverse) for a in self._pass.states[site.name]]
         return np.concatenate(parts, axis=-1)
 
     def initial(self, site: CellSite) -> FloatArray | None:
-        """``(B, H)``, or None where the model gave none."""
+        """Return the initial states ``(B, H)``, or None where the model passed none."""
         if site.name not in self._pass.initial:
             return None
         arrays = [to_numpy(a) for a in self._pass.initial[site.name]]
@@ -68,13 +60,13 @@ class Look:
         return np.concatenate(parts, axis=-1)
 
     def activations(self, site: LayerSite) -> FloatArray:
-        """``(B, T, N)``."""
+        """Return the activations ``(B, T, N)``."""
         return self._over_time(site, self._pass.activations[site.name], False)
 
     def _over_time(
         self, site: CellSite | LayerSite, arrays: Sequence[mx.array], reverse: bool
     ) -> FloatArray:
-        """``(B, T, N)`` from one array over all steps, or one per step in order of time."""
+        """Return ``(B, T, N)`` from one array over all time steps, or from one for each of them."""
         shape = tuple(arrays[0].shape)
         if shape[:1] != (self._batch,) or (site.whole_sequence and shape[1:2] != (self._steps,)):
             raise ModelError(
@@ -88,88 +80,32 @@ class Look:
         return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
 
 
-def looks(
-    instrument: Instrument, wanted: dict[str, bool], scales: Sequence[float] = ()
-) -> Iterator[Look]:
-    """The whole batch, in order.
+def run_in_batches(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[EvaluatedPass]:
+    """Yield passes over the whole batch, in order, each over as many sequences as memory allows.
 
     Args:
+        instrument: The model and the batch.
         wanted: Keywords of :meth:`Instrument.run`.
-        scales: Of the intervals, to be run beside the pass if a core has nothing else to do.
+
+    Raises:
+        MemoryError, RuntimeError: If one sequence, or a batch that can't be divided, does not fit
+            into memory.
     """
     batch, start = len(instrument.held_out), 0
     while start < batch:
         stop = min(batch, start + (instrument.most_rows or batch))
+        whole = stop - start == batch
+        part = instrument if whole else instrument.take(slice(start, stop))
         try:
-            whole = stop - start == batch
-            part = instrument if whole else instrument.take(slice(start, stop))
-            found = _beside(part, wanted, scales) or _abreast(part, wanted)
+            computed = part.run(**wanted)
+            mx.eval(computed.arrays())
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not (_out_of_memory(error) and instrument.divisible and stop - start > 1):
                 raise
-            if scales:
-                scales = ()
-            elif instrument.divisible and stop - start > 1:
-                _take_fewer(instrument, stop - start)
-            else:
-                raise
+            _take_fewer(instrument, stop - start)
         else:
-            yield from found
+            yield EvaluatedPass(part, computed)
             start = stop
-
-
-def _abreast(instrument: Instrument, wanted: dict[str, bool]) -> list[Look]:
-    """One look, or several that were made at the same time."""
-    rows = len(instrument.held_out)
-    gradient = wanted["input_gradient"] or wanted["time_gradient"]
-    count = instrument.ways(rows, gradient=gradient) if instrument.divisible else 1
-    parts = [instrument] if count == 1 else [instrument.take(s) for s in _slices(rows, count)]
-    passes = evaluated(
-        [functools.partial(part.run, **wanted, milestones=count > 1) for part in parts]
-    )
-    return [Look(part, seen) for part, seen in zip(parts, passes, strict=True)]
-
-
-def _beside(instrument: Instrument, wanted: dict[str, bool], scales: Sequence[float]) -> list[Look]:
-    """A gradient pass too small to be divided, and scaled intervals beside it; else nothing."""
-    rows, delta = len(instrument.held_out), instrument.time_delta
-    gradient = wanted["input_gradient"] or wanted["time_gradient"]
-    lanes = instrument.ways(rows * len(scales), gradient=False)
-    small = instrument.divisible and instrument.ways(rows, gradient=True) == 1
-    if not (gradient and small and 0 < len(scales) <= COPIES and lanes > 1) or delta is None:
-        return []
-    own = to_numpy(delta)
-    scaled = np.stack([own * np.float32(scale) for scale in scales])
-    first: list[Pass] = []
-
-    def whole() -> Pass:
-        first.append(instrument.run(**wanted, milestones=True))
-        return first[0]
-
-    def variants(here: slice) -> Variants:
-        # Its prediction is what is followed at all scales.
-        chosen = first[0].chosen
-        return _variants(
-            instrument if lanes == 2 else instrument.take(here),
-            None,
-            scaled[:, here],
-            None if chosen is None else chosen[here],
-            count=len(scales),
-            milestones=True,
-            loss=instrument.losses(first[0].outputs) is not None,
-        )
-
-    builders: list[Callable[[], Pass | Variants]] = [whole]
-    builders += [functools.partial(variants, here) for here in _slices(rows, lanes - 1)]
-    _, *others = evaluated(builders)
-    points = [_converted(seen) for seen in others if isinstance(seen, Variants)]
-    return [Look(instrument, first[0], joined(points, axis=1))]
-
-
-def _slices(count: int, parts: int) -> list[slice]:
-    """Of nearly the same length."""
-    ends = [count * k // parts for k in range(parts + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def points(
@@ -183,7 +119,7 @@ def points(
     rows: int,
     copies: int,
 ) -> Points:
-    """Run variants of the batch, some side by side on the batch axis.
+    """Run variants of the batch, several at once on the batch axis.
 
     Args:
         sequences: ``(K, B, T, F)``; None: the batch's own.
@@ -217,7 +153,7 @@ def in_parts(
     rows: int,
     copies: int,
 ) -> Points:
-    """``count`` variants of the batch, in parts as large as memory allows.
+    """Run ``count`` variants of the batch, in parts as large as memory allows.
 
     Args:
         run: Some variants, the last argument, of some sequences, the other two.
@@ -255,41 +191,8 @@ def _points(
     gradient: bool,
     loss: bool,
 ) -> Points:
+    """Run some variants of some sequences in one pass."""
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
-    rows = len(instrument.held_out)
-    parts = instrument.ways(rows * count, gradient=gradient)
-    everything = slice(None)
-    if instrument.divisible and rows >= parts:
-        axis, divided = 1, [(everything, here) for here in _slices(rows, parts)]
-    else:
-        axis, divided = 0, [(at, everything) for at in _slices(count, min(parts, count))]
-
-    def build(at: slice, here: slice) -> Variants:
-        return _variants(
-            instrument if here == everything else instrument.take(here),
-            None if sequences is None else sequences[at, here],
-            None if time_deltas is None else time_deltas[at, here],
-            None if chosen is None else mx.array(chosen[here]),
-            count=len(range(count)[at]),
-            gradient=gradient,
-            milestones=len(divided) > 1,
-            loss=loss,
-        )
-
-    passes = evaluated([functools.partial(build, *part) for part in divided])
-    return joined([_converted(seen) for seen in passes], axis=axis)
-
-
-def _variants(
-    instrument: Instrument,
-    sequences: FloatArray | None,
-    time_deltas: FloatArray | None,
-    chosen: mx.array | None,
-    *,
-    count: int,
-    **options: bool,
-) -> Variants:
-    """The pass over ``count`` variants, not yet evaluated."""
     x, dt = (
         None
         if own is None
@@ -302,22 +205,19 @@ def _variants(
         )
     )
     assert x is not None
-    return instrument.variants(x, dt, chosen, **options)
+    followed = None if chosen is None else mx.array(chosen)
+    return as_points(instrument.variants(x, dt, followed, gradient=gradient, loss=loss))
 
 
-def as_points(seen: Variants) -> Points:
-    """The same, evaluated, as numpy arrays."""
-    mx.eval(seen.arrays())
-    return _converted(seen)
-
-
-def _converted(seen: Variants) -> Points:
-    arrays = (seen.values, seen.input_gradient, seen.time_gradient, seen.loss)
+def as_points(variants: Variants) -> Points:
+    """Return the variants' results as numpy arrays; evaluates them."""
+    arrays = (variants.values, variants.input_gradient, variants.time_gradient, variants.loss)
+    mx.eval([array for array in arrays if array is not None])
     return Points(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
 
 
 def joined(parts: Sequence[Points], axis: int) -> Points:
-    """Points of several parts in one: of variants with ``axis=0``, of sequences with 1."""
+    """Join points of several parts: of variants with ``axis=0``, of sequences with ``axis=1``."""
     if len(parts) == 1:
         return parts[0]
     columns = ([getattr(p, f.name) for p in parts] for f in fields(Points))
@@ -325,14 +225,15 @@ def joined(parts: Sequence[Points], axis: int) -> Points:
 
 
 def _take_fewer(instrument: Instrument, tried: int) -> None:
+    """Run at most half as many sequences at once from now on."""
     instrument.most_rows = tried // 2
     _LOG.warning(
-        "looking at %d sequences at once ran out of memory; from now on at most %d",
+        "running %d sequences at once ran out of memory; from now on at most %d",
         tried,
         tried // 2,
     )
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """MLX raises a RuntimeError that speaks of allocation or memory."""
+    """Tell whether memory ran out; MLX raises a RuntimeError that names allocation or memory."""
     return isinstance(error, MemoryError) or bool(re.search("alloc|memory", str(error), re.I))
