@@ -15,16 +15,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from ncps.wirings import Wiring
 
 __all__ = [
     "Cell",
     "Module",
     "RecurrentModel",
-    "build_wiring",
     "check_choice",
     "check_size",
     "hold_constant",
+    "set_untrained",
 ]
 
 
@@ -60,6 +59,15 @@ def hold_constant(module: nn.Module, name: str, value: npt.ArrayLike) -> None:
     module[name] = mx.array(np.asarray(value, dtype=bool))
     constants: frozenset[str] = getattr(module._no_grad, "constants", frozenset())
     module._no_grad = _FrozenNames(module._no_grad, {name, *constants})
+
+
+def set_untrained(module: nn.Module, name: str, value: object) -> None:
+    """Set an attribute whose arrays are no parameters of the module.
+
+    ``nn.Module.__setattr__`` makes a child of a value that is a module itself, as the wirings of
+    ncps-mlx are, and would train the connections.
+    """
+    object.__setattr__(module, name, value)
 
 
 class Cell(Module):
@@ -185,24 +193,3 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in (choices := tuple(choices)):
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, choices))}")
-
-
-def build_wiring(wiring: Wiring, input_size: int) -> Wiring:
-    """Connect the inputs of a wiring, once.
-
-    Building a wiring again draws further synapses, so one that is built already is left alone and
-    two models that share it have the same connections.
-
-    Raises:
-        ValueError: It was built for another number of inputs, or has no output neurons.
-    """
-    if not wiring.is_built():
-        wiring.build(input_size)
-    if wiring.input_dim != input_size:
-        raise ValueError(
-            f"the wiring was built for {wiring.input_dim} inputs, got input_size={input_size}: "
-            "make a new wiring for this model"
-        )
-    if wiring.output_dim is None:
-        raise ValueError("the wiring has no output neurons: call wiring.set_output_dim(...) first")
-    return wiring

@@ -16,22 +16,23 @@ The parametrisation is that of ``ncps.torch``, so its weights can be carried ove
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from ncps.wirings import Wiring
 
 from ncp_callbacks.models._base import (
     Cell,
     Module,
     RecurrentModel,
-    build_wiring,
     check_choice,
     check_size,
     hold_constant,
+    set_untrained,
 )
+from ncp_callbacks.models.wiring import Wiring, as_wiring, build_wiring
 
 __all__ = ["CfC", "CfCCell", "LeCunTanh", "WiredCfCCell"]
 
@@ -177,25 +178,31 @@ class WiredCfCCell(Cell):
 
     Args:
         input_size: Features of ``x``.
-        wiring: An ``ncps.wirings.Wiring``; built in place if it is not yet.
+        wiring: An object with the interface of :class:`~ncp_callbacks.models.Wiring`, such as one
+            of ``ncps.wirings``; built in place if it is not yet.
         mode: ``"default"``, ``"pure"`` or ``"no_gate"``.
 
     Raises:
+        TypeError: The wiring lacks an attribute or a method.
         ValueError: An argument out of its range, or a wiring built for another ``input_size``.
     """
+
+    wiring: Wiring
 
     def __init__(self, input_size: int, wiring: Wiring, *, mode: str = "default") -> None:
         super().__init__()
         self.input_size = check_size("input_size", input_size)
-        self.wiring = build_wiring(wiring, input_size)
+        set_untrained(self, "wiring", build_wiring(wiring, input_size))
         self.units = wiring.units
+        between = np.asarray(wiring.adjacency_matrix)
+        from_inputs = np.asarray(wiring.sensory_adjacency_matrix)
         self.layers: list[CfCCell] = []
         sources: list[int] | None = None
         for neurons in self._neurons_by_layer():
             if sources is None:
-                incoming = wiring.sensory_adjacency_matrix[:, neurons]
+                incoming = from_inputs[:, neurons]
             else:
-                incoming = wiring.adjacency_matrix[np.ix_(sources, neurons)]
+                incoming = between[np.ix_(sources, neurons)]
             within = np.ones((len(neurons), len(neurons)))
             mask = np.concatenate([incoming, within])
             cell = CfCCell(len(incoming), len(neurons), mode=mode, backbone_layers=0, mask=mask)
@@ -234,13 +241,15 @@ class CfC(RecurrentModel):
 
     Args:
         input_size: Features per step.
-        units_or_wiring: Number of units, or an ``ncps.wirings.Wiring`` for a layered, sparse
-            network without a backbone, whose outputs are the motor neurons.
+        units_or_wiring: Number of units, or a wiring (an object with the interface of
+            :class:`~ncp_callbacks.models.Wiring`, such as ``ncps.wirings.AutoNCP(16, 2)``) for a
+            layered, sparse network without a backbone, whose outputs are the motor neurons.
         mode, backbone_units, backbone_layers, backbone_dropout, activation: See :class:`CfCCell`.
         return_sequences: Whether to return the outputs of all steps or of the last one.
         proj_size: Size of a final linear layer; ``None`` for none.
 
     Raises:
+        TypeError: ``units_or_wiring`` is neither a number nor a wiring.
         ValueError: An argument out of its range, or a backbone setting together with a wiring.
     """
 
@@ -260,7 +269,9 @@ class CfC(RecurrentModel):
         proj_size: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(units_or_wiring, Wiring):
+        units: Any = units_or_wiring
+        wiring = as_wiring(units_or_wiring)
+        if wiring is not None:
             no_backbone_settings = (
                 backbone_units == 128
                 and backbone_layers in (0, 1)
@@ -272,11 +283,11 @@ class CfC(RecurrentModel):
                     "a wired CfC has no backbone: leave out backbone_units, backbone_layers, "
                     "backbone_dropout and activation, or pass a number of units"
                 )
-            self.cell = WiredCfCCell(input_size, units_or_wiring, mode=mode)
+            self.cell = WiredCfCCell(input_size, wiring, mode=mode)
         else:
             self.cell = CfCCell(
                 input_size,
-                units_or_wiring,
+                units,
                 mode=mode,
                 backbone_units=backbone_units,
                 backbone_layers=backbone_layers,
