@@ -1,4 +1,4 @@
-"""What CfC and LTC share: the time loop, its argument checks, and constants that never train.
+"""Parts that CfC and LTC share: the time loop, its argument checks, and constants that never train.
 
 A recurrent model owns a ``cell`` and calls it once per time step::
 
@@ -111,10 +111,10 @@ class RecurrentModel(Module):
             ``return_sequences``, and the last state ``(B, units)``.
 
         Raises:
-            ValueError: A shape or value that does not fit; the message says how to mend it.
+            ValueError: A shape or value that does not fit; the message says how to fix it.
         """
         batch, steps = self._check_inputs(x)
-        intervals = _split_intervals(time_delta, batch, steps, x.dtype)
+        time_deltas = _split_time_delta(time_delta, batch, steps, x.dtype)
         if state is None:
             state = mx.zeros((batch, self.units), dtype=x.dtype)
         elif state.shape != (batch, self.units):
@@ -124,8 +124,8 @@ class RecurrentModel(Module):
             )
         outputs = []
         # One split has a cheap gradient; slicing x step by step makes it quadratic in T.
-        for x_t, interval in zip(x.split(steps, axis=1), intervals, strict=True):
-            output, state = self.cell(x_t.squeeze(1), state, interval)
+        for x_t, elapsed in zip(x.split(steps, axis=1), time_deltas, strict=True):
+            output, state = self.cell(x_t.squeeze(1), state, elapsed)
             outputs.append(output)
         if self.return_sequences:
             return self._read_out(mx.stack(outputs, axis=1)), state
@@ -152,14 +152,14 @@ class RecurrentModel(Module):
         return batch, steps
 
 
-def _split_intervals(
+def _split_time_delta(
     time_delta: mx.array | npt.NDArray[Any] | float | None,
     batch: int,
     steps: int,
     dtype: mx.Dtype,
 ) -> Sequence[mx.array]:
-    """One ``(B, 1)`` array of elapsed time per step."""
-    # Intervals keep float32 at least: a rounded or overflowing interval is wrong for all units.
+    """Return one ``(B, 1)`` array of elapsed time per time step."""
+    # Elapsed times keep float32 at least: one that is rounded or overflows is wrong for all units.
     dtype = dtype if dtype == mx.float64 else mx.float32
     if time_delta is None:
         time_delta = 1.0
@@ -176,7 +176,7 @@ def _split_intervals(
     if time_delta.shape not in {(batch, steps), (batch, steps, 1)}:
         raise ValueError(
             f"time_delta must be a scalar or have shape {(batch, steps)} or {(batch, steps, 1)} "
-            f"to go with x, got {time_delta.shape}: for intervals shared by all sequences use "
+            f"to go with x, got {time_delta.shape}: if all sequences share the times, use "
             f"mx.broadcast_to(time_delta, {(batch, steps)})"
         )
     return time_delta.reshape(batch, steps).split(steps, axis=1)

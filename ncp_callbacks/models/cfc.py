@@ -151,7 +151,13 @@ class CfCCell(Cell):
     def __call__(
         self, x: mx.array, state: mx.array, time_delta: mx.array | float = 1.0
     ) -> tuple[mx.array, mx.array]:
-        """``(B, input_size), (B, units), (B, 1)`` to the new state ``(B, units)``, twice."""
+        """Return the new state ``(B, units)`` as output and as state.
+
+        Args:
+            x: ``(B, input_size)``.
+            state: ``(B, units)``.
+            time_delta: Elapsed time, ``(B, 1)`` or one number.
+        """
         shared = mx.concatenate([x, state], axis=-1)
         if self.backbone is not None:
             shared = self.backbone(shared)
@@ -212,12 +218,12 @@ class WiredCfCCell(Cell):
 
     @property
     def layer_sizes(self) -> tuple[int, ...]:
-        """Number of neurons in each layer, inputs' side first."""
+        """Return the number of neurons of each layer, from the inputs to the outputs."""
         return tuple(layer.units for layer in self.layers)
 
     @property
     def neuron_ids(self) -> tuple[int, ...]:
-        """The wiring's neuron behind each column of the state: layer by layer, motor last."""
+        """Return the wiring's neuron of each state column: layer by layer, motor neurons last."""
         return tuple(neuron for neurons in self._neurons_by_layer() for neuron in neurons)
 
     def _neurons_by_layer(self) -> list[list[int]]:
@@ -227,7 +233,13 @@ class WiredCfCCell(Cell):
     def __call__(
         self, x: mx.array, state: mx.array, time_delta: mx.array | float = 1.0
     ) -> tuple[mx.array, mx.array]:
-        """``(B, input_size), (B, units), (B, 1)`` to motor neurons and state in layer order."""
+        """Return the states of the motor neurons and of all neurons, in the order of the layers.
+
+        Args:
+            x: ``(B, input_size)``.
+            state: ``(B, units)``.
+            time_delta: Elapsed time, ``(B, 1)`` or one number.
+        """
         ends = np.cumsum(self.layer_sizes)[:-1].tolist()
         new_states = []
         for layer, old in zip(self.layers, state.split(ends, axis=-1), strict=True):
@@ -308,7 +320,7 @@ class CfC(RecurrentModel):
 
 
 def _linear(inputs: int, outputs: int, mask: npt.ArrayLike | None = None) -> nn.Linear:
-    """A linear layer with the Glorot weights that ``ncps`` starts from."""
+    """Return a linear layer with the Glorot weights that ``ncps`` starts from."""
     layer = nn.Linear(inputs, outputs) if mask is None else MaskedLinear(mask)
     layer.weight = nn.init.glorot_uniform()(layer.weight, 1.0)
     return layer

@@ -123,7 +123,13 @@ class LTCCell(Cell):
     def __call__(
         self, x: mx.array, state: mx.array, time_delta: mx.array | float = 1.0
     ) -> tuple[mx.array, mx.array]:
-        """``(B, input_size), (B, units), (B, 1)`` to ``(B, output_size)`` and ``(B, units)``."""
+        """Return the outputs ``(B, output_size)`` and the new state ``(B, units)``.
+
+        Args:
+            x: ``(B, input_size)``.
+            state: ``(B, units)``.
+            time_delta: Elapsed time, ``(B, 1)`` or one number.
+        """
         if "input_w" in self:
             x = x * self.input_w
         if "input_b" in self:
@@ -215,10 +221,10 @@ class LTC(RecurrentModel):
         self.return_sequences = return_sequences
 
     def apply_weight_constraints(self) -> None:
-        """See :meth:`LTCCell.apply_weight_constraints`."""
+        """Apply :meth:`LTCCell.apply_weight_constraints` to the cell."""
         self.cell.apply_weight_constraints()
 
 
 def _open_fraction(v: mx.array, mu: mx.array, sigma: mx.array) -> mx.array:
-    """How far each synapse is open: ``(B, source)`` to ``(B, source, target)``, in [0, 1]."""
+    """Return how far each synapse is open, ``(B, source, target)``, in [0, 1]."""
     return mx.sigmoid(sigma * (v[..., None] - mu))
