@@ -292,7 +292,7 @@ class CfC(RecurrentModel):
             )
             if not no_backbone_settings:
                 raise ValueError(
-                    "a wired CfC has no backbone: leave out backbone_units, backbone_layers, "
+                    "a wired CfC has no backbone: do not pass backbone_units, backbone_layers, "
                     "backbone_dropout and activation, or pass a number of units"
                 )
             self.cell = WiredCfCCell(input_size, wiring, mode=mode)
