@@ -141,7 +141,7 @@ def as_wiring(units_or_wiring: Any) -> Wiring | None:
 def build_wiring(wiring: Wiring, input_size: int) -> Wiring:
     """Connect the inputs of a wiring, once.
 
-    Building a wiring again draws additional synapses, so a wiring that is built already is not built
+    Building a wiring again draws additional synapses, so one that is built already is not built
     again, and two models that share it have the same connections.
 
     Raises:
