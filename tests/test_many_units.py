@@ -20,7 +20,7 @@ from ncp_callbacks.analysis.jacobian_products import (
 )
 from ncp_callbacks.analysis.samples import spread_units
 from ncp_callbacks.analysis.states import explained_variance, participation_without_each
-from ncp_callbacks.instrument import Instrument, undisturbed
+from ncp_callbacks.instrument import Instrument
 
 B, T, F = 6, 9, 2
 rng = np.random.default_rng(0)
@@ -73,15 +73,14 @@ def test_products_are_those_of_a_linear_cell() -> None:
     matrix = known(200)
     assert np.linalg.norm(matrix @ matrix.T - matrix.T @ matrix) > 0.1
     model = Net(matrix)
-    with undisturbed(model):
-        seen = ncp.Observation(Instrument(model, batch(), target=0), 1, {ncp.Need.STATES})
-        products = seen.jacobian_products("cell", None)
-        vectors = rng.standard_normal((B, 200, 3))
-        np.testing.assert_allclose(products.forward(2, vectors), matrix @ vectors, atol=1e-4)
-        np.testing.assert_allclose(products.backward(2, vectors), matrix.T @ vectors, atol=1e-4)
-        exponents = leading_exponents(products, count=3)
-        memory = estimated_memory(products, directions=64)
-        radius, norm, owner = leading_gains(products)
+    seen = ncp.Observation(Instrument(model, batch(), target=0), 1, {ncp.Need.STATES})
+    products = seen.jacobian_products("cell", None)
+    vectors = rng.standard_normal((B, 200, 3))
+    np.testing.assert_allclose(products.forward(2, vectors), matrix @ vectors, atol=1e-4)
+    np.testing.assert_allclose(products.backward(2, vectors), matrix.T @ vectors, atol=1e-4)
+    exponents = leading_exponents(products, count=3)
+    memory = estimated_memory(products, directions=64)
+    radius, norm, owner = leading_gains(products)
     whole = np.linalg.matrix_power(matrix, T - 1)
     expected = np.log(np.linalg.svd(whole, compute_uv=False)[:3]) / (T - 1)
     np.testing.assert_allclose(exponents, np.tile(expected, (B, 1)), atol=1e-3)
@@ -99,14 +98,13 @@ def test_products_are_those_of_a_linear_cell() -> None:
 def test_padding_is_left_out_of_products() -> None:
     lengths = np.array([9, 5, 9, 7, 2, 1])
     model = Net(known(80))
-    with undisturbed(model):
-        mask = np.arange(T) < lengths[:, None]
-        instrument = Instrument(model, batch(mask), target=0)
-        seen = ncp.Observation(instrument, 1, {ncp.Need.STATES})
-        products = seen.jacobian_products("cell", None)
-        exponents = leading_exponents(products, mask=mask, count=2)
-        memory = estimated_memory(products, mask=mask, directions=80)
-        owner = leading_gains(products, mask=mask)[2]
+    mask = np.arange(T) < lengths[:, None]
+    instrument = Instrument(model, batch(mask), target=0)
+    seen = ncp.Observation(instrument, 1, {ncp.Need.STATES})
+    products = seen.jacobian_products("cell", None)
+    exponents = leading_exponents(products, mask=mask, count=2)
+    memory = estimated_memory(products, mask=mask, directions=80)
+    owner = leading_gains(products, mask=mask)[2]
     for s, length in enumerate(lengths):
         whole = np.linalg.matrix_power(known(80), length - 1)
         assert np.isfinite(memory.norms[s]).sum() == length

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from ncps.wirings import NCP, AutoNCP, Wiring
 
 from ncp_callbacks.models import LTC, CfC, CfCCell, LeCunTanh, LTCCell, WiredCfCCell
+from ncp_callbacks.models.wiring import FullyConnected
 
 GOLDEN = Path(__file__).parent / "golden"
 B, T, F, H = 3, 6, 4, 5
@@ -706,3 +707,73 @@ def test_wiring_of_another_input_size(make):
     make(F, wiring)
     with pytest.raises(ValueError, match="built for 4 inputs, got input_size=5"):
         make(5, wiring)
+
+
+# --- wirings
+
+
+@pytest.mark.parametrize(("units", "inputs"), [(1, 1), (5, 3), (16, 7)])
+def test_fully_connected_has_the_signs_of_ncps(units, inputs):
+    own, reference = FullyConnected(units), ncps.wirings.FullyConnected(units)
+    own.build(inputs)
+    reference.build(inputs)
+    np.testing.assert_array_equal(own.adjacency_matrix, reference.adjacency_matrix)
+    np.testing.assert_array_equal(own.sensory_adjacency_matrix, reference.sensory_adjacency_matrix)
+    assert own.get_neurons_of_layer(0) == reference.get_neurons_of_layer(0)
+    assert [own.get_type_of_neuron(i) for i in range(units)] == ["motor"] * units
+
+
+class ModuleWiring(nn.Module):
+    """A wiring that is an ``nn.Module`` with MLX arrays, as those of ncps-mlx are."""
+
+    def __init__(self, like):
+        super().__init__()
+        like.build(F)
+        self.units, self.input_dim, self.output_dim = like.units, F, like.output_dim
+        self.adjacency_matrix = mx.array(like.adjacency_matrix, dtype=mx.float32)
+        self.sensory_adjacency_matrix = mx.array(like.sensory_adjacency_matrix, dtype=mx.float32)
+        self.layers_ = tuple(tuple(like.get_neurons_of_layer(i)) for i in range(like.num_layers))
+        self.num_layers = like.num_layers
+
+    def is_built(self):
+        return True
+
+    def build(self, input_dim):
+        raise AssertionError("it is built already")
+
+    def get_neurons_of_layer(self, layer_id):
+        return self.layers_[layer_id]
+
+    def get_type_of_neuron(self, neuron_id):
+        return "motor" if neuron_id < self.output_dim else "inter"
+
+    def erev_initializer(self):
+        return self.adjacency_matrix
+
+    def sensory_erev_initializer(self):
+        return self.sensory_adjacency_matrix
+
+
+@pytest.mark.parametrize("make", [CfC, LTC])
+def test_a_wiring_needs_only_the_interface_and_is_not_trained(make, x):
+    mx.random.seed(3)
+    expected = make(F, AutoNCP(8, 2))
+    mx.random.seed(3)
+    model = make(F, ModuleWiring(AutoNCP(8, 2)))
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    assert names == [name for name, _ in tree_flatten(expected.parameters())]
+    np.testing.assert_array_equal(np.array(model(x)[0]), np.array(expected(x)[0]))
+
+
+@pytest.mark.parametrize("make", [CfC, LTC])
+@pytest.mark.parametrize(
+    ("wiring", "message"),
+    [
+        ("16", "str is no wiring, it has no units, .*pass a number of units, or a wiring such as"),
+        (nn.Linear(2, 2), "Linear is no wiring"),
+        (AutoNCP, "got the class AutoNCP: pass an instance"),
+    ],
+)
+def test_what_is_no_wiring(make, wiring, message):
+    with pytest.raises(TypeError, match=message):
+        make(F, wiring)

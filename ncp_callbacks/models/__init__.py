@@ -12,5 +12,6 @@ Both call ``model.cell`` once per time step, which is where observers find the h
 
 from ncp_callbacks.models.cfc import CfC, CfCCell, LeCunTanh, WiredCfCCell
 from ncp_callbacks.models.ltc import LTC, LTCCell
+from ncp_callbacks.models.wiring import Wiring
 
-__all__ = ["LTC", "CfC", "CfCCell", "LTCCell", "LeCunTanh", "WiredCfCCell"]
+__all__ = ["LTC", "CfC", "CfCCell", "LTCCell", "LeCunTanh", "WiredCfCCell", "Wiring"]

@@ -1,4 +1,4 @@
-"""What CfC and LTC share: the time loop, its argument checks, and constants that never train.
+"""Parts that CfC and LTC share: the time loop, its argument checks, and constants that never train.
 
 A recurrent model owns a ``cell`` and calls it once per time step::
 
@@ -15,16 +15,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from ncps.wirings import Wiring
 
 __all__ = [
     "Cell",
     "Module",
     "RecurrentModel",
-    "build_wiring",
     "check_choice",
     "check_size",
     "hold_constant",
+    "set_untrained",
 ]
 
 
@@ -60,6 +59,15 @@ def hold_constant(module: nn.Module, name: str, value: npt.ArrayLike) -> None:
     module[name] = mx.array(np.asarray(value, dtype=bool))
     constants: frozenset[str] = getattr(module._no_grad, "constants", frozenset())
     module._no_grad = _FrozenNames(module._no_grad, {name, *constants})
+
+
+def set_untrained(module: nn.Module, name: str, value: object) -> None:
+    """Set an attribute whose arrays are no parameters of the module.
+
+    ``nn.Module.__setattr__`` makes a child of a value that is a module itself, as the wirings of
+    ncps-mlx are, and would train the connections.
+    """
+    object.__setattr__(module, name, value)
 
 
 class Cell(Module):
@@ -103,10 +111,10 @@ class RecurrentModel(Module):
             ``return_sequences``, and the last state ``(B, units)``.
 
         Raises:
-            ValueError: A shape or value that does not fit; the message says how to mend it.
+            ValueError: A shape or value that does not fit; the message says how to fix it.
         """
         batch, steps = self._check_inputs(x)
-        intervals = _split_intervals(time_delta, batch, steps, x.dtype)
+        time_deltas = _split_time_delta(time_delta, batch, steps, x.dtype)
         if state is None:
             state = mx.zeros((batch, self.units), dtype=x.dtype)
         elif state.shape != (batch, self.units):
@@ -116,8 +124,8 @@ class RecurrentModel(Module):
             )
         outputs = []
         # One split has a cheap gradient; slicing x step by step makes it quadratic in T.
-        for x_t, interval in zip(x.split(steps, axis=1), intervals, strict=True):
-            output, state = self.cell(x_t.squeeze(1), state, interval)
+        for x_t, elapsed in zip(x.split(steps, axis=1), time_deltas, strict=True):
+            output, state = self.cell(x_t.squeeze(1), state, elapsed)
             outputs.append(output)
         if self.return_sequences:
             return self._read_out(mx.stack(outputs, axis=1)), state
@@ -144,14 +152,14 @@ class RecurrentModel(Module):
         return batch, steps
 
 
-def _split_intervals(
+def _split_time_delta(
     time_delta: mx.array | npt.NDArray[Any] | float | None,
     batch: int,
     steps: int,
     dtype: mx.Dtype,
 ) -> Sequence[mx.array]:
-    """One ``(B, 1)`` array of elapsed time per step."""
-    # Intervals keep float32 at least: a rounded or overflowing interval is wrong for all units.
+    """Return one ``(B, 1)`` array of elapsed time per time step."""
+    # Elapsed times keep float32 at least: one that is rounded or overflows is wrong for all units.
     dtype = dtype if dtype == mx.float64 else mx.float32
     if time_delta is None:
         time_delta = 1.0
@@ -168,7 +176,7 @@ def _split_intervals(
     if time_delta.shape not in {(batch, steps), (batch, steps, 1)}:
         raise ValueError(
             f"time_delta must be a scalar or have shape {(batch, steps)} or {(batch, steps, 1)} "
-            f"to go with x, got {time_delta.shape}: for intervals shared by all sequences use "
+            f"to go with x, got {time_delta.shape}: if all sequences share the times, use "
             f"mx.broadcast_to(time_delta, {(batch, steps)})"
         )
     return time_delta.reshape(batch, steps).split(steps, axis=1)
@@ -185,24 +193,3 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in (choices := tuple(choices)):
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, choices))}")
-
-
-def build_wiring(wiring: Wiring, input_size: int) -> Wiring:
-    """Connect the inputs of a wiring, once.
-
-    Building a wiring again draws further synapses, so one that is built already is left alone and
-    two models that share it have the same connections.
-
-    Raises:
-        ValueError: It was built for another number of inputs, or has no output neurons.
-    """
-    if not wiring.is_built():
-        wiring.build(input_size)
-    if wiring.input_dim != input_size:
-        raise ValueError(
-            f"the wiring was built for {wiring.input_dim} inputs, got input_size={input_size}: "
-            "make a new wiring for this model"
-        )
-    if wiring.output_dim is None:
-        raise ValueError("the wiring has no output neurons: call wiring.set_output_dim(...) first")
-    return wiring

@@ -16,22 +16,23 @@ The parametrisation is that of ``ncps.torch``, so its weights can be carried ove
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from ncps.wirings import Wiring
 
 from ncp_callbacks.models._base import (
     Cell,
     Module,
     RecurrentModel,
-    build_wiring,
     check_choice,
     check_size,
     hold_constant,
+    set_untrained,
 )
+from ncp_callbacks.models.wiring import Wiring, as_wiring, build_wiring
 
 __all__ = ["CfC", "CfCCell", "LeCunTanh", "WiredCfCCell"]
 
@@ -150,7 +151,13 @@ class CfCCell(Cell):
     def __call__(
         self, x: mx.array, state: mx.array, time_delta: mx.array | float = 1.0
     ) -> tuple[mx.array, mx.array]:
-        """``(B, input_size), (B, units), (B, 1)`` to the new state ``(B, units)``, twice."""
+        """Return the new state ``(B, units)`` as output and as state.
+
+        Args:
+            x: ``(B, input_size)``.
+            state: ``(B, units)``.
+            time_delta: Elapsed time, ``(B, 1)`` or one number.
+        """
         shared = mx.concatenate([x, state], axis=-1)
         if self.backbone is not None:
             shared = self.backbone(shared)
@@ -177,25 +184,31 @@ class WiredCfCCell(Cell):
 
     Args:
         input_size: Features of ``x``.
-        wiring: An ``ncps.wirings.Wiring``; built in place if it is not yet.
+        wiring: An object with the interface of :class:`~ncp_callbacks.models.Wiring`, such as one
+            of ``ncps.wirings``; built in place if it is not yet.
         mode: ``"default"``, ``"pure"`` or ``"no_gate"``.
 
     Raises:
+        TypeError: The wiring lacks an attribute or a method.
         ValueError: An argument out of its range, or a wiring built for another ``input_size``.
     """
+
+    wiring: Wiring
 
     def __init__(self, input_size: int, wiring: Wiring, *, mode: str = "default") -> None:
         super().__init__()
         self.input_size = check_size("input_size", input_size)
-        self.wiring = build_wiring(wiring, input_size)
+        set_untrained(self, "wiring", build_wiring(wiring, input_size))
         self.units = wiring.units
+        between = np.asarray(wiring.adjacency_matrix)
+        from_inputs = np.asarray(wiring.sensory_adjacency_matrix)
         self.layers: list[CfCCell] = []
         sources: list[int] | None = None
         for neurons in self._neurons_by_layer():
             if sources is None:
-                incoming = wiring.sensory_adjacency_matrix[:, neurons]
+                incoming = from_inputs[:, neurons]
             else:
-                incoming = wiring.adjacency_matrix[np.ix_(sources, neurons)]
+                incoming = between[np.ix_(sources, neurons)]
             within = np.ones((len(neurons), len(neurons)))
             mask = np.concatenate([incoming, within])
             cell = CfCCell(len(incoming), len(neurons), mode=mode, backbone_layers=0, mask=mask)
@@ -205,12 +218,12 @@ class WiredCfCCell(Cell):
 
     @property
     def layer_sizes(self) -> tuple[int, ...]:
-        """Number of neurons in each layer, inputs' side first."""
+        """Return the number of neurons of each layer, from the inputs to the outputs."""
         return tuple(layer.units for layer in self.layers)
 
     @property
     def neuron_ids(self) -> tuple[int, ...]:
-        """The wiring's neuron behind each column of the state: layer by layer, motor last."""
+        """Return the wiring's neuron of each state column: layer by layer, motor neurons last."""
         return tuple(neuron for neurons in self._neurons_by_layer() for neuron in neurons)
 
     def _neurons_by_layer(self) -> list[list[int]]:
@@ -220,7 +233,13 @@ class WiredCfCCell(Cell):
     def __call__(
         self, x: mx.array, state: mx.array, time_delta: mx.array | float = 1.0
     ) -> tuple[mx.array, mx.array]:
-        """``(B, input_size), (B, units), (B, 1)`` to motor neurons and state in layer order."""
+        """Return the states of the motor neurons and of all neurons, in the order of the layers.
+
+        Args:
+            x: ``(B, input_size)``.
+            state: ``(B, units)``.
+            time_delta: Elapsed time, ``(B, 1)`` or one number.
+        """
         ends = np.cumsum(self.layer_sizes)[:-1].tolist()
         new_states = []
         for layer, old in zip(self.layers, state.split(ends, axis=-1), strict=True):
@@ -234,13 +253,15 @@ class CfC(RecurrentModel):
 
     Args:
         input_size: Features per step.
-        units_or_wiring: Number of units, or an ``ncps.wirings.Wiring`` for a layered, sparse
-            network without a backbone, whose outputs are the motor neurons.
+        units_or_wiring: Number of units, or a wiring (an object with the interface of
+            :class:`~ncp_callbacks.models.Wiring`, such as ``ncps.wirings.AutoNCP(16, 2)``) for a
+            layered, sparse network without a backbone, whose outputs are the motor neurons.
         mode, backbone_units, backbone_layers, backbone_dropout, activation: See :class:`CfCCell`.
         return_sequences: Whether to return the outputs of all steps or of the last one.
         proj_size: Size of a final linear layer; ``None`` for none.
 
     Raises:
+        TypeError: ``units_or_wiring`` is neither a number nor a wiring.
         ValueError: An argument out of its range, or a backbone setting together with a wiring.
     """
 
@@ -260,7 +281,9 @@ class CfC(RecurrentModel):
         proj_size: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(units_or_wiring, Wiring):
+        units: Any = units_or_wiring
+        wiring = as_wiring(units_or_wiring)
+        if wiring is not None:
             no_backbone_settings = (
                 backbone_units == 128
                 and backbone_layers in (0, 1)
@@ -269,14 +292,14 @@ class CfC(RecurrentModel):
             )
             if not no_backbone_settings:
                 raise ValueError(
-                    "a wired CfC has no backbone: leave out backbone_units, backbone_layers, "
+                    "a wired CfC has no backbone: do not pass backbone_units, backbone_layers, "
                     "backbone_dropout and activation, or pass a number of units"
                 )
-            self.cell = WiredCfCCell(input_size, units_or_wiring, mode=mode)
+            self.cell = WiredCfCCell(input_size, wiring, mode=mode)
         else:
             self.cell = CfCCell(
                 input_size,
-                units_or_wiring,
+                units,
                 mode=mode,
                 backbone_units=backbone_units,
                 backbone_layers=backbone_layers,
@@ -297,7 +320,7 @@ class CfC(RecurrentModel):
 
 
 def _linear(inputs: int, outputs: int, mask: npt.ArrayLike | None = None) -> nn.Linear:
-    """A linear layer with the Glorot weights that ``ncps`` starts from."""
+    """Return a linear layer with the Glorot weights that ``ncps`` starts from."""
     layer = nn.Linear(inputs, outputs) if mask is None else MaskedLinear(mask)
     layer.weight = nn.init.glorot_uniform()(layer.weight, 1.0)
     return layer

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
-from ncps.wirings import FullyConnected, Wiring
+import numpy as np
 
 from ncp_callbacks.models._base import (
     Cell,
     RecurrentModel,
-    build_wiring,
     check_choice,
     check_size,
     hold_constant,
+    set_untrained,
 )
+from ncp_callbacks.models.wiring import FullyConnected, Wiring, as_wiring, build_wiring
 
 __all__ = ["LTC", "LTCCell"]
 
@@ -53,7 +54,8 @@ class LTCCell(Cell):
 
     Args:
         input_size: Features of ``x``.
-        wiring: An ``ncps.wirings.Wiring``; built in place if it is not yet.
+        wiring: An object with the interface of :class:`~ncp_callbacks.models.Wiring`, such as one
+            of ``ncps.wirings``; built in place if it is not yet.
         ode_unfolds: Sub-steps per time step.
         epsilon: Added to the total conductance of each neuron.
         implicit_param_constraints: Keep ``w``, ``sensory_w``, ``cm`` and ``gleak`` positive by a
@@ -61,8 +63,11 @@ class LTCCell(Cell):
         input_mapping, output_mapping: ``"affine"``, ``"linear"`` (no offset) or ``None``.
 
     Raises:
+        TypeError: The wiring lacks an attribute or a method.
         ValueError: An argument out of its range, or a wiring built for another ``input_size``.
     """
+
+    wiring: Wiring
 
     def __init__(
         self,
@@ -81,9 +86,9 @@ class LTCCell(Cell):
         if not epsilon >= 0:
             raise ValueError(f"epsilon must be >= 0, got {epsilon}")
         self.input_size = inputs = check_size("input_size", input_size)
-        self.wiring = build_wiring(wiring, input_size)
+        set_untrained(self, "wiring", build_wiring(wiring, input_size))
         self.units = units = wiring.units
-        self.output_size = wiring.output_dim
+        self.output_size = check_size("wiring.output_dim", wiring.output_dim)
         self.ode_unfolds = check_size("ode_unfolds", ode_unfolds)
         self.epsilon = epsilon
         self.implicit_param_constraints = implicit_param_constraints
@@ -94,11 +99,13 @@ class LTCCell(Cell):
         self.w = mx.random.uniform(0.001, 1.0, (units, units))
         self.sigma = mx.random.uniform(3, 8, (units, units))
         self.mu = mx.random.uniform(0.3, 0.8, (units, units))
-        self.erev = mx.array(wiring.erev_initializer(), dtype=mx.float32)
+        self.erev = mx.array(np.asarray(wiring.erev_initializer()), dtype=mx.float32)
         self.sensory_w = mx.random.uniform(0.001, 1.0, (inputs, units))
         self.sensory_sigma = mx.random.uniform(3, 8, (inputs, units))
         self.sensory_mu = mx.random.uniform(0.3, 0.8, (inputs, units))
-        self.sensory_erev = mx.array(wiring.sensory_erev_initializer(), dtype=mx.float32)
+        self.sensory_erev = mx.array(
+            np.asarray(wiring.sensory_erev_initializer()), dtype=mx.float32
+        )
         hold_constant(self, "sparsity_mask", wiring.adjacency_matrix)
         hold_constant(self, "sensory_sparsity_mask", wiring.sensory_adjacency_matrix)
         if input_mapping is not None:
@@ -116,7 +123,13 @@ class LTCCell(Cell):
     def __call__(
         self, x: mx.array, state: mx.array, time_delta: mx.array | float = 1.0
     ) -> tuple[mx.array, mx.array]:
-        """``(B, input_size), (B, units), (B, 1)`` to ``(B, output_size)`` and ``(B, units)``."""
+        """Return the outputs ``(B, output_size)`` and the new state ``(B, units)``.
+
+        Args:
+            x: ``(B, input_size)``.
+            state: ``(B, units)``.
+            time_delta: Elapsed time, ``(B, 1)`` or one number.
+        """
         if "input_w" in self:
             x = x * self.input_w
         if "input_b" in self:
@@ -163,13 +176,15 @@ class LTC(RecurrentModel):
 
     Args:
         input_size: Features per step.
-        units_or_wiring: Number of fully connected units, all of them outputs, or an
-            ``ncps.wirings.Wiring``.
+        units_or_wiring: Number of fully connected units, all of them outputs, or a wiring:
+            an object with the interface of :class:`~ncp_callbacks.models.Wiring`, such as
+            ``ncps.wirings.AutoNCP(16, 2)``.
         ode_unfolds, epsilon, implicit_param_constraints, input_mapping, output_mapping: See
             :class:`LTCCell`.
         return_sequences: Whether to return the outputs of all steps or of the last one.
 
     Raises:
+        TypeError: The wiring lacks an attribute or a method.
         ValueError: An argument out of its range, or a wiring built for another ``input_size``.
     """
 
@@ -188,9 +203,9 @@ class LTC(RecurrentModel):
         return_sequences: bool = True,
     ) -> None:
         super().__init__()
-        wiring = units_or_wiring
-        if not isinstance(wiring, Wiring):
-            wiring = FullyConnected(check_size("units_or_wiring", wiring))
+        wiring = as_wiring(units_or_wiring)
+        if wiring is None:
+            wiring = FullyConnected(check_size("units_or_wiring", units_or_wiring))
         self.cell = LTCCell(
             input_size,
             wiring,
@@ -206,10 +221,10 @@ class LTC(RecurrentModel):
         self.return_sequences = return_sequences
 
     def apply_weight_constraints(self) -> None:
-        """See :meth:`LTCCell.apply_weight_constraints`."""
+        """Apply :meth:`LTCCell.apply_weight_constraints` to the cell."""
         self.cell.apply_weight_constraints()
 
 
 def _open_fraction(v: mx.array, mu: mx.array, sigma: mx.array) -> mx.array:
-    """How far each synapse is open: ``(B, source)`` to ``(B, source, target)``, in [0, 1]."""
+    """Return how far each synapse is open, ``(B, source, target)``, in [0, 1]."""
     return mx.sigmoid(sigma * (v[..., None] - mu))

@@ -14,56 +14,6 @@ Limits of axes and colours are the caller's, so that pictures of different steps
 :func:`nice_limit` rounds them. Where no limit is given, it is that of the data.
 """
 
-from typing import TYPE_CHECKING
+from .._lazy import attach_stub
 
-from .._later import later
-from ._sheet import nice_limit, to_png
-from .backbone import plot_unit_activity
-from .importance import plot_feature_importance
-from .states import plot_state_space
-from .time import plot_time_sensitivity
-
-if TYPE_CHECKING:
-    from .dynamics import plot_dynamics
-    from .faithfulness import plot_faithfulness
-    from .interactions import plot_interactions
-    from .output_time import plot_output_time
-    from .predictions import plot_prediction
-    from .sanity import plot_sanity, plot_sanity_measures
-    from .time_constants import plot_time_constants, plot_time_constants_over_time
-    from .wiring import plot_wiring
-
-__all__ = [
-    "nice_limit",
-    "plot_dynamics",
-    "plot_faithfulness",
-    "plot_feature_importance",
-    "plot_interactions",
-    "plot_output_time",
-    "plot_prediction",
-    "plot_sanity",
-    "plot_sanity_measures",
-    "plot_state_space",
-    "plot_time_constants",
-    "plot_time_constants_over_time",
-    "plot_time_sensitivity",
-    "plot_unit_activity",
-    "plot_wiring",
-    "to_png",
-]
-
-__getattr__ = later(
-    __name__,
-    {
-        "plot_dynamics": ".dynamics",
-        "plot_faithfulness": ".faithfulness",
-        "plot_interactions": ".interactions",
-        "plot_output_time": ".output_time",
-        "plot_prediction": ".predictions",
-        "plot_sanity": ".sanity",
-        "plot_sanity_measures": ".sanity",
-        "plot_time_constants": ".time_constants",
-        "plot_time_constants_over_time": ".time_constants",
-        "plot_wiring": ".wiring",
-    },
-)
+__getattr__, __dir__, __all__ = attach_stub(__name__)

@@ -1,0 +1,15 @@
+from .attribution import GradientAttribution as GradientAttribution
+from .backbone import BackboneActivations as BackboneActivations
+from .base import Callback as Callback
+from .dynamics import Dynamics as Dynamics
+from .faithfulness import Faithfulness as Faithfulness
+from .interactions import FeatureInteractions as FeatureInteractions
+from .output_time import OutputTime as OutputTime
+from .predictions import SinglePredictions as SinglePredictions
+from .sanity_check import SanityCheck as SanityCheck
+from .sets import callback_set as callback_set
+from .states import StateSpace as StateSpace
+from .time import TimeSensitivity as TimeSensitivity
+from .time_constants import TimeConstants as TimeConstants
+from .transitions import StateTransitions as StateTransitions
+from .wiring import Wiring as Wiring
