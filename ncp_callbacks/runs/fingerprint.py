@@ -77,17 +77,16 @@ def compare_fingerprints(groups: Sequence[Group]) -> tuple[Condition, ...]:
         ("target", lambda a, b: _same_value(a.target, b.target)),
         ("feature names", _same_names),
     ):
-        verdicts, different = [], []
-        first = groups[0].runs
+        reference, *others = groups[0].runs
+        verdicts: list[bool | None] = []
+        different: list[str] = []
         for group in groups[1:]:
-            pairs = [(a, b) for a in (*first, *group.runs) for b in group.runs if a is not b]
-            pairs += [(a, b) for a in first for b in first if a is not b]
-            found = [same(prints[a], prints[b]) for a, b in pairs]
+            runs = (*others, *group.runs)
+            found = [same(prints[reference], prints[run]) for run in runs]
             verdicts.append(False if False in found else None if None in found else True)
-            different += [b.name for (a, b), verdict in zip(pairs, found, strict=True)
-                          if verdict is False and b not in first]  # fmt: skip
-            if verdicts[-1] is False and not different:
-                different += [run.name for run in first]
+            different += [
+                run.name for run, verdict in zip(runs, found, strict=True) if verdict is False
+            ]
         conditions.append(Condition(name, tuple(verdicts), tuple(dict.fromkeys(different))))
     return tuple(conditions)
 
