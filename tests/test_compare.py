@@ -1138,11 +1138,11 @@ def test_the_answer_of_a_pair(tmp_path: Path) -> None:
                        strength={"a": 1.0, "b": 3.0, "c": 6.0})  # fmt: skip
     text = said_by(compare_runs([x, y]))
     assert text.startswith("By val/loss, y (0.399")
-    assert "is better than x (0.5" in text
+    assert "is better than x (0.4997" in text
     assert "One run each: with other seeds it may be otherwise." in text
     # 6 of 10 against 1 of 10, for a and the other way round for c.
     assert "They rely on the inputs differently: a has 60 % in x and 10 % in y." in text
-    assert "Elapsed time has 75 % [70, 80] in x and 2 % [-3, 7] in y of the attribution." in text
+    assert "Of the attribution, elapsed time has 75 % [70, 80] in x and 2 % [-3, 7] in y." in text
     # The same whatever the table shows.
     assert said_by(compare_runs([x, y], tags="entropy")) == text
 

@@ -73,7 +73,7 @@ def _not_known(conditions: Sequence[Condition]) -> list[str]:
     verb = "are" if len(unknown) > 1 else "is"
     return [
         f"The logs don't tell whether the {_listed(unknown)} {verb} the same; they are compared as "
-        "if so."
+        "if they were."
     ]
 
 
@@ -210,7 +210,7 @@ def _rely(
         values = [
             f"{_share(every[i])}{_ci(groups[use[i]], row)} in {sides[use[i]].name}" for i in kept
         ]
-        sentences.append(f"Elapsed time has {_listed(values)} of the attribution.")
+        sentences.append(f"Of the attribution, elapsed time has {_listed(values)}.")
     return sentences
 
 

@@ -148,10 +148,10 @@ def compare_groups(
 def _headlines(rows: Sequence[ScalarRow]) -> tuple[ScalarRow, ...]:
     """Return the rows that a reader asks for first."""
     time_share = time_share_tag([row.tag for row in rows])
-    return tuple(
-        row
-        for row in rows
-        if VALIDATION.match(row.tag) or row.tag.startswith("train/") or row.tag == time_share
+    return (
+        *(row for row in rows if VALIDATION.match(row.tag)),
+        *(row for row in rows if row.tag.startswith("train/")),
+        *(row for row in rows if row.tag == time_share),
     )
 
 

@@ -120,7 +120,8 @@ class Measure:
             the first; None where the runs are not commensurable.
         within: For each side, the mean over pairs of its runs; None for a single run.
         drift: For each side, the first snapshot against the compared one, mean over its runs.
-        steps: For each side, the steps of the first snapshot and of the compared one; the widest.
+        steps: For each compared side, the steps of the first snapshot and of the compared one; the
+            widest.
     """
 
     tag: str

@@ -188,32 +188,38 @@ def _span(steps: tuple[int, int]) -> str:
 def _scalars(comparison: Comparison, names: Sequence[str]) -> list[Section]:
     sections = []
     for number, other in enumerate(names[1:]):
-        changes = [row.changes[number] for row in comparison.scalars]
-        tested = any(change is not None and change.p is not None for change in changes)
-        tail = ("95 % CI", "p", "p (Holm)") if tested else ("/noise",)
-        header = ("tag", names[0], other, "change", "%", *tail, "steps")
-        rows = tuple(_row(row, number, tested) for row in comparison.scalars)
-        table = Table(header, "l" + "r" * (len(header) - 1), rows, (len(header) - 1,))
-        title = f"Scalars: {other} against {names[0]}"
-        parts: tuple[Part, ...] = (table, _how_to_read(comparison, tested))
-        if None in changes:
-            parts += (
-                f"Without a change ({NONE}): the two were analysed on another held-out batch, with "
-                "another method or for another target.",
+        rows = [(row, row.changes[number]) for row in comparison.scalars]
+        changed = [(row, change) for row, change in rows if change is not None]
+        tested = any(change.p is not None for _, change in changed)
+        parts: list[Part] = []
+        if changed:
+            tail = ("95 % CI", "p", "p (Holm)") if tested else ("/noise",)
+            header = ("tag", names[0], other, "change", "%", *tail, "steps")
+            cells = tuple(_row(row, change, number, tested) for row, change in changed)
+            parts = [
+                Table(header, "l" + "r" * (len(header) - 1), cells, (len(header) - 1,)),
+                _how_to_read(comparison, tested),
+            ]
+        if len(changed) < len(rows):
+            parts.append(
+                f"{len(rows) - len(changed)} tags have no row: the two were analysed on another "
+                "held-out batch, with another method or for another target."
             )
-        sections.append(Section(f"scalars-{number + 1}", title, parts))
+        title = f"Scalars: {other} against {names[0]}"
+        sections.append(Section(f"scalars-{number + 1}", title, tuple(parts)))
     return sections
 
 
-def _row(row: ScalarRow, number: int, tested: bool) -> tuple[str, ...]:
-    a, b, change = row.values[0], row.values[number + 1], row.changes[number]
-    values = (row.tag, _number(a.mean), _number(b.mean))
-    if change is None:
-        return (*values, *[NONE] * (5 if tested else 3), _span(row.steps))
-    change_cells = _tested(change) if tested else (_optional(change.over_noise, _noise),)
+def _row(row: ScalarRow, change: Change, number: int, tested: bool) -> tuple[str, ...]:
     return (
-        *values, _signed(change.delta), _percent(change.percent), *change_cells, _span(row.steps)
-    )  # fmt: skip
+        row.tag,
+        _number(row.values[0].mean),
+        _number(row.values[number + 1].mean),
+        _signed(change.delta),
+        _percent(change.percent),
+        *(_tested(change) if tested else (_optional(change.over_noise, _noise),)),
+        _span(row.steps),
+    )
 
 
 def _tested(change: Change) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 
 INK, LIGHT = "#1a1a1a", "#d9d9d9"
-# Okabe & Ito's palette, distinguishable with any colour vision.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", INK)
+# Okabe & Ito's palette, distinguishable with any colour vision, then grey and brown.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#8C510A")
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 14,

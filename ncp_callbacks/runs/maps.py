@@ -309,12 +309,15 @@ def _shared(groups: Sequence[Group], kind: str) -> list[str]:
 def _why(groups: Sequence[Group], tag: str, until: int) -> str:
     if common_snapshots(groups, lambda run: run.arrays[tag], until) is None:
         return f"not all runs have it up to step {until:,}"
-    last = {
-        run.name: "x".join(map(str, run.arrays[tag][max(run.arrays[tag])].shape))
-        for group in groups
-        for run in group.runs
-    }
-    return "its shape is " + ", ".join(f"{shape} in {name}" for name, shape in last.items())
+    holders: dict[str, list[str]] = {}
+    for run in (run for group in groups for run in group.runs):
+        shape = "x".join(map(str, run.arrays[tag][max(run.arrays[tag])].shape))
+        holders.setdefault(shape, []).append(run.name)
+    named = (
+        f"{shape} in {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+        for shape, names in holders.items()
+    )
+    return f"its shape is {', '.join(named)}"
 
 
 def _of_histograms(shapes: object) -> list[_Kind]:
@@ -330,8 +333,10 @@ def _measured(
     features: Features,
     allowed: Commensurable,
 ) -> list[Measure]:
-    steps = common_snapshots(groups, lambda run: getattr(run, kind)[tag], until)
-    if steps is None or not any(allowed(side, tag) for side in range(len(groups) - 1)):
+    use = [0, *(side for side in range(1, len(groups)) if allowed(side - 1, tag))]
+    sides = [groups[side] for side in use]
+    steps = common_snapshots(sides, lambda run: getattr(run, kind)[tag], until)
+    if steps is None or len(use) < 2:
         return []
 
     def at(run: Run, step: int) -> Any:
@@ -340,7 +345,7 @@ def _measured(
 
     pairs = [
         [(at(run, first), at(run, now)) for run, (first, now) in zip(group.runs, side, strict=True)]
-        for group, side in zip(groups, steps, strict=True)
+        for group, side in zip(sides, steps, strict=True)
     ]
     every = [one for side in pairs for pair in side for one in pair]
     if any(one is None for one in every):
@@ -348,24 +353,34 @@ def _measured(
     shapes = {array.shape for array in every} if kind == "arrays" else set()
     now = [[last for _, last in side] for side in pairs]
     moved = [any(first != last for first, last in side) for side in steps]
-    return [
-        Measure(
-            tag.removeprefix(PREFIX),
-            k.name,
-            k.meaning,
-            tuple(
-                _mean(k.of(a, b) for a in now[0] for b in side) if allowed(number, tag) else None
-                for number, side in enumerate(now[1:])
-            ),
-            tuple(_mean(itertools.starmap(k.of, itertools.combinations(s, 2))) for s in now),
-            tuple(
-                _mean(itertools.starmap(k.of, side)) if any_moved else None
-                for side, any_moved in zip(pairs, moved, strict=True)
-            ),
-            tuple((min(f for f, _ in side), max(a for _, a in side)) for side in steps),
+    measures = []
+    for k in kinds(shapes):
+        between = [_mean(k.of(a, b) for a in now[0] for b in side) for side in now[1:]]
+        within = [_mean(itertools.starmap(k.of, itertools.combinations(s, 2))) for s in now]
+        drift = [
+            _mean(itertools.starmap(k.of, side)) if any_moved else None
+            for side, any_moved in zip(pairs, moved, strict=True)
+        ]
+        measures.append(
+            Measure(
+                tag.removeprefix(PREFIX),
+                k.name,
+                k.meaning,
+                _placed(between, [side - 1 for side in use[1:]], len(groups) - 1),
+                _placed(within, use, len(groups)),
+                _placed(drift, use, len(groups)),
+                tuple((min(f for f, _ in side), max(a for _, a in side)) for side in steps),
+            )
         )
-        for k in kinds(shapes)
-    ]
+    return measures
+
+
+def _placed(
+    values: Sequence[float | None], places: Sequence[int], size: int
+) -> tuple[float | None, ...]:
+    """Return ``size`` values, None at other places."""
+    known = dict(zip(places, values, strict=True))
+    return tuple(known.get(place) for place in range(size))
 
 
 def _mean(values: Iterator[float | None] | Any) -> float | None:

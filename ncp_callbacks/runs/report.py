@@ -169,7 +169,14 @@ def _differences(
     features: Features,
 ) -> Iterator[_Picture]:
     """Draw where a side's attribution is stronger than the first's, in shares of the whole."""
-    steps = common_snapshots(groups, lambda run: run.arrays[tag], comparison.step)
+    others = [
+        number
+        for number in range(1, len(groups))
+        if features.matched(number)
+        and commensurable(comparison.conditions, number - 1, tag.removeprefix(PREFIX))
+    ]
+    sides = [groups[number] for number in (0, *others[:_MAX_MAPS])]
+    steps = common_snapshots(sides, lambda run: run.arrays[tag], comparison.step)
     if steps is None:
         return
     maps = [
@@ -177,32 +184,26 @@ def _differences(
             features.ordered(run, tag, run.arrays[tag][at])
             for run, (_, at) in zip(group.runs, side, strict=True)
         ]
-        for group, side in zip(groups, steps, strict=True)
+        for group, side in zip(sides, steps, strict=True)
     ]
     usable = [
         [array for array in side if array is not None and 0 < array.sum() < np.inf] for side in maps
     ]
     shapes = {array.shape for side in usable for array in side}
-    if list(map(len, usable)) != list(map(len, maps)) or len(shapes) > 1:
-        return
-    shape = next(iter(shapes))
-    if len(shape) != 2:
+    shape = next(iter(shapes), ())
+    if list(map(len, usable)) != list(map(len, maps)) or len(shapes) > 1 or len(shape) != 2:
         return
     means = [np.mean([array / array.sum() for array in side], axis=0) for side in usable]
     columns, labels = features.axes(tag, shape)
     what = tag.removeprefix(PREFIX).removesuffix("_strength").replace("_", " ")
     at_steps = ", ".join(f"{s:,}" for s in sorted({at for side in steps for _, at in side}))
-    for number, (name, mean) in list(enumerate(zip(names[1:], means[1:], strict=True)))[:_MAX_MAPS]:
-        if not commensurable(comparison.conditions, number, tag.removeprefix(PREFIX)):
-            continue
-        if not features.matched(number + 1):
-            continue
-        figure = plot_difference(
-            mean - means[0], (names[0], name), title=what, columns=columns, features=labels
-        )
-        sums = "" if columns else " Beside the names: sum over time steps."
+    sums = "" if columns else " Beside the names: sum over time steps."
+    for number, mean in zip(others, means[1:], strict=False):
+        name = names[number]
         yield _drawn(
-            figure,
+            plot_difference(
+                mean - means[0], (names[0], name), title=what, columns=columns, features=labels
+            ),
             f"{what} at step {at_steps}, each map over its sum: {name} minus {names[0]}.{sums}",
         )
 
