@@ -1181,6 +1181,11 @@ def test_the_answer_of_groups_tells_what_it_means(tmp_path: Path) -> None:
     three = said_by(compare_groups([side("a", 3, 0.9), side("b", 3, 0.2)]))
     assert "With 3 and 3 runs p can't be below 0.1, whatever the difference (here 0.1)" in three
     assert "5 runs a side are recommended" in three
+    several = [side("a", 5, 0.9), side("b", 5, 0.2), side("c", 5, 0.5)]
+    text = said_by(compare_groups(several))
+    assert "b is best of 3" in text
+    # Two comparisons: Holm doubles the smaller p, 2 of 252 relabellings.
+    assert re.search(r"b against a \(95 % CI .*\): more than seeds explain \(p = 0.016\)", text)
     alike = said_by(compare_groups([side("a", 5, 0.5), side("b", 5, 0.5)]))
     assert "seeds alone may explain that" in alike
 

@@ -458,3 +458,18 @@ def test_importing_the_package_does_not_import_runs() -> None:
         "assert not {'tensorboardX', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_reading_comparing_and_the_command_import_nothing_heavy() -> None:
+    # Without what the package itself imports, which is no matter of these modules.
+    code = f"""
+import sys, types
+package = types.ModuleType("ncp_callbacks")
+package.__path__ = [{str(PACKAGE)!r}]
+sys.modules["ncp_callbacks"] = package
+for name in ("mlx", "mlx.core", "mlx.nn", "matplotlib", "jinja2", "tensorboardX"):
+    sys.modules[name] = None
+import ncp_callbacks.runs, ncp_callbacks.cli
+assert not {{"ncp_callbacks.monitor", "ncp_callbacks.plots"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -166,6 +166,14 @@ def _ranking(sides: Sequence[Side], row: ScalarRow) -> str:
     )
     if len(finite) < len(means):
         text += f" {_some([name for name in means if name not in finite])}: not a number."
+    first = sides[0].name
+    other = second if best == first else best
+    number = [side.name for side in sides].index(other)
+    change = row.changes[number - 1]
+    if change is not None and change.p is not None and first in finite:
+        sizes = len(sides[0].runs), len(sides[number].runs)
+        clause = _means(change, *sizes, validation=bool(VALIDATION.match(row.tag)))
+        text += f" {other} against {first}{clause}"
     if max(len(side.runs) for side in sides) == 1:
         text += " One run each: with other seeds the order may be another."
     return text

@@ -88,7 +88,8 @@ def document(comparison: Comparison, *, longest_label: int = _LONGEST_LABEL) -> 
         sections += _scalars(comparison, names)
     if comparison.measures and detailed:
         sections.append(_measures(comparison, names))
-    sections += [_curve(comparison, names, number) for number in range(len(comparison.curves))]
+    if detailed:
+        sections += [_curve(comparison, names, number) for number in range(len(comparison.curves))]
     tags = _tags(comparison)
     if tags:
         sections.append(Section("tags", "Tags without a row", tags))

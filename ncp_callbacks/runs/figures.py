@@ -90,6 +90,8 @@ def _line(side: int, runs: int) -> dict[str, Any]:
 def _legend(figure: Figure, names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
+    if len(names) > len(COLORS):  # Colours repeat, and the legend would take all the room.
+        names = [*names[: len(COLORS) - 1], f"and {len(names) - len(COLORS) + 1} more"]
     handles = [
         Line2D([], [], color=_line(side, 1)["color"], linewidth=4) for side in range(len(names))
     ]
