@@ -1128,6 +1128,8 @@ def test_maps_of_other_features_are_not_compared(tmp_path: Path, names: list[str
     result = compare_runs([x, y])
     assert not result.measures
     assert any("maps by feature are not compared for y" in w for w in result.warnings)
+    told = "The feature names are not the same: y has others than x." in result.answer[0]
+    assert told == (names is not None)
     # All else is.
     assert result.row("attribution/entropy").changes[0] is not None
 

@@ -20,7 +20,9 @@ _LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "bce", "ce", "per
 _HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "auprc", "ap", "map", "r2", "precision",
            "recall", "score", "iou", "bleu", "kappa", "mcc", "reward", "correlation",
            "sensitivity", "specificity"}  # fmt: skip
-_MOST_METRICS = 3
+_TRAINING_NUMBERS = "Only training numbers are subtracted between them"
+_OWN_NUMBERS = "Only training and validation numbers are subtracted between them"
+_MAX_METRICS = 3
 _CLEAR = 0.1  # A change of a share that is worth a sentence.
 
 
@@ -49,20 +51,25 @@ def time_share_tag(tags: Sequence[str]) -> str | None:
 
 
 def _incommensurable(groups: Sequence[Group], conditions: Sequence[Condition]) -> list[str]:
+    what = {
+        "held-out batch": (
+            "held-out batch is",
+            "Only training numbers are subtracted between them",
+        ),
+        "method": ("attribution method is", _OWN_NUMBERS),
+        "target": ("target is", _OWN_NUMBERS),
+        "feature names": ("feature names are", "Maps by feature are not compared"),
+    }
     sentences = []
     for condition in conditions:
-        if False not in condition.same or condition.name == "feature names":
-            continue
-        what = "attribution method" if condition.name == "method" else condition.name
-        kept = (
-            "training numbers" if condition.name == "held-out batch"
-            else "training and validation numbers"
-        )  # fmt: skip
-        verb = "has" if len(condition.different) == 1 else "have"
-        sentences.append(
-            f"The {what} is not the same: {_some(condition.different)} {verb} another one than "
-            f"{groups[0].name}. Only {kept} are subtracted between them."
-        )
+        if False in condition.same:
+            subject, consequence = what[condition.name]
+            verb = "has" if len(condition.different) == 1 else "have"
+            another = "others" if subject.endswith("are") else "another one"
+            sentences.append(
+                f"The {subject} not the same: {_some(condition.different)} {verb} {another} than "
+                f"{groups[0].name}. {consequence}."
+            )
     return sentences
 
 
@@ -95,7 +102,7 @@ def _better(sides: Sequence[Side], headlines: Sequence[ScalarRow]) -> list[str]:
     rows.sort(key=lambda row: not row.tag.endswith("loss"))
     if len(sides) > 2:
         return [_ranking(sides, rows[0])]
-    sentences = [_pair(sides, row) for row in rows[:_MOST_METRICS]]
+    sentences = [_pair(sides, row) for row in rows[:_MAX_METRICS]]
     if max(len(side.runs) for side in sides) == 1:
         sentences.append("One run each: with other seeds it may be otherwise.")
     elif min(len(side.runs) for side in sides) < 3:

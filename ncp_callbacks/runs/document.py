@@ -11,13 +11,13 @@ from .comparison import Change, Comparison, Measure, RunInfo, ScalarRow
 from .reader import HyperParameter
 from .scalars import VALIDATION
 
-__all__ = ["MOST_IN_DETAIL", "Part", "Section", "Table", "Tags", "document", "labels"]
+__all__ = ["MAX_IN_DETAIL", "Part", "Section", "Table", "Tags", "document", "labels"]
 
-MOST_IN_DETAIL = 3  # Sides; of more, a table shows all and --pair shows two.
+MAX_IN_DETAIL = 3  # Sides; of more, a table shows all and --pair shows two.
 NONE = "-"
 _LONGEST_LABEL = 14
-_MOST_METRICS = 6
-_MOST_HPARAMS = 4
+_MAX_METRICS = 6
+_MAX_HPARAMS = 4
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def document(comparison: Comparison, *, longest_label: int = _LONGEST_LABEL) -> 
     With more than three sides, details of pairs are not among them.
     """
     names = labels(comparison, longest_label)
-    detailed = len(names) <= MOST_IN_DETAIL
+    detailed = len(names) <= MAX_IN_DETAIL
     sections = [
         Section(
             "answer",
@@ -102,7 +102,7 @@ def document(comparison: Comparison, *, longest_label: int = _LONGEST_LABEL) -> 
 
 def _title(comparison: Comparison) -> str:
     first, *others = (side.name for side in comparison.sides)
-    if len(others) < MOST_IN_DETAIL:
+    if len(others) < MAX_IN_DETAIL:
         return f"{', '.join(others)} against {first}"
     return f"{len(others) + 1} sides compared, {first} first"
 
@@ -121,8 +121,8 @@ def _runs(comparison: Comparison, names: Sequence[str], *, hparams: bool) -> Tab
     """Return the table of runs × headline metrics."""
     lettered = any(n != side.name for n, side in zip(names, comparison.sides, strict=True))
     with_side = lettered or any(len(side.runs) > 1 for side in comparison.sides)
-    metrics = comparison.headlines[:_MOST_METRICS]
-    differing = list(comparison.hparams)[:_MOST_HPARAMS] if hparams else []
+    metrics = comparison.headlines[:_MAX_METRICS]
+    differing = list(comparison.hparams)[:_MAX_HPARAMS] if hparams else []
     relying = any(run.shares for side in comparison.sides for run in side.runs)
     header = [*(["side"] if with_side else []), "run", *differing, *(row.tag for row in metrics)]
     header += [*(["relies most on"] if relying else []), "steps", "path"]
@@ -264,7 +264,7 @@ def _tags(comparison: Comparison) -> tuple[Part, ...]:
     for tag, runs in comparison.partial.items():
         by_runs.setdefault(runs, []).append(tag)
     for runs, tags in by_runs.items():
-        some = runs if len(runs) <= MOST_IN_DETAIL else (*runs[:2], f"{len(runs) - 2} more")
+        some = runs if len(runs) <= MAX_IN_DETAIL else (*runs[:2], f"{len(runs) - 2} more")
         parts.append(Tags(f"Only in {', '.join(some)}", tuple(tags)))
     return tuple(parts)
 

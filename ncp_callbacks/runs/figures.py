@@ -54,7 +54,7 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # A "$" in a tag is no formula.
 }
 _MAX_POINTS = 300
-_MOST_NAMED = 12
+_MAX_NAMED = 12
 _LONGEST_NAME = 24
 
 
@@ -187,7 +187,7 @@ def plot_difference(
         bar.ax.set_yticklabels([f"{-limit:+.2g}", "0", f"{limit:+.2g}"])
         sums = points.sum(axis=0)
         shown = list(range(size))
-        if size > _MOST_NAMED:
+        if size > _MAX_NAMED:
             shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:5].tolist())
         labels = features or [f"feature {i}" for i in range(size)]
         if columns is None:

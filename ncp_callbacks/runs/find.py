@@ -20,7 +20,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 RunsLike: TypeAlias = Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]]
 
 _GROUP = re.compile(r"([^=/\\*?\[\]]+)=(.+)", re.DOTALL)
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +165,8 @@ def _neighbours(path: Path) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
