@@ -1,4 +1,4 @@
-"""The command ``ncp-callbacks``.
+"""Run the command ``ncp-callbacks``::
 
 ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
 """
@@ -6,30 +6,36 @@ ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .progress import progress
+
+if TYPE_CHECKING:
+    from .runs import Comparison
+    from .runs.find import Group
 
 __all__ = ["main"]
 
 _EXAMPLES = """\
 examples:
   ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
-  ncp-callbacks compare 'cfc=runs/cfc-s*' 'ltc=runs/ltc-s*' --tags '^val/' --out report
+  ncp-callbacks compare 'cfc=runs/cfc-s*' 'ltc=runs/ltc-s*' --out report
+  ncp-callbacks compare 'runs/sweep-*' --pair sweep-3 sweep-7
   ncp-callbacks compare runs/main runs/mine --fail-if 'val/loss>+5%'
 
-exit status: 0; 1 when a --fail-if condition holds; 2 when the request can't be met
+exit status: 0; 1 when a --fail-if condition holds; 2 when the request can't be met; 3 when a
+--fail-if condition can't be judged, because the runs were analysed differently
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status.
+    """Run the command and return its exit status.
 
     Raises:
         SystemExit: The arguments can't be understood (status 2), or help was asked for (0).
@@ -58,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     compare = commands.add_parser(
         "compare",
-        help="runs side by side, by number",
-        description="Compare runs: scalars, and what the models attend to.",
+        help="compare runs: which is better, and what the models attend to",
+        description="Compare runs: which is better, and what the models attend to.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -67,47 +73,66 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUN",
         help="folder with event files, glob of such, or NAME=GLOB for runs that are one side "
         "(seeds); others are compared with the first")  # fmt: skip
-    add("--tags", metavar="REGEX", help="only tags in which this is found")
-    add("--last", type=int, default=5, metavar="N", help="average the last N points (default 5)")
+    add("--pair", nargs=2, metavar=("A", "B"), help="compare only these two sides, in detail")
+    add("--tags", metavar="REGEX",
+        help="show only tags in which this is found, in the table of scalars")  # fmt: skip
+    add("--last", type=int, default=5, metavar="N",
+        help="average the last N snapshots (default 5)")  # fmt: skip
     add("--at", type=int, metavar="STEP", help="compare at this step, not the last common one")
     add("--top", type=int, default=3, metavar="K",
         help="number of features whose overlap is counted (default 3)")  # fmt: skip
-    add("--format", choices=("table", "md", "json"), default="table", help="of what is printed")
+    add("--format", choices=("table", "md", "json"), default="table", help="format of the output")
     add("--out", type=Path, metavar="DIR", help="also write DIR/compare.html, with pictures")
     add("--fail-if", action="append", default=[], metavar="CONDITION",
         help="exit with status 1 if TAG>NUMBER (or >=, <, <=): '+5%%' is a change in per cent, "
-        "'+0.02' a change, '0.3' the value; may be given several times")  # fmt: skip
+        "'+0.02' a change, '0.3' the value; may be passed several times")  # fmt: skip
     return parser
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from .runs.compare import compare_groups, load_groups
+    from .runs.compare import choose_pair, compare_groups, load_groups
     from .runs.errors import RunsError
-    from .runs.rules import Rule, broken_rules
+    from .runs.fingerprint import commensurable
+    from .runs.report import load_template
+    from .runs.rules import Rule, judge_rules
 
     try:
+        if options.out is not None:
+            load_template()  # What is missing is reported before anything is read.
         rules = [Rule.parse(text) for text in options.fail_if]
-        groups, passed_over = load_groups(options.runs, _progress)
+        groups, skipped = load_groups(options.runs, _progress)
+        if options.pair:
+            groups = choose_pair(groups, options.pair)
         result = compare_groups(
             groups, tags=options.tags, last=options.last, at=options.at, top=options.top,
-            warnings=passed_over,
+            warnings=skipped,
         )  # fmt: skip
-        broken = broken_rules(groups, rules, until=result.step, last=options.last)
+        broken, unjudged = judge_rules(
+            groups, rules, result.window, functools.partial(commensurable, result.conditions)
+        )
         _print(result, options.format)
         if options.out is not None:
-            _report(groups, result, options)
+            _report(groups, result, options.out)
     except RunsError as error:
-        print(f"ncp-callbacks compare: {error}", file=sys.stderr)
+        _tell(f"ncp-callbacks compare: {error}")
         return 2
     if options.format == "json":
         for warning in result.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            _tell(f"warning: {warning}")
     for reason in broken:
-        print(f"failed: {reason}", file=sys.stderr)
-    return 1 if broken else 0
+        _tell(f"failed: {reason}")
+    for reason in unjudged:
+        _tell(f"can't be judged: {reason}")
+    return 1 if broken else 3 if unjudged else 0
 
 
-def _print(result: Any, form: str) -> None:
+def _tell(text: str) -> None:
+    from .runs.render import printable
+
+    print(printable(text), file=sys.stderr)
+
+
+def _print(result: Comparison, form: str) -> None:
     from .runs.document import document
     from .runs.render import markdown, plain
 
@@ -122,19 +147,17 @@ def _print(result: Any, form: str) -> None:
         print(plain(document(result), width), end="")
 
 
-def _report(groups: Any, result: Any, options: argparse.Namespace) -> None:
+def _report(groups: Sequence[Group], result: Comparison, folder: Path) -> None:
     from .runs.errors import RunsError
     from .runs.report import report, write_report
 
-    tags = options.tags
-    page = report(groups, result, wanted=lambda tag: tags is None or bool(re.search(tags, tag)))
+    page = report(groups, result)
     try:
-        path = write_report(page, options.out)
+        path = write_report(page, folder)
     except OSError as error:
-        where = str(options.out)
-        raise RunsError(f"no report can be written to {where!r}: {error.strerror}") from error
+        raise RunsError(f"no report can be written to '{folder}': {error.strerror}") from error
     sys.stdout.flush()
-    print(f"report: {path}", file=sys.stderr)
+    _tell(f"report: {path}")
 
 
 def _progress(paths: list[Path]) -> Iterable[Path]:

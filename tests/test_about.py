@@ -19,7 +19,7 @@ def test_the_guide_has_the_tags_of_the_log(tmp_path: Path) -> None:
     writer.write(1, [ncp.Scalar(tag, 0.5, "what") for tag in tags])
     writer.close()
     (file,) = event_files(tmp_path)
-    events = [Event.FromString(frame.data) for frames in Frames(file) for frame in frames]
+    events = [Event.FromString(frame.data) for frame in Frames(file)]
     logged = [value.tag for event in events for value in event.summary.value]
     assert len(logged) == len(tags)
     text = guide(dict.fromkeys(tags, "what"))

@@ -19,8 +19,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import scipy.stats
+import tensorboardX
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams
 
 import ncp_callbacks as ncp
 from ncp_callbacks.analysis.samples import fingerprint, same_batch, sample_places, state_sample
@@ -28,12 +32,13 @@ from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
 from ncp_callbacks.runs import distances as dist
 from ncp_callbacks.runs import statistics as stats
-from ncp_callbacks.runs.compare import compare_groups
+from ncp_callbacks.runs.compare import compare_groups, load_groups
 from ncp_callbacks.runs.document import document
 from ncp_callbacks.runs.figures import plot_difference
 from ncp_callbacks.runs.find import Group
+from ncp_callbacks.runs.maps import Features
 from ncp_callbacks.runs.render import plain
-from ncp_callbacks.runs.rules import Rule, broken_rules
+from ncp_callbacks.runs.rules import Rule, judge_rules
 from ncp_callbacks.runs.scalars import compare_scalars, significance
 from ncp_callbacks.writers import TensorBoardWriter
 
@@ -176,7 +181,7 @@ def test_no_more_false_alarms_than_promised() -> None:
         (row,) = compare_groups([simulated(rng, 4, ["x"]) for _ in range(2)]).scalars
         (change,) = row.changes
         alarms += change.p <= 0.05
-        covered += change.interval[0] <= 0 <= change.interval[1]
+        covered += change.ci[0] <= 0 <= change.ci[1]
     assert alarms <= scipy.stats.binom.ppf(0.99, pairs, 0.05)
     assert covered >= scipy.stats.binom.ppf(0.01, pairs, 0.95)
 
@@ -207,7 +212,7 @@ def test_a_planted_shift_is_found_among_tags_without_one() -> None:
     assert result.scalars[0].tag == "t3"
     (change,) = result.row("t3").changes
     assert change.p_holm < 0.05
-    assert change.interval[0] < 8 < change.interval[1]
+    assert change.ci[0] < 8 < change.ci[1]
     assert all(row.changes[0].p_holm > 0.05 for row in result.scalars[1:])
 
 
@@ -219,28 +224,31 @@ def test_one_run_each_has_no_significance(logs: Path) -> None:
     assert result.significance == "one run each: no significance"
     for row in result.scalars:
         (change,) = row.changes
-        assert change.interval is change.p is change.p_holm is None
+        assert change.ci is change.p is change.p_holm is None
     assert result.row("val/loss").changes[0].delta == pytest.approx(0.2, abs=0.1)
 
 
 def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> None:
     result = compare_runs({"A": [logs / "cfc-s0", logs / "cfc-s1"], "B": str(logs / "ltc-s[01]")})
-    assert result.significance.startswith("2 runs on a side: intervals and p are not given, since")
-    assert all(row.changes[0].interval is None for row in result.scalars)
+    assert result.significance.startswith("2 runs on a side: no CI and no p, since")
+    assert all(row.changes[0].ci is None for row in result.scalars)
     result = compare_runs({"A": logs / "cfc-s0", "B": str(logs / "ltc-s*")})
-    assert result.significance == "one run in 'A': no significance, no intervals"
+    assert result.significance == "one run in 'A': no significance, no CI"
 
 
 def test_groups_have_intervals_and_the_limits_of_p_are_said(logs: Path) -> None:
     result = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"])
     (change,) = result.row("val/loss").changes
     assert change.p == pytest.approx(2 / 70)
-    assert change.interval[0] < 0.2 < change.interval[1]
+    assert change.ci[0] < 0.2 < change.ci[1]
     assert "no p is below 0.029" in result.significance
     assert "--tags" in result.significance
+    # Validation is tested alone, whatever else is in the table.
+    assert change.p_holm == pytest.approx(2 / 70)
+    assert "5 runs a side are recommended" in result.significance
     few = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"], tags="^val/")
     assert few.row("val/loss").changes[0].p_holm == pytest.approx(2 / 70)
-    assert "no p is below" not in few.significance
+    assert "none of" not in few.significance
 
 
 def test_copies_of_a_run_are_pointed_out(tmp_path: Path) -> None:
@@ -298,7 +306,8 @@ def test_a_run_that_diverged_is_shown_first_and_fails_every_rule() -> None:
     assert math.isnan(result.scalars[0].values[1].mean)
     assert math.isnan(Comparison.from_json(result.to_json()).row("z").values[1].mean)
     for rule in ("z>+5%", "z<-5%", "z>100"):
-        (reason,) = broken_rules(groups, [Rule.parse(rule)], until=70, last=5)
+        (reason,), unjudged = judge_rules(groups, [Rule.parse(rule)], (30, 70))
+        assert not unjudged
         assert "can't be compared" in reason
 
 
@@ -345,7 +354,7 @@ def test_arrays_of_other_shapes_are_said_not_to_compare(tmp_path: Path) -> None:
         writer.write(1, [ncp.Scalar("x", size), *arrays])
         writer.close()
     result = compare_runs([tmp_path / "a", tmp_path / "b"])
-    assert result.warnings == ("_ncp/own can't be compared: it is 3 in a, 4 in b",)
+    assert result.warnings == ("_ncp/own can't be compared: its shape is 3 in a, 4 in b",)
     assert [m.between[0] for m in result.measures] == [pytest.approx(0.25)]
 
 
@@ -640,7 +649,8 @@ def test_tokens_are_the_same_batch_whatever_they_are_embedded_as(tmp_path: Path)
     assert all(-1 <= value < 0.999 for value in found.values())
     other = compare_runs(runs[1:])
     assert not any("CKA" in m.name for m in other.measures)
-    assert sum("different held-out batches (b / c)" in w for w in other.warnings) == 2
+    assert other.conditions[0].same == (False,)
+    assert "The held-out batch is not the same: c has another one than b." in other.answer[0]
 
 
 def test_states_of_runs_with_other_batches_are_not_compared(
@@ -653,15 +663,18 @@ def test_states_of_runs_with_other_batches_are_not_compared(
         for seed, (name, batch) in enumerate({"a": x, "b": other, "c": x}.items())
     ]
     result = compare_runs(runs)
-    assert not any(m.tag == "hidden_sample" for m in result.measures)
-    assert any(m.tag == "hidden_spectrum" for m in result.measures)
-    (warning,) = (w for w in result.warnings if "hidden" in w)
-    assert warning == (
-        "_ncp/hidden_sample can't be compared: different held-out batches (a, c / b)"
-    )
+    # The first and the last are compared, whatever the second was analysed on.
+    assert {m.tag for m in result.measures} >= {"hidden_sample", "hidden_spectrum"}
+    assert all(m.between[0] is None for m in result.measures)
+    assert all(m.between[1] is not None for m in result.measures if m.tag == "hidden_sample")
+    assert all(row.changes[0] is None for row in result.scalars)
+    assert all(row.changes[1] is not None for row in result.scalars)
+    assert result.conditions[0].name == "held-out batch"
+    assert result.conditions[0].same == (False, True)
+    assert result.conditions[0].different == ("b",)
     assert main(["compare", runs[0], runs[1]]) == 0
     said = capsys.readouterr().out
-    assert "different held-out batches (a / b)" in " ".join(said.split())
+    assert "The held-out batch is not the same: b has another one than a." in " ".join(said.split())
     assert "CKA" not in said
 
 
@@ -688,14 +701,14 @@ def test_logs_from_before_there_were_samples_still_compare(tmp_path: Path, logs:
     ("runs", "options", "says"),
     [
         (["cfc-s0", "cfc-s9"], {}, r"no such run: .*cfc-s9.*nearest: cfc-s"),
-        (["cfc-s0", "cfc-s0"], {}, "given twice"),
-        (["A=cfc-s*", "B=cfc-s1"], {}, "given twice, in 'A' and 'B'"),
+        (["cfc-s0", "cfc-s0"], {}, "passed twice"),
+        (["A=cfc-s*", "B=cfc-s1"], {}, "passed twice, in 'A' and 'B'"),
         (["cfc-s0"], {}, "only 'cfc-s0' to compare"),
         (["cfc-s0", "nothing*"], {}, "no run matches"),
         (["cfc-s0", "."], {}, r"holds no event files; there are runs below it \(cfc-s0"),
         (["cfc-s0", "ltc-s0"], {"tags": "val/los$"}, "no tag matches .*nearest: val/loss"),
         (["cfc-s0", "ltc-s0"], {"tags": "("}, "no regular expression"),
-        (["cfc-s0", "ltc-s0"], {"at": 1000}, "ends at step 100: give at most that"),
+        (["cfc-s0", "ltc-s0"], {"at": 1000}, "ends at step 100: pass at most that"),
         (["cfc-s0", "ltc-s0"], {"last": 0}, "must be at least 1"),
     ],
 )
@@ -802,6 +815,8 @@ class Page(html.parser.HTMLParser):
         self.open: list[str] = []
         self.images: list[str] = []
         self.elsewhere: list[str] = []
+        self.links: list[str] = []
+        self.places: list[str] = []
         self.feed(text)
         self.close()
 
@@ -811,6 +826,10 @@ class Page(html.parser.HTMLParser):
         for name, value in attrs:
             if tag == "img" and name == "src":
                 self.images.append(value or "")
+            elif name == "id":
+                self.places.append(value or "")
+            elif name == "href" and value and value.startswith("#"):
+                self.links.append(value[1:])
             elif name in ("src", "href"):
                 self.elsewhere.append(value or "")
 
@@ -827,6 +846,7 @@ def test_the_report_holds_the_pictures(logs: Path, tmp_path: Path, groups: bool)
     page = Page(text)
     assert page.open == []
     assert page.elsewhere == []
+    assert page.links == page.places  # The list of contents.
     assert "http" not in text
     for name in ("cfc-s0", "ltc-s0"):
         for step in (0, 100):
@@ -839,7 +859,7 @@ def test_the_report_holds_the_pictures(logs: Path, tmp_path: Path, groups: bool)
 
 def test_a_difference_of_nothing_has_no_sign() -> None:
     sums = np.array([0.2, -0.3, -0.0, 1.4, -1.4, 0.6, -0.6, 0.499, -0.501])
-    figure = plot_difference(np.tile(sums / 400, (4, 1)), None, ("a", "b"))
+    figure = plot_difference(np.tile(sums / 400, (4, 1)), ("a", "b"))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     shown = [label.split("  ")[1] for label in labels]
     assert shown == ["0", "0", "0", "+1", "-1", "+1", "-1", "0", "-1"]
@@ -851,7 +871,7 @@ def test_names_cannot_break_the_report_or_markdown(tmp_path: Path) -> None:
     runs = [str(tmp_path / "<script>alert(1)"), str(tmp_path / "b|c")]
     assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
     text = (tmp_path / "compare.html").read_text(encoding="utf-8")
-    assert "<script" not in text
+    assert "<script>alert" not in text
     assert "<i>" not in text
     assert Page(text).open == []
 
@@ -915,15 +935,421 @@ def test_bookkeeping_comes_last_and_is_no_test_unless_it_was_asked_for() -> None
     rng, models = np.random.default_rng(4), ["attribution/entropy", "val/loss_change"]
     aside = ["monitor/share", "states/numbers_changed", "states/path_change", "time/nonfinite"]
     groups = [simulated(rng, 3, [*aside, *models]) for _ in range(2)]
-    rows, _, _ = compare_scalars(groups, [*aside, *models], until=100, last=5)
+    rows, _, _ = compare_scalars(groups, [*aside, *models], (30, 70))
     assert {row.tag for row in rows[:2]} == set(models)
     assert {row.tag for row in rows[2:]} == set(aside)
     assert all(row.changes[0].p is None and row.changes[0].p_holm is None for row in rows[2:])
-    known = [row.changes[0] for row in rows[:2]]
-    assert [c.p_holm for c in known] == pytest.approx(
-        stats.holm([c.p for c in known if c.p is not None])
-    )
-    assert "for 2 tests" in significance(groups, rows)
-    chosen, _, _ = compare_scalars(groups, aside, until=100, last=5, chosen=True)
+    # Validation is tested alone, and so is what is left.
+    assert all(row.changes[0].p_holm == row.changes[0].p is not None for row in rows[:2])
+    assert rows[0].tag == "val/loss_change"
+    assert significance(groups, rows).count("correction for 1 test)") == 2
+    chosen, _, _ = compare_scalars(groups, aside, (30, 70), chosen=True)
     assert all(row.changes[0].p_holm is not None for row in chosen)
-    assert "for 4 tests" in significance(groups, chosen)
+    assert "correction for 4 tests" in significance(groups, chosen)
+    holm = stats.holm([row.changes[0].p for row in chosen])
+    assert [row.changes[0].p_holm for row in chosen] == pytest.approx(holm)
+
+
+# What the runs were analysed on.
+
+
+def write_analysed(
+    path: Path,
+    *,
+    names: list[str] | None = None,
+    loss: float = 0.5,
+    seed: int = 0,
+    time_share: float | None = None,
+    strength: dict[str, float] | None = None,
+    about: dict | str | None = None,
+    marks: np.ndarray | None = None,
+) -> Path:
+    """A run with a fingerprint, and a map whose columns stand in the order of ``names``."""
+    rng = np.random.default_rng(seed)
+    names = names or ["a", "b", "c"]
+    columns = [(strength or {"a": 6.0, "b": 3.0, "c": 1.0})[name] for name in names]
+    writer = ncp.TensorBoardWriter(path)
+    if about is not None:
+        text = about if isinstance(about, str) else json.dumps(about)
+        writer.write(0, [ncp.Text("about/fingerprint", text)])
+    for step in range(0, 101, 10):
+        early = 3.0 if step == 0 else 0.0  # An untrained model.
+        records = [
+            ncp.Scalar("val/loss", loss + early + rng.normal(0, 1e-3)),
+            ncp.Scalar("train/loss", loss + early + rng.normal(0, 1e-3)),
+            ncp.Scalar("attribution/entropy", 0.9 + rng.normal(0, 1e-3)),
+            ncp.Array("_ncp/attribution_strength", np.outer(np.linspace(0.5, 1, 4), columns)),
+            ncp.Array("_ncp/interactions_strength", np.outer(columns, columns)),
+        ]
+        if time_share is not None:
+            share = time_share + rng.normal(0, 1e-3)
+            ci = (share - 0.05, share + 0.05)
+            records.append(ncp.Scalar("attribution/time_share", share, interval=ci))
+        if marks is not None:
+            records.append(ncp.Array("_ncp/held_out", marks))
+        writer.write(step, records)
+    writer.close()
+    assert writer.failure is None
+    return writer.log_dir
+
+
+def about(**changed: object) -> dict:
+    known = {"held_out": "c0ffee", "method": "integrated_gradients", "target": "output 0",
+             "feature_names": ["a", "b", "c"]}  # fmt: skip
+    return {**known, **changed}
+
+
+def said_by(result: Comparison) -> str:
+    return " ".join(result.answer)
+
+
+def test_what_was_analysed_alike_is_told_to_be(tmp_path: Path) -> None:
+    runs = [write_analysed(tmp_path / n, seed=i, about=about()) for i, n in enumerate("xy")]
+    result = compare_runs(runs)
+    assert [c.name for c in result.conditions] == [
+        "held-out batch", "method", "target", "feature names"
+    ]  # fmt: skip
+    assert all(c.same == (True,) for c in result.conditions)
+    assert "don't tell" not in said_by(result)
+    assert "not the same" not in said_by(result)
+    assert Comparison.from_json(result.to_json()) == result
+
+
+@pytest.mark.parametrize("text", [None, "", "no json", "[1, 2]", "[" * 100_000, '{"held_out": 3}'])
+def test_what_is_not_known_is_told_and_compared(tmp_path: Path, text: str | None) -> None:
+    runs = [write_analysed(tmp_path / "x", about=about()),
+            write_analysed(tmp_path / "y", loss=0.7, about=text)]  # fmt: skip
+    result = compare_runs(runs)
+    assert all(c.same == (None,) for c in result.conditions)
+    unknown = "the held-out batch, method, target and feature names are the same"
+    assert f"don't tell whether {unknown}" in said_by(result)
+    assert result.row("val/loss").changes[0].delta == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "subtracted"),
+    [
+        ({"held_out": "beef"}, "held-out batch", {"train/loss"}),
+        ({"method": "occlusion"}, "attribution method", {"train/loss", "val/loss"}),
+        ({"target": "output 1"}, "target", {"train/loss", "val/loss"}),
+    ],
+)
+def test_what_was_analysed_differently_is_never_subtracted(
+    tmp_path: Path, changed: dict, name: str, subtracted: set[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    runs = [write_analysed(tmp_path / "x", about=about()),
+            write_analysed(tmp_path / "y", loss=0.9, about=about(**changed))]  # fmt: skip
+    result = compare_runs(runs)
+    assert {row.tag for row in result.scalars if row.changes[0] is not None} == subtracted
+    assert not result.measures
+    assert result.answer[0].startswith(f"The {name} is not the same: y has another one than x.")
+    assert "What they rely on is not compared." in result.answer
+    # The gate tells that it can't judge, whatever else is shown.
+    given = ["compare", *map(str, runs), "--tags", "train"]
+    for rule, status in (
+        ("val/loss>+5%", 1 if "val/loss" in subtracted else 3),
+        ("val/loss<+5%", 0 if "val/loss" in subtracted else 3),
+        ("attribution/entropy>+0.5", 3),
+        ("attribution/entropy<+0.5", 3),
+        ("train/loss>+5%", 1),
+        ("val/loss>0.8", 1),  # A value is no difference.
+        ("val/loss>1", 0),
+    ):
+        assert main([*given, "--fail-if", rule]) == status, rule
+        assert ("can't be judged: " + rule in capsys.readouterr().err) == (status == 3)
+    assert main([*given, "--fail-if", "val/loss>0.8", "--fail-if", "attribution/entropy>+1"]) == 1
+
+
+def test_one_side_that_differs_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    runs = [
+        write_analysed(tmp_path / name, seed=i, about=about(held_out=held_out))
+        for i, (name, held_out) in enumerate({"x": "1", "y": "2", "z": "1"}.items())
+    ]
+    result = compare_runs(runs)
+    assert result.conditions[0].same == (False, True)
+    for row in result.scalars:
+        assert (row.changes[0] is None) == (row.tag != "train/loss")
+        assert row.changes[1] is not None
+    assert all(m.between[0] is None and m.between[1] is not None for m in result.measures)
+
+
+def test_runs_of_one_side_must_be_analysed_alike_too(tmp_path: Path) -> None:
+    for i in range(3):
+        write_analysed(tmp_path / f"x{i}", seed=i, about=about())
+        write_analysed(tmp_path / f"y{i}", seed=9 + i, about=about(target=f"output {i // 2}"))
+    result = compare_runs({"x": f"{tmp_path}/x*", "y": f"{tmp_path}/y*"})
+    assert result.conditions[2].same == (False,)
+    assert result.conditions[2].different == ("y2",)
+    assert result.row("attribution/entropy").changes == (None,)
+
+
+def test_methods_of_groups_are_compared_where_both_have_them(tmp_path: Path) -> None:
+    methods = [{"attribution": "ig", "gradient": "gradient"}, {"attribution": "ig"},
+               {"attribution": "occlusion"}]  # fmt: skip
+    runs = [write_analysed(tmp_path / str(i), about=about(method=m)) for i, m in enumerate(methods)]
+    assert compare_runs(runs).conditions[1].same == (True, False)
+
+
+def test_the_batch_is_known_by_its_array_where_there_is_no_text(tmp_path: Path) -> None:
+    marks = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    for name, mark in {"x": marks, "y": marks, "z": marks + 0.1, "w": marks[:2]}.items():
+        write_analysed(tmp_path / name, marks=mark)
+    result = compare_runs([tmp_path / name for name in "xyzw"])
+    assert result.conditions[0].same == (True, False, False)
+    assert not any("held_out" in m.tag for m in result.measures)
+
+
+def shares_moved(result: Comparison) -> float | None:
+    (found,) = (m for m in result.measures if m.name == "shift of feature shares")
+    return found.between[0]
+
+
+def test_maps_are_matched_by_the_names_of_their_features(tmp_path: Path) -> None:
+    x = write_analysed(tmp_path / "x", about=about())
+    order = ["c", "a", "b"]
+    y = write_analysed(tmp_path / "y", names=order, about=about(feature_names=order))
+    result = compare_runs([x, y])
+    assert result.conditions[3].same == (True,)
+    for measure in result.measures:
+        moved = 0.0 if "shift" in measure.name else 1.0
+        assert measure.between[0] == pytest.approx(moved, abs=1e-6), measure
+    assert {m.tag for m in result.measures} == {"attribution_strength", "interactions_strength"}
+    assert "rely on the inputs alike" in said_by(result)
+    # Where no names are known, by column: 60, 30, 10 % against 10, 60, 30 %.
+    blind = [write_analysed(tmp_path / "p"), write_analysed(tmp_path / "q", names=order)]
+    assert shares_moved(compare_runs(blind)) == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "d"], None])
+def test_maps_of_other_features_are_not_compared(tmp_path: Path, names: list[str] | None) -> None:
+    x = write_analysed(tmp_path / "x", about=about())
+    y = write_analysed(tmp_path / "y", seed=1, about=about(feature_names=names))
+    result = compare_runs([x, y])
+    assert not result.measures
+    assert any("maps by feature are not compared for y" in w for w in result.warnings)
+    told = "The feature names are not the same: y has others than x." in result.answer[0]
+    assert told == (names is not None)
+    # All else is.
+    assert result.row("attribution/entropy").changes[0] is not None
+
+
+def test_the_answer_of_a_pair(tmp_path: Path) -> None:
+    x = write_analysed(tmp_path / "x", about=about(), loss=0.5, time_share=0.75)
+    y = write_analysed(tmp_path / "y", about=about(), loss=0.4, time_share=0.02, seed=1,
+                       strength={"a": 1.0, "b": 3.0, "c": 6.0})  # fmt: skip
+    text = said_by(compare_runs([x, y]))
+    assert text.startswith("By val/loss, y (0.399")
+    assert "is better than x (0.4997" in text
+    assert "One run each: with other seeds it may be otherwise." in text
+    # 6 of 10 against 1 of 10, for a and the other way round for c.
+    assert "They rely on the inputs differently: a has 60 % in x and 10 % in y." in text
+    assert "Of the attribution, elapsed time has 75 % [70, 80] in x and 2 % [-3, 7] in y." in text
+    # The same whatever the table shows.
+    assert said_by(compare_runs([x, y], tags="entropy")) == text
+
+
+def test_the_answer_knows_which_way_is_better() -> None:
+    def sides(tag: str, a: float, b: float) -> str:
+        runs = [memory_run(n, {tag: v + 1e-3 * np.arange(8)}) for n, v in (("a", a), ("b", b))]
+        return said_by(compare_groups([Group(run.name, (run,)) for run in runs]))
+
+    assert "b (0.8" in sides("val/loss", 0.5, 0.8)
+    assert "is worse than a" in sides("val/loss", 0.5, 0.8)
+    assert "is better than a" in sides("val/accuracy", 0.5, 0.8)
+    assert "is worse than a" in sides("val/f1", 0.8, 0.5)
+    assert "is better than a" in sides("valid/mse", 0.8, 0.5)
+    assert "is higher than a" in sides("val/thing", 0.5, 0.8)
+    assert "is better than a" in sides("train/loss", 0.8, 0.5)
+    assert "within the scatter" in sides("val/loss", 0.5, 0.5001)
+    assert "are equal" in sides("val/loss", 0.5, 0.5)
+    assert "can't be ranked: not a number" in sides("val/loss", 0.5, math.nan)
+    assert "Which is better is not known" in sides("attribution/x", 0.5, 0.8)
+
+
+def test_the_answer_of_groups_tells_what_it_means(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def side(name: str, count: int, level: float) -> Group:
+        runs = [
+            memory_run(f"{name}{i}", {"val/loss": level + 0.05 * rng.normal() + np.zeros(8)})
+            for i in range(count)
+        ]
+        return Group(name, tuple(runs))
+
+    clear = said_by(compare_groups([side("a", 5, 0.9), side("b", 5, 0.2)]))
+    assert re.search(r"b \(0\.\d+\) is better than a .*95 % CI .* -0\.\d+ to -0\.\d+\)", clear)
+    assert "more than seeds explain (p = 0.0079)" in clear  # 2 of 252 relabellings.
+    three = said_by(compare_groups([side("a", 3, 0.9), side("b", 3, 0.2)]))
+    assert "With 3 and 3 runs p can't be below 0.1, whatever the difference (here 0.1)" in three
+    assert "5 runs a side are recommended" in three
+    several = [side("a", 5, 0.9), side("b", 5, 0.2), side("c", 5, 0.5)]
+    text = said_by(compare_groups(several))
+    assert "b is best of 3" in text
+    # Two comparisons: Holm doubles the smaller p, 2 of 252 relabellings.
+    assert re.search(r"b against a \(95 % CI .*\): more than seeds explain \(p = 0.016\)", text)
+    alike = said_by(compare_groups([side("a", 5, 0.5), side("b", 5, 0.5)]))
+    assert "seeds alone may explain that" in alike
+
+
+# One window.
+
+
+def test_the_untrained_snapshot_is_never_averaged() -> None:
+    every, rare = np.arange(20, 401, 20), np.array([20, 220])
+    values = np.concatenate([[100.0], np.ones(19)])
+
+    def run(name: str, offset: float) -> Run:
+        scalars = {
+            "val/loss": Scalars(every, values + offset),
+            "train/loss": Scalars(np.arange(1, 401), np.linspace(2, 1, 400) + offset),
+            "dynamics/memory_steps": Scalars(rare, np.array([5.0, 7.0]) + offset),
+            "time/single": Scalars(np.array([20]), np.array([3.0 + offset])),
+        }
+        return Run(name, Path(name), scalars, {}, {}, {}, {}, {})
+
+    groups = [Group(name, (run(name, offset),)) for name, offset in (("a", 0.0), ("b", 0.5))]
+    result = compare_groups(groups)
+    assert result.window == (320, 400)
+    assert result.row("val/loss").steps == (320, 400)
+    assert result.row("train/loss").steps == (320, 400)
+    assert result.row("train/loss").values[0].points == (81,)
+    row = result.row("dynamics/memory_steps")
+    assert row.steps == (220, 220)  # Not the mean of 20 and 220.
+    assert [value.mean for value in row.values] == [7.0, 7.5]
+    assert result.row("time/single").steps == (20, 20)
+    # Fewer snapshots than were asked for: all but the first.
+    assert compare_groups(groups, last=1000).window == (40, 400)
+    assert compare_groups(groups, at=60, last=5).window == (40, 60)
+    assert compare_groups(groups, at=30).window == (20, 20)
+
+
+def test_constants_and_machine_properties_come_last() -> None:
+    rng = np.random.default_rng(0)
+    last = ["monitor/seconds", "time_delta/outside_x2", "hidden/nonfinite", "hidden/basis_refits",
+            "attribution/nodes", "attribution/constant"]  # fmt: skip
+    first = ["val/loss", "train/loss", "attribution/entropy"]
+
+    def run(name: str, offset: float) -> Group:
+        values = {tag: offset + 0.1 * rng.normal(size=8) for tag in (*last, *first)}
+        values["attribution/constant"] = np.full(8, 100 * offset)
+        values["time_delta/outside_x2"] = np.full(8, 100 * offset)
+        return Group(name, (memory_run(name, values),))
+
+    tags = [row.tag for row in compare_groups([run("a", 1.0), run("b", 2.0)]).scalars]
+    assert tags[:3] == first
+    assert set(tags[3:]) == set(last)
+
+
+def test_tags_limit_the_table_only(logs: Path, tmp_path: Path) -> None:
+    runs = [logs / "cfc-s0", logs / "ltc-s0"]
+    whole, few = compare_runs(runs), compare_runs(runs, tags="^val/")
+    assert [row.tag for row in few.scalars] == ["val/loss"]
+    assert (few.measures, few.curves, few.headlines) == (
+        whole.measures, whole.curves, whole.headlines
+    )  # fmt: skip
+    assert few.measures
+    given = ["compare", *map(str, runs), "--tags", "^val/", "--out", str(tmp_path)]
+    assert main(given) == 0
+    page = Page((tmp_path / "compare.html").read_text(encoding="utf-8"))
+    assert len(page.images) == 4 + 2 + 3
+
+
+def test_interactions_are_drawn_with_features_on_both_axes(tmp_path: Path) -> None:
+    result = np.zeros((3, 3))
+    result[0, 1] = 0.1
+    figure = plot_difference(result, ("x", "y"), title="interactions", columns=["a", "b", "c"],
+                             features=["a", "b", "c"])  # fmt: skip
+    axes = figure.axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a", "b", "c"]
+    assert axes.get_xlabel() == ""
+    assert figure.get_suptitle() == "interactions: y minus x"
+    runs = [write_analysed(tmp_path / n, about=about()) for n in "xy"]
+    groups, _ = load_groups([str(run) for run in runs])
+    found = Features(groups)
+    assert found.axes("_ncp/interactions_strength", (3, 3)) == (["a", "b", "c"],) * 2
+    assert found.axes("_ncp/interactions_strength", (4, 4))[0] == ["a", "b", "c", "elapsed time"]
+    assert found.axes("_ncp/attribution_strength", (9, 3)) == (None, ["a", "b", "c"])
+
+
+# Many runs.
+
+
+def test_many_runs_are_one_table_and_a_pair_is_shown_in_detail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {"r0": 0.5, "r1": 0.2, "r2": 0.9, "r3": 0.4, "r4": math.nan}
+    for name, loss in losses.items():
+        write_analysed(tmp_path / name, loss=loss, about=about())
+    given = ["compare", f"{tmp_path}/r*"]
+    assert main(given) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("5 sides compared, r0 first\n")
+    prose = " ".join(text.split())
+    assert re.search(r"By val/loss, r1 is best of 5 \(0\.\d+\), then r3 \(0\.\d+\); r2 is worst",
+                     prose)  # fmt: skip
+    assert "r4: not a number." in prose
+    assert "--pair r0 r1" in prose
+    assert "Scalars:" not in text
+    rows = re.findall(r"^(r\d) +\S+ +\S+ +a 60 %", text, re.MULTILINE)
+    assert rows == [*losses]
+    assert main([*given, "--pair", "r3", "r1"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("r1 against r3\n")
+    assert "Scalars: r1 against r3" in text
+    assert main([*given, "--pair", "r3", "r9"]) == 2
+    assert "no side is named 'r9'; nearest: r" in capsys.readouterr().err
+    assert main([*given, "--pair", "r3", "r3"]) == 2
+
+
+# Names that come from others.
+
+
+def test_no_control_character_reaches_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = ["\x1b]0;pwned\x07evil\x1b[2J", "two\nlines", "\u202egnp", "\x9b2J", "\u2066x", "a\rb"]
+    for name, value in (("a\x1b[31mrun", 1.0), ("b\u202erun", 2.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        with tensorboardX.SummaryWriter(str(folder)) as writer:
+            for step in range(5):
+                values = [Summary.Value(tag=tag, simple_value=value + step % 2) for tag in evil]
+                writer.file_writer.add_event(Event(summary=Summary(value=values)), step)
+            writer.file_writer.add_summary(
+                hparams({"\x1b[2Jlr": value, "n": f"\x1b{value}"}, {})[1]
+            )
+    runs = [str(path) for path in sorted(tmp_path.iterdir())]
+    for form in ("table", "md"):
+        assert main(["compare", *runs, "--format", form, "--fail-if", f"{evil[2]}>0"]) == 1
+        out, err = capsys.readouterr()
+        for line in (out + err).split("\n"):
+            assert line.isprintable(), ascii(line)
+        escaped = "\\\\x1b" if form == "md" else "\\x1b"
+        assert escaped in out
+        # A newline in a tag is no new row.
+        assert ("two\\\\nlines" if form == "md" else "two\\nlines") in out
+    assert main(["compare", *runs, "--format", "json"]) == 0
+    out = capsys.readouterr().out
+    assert {row["tag"] for row in json.loads(out)["scalars"]} == set(evil)
+    assert out.isascii()
+    assert main(["compare", runs[0], "\x1b[2J"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+    assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in page.split("\n"))
+
+
+def test_a_report_without_jinja2_names_the_fix(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    runs = [str(logs / "cfc-s0"), str(logs / "ltc-s0")]
+    assert main(["compare", *runs, "--out", str(tmp_path)]) == 2
+    assert "pip install 'ncp-callbacks[report]'" in capsys.readouterr().err
+    assert main(["compare", *runs]) == 0
+    page = compare_runs(runs)._repr_html_()
+    assert page.startswith("<pre>")
+    assert "val/loss" in page

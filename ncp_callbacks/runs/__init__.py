@@ -1,10 +1,11 @@
-"""Logged runs, read back and compared, without a model.
+"""Read logged runs back and compare them, without a model.
 
     from ncp_callbacks.runs import compare_runs, read_run
 
     result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"})
+    print(*result.answer)
     for row in result.scalars:
-        print(row.tag, row.changes[0].delta, row.changes[0].interval)
+        print(row.tag, row.changes)
 
 On the command line: ``ncp-callbacks compare RUN RUN``. Nothing here needs MLX.
 """
@@ -13,6 +14,7 @@ from .compare import compare_runs
 from .comparison import (
     Change,
     Comparison,
+    Condition,
     Curve,
     Measure,
     RunInfo,
@@ -22,12 +24,14 @@ from .comparison import (
 )
 from .errors import RunsError
 from .reader import Band, Binned, Image, Run, Scalars, read_run
+from .report import write_report  # The module tells a notebook how to show a comparison.
 
 __all__ = [
     "Band",
     "Binned",
     "Change",
     "Comparison",
+    "Condition",
     "Curve",
     "Image",
     "Measure",
@@ -40,4 +44,5 @@ __all__ = [
     "SideValue",
     "compare_runs",
     "read_run",
+    "write_report",
 ]

@@ -1,26 +1,30 @@
-"""Runs side by side, by number::
+"""Compare runs side by side, by number::
 
     result = compare_runs(["runs/cfc-s0", "runs/ltc-s0"])
     result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"}, tags="^val/")
-    result.row("val/loss").changes[0].interval
+    print(*result.answer)
+    result.row("val/loss").changes[0].ci
 
-The first side is the one that the others are compared with.
+Others are compared with the first side.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from .answer import answer, time_share_tag
 from .comparison import Comparison, RunInfo, ScalarRow, Side
 from .errors import RunsError
 from .find import Group, RunsLike, find_groups, nearest, read_groups
-from .interpretability import compare_arrays, time_curves
+from .fingerprint import commensurable, compare_fingerprints
+from .maps import PREFIX, Features, compare_arrays, feature_shares, time_curves
 from .reader import HyperParameter
-from .scalars import compare_scalars, significance
+from .scalars import VALIDATION, common_window, compare_scalars, scalar_row, significance
 
-__all__ = ["compare_groups", "compare_runs", "load_groups"]
+__all__ = ["choose_pair", "compare_groups", "compare_runs", "load_groups"]
 
 
 def compare_runs(
@@ -37,15 +41,16 @@ def compare_runs(
         runs: Paths of runs (folders with event files) or globs of them, each run a side of its
             own, or ``"NAME=GLOB"`` for runs that are one side; or a mapping from names of sides to
             paths or globs. Others are compared with the first side.
-        tags: Regular expression; only tags in which it is found.
-        last: Number of points that are averaged. Runs that log more often are averaged over more,
-            from the same steps.
+        tags: Regular expression; the table of scalars has only tags in which it is found. All else
+            is as without it.
+        last: Number of snapshots that are averaged. Runs that log more often are averaged over
+            more, from the same steps.
         at: Step to compare at, instead of the last common one.
         top: Number of features whose overlap is counted.
 
     Raises:
         RunsError: There are no such runs, no numbers or common steps in them, or no such tags; the
-            message says what there is.
+            message names what there is.
     """
     groups, warnings = load_groups(runs)
     return compare_groups(groups, tags=tags, last=last, at=at, top=top, warnings=warnings)
@@ -54,13 +59,28 @@ def compare_runs(
 def load_groups(
     runs: RunsLike, progress: Callable[[list[Path]], Iterable[Path]] = iter
 ) -> tuple[list[Group], list[str]]:
-    """Find and read runs; also what was passed over.
+    """Find and read runs; return them, and sentences on what was skipped.
 
     Raises:
         RunsError: As for :func:`compare_runs`.
     """
-    found, passed_over = find_groups(runs)
-    return read_groups(found, progress), passed_over
+    found, skipped = find_groups(runs)
+    return read_groups(found, progress), skipped
+
+
+def choose_pair(groups: Sequence[Group], names: Sequence[str]) -> list[Group]:
+    """Return the sides of these names, in this order.
+
+    Raises:
+        RunsError: There is no such side, or one is named twice.
+    """
+    known = {group.name: group for group in groups}
+    for name in names:
+        if name not in known:
+            raise RunsError(f"no side is named {name!r}{nearest(name, known) or _known([*known])}")
+    if len(set(names)) < len(names):
+        raise RunsError(f"side {names[0]!r} is passed twice: pass two sides")
+    return [known[name] for name in names]
 
 
 def compare_groups(
@@ -72,30 +92,44 @@ def compare_groups(
     top: int = 3,
     warnings: Sequence[str] = (),
 ) -> Comparison:
-    """:func:`compare_runs`, for runs that were read already."""
+    """Compare runs that were read already, as :func:`compare_runs` does."""
     for name, number in (("last", last), ("top", top)):
         if number < 1:
             raise RunsError(f"{name}={number} must be at least 1")
     step, set_by = _until(groups, at)
     wanted = _filter(groups, tags)
+    window = common_window(groups, step, last)
+    conditions = compare_fingerprints(groups)
+    allowed = functools.partial(commensurable, conditions)
     runs = [run for group in groups for run in group.runs]
-    scalars = [
-        tag for tag in runs[0].scalars if wanted(tag) and all(tag in run.scalars for run in runs)
-    ]
-    rows, unchanged, apart = compare_scalars(
-        groups, scalars, until=step, last=last, chosen=tags is not None
+    shared = [tag for tag in runs[0].scalars if all(tag in run.scalars for run in runs)]
+    all_rows, all_unchanged, all_apart = compare_scalars(groups, shared, window, allowed)
+    chosen = [tag for tag in shared if wanted(tag)]
+    rows, unchanged, apart = (
+        (all_rows, all_unchanged, all_apart)
+        if tags is None
+        else compare_scalars(groups, chosen, window, allowed, chosen=True)
     )
-    measures, notes = compare_arrays(groups, wanted, until=step, top=top)
-    curves = time_curves(groups, wanted, until=step)
-    if not (rows or unchanged or measures):
-        raise RunsError(_nothing_common(groups, apart, step))
+    equal = (scalar_row(groups, tag, window, allowed) for tag in all_unchanged)
+    headlines = _headlines([*all_rows, *(row for row in equal if row is not None)])
+    own = {row.tag: row for row in headlines}
+    # Validation is tested alone and whole, whatever the table shows.
+    rows = [own[row.tag] if VALIDATION.match(row.tag) else row for row in rows]
+    measures, notes = compare_arrays(groups, Features(groups), allowed, until=step, top=top)
+    curves = time_curves(groups, until=step)
+    if not (all_rows or all_unchanged or measures):
+        raise RunsError(_nothing_common(groups, all_apart, step))
+    sides = tuple(_side(group, step) for group in groups)
     return Comparison(
-        sides=tuple(_side(group) for group in groups),
+        answer=answer(groups, sides, conditions, headlines, measures),
+        sides=sides,
+        conditions=conditions,
         step=step,
-        last=last,
         set_by=set_by,
+        window=window,
         significance=significance(groups, rows),
         hparams=_differing(groups),
+        headlines=headlines,
         scalars=tuple(rows),
         unchanged=tuple(unchanged),
         partial=_partial(groups, wanted),
@@ -105,28 +139,29 @@ def compare_groups(
         warnings=(
             *warnings,
             *(f"{run.name}: {warning}" for run in runs for warning in run.warnings),
-            *_copies(groups, rows),
+            *_copies(groups, all_rows),
             *notes,
         ),
     )
 
 
-def _steps(group: Group) -> list[tuple[int, int]]:
-    # Runs without numbers were refused when they were read.
-    return [run.steps or (0, 0) for run in group.runs]
+def _headlines(rows: Sequence[ScalarRow]) -> tuple[ScalarRow, ...]:
+    """Return the rows that a reader asks for first."""
+    time_share = time_share_tag([row.tag for row in rows])
+    return (
+        *(row for row in rows if VALIDATION.match(row.tag)),
+        *(row for row in rows if row.tag.startswith("train/")),
+        *(row for row in rows if row.tag == time_share),
+    )
 
 
 def _until(groups: Sequence[Group], at: int | None) -> tuple[int, str]:
-    """The step up to which runs are compared, and why."""
-    ends = [
-        (steps[1], run.name)
-        for group in groups
-        for run, steps in zip(group.runs, _steps(group), strict=True)
-    ]
+    """Return the step up to which runs are compared, and the reason."""
+    ends = [(run.steps[1], run.name) for group in groups for run in group.runs if run.steps]
     end, shortest = min(ends)
     if at is not None:
         if at > end:
-            raise RunsError(f"run {shortest!r} ends at step {end:,}: give at most that, not {at:,}")
+            raise RunsError(f"run {shortest!r} ends at step {end:,}: pass at most that, not {at:,}")
         return at, "as asked for"
     if len({last for last, _ in ends}) == 1:
         return end, "where all end"
@@ -146,13 +181,13 @@ def _filter(groups: Sequence[Group], tags: str | None) -> Callable[[str], bool]:
     return lambda tag: pattern.search(tag) is not None
 
 
-def _known(tags: Sequence[str]) -> str:
-    more = f" and {len(tags) - 8} more" if len(tags) > 8 else ""
-    return f"; there are {', '.join(tags[:8])}{more}" if tags else ""
+def _known(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"; there are {', '.join(names[:8])}{more}" if names else ""
 
 
 def _holders(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Tags of numbers, and the names of the runs that have them."""
+    """Return the tags of numbers, and the names of the runs that have them."""
     holders: dict[str, list[str]] = {}
     for run in (run for group in groups for run in group.runs):
         for tag in (*run.scalars, *run.histograms, *run.arrays):
@@ -165,31 +200,34 @@ def _partial(groups: Sequence[Group], wanted: Callable[[str], bool]) -> dict[str
     return {
         tag: tuple(names)
         for tag, names in _holders(groups).items()
-        if len(names) < count and wanted(tag)
+        if len(names) < count and (wanted(tag) or wanted(tag.removeprefix(PREFIX)))
     }
 
 
 def _nothing_common(groups: Sequence[Group], apart: Sequence[str], step: int) -> str:
     spans = ", ".join(
-        f"{run.name} {first:,}-{last:,}"
+        f"{run.name} {run.steps[0]:,}-{run.steps[1]:,}"
         for group in groups
-        for run, (first, last) in zip(group.runs, _steps(group), strict=True)
+        for run in group.runs
+        if run.steps
     )
-    if apart:
-        return f"the runs have no common steps up to {step:,}; they logged: {spans}"
-    return f"the runs have no common tags at steps up to {step:,}; they logged: {spans}"
+    what = "steps" if apart else "tags at steps"
+    return f"the runs have no common {what} up to {step:,}; they logged: {spans}"
 
 
-def _side(group: Group) -> Side:
-    infos = (
-        RunInfo(run.name, str(run.path), steps, dict(run.hparams))
-        for run, steps in zip(group.runs, _steps(group), strict=True)
-    )
-    return Side(group.name, tuple(infos))
+def _side(group: Group, step: int) -> Side:
+    return Side(
+        group.name,
+        tuple(
+            RunInfo(run.name, str(run.path), run.steps or (0, 0), dict(run.hparams),
+                    feature_shares(run, step))
+            for run in group.runs
+        ),
+    )  # fmt: skip
 
 
 def _differing(groups: Sequence[Group]) -> dict[str, tuple[tuple[HyperParameter, ...], ...]]:
-    """Hyper-parameters that not all runs share, with the values on each side."""
+    """Return the hyper-parameters that not all runs share, with the values on each side."""
     runs = [run for group in groups for run in group.runs]
     names = dict.fromkeys(name for run in runs for name in run.hparams)
     return {
@@ -203,7 +241,7 @@ def _differing(groups: Sequence[Group]) -> dict[str, tuple[tuple[HyperParameter,
 
 
 def _copies(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> list[str]:
-    """Runs of a side with the same numbers everywhere are one observation, not several."""
+    """Warn of runs of a side with equal numbers, which are one observation, not several."""
     notes = []
     for number, group in enumerate(groups):
         seen: dict[tuple[float, ...], str] = {}
@@ -211,8 +249,8 @@ def _copies(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> list[str]:
             numbers = tuple(row.values[number].runs[place] for row in rows)
             if len(numbers) > 1 and numbers in seen:
                 notes.append(
-                    f"{seen[numbers]} and {run.name} have the same numbers: copies, or the same "
-                    "seed. They count twice, and what is said of significance is too certain"
+                    f"{seen[numbers]} and {run.name} have the same numbers: copies, or one seed "
+                    "twice. They count twice, so that p and CIs are too certain"
                 )
             seen.setdefault(numbers, run.name)
     return notes

@@ -1,4 +1,4 @@
-"""The result of comparing runs, as data that survives JSON."""
+"""Hold the result of comparing runs, as data that survives JSON."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .reader import HyperParameter
 
 __all__ = [
     "Change",
     "Comparison",
+    "Condition",
     "Curve",
     "Measure",
     "RunInfo",
@@ -26,17 +28,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run: ``steps`` are the first and last at which a number was logged."""
+    """Describe a run.
+
+    Attributes:
+        steps: First and last step at which a number was logged.
+        shares: Share of each feature in the attribution, of all features; empty where unknown.
+    """
 
     name: str
     path: str
     steps: tuple[int, int]
     hparams: dict[str, HyperParameter]
+    shares: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Side:
-    """Runs that stand for the same thing; the first side is what others are compared with."""
+    """Hold runs that differ in their seed; other sides are compared with the first."""
 
     name: str
     runs: tuple[RunInfo, ...]
@@ -44,12 +52,12 @@ class Side:
 
 @dataclass(frozen=True)
 class SideValue:
-    """A scalar on one side.
+    """Hold a scalar on one side.
 
     Attributes:
         mean: Mean of ``runs``.
-        runs: For each run, the mean of its points.
-        points: For each run, how many.
+        runs: Mean of the points of each run.
+        points: Number of points of each run.
         noise: Scatter from point to point within a run: RMS of the differences of successive
             points over √2, over all runs; None with fewer than 3 points.
     """
@@ -62,56 +70,58 @@ class SideValue:
 
 @dataclass(frozen=True)
 class Change:
-    """A scalar on one side compared with the first side.
+    """Compare a scalar on one side with the first side.
 
     Attributes:
         delta: Difference of the means.
         percent: ``delta`` in per cent of the first side's size; None where that is 0.
-        over_noise: Size of ``delta`` over the scatter within runs. It says what stands out, not
+        over_noise: Size of ``delta`` over the scatter within runs. It tells what stands out, not
             what another seed would show.
-        interval: 95 % interval for ``delta`` over runs (Welch), of this tag alone; None with fewer
-            than 3 runs on a side.
-        p: Two-sided permutation p over runs; None likewise.
-        p_holm: The same, corrected for all tags and sides of the comparison.
+        ci: 95 % CI of ``delta`` over runs (Welch), of this tag alone; None with fewer than 3 runs
+            on a side.
+        p: Two-sided permutation p over runs; None with fewer than 3 runs on a side.
+        p_holm: ``p`` after Holm's correction: validation tags among themselves, which are tested
+            first and alone; the others, which are exploration, among themselves.
     """
 
     delta: float
     percent: float | None
     over_noise: float | None
-    interval: tuple[float, float] | None
+    ci: tuple[float, float] | None
     p: float | None
     p_holm: float | None
 
 
 @dataclass(frozen=True)
 class ScalarRow:
-    """A tag that all runs have.
+    """Compare a tag that all runs have.
 
     Attributes:
-        steps: First and last step of the points that were averaged, the same for all runs.
-        values: For each side.
-        changes: For each side but the first.
+        steps: First and last step of the points that were averaged.
+        values: One for each side.
+        changes: One for each side but the first; None where the runs are not commensurable.
     """
 
     tag: str
     steps: tuple[int, int]
     values: tuple[SideValue, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[Change | None, ...]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How alike raw arrays or histograms are, as one number.
+    """Tell how alike raw arrays or histograms are, as one number.
 
     Attributes:
-        tag: What was compared, without ``_ncp/``.
-        name: The measure.
-        meaning: How to read it.
+        tag: Tag of the array without ``_ncp/``, or of the histogram.
+        name: Name of the measure.
+        meaning: Meaning of its values.
         between: For each side but the first, the mean over all pairs of a run of it and a run of
-            the first.
+            the first; None where the runs are not commensurable.
         within: For each side, the mean over pairs of its runs; None for a single run.
-        drift: For each side, first look against the last, mean over its runs.
-        steps: For each side, of its runs the first look and the compared one; the widest.
+        drift: For each side, the first snapshot against the compared one, mean over its runs.
+        steps: For each compared side, the steps of the first snapshot and of the compared one; the
+            widest.
     """
 
     tag: str
@@ -125,11 +135,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Curve:
-    """Change of the target (``rms``, in its unit) over the factor that all intervals are given.
+    """Hold the change of the target when all elapsed time is scaled.
 
     Attributes:
         scales: Factors that all runs have.
-        rms: For each side and run, a value for each scale.
+        rms: For each side and run, the RMS change at each scale, in the target's unit.
     """
 
     tag: str
@@ -138,31 +148,53 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What :func:`~ncp_callbacks.runs.compare_runs` found.
+class Condition:
+    """Tell whether the sides were analysed under the same condition.
 
     Attributes:
-        sides: Two or more.
-        step: Up to where runs were compared.
-        last: How many points were averaged, at least.
-        set_by: Why up to there.
-        significance: What may be said of differences between runs, in a sentence.
-        hparams: Hyper-parameters that differ: for each side its distinct values.
-        scalars: Most telling first: train and val, then by size over scatter, what
-            looking cost last.
-        unchanged: Scalars with the same numbers in all runs.
-        partial: Tags that some runs don't have, and which runs have them.
-        apart: Scalars without common steps.
-        measures, curves: Interpretability, compared by number.
-        warnings: What could not be read or compared.
+        name: ``held-out batch``, ``method``, ``target`` or ``feature names``.
+        same: For each side but the first; None where it isn't known.
+        different: Names of the runs in which it differs from the first side.
     """
 
+    name: str
+    same: tuple[bool | None, ...]
+    different: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Hold what :func:`~ncp_callbacks.runs.compare_runs` found.
+
+    Attributes:
+        answer: Sentences: which side is better and whether that means anything, what the models
+            rely on differently, what makes the runs incommensurable or is not known.
+        sides: Two or more.
+        conditions: What the runs were analysed on, compared with the first side.
+        step: Step up to which runs were compared.
+        set_by: Reason for that step.
+        window: First and last step of the snapshots that were averaged.
+        significance: A sentence on what the differences between runs can tell.
+        hparams: Hyper-parameters that differ: for each side its distinct values.
+        headlines: Rows of validation and training tags and of the share of elapsed time, whatever
+            ``tags`` is.
+        scalars: Validation, training, then by size over scatter; constants and bookkeeping last.
+        unchanged: Scalars with the same numbers in all runs.
+        partial: Tags that some runs don't have, and the runs that have them.
+        apart: Scalars without common steps.
+        measures, curves: Interpretability, compared by number.
+        warnings: Sentences on what could not be read or compared.
+    """
+
+    answer: tuple[str, ...]
     sides: tuple[Side, ...]
+    conditions: tuple[Condition, ...]
     step: int
-    last: int
     set_by: str
+    window: tuple[int, int]
     significance: str
     hparams: dict[str, tuple[tuple[HyperParameter, ...], ...]]
+    headlines: tuple[ScalarRow, ...]
     scalars: tuple[ScalarRow, ...]
     unchanged: tuple[str, ...]
     partial: dict[str, tuple[str, ...]]
@@ -171,34 +203,30 @@ class Comparison:
     curves: tuple[Curve, ...]
     warnings: tuple[str, ...]
 
+    # Set by the module that draws the tables, which stands above this one.
+    _repr_html_: ClassVar[Callable[[Comparison], str]]
+
     def row(self, tag: str) -> ScalarRow:
-        """The row of a scalar.
+        """Return the row of a scalar.
 
         Raises:
-            KeyError: It has none.
+            KeyError: The comparison has no row of this tag.
         """
         for row in self.scalars:
             if row.tag == tag:
                 return row
         raise KeyError(tag)
 
-    def _repr_html_(self) -> str:
-        """The tables, as a notebook shows them."""
-        from .report import tables
-
-        return tables(self)
-
     def to_json(self) -> str:
-        """As JSON; NaN and infinities become the strings ``"NaN"``, ``"Infinity"``, …"""
-        plain = _plain(dataclasses.asdict(self))
-        return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
+        """Return JSON in ASCII; NaN and infinities become strings such as ``"NaN"``."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
-        """What :meth:`to_json` wrote.
+        """Return the comparison that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: The text is something else.
         """
         try:
             made: Comparison = _made(cls, json.loads(text))
@@ -221,7 +249,7 @@ def _plain(value: Any) -> Any:
 
 
 def _made(kind: Any, plain: Any) -> Any:
-    """``plain`` as the type that a field of a dataclass declares."""
+    """Return ``plain`` as the type that a field of a dataclass declares."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
         return kind(

@@ -1,4 +1,4 @@
-"""How alike two maps, rankings and histograms are."""
+"""Measure how alike two maps, rankings and histograms are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def top_overlap(a: FloatArray, b: FloatArray, k: int) -> float | None:
-    """Share of the ``k`` largest values of ``a`` that are among the ``k`` largest of ``b``.
+    """Return the share of the ``k`` largest values of ``a`` among the ``k`` largest of ``b``.
 
     Returns:
         None where all are among them, or values are not finite.
@@ -36,10 +36,10 @@ def top_overlap(a: FloatArray, b: FloatArray, k: int) -> float | None:
 
 
 def shift(a: FloatArray, b: FloatArray) -> float | None:
-    """Half the L1 difference of two maps, each over its own L1 norm.
+    """Return half the L1 difference of two maps, each over its own L1 norm.
 
-    Of maps without signs, what share of one must move to make the other (the total variation
-    distance): 0 the same, 1 nothing in common. Signed maps are 1 apart when opposite, too.
+    For maps without signs this is the total variation distance, the share of one that must move to
+    make the other: 0 the same, 1 nothing in common. Signed maps are 1 apart when opposite, too.
 
     Returns:
         None where a map is all zeros or not finite.
@@ -51,7 +51,9 @@ def shift(a: FloatArray, b: FloatArray) -> float | None:
 
 
 def debiased_cka(a: FloatArray, b: FloatArray) -> float | None:
-    """Linear centred kernel alignment of states ``(N, H)`` and ``(N, K)`` of the same ``N`` places.
+    """Return the linear centred kernel alignment of states ``(N, H)`` and ``(N, K)``.
+
+    The states are those of the same ``N`` places.
 
     1: the same up to rotation, order of units, scale and offset; 0 on average for unrelated states;
     at least -1. The usual CKA of few places against the number of units is near 1 even for
@@ -59,7 +61,7 @@ def debiased_cka(a: FloatArray, b: FloatArray) -> float | None:
     here the HSIC in it is replaced by its unbiased estimator, ``<K~, L~> / (n (n - 3))`` of
     U-centred Gram matrices. It takes places for independent; those of one sequence are not.
 
-    Places that are not finite on either side are left out.
+    Places that are not finite on either side are skipped.
 
     Returns:
         None with fewer than 4 places, or where all states of a side are the same.
@@ -77,7 +79,7 @@ def debiased_cka(a: FloatArray, b: FloatArray) -> float | None:
 
 
 def _u_centred(states: FloatArray) -> FloatArray | None:
-    """The Gram matrix of ``(n, H)`` states, U-centred and with Frobenius norm 1."""
+    """Return the Gram matrix of ``(n, H)`` states, U-centred and with Frobenius norm 1."""
     n, largest = len(states), float(np.abs(states).max(initial=0.0))
     x = states - states.mean(axis=0)  # which changes nothing but rounding
     size = float(np.linalg.norm(x))
@@ -94,12 +96,12 @@ def _u_centred(states: FloatArray) -> FloatArray | None:
 
 
 def wasserstein(a: FloatArray, b: FloatArray) -> float | None:
-    """W1 between the values of two samples; None where one is empty or not finite."""
+    """Return W1 between the values of two samples; None where one is empty or not finite."""
     return wasserstein_binned(*(Binned(v, v, np.ones(v.size)) for v in (np.sort(a), np.sort(b))))
 
 
 def wasserstein_binned(a: Binned, b: Binned) -> float | None:
-    """W1, how far counts must be moved on average to make one histogram the other.
+    """Return W1, the mean distance that counts must move to make one histogram the other.
 
     In units of the values, with counts spread evenly over their bins. It is the area between the
     quantile functions, which are straight within bins.

@@ -1,4 +1,4 @@
-"""A comparison as headings, sentences and tables, for any format."""
+"""Lay out a comparison as sections of sentences and tables, for any format."""
 
 from __future__ import annotations
 
@@ -7,35 +7,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .comparison import Change, Comparison, Measure, SideValue
+from .comparison import Change, Comparison, Measure, RunInfo, ScalarRow
 from .reader import HyperParameter
+from .scalars import VALIDATION
 
-__all__ = ["Block", "Heading", "Items", "Paragraph", "Table", "document", "labels"]
+__all__ = ["MAX_IN_DETAIL", "Part", "Section", "Table", "Tags", "document", "labels"]
 
-
-@dataclass(frozen=True)
-class Heading:
-    text: str
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    text: str
+MAX_IN_DETAIL = 3  # Sides; of more, a table shows all and --pair shows two.
+NONE = "-"
+_LONGEST_LABEL = 14
+_MAX_METRICS = 6
+_MAX_HPARAMS = 4
 
 
 @dataclass(frozen=True)
-class Items:
-    """Short texts with a title, such as tags."""
+class Tags:
+    """List tags under a title."""
 
     title: str
-    items: tuple[str, ...]
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns are aligned left (``l``) or right (``r``); a row of one cell is a title.
+    """Hold cells; columns are aligned left (``l``) or right (``r``), a row of one cell is a title.
 
-    ``spare`` columns may be left out where there is no room.
+    Columns in ``spare`` are dropped in this order where there is no room.
     """
 
     header: tuple[str, ...]
@@ -44,67 +41,113 @@ class Table:
     spare: tuple[int, ...] = ()
 
 
-Block: TypeAlias = Heading | Paragraph | Items | Table
+Part: TypeAlias = str | Table | Tags
 
-NONE = "-"
-_LONGEST_LABEL = 14
+
+@dataclass(frozen=True)
+class Section:
+    """Hold a title and what stands below it; the name tells sections apart."""
+
+    name: str
+    title: str
+    parts: tuple[Part, ...]
 
 
 def labels(comparison: Comparison, longest: int = _LONGEST_LABEL) -> tuple[str, ...]:
-    """Names of the sides for the heads of columns: letters where one is too long."""
+    """Return names of the sides for the heads of columns: letters where one is too long."""
     names = [side.name for side in comparison.sides]
     if max(map(len, names)) <= longest:
         return tuple(names)
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return tuple(letters[i] if i < len(letters) else f"#{i + 1}" for i in range(len(names)))
+    return tuple(chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(names)))
 
 
-def document(comparison: Comparison, *, longest_label: int = _LONGEST_LABEL) -> list[Block]:
-    """The whole comparison."""
+def document(comparison: Comparison, *, longest_label: int = _LONGEST_LABEL) -> list[Section]:
+    """Return all sections, the answer first.
+
+    With more than three sides, details of pairs are not among them.
+    """
     names = labels(comparison, longest_label)
-    blocks: list[Block] = [
-        Heading(" against ".join(_title(comparison))),
-        Paragraph(
-            f"Compared up to step {comparison.step:,}, {comparison.set_by}. "
-            f"{_sentence(comparison.significance)}"
+    detailed = len(names) <= MAX_IN_DETAIL
+    sections = [
+        Section(
+            "answer",
+            _title(comparison),
+            (" ".join(comparison.answer), _context(comparison), _sentence(comparison.significance)),
         ),
-        _sides(comparison, names),
+        Section("runs", "Runs", (_runs(comparison, names, hparams=not detailed),)),
     ]
-    if comparison.hparams:
-        blocks += [Heading("Hyper-parameters that differ"), _hparams(comparison, names)]
-    blocks += _scalars(comparison, names)
-    blocks += _lists(comparison)
-    if comparison.measures:
-        blocks += _measures(comparison, names)
-    if comparison.curves:
-        blocks += _curves(comparison, names)
+    if not detailed:
+        other, first = comparison.sides[1].name, comparison.sides[0].name
+        advice = f"For two of them in detail, pass --pair and their names: --pair {first} {other}."
+        sections[-1] = Section("runs", "Runs", (*sections[-1].parts, advice))
+    if comparison.hparams and detailed:
+        sections.append(
+            Section("hparams", "Hyper-parameters that differ", (_hparams(comparison, names),))
+        )
+    if comparison.scalars and detailed:
+        sections += _scalars(comparison, names)
+    if comparison.measures and detailed:
+        sections.append(_measures(comparison, names))
+    if detailed:
+        sections += [_curve(comparison, names, number) for number in range(len(comparison.curves))]
+    tags = _tags(comparison)
+    if tags:
+        sections.append(Section("tags", "Tags without a row", tags))
     if comparison.warnings:
-        blocks += [Heading("Warnings"), *(Paragraph(_sentence(w)) for w in comparison.warnings)]
-    return blocks
+        sections.append(
+            Section("warnings", "Warnings", tuple(_sentence(w) for w in comparison.warnings))
+        )
+    return sections
 
 
-def _title(comparison: Comparison) -> list[str]:
+def _title(comparison: Comparison) -> str:
     first, *others = (side.name for side in comparison.sides)
-    return [", ".join(others), first]
+    if len(others) < MAX_IN_DETAIL:
+        return f"{', '.join(others)} against {first}"
+    return f"{len(others) + 1} sides compared, {first} first"
+
+
+def _context(comparison: Comparison) -> str:
+    start, end = comparison.window
+    means = f"means of steps {start:,}-{end:,}" if start != end else f"values at step {end:,}"
+    return f"Compared up to step {comparison.step:,}, {comparison.set_by}; {means}."
 
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
-def _sides(comparison: Comparison, names: Sequence[str]) -> Table:
+def _runs(comparison: Comparison, names: Sequence[str], *, hparams: bool) -> Table:
+    """Return the table of runs × headline metrics."""
     lettered = any(n != side.name for n, side in zip(names, comparison.sides, strict=True))
-    grouped = any(len(side.runs) > 1 for side in comparison.sides)
+    with_side = lettered or any(len(side.runs) > 1 for side in comparison.sides)
+    metrics = comparison.headlines[:_MAX_METRICS]
+    differing = list(comparison.hparams)[:_MAX_HPARAMS] if hparams else []
+    relying = any(run.shares for side in comparison.sides for run in side.runs)
+    header = [*(["side"] if with_side else []), "run", *differing, *(row.tag for row in metrics)]
+    header += [*(["relies most on"] if relying else []), "steps", "path"]
     rows = []
-    for name, side in zip(names, comparison.sides, strict=True):
-        for number, run in enumerate(side.runs):
-            cells = [name if number == 0 else ""]
-            if lettered or grouped:
-                cells.append(run.name)
+    for number, (name, side) in enumerate(zip(names, comparison.sides, strict=True)):
+        for place, run in enumerate(side.runs):
+            cells = [name if place == 0 else ""] if with_side else []
+            cells.append(run.name)
+            cells += [_hparam(run.hparams[h]) if h in run.hparams else NONE for h in differing]
+            cells += [_number(row.values[number].runs[place]) for row in metrics]
+            cells += [_most(run)] if relying else []
             rows.append((*cells, f"{run.steps[0]:,}-{run.steps[1]:,}", run.path))
-    header = ["side", "run"] if lettered or grouped else ["run"]
-    return Table((*header, "steps", "path"), "l" * len(header) + "rl", tuple(rows),
-                 spare=(len(header) + 1,))  # fmt: skip
+    before, count = len(header) - len(metrics) - len(differing) - 2 - relying, len(header)
+    align = "l" * before + "r" * (len(differing) + len(metrics)) + "l" * relying + "rl"
+    # What is most to the right matters least, the first metric is kept.
+    spare = (count - 1, count - 2, *range(count - 3, before + len(differing), -1),
+             *range(before, before + len(differing)))  # fmt: skip
+    return Table(tuple(header), align, tuple(rows), spare)
+
+
+def _most(run: RunInfo) -> str:
+    if not run.shares:
+        return NONE
+    name = max(run.shares, key=lambda n: run.shares[n])
+    return f"{name} {100 * run.shares[name]:.0f} %"
 
 
 def _hparams(comparison: Comparison, names: Sequence[str]) -> Table:
@@ -143,160 +186,146 @@ def _span(steps: tuple[int, int]) -> str:
     return f"{steps[0]:,}-{steps[1]:,}" if steps[0] != steps[1] else f"{steps[0]:,}"
 
 
-def _scalars(comparison: Comparison, names: Sequence[str]) -> list[Block]:
-    if not comparison.scalars:
-        return []
-    blocks: list[Block] = []
+def _scalars(comparison: Comparison, names: Sequence[str]) -> list[Section]:
+    sections = []
     for number, other in enumerate(names[1:]):
-        tests = any(row.changes[number].p is not None for row in comparison.scalars)
-        blocks.append(Heading(f"Scalars: {other} against {names[0]}"))
-        head = ["tag", names[0], other, "change", "%"]
-        tail = ["95% interval", "p", "p (Holm)"] if tests else ["/noise"]
-        cells = _tested if tests else _noisy
-        rows = tuple(
-            (
-                row.tag,
-                *_values(row.values[0], row.values[number + 1], row.changes[number]),
-                *cells(row.changes[number]),
-                _span(row.steps),
+        rows = [(row, row.changes[number]) for row in comparison.scalars]
+        changed = [(row, change) for row, change in rows if change is not None]
+        tested = any(change.p is not None for _, change in changed)
+        parts: list[Part] = []
+        if changed:
+            tail = ("95 % CI", "p", "p (Holm)") if tested else ("/noise",)
+            header = ("tag", names[0], other, "change", "%", *tail, "steps")
+            cells = tuple(_row(row, change, number, tested) for row, change in changed)
+            parts = [
+                Table(header, "l" + "r" * (len(header) - 1), cells, (len(header) - 1,)),
+                _how_to_read(comparison, tested),
+            ]
+        if len(changed) < len(rows):
+            parts.append(
+                f"{len(rows) - len(changed)} tags have no row: the two were analysed on another "
+                "held-out batch, with another method or for another target."
             )
-            for row in comparison.scalars
-        )
-        header = (*head, *tail, "steps")
-        blocks.append(Table(header, "l" + "r" * (len(header) - 1), rows, (len(header) - 1,)))
-    points = "point" if comparison.last == 1 else "points"
-    text = f"Means of the last {comparison.last} {points}, over the same steps in all runs. "
-    if comparison.significance.startswith("95"):
-        text += (
-            "Intervals are for each tag by itself, p is two-sided by relabelling runs. Train and "
-            "val come first, then what is largest against the scatter between runs."
-        )
-    else:
-        text += (
-            "/noise: the change over the scatter from point to point within a run (within-run "
-            "noise), by which tags are sorted after train and val. It says what stands out in "
-            "these runs; with another seed it may be gone: "
-            + ("no significance." if _single(comparison) else "it is no test.")
-        )
-    blocks.append(Paragraph(text))
-    return blocks
+        title = f"Scalars: {other} against {names[0]}"
+        sections.append(Section(f"scalars-{number + 1}", title, tuple(parts)))
+    return sections
 
 
-def _single(comparison: Comparison) -> bool:
-    return all(len(side.runs) == 1 for side in comparison.sides)
-
-
-def _values(a: SideValue, b: SideValue, change: Change) -> tuple[str, ...]:
-    return _number(a.mean), _number(b.mean), _signed(change.delta), _percent(change.percent)
-
-
-def _tested(change: Change) -> tuple[str, ...]:
-    interval = NONE
-    if change.interval is not None:
-        interval = f"{_signed(change.interval[0])} to {_signed(change.interval[1])}"
+def _row(row: ScalarRow, change: Change, number: int, tested: bool) -> tuple[str, ...]:
     return (
-        interval,
-        _optional(change.p, lambda p: f"{p:.2g}"),
-        _optional(change.p_holm, lambda p: f"{p:.2g}"),
+        row.tag,
+        _number(row.values[0].mean),
+        _number(row.values[number + 1].mean),
+        _signed(change.delta),
+        _percent(change.percent),
+        *(_tested(change) if tested else (_optional(change.over_noise, _noise),)),
+        _span(row.steps),
     )
 
 
-def _noisy(change: Change) -> tuple[str, ...]:
-    return (_optional(change.over_noise, lambda v: "inf" if math.isinf(v) else f"{v:.1f}"),)
+def _tested(change: Change) -> tuple[str, ...]:
+    ci = NONE
+    if change.ci is not None:
+        ci = f"{_signed(change.ci[0])} to {_signed(change.ci[1])}"
+    return ci, *(_optional(p, lambda p: f"{p:.2g}") for p in (change.p, change.p_holm))
 
 
-def _lists(comparison: Comparison) -> list[Block]:
-    blocks: list[Block] = []
+def _noise(value: float) -> str:
+    return "inf" if math.isinf(value) else f"{value:.1f}"
+
+
+def _how_to_read(comparison: Comparison, tested: bool) -> str:
+    text = (
+        "Means over the same steps in all runs; a tag that isn't logged there has its value at the "
+        "last common step. Validation and training come first, constants and bookkeeping last. "
+    )
+    if tested:
+        return text + (
+            "Between them stands what is largest against the scatter between runs. Validation is "
+            "tested first and alone, all else is exploration."
+            if any(VALIDATION.match(row.tag) for row in comparison.scalars)
+            else "Between them stands what is largest against the scatter between runs."
+        )
+    single = all(len(side.runs) == 1 for side in comparison.sides)
+    return text + (
+        "/noise is the change over the scatter from point to point within a run, by which the "
+        "others are sorted. It tells what stands out in these runs; with another seed it may be "
+        f"gone: {'no significance' if single else 'it is no test'}."
+    )
+
+
+def _tags(comparison: Comparison) -> tuple[Part, ...]:
+    parts: list[Part] = []
     if comparison.unchanged:
-        blocks.append(Items("The same number in all runs", comparison.unchanged))
+        parts.append(Tags("The same number in all runs", comparison.unchanged))
     if comparison.apart:
-        blocks.append(Items("No common steps", comparison.apart))
+        parts.append(Tags("No common steps", comparison.apart))
     by_runs: dict[tuple[str, ...], list[str]] = {}
     for tag, runs in comparison.partial.items():
         by_runs.setdefault(runs, []).append(tag)
     for runs, tags in by_runs.items():
-        blocks.append(Items(f"Only in {', '.join(runs)}", tuple(tags)))
-    return blocks
+        some = runs if len(runs) <= MAX_IN_DETAIL else (*runs[:2], f"{len(runs) - 2} more")
+        parts.append(Tags(f"Only in {', '.join(some)}", tuple(tags)))
+    return tuple(parts)
 
 
-def _measures(comparison: Comparison, names: Sequence[str]) -> list[Block]:
+def _measures(comparison: Comparison, names: Sequence[str]) -> Section:
     header = ["measure"]
-    if len(names) == 2:
-        header.append("between")
-    else:
-        header += [f"{names[0]} : {other}" for other in names[1:]]
+    header += ["between"] if len(names) == 2 else [f"{names[0]} : {other}" for other in names[1:]]
     grouped = [i for i, side in enumerate(comparison.sides) if len(side.runs) > 1]
     header += [f"within {names[i]}" for i in grouped]
     drifting = any(d is not None for m in comparison.measures for d in m.drift)
-    if drifting:
-        header += [f"drift {name}" for name in names]
+    header += [f"drift {name}" for name in names] if drifting else []
     rows: list[tuple[str, ...]] = []
     tag = ""
     for measure in comparison.measures:
         if measure.tag != tag:
             tag = measure.tag
-            rows.append((f"{tag}, {_looks(measure)}",))
+            rows.append((f"{tag}, {_snapshots(measure)}",))
         cells = [*measure.between, *(measure.within[i] for i in grouped)]
         cells += measure.drift if drifting else ()
-        rows.append(
-            (
-                f"  {measure.name}",
-                *(_optional(value, _likeness) for value in cells),
-            )
-        )
+        rows.append((f"  {measure.name}", *(_optional(value, _likeness) for value in cells)))
     text = (
-        "Rank correlation: 1 the same order, 0 unrelated, -1 opposite. Shift: what share would "
-        "have to move, from 0 the same to 1 nothing in common. W1: how far counts would have to "
-        "move on average. "
+        "Rank correlation: 1 the same order, 0 unrelated, -1 opposite. Shift: the share that would "
+        "have to move, from 0 the same to 1 nothing in common. W1: the mean distance that counts "
+        "would have to move. "
     )
     if any("CKA" in measure.name for measure in comparison.measures):
         text += (
-            "CKA: of states at the same places of the same held-out batch, 1 the same up to "
-            "rotation, order and scale of units, 0 unrelated; networks that were not trained may "
-            "be alike, too. "
+            "CKA: of states at the same places of one held-out batch, 1 the same up to rotation, "
+            "order and scale of units, 0 unrelated; untrained networks may be alike, too. "
         )
-    text += "Drift: a run's first look against the compared one. " if drifting else ""
-    if grouped:
-        text += (
-            "Within: mean over pairs of runs of one side, the scale for the difference between "
-            "sides: what is as far apart within as between may be the seed."
-        )
-    else:
-        text += "With one run each, how far apart two seeds of the same would be is not known."
-    return [
-        Heading("What the models attend to, by number"),
-        Table(tuple(header), "l" + "r" * (len(header) - 1), tuple(rows)),
-        Paragraph(text),
-    ]
+    text += "Drift: the first snapshot of a run against the compared one. " if drifting else ""
+    text += (
+        "Within: mean over pairs of runs of one side. Sides that are no further apart than their "
+        "own runs may differ by seed only."
+        if grouped
+        else "With one run each, the distance between two seeds is not known."
+    )
+    table = Table(tuple(header), "l" + "r" * (len(header) - 1), tuple(rows))
+    return Section("attention", "What the models attend to, by number", (table, text))
 
 
 def _likeness(value: float) -> str:
     return f"{value:.2g}" if 0 < abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.2f}"
 
 
-def _looks(measure: Measure) -> str:
+def _snapshots(measure: Measure) -> str:
     at = sorted({last for _, last in measure.steps})
     first = sorted({first for first, _ in measure.steps})
     text = "step " + ", ".join(f"{s:,}" for s in at)
     if first != at:
-        text += f" (first look: {', '.join(f'{s:,}' for s in first)})"
+        text += f" (first snapshot: {', '.join(f'{s:,}' for s in first)})"
     return text
 
 
-def _curves(comparison: Comparison, names: Sequence[str]) -> list[Block]:
-    blocks: list[Block] = []
-    for curve in comparison.curves:
-        means = [
-            [sum(values) / len(values) for values in zip(*side, strict=True)] for side in curve.rms
-        ]
-        rows = tuple(
-            (name, *(f"{value:.3g}" for value in mean))
-            for name, mean in zip(names, means, strict=True)
-        )
-        header = ("all intervals x", *(f"{scale:g}" for scale in curve.scales))
-        blocks += [
-            Heading(f"Time sensitivity ({curve.tag})"),
-            Table(header, "l" + "r" * len(curve.scales), rows),
-            Paragraph("RMS change of the target over held-out sequences, in its unit."),
-        ]
-    return blocks
+def _curve(comparison: Comparison, names: Sequence[str], number: int) -> Section:
+    curve = comparison.curves[number]
+    rows = tuple(
+        (name, *(f"{sum(values) / len(values):.3g}" for values in zip(*side, strict=True)))
+        for name, side in zip(names, curve.rms, strict=True)
+    )
+    header = ("all elapsed time x", *(f"{scale:g}" for scale in curve.scales))
+    table = Table(header, "l" + "r" * len(curve.scales), rows)
+    text = "RMS change of the target over held-out sequences, in its unit."
+    return Section(f"curve-{number + 1}", f"Time sensitivity ({curve.tag})", (table, text))

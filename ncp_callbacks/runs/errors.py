@@ -1,7 +1,7 @@
-"""What can be wrong with a request to compare runs."""
+"""Name what can be wrong with a request to compare runs."""
 
 __all__ = ["RunsError"]
 
 
 class RunsError(ValueError):
-    """The runs can't be found, read or compared as asked; the message says what would do."""
+    """Report that runs can't be found, read or compared as asked, and the fix."""

@@ -1,7 +1,8 @@
-"""Pictures of several runs in one: 640 × 430 pixels, a colour for each side."""
+"""Draw several runs in one picture: 640 × 430 pixels, a colour for each side."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,21 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..plots import nice_limit
 from .comparison import Curve
 from .reader import Binned, Scalars
+from .render import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "plot_difference", "plot_histograms", "plot_scalar", "plot_time_curves"]
+__all__ = [
+    "COLORS",
+    "encoded",
+    "plot_difference",
+    "plot_histograms",
+    "plot_scalar",
+    "plot_time_curves",
+]
 
 FloatArray = npt.NDArray[np.float64]
 
 INK, LIGHT = "#1a1a1a", "#d9d9d9"
-# Okabe & Ito's palette, distinguishable with any colour vision.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", INK)
+# Okabe & Ito's palette, distinguishable with any colour vision, then grey and brown.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#8C510A")
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 14,
@@ -45,14 +53,14 @@ _STYLE: dict[Any, Any] = {
     "legend.borderaxespad": 0.2,
     "text.parse_math": False,  # A "$" in a tag is no formula.
 }
-_MOST_POINTS = 300
-_MOST_NAMED = 12
+_MAX_POINTS = 300
+_MAX_NAMED = 12
 _LONGEST_NAME = 24
 
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    """Matplotlib's defaults and the style above, whatever the user's style sheet says."""
+    """Set matplotlib's defaults and the style above, whatever the user's style sheet has."""
     import matplotlib as mpl
 
     with mpl.rc_context():
@@ -71,6 +79,7 @@ def _page(title: str) -> tuple[Figure, Axes]:
 
 
 def _short(text: str, longest: int = _LONGEST_NAME) -> str:
+    text = printable(text)
     return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -81,6 +90,8 @@ def _line(side: int, runs: int) -> dict[str, Any]:
 def _legend(figure: Figure, names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
+    if len(names) > len(COLORS):  # Colours repeat, and the legend would take all the room.
+        names = [*names[: len(COLORS) - 1], f"and {len(names) - len(COLORS) + 1} more"]
     handles = [
         Line2D([], [], color=_line(side, 1)["color"], linewidth=4) for side in range(len(names))
     ]
@@ -90,13 +101,20 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     )  # fmt: skip
 
 
+def encoded(figure: Figure) -> bytes:
+    """Return the picture as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def plot_scalar(
     tag: str,
     names: Sequence[str],
     sides: Sequence[Sequence[Scalars]],
     span: tuple[int, int],
 ) -> Figure:
-    """A scalar of all runs over training; the steps of ``span``, which are averaged, are shaded."""
+    """Draw a scalar of all runs over training; the averaged steps, ``span``, are shaded."""
     with _styled():
         figure, axes = _page(tag)
         every = [series for side in sides for series in side]
@@ -121,8 +139,8 @@ def plot_scalar(
 
 
 def _thinned(series: Scalars) -> tuple[FloatArray, FloatArray]:
-    """At most 300 points, means of equally many."""
-    size = -(-len(series.values) // _MOST_POINTS)
+    """Return at most 300 points, means of equally many."""
+    size = -(-len(series.values) // _MAX_POINTS)
     starts = np.arange(0, len(series.values), size)
     counts = np.diff([*starts, len(series.values)])
     return (
@@ -132,53 +150,64 @@ def _thinned(series: Scalars) -> tuple[FloatArray, FloatArray]:
 
 
 def plot_difference(
-    difference: FloatArray, feature_names: Sequence[str] | None, names: tuple[str, str]
+    difference: FloatArray,
+    names: tuple[str, str],
+    *,
+    title: str = "attribution",
+    columns: Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
 ) -> Figure:
-    """Where the second side's attribution is stronger than the first's, and by feature.
+    """Draw where the second side's attribution is stronger than the first's, and by feature.
 
     Args:
-        difference: ``(T, F)``, of two maps that each sum to 1.
-        feature_names: ``F`` names.
-        names: Of the first and the second side.
+        difference: ``(T, F)``, or ``(F, F)`` for pairs of features, of two maps that each sum to 1.
+        names: Names of the first and the second side.
+        title: Name of what is attributed.
+        columns: ``F`` names for the horizontal axis of pairs; time steps if None.
+        features: ``F`` names for the vertical axis.
     """
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
     with _styled():
-        features = difference.shape[1]
+        size = difference.shape[1]
         points = 100 * difference
-        limit = nice_limit(float(np.abs(points).max()))
+        limit = float(np.abs(points).max()) or 1.0
         figure, axes = _page("")
         # Names of features take the room on the left: the title begins above them.
-        title = f"attribution: {_short(names[1], 18)} minus {_short(names[0], 18)}"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=15)
+        text = f"{_short(title)}: {_short(names[1], 16)} minus {_short(names[0], 16)}"
+        figure.suptitle(text, x=0.01, ha="left", fontsize=15)
         axes.grid(False)
         image = axes.imshow(
             points.T, cmap="PuOr_r", norm=Normalize(-limit, limit), aspect="auto",
-            interpolation="nearest" if features <= 300 else "antialiased",
+            interpolation="nearest" if size <= 300 else "antialiased",
         )  # fmt: skip
         bar = figure.colorbar(image, ax=axes, ticks=[-limit, 0, limit], pad=0.02, aspect=30)
         bar.set_label("percentage points", labelpad=-8)
-        bar.ax.set_yticklabels([f"{-limit:+g}", "0", f"{limit:+g}"])
+        bar.ax.set_yticklabels([f"{-limit:+.2g}", "0", f"{limit:+.2g}"])
         sums = points.sum(axis=0)
-        shown = list(range(features))
-        if features > _MOST_NAMED:
+        shown = list(range(size))
+        if size > _MAX_NAMED:
             shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:5].tolist())
-        labels = feature_names or [f"feature {i}" for i in range(features)]
-        axes.set_yticks(shown, [f"{_short(labels[i], 18)}  {_signed(sums[i])}" for i in shown])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("time step")
+        labels = features or [f"feature {i}" for i in range(size)]
+        if columns is None:
+            axes.set_yticks(shown, [f"{_short(labels[i], 18)}  {_signed(sums[i])}" for i in shown])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("time step")
+        else:
+            axes.set_yticks(shown, [_short(labels[i], 18) for i in shown])
+            axes.set_xticks(shown, [_short(columns[i], 18) for i in shown], rotation=30, ha="right")
         return figure
 
 
 def _signed(points: float) -> str:
-    """Rounded, with its sign where there is anything left."""
+    """Return the rounded number, with its sign unless it is 0."""
     text = f"{points:+.0f}"
     return "0" if text in ("+0", "-0") else text
 
 
 def plot_time_curves(curve: Curve, names: Sequence[str]) -> Figure:
-    """RMS change of the target over the factor of all intervals, for all runs."""
+    """Draw the RMS change of the target over the factor of all elapsed time, for all runs."""
     from matplotlib.ticker import NullLocator
 
     with _styled():
@@ -191,13 +220,13 @@ def plot_time_curves(curve: Curve, names: Sequence[str]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xticks(curve.scales, [f"{scale:g}×" for scale in curve.scales])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("all intervals × (1× = the data's)")
+        axes.set_xlabel("all elapsed time × (1× = the data's)")
         _legend(figure, names)
         return figure
 
 
 def plot_histograms(tag: str, names: Sequence[str], sides: Sequence[Sequence[Binned]]) -> Figure:
-    """The histograms of all runs over each other."""
+    """Draw the histograms of all runs over each other."""
     with _styled():
         figure, axes = _page(f"{tag}: density")
         for side, group in enumerate(sides):
@@ -213,7 +242,7 @@ def plot_histograms(tag: str, names: Sequence[str], sides: Sequence[Sequence[Bin
 
 
 def _outline(histogram: Binned) -> tuple[FloatArray, FloatArray]:
-    """Steps of the density; a spike where all counts are at single values."""
+    """Return the outline of the density; a spike where all counts are at single values."""
     wide = histogram.right > histogram.left
     if not wide.any():
         at = histogram.left[histogram.counts > 0]

@@ -1,4 +1,4 @@
-"""From what a user names (folders, globs, groups ``A=runs/cfc-s*``) to groups of runs."""
+"""Find and read the runs that a user names: folders, globs, groups ``A=runs/cfc-s*``."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ PathLike: TypeAlias = str | os.PathLike[str]
 RunsLike: TypeAlias = Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]]
 
 _GROUP = re.compile(r"([^=/\\*?\[\]]+)=(.+)", re.DOTALL)
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that stand for the same thing, as a rule seeds; a run by itself is a group of one."""
+    """Hold runs that stand for one thing, as a rule seeds; a run by itself is a group of one."""
 
     name: str
     runs: tuple[Run, ...]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """``; nearest: …`` with the names most like ``name``, or nothing."""
+    """Return ``; nearest: …`` with the names most like ``name``, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"; nearest: {', '.join(close)}" if close else ""
 
 
 def find_groups(runs: RunsLike) -> tuple[dict[str, list[Path]], list[str]]:
-    """Paths of runs by the name of their group, and what was passed over.
+    """Return the paths of runs by the name of their group, and what was skipped.
 
     Args:
         runs: Paths of runs or globs of them, each run a group by itself unless written
@@ -47,11 +47,11 @@ def find_groups(runs: RunsLike) -> tuple[dict[str, list[Path]], list[str]]:
     Raises:
         RunsError: There are no such runs, fewer than two groups, or a run in two of them.
     """
-    passed_over: list[str] = []
+    skipped: list[str] = []
     named: dict[str, list[Path]] = {}
     alone: list[tuple[str | None, Path]] = []
     for name, pattern in _entries(runs):
-        for path in _paths(pattern, passed_over):
+        for path in _paths(pattern, skipped):
             if name is not None:
                 if name not in named:
                     named[name] = []
@@ -65,8 +65,8 @@ def find_groups(runs: RunsLike) -> tuple[dict[str, list[Path]], list[str]]:
         key = single[path] if name is None else name
         if key in groups:
             if name is None and groups[key] == [path]:
-                raise RunsError(f"run {str(path)!r} is given twice")
-            raise RunsError(f"{key!r} names two sides; give one of them another name, NAME=PATH")
+                raise RunsError(f"run {str(path)!r} is passed twice: pass it once")
+            raise RunsError(f"{key!r} names two sides: pass one of them as NAME=PATH")
         groups[key] = [path] if name is None else named[name]
     seen: dict[str, str] = {}
     for key, paths in groups.items():
@@ -74,15 +74,15 @@ def find_groups(runs: RunsLike) -> tuple[dict[str, list[Path]], list[str]]:
             real = os.path.realpath(path)
             if real in seen:
                 where = f"in {seen[real]!r} and {key!r}" if seen[real] != key else f"in {key!r}"
-                raise RunsError(f"run {str(path)!r} is given twice, {where}")
+                raise RunsError(f"run {str(path)!r} is passed twice, {where}: pass it once")
             seen[real] = key
     if len(groups) < 2:
         have = f"only {next(iter(groups))!r}" if groups else "none"
         raise RunsError(
-            f"{have} to compare: give two runs or more, or groups of runs as in "
+            f"{have} to compare: pass two runs or more, or groups of runs as in "
             "'A=runs/cfc-s*' 'B=runs/ltc-s*'"
         )
-    return groups, passed_over
+    return groups, skipped
 
 
 def read_groups(
@@ -105,7 +105,7 @@ def read_groups(
 
 def _entries(runs: RunsLike) -> list[tuple[str | None, str]]:
     if isinstance(runs, str | os.PathLike):
-        raise RunsError(f"give a list of runs, not {runs!r} alone")
+        raise RunsError(f"runs={runs!r} is one run: pass a list of two or more")
     entries: list[tuple[str | None, str]] = []
     if isinstance(runs, Mapping):
         for name, given in runs.items():
@@ -118,8 +118,8 @@ def _entries(runs: RunsLike) -> list[tuple[str | None, str]]:
     return entries
 
 
-def _paths(pattern: str, passed_over: list[str]) -> list[Path]:
-    """The runs that a path or glob names."""
+def _paths(pattern: str, skipped: list[str]) -> list[Path]:
+    """Return the runs that a path or glob names."""
     path = Path(pattern).expanduser()
     if path.exists():
         return [_checked(path)]
@@ -132,7 +132,7 @@ def _paths(pattern: str, passed_over: list[str]) -> list[Path]:
         what = f"{len(matches)} match, without event files" if matches else "nothing matches"
         raise RunsError(f"no run matches {pattern!r} ({what})")
     if without and "**" not in pattern:
-        passed_over.append(f"{pattern} also matches {_some(without)}: no event files, left out")
+        skipped.append(f"{pattern} also matches {_some(without)}: skipped, no event files")
     return found
 
 
@@ -141,10 +141,10 @@ def _checked(path: Path) -> Path:
         return path
     below = sorted({Path(p).parent for p in glob.glob(f"{glob.escape(str(path))}/**/*tfevents*",
                                                       recursive=True)})  # fmt: skip
-    hint = "is it the right folder?"
+    hint = "pass a folder that holds some"
     if below:
         names = _some([str(p.relative_to(path)) for p in below])
-        hint = f"there are runs below it ({names}): give those, or the glob '{path}/*'"
+        hint = f"there are runs below it ({names}): pass those, or the glob '{path}/*'"
     raise RunsError(f"{str(path)!r} holds no event files; {hint}")
 
 
@@ -165,12 +165,12 @@ def _neighbours(path: Path) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Paths cut at the front to what tells them apart."""
+    """Return the ends of paths that tell them apart."""
     whole = {path: path.expanduser().absolute().parts for path in paths}
     for depth in range(1, max(map(len, whole.values()), default=1) + 1):
         names = {path: "/".join(parts[-depth:]) for path, parts in whole.items()}

@@ -1,4 +1,4 @@
-"""A run as it stands in the event files of a directory::
+"""Read a run from the event files of a directory::
 
     run = read_run("runs/cfc-seed0")
     run.scalars["val/loss"].values
@@ -6,8 +6,10 @@
 
 Scalars, histograms, texts and images are read in both of their forms (plain, and as tensors with a
 plugin name), beside raw arrays and hyper-parameters. Where a run was resumed, what its earlier part
-had logged for later steps is left out, as in TensorBoard. What is damaged or not yet whole is left
-out with a warning; pictures stay in the file until they are asked for.
+had logged for later steps is skipped, as in TensorBoard. What is damaged, not yet whole or makes no
+sense is skipped with a warning. Pictures stay in the file until they are asked for.
+
+Nothing is allocated by what a file claims: a tensor must hold as many values as its shape has.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import RunsError
-from .frames import Frame, Frames, read_frame, whole
+from .frames import Frame, Frames, read_frame
 
 __all__ = [
     "Band",
@@ -50,7 +52,7 @@ _STRING = 7
 
 @dataclass(frozen=True, eq=False)
 class Scalars:
-    """The points of a tag in the order of their steps: ``steps`` and ``values``, both ``(N,)``."""
+    """Hold the points of a tag by increasing step: ``steps`` and ``values``, both ``(N,)``."""
 
     steps: npt.NDArray[np.int64]
     values: FloatArray
@@ -58,7 +60,7 @@ class Scalars:
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Bounds of a scalar at the steps that have some: ``steps``, ``low``, ``high``, ``(N,)``."""
+    """Hold the 95 % CI of a scalar: ``steps``, ``low`` and ``high``, all ``(N,)``."""
 
     steps: npt.NDArray[np.int64]
     low: FloatArray
@@ -67,7 +69,7 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Binned:
-    """A histogram: ``counts`` between ``left`` and ``right``, all ``(bins,)``."""
+    """Hold a histogram: ``counts`` between ``left`` and ``right``, all ``(bins,)``."""
 
     left: FloatArray
     right: FloatArray
@@ -76,21 +78,21 @@ class Binned:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture that is still in its file."""
+    """Point to a picture that is still in its file."""
 
     path: Path
     offset: int
     part: int
 
     def data(self) -> bytes:
-        """The encoded picture, as a rule a PNG.
+        """Return the encoded picture, as a rule a PNG.
 
         Raises:
             OSError, ValueError: The file is gone, or damaged here.
         """
         frame = read_frame(self.path, self.offset)
         event = _parsed(frame)
-        if event is None or not whole([frame])[0] or self.part >= len(event.summary.value):
+        if event is None or not frame.intact or self.part >= len(event.summary.value):
             raise ValueError(f"{self.path.name} is damaged at byte {self.offset:,}")
         value = event.summary.value[self.part]
         if value.HasField("image"):
@@ -103,17 +105,16 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What the event files of a directory hold.
+    """Hold what the event files of a directory hold.
 
     Attributes:
-        name: Last part of the path, or what the caller calls it.
+        name: The last part of the path, or the name that the caller passed.
         scalars: By tag, in the order in which tags first appear.
-        histograms, arrays, texts, images: By tag, then by step, increasing; of several for a step,
-            the last.
+        histograms, arrays, texts, images: By tag, then by increasing step. A step that was logged
+            several times has its last value.
         hparams: Hyper-parameters, as TensorBoard's HParams dashboard shows them.
-        warnings: What was left out, in sentences.
-        intervals: Bounds of scalars that were logged with an interval, by the scalar's tag; they
-            are not among the scalars.
+        warnings: Sentences that name what was skipped.
+        intervals: 95 % CIs by the tag of their scalar. They are not among the scalars.
     """
 
     name: str
@@ -129,7 +130,7 @@ class Run:
 
     @property
     def steps(self) -> tuple[int, int] | None:
-        """First and last step at which a number was logged; None if none was."""
+        """Return the first and last step at which a number was logged; None if none was."""
         kept = [(int(s.steps[0]), int(s.steps[-1])) for s in self.scalars.values()]
         for kind in (self.histograms, self.arrays):
             kept += [(min(points), max(points)) for points in kind.values()]
@@ -139,7 +140,7 @@ class Run:
 
 
 def event_files(path: Path) -> list[Path]:
-    """The event files of a directory in the order in which they were begun, or the file itself."""
+    """Return the event files of a directory in the order of their start, or the file itself."""
     if path.is_file():
         return [path]
     names = (name for name in os.listdir(path) if "tfevents" in name)
@@ -151,7 +152,7 @@ def read_run(path: str | os.PathLike[str], *, name: str | None = None) -> Run:
 
     Args:
         path: Directory with event files (not those in directories below), or an event file.
-        name: What to call the run.
+        name: Name of the run; the last part of the path if None.
 
     Raises:
         RunsError: There is no such directory, it can't be listed, or it has no event files.
@@ -162,7 +163,7 @@ def read_run(path: str | os.PathLike[str], *, name: str | None = None) -> Run:
     except OSError as error:
         raise RunsError(f"run {str(path)!r} can't be read: {error.strerror}") from error
     if not files:
-        raise RunsError(f"{str(path)!r} holds no event files")
+        raise RunsError(f"{str(path)!r} holds no event files: pass a folder that holds some")
     log = _Log()
     for file in files:
         log.read(file)
@@ -170,7 +171,7 @@ def read_run(path: str | os.PathLike[str], *, name: str | None = None) -> Run:
 
 
 def _parsed(frame: Frame) -> Any:
-    """The event, or None where the data is none."""
+    """Return the event, or None where the data is none."""
     from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
 
@@ -181,7 +182,7 @@ def _parsed(frame: Frame) -> Any:
 
 
 class _Log:
-    """What was read so far."""
+    """Collect what the event files of a run hold."""
 
     def __init__(self) -> None:
         # For every kind: tag -> step and value of its points, in the order of the file.
@@ -222,7 +223,7 @@ class _Log:
         )
 
     def _without_chart(self, scalars: Mapping[str, Scalars]) -> dict[str, Band]:
-        """The bounds among arrays, which are then no longer among them."""
+        """Move the bounds among arrays out of them."""
         bands, arrays = {}, self._points["arrays"]
         for name in [name for name in arrays if name.startswith(_WITHOUT_CHART)]:
             tag, points = name.removeprefix(_WITHOUT_CHART), dict(arrays[name])
@@ -240,30 +241,23 @@ class _Log:
         records = foreign = bad = bad_bytes = 0
         unread: list[str] = []
         try:
-            for part in frames:
-                events = [_parsed(frame) for frame in part]
-                # Checking pictures would take most of the time; it is done when one is loaded.
-                unsure = [i for i, event in enumerate(events) if not _only_images(event)]
-                sound = whole([part[i] for i in unsure])
-                for i, is_sound in zip(unsure, sound, strict=True):
-                    if not is_sound:
-                        bad += 1
-                        bad_bytes += len(part[i].data)
-                        events[i] = None
-                    elif events[i] is None:
-                        foreign += 1
-                records += len(part)
-                for frame, event in zip(part, events, strict=True):
-                    if event is None:
-                        continue
-                    if event.session_log.status == SessionLog.START:
-                        self._restart(event.step)
-                    for number, value in enumerate(event.summary.value):
-                        where = Image(path, frame.offset, number)
-                        try:
-                            self._value(event.step, value, where)
-                        except (ValueError, TypeError, OverflowError) as error:
-                            unread.append(f"{value.tag} at step {event.step} {error}")
+            for frame in frames:
+                records += 1
+                event = _parsed(frame) if frame.intact else None
+                if not frame.intact:
+                    bad += 1
+                    bad_bytes += len(frame.data)
+                elif event is None:
+                    foreign += 1
+                if event is None:
+                    continue
+                if event.session_log.status == SessionLog.START:
+                    self._restart(event.step)
+                for number, value in enumerate(event.summary.value):
+                    try:
+                        self._value(event.step, value, Image(path, frame.offset, number))
+                    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+                        unread.append(f"{value.tag} at step {event.step} {error}")
         except OSError as error:
             self._warn(path, f"can't be read: {error.strerror}")
             return
@@ -275,16 +269,16 @@ class _Log:
             count = bad + len(frames.damaged)
             lost = bad_bytes + sum(frames.damaged.values())
             places = "place" if count == 1 else "places"
-            self._warn(path, f"is damaged in {count} {places}; {lost:,} bytes are left out")
+            self._warn(path, f"is damaged in {count} {places}; {lost:,} bytes are skipped")
         if 0 < foreign < records:
-            self._warn(path, f"has {foreign} records of another kind, which are left out")
+            self._warn(path, f"has {foreign} records of another kind, which are skipped")
         if unread:
-            more = "" if len(unread) == 1 else f", and {len(unread) - 1} more like it"
+            more = "" if len(unread) == 1 else f"; {len(unread) - 1} more are skipped, too"
             self._warn(path, f"has a value that can't be read: {unread[0]}{more}")
         if records and frames.cut_off:
             self._warn(
                 path,
-                f"ends within a record, {frames.cut_off:,} bytes of which are left out: it is "
+                f"ends within a record, {frames.cut_off:,} bytes of which are skipped: it is "
                 "still being written, or was cut off",
             )
 
@@ -292,7 +286,7 @@ class _Log:
         self._warnings.append(f"{path.name} {what}")
 
     def _restart(self, first: int) -> None:
-        """Leave out what an earlier part of the run logged for ``first`` and later steps."""
+        """Remove what an earlier part of the run logged for ``first`` and later steps."""
         for tags in self._points.values():
             for points in tags.values():
                 points[:] = [point for point in points if point[0] < first]
@@ -313,7 +307,7 @@ class _Log:
         elif form == "image":
             self._points["images"][tag].append((step, where))
         elif form == "tensor" and plugin == "scalars":
-            self._points["scalars"][tag].append((step, float(_numbers(value.tensor).reshape(()))))
+            self._points["scalars"][tag].append((step, _number(value.tensor)))
         elif form == "tensor" and plugin == "histograms":
             self._points["histograms"][tag].append((step, _histogram(_numbers(value.tensor))))
         elif form == "tensor" and plugin == "images":
@@ -327,7 +321,7 @@ class _Log:
 
 
 def _joined(charted: Band, others: Band) -> Band:
-    """A band whose chart came or went when its run was resumed."""
+    """Join two parts of a CI, whose form changed when its run was resumed."""
     steps = np.concatenate([charted.steps, others.steps])
     order = np.argsort(steps, kind="stable")
     low, high = (
@@ -338,7 +332,7 @@ def _joined(charted: Band, others: Band) -> Band:
 
 
 def _taken_out(scalars: dict[str, Scalars]) -> dict[str, Band]:
-    """The bounds among scalars, which are then no longer among them."""
+    """Move the bounds among scalars out of them."""
     bands = {}
     for tag in list(scalars):
         low, high, value = (f"{_INTERVALS}/{tag}/{part}" for part in ("low", "high", "value"))
@@ -352,36 +346,32 @@ def _taken_out(scalars: dict[str, Scalars]) -> dict[str, Band]:
     return bands
 
 
-def _only_images(event: Any) -> bool:
-    if event is None or not event.summary.value or event.HasField("session_log"):
-        return False
-    return all(_is_image(value) for value in event.summary.value)
-
-
-def _is_image(value: Any) -> bool:
-    form = value.WhichOneof("value")
-    plugin = value.metadata.plugin_data.plugin_name
-    return bool(form == "image" or (form == "tensor" and plugin == "images"))
-
-
 def _numbers(tensor: Any) -> FloatArray:
-    """The values of a numeric tensor.
+    """Return the values of a numeric tensor.
 
     Raises:
-        ValueError: It has another type, or not as many values as its shape wants.
+        ValueError: It has another type, or not as many values as its shape has. TensorFlow lets one
+            value stand for all; no log of TensorBoard does, and a small file could take any memory.
     """
     if tensor.dtype not in _NUMBERS:
         raise ValueError(f"is a tensor of type {tensor.dtype}, not of numbers")
-    shape = [int(dim.size) for dim in tensor.tensor_shape.dim]
+    shape = tuple(int(dim.size) for dim in tensor.tensor_shape.dim)
+    values: npt.NDArray[Any]
     if tensor.tensor_content:
         values = np.frombuffer(tensor.tensor_content, f"<{_NUMBERS[tensor.dtype]}")
     else:
         values = np.array(getattr(tensor, _FIELDS.get(tensor.dtype, "int_val")), np.float64)
-        if values.size == 1:
-            values = np.repeat(values, max(0, math.prod(shape)))  # One value stands for all.
     if min(shape, default=0) < 0 or math.prod(shape) != values.size:
-        raise ValueError(f"has {values.size} values for the shape {tuple(shape)}")
+        has = "1 value" if values.size == 1 else f"{values.size:,} values"
+        raise ValueError(f"has {has} for the shape {shape}")
     return values.astype(np.float64).reshape(shape)
+
+
+def _number(tensor: Any) -> float:
+    values = _numbers(tensor)
+    if values.size != 1:
+        raise ValueError(f"has {values.size:,} values, and a scalar has one")
+    return values.item()
 
 
 def _text(tensor: Any) -> str:

@@ -1,14 +1,17 @@
-"""A document as plain text for a terminal, or as Markdown."""
+"""Render sections as plain text for a terminal, or as Markdown.
+
+Names and tags come from files of others: characters that a terminal would obey are escaped.
+"""
 
 from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from .document import Block, Heading, Items, Paragraph, Table
+from .document import Section, Table, Tags
 
-__all__ = ["markdown", "plain"]
+__all__ = ["markdown", "plain", "printable"]
 
 _GAP = "  "
 _LEAST_FIRST = 16  # Characters that a table's first column keeps.
@@ -18,29 +21,41 @@ _TAGS = functools.partial(
 )
 
 
-def plain(blocks: Sequence[Block], width: int | None = None) -> str:
-    """Aligned text, at most ``width`` characters wide as far as tables can be."""
+def printable(text: str) -> str:
+    """Return the text with control characters, newlines and bidi overrides escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def plain(sections: Sequence[Section], width: int | None = None) -> str:
+    """Return aligned text, at most ``width`` characters wide as far as tables can be."""
     prose = min(width or _PROSE, _PROSE)
-    parts: list[str] = []
-    for number, block in enumerate(blocks):
-        if isinstance(block, Heading):
-            text = f"{block.text}\n{('=' if number == 0 else '-') * min(len(block.text), prose)}"
-            parts.append(text if number == 0 else f"\n{text}")
-        elif isinstance(block, Paragraph):
-            parts.append("\n" + textwrap.fill(block.text, prose))
-        elif isinstance(block, Items):
-            text = f"{block.title} ({len(block.items)}): {', '.join(block.items)}"
-            parts.append("\n" + _TAGS(width=prose).fill(text))
-        else:
-            before = "" if parts and isinstance(blocks[number - 1], Heading) else "\n"
-            parts.append(before + _plain_table(block, width))
-    return "\n".join(parts) + "\n"
+    lines: list[str] = []
+    for number, section in enumerate(sections):
+        title = printable(section.title)
+        rule = ("-" if number else "=") * min(len(title), prose)
+        lines += [*([""] * 2 if number else []), title, rule]
+        for place, part in enumerate(section.parts):
+            if not isinstance(part, Table):
+                lines.append("")
+                lines.append(_prose(part, prose))
+            else:
+                lines += [*([""] if place else []), _plain_table(part, width)]
+    return "\n".join(lines) + "\n"
+
+
+def _prose(part: str | Tags, width: int) -> str:
+    if isinstance(part, str):
+        return textwrap.fill(printable(part), width)
+    tags = ", ".join(map(printable, part.tags))
+    return _TAGS(width=width).fill(f"{printable(part.title)} ({len(part.tags)}): {tags}")
 
 
 def _plain_table(table: Table, width: int | None) -> str:
-    columns = list(range(len(table.header)))
-    cells = [table.header, *(row for row in table.rows if len(row) > 1)]
-    wide = [max(len(row[c]) for row in cells) for c in columns]
+    header, *rows = ([printable(cell) for cell in row] for row in (table.header, *table.rows))
+    columns = list(range(len(header)))
+    wide = [max(len(row[c]) for row in [header, *rows] if len(row) > 1) for c in columns]
 
     def total() -> int:
         return sum(wide[c] for c in columns) + len(_GAP) * (len(columns) - 1)
@@ -51,7 +66,7 @@ def _plain_table(table: Table, width: int | None) -> str:
     if width is not None and total() > width:
         wide[0] = max(_LEAST_FIRST, wide[0] - (total() - width))
     lines = []
-    for row in (table.header, *table.rows):
+    for row in (header, *rows):
         if len(row) == 1:
             lines.append(_shortened(row[0], width or len(row[0])))
             continue
@@ -72,39 +87,39 @@ def _shortened(text: str, width: int) -> str:
     return f"{text[: kept // 2]}..{text[len(text) - (kept - kept // 2) :]}"
 
 
-def markdown(blocks: Sequence[Block]) -> str:
-    """Markdown with tables as GitHub shows them."""
+def markdown(sections: Sequence[Section]) -> str:
+    """Return Markdown with tables as GitHub shows them."""
     parts = []
-    for number, block in enumerate(blocks):
-        if isinstance(block, Heading):
-            parts.append(f"{'#' if number == 0 else '##'} {_escaped(block.text)}")
-        elif isinstance(block, Paragraph):
-            parts.append(_escaped(block.text))
-        elif isinstance(block, Items):
-            tags = ", ".join(f"`{item}`" for item in block.items)
-            parts.append(f"{_escaped(block.title)} ({len(block.items)}): {tags}")
-        else:
-            parts.append(_markdown_table(block))
+    for number, section in enumerate(sections):
+        parts.append(f"{'##' if number else '#'} {_escaped(section.title)}")
+        for part in section.parts:
+            if isinstance(part, str):
+                parts.append(_escaped(part))
+            elif isinstance(part, Tags):
+                tags = ", ".join(map(_escaped, part.tags))
+                parts.append(f"{_escaped(part.title)} ({len(part.tags)}): {tags}")
+            else:
+                parts.append(_markdown_table(part))
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_table(table: Table) -> str:
-    rule = ["---" if a == "l" else "---:" for a in table.align]
-    lines = [_row(table.header), "|" + "|".join(rule) + "|"]
-    for row in table.rows:
-        if len(row) == 1:
-            lines.append(_row((f"**{row[0]}**", *("" for _ in table.header[1:])), escape=False))
-        else:
-            lines.append(_row(row))
+    width = len(table.header)
+    rows = [
+        [f"**{_escaped(row[0])}**", *[""] * (width - 1)] if len(row) == 1 else map(_escaped, row)
+        for row in table.rows
+    ]
+    rule = "|".join("---" if a == "l" else "---:" for a in table.align)
+    lines = [_row(map(_escaped, table.header)), f"|{rule}|", *map(_row, rows)]
     return "\n".join(lines)
 
 
-def _row(cells: Sequence[str], *, escape: bool = True) -> str:
-    texts = [_escaped(c.strip()) if escape else c.replace("|", r"\|") for c in cells]
-    return "| " + " | ".join(texts) + " |"
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _escaped(text: str) -> str:
-    for mark in ("\\", "|", "*", "_", "<", "`", "["):
+    text = printable(text.strip())
+    for mark in ("\\", "|", "*", "_", "<", "`", "[", "~", "&"):
         text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")
+    return text

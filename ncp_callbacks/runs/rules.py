@@ -1,10 +1,10 @@
-"""Conditions on scalars that make a comparison fail, for tests of training: ``val/loss>+5%``.
+"""Judge conditions that make a comparison fail, for tests of training: ``val/loss>+5%``.
 
 ``>``, ``>=``, ``<`` and ``<=`` compare
 
 * a change in per cent of the first side: ``val/loss>+5%``, ``val/accuracy<-1%``,
 * a change, a number with a sign: ``val/loss>+0.02``,
-* the value itself, a number without: ``val/loss>0.3``.
+* the value itself, a number without a sign: ``val/loss>0.3``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import RunsError
 from .find import Group, nearest
 from .scalars import scalar_row
 
-__all__ = ["Rule", "broken_rules"]
+__all__ = ["Rule", "judge_rules"]
 
 _RULE = re.compile(
     r"\s*(?P<tag>\S.*?)\s*(?P<compare>[<>]=?)\s*"
@@ -30,7 +30,7 @@ _COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operato
 
 @dataclass(frozen=True)
 class Rule:
-    """Fails where the number of ``tag`` and ``threshold`` compare so."""
+    """Fail where the number of ``tag`` compares so with ``threshold``."""
 
     text: str
     tag: str
@@ -40,10 +40,10 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """A rule as written.
+        """Return the rule that a text describes.
 
         Raises:
-            RunsError: It can't be understood.
+            RunsError: The text can't be understood.
         """
         match = _RULE.fullmatch(text)
         if match is None:
@@ -56,17 +56,21 @@ class Rule:
         return cls(text, match["tag"], match["compare"], float(number), kind)
 
 
-def broken_rules(
-    groups: Sequence[Group], rules: Sequence[Rule], *, until: int, last: int
-) -> list[str]:
-    """Why the comparison fails, a sentence for every side that breaks a rule.
+def judge_rules(
+    groups: Sequence[Group],
+    rules: Sequence[Rule],
+    window: tuple[int, int],
+    commensurable: Callable[[int, str], bool] = lambda side, tag: True,
+) -> tuple[list[str], list[str]]:
+    """Return a sentence for every side that breaks a rule, and for every one that can't be judged.
 
-    What is not a number breaks every rule: a run that diverged must not pass.
+    A value that is not a number breaks every rule: a run that diverged must not pass. A change
+    between runs that are not commensurable can't be judged.
 
     Raises:
         RunsError: Not all runs have a rule's tag, or not at common steps.
     """
-    broken = []
+    broken, unjudged = [], []
     for rule in rules:
         runs = [run for group in groups for run in group.runs]
         without = [run.name for run in runs if rule.tag not in run.scalars]
@@ -76,28 +80,37 @@ def broken_rules(
                 f"{rule.text!r}: {', '.join(without)} has no scalar {rule.tag!r}"
                 f"{nearest(rule.tag, known)}"
             )
-        row = scalar_row(groups, rule.tag, until=until, last=last)
+        row = scalar_row(groups, rule.tag, window, commensurable)
         if row is None:
             raise RunsError(f"{rule.text!r}: the runs have no common steps of {rule.tag!r}")
         first = row.values[0].mean
         for group, value, change in zip(groups[1:], row.values[1:], row.changes, strict=True):
-            number = value.mean if rule.kind == "value" else change.delta
-            if rule.kind == "percent":
+            if rule.kind == "value":
+                number = value.mean
+            elif change is None:
+                unjudged.append(
+                    f"{rule.text}: {group.name} and {groups[0].name} were analysed differently, so "
+                    "their change means nothing"
+                )
+                continue
+            elif rule.kind == "percent":
                 number = change.percent if change.percent is not None else _infinite(change.delta)
+            else:
+                number = change.delta
             if math.isnan(number) or _COMPARE[rule.compare](number, rule.threshold):
                 broken.append(
                     f"{rule.text}: {rule.tag} is {value.mean:.4g} in {group.name} and {first:.4g} "
-                    f"in {groups[0].name}, {_said(rule.kind, number)}"
+                    f"in {groups[0].name}, {_explained(rule.kind, number)}"
                 )
-    return broken
+    return broken, unjudged
 
 
 def _infinite(delta: float) -> float:
-    """A change from 0, in per cent."""
+    """Return a change from 0, in per cent."""
     return math.copysign(math.inf, delta) if delta else delta
 
 
-def _said(kind: str, number: float) -> str:
+def _explained(kind: str, number: float) -> str:
     if math.isnan(number):
         return "which can't be compared"
     if kind == "percent":

@@ -1,10 +1,10 @@
-"""Scalars of several runs over the same steps."""
+"""Compare the scalars of several runs in one window of training."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,47 +12,97 @@ import numpy.typing as npt
 
 from .comparison import Change, ScalarRow, SideValue
 from .find import Group
-from .reader import Scalars
+from .reader import Run, Scalars
 from .statistics import FEWEST, holm, permutation_p, smallest_p, welch_interval, welch_t
 
-__all__ = ["compare_scalars", "scalar_row", "significance"]
+__all__ = ["VALIDATION", "common_window", "compare_scalars", "scalar_row", "significance"]
 
 FloatArray = npt.NDArray[np.float64]
+Window = tuple[int, int]
 
-_FIRST = re.compile(r"(train|training|val|valid|validation|dev|test|eval)(?=[/_]|$)|loss$")
-# What looking cost, what went in and what was new since the last look say nothing of the models.
-_ASIDE = re.compile(r"monitor/|.*/(numbers_changed|nonfinite|sequences|\w+_change)$")
+RECOMMENDED = 5  # Runs a side: 252 relabellings, with p down to 0.008.
+VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)(?=[/_]|$)")
+_TRAINING = re.compile(r"(train|training)(?=[/_]|$)|loss$")
+# The cost of the monitor, properties of the batch and the machine, and what was new since the
+# previous snapshot tell nothing about the models.
+_ASIDE = re.compile(
+    r"monitor/|.*/(numbers_changed|nonfinite|sequences|basis_refits|nodes|n_steps|n_samples|"
+    r"seconds|outside_x\S*|\w+_change)$|.*_nonfinite$"
+)
 
 
-def scalar_row(groups: Sequence[Group], tag: str, *, until: int, last: int) -> ScalarRow | None:
-    """A tag that all runs have; None where they have no steps in common.
+def common_window(groups: Sequence[Group], until: int, last: int) -> Window:
+    """Return the first and last step of the snapshots that are averaged, for all tags.
 
-    All runs are averaged over the same steps: up to the last that each has reached, and back to
-    where each has ``last`` points or its first. Runs that log at different intervals are then still
-    compared at the same stage of training.
+    These are the last ``last`` snapshots up to the last that all runs reached; runs that log more
+    often are averaged over more, from the same stage of training. Snapshots are those of
+    validation tags, or where there are none of all tags but training's. The first snapshot, of an
+    untrained model, is no part of the window unless it is all there is.
+    """
+    runs = [run for group in groups for run in group.runs]
+    shared = [tag for tag in runs[0].scalars if all(tag in run.scalars for run in runs)]
+    chosen = (
+        [tag for tag in shared if VALIDATION.match(tag)]
+        or [tag for tag in shared if not (_TRAINING.match(tag) or _ASIDE.match(tag))]
+        or shared
+    )
+    made = [_snapshots(run, chosen, until) for run in runs]
+    if not all(steps.size for steps in made):
+        return until, until
+    end = min(int(steps[-1]) for steps in made)
+    starts = []
+    for steps in made:
+        reached = steps[steps <= end]
+        starts.append(int((reached[1:] if reached.size > 1 else reached)[-last:][0])
+                      if reached.size else end)  # fmt: skip
+    return min(starts), end
+
+
+def _snapshots(run: Run, tags: Sequence[str], until: int) -> npt.NDArray[np.int64]:
+    steps = np.unique(
+        np.concatenate([np.zeros(0, np.int64), *(run.scalars[t].steps for t in tags)])
+    )
+    return steps[steps <= until]
+
+
+def scalar_row(
+    groups: Sequence[Group],
+    tag: str,
+    window: Window,
+    commensurable: Callable[[int, str], bool] = lambda side, tag: True,
+) -> ScalarRow | None:
+    """Compare a tag that all runs have; None where they have no steps in common.
+
+    A tag that some run didn't log within the window has its value at the last common step.
+
+    Args:
+        groups: The sides.
+        tag: A tag that all runs have.
+        window: From :func:`common_window`.
+        commensurable: Returns False for a side (but the first) whose tag must not be subtracted.
     """
     series = [[run.scalars[tag] for run in group.runs] for group in groups]
     every = [one for side in series for one in side]
-    end = min(_last_up_to(one, until) for one in every)
-    if any(int(one.steps[0]) > end for one in every):
-        return None
-    start = min(_start(one, end, last) for one in every)
-    values = tuple(_side_value([_within(one, start, end) for one in side]) for side in series)
-    changes = tuple(_change(values[0], value) for value in values[1:])
-    return ScalarRow(tag, (start, end), values, changes)
+    start, end = window
+    if not all(_within(one, start, end).any() for one in every):
+        common = set.intersection(*(set(one.steps[one.steps <= end].tolist()) for one in every))
+        if not common:
+            return None
+        start = end = max(common)
+    values = tuple(
+        _side_value([one.values[_within(one, start, end)] for one in side]) for side in series
+    )
+    changes = tuple(
+        _change(values[0], value) if commensurable(number, tag) else None
+        for number, value in enumerate(values[1:])
+    )
+    steps = np.concatenate([one.steps[_within(one, start, end)] for one in every])
+    return ScalarRow(tag, (int(steps.min()), int(steps.max())), values, changes)
 
 
-def _last_up_to(series: Scalars, until: int) -> int:
-    reached = series.steps[series.steps <= until]
-    return int(reached[-1]) if reached.size else until
-
-
-def _start(series: Scalars, end: int, last: int) -> int:
-    return int(np.unique(series.steps[series.steps <= end])[-last:][0])
-
-
-def _within(series: Scalars, start: int, end: int) -> FloatArray:
-    return series.values[(series.steps >= start) & (series.steps <= end)]
+def _within(series: Scalars, start: int, end: int) -> npt.NDArray[np.bool_]:
+    inside: npt.NDArray[np.bool_] = (series.steps >= start) & (series.steps <= end)
+    return inside
 
 
 def _side_value(points: Sequence[FloatArray]) -> SideValue:
@@ -73,100 +123,127 @@ def _change(a: SideValue, b: SideValue) -> Change:
         elif noise == 0:
             over_noise = math.inf if delta else 0.0
     percent = 100 * delta / abs(a.mean) if a.mean else None
-    interval = p = None
+    ci = p = None
     if min(len(a.runs), len(b.runs)) >= FEWEST:
-        interval, p = welch_interval(a.runs, b.runs), permutation_p(a.runs, b.runs)
-    return Change(delta, percent, over_noise, interval, p, None)
+        ci, p = welch_interval(a.runs, b.runs), permutation_p(a.runs, b.runs)
+    return Change(delta, percent, over_noise, ci, p, None)
 
 
 def compare_scalars(
-    groups: Sequence[Group], tags: Sequence[str], *, until: int, last: int, chosen: bool = False
+    groups: Sequence[Group],
+    tags: Sequence[str],
+    window: Window,
+    commensurable: Callable[[int, str], bool] = lambda side, tag: True,
+    *,
+    chosen: bool = False,
 ) -> tuple[list[ScalarRow], list[str], list[str]]:
-    """Rows, sorted; tags with the same numbers in all runs; tags without common steps.
+    """Return sorted rows, tags with the same numbers in all runs, and tags without common steps.
 
-    Unless tags were ``chosen``, those that say nothing of the models come last and without p, so
-    that they are no tests that Holm should count.
+    Unless tags were ``chosen``, constants and bookkeeping have no p, so that Holm's correction
+    doesn't count them.
     """
     rows, unchanged, apart = [], [], []
     for tag in tags:
-        row = scalar_row(groups, tag, until=until, last=last)
+        row = scalar_row(groups, tag, window, commensurable)
         if row is None:
             apart.append(tag)
         elif len({mean for value in row.values for mean in value.runs}) == 1:
-            # Relabelling can't change them either: they are no tests that Holm should count.
+            # Relabelling can't change them either: Holm's correction must not count them.
             unchanged.append(tag)
-        elif _aside(tag) and not chosen:
-            rows.append(replace(row, changes=tuple(replace(c, p=None) for c in row.changes)))
+        elif _place(row) == 3 and not chosen:
+            rows.append(_with_p(row, lambda change: replace(change, p=None)))
         else:
             rows.append(row)
     rows.sort(key=_order)
-    return _corrected(rows), unchanged, apart
+    of_validation = [row for row in rows if VALIDATION.match(row.tag)]
+    others = [row for row in rows if not VALIDATION.match(row.tag)]
+    return [*_corrected(of_validation), *_corrected(others)], unchanged, apart
+
+
+def _with_p(row: ScalarRow, changed: Callable[[Change], Change]) -> ScalarRow:
+    return replace(row, changes=tuple(c if c is None else changed(c) for c in row.changes))
 
 
 def _corrected(rows: Sequence[ScalarRow]) -> list[ScalarRow]:
-    adjusted = iter(holm([c.p for row in rows for c in row.changes if c.p is not None]))
+    adjusted = iter(holm([c.p for row in rows for c in row.changes if c and c.p is not None]))
     return [
-        replace(
-            row,
-            changes=tuple(
-                c if c.p is None else replace(c, p_holm=next(adjusted)) for c in row.changes
-            ),
-        )
+        _with_p(row, lambda c: c if c.p is None else replace(c, p_holm=next(adjusted)))
         for row in rows
     ]
 
 
-def _aside(tag: str) -> bool:
-    return bool(_ASIDE.match(tag)) and not _FIRST.match(tag)
+def _place(row: ScalarRow) -> int:
+    """Return 0 for validation, 1 for training, 2 for the model, 3 for constants and bookkeeping."""
+    if VALIDATION.match(row.tag):
+        return 0
+    if _TRAINING.match(row.tag):
+        return 1
+    return 3 if _ASIDE.match(row.tag) or _size(row) == math.inf else 2
 
 
 def _order(row: ScalarRow) -> tuple[int, int, float, str]:
-    head = _FIRST.match(row.tag)
     broken = any(not math.isfinite(value.mean) for value in row.values)
-    pairs = zip(row.values[1:], row.changes, strict=True)
-    size = max(_size(row.values[0], value, change) for value, change in pairs)
-    place = 0 if head else 2 if _aside(row.tag) else 1
-    return place, 0 if broken else 1, -size, row.tag
+    return _place(row), 0 if broken else 1, -_size(row), row.tag
 
 
-def _size(a: SideValue, b: SideValue, change: Change) -> float:
-    """How much a change stands out: over the scatter between runs if known, else within runs."""
-    if min(len(a.runs), len(b.runs)) >= FEWEST:
-        t = welch_t(a.runs, b.runs)
-        return math.inf if t is None else abs(t)
-    if change.over_noise is None or math.isnan(change.over_noise):
-        return -1.0
-    return change.over_noise
+def _size(row: ScalarRow) -> float:
+    """Return how much a row stands out: over the scatter between runs if known, else within runs.
+
+    A row whose sides differ without any scatter is infinite: a constant, not a result of training.
+    """
+    sizes = []
+    a = row.values[0]
+    for b, change in zip(row.values[1:], row.changes, strict=True):
+        size = None if change is None else change.over_noise
+        if change is not None and min(len(a.runs), len(b.runs)) >= FEWEST:
+            t = welch_t(a.runs, b.runs)
+            size = (math.inf if change.delta else 0.0) if t is None else abs(t)
+        sizes.append(-1.0 if size is None or math.isnan(size) else size)
+    return max(sizes)
 
 
 def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
-    """What may be said of differences between runs, given how many there are."""
+    """Return a sentence on what the differences can tell, given how many runs there are."""
     sizes = [len(group.runs) for group in groups]
     fewest = min(sizes)
     if max(sizes) == 1:
         return "one run each: no significance"
     if fewest == 1:
         names = [repr(group.name) for group in groups if len(group.runs) == 1]
-        return f"one run in {' and '.join(names)}: no significance, no intervals"
-    if fewest == 2:
+        several = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"one run in {' and '.join(names[:3])}{several}: no significance, no CI"
+    if fewest < FEWEST:
         return (
-            "2 runs on a side: intervals and p are not given, since two runs say next to nothing "
-            "of how far a third would be; 3 or more on every side are needed"
+            "2 runs on a side: no CI and no p, since two runs tell next to nothing about a third; "
+            f"{FEWEST} runs on every side are needed, {RECOMMENDED} are recommended"
         )
-    tests = sum(change.p is not None for row in rows for change in row.changes)
-    smallest, most = min((smallest_p(sizes[0], size), size) for size in sizes[1:])
+    tests = [
+        sum(c is not None and c.p is not None for row in family for c in row.changes)
+        for family in (
+            [row for row in rows if VALIDATION.match(row.tag)],
+            [row for row in rows if not VALIDATION.match(row.tag)],
+        )
+    ]
+    smallest, other = min((smallest_p(sizes[0], size), size) for size in sizes[1:])
     text = (
-        "95 % intervals over runs (Welch), for each tag by itself; p by relabelling runs, and "
-        f"after Holm's correction for {tests} test{'s' if tests != 1 else ''}"
+        "95 % CIs over runs (Welch) are for each tag alone, p is by relabelling runs. Validation "
+        f"is tested first and alone (Holm's correction for {_tests(tests[0])}); all else is "
+        f"exploration (Holm's correction for {_tests(tests[1])})"
     )
-    if smallest * tests > 0.05:
+    if min(sizes[0], other) < RECOMMENDED or smallest * max(tests) > 0.05:
         text += (
-            f". With {sizes[0]} and {most} runs no p is below {smallest:.2g}, "
-            f"so that none of {tests} can pass 0.05 after correction: "
+            f". With {sizes[0]} and {other} runs no p is below {smallest:.2g}, however large the "
+            "difference"
         )
+    if smallest * tests[1] > 0.05:
         text += (
-            "choose fewer tags with --tags beforehand, or add runs"
-            if smallest <= 0.05
-            else "add runs"
+            f", so that none of the {tests[1]} can pass 0.05 after correction: choose fewer with "
+            "--tags beforehand, or add runs"
         )
+    if min(sizes) < RECOMMENDED:
+        text += f". {RECOMMENDED} runs a side are recommended"
     return text
+
+
+def _tests(count: int) -> str:
+    return f"{count} test{'' if count == 1 else 's'}"

@@ -138,14 +138,12 @@ def _add(layout: Any, tag: str, tags: ChartTags) -> None:
 
 def _layouts(log_dir: Path) -> Iterator[Any]:
     """Yield the layouts in the event files of a directory, in the order of writing."""
-    from ..runs.frames import Frames, whole
+    from ..runs.frames import Frames
     from ..runs.reader import event_files
 
     for file in event_files(log_dir):
-        for frames in Frames(file):
-            some = [frame for frame in frames if _LAYOUT.encode() in frame.data]
-            for frame, sound in zip(some, whole(some) if some else [], strict=True):
-                if sound:
-                    for value in Event.FromString(frame.data).summary.value:
-                        if value.tag == _LAYOUT and value.tensor.string_val:
-                            yield Layout.FromString(value.tensor.string_val[0])
+        for frame in Frames(file):
+            if frame.intact and _LAYOUT.encode() in frame.data:
+                for value in Event.FromString(frame.data).summary.value:
+                    if value.tag == _LAYOUT and value.tensor.string_val:
+                        yield Layout.FromString(value.tensor.string_val[0])
