@@ -24,7 +24,7 @@ import random
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -204,13 +204,8 @@ def set_evaluation_mode(model: nn.Module) -> None:
 # ---- arrays
 
 
-def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
-    """Evaluate pending arrays, and hand out views that a later write in place doesn't reach.
-
-    Returns:
-        The views, None where an array can't be evaluated (tracing left it behind), and the slots
-        of these.
-    """
+def evaluate_pending(arrays: Iterable[Any]) -> set[int]:
+    """Evaluate the MLX arrays among ``arrays``; return the ids of those that can't be."""
     pending = [array for array in arrays if isinstance(array, mx.array)]
     failed: set[int] = set()
     try:
@@ -221,6 +216,17 @@ def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
                 mx.eval(array)
             except RuntimeError:
                 failed.add(id(array))
+    return failed
+
+
+def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Evaluate pending arrays, and hand out views that a later write in place doesn't reach.
+
+    Returns:
+        The views, None where an array can't be evaluated (tracing left it behind), and the slots
+        of these.
+    """
+    failed = evaluate_pending(arrays)
     slots = [slot for slot, array in enumerate(arrays) if id(array) in failed]
     views: list[Any] = []
     for array in arrays:

@@ -16,7 +16,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..instrument.model_copy import ModelCopy, Subject, array_bytes, array_paths, pack, usable
+from ..instrument.model_copy import (
+    ModelCopy,
+    Subject,
+    array_bytes,
+    array_paths,
+    evaluate_pending,
+    pack,
+    usable,
+)
 
 __all__ = ["ArrayBytes", "Snapshot", "SnapshotLoader", "SnapshotReader"]
 
@@ -96,6 +104,10 @@ class SnapshotReader:
         """Let the next snapshot hold the whole model."""
         self._as_bytes = self._as_bytes if as_bytes is None else as_bytes
         self._skeleton = None
+
+    def evaluate_pending(self) -> None:
+        """Compute what training has left to compute, which isn't part of reading the model."""
+        evaluate_pending(array for _, array in array_paths(self._subject.model))
 
     def read(self, extra: Any = None) -> Snapshot:
         """Return what has changed.
