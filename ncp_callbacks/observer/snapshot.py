@@ -161,11 +161,13 @@ class _Known:
         A trained parameter is a new object after each update. An object that comes back may still
         have been written in place: then it has another buffer than the view of it that is kept.
         """
-        if isinstance(array, np.ndarray):
-            digest = zlib.crc32(np.ascontiguousarray(array).tobytes())
+        if not _is_told_by_address(array):
+            data = array_bytes(array) if isinstance(array, mx.array) else array.tobytes()
+            digest = zlib.crc32(data)
             same = digest == self._digest
-            self._digest = digest
+            self._digest, self._view = digest, None
             return same
+        self._digest = None
         if self._view is not None and _address(array) == _address(self._view):
             return True
         # A view is kept only of what seems not to be trained: it keeps the buffer alive.
@@ -197,11 +199,19 @@ class SnapshotLoader:
         self._copy.load(self._skeleton, self._arrays)
 
 
+def _is_told_by_address(array: Any) -> bool:
+    """Tell if an array's address shows that it holds other numbers now.
+
+    A transposed array has the address of the original, and one that isn't contiguous has none.
+    """
+    if not isinstance(array, mx.array) or array.ndim == 0 or array.size == 0:
+        return False
+    buffer: Any = array
+    return memoryview(buffer).c_contiguous
+
+
 def _address(array: mx.array) -> int:
-    """Return where an evaluated array's entries are."""
-    if array.ndim == 0 or array.size == 0:
-        # Compared by value, as it were: too small to matter, so always read again.
-        return -id(array)
+    """Return where the entries of an evaluated, contiguous array are."""
     whole = array.view(mx.uint8)
     mx.eval(whole)
     buffer: Any = whole
