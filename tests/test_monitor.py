@@ -208,7 +208,9 @@ def test_standard_set_on_a_model_without_time_or_cell(
         ("hidden", "no recurrent cell"),
         ("backbone", "no backbone"),
     ]:
-        assert any(m.startswith(f"{name} doesn't apply to this model: ") and word in m for m in said)
+        assert any(
+            m.startswith(f"{name} doesn't apply to this model: ") and word in m for m in said
+        )
     groups = {tag.split("/")[0] for tag in writer.tags}
     assert groups == {"about", "attribution", "attribution_share", "monitor", "_ncp"}
 

@@ -233,7 +233,10 @@ def test_a_model_without_anything_to_learn_is_left_out() -> None:
             return x.mean(axis=(1, 2))[:, None]
 
     writer, notes = monitored(Mean(), [ncp.SanityCheck()], x=batch()[0])
-    assert any("sanity_check doesn't apply to this model" in n and "no trainable parameters" in n for n in notes)
+    assert any(
+        "sanity_check doesn't apply to this model" in n and "no trainable parameters" in n
+        for n in notes
+    )
     assert not any("sanity" in tag for tag in writer.tags)
 
 

@@ -454,9 +454,7 @@ def test_training_beside_a_compiled_validation_function(background: bool) -> Non
         if monitored:
             monitor.start()
         for step in range(1, 7):
-            loss, gradients = gradient(
-                mx.random.normal((16, 7, 3)), mx.random.normal((16, 7, 1))
-            )
+            loss, gradients = gradient(mx.random.normal((16, 7, 3)), mx.random.normal((16, 7, 1)))
             optimizer.update(model, gradients)
             mx.eval(loss, model.parameters(), optimizer.state)
             losses += [float(loss), float(validate(mx.random.normal((4, 7, 3))))]

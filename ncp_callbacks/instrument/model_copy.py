@@ -21,6 +21,7 @@ import importlib
 import io
 import pickle
 import random
+import sys
 import threading
 import types
 import weakref
@@ -47,7 +48,10 @@ __all__ = [
 
 # Smaller numpy arrays stay in the skeleton: comparing them there costs less than a slot.
 _NUMPY_SLOT_BYTES = 16 << 10
-_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+# The function that makes one, as not every Python has a name for the types.
+_LOCKS: dict[type, Callable[[], Any]] = {
+    type(make()): make for make in (threading.Lock, threading.RLock)
+}
 _RANDOM_STATE = type(mx.random.state)
 
 
@@ -303,7 +307,11 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
         if kind.__module__ in ("mlx.core", "nanobind", "mlx.core.random"):
             return self._reduce_mlx(obj, kind)
         if kind in _LOCKS:
-            return kind, ()
+            return _LOCKS[kind], ()
+        if isinstance(obj, io.IOBase) and not isinstance(obj, io.BytesIO | io.StringIO):
+            if not any(obj is stream for stream in (sys.stdout, sys.stderr)):
+                # cloudpickle would read a whole file each time.
+                raise pickle.PicklingError("it is an open file")
         if kind is weakref.ref:
             return weakref.ref, (obj(),) if obj() is not None else (_Gone(),)
         return super().reducer_override(obj)
