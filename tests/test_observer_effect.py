@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import copy
 import pickle
@@ -65,7 +64,7 @@ class Training:
                 module.freeze(recurse=False)
             if number % 3 == 1:
                 object.__setattr__(module, "_training", False)
-        if not tree_flatten(self.model.trainable_parameters()):
+        if name in ("port/eltc", "port/ctgru-wide-state"):  # nothing would be left to train
             self.model.unfreeze()
         self.optimizer = optim.Adam(learning_rate=0.01)
         self.compiled, self.losses, self.step = compiled, [], None
@@ -277,8 +276,7 @@ class Unprintable(Exception):
 
 ORDINARY = [
     StopIteration(), RecursionError("deep"), MemoryError(), OSError(28, "full"), Unprintable(),
-    AssertionError(), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), ExceptionGroup("g", [OSError()])
-    if "ExceptionGroup" in dir(builtins) else OSError(),
+    AssertionError(), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), RuntimeWarning("warned"),
 ]  # fmt: skip
 
 
@@ -438,7 +436,8 @@ def test_weights_made_in_the_first_call_are_made_as_without():
         training = Training("enhanced/late-cfc-stacked")
         if analysed:
             instrument = Instrument(training.model, training.held_out())
-            ncp.Observation(instrument, 0, set(ncp.Need))
+            with instrument.analysing():
+                ncp.Observation(instrument, 0, set(ncp.Need))
             assert "ff1_kernel" not in training.model.forward_layers[0]
         training.start()
         models.append({path: seen(module) for path, module in modules(training.model)})

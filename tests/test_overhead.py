@@ -131,7 +131,7 @@ def test_seconds_of_callbacks_and_their_sum() -> None:
 
 
 def test_what_training_left_to_compute_is_not_taken_for_the_monitors_work() -> None:
-    """MLX computes when it must: a snapshot that met the training step's work would seem to cost it."""
+    """MLX computes when it must: the work of a training step must not count as the monitor's."""
     model, writer = Net(), ncp.MemoryWriter()
     with ncp.Monitor(model, held_out(), [Slow(0.0)], writer=writer, every=1) as monitor:
         pending = model.head.weight + 1.0
