@@ -960,6 +960,17 @@ def test_states_for_the_projector_when_the_run_ends(model: Net) -> None:
     assert figure.tag == "hidden/pca"
 
 
+def test_no_states_for_the_projector_of_a_run_that_diverged(
+    model: Net, held_out: ncp.HeldOutBatch
+) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [ncp.StateSpace()], writer=writer, every=1) as monitor:
+        model.rnn.cell.ff1.weight = mx.full(model.rnn.cell.ff1.weight.shape, float("nan"))
+        monitor.on_step_end(1)
+    assert not [r for _, r in writer.records if isinstance(r, ncp.Embedding)]
+    assert not [note for note in monitor.notes if "failed" in note]
+
+
 def test_what_is_printed(
     model: Net,
     held_out: ncp.HeldOutBatch,
