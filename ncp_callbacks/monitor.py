@@ -615,6 +615,8 @@ class Monitor:
 
     def _analyse(self, step: int, due: Sequence[Callback], *, finish: bool = False) -> None:
         assert self._reader is not None
+        # MLX computes when it must: the training step's own work is not the monitor's.
+        self._reader.evaluate_pending()
         with self._overhead.occupying():
             try:
                 if not self._revive():

@@ -177,10 +177,10 @@ COUNTS = st.integers(0, 10**6)
 
 
 @given(st.builds(Tally, *[COUNTS] * 6), COUNTS, COUNTS, COUNTS)
-def test_closing_leaves_nothing_out(tally: Tally, steps: int, looks: int, notes: int) -> None:
-    text = closing("runs/x", tally, steps=steps, looks=looks, notes=notes)
+def test_closing_leaves_nothing_out(tally: Tally, steps: int, snapshots: int, notes: int) -> None:
+    text = closing("runs/x", tally, steps=steps, snapshots=snapshots, notes=notes)
     head, *rest = text.splitlines()
-    for number in (steps, looks, tally.records, tally.figures):
+    for number in (steps, snapshots, tally.records, tally.figures):
         assert f" {number:,} " in head
     lost = tally.dropped_figures + tally.dropped_records + tally.failed_records
     assert any("lost" in line for line in rest) == (lost > 0)
@@ -191,12 +191,12 @@ def test_closing_leaves_nothing_out(tally: Tally, steps: int, looks: int, notes:
 
 
 def test_closing_says_what_it_cost_and_why_it_stopped() -> None:
-    text = closing("x", Tally(), steps=10, looks=2, looking=0.5, seconds=20.0)
-    assert "2.5 % of the time, 0.5 of 20.0 s" in text
+    text = closing("x", Tally(), steps=10, snapshots=2, loop_seconds=0.5, seconds=20.0)
+    assert "2.5 % of the loop's time, 0.5 of 20.0 s" in text
     assert "STOPPED" not in text
     full = OSError(28, "No space left on device")
-    assert "No space left" in closing(None, Tally(), steps=10, looks=2, failure=full)
-    assert "%" not in closing("x", Tally(), steps=10, looks=0, seconds=20.0)
+    assert "No space left" in closing(None, Tally(), steps=10, snapshots=2, failure=full)
+    assert "%" not in closing("x", Tally(), steps=10, snapshots=0, seconds=20.0)
 
 
 def empty(data: Any) -> Drawn:

@@ -172,14 +172,21 @@ def test_forward_is_given_the_container() -> None:
     mx.random.seed(0)
     model = AsArguments()
     x, static = mx.random.normal((B, T, F)), mx.random.normal((B, S))
-    seen = []
 
     def forward(model: Any, inputs: Any, time_delta: Any) -> Any:
-        seen.append(type(inputs))
+        # What it is given shows in what it returns: its variables are those of a copy.
+        return model(inputs["s"], inputs["x"], time_delta) * (type(inputs) is dict)
+
+    def plain(model: Any, inputs: Any, time_delta: Any) -> Any:
         return model(inputs["s"], inputs["x"], time_delta)
 
-    ncp.compute_temporal_importance(model, {"s": static, "x": x}, 1.0, forward=forward)
-    assert set(seen) == {dict}
+    given = {"s": static, "x": x}
+    found, expected = (
+        ncp.compute_temporal_importance(model, given, 1.0, forward=function)
+        for function in (forward, plain)
+    )
+    assert np.abs(np.array(found)).max() > 0
+    np.testing.assert_array_equal(np.array(found), np.array(expected))
 
 
 @pytest.mark.parametrize(

@@ -505,7 +505,7 @@ def test_arguments_that_do_not_fit(model, x, time_delta, case):
 
 
 def test_what_is_no_model(x):
-    with pytest.raises(TypeError, match=r"model is a function; give an mlx.nn.Module"):
+    with pytest.raises(TypeError, match=r"model is a function; pass an mlx.nn.Module"):
         interpret_model(lambda x: x, x)
 
 

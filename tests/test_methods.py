@@ -924,7 +924,7 @@ def golden(request, captum):
     load_torch(model, kind, given_)
     dt = None if kind == "gru" else captum["time_delta"]
     instrument = Instrument(model, HeldOutBatch(captum["x"], dt), target=1)
-    yield Observation(instrument, 0, {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}), case
+    return Observation(instrument, 0, {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}), case
 
 
 def as_captum(found: Attribution, case: dict[str, np.ndarray], method: str, tolerance: float):

@@ -28,7 +28,8 @@ def looked_at(name, *needs, **options):
     if name.startswith("enhanced/"):
         case.plain(model, x, dt)  # which makes its weights
     instrument = Instrument(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
-    return case, x, dt, instrument, ncp.Observation(instrument, 0, needs)
+    with instrument.analysing():
+        return case, x, dt, instrument, ncp.Observation(instrument, 0, needs)
 
 
 def built(name):
@@ -109,7 +110,8 @@ def test_targets_at_scaled_intervals_are_those_of_plain_calls(name):
             seen.values_at_scales((2.0,))
         return
     model = built(name)[3]
-    values = seen.values_at_scales((0.5, 1.0, 3.0))
+    with instrument.analysing():
+        values = seen.values_at_scales((0.5, 1.0, 3.0))
     for scale in (0.5, 1.0, 3.0):
         outputs = case.plain(model, x, dt * scale)
         expected = (outputs[:, -1] if len(case.outputs) > 1 else outputs)[..., 0]

@@ -113,7 +113,7 @@ class StateSpace(Callback):
         for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
             shown = self._without_motor(cell, observation)
             points = _points(f"{self.name}{short}/states", shown, observation)
-            if len(points.values):
+            if points is not None:
                 yield points
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,11 +255,13 @@ def _batch(observation: Observation) -> FloatArray:
     return fingerprint(inputs, observation.time_delta, observation.mask)
 
 
-def _points(tag: str, cell: Trajectory, observation: Observation) -> Embedding:
-    """States of real steps, spread over all, and what is known of each."""
+def _points(tag: str, cell: Trajectory, observation: Observation) -> Embedding | None:
+    """States of real steps, spread over all, and what is known of each; None if none is finite."""
     batch, steps, units = cell.values.shape
     mask = np.ones((batch, steps), bool) if observation.mask is None else observation.mask
     real = np.flatnonzero(mask.reshape(-1) & np.isfinite(cell.values).all(axis=-1).reshape(-1))
+    if not len(real):
+        return None
     if len(real) > MOST_POINTS:
         real = real[np.linspace(0, len(real) - 1, MOST_POINTS).round().astype(int)]
     sequence, step = np.divmod(real, steps)

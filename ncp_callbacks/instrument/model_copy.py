@@ -21,10 +21,11 @@ import importlib
 import io
 import pickle
 import random
+import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,7 +49,10 @@ __all__ = [
 
 # Smaller numpy arrays stay in the skeleton: comparing them there costs less than a slot.
 _NUMPY_SLOT_BYTES = 16 << 10
-_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+# The function that makes one, as not every Python has a name for the types.
+_LOCKS: dict[type, Callable[[], Any]] = {
+    type(make()): make for make in (threading.Lock, threading.RLock)
+}
 _RANDOM_STATE = type(mx.random.state)
 
 
@@ -132,7 +136,7 @@ class ModelCopy:
     """A copy of a model that can be put back, again and again, to how it was read.
 
     Attributes:
-        model: The copy. It stays one object, also where later contents have another class.
+        model: The copy. It stays one object, unless its class changes to or from one with slots.
         forward, target: The copies of the user's functions, or None.
         extra: What was packed beside them, of the last :meth:`load`.
     """
@@ -172,12 +176,20 @@ class ModelCopy:
 
     def reload(self) -> None:
         """Put everything back to how it was loaded, in evaluation mode."""
-        unpacker = _Unpacker(io.BytesIO(self._skeleton), self.model, self._arrays, self._classes)
+        unpacker = _Unpacker(io.BytesIO(self._skeleton), self._root, self._arrays, self._classes)
         content, self.forward, self.target, self.extra = unpacker.load()
         if isinstance(content, _Built):
             content = _content(content.model())
-        _fill(self.model, content)
+        _fill(self._root(content[0]), content)
         set_evaluation_mode(self.model)
+
+    def _root(self, cls: type[nn.Module]) -> nn.Module:
+        """Return the copy, as an object of this class."""
+        try:
+            object.__setattr__(self.model, "__class__", cls)
+        except TypeError:  # one of them has slots, which make it another kind of object
+            self.model = nn.Module.__new__(cls)
+        return self.model
 
     @contextlib.contextmanager
     def preserved(self) -> Iterator[None]:
@@ -207,13 +219,8 @@ def set_evaluation_mode(model: nn.Module) -> None:
 # ---- arrays
 
 
-def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
-    """Evaluate pending arrays, and hand out views that a later write in place doesn't reach.
-
-    Returns:
-        The views, None where an array can't be evaluated (tracing left it behind), and the slots
-        of these.
-    """
+def evaluate_pending(arrays: Iterable[Any]) -> set[int]:
+    """Evaluate the MLX arrays among ``arrays``; return the ids of those that can't be."""
     pending = [array for array in arrays if isinstance(array, mx.array)]
     failed: set[int] = set()
     try:
@@ -222,6 +229,17 @@ def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
         if raised_by_signal_handler(error):
             raise
         failed = {id(array) for array in pending if not _evaluates(array)}
+    return failed
+
+
+def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Evaluate pending arrays, and hand out views that a later write in place doesn't reach.
+
+    Returns:
+        The views, None where an array can't be evaluated (tracing left it behind), and the slots
+        of these.
+    """
+    failed = evaluate_pending(arrays)
     slots = [slot for slot, array in enumerate(arrays) if id(array) in failed]
     views: list[Any] = []
     for array in arrays:
@@ -254,12 +272,13 @@ def _content(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _fill(model: nn.Module, content: tuple[Any, ...]) -> None:
-    cls, entries, attributes, slots = content
-    object.__setattr__(model, "__class__", cls)
+    _, entries, attributes, slots = content
     dict.clear(model)
     dict.update(model, entries)
     vars(model).clear()
     vars(model).update(attributes)
+    for name in _filled_slots(model).keys() - slots.keys():
+        object.__delattr__(model, name)
     for name, value in slots.items():
         object.__setattr__(model, name, value)
 
@@ -289,7 +308,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
 
     def persistent_id(self, obj: Any) -> Any:
         if obj is self._root and obj is not None:
-            return "root"
+            return "root", type(obj)
         if type(obj) is mx.array:
             return self._slot(obj, str(obj.dtype), tuple(obj.shape))
         if type(obj) is np.ndarray and obj.nbytes >= _NUMPY_SLOT_BYTES and not obj.dtype.hasobject:
@@ -308,7 +327,12 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
         if kind.__module__ in ("mlx.core", "nanobind", "mlx.core.random"):
             return self._reduce_mlx(obj, kind)
         if kind in _LOCKS:
-            return kind, ()
+            return _LOCKS[kind], ()
+        if isinstance(obj, io.IOBase) and not (
+            isinstance(obj, io.BytesIO | io.StringIO) or obj is sys.stdout or obj is sys.stderr
+        ):
+            # cloudpickle would read the whole file, each time.
+            raise pickle.PicklingError("it is an open file")
         if kind is weakref.ref:
             return weakref.ref, (obj(),) if obj() is not None else (_Gone(),)
         return super().reducer_override(obj)
@@ -382,15 +406,19 @@ class _Unpacker(pickle.Unpickler):
     """
 
     def __init__(
-        self, file: Any, root: nn.Module, arrays: Sequence[Any], classes: dict[Any, Any]
+        self,
+        file: Any,
+        root: Callable[[type[nn.Module]], nn.Module],
+        arrays: Sequence[Any],
+        classes: dict[Any, Any],
     ) -> None:
         super().__init__(file)
         self._root, self._arrays, self._classes = root, arrays, classes
         self._views: dict[int, Any] = {}
 
     def persistent_load(self, pid: Any) -> Any:
-        if pid == "root":
-            return self._root
+        if pid[0] == "root":
+            return self._root(pid[1])
         slot, dtype, shape = pid
         if slot not in self._views:
             array = self._arrays[slot]

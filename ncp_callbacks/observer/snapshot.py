@@ -16,7 +16,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..instrument.model_copy import ModelCopy, Subject, array_bytes, array_paths, pack, usable
+from ..instrument.model_copy import (
+    ModelCopy,
+    Subject,
+    array_bytes,
+    array_paths,
+    evaluate_pending,
+    pack,
+    usable,
+)
 
 __all__ = ["ArrayBytes", "Snapshot", "SnapshotLoader", "SnapshotReader"]
 
@@ -97,6 +105,10 @@ class SnapshotReader:
         self._as_bytes = self._as_bytes if as_bytes is None else as_bytes
         self._skeleton = None
 
+    def evaluate_pending(self) -> None:
+        """Compute what training has left to compute, which isn't part of reading the model."""
+        evaluate_pending(array for _, array in array_paths(self._subject.model))
+
     def read(self, extra: Any = None) -> Snapshot:
         """Return what has changed.
 
@@ -149,11 +161,13 @@ class _Known:
         A trained parameter is a new object after each update. An object that comes back may still
         have been written in place: then it has another buffer than the view of it that is kept.
         """
-        if isinstance(array, np.ndarray):
-            digest = zlib.crc32(np.ascontiguousarray(array).tobytes())
+        if not _is_told_by_address(array):
+            data = array_bytes(array) if isinstance(array, mx.array) else array.tobytes()
+            digest = zlib.crc32(data)
             same = digest == self._digest
-            self._digest = digest
+            self._digest, self._view = digest, None
             return same
+        self._digest = None
         if self._view is not None and _address(array) == _address(self._view):
             return True
         # A view is kept only of what seems not to be trained: it keeps the buffer alive.
@@ -185,11 +199,19 @@ class SnapshotLoader:
         self._copy.load(self._skeleton, self._arrays)
 
 
+def _is_told_by_address(array: Any) -> bool:
+    """Tell if an array's address shows that it holds other numbers now.
+
+    A transposed array has the address of the original, and one that isn't contiguous has none.
+    """
+    if not isinstance(array, mx.array) or array.ndim == 0 or array.size == 0:
+        return False
+    buffer: Any = array
+    return memoryview(buffer).c_contiguous
+
+
 def _address(array: mx.array) -> int:
-    """Return where an evaluated array's entries are."""
-    if array.ndim == 0 or array.size == 0:
-        # Compared by value, as it were: too small to matter, so always read again.
-        return -id(array)
+    """Return where the entries of an evaluated, contiguous array are."""
     whole = array.view(mx.uint8)
     mx.eval(whole)
     buffer: Any = whole
