@@ -25,8 +25,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .analysis.methods import Points
 from .analysis.results import FloatArray
+from .analysis.target_values import TargetValues as Points
 from .held_out import HeldOutBatch, to_numpy
 from .instrument import CellSite, Instrument
 from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
@@ -124,6 +124,7 @@ class Observation:
         """
         self.step = step
         self._batch: HeldOutBatch = instrument.held_out
+        self._whole_instrument = instrument
         self.indices: npt.NDArray[np.intp] = np.arange(len(self._batch))
         if max_sequences is not None and max_sequences < len(self._batch) and instrument.divisible:
             self.indices = self._batch.spread(max_sequences)
@@ -182,6 +183,22 @@ class Observation:
     def whole_batch(self) -> int:
         """How many sequences the held-out batch has, of which these are some."""
         return self._instrument.whole_batch
+
+    @functools.cached_property
+    def whole_inputs(self) -> FloatArray:
+        """``(N, T, F)``, inputs of the whole held-out batch, of which :attr:`inputs` are some."""
+        return _read_only(to_numpy(self._whole_instrument.sequence()))
+
+    @functools.cached_property
+    def whole_time_delta(self) -> FloatArray | None:
+        """``(N, T)``, time_delta of the whole held-out batch; None where it has none."""
+        delta = self._whole_instrument.time_delta
+        return None if delta is None else _read_only(to_numpy(delta))
+
+    @property
+    def whole_mask(self) -> npt.NDArray[np.bool_] | None:
+        """``(N, T)``, true at real steps of the whole held-out batch; None where all are."""
+        return self._batch.mask
 
     @property
     def takes_time(self) -> bool:

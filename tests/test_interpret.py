@@ -522,7 +522,7 @@ def test_options_that_are_none():
 def test_other_methods_of_attribution(model, x, time_delta):
     """Complete ones sum to what the target changes by from the baseline."""
     result = compute_temporal_importance(
-        model, x, time_delta, method="integrated_gradients", baseline="zeros", target=0
+        model, x, time_delta, method=IntegratedGradients(64), baseline="zeros", target=0
     )
     assert result.method == "integrated_gradients"
     assert result.error is not None
@@ -533,9 +533,9 @@ def test_other_methods_of_attribution(model, x, time_delta):
         np.array(model(a, time_delta=mx.array(dt))[:, -1, 0])
         for a, dt in ((mx.array(x), np.array(time_delta)), (mx.zeros(x.shape), mean_dt))
     )
-    total = result.signed.sum() + result.intervals_signed.sum()
+    total = result.signed.sum() + result.time_delta_signed.sum()
     np.testing.assert_allclose(total, (here - there).mean(), rtol=0.01, atol=1e-4)
-    with pytest.raises(ValueError, match="method='magic' is unknown: give one of"):
+    with pytest.raises(ValueError, match="method='magic' is unknown: pass one of"):
         compute_temporal_importance(model, x, time_delta, method="magic")
 
 

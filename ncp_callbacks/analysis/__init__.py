@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from .._later import later
-from .attribution import TemporalImportance, summarize, temporal_importance
 from .backbone import (
     ACTIVATIONS,
     BackboneReport,
@@ -73,7 +72,6 @@ __all__ = [
     "StateDrift",
     "StateSpace",
     "SynapticFlow",
-    "TemporalImportance",
     "TimeSensitivity",
     "TransitionStatistics",
     "UnitCorrelations",
@@ -101,10 +99,8 @@ __all__ = [
     "state_space",
     "stays_within",
     "structural_similarity",
-    "summarize",
     "synaptic_flow",
     "system_time_constants",
-    "temporal_importance",
     "time_constant_bounds",
     "time_sensitivity",
     "transition_statistics",

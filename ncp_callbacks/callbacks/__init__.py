@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .._later import later
+from ..attribution import IntegratedGradients
 from .attribution import GradientAttribution
 from .backbone import BackboneActivations
 from .base import Callback
@@ -93,10 +94,7 @@ def _full() -> list[Callback]:
 
     integrated = GradientAttribution(
         name="integrated_gradients",
-        method="integrated_gradients",
-        # No more for sequences that need them: its price is to be the same at every look.
-        nodes=8,
-        most_nodes=8,
+        method=IntegratedGradients(n_steps=8),
         max_sequences=8,
         agreement="input_x_gradient",
     )

@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.methods import Points
 from ..analysis.results import FloatArray
+from ..analysis.target_values import TargetValues as Points
 from ..held_out import to_numpy
 from .abreast import evaluated
 from .errors import ModelError
