@@ -50,10 +50,10 @@ class Counted(nn.Module):
         ([ncp.GradientAttribution(), ncp.StateTransitions(max_sequences=1)], [B], 1),
         ([ncp.StateTransitions(max_sequences=3), ncp.StateSpace(max_sequences=2)], [3], 0),
         ([ncp.TimeSensitivity(max_sequences=2)], [2, 3 * 2], 1),
-        # The baseline, and eight steps side by side, of three sequences (two of which fit into B).
+        # Eight steps side by side of three sequences (two of which fit into B), and the baseline.
         (
             [ncp.GradientAttribution(method=IntegratedGradients(8), max_sequences=3)],
-            [3, 3, B, B, B, B],
+            [3, B, B, B, B, 3],
             4,
         ),
         ([ncp.GradientAttribution(method=SmoothGrad(4))], [B, B, B, B, B], 4),

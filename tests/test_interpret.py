@@ -23,6 +23,7 @@ from ncp_callbacks import (
     interpret_model,
     visualize_hidden_states,
 )
+from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F, H, N = 5, 6, 3, 4, 7

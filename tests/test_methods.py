@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -29,12 +29,16 @@ from ncp_callbacks.analysis.target_values import TargetValues
 from ncp_callbacks.attribution import (
     BUILT_IN,
     Attribution,
+    AttributionMaps,
+    AttributionMethod,
     ExpectedGradients,
+    ExtraPasses,
     Gradient,
     InputXGradient,
     IntegratedGradients,
     Occlusion,
     SmoothGrad,
+    method_from,
     summarize,
 )
 from ncp_callbacks.attribution.baselines import constant_baseline
@@ -924,6 +928,164 @@ def test_expected_gradients_equal_captums_expectation(golden, captum):
         assert np.sqrt(np.mean(theirs**2)) < 1.3
         # 300 stratified draws scatter far less than what they estimate is large.
         assert np.median(se) < 0.05 * np.abs(expected).max()
+
+
+# --- by hand
+
+
+def test_integrated_gradients_of_a_polynomial_by_hand():
+    """``a^2 b + 3 c``: along the line from 0, ``a`` gets two thirds of the first term.
+
+    The gradient is of degree 2, for which two points are exact and one is not.
+    """
+    x = np.zeros((2, 1, 3), np.float32)
+    x[0, 0], x[1, 0] = (2.0, 5.0, -1.0), (-1.0, 4.0, 2.0)
+
+    def slopes(x, dt):
+        a, b = x[..., 0], x[..., 1]
+        return np.stack([2 * a * b, a**2, np.full_like(a, 3.0)], axis=-1), None
+
+    box = WhiteBox(
+        lambda x, dt: (x[..., 0] ** 2 * x[..., 1] + 3 * x[..., 2]).sum(axis=-1), slopes, x
+    )
+    found = IntegratedGradients(2).run(box, x, baseline=np.zeros_like(x))
+    expected = [[40 / 3, 20 / 3, -3.0], [8 / 3, 4 / 3, 6.0]]
+    np.testing.assert_allclose(found.inputs[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found.change, [17.0, 10.0])
+    assert found.error.max() < 1e-6
+    # One point is the middle: (2 a b a, a^2 b) / 4 in place of thirds.
+    middle = IntegratedGradients(1).run(box, x, baseline=np.zeros_like(x))
+    np.testing.assert_allclose(middle.inputs[0, 0], [10.0, 5.0, -3.0], rtol=1e-6)
+    np.testing.assert_allclose(middle.error[0], 5 / np.sqrt((17**2 + 10**2) / 2), rtol=1e-6)
+
+
+def test_occlusion_by_hand():
+    """``x0 x1 + max(x2, dt)`` of one sequence of one step."""
+    x, dt = np.array([[[2.0, 3.0, 5.0]]], np.float32), np.array([[4.0]], np.float32)
+    box = WhiteBox(
+        lambda x, dt: (x[..., 0] * x[..., 1] + np.maximum(x[..., 2], dt)).sum(axis=-1), None, x, dt
+    )
+    baseline, time_baseline = np.array([[[1.0, -1.0, 0.0]]]), np.array([[7.0]])
+    found = Occlusion().run(box, x, dt, baseline=baseline, time_baseline=time_baseline)
+    # 6 + 5 minus: 3 + 5, -2 + 5, 6 + 4; and with the elapsed time, 6 + 7.
+    np.testing.assert_allclose(found.inputs[0, 0], [3.0, 8.0, 1.0])
+    np.testing.assert_allclose(found.time_delta, [[-2.0]])
+    assert found.error is None
+
+
+# --- what a method declares
+
+
+@pytest.mark.parametrize("method", [method() for method in BUILT_IN], ids=lambda m: m.name)
+@pytest.mark.parametrize("timed", [True, False])
+def test_extra_passes_are_those_that_are_run(method, timed):
+    rng = np.random.default_rng(0)
+    (w, v), (x, dt, x0, dt0) = weights(rng), batch(rng)
+    count = {"forward": 0, "gradient": 0}
+
+    class Counted(WhiteBox):
+        def __call__(self, inputs=None, time_delta=None, *, rows=None, gradient=False):
+            found = super().__call__(inputs, time_delta, rows=rows, gradient=gradient)
+            # The pass over the batch itself is shared.
+            if inputs is not None or time_delta is not None:
+                count["gradient" if gradient else "forward"] += len(found.values)
+            return found
+
+    inner = ridge(np.tanh, tanh_slope, w, v, x, dt if timed else None)
+    if timed:
+        box, times = Counted(inner.value, inner.slopes, x, dt), (dt, dt0)
+    else:
+        box = Counted(inner.value, lambda x, dt: (inner.slopes(x, dt)[0], None), x)
+        times = (None, None)
+    found = method.run(box, x, times[0], baseline=x0, time_baseline=times[1])
+    assert method.extra_passes(T, F, takes_time=timed) == ExtraPasses(**count)
+    assert (found.error is not None) == method.complete
+    assert (found.time_delta is not None) == timed
+
+
+def test_a_method_is_known_by_its_name():
+    assert [method.name for method in map(method_from, NAMES)] == list(NAMES)
+    assert len(set(NAMES)) == len(BUILT_IN)
+    own = SmoothGrad(3)
+    assert method_from(own) is own
+    assert method_from("smooth_grad") == SmoothGrad()
+    assert (SmoothGrad().title, InputXGradient().title) == ("SmoothGrad", "Input × gradient")
+    assert SmoothGrad().unit == "units of the target per unit of the input"
+    assert Occlusion().unit == "units of the target"
+
+
+@dataclass(frozen=True)
+class Wrong(AttributionMethod):
+    """Returns maps that don't fit."""
+
+    name = label = "wrong"
+    maps: AttributionMaps
+
+    def extra_passes(self, n_time_steps, n_features, *, takes_time):
+        return ExtraPasses()
+
+    def attribute(self, evaluate, inputs, time_delta, *, baseline, time_baseline, mask):
+        return self.maps
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (AttributionMaps(np.zeros((B, F, T))), r"returned inputs of shape \(5, 3, 4\); expected "),
+        (
+            AttributionMaps(np.zeros((B, T, F)), np.zeros(B)),
+            r"returned time_delta of shape \(5,\); expected \(5, 4\)",
+        ),
+    ],
+)
+def test_maps_that_do_not_fit(maps, message):
+    x = np.zeros((B, T, F), np.float32)
+    with pytest.raises(ValueError, match=message):
+        Wrong(maps).run(linear(np.ones((T, F)), 0, x), x, baseline=x)
+
+
+# --- baselines of the whole held-out batch
+
+
+def test_a_mean_baseline_is_of_the_whole_batch():
+    """Whatever sequences are analysed, and without what stands in padding."""
+    mx.random.seed(0)
+    x, dt, _ = (np.array(a) for a in sequences(np.random.default_rng(0), 12))
+    x[6:] += 3.0
+    mask = np.arange(STEPS) < np.array([6, 4, 5] * 4)[:, None]
+    x[~mask], dt[~mask] = 50.0, 50.0
+    instrument = Instrument(Golden("cfc"), HeldOutBatch(x, dt, mask=mask), target=1)
+    mean, mean_dt = x[mask].mean(axis=0), dt[mask].mean()
+    with undisturbed(instrument.model):
+        some = Observation(instrument, 0, Attributor().needs, max_sequences=3)
+        assert len(some.indices) == 3
+        np.testing.assert_array_equal(some.whole_inputs, x)
+        np.testing.assert_array_equal(some.whole_time_delta, dt)
+        np.testing.assert_array_equal(some.limited(2).whole_mask, mask)
+        for attributor in (Attributor("integrated_gradients"), Attributor("input_x_gradient")):
+            found = attributor.attribute(some)
+            name = found.method.name
+            fixed = Attributor(
+                name, mean if name == "integrated_gradients" else np.zeros(3), mean_dt
+            ).attribute(some)
+            close(found.inputs, fixed.inputs, 1e-5)
+            close(found.time_delta, fixed.time_delta, 1e-5)
+            # And it stays where it is for other inputs of these sequences.
+            again = attributor.attribute(some.again(some.inputs + 1))
+            moved = Attributor(
+                name, mean if name == "integrated_gradients" else np.zeros(3), mean_dt
+            ).attribute(some.again(some.inputs + 1))
+            close(again.inputs, moved.inputs, 1e-5)
+        # Those drawn are all sequences, too, with the mean in the place of padding.
+        filled = np.where(mask[..., None], x, mean)
+        drawn = Attributor(ExpectedGradients(24)).attribute(some)
+        fixed = ExpectedGradients(24).run(
+            some.evaluate, some.inputs, some.time_delta, baseline=filled,
+            time_baseline=np.where(mask, dt, mean_dt), mask=some.mask,
+        )  # fmt: skip
+        close(drawn.inputs, fixed.inputs, 1e-5)
+        close(drawn.time_delta, fixed.time_delta, 1e-5)
+        close(drawn.change, fixed.change, 1e-5)
 
 
 # --- trained models
