@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# What a user writes.
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ import ncp_callbacks as ncp
 from ncp_callbacks.attribution import AttributionMaps, AttributionMethod, ExtraPasses
 
 
+# What a user writes: these 15 lines.
 @dataclass(frozen=True)
 class Midpoint(AttributionMethod):
     """Take the gradient halfway between the baseline and the inputs."""
