@@ -16,7 +16,7 @@ def checked_word(given: Any, name: str, words: tuple[str, ...] = ("mean", "zeros
     """Raise where a baseline is a word, and not one of ``words``.
 
     Raises:
-        ValueError: Likewise.
+        ValueError: With the argument's name, the word, and those that are known.
     """
     if isinstance(given, str) and given not in words:
         raise ValueError(

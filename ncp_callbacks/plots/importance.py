@@ -68,7 +68,8 @@ def plot_feature_importance(
     the strength of inputs and intervals together, where the model takes them.
 
     Args:
-        importance: A :class:`~ncp_callbacks.attribution.TemporalImportance`, or ``(T, F)`` importance.
+        importance: A :class:`~ncp_callbacks.attribution.TemporalImportance`, or importance
+            ``(T, F)``.
         feature_names: ``F`` names; those of the result, or ``feature 0`` …, where not given.
         limit: Colours span ±``limit`` (0 to ``limit`` for unsigned arrays), in units of the target.
         step: Training step, for the title.
