@@ -55,7 +55,7 @@ of at most 3, tested on other streams; with longer runs, CfCs trained as here go
 solved, accuracy 1 with each of three seeds, and still the intervals' share by integrated gradients
 is .67, .61 and .71, not 1: only runs of ones count, so the bits say which intervals matter, and
 with the bits at their mean accuracy falls to .45, .52 and .77. The target jumps several times on
-the way from the mean to a stream, so that with 64 nodes a third of them stays incomplete, with 256
+the way from the mean to a stream, so that with 64 steps a third of them stays incomplete, with 256
 none.
 Besides the shares, before and after training, what they claim is tested by intervention: accuracy
 with all intervals, or all inputs, set to their mean.
@@ -84,20 +84,18 @@ from scipy.signal import lfilter
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis import summarize
-from ncp_callbacks.analysis.methods import (
-    METHODS,
-    Evaluate,
-    Points,
-    expected_gradients,
-    gradient,
-    input_x_gradient,
-    integrated_gradients,
-    occlusion,
-    smooth_grad,
+from ncp_callbacks.analysis.target_values import Evaluate, TargetValues
+from ncp_callbacks.attribution import (
+    BUILT_IN,
+    ExpectedGradients,
+    Gradient,
+    InputXGradient,
+    IntegratedGradients,
+    Occlusion,
+    SmoothGrad,
 )
+from ncp_callbacks.attribution.compute import Attributor
 from ncp_callbacks.instrument import Instrument
-from ncp_callbacks.measures import AttributionSettings, attribution
 from ncp_callbacks.models import CfC
 
 HERE = Path(__file__).parent
@@ -205,8 +203,8 @@ def salient(kind: str, rng: np.random.Generator, shape: tuple[int, int, int]) ->
     return found
 
 
-def squares(truth: Array) -> Evaluate:
-    """Sum of squares of salient inputs, and its gradient."""
+def squares(truth: Array, own: Array) -> Evaluate:
+    """Return the sum of squares of salient inputs, and its gradient; without inputs of ``own``."""
 
     def evaluate(
         inputs: Array | None = None,
@@ -214,9 +212,10 @@ def squares(truth: Array) -> Evaluate:
         *,
         rows: Array | None = None,
         gradient: bool = False,
-    ) -> Points:
+    ) -> TargetValues:
+        inputs = own[None] if inputs is None else inputs
         x = np.where(truth if rows is None else truth[rows], np.float64(inputs), 0.0)
-        return Points((x**2).sum(axis=(2, 3)), 2 * x if gradient else None)
+        return TargetValues((x**2).sum(axis=(2, 3)), 2 * x if gradient else None)
 
     return evaluate
 
@@ -226,17 +225,16 @@ def white_box(kind: str, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
     rng = np.random.default_rng(seed)
     x = arma(rng).astype(np.float32)
     truth = salient(kind, rng, x.shape)
-    evaluate, zeros = squares(truth), np.zeros_like(x)
-    slope = evaluate(x[None], gradient=True).input_gradient
-    assert slope is not None
+    evaluate, zeros = squares(truth, x), np.zeros_like(x)
     mean = np.broadcast_to(x.mean(axis=(0, 1)), x.shape)
+    baselines = {ExpectedGradients.name: x, Occlusion.name: mean}
     scores = {
-        "input_x_gradient": input_x_gradient(x, slope[0]).inputs,
-        "gradient": gradient(slope[0]).inputs,
-        "integrated_gradients": integrated_gradients(evaluate, x, baseline=zeros).inputs,
-        "smooth_grad": smooth_grad(evaluate, x).inputs,
-        "expected_gradients": expected_gradients(evaluate, x, baselines=x).inputs,
-        "occlusion": occlusion(evaluate, x, baseline=mean).inputs,
+        **{
+            method.name: method()
+            .run(evaluate, x, baseline=baselines.get(method.name, zeros))
+            .inputs
+            for method in BUILT_IN
+        },
         "random": rng.uniform(size=x.shape),
         "truth": truth.astype(float),
     }
@@ -360,7 +358,7 @@ def train(
 
 
 def observe(model: Net, x: Array, dt: Array | None = None) -> ncp.Observation:
-    """The last step's logit; inside ``undisturbed(model)``."""
+    """The last step's logit; inside ``instrument.analysing()``."""
     needs = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT}
     return ncp.Observation(Instrument(model, ncp.HeldOutBatch(x, dt), target=0), 0, needs)
 
@@ -368,32 +366,40 @@ def observe(model: Net, x: Array, dt: Array | None = None) -> ncp.Observation:
 # ---- labelled series: the prediction of a step, and its own input
 
 
-def settings(method: str, mean: Array) -> AttributionSettings:
-    """Zeros as the baseline, or 50 draws, as published; for occlusion the mean."""
-    if method == "expected_gradients":
-        return AttributionSettings(method, nodes=50)
-    return AttributionSettings(method, mean if method == "occlusion" else np.zeros(len(mean)))
+def attributors(mean: Array) -> dict[str, Attributor]:
+    """Return zeros as the baseline, or 50 samples, as published; for occlusion the mean."""
+    methods = {
+        Gradient(): "zeros",
+        InputXGradient(): "zeros",
+        IntegratedGradients(n_steps=64): "zeros",
+        SmoothGrad(): "zeros",
+        ExpectedGradients(n_samples=50): "held_out",
+        Occlusion(): mean,
+    }
+    return {method.name: Attributor(method, baseline) for method, baseline in methods.items()}
 
 
 def at_last_step(
-    observation: ncp.Observation, method: str, mean: Array, errors: list[Array]
+    observation: ncp.Observation, attributor: Attributor, mean: Array, errors: list[Array]
 ) -> Array:
-    """``(B, F)``, what of the last step's target is owed to the last step's inputs."""
-    if method != "occlusion":
-        found = attribution(observation, settings(method, mean))
-        if method == "integrated_gradients" and found.error is not None:
+    """Return ``(B, F)``, what of the last step's target is attributed to its inputs."""
+    method = attributor.method
+    if not isinstance(method, Occlusion):
+        found = attributor.attribute(observation)
+        if isinstance(method, IntegratedGradients) and found.error is not None:
             errors.append(found.error)
         return found.inputs[:, -1]
     x = observation.inputs
 
-    def evaluate(inputs: Array | None = None, *_: Any, **__: Any) -> Points:
+    def evaluate(inputs: Array | None = None, *_: Any, **__: Any) -> TargetValues:
         # The steps before stay as they are, so that they need not be tried.
-        assert inputs is not None
+        if inputs is None:
+            return TargetValues(observation.target_values[None])
         before = np.broadcast_to(x[:, :-1], (len(inputs), *x[:, :-1].shape))
         return observation.evaluate(np.concatenate([before, inputs], axis=2))
 
     baseline = np.broadcast_to(mean, x[:, -1:].shape)
-    return occlusion(evaluate, x[:, -1:], baseline=baseline).inputs[:, 0]
+    return method.run(evaluate, x[:, -1:], baseline=baseline).inputs[:, 0]
 
 
 def removed(model: Net, x: Array, mean: Array, rng: np.random.Generator) -> dict[str, float]:
@@ -401,12 +407,11 @@ def removed(model: Net, x: Array, mean: Array, rng: np.random.Generator) -> dict
     found: dict[str, float] = {}
     cells = x[0].size
     observation = observe(model, x)
-    for method in (*METHODS, "random"):
-        scores = (
-            rng.uniform(size=x.shape)
-            if method == "random"
-            else attribution(observation, settings(method, mean)).inputs
-        )
+    maps = {
+        name: attributor.attribute(observation).inputs
+        for name, attributor in attributors(mean).items()
+    }
+    for method, scores in (maps | {"random": rng.uniform(size=x.shape)}).items():
         points = removals(x, np.broadcast_to(mean, x.shape), scores, cells // 10)
         logits = observation.evaluate(points.astype(np.float32)).values
         found[method] = prediction_difference(1 / (1 + np.exp(-logits)))
@@ -448,12 +453,12 @@ def prefixes(
     )
     mean, last = train_set.x.mean(axis=(0, 1)), test_set.x.shape[1] - 1
     at = np.unique(np.linspace(last // PREFIXES, last, PREFIXES).astype(int))
-    scores: Scores = {m: np.zeros((tests, len(at), 3)) for m in METHODS}
+    scores: Scores = {name: np.zeros((tests, len(at), 3)) for name in attributors(mean)}
     errors: list[Array] = []
     for i, step in enumerate(at):
         observation = observe(model, test_set.x[:, : step + 1])
-        for method in METHODS:
-            scores[method][:, i] = at_last_step(observation, method, mean, errors)
+        for name, attributor in attributors(mean).items():
+            scores[name][:, i] = at_last_step(observation, attributor, mean, errors)
     error = np.concatenate(errors)
     yield (
         "integrated_gradients",
@@ -535,7 +540,12 @@ def accuracy(model: Net, data: Timed, x: Array | None = None, dt: Array | None =
     return float(((data.at_last(logits) > 0) == (data.at_last(data.labels) > 0.5)).mean())
 
 
-SHARES = ("input_x_gradient", "integrated_gradients", "expected_gradients", "occlusion")
+SHARES = {
+    InputXGradient(): "mean",
+    IntegratedGradients(n_steps=64): "mean",
+    ExpectedGradients(): "held_out",
+    Occlusion(): "mean",
+}
 
 
 def time_shares(model: Net, data: Timed) -> tuple[dict[str, float], Array]:
@@ -548,14 +558,11 @@ def time_shares(model: Net, data: Timed) -> tuple[dict[str, float], Array]:
     needs = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT}
     shares, errors = {}, np.zeros(0)
     observation = ncp.Observation(Instrument(model, held_out, target=0), 0, needs)
-    for method in SHARES:
-        baseline = None if method == "expected_gradients" else "mean"
-        result = summarize(
-            attribution(observation, AttributionSettings(method, baseline)), mask=data.mask
-        )
-        assert result.intervals_share is not None
-        shares[method] = result.intervals_share
-        if method == "integrated_gradients" and result.error is not None:
+    for method, baseline in SHARES.items():
+        result = Attributor(method, baseline).importance(observation)
+        assert result.time_delta_share is not None
+        shares[method.name] = result.time_delta_share
+        if isinstance(method, IntegratedGradients) and result.error is not None:
             errors = result.error
     return shares, errors
 
@@ -593,7 +600,7 @@ def when_or_what(
             "accuracy, inputs at their mean": accuracy(model, unknown, x=x0),
         },
     )
-    for method in SHARES:
+    for method in (each.name for each in SHARES):
         yield method, {"share before": before[method], "share after": after[method]}
     yield "integrated_gradients", {"incomplete": float((errors > 0.05).mean())}
 
@@ -672,7 +679,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| benchmark | model | method | {' | '.join(METRICS)} |", "|---" * 8 + "|"]
     for benchmark in dict.fromkeys(b for b, _ in order):
         for model in (m for b, m in order if b == benchmark):
-            for method in (*METHODS, *BASELINES):
+            for method in (*(each.name for each in BUILT_IN), *BASELINES):
                 cells = [cell(benchmark, model, method, metric) for metric in METRICS]
                 if set(cells) != {"–"}:
                     lines.append(f"| {benchmark} | {model} | {method} | {' | '.join(cells)} |")

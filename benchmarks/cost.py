@@ -60,6 +60,7 @@ from peers.cases import SIZES, Size, sequences
 from peers.protocol import PeerError, Worker
 
 import ncp_callbacks as ncp
+from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.callbacks import callback_set
 from ncp_callbacks.models import LTC, CfC
 
@@ -76,12 +77,11 @@ def standard() -> list[ncp.Callback]:
     ]  # fmt: skip
 
 
-def integrated(most: int = 64, sequences: int | None = 8) -> ncp.Callback:
-    """On so many sequences, with more nodes, up to ``most``, where completeness asks for them."""
+def integrated(n_steps: int = 8, sequences: int | None = 8) -> ncp.Callback:
+    """Return the callback for integrated gradients of so many sequences."""
     return ncp.GradientAttribution(
-        name="integrated_gradients", method="integrated_gradients", max_sequences=sequences,
-        nodes=NODES, most_nodes=most,
-    )  # fmt: skip
+        name="integrated_gradients", method=IntegratedGradients(n_steps), max_sequences=sequences
+    )
 
 
 def full() -> list[ncp.Callback]:
@@ -105,7 +105,6 @@ PARTS: dict[str, Callable[[], Options]] = {
     "StateSpace": lambda: {"callbacks": [ncp.StateSpace()]},
     "BackboneActivations": lambda: {"callbacks": [ncp.BackboneActivations()]},
     "standard set, 8 sequences at once": lambda: {"chunk_size": 8},
-    "integrated gradients, 8 sequences, 8 to 64 nodes": lambda: {"callbacks": [integrated()]},
     "integrated gradients, 8 sequences, 8 nodes": lambda: {"callbacks": [integrated(NODES)]},
     "TimeConstants": lambda: {"callbacks": [ncp.TimeConstants()]},
     "Dynamics": lambda: {"callbacks": [ncp.Dynamics()]},

@@ -23,9 +23,9 @@ import numpy as np
 from ncp_callbacks.analysis import (
     layer_statistics,
     state_space,
-    temporal_importance,
     time_sensitivity,
 )
+from ncp_callbacks.attribution import temporal_importance
 from ncp_callbacks.plots import (
     plot_feature_importance,
     plot_state_space,

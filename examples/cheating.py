@@ -30,6 +30,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncp_callbacks as ncp
+from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.models import CfC
 
 VITALS = ["heart rate", "pressure", "temperature"]
@@ -104,7 +105,7 @@ def train(
     held_out = ncp.HeldOutBatch(x[:32], time_delta=delta[:32], feature_names=VITALS)
     callbacks = [
         # Integrated gradients: where the prediction is sure, a plain gradient is flat.
-        ncp.GradientAttribution(method="integrated_gradients", nodes=8),
+        ncp.GradientAttribution(method=IntegratedGradients(n_steps=8)),
         ncp.GradientAttribution(name="input_x_gradient"),
         ncp.TimeSensitivity(scales=(0.5, 0.75, 1.5, 2.0)),
     ]

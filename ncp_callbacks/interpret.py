@@ -21,11 +21,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.nn as nn
 import numpy as np
 
-from . import measures
 from .analysis import (
     BackboneReport,
     StateSpace,
-    TemporalImportance,
     TimeSensitivity,
     TransitionStatistics,
     checked_scales,
@@ -34,6 +32,10 @@ from .analysis import (
     transition_statistics,
 )
 from .analysis.results import FloatArray, MappingResult
+from .attribution import DEFAULT_METHOD, AttributionMethod, TemporalImportance
+from .attribution.compute import Attributor
+from .callbacks.backbone import backbone as backbone_report
+from .callbacks.time import sensitivity as time_sensitivity_of
 from .held_out import HeldOutBatch
 from .instrument import Instrument, ModelError
 from .observation import Need, Observation, Trajectory
@@ -79,20 +81,19 @@ def compute_temporal_importance(
     x: Any,
     time_delta: Any = None,
     *,
-    method: str = "input_x_gradient",
+    method: str | AttributionMethod = DEFAULT_METHOD,
     baseline: Any = None,
-    time_baseline: Any = "mean",
-    nodes: int = 16,
+    time_baseline: Any = None,
     **options: Any,
 ) -> TemporalImportance:
-    """Mean absolute attribution of the target per time step and feature.
+    """Return the mean absolute attribution of the target per time step and feature.
 
     Args:
         model: Any ``mlx.nn.Module``.
         x: ``(B, T, F)``, tokens ``(B, T)``, or either with companions, as for ``HeldOutBatch``.
         time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None where the model needs none.
-        method, baseline, time_baseline, nodes: As for
-            :class:`~ncp_callbacks.GradientAttribution`; by default input × gradient.
+        method, baseline, time_baseline: As for :class:`~ncp_callbacks.GradientAttribution`; by
+            default input × gradient.
 
     Returns:
         An object that is the ``(T, F)`` array wherever numpy wants one, with the signed mean, sign
@@ -101,10 +102,10 @@ def compute_temporal_importance(
     Raises:
         ModelError, ValueError: If model and arrays don't fit.
     """
-    settings = measures.AttributionSettings(method, baseline, time_baseline, nodes, max(64, nodes))
+    attributor = Attributor(method, baseline, time_baseline)
     instrument = _instrument(model, x, time_delta, **options)
     with instrument.analysing():
-        return measures.importance(Observation(instrument, 0, settings.needs), settings)
+        return attributor.importance(Observation(instrument, 0, attributor.needs))
 
 
 def analyze_time_sensitivity(
@@ -135,7 +136,7 @@ def analyze_time_sensitivity(
     instrument = _instrument(model, x, base_time_delta, **options)
     with instrument.analysing():
         observation = Observation(instrument, 0, {Need.TIME_GRADIENT})
-        return measures.sensitivity(observation, wanted)
+        return time_sensitivity_of(observation, wanted)
 
 
 def visualize_hidden_states(
@@ -269,7 +270,7 @@ def analyze_backbone(
     instrument = _instrument(model, x, time_delta, **options)
     with instrument.analysing():
         observation = Observation(instrument, 0, {Need.ACTIVATIONS})
-    report = measures.backbone(observation)
+    report = backbone_report(observation)
     if not report:
         raise ModelError(observation.no_layers)
     return report
@@ -349,12 +350,12 @@ def interpret_model(
         observation = Observation(instrument, 0, set(Need))
         sensitivity = states = transitions = None
         if observation.takes_time:
-            sensitivity = measures.sensitivity(observation, wanted)
+            sensitivity = time_sensitivity_of(observation, wanted)
             if sensitivity.ignores_time:
                 notes.append("the model takes intervals, but the target doesn't depend on them")
         else:
             notes.append("no intervals reach the model: there is no time to scale")
-        importance, backbone = measures.importance(observation), measures.backbone(observation)
+        importance, backbone = Attributor().importance(observation), backbone_report(observation)
         if observation.states:
             states = _states(observation, 2, None)
             if observation.inputs.shape[1] > 1:

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .analysis.jacobian_products import JacobianProducts
-from .analysis.methods import Points
 from .analysis.results import FloatArray
+from .analysis.target_values import TargetValues
 from .held_out import HeldOutBatch, read_only, to_numpy
 from .instrument import CellSite, Instrument
 from .instrument.batching import as_points, in_parts, joined, points, run_in_batches
@@ -124,6 +124,7 @@ class Observation:
         """
         self.step = step
         self._batch: HeldOutBatch = instrument.held_out
+        self._whole_instrument = instrument
         self.indices: npt.NDArray[np.intp] = read_only(np.arange(len(self._batch)))
         if max_sequences is not None and max_sequences < len(self._batch) and instrument.divisible:
             self.indices = read_only(self._batch.spread(max_sequences))
@@ -178,6 +179,22 @@ class Observation:
     def whole_batch(self) -> int:
         """How many sequences the held-out batch has, of which these are some."""
         return self._instrument.whole_batch
+
+    @functools.cached_property
+    def whole_inputs(self) -> FloatArray:
+        """``(N, T, F)``, inputs of the whole held-out batch, of which :attr:`inputs` are some."""
+        return read_only(to_numpy(self._whole_instrument.sequence()))
+
+    @functools.cached_property
+    def whole_time_delta(self) -> FloatArray | None:
+        """``(N, T)``, time_delta of the whole held-out batch; None where it has none."""
+        delta = self._whole_instrument.time_delta
+        return None if delta is None else read_only(to_numpy(delta))
+
+    @property
+    def whole_mask(self) -> npt.NDArray[np.bool_] | None:
+        """``(N, T)``, true at real steps of the whole held-out batch; None where all are."""
+        return self._batch.mask
 
     @property
     def takes_time(self) -> bool:
@@ -264,7 +281,7 @@ class Observation:
         rows: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
         loss: bool = False,
-    ) -> Points:
+    ) -> TargetValues:
         """Targets, and their gradients, of ``K`` variants of the batch: further passes.
 
         The same outputs are followed as in the batch itself. At most as many sequences are run at
@@ -336,7 +353,7 @@ class Observation:
         chosen: npt.NDArray[np.integer[Any]] | None,
         gradient: bool,
         loss: bool,
-    ) -> Points:
+    ) -> TargetValues:
         found = points(
             instrument,
             inputs,
@@ -494,7 +511,7 @@ class Observation:
         *,
         along: FloatArray,
         time_along: FloatArray | None = None,
-    ) -> Points:
+    ) -> TargetValues:
         """Derivatives along a direction, and their gradients: Hessians times the direction.
 
         For each variant of the batch a gradient of a gradient, some five forward passes.
@@ -517,7 +534,7 @@ class Observation:
             if time_along is not None:
                 time_along = np.broadcast_to(time_along, time_delta.shape)
 
-        def run(some: Instrument, here: slice, at: slice) -> Points:
+        def run(some: Instrument, here: slice, at: slice) -> TargetValues:
             own, own_delta = some.sequence(), some.time_delta
             times = [
                 None
@@ -547,7 +564,7 @@ class Observation:
         """
         return self._instrument.target.of_every_step
 
-    def at_steps(self, steps: Sequence[int]) -> Points:
+    def at_steps(self, steps: Sequence[int]) -> TargetValues:
         """The target at each of ``K`` steps, and its gradients; a gradient pass for each.
 
         Of a sequence whose step is padding, what it gives is of no meaning.
@@ -562,7 +579,7 @@ class Observation:
 
     def at_own_steps(
         self, inputs: FloatArray | None = None, time_delta: FloatArray | None = None
-    ) -> tuple[Points, bool]:
+    ) -> tuple[TargetValues, bool]:
         """What each step's input does to that step's target, with the state before it held fixed.
 
         With the states that cells are given counted as constants, a target depends on no other
@@ -601,7 +618,7 @@ class Observation:
             others = np.where(real & half, by_time[1::2], np.where(real, by_time[::2], 0.0))
             mixed = mixed or bool(np.nan_to_num(others).any())
             by_time = np.where(half, by_time[::2], by_time[1::2])
-        return _protected(Points(found.values[::2] + found.values[1::2], own, by_time)), mixed
+        return _protected(TargetValues(found.values[::2] + found.values[1::2], own, by_time)), mixed
 
     def _at_steps(
         self,
@@ -610,14 +627,14 @@ class Observation:
         time_delta: FloatArray | None = None,
         *,
         hold_states: bool,
-    ) -> Points:
+    ) -> TargetValues:
         if self.every_step is None:
             raise RuntimeError("there is no target at every step: check observation.every_step")
         predicted = None
         if hold_states and self._instrument.target.follows_predictions:
             predicted = self.outputs.argmax(axis=-1)
 
-        def run(some: Instrument, here: slice, at: slice) -> Points:
+        def run(some: Instrument, here: slice, at: slice) -> TargetValues:
             part = wanted[at] if wanted.shape[1] == 1 else wanted[at, here]
             x, dt = (
                 None
@@ -716,7 +733,7 @@ class _Again(Observation):
         rows: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
         loss: bool = False,
-    ) -> Points:
+    ) -> TargetValues:
         if inputs is None:
             own = self.inputs if rows is None else self.inputs[rows]
             copies = 1 if time_delta is None else len(time_delta)
@@ -729,10 +746,10 @@ def _after_first(replay: Replay) -> range:
     return range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
 
 
-def _protected(points: Points) -> Points:
+def _protected(points: TargetValues) -> TargetValues:
     """Return the points with arrays that can't be written to."""
     arrays = (points.values, points.input_gradient, points.time_gradient, points.loss)
-    return Points(*[None if a is None else read_only(a) for a in arrays])  # type: ignore[arg-type]
+    return TargetValues(*[None if a is None else read_only(a) for a in arrays])  # type: ignore[arg-type]
 
 
 def _among(

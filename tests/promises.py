@@ -20,7 +20,7 @@ OPTIONAL = {
     "attribution/agreement",
     "attribution/completeness_error",
     "attribution/incomplete",
-    "attribution/nodes",
+    "attribution/extra_passes",
     "time_delta/solver_error_x<scale>",
 }
 # What the monitor says of itself, and the bounds of scalars with an interval.

@@ -22,8 +22,6 @@ from ncp_callbacks.analysis import (
     layer_statistics,
     recognise_activation,
     state_space,
-    summarize,
-    temporal_importance,
     time_sensitivity,
     transition_statistics,
 )
@@ -31,8 +29,13 @@ from ncp_callbacks.analysis.dynamics import (
     corrected_participation_estimate,
     corrected_participation_ratio,
 )
-from ncp_callbacks.analysis.methods import Attribution
 from ncp_callbacks.analysis.states import explained_variance
+from ncp_callbacks.attribution import (
+    Attribution,
+    IntegratedGradients,
+    summarize,
+    temporal_importance,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -1040,15 +1043,11 @@ def test_shares_of_attributions_do_not_depend_on_how_large_they_are(exponent):
     rng = np.random.default_rng(1)
     parts, unit = rng.normal(size=(8, 6, 3)), 2.0**exponent
     one, other = (
-        summarize(
-            Attribution(
-                "input_x_gradient", a, a[..., 0] / 2, a.sum(axis=(1, 2)), np.ones(8, np.int64)
-            )
-        )
+        summarize(Attribution(IntegratedGradients(), a, a[..., 0] / 2, a.sum(axis=(1, 2))))
         for a in (parts, parts * unit)
     )
     for name in ("feature_share", "time_share", "share_interval", "error", "reliability"):
         np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-5)
-    for name in ("importance", "signed", "strength_interval", "intervals_importance"):
+    for name in ("importance", "signed", "strength_interval", "time_delta_importance"):
         np.testing.assert_allclose(getattr(other, name) / unit, getattr(one, name), rtol=1e-6)
-    assert other.intervals_share == pytest.approx(one.intervals_share)
+    assert other.time_delta_share == pytest.approx(one.time_delta_share)

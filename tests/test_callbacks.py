@@ -16,6 +16,7 @@ from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import spearmanr
 
 import ncp_callbacks as ncp
+from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.writers.base import clean_tag
 
@@ -30,9 +31,7 @@ KINDS = {
 MONITORS = ("about/", "monitor/")
 # Constructor arguments without which some of the promised tags don't come.
 MORE: dict[type[ncp.Callback], list[dict[str, Any]]] = {
-    ncp.GradientAttribution: [
-        {"method": "integrated_gradients", "nodes": 4, "agreement": "input_x_gradient"}
-    ],
+    ncp.GradientAttribution: [{"method": IntegratedGradients(4), "agreement": "input_x_gradient"}],
 }
 every_callback = pytest.mark.parametrize("cls", STANDARD, ids=lambda c: c.__name__)
 
@@ -244,8 +243,8 @@ def test_a_baseline_for_each_sequence(limit: int | None) -> None:
 
 def test_gradients_have_no_share_of_time() -> None:
     """Per unit of an input and per unit of time there is no common total."""
-    for method in ("gradient", "smooth_grad"):
-        writer = logged([ncp.GradientAttribution(method=method, nodes=2)])
+    for method in ("gradient", SmoothGrad(2)):
+        writer = logged([ncp.GradientAttribution(method=method)])
         assert writer.scalars("attribution/strength")
         assert not writer.scalars("attribution/time_share")
     assert logged([ncp.GradientAttribution()]).scalars("attribution/time_share")
@@ -254,7 +253,7 @@ def test_gradients_have_no_share_of_time() -> None:
 def test_baselines_that_are_no_words() -> None:
     with pytest.raises(ValueError, match="time_baseline='men' is unknown"):
         ncp.GradientAttribution(time_baseline="men")
-    with pytest.raises(ValueError, match="baseline='mean': expected gradients draw"):
+    with pytest.raises(ValueError, match="baseline='mean' is unknown: pass 'held_out'"):
         ncp.GradientAttribution(method="expected_gradients", baseline="mean")
 
 
@@ -310,19 +309,17 @@ def test_a_state_from_before_there_were_ranks_is_taken_up() -> None:
     assert callback.state_dict()["previous_size"] is None
 
 
-@pytest.mark.parametrize(("nodes", "missing"), [(1, 0.25), (2, 0.0)])
-def test_nodes_and_their_error_are_logged_with_the_map(nodes: int, missing: float) -> None:
-    # One node is the middle of the way, whose slope is 3/4 of the mean one; two are exact.
+@pytest.mark.parametrize(("n_steps", "missing"), [(1, 0.25), (2, 0.0)])
+def test_extra_passes_and_the_error_are_logged_with_the_map(n_steps: int, missing: float) -> None:
+    # One step is the middle of the way, whose slope is 3/4 of the mean one; two are exact.
     x, writer, model = cubes(), ncp.MemoryWriter(), Cubes(0)
-    callback = ncp.GradientAttribution(
-        method="integrated_gradients", baseline="zeros", nodes=nodes, most_nodes=nodes
-    )
+    callback = ncp.GradientAttribution(method=IntegratedGradients(n_steps), baseline="zeros")
     with ncp.Monitor(model, ncp.HeldOutBatch(x), [callback], writer=writer, every=1) as monitor:
         monitor.on_step_end(1)
     total = np.abs((np.array(model.w, np.float64) * x.astype(np.float64) ** 3).sum(axis=(1, 2)))
     errors = missing * total / np.sqrt((total**2).mean())
     found = {r.tag.split("/")[1]: r.value for r in own(writer) if isinstance(r, ncp.Scalar)}
-    assert found["nodes"] == nodes
+    assert found["extra_passes"] == n_steps + 1
     assert found["completeness_error"] == pytest.approx(np.quantile(errors, 0.99), abs=2e-6)
     assert found["incomplete"] == (errors > 0.05).mean()
     assert (found["sequences"], found["nonfinite"]) == (8, 0)
@@ -338,7 +335,7 @@ class Bump(nn.Module):
 
 def test_a_map_of_targets_that_did_not_change_is_not_without_a_check() -> None:
     x, writer = np.abs(cubes()) + 0.1, ncp.MemoryWriter()
-    callback = ncp.GradientAttribution(method="integrated_gradients", baseline="zeros", nodes=64)
+    callback = ncp.GradientAttribution(method=IntegratedGradients(64), baseline="zeros")
     with ncp.Monitor(Bump(), ncp.HeldOutBatch(x), [callback], writer=writer, every=1) as monitor:
         monitor.on_step_end(1)
         assert any("don't sum to the change of their target" in note for note in monitor.notes)

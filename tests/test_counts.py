@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
+from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
 from ncp_callbacks.instrument import Instrument, batching
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plots.drawer import Drawer
@@ -49,13 +50,13 @@ class Counted(nn.Module):
         ([ncp.GradientAttribution(), ncp.StateTransitions(max_sequences=1)], [B], 1),
         ([ncp.StateTransitions(max_sequences=3), ncp.StateSpace(max_sequences=2)], [3], 0),
         ([ncp.TimeSensitivity(max_sequences=2)], [2, 3 * 2], 1),
-        # The baseline, and eight nodes side by side, of three sequences (two of which fit into B).
+        # Eight steps side by side of three sequences (two of which fit into B), and the baseline.
         (
-            [ncp.GradientAttribution(method="integrated_gradients", nodes=8, max_sequences=3)],
-            [3, 3, B, B, B, B],
+            [ncp.GradientAttribution(method=IntegratedGradients(8), max_sequences=3)],
+            [3, B, B, B, B, 3],
             4,
         ),
-        ([ncp.GradientAttribution(method="smooth_grad", nodes=4)], [B, B, B, B, B], 4),
+        ([ncp.GradientAttribution(method=SmoothGrad(4))], [B, B, B, B, B], 4),
         # Features of one step side by side, the intervals of all steps likewise.
         (
             [ncp.GradientAttribution(method="occlusion", max_sequences=1)],
@@ -103,7 +104,7 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
     held_out = ncp.HeldOutBatch(
         rng.standard_normal((B, T, F)).astype(np.float32), rng.uniform(0.5, 2, (B, T))
     )
-    writer = ncp.TensorBoardWriter(tmp_path, flush_seconds=0.0)
+    writer = ncp.TensorBoardWriter(tmp_path, flush_seconds=0.0, process=False)
     with ncp.Monitor(Counted(), held_out, writer=writer, every=1) as monitor:
         for step in (1, 2):
             monitor.on_step_end(step)

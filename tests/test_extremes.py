@@ -15,7 +15,6 @@ from test_plots import check_text, drawn
 from ncp_callbacks.analysis import (
     layer_statistics,
     state_space,
-    temporal_importance,
     time_sensitivity,
 )
 from ncp_callbacks.analysis.dynamics import memory_horizon, unit_correlations
@@ -25,6 +24,7 @@ from ncp_callbacks.analysis.output_time import output_time
 from ncp_callbacks.analysis.sanity import Cascade, Measures
 from ncp_callbacks.analysis.time_constants import unit_time_constants
 from ncp_callbacks.analysis.wiring import SynapticFlow
+from ncp_callbacks.attribution import temporal_importance
 from ncp_callbacks.plots import (
     plot_dynamics,
     plot_faithfulness,

@@ -29,7 +29,8 @@ from ncp_callbacks.analysis.faithfulness import (
     noise_similarity,
     structural_similarity,
 )
-from ncp_callbacks.analysis.methods import METHODS, Points, integrated_gradients
+from ncp_callbacks.analysis.target_values import TargetValues
+from ncp_callbacks.attribution import BUILT_IN, AttributionMethod, IntegratedGradients
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plots import plot_faithfulness
 from ncp_callbacks.plots._sheet import BLUE, GREY, VERMILION, Sheet
@@ -49,6 +50,7 @@ class White:
         gradient: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.function, self.gradient, self.seen = function, gradient, 0
+        self.own: np.ndarray | None = None
 
     def __call__(
         self,
@@ -57,11 +59,12 @@ class White:
         *,
         rows: Any = None,
         gradient: bool = False,
-    ) -> Points:
+    ) -> TargetValues:
+        inputs = self.own[None] if inputs is None and self.own is not None else inputs
         self.seen += len(inputs)
         x = np.asarray(inputs, np.float64)
         given = self.gradient(x) if gradient and self.gradient else None
-        return Points(self.function(x), given)
+        return TargetValues(self.function(x), given)
 
 
 def squares(salient: np.ndarray) -> White:
@@ -119,7 +122,8 @@ def test_salient_cells_and_no_others() -> None:
     salient = rng.permutation(T * F).reshape(T, F) < 8  # a fifth of the cells
     x = rng.normal(size=(B, T, F)) + 2
     white = squares(salient)
-    maps = integrated_gradients(white, x, baseline=0 * x)
+    white.own = x
+    maps = IntegratedGradients().run(white, x, baseline=0 * x)
     np.testing.assert_allclose(maps.inputs, salient * x**2, rtol=1e-5, atol=1e-9)
     found = deletion(white, x, maps.inputs, baseline=0 * x, effects=maps.inputs)
     total = (salient * x**2).sum(axis=(1, 2)) / found.change
@@ -554,9 +558,7 @@ def test_integrated_gradients_of_a_trained_network_beat_random(kind: str) -> Non
     mx.random.seed(3)
     model = Net(CfC(4, 10, backbone_units=10) if kind == "CfC" else nn.GRU(4, 10))
     assert trained(model) < 0.5  # of a variance of 3
-    callback = ncp.Faithfulness(
-        method="integrated_gradients", nodes=8, most_nodes=8, perturbations=1, max_sequences=12
-    )
+    callback = ncp.Faithfulness(method=IntegratedGradients(8), perturbations=1, max_sequences=12)
     writer, _ = look(model, callback, batch=16)
     found = scalars(writer)
     low, high = found["faithfulness/cpd_advantage"].interval or (math.nan, math.nan)
@@ -594,21 +596,23 @@ def look_at_plain(
 
 
 @pytest.mark.parametrize("baseline", [None, "mean", "zeros", "array"])
-@pytest.mark.parametrize("method", METHODS)
-def test_every_map_of_a_linear_model_is_exact(method: str, baseline: Any) -> None:
+@pytest.mark.parametrize("method", [method() for method in BUILT_IN], ids=lambda m: m.name)
+def test_every_map_of_a_linear_model_is_exact(method: AttributionMethod, baseline: Any) -> None:
     weights = np.random.default_rng(0).normal(size=(10, 4))
     if baseline == "array":
-        shape = (3, 10, 4) if method == "expected_gradients" else (4,)
+        shape = (3, 10, 4) if method.draws_baselines else (4,)
         baseline = np.random.default_rng(1).normal(size=shape)
-    callback = ncp.Faithfulness(method=method, baseline=baseline, orders=2, nodes=8)
+    elif method.draws_baselines and baseline is not None:
+        baseline = "held_out"
+    callback = ncp.Faithfulness(method=method, baseline=baseline, orders=2)
     found = scalars(look_at_plain(weights, callback)[0])
-    if method == "expected_gradients":
+    if method.draws_baselines:
         # Few draws, and none is the mean that inputs are set to.
         assert found["faithfulness/infidelity"].value < 0.5
     else:
         assert found["faithfulness/infidelity"].value == pytest.approx(0.0, abs=1e-4)
     sensitivity = found["faithfulness/max_sensitivity"].value
-    if method in ("gradient", "smooth_grad"):
+    if method.is_slope:
         assert sensitivity == pytest.approx(0.0, abs=1e-5)
     else:
         assert sensitivity > 0.01

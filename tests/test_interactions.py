@@ -16,19 +16,28 @@ from test_plots import check_text, drawn, sheet_of, shown
 
 import ncp_callbacks as ncp
 from ncp_callbacks.analysis.interactions import (
-    METHODS,
+    Archipelago,
+    IntegratedHessians,
+    InteractionMethod,
     Interactions,
     archipelago,
     group_effects,
     integrated_hessians,
 )
-from ncp_callbacks.analysis.methods import Points
+from ncp_callbacks.analysis.target_values import TargetValues
 from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_interactions
 from ncp_callbacks.plots.drawer import Drawer
 
 # --- functions known in closed form --------------------------------------------------------------
+
+
+NAMES = ("archipelago", "integrated_hessians")
+
+
+def with_steps(method: str, n_steps: int) -> InteractionMethod:
+    return IntegratedHessians(n_steps) if method == "integrated_hessians" else Archipelago()
 
 
 class Known:
@@ -40,14 +49,14 @@ class Known:
         self.x, self.value, self.gradient, self.hessian = x, value, gradient, hessian
         self.runs = 0
 
-    def evaluate(self, inputs=None, time_delta=None, *, rows=None, gradient=False) -> Points:
+    def evaluate(self, inputs=None, time_delta=None, *, rows=None, gradient=False) -> TargetValues:
         self.runs += len(inputs)
-        return Points(self.value(inputs.sum(axis=2, dtype=np.float64)))
+        return TargetValues(self.value(inputs.sum(axis=2, dtype=np.float64)))
 
-    def slopes(self, inputs, time_delta=None, *, along, time_along=None) -> Points:
+    def slopes(self, inputs, time_delta=None, *, along, time_along=None) -> TargetValues:
         at, way = inputs.sum(axis=2, dtype=np.float64), along.sum(axis=-2, dtype=np.float64)
         product = np.einsum("...ij,...j->...i", self.hessian(at), np.broadcast_to(way, at.shape))
-        return Points(
+        return TargetValues(
             (self.gradient(at) * way).sum(axis=-1),
             np.repeat(product[:, :, None], inputs.shape[2], axis=2),
         )
@@ -135,7 +144,7 @@ def test_a_product_from_a_baseline_that_is_not_zero() -> None:
     np.testing.assert_allclose(found.main[0], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_a_sum_has_no_pairs(method: str) -> None:
     x = whole(np.random.default_rng(0).normal(size=(5, 3)))
     bends = np.array([1.0, 0.0, 3.0])
@@ -232,7 +241,7 @@ def test_each_set_of_features_is_run_once() -> None:
         assert known.found("archipelago").passes == known.runs == sets
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_the_order_of_features_and_sequences_does_not_matter(method: str) -> None:
     x = whole(np.random.default_rng(3).normal(size=(4, 3)))
     features, rows = np.array([2, 0, 1]), np.array([3, 1, 0, 2])
@@ -390,7 +399,7 @@ def test_both_methods_agree_on_a_random_network(seed: int) -> None:
     }
     seen = observe(model, ncp.HeldOutBatch(x, dt), target=0)
     cheap = archipelago(seen.evaluate, x, dt, **common)
-    dear = integrated_hessians(seen.evaluate, seen.slopes, x, dt, **common, nodes=8)
+    dear = integrated_hessians(seen.evaluate, seen.slopes, x, dt, **common, n_steps=8)
     pairs = np.tril_indices(4, -1)
     first, second = (found.pairs[(slice(None), *pairs)].ravel() for found in (cheap, dear))
     # .989 to .999 over four seeds when this was written.
@@ -398,7 +407,7 @@ def test_both_methods_agree_on_a_random_network(seed: int) -> None:
     np.testing.assert_allclose(dear.rest, 0.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_a_model_of_two_known_pairs(method: str) -> None:
     x, dt = data()
     held_out = ncp.HeldOutBatch(x, dt, feature_names=["a", "b", "c"])
@@ -428,8 +437,8 @@ def test_a_model_of_two_known_pairs(method: str) -> None:
 @pytest.mark.parametrize(
     ("model", "method"),
     [
-        *itertools.product(["one batch", "tokens", "masked", nn.GRU], METHODS),
-        # Its Hessian takes more nodes, and time.
+        *itertools.product(["one batch", "tokens", "masked", nn.GRU], NAMES),
+        # Its Hessian takes more steps, and time.
         (LTC, "archipelago"),
     ],
 )
@@ -449,7 +458,9 @@ def test_models_of_many_kinds(model: Any, method: str) -> None:
         held_out, net = ncp.HeldOutBatch(x), nn.GRU(F, 4)
     else:
         net = Net(LTC)
-    records, notes = logged(ncp.FeatureInteractions(method=method, nodes=6), net, held_out, steps=1)
+    records, notes = logged(
+        ncp.FeatureInteractions(method=with_steps(method, 6)), net, held_out, steps=1
+    )
     found = records["interactions/matrix"].data
     assert not notes
     assert found.sequences == B
@@ -461,7 +472,7 @@ def test_models_of_many_kinds(model: Any, method: str) -> None:
         assert records["interactions/completeness_error"].value < 0.02
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_padding_has_no_part(method: str) -> None:
     mx.random.seed(0)
     (x, dt), model = data(), Net()
@@ -471,7 +482,7 @@ def test_padding_has_no_part(method: str) -> None:
         # The model runs over it, but the target is taken before.
         given = np.where(mask[..., None], x, np.float32(filling))
         records, _ = logged(
-            ncp.FeatureInteractions(method=method, nodes=4),
+            ncp.FeatureInteractions(method=with_steps(method, 4)),
             model,
             ncp.HeldOutBatch(given, dt, mask=mask),
             steps=1,
@@ -509,11 +520,14 @@ def test_only_the_strongest_of_many_features_stand_alone() -> None:
     assert sum(tag.startswith("interactions_pair/") for tag in records) == 6
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_the_docstring_lists_every_tag(method: str) -> None:
     mx.random.seed(0)
     records, _ = logged(
-        ncp.FeatureInteractions(method=method, nodes=2), Net(), ncp.HeldOutBatch(*data()), steps=1
+        ncp.FeatureInteractions(method=with_steps(method, 2)),
+        Net(),
+        ncp.HeldOutBatch(*data()),
+        steps=1,
     )
     kinds = {ncp.Scalar: "scalar", ncp.Figure: "image", ncp.Array: "array"}
     promises = promised(ncp.FeatureInteractions)
@@ -555,8 +569,7 @@ def test_at_most_eight_sequences_by_default() -> None:
     ("options", "word"),
     [
         ({"method": "shapley"}, "archipelago"),
-        ({"nodes": 0}, "nodes=0"),
-        ({"nodes": True}, "nodes=True"),
+        ({"method": "archipelagos"}, "did you mean 'archipelago'"),
         ({"max_sequences": 0}, "max_sequences=0"),
     ],
 )

@@ -23,6 +23,7 @@ from ncp_callbacks import (
     interpret_model,
     visualize_hidden_states,
 )
+from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F, H, N = 5, 6, 3, 4, 7
@@ -521,8 +522,9 @@ def test_options_that_are_none():
 
 def test_other_methods_of_attribution(model, x, time_delta):
     """Complete ones sum to what the target changes by from the baseline."""
+    # A backbone of ReLUs has kinks along the line, so that the error falls with the first power.
     result = compute_temporal_importance(
-        model, x, time_delta, method="integrated_gradients", baseline="zeros", target=0
+        model, x, time_delta, method=IntegratedGradients(256), baseline="zeros", target=0
     )
     assert result.method == "integrated_gradients"
     assert result.error is not None
@@ -533,9 +535,9 @@ def test_other_methods_of_attribution(model, x, time_delta):
         np.array(model(a, time_delta=mx.array(dt))[:, -1, 0])
         for a, dt in ((mx.array(x), np.array(time_delta)), (mx.zeros(x.shape), mean_dt))
     )
-    total = result.signed.sum() + result.intervals_signed.sum()
+    total = result.signed.sum() + result.time_delta_signed.sum()
     np.testing.assert_allclose(total, (here - there).mean(), rtol=0.01, atol=1e-4)
-    with pytest.raises(ValueError, match="method='magic' is unknown: give one of"):
+    with pytest.raises(ValueError, match="method='magic' is unknown: pass one of"):
         compute_temporal_importance(model, x, time_delta, method="magic")
 
 

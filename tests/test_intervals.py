@@ -28,7 +28,7 @@ EXACT = {
     # Counts.
     r".*nonfinite": "a count",
     r".*/sequences": "a count",
-    r".*/nodes": "a count",
+    r".*/extra_passes": "a count",
     r".*/numbers_changed": "a count, of tests that are corrected for their number",
     r"hidden/basis_refits": "a count",
     # Units or synapses on one side of a threshold: jumps with no number of each sequence.

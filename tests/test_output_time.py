@@ -27,10 +27,11 @@ from test_oracles import (
 )
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.methods import Attribution, Points, own_step_integrated_gradients
 from ncp_callbacks.analysis.output_time import OutputTime, binned, output_steps, output_time
+from ncp_callbacks.analysis.target_values import TargetValues
+from ncp_callbacks.attribution import AttributionMaps, IntegratedGradients
+from ncp_callbacks.attribution.compute import Attributor
 from ncp_callbacks.instrument import Instrument, NothingToObserve
-from ncp_callbacks.measures import importance
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_output_time
 
@@ -43,9 +44,7 @@ def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **options: Any) -> ncp
 
 def look(model: nn.Module, held_out: ncp.HeldOutBatch, **more: Any) -> tuple[dict[str, Any], Any]:
     """Records of the last of two looks by tag, and what was said."""
-    options = {
-        k: more.pop(k) for k in ("steps", "local", "nodes", "max_sequences", "name") if k in more
-    }
+    options = {k: more.pop(k) for k in ("steps", "local", "max_sequences", "name") if k in more}
     return run(ncp.OutputTime(**options), model, held_out, **more)
 
 
@@ -213,7 +212,10 @@ def test_agrees_with_attribution_at_a_step(kind: Any, target: Any) -> None:
         single = observe(model, held_out, target=target, at=step)
         close(found.values[k], single.target_values)
         close(found.input_gradient[k], single.input_gradient)
-        close(np.abs(x * found.input_gradient[k]).mean(axis=0), importance(single).importance)
+        close(
+            np.abs(x * found.input_gradient[k]).mean(axis=0),
+            Attributor().importance(single).importance,
+        )
 
 
 @pytest.mark.parametrize(
@@ -557,8 +559,7 @@ def test_states_that_are_not_given_can_not_be_held() -> None:
             return mx.stack(out, axis=1)
 
     mx.random.seed(0)
-    held_out = ncp.HeldOutBatch(data()[0])
-    model = Loop()
+    model, held_out = Loop(), ncp.HeldOutBatch(data()[0])
     with pytest.raises(NothingToObserve, match="isn't given its state"):
         observe(model, held_out, cells="cell").at_own_steps()
     # With no cell known, what goes from step to step is noticed.
@@ -612,13 +613,13 @@ def test_a_picture_shows_the_matrix_with_the_past_below_the_diagonal() -> None:
 
 @pytest.mark.parametrize("make", [Net, lambda: Net(LTC), Wired], ids=["CfC", "LTC", "wired"])
 def test_own_steps_are_the_last_steps_of_every_prefix(make: Any) -> None:
-    """Of integrated gradients of each prefix by itself, the model run for each node and step."""
+    """Of integrated gradients of each prefix by itself, the model run for each point and step."""
     mx.random.seed(3)
     model, (x, dt) = make(), data()
     x0 = x.mean(axis=(0, 1)) + 0 * x
     dt0 = dt.mean() + 0 * dt
-    nodes = 5
-    at, weights = np.polynomial.legendre.leggauss(nodes)
+    n_steps = 5
+    at, weights = np.polynomial.legendre.leggauss(n_steps)
     predicted = np.array(model(mx.array(x), mx.array(dt))).argmax(axis=-1)
     expected = np.zeros(x.shape)
     for t in range(T):
@@ -631,55 +632,56 @@ def test_own_steps_are_the_last_steps_of_every_prefix(make: Any) -> None:
             given = (x0 + u * (x - x0), dt0 + u * (dt - dt0))
             gradient = mx.grad(target)(*(mx.array(a[:, : t + 1].astype(np.float32)) for a in given))
             expected[:, t] += w * np.array(gradient)[:, t] * (x - x0)[:, t]
-    how = {"local": "integrated_gradients", "nodes": nodes}
-    records, notes = look(model, ncp.HeldOutBatch(x, dt), **how)
+    local = IntegratedGradients(n_steps)
+    records, notes = look(model, ncp.HeldOutBatch(x, dt), local=local)
     assert not [note for note in notes if "local" in note]
     close(records["_ncp/output_time_local"].values, np.abs(expected).mean(axis=0))
     strength = np.abs(expected).sum(axis=2).mean()
     assert records["output_time/local_strength"].value == pytest.approx(strength, rel=1e-3)
 
 
-@pytest.mark.parametrize(("nodes", "exact"), [(1, 2), (4, 2), (5, 4), (8, 4), (9, 6)])
-def test_how_far_every_other_node_is_from_all(nodes: int, exact: int) -> None:
+@pytest.mark.parametrize(("n_steps", "exact"), [(1, 2), (4, 2), (5, 4), (8, 4), (9, 6)])
+def test_how_far_every_other_step_is_from_all(n_steps: int, exact: int) -> None:
     """Of targets ``sum w x^p``, for which all are exact, and fewer up to ``p = exact``."""
-    rng = np.random.default_rng(nodes)
+    rng = np.random.default_rng(n_steps)
     w, x = rng.normal(size=(2, B, T, F))
     dt = rng.uniform(0.5, 2.0, (B, T))
     mask = np.ones((B, T), bool)
     mask[1, 2:] = False
     x0, dt0 = np.zeros_like(x), np.zeros_like(dt)
 
-    def found(power: int) -> tuple[Attribution, np.ndarray]:
-        def at_own_steps(inputs: np.ndarray, elapsed: np.ndarray | None) -> Points:
-            assert elapsed is not None
+    def found(power: int) -> tuple[AttributionMaps, np.ndarray]:
+        def evaluate(
+            inputs: Any = None, time_delta: Any = None, *, rows: Any = None, gradient: bool = False
+        ) -> TargetValues:
+            assert gradient
             slope = power * inputs.astype(np.float64) ** (power - 1)
-            return Points(
-                np.zeros(inputs.shape[:2]), w * slope, 3 * elapsed.astype(np.float64) ** 2
+            return TargetValues(
+                np.zeros(inputs.shape[:2]), w * slope, 3 * time_delta.astype(np.float64) ** 2
             )
 
-        return own_step_integrated_gradients(
-            at_own_steps, x, dt, baseline=x0, time_baseline=dt0, nodes=nodes, mask=mask
+        return IntegratedGradients(n_steps).attribute_with_error(
+            evaluate, x, dt, baseline=x0, time_baseline=dt0, mask=mask
         )
 
     for power in (exact, exact + 1):
         attribution, fewer = found(power)
-        known = np.where(mask[..., None], w * x**power, 0.0)
-        if nodes > 1:
-            close(attribution.inputs, known)
-            close(attribution.intervals, np.where(mask, dt**3, 0.0))
+        if n_steps > 1:
+            close(attribution.inputs, w * x**power)
+            close(attribution.time_delta, dt**3)
             assert (fewer.max() < 1e-5) == (power == exact)
         else:
             assert np.isnan(fewer).all()
-    if nodes > 1:
+    if n_steps > 1:
         # A sequence that is not finite spoils no other.
         x[2, 0, 0] = np.nan
         _, without = found(exact + 1)
         assert np.isnan(without).tolist() == [False, False, True, *[False] * (B - 3)]
         x[2, 0, 0] = 0.5
-    if nodes == 4:
+    if n_steps == 4:
         attribution, fewer = found(exact + 1)
         known = np.where(mask[..., None], w * x ** (exact + 1), 0.0)
-        # By hand: nodes 0 and 2 of four, as Lagrange's polynomials have it.
+        # By hand: places 0 and 2 of four, as Lagrange's polynomials have it.
         a, b = (np.polynomial.legendre.leggauss(4)[0][[0, 2]] + 1) / 2
         weights = np.array([0.5 - b, a - 0.5]) / (a - b)
         other = (weights * 3 * np.array([a, b]) ** 2).sum() * known
@@ -691,19 +693,19 @@ def test_the_error_of_own_steps_is_above_what_it_really_is() -> None:
     mx.random.seed(3)
     model, held_out = Net(), ncp.HeldOutBatch(*data())
     maps, errors = {}, {}
-    for nodes in (4, 8, 64):
-        records, _ = look(model, held_out, local="integrated_gradients", nodes=nodes)
-        maps[nodes] = records["_ncp/output_time_local"].values
-        errors[nodes] = records["output_time/local_error"].value
+    for n in (4, 8, 64):
+        records, _ = look(model, held_out, local=IntegratedGradients(n))
+        maps[n] = records["_ncp/output_time_local"].values
+        errors[n] = records["output_time/local_error"].value
     assert errors[64] < errors[8] < errors[4]
-    for nodes in (4, 8):
-        off = np.linalg.norm(maps[nodes] - maps[64]) / np.linalg.norm(maps[64])
-        assert off < errors[nodes] + 1e-6
+    for n in (4, 8):
+        off = np.linalg.norm(maps[n] - maps[64]) / np.linalg.norm(maps[64])
+        assert off < errors[n] + 1e-6
 
 
 @pytest.mark.parametrize(("options", "what"), [
-    ({"local": "occlusion"}, "local='occlusion': give 'input_x_gradient'"),
-    ({"nodes": 0}, "nodes=0: give a whole number"),
+    ({"local": "occlusion"}, "local='occlusion': pass 'input_x_gradient'"),
+    ({"local": "integrated"}, "did you mean 'integrated_gradients'"),
 ])  # fmt: skip
 def test_how_own_steps_are_looked_at(options: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=what):

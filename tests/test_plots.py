@@ -29,11 +29,9 @@ from ncp_callbacks.analysis import (
     BackboneReport,
     layer_statistics,
     state_space,
-    summarize,
-    temporal_importance,
     time_sensitivity,
 )
-from ncp_callbacks.analysis.methods import input_x_gradient
+from ncp_callbacks.attribution import Attribution, InputXGradient, summarize, temporal_importance
 from ncp_callbacks.plots import (
     nice_limit,
     plot_feature_importance,
@@ -1023,8 +1021,8 @@ def test_lines_over_bars_are_the_intervals_of_the_shares() -> None:
 
 def test_the_share_of_intervals_stands_below_the_map() -> None:
     x, t = np.ones((4, 3, 2)), np.ones((4, 3))
-    result = summarize(input_x_gradient(x, x, t, 2 * t))
-    assert result.intervals_share == pytest.approx(0.5)
+    result = summarize(Attribution(InputXGradient(), x * x, t * 2 * t))
+    assert result.time_delta_share == pytest.approx(0.5)
     assert "intervals 50%" in words(plot_feature_importance(result))
     assert "intervals" not in words(plot_feature_importance(importance()))
 

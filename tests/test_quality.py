@@ -17,7 +17,9 @@ from PIL import Image
 from scripts import BENCHMARKS, script
 from sklearn.metrics import roc_auc_score
 
-from ncp_callbacks.analysis.methods import METHODS, integrated_gradients, occlusion
+from ncp_callbacks.attribution import BUILT_IN, IntegratedGradients, Occlusion
+
+NAMES = tuple(method.name for method in BUILT_IN)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -98,22 +100,22 @@ def test_rare_targets_are_attributed_as_the_closed_forms_say(kind):
     truth = quality.salient(kind, rng, x.shape)
     assert truth[0].sum() == 125
     assert (truth == truth[:1]).all()
-    evaluate = quality.squares(truth)
+    evaluate = quality.squares(truth, x)
     square = np.where(truth, np.float64(x) ** 2, 0.0)
-    found = integrated_gradients(evaluate, x, baseline=np.zeros_like(x))
+    found = IntegratedGradients().run(evaluate, x, baseline=np.zeros_like(x))
     np.testing.assert_allclose(found.inputs, square, rtol=1e-5, atol=1e-6)
     mean = np.broadcast_to(x.mean(axis=(0, 1)), x.shape)
     lost = np.where(truth, np.float64(x) ** 2 - np.float64(mean) ** 2, 0.0)
     np.testing.assert_allclose(
-        occlusion(evaluate, x, baseline=mean).inputs, lost, rtol=1e-5, atol=1e-5
+        Occlusion().run(evaluate, x, baseline=mean).inputs, lost, rtol=1e-5, atol=1e-5
     )
 
 
 def test_every_method_finds_what_is_rare():
     for kind in ("rare-feature", "rare-time"):
         found = dict(quality.white_box(kind, 0))
-        assert set(found) == {*METHODS, "random", "truth"}
-        for method in METHODS:
+        assert set(found) == {*NAMES, "random", "truth"}
+        for method in NAMES:
             # Occlusion by the mean misses inputs of the mean's size.
             least = 0.99 if method == "occlusion" else 1.0
             assert found[method]["AUPRC"] >= least - 1e-9, method
@@ -222,7 +224,7 @@ def test_the_stored_measurement_is_that_of_the_cases(stored):
     assert {(r["benchmark"], r["model"], r["of"]) for r in stored} == cases
     ranked = {(r["benchmark"], r["method"]) for r in stored if r["metric"] == "AUPRC"}
     wheres = set(quality.PUBLISHED)
-    assert ranked == {(b, m) for b in wheres for m in (*METHODS, "random", "truth")}
+    assert ranked == {(b, m) for b in wheres for m in (*NAMES, "random", "truth")}
 
 
 def test_the_table_shows_what_was_measured_beside_what_was_published(stored):

@@ -23,6 +23,7 @@ from test_plots import check_text, drawn, title, words
 
 import ncp_callbacks as ncp
 from ncp_callbacks.analysis.sanity import ALIKE, Cascade, Measures, map_similarity
+from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.held_out import to_numpy
 from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.instrument.randomise import randomised
@@ -293,7 +294,7 @@ def test_others_of_the_same_look_see_the_trained_model() -> None:
         return {t: r.value for t, r in found.items() if not t.startswith(("sanity", "monitor"))}
 
     others = (ncp.GradientAttribution, ncp.TimeSensitivity, ncp.StateTransitions)
-    method = {"method": "integrated_gradients", "nodes": 4}
+    method = {"method": IntegratedGradients(4)}
     last = ncp.GradientAttribution(name="last", **method)
     alone = values([*(c() for c in others), last])
     last = ncp.GradientAttribution(name="last", **method)
@@ -498,7 +499,7 @@ def test_the_curve_falls_for_a_network_that_has_learnt() -> None:
         optimizer.update(model, gradients)
         mx.eval(model.parameters(), optimizer.state)
     assert loss.item() < 0.2  # of a variance of 2
-    callback = ncp.SanityCheck(method="integrated_gradients", nodes=8, most_nodes=8)
+    callback = ncp.SanityCheck(method=IntegratedGradients(8))
     writer, _ = monitored(model, [callback], x=batch()[0])
     (ranks, cosines) = next(
         r.values for _, r in writer.records if r.tag == "_ncp/sanity_check_cascade"
@@ -544,7 +545,7 @@ def test_randomised_networks_that_are_not_finite_are_counted() -> None:
 
 
 def test_the_docstring_lists_every_tag_and_no_other() -> None:
-    complete = {"method": "integrated_gradients", "nodes": 4, "most_nodes": 4}
+    complete = {"method": IntegratedGradients(4)}
     writer, _ = monitored(made("CfC"), [ncp.SanityCheck(**complete)], 2)
     kinds = {ncp.Scalar: "scalar", ncp.Figure: "image", ncp.Array: "array"}
     promises = promised(ncp.SanityCheck)

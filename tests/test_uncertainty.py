@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ncp_callbacks.analysis import summarize
-from ncp_callbacks.analysis.methods import Attribution
 from ncp_callbacks.analysis.uncertainty import (
     FEW,
     cosine,
@@ -23,6 +21,7 @@ from ncp_callbacks.analysis.uncertainty import (
     split_half,
     t_quantile,
 )
+from ncp_callbacks.attribution import Attribution, InputXGradient, summarize
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -337,8 +336,7 @@ def test_lengths_of_sequences_are_no_pattern():
 
 
 def summary(inputs, intervals=None, mask=None):
-    ones = np.ones(len(inputs), int)
-    return summarize(Attribution("input_x_gradient", inputs, intervals, None, ones), mask=mask)
+    return summarize(Attribution(InputXGradient(), inputs, intervals), mask=mask)
 
 
 def test_intervals_of_a_summary_cover():
@@ -350,7 +348,7 @@ def test_intervals_of_a_summary_cover():
         result = summary(inputs, size[..., 0] * rng.normal(3.0, 0.3, (16, 3)))
         strength.append(result.strength_interval)
         share.append(result.share_interval[:, 0])
-        time_share.append(result.intervals_share_interval)
+        time_share.append(result.time_delta_share_interval)
     mean = stats.foldnorm.mean(np.array([2.0, 1.0, 3.0]) / 0.3, scale=0.3)
     slack = 0.015 + binomial(0.95, simulations)
     assert coverage(strength, 3 * (mean[0] + mean[1])) == pytest.approx(0.95, abs=slack)

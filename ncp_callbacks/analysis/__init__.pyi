@@ -1,6 +1,3 @@
-from .attribution import TemporalImportance as TemporalImportance
-from .attribution import summarize as summarize
-from .attribution import temporal_importance as temporal_importance
 from .backbone import ACTIVATIONS as ACTIVATIONS
 from .backbone import BackboneReport as BackboneReport
 from .backbone import LayerStatistics as LayerStatistics

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .methods import Evaluate
 from .results import FloatArray, MappingResult
+from .target_values import Evaluate
 from .uncertainty import rms_interval
 
 __all__ = [

@@ -10,27 +10,31 @@ intervals among them, a pair says whether a feature matters only when it is rece
 
 from __future__ import annotations
 
+import abc
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .methods import Evaluate, Points
 from .results import FloatArray
+from .target_values import Evaluate, TargetValues
 from .uncertainty import mean_interval, share_interval
 
 __all__ = [
-    "METHODS",
+    "Archipelago",
+    "IntegratedHessians",
+    "InteractionMethod",
     "Interactions",
     "Slopes",
     "archipelago",
     "group_effects",
     "integrated_hessians",
+    "interaction_method",
 ]
 
-METHODS = ("archipelago", "integrated_hessians")
 # Variants of the batch that are made at once.
 _AT_ONCE = 32
 
@@ -47,7 +51,7 @@ class Slopes(Protocol):
         *,
         along: FloatArray,
         time_along: FloatArray | None = None,
-    ) -> Points: ...
+    ) -> TargetValues: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class Interactions:
     """What groups of inputs do to the target, each alone and in pairs, on the way from a baseline.
 
     Attributes:
-        method: One of :data:`METHODS`.
+        method: Name of the method.
         names: ``(G,)``, of the groups.
         main: ``(S, G)``, what each does alone, in units of the target.
         pairs: ``(S, G, G)``, what each pair does beyond that; symmetric, 0 on the diagonal.
@@ -293,7 +297,7 @@ def integrated_hessians(
     time_baseline: FloatArray | None = None,
     groups: Sequence[Indices],
     names: Sequence[str],
-    nodes: int = 16,
+    n_steps: int = 16,
 ) -> Interactions:
     """Second derivatives of the target averaged along the line from the baseline, times the ways.
 
@@ -303,13 +307,13 @@ def integrated_hessians(
     ``∫ -ln z f dz``, taken by Gauss-Legendre quadrature in the cube root of ``z``. Complete: all
     together sum to the change of the target, up to the quadrature's error,
     :attr:`Interactions.rest`. A pair is the sum of its two equal entries; what a group does alone
-    is its own. ``G nodes`` products of a Hessian with a vector.
+    is its own. ``G n_steps`` products of a Hessian with a vector.
 
     Args:
         evaluate: Targets at points.
         slopes: Derivatives along a direction, and their gradients.
         inputs, time_delta, baseline, time_baseline, groups, names: See :func:`archipelago`.
-        nodes: Of the quadrature.
+        n_steps: Number of points of the quadrature.
 
     Source: Janizek et al. 2021 (arXiv:2002.04138).
     """
@@ -320,14 +324,14 @@ def integrated_hessians(
     cache.learn([everything, frozenset()])
     change = cache[everything] - cache[frozenset()]
     ways = [points.way_of(g) for g in range(count)]
-    u, weights = np.polynomial.legendre.leggauss(nodes)
+    u, weights = np.polynomial.legendre.leggauss(n_steps)
     u, weights = (u + 1) / 2, weights / 2
     z = u**3
     # dz = 3 u² du
     of_slope = -np.log(z) * 3 * u**2 * weights
     of_hessian = z * of_slope
     found = np.zeros((len(change), count, count))
-    for some in np.array_split(np.arange(nodes), max(1, nodes // 8)):
+    for some in np.array_split(np.arange(n_steps), max(1, n_steps // 8)):
         at = points.x + z[some, None, None, None] * points.way
         elapsed = None
         if points.dt is not None and points.elapsed is not None:
@@ -352,7 +356,120 @@ def integrated_hessians(
     main = np.einsum("sgg->sg", found).copy()
     pairs = found + np.swapaxes(found, 1, 2)
     pairs[:, np.arange(count), np.arange(count)] = 0.0
-    return _checked("integrated_hessians", names, main, pairs, change, count * nodes)
+    return _checked("integrated_hessians", names, main, pairs, change, count * n_steps)
+
+
+@dataclass(frozen=True)
+class InteractionMethod(abc.ABC):
+    """Measure what groups of inputs do to the target, each alone and in pairs.
+
+    Attributes:
+        name: Snake case.
+        complete: True where pairs and single effects sum to the change of the target from the
+            baseline, so that what is missing is an error; False where it is what three or more do
+            together.
+    """
+
+    name: ClassVar[str]
+    complete: ClassVar[bool]
+
+    @abc.abstractmethod
+    def interactions(
+        self,
+        evaluate: Evaluate,
+        slopes: Slopes,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None = None,
+        groups: Sequence[Indices],
+        names: Sequence[str],
+    ) -> Interactions:
+        """Return the interactions; for the arguments see :func:`integrated_hessians`."""
+
+
+@dataclass(frozen=True)
+class Archipelago(InteractionMethod):
+    """Replace groups by their baseline, alone and in pairs; see :func:`archipelago`."""
+
+    name: ClassVar[str] = "archipelago"
+    complete: ClassVar[bool] = False
+
+    def interactions(
+        self,
+        evaluate: Evaluate,
+        slopes: Slopes,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None = None,
+        groups: Sequence[Indices],
+        names: Sequence[str],
+    ) -> Interactions:
+        """Return the interactions; ``slopes`` plays no part."""
+        return archipelago(
+            evaluate, inputs, time_delta,
+            baseline=baseline, time_baseline=time_baseline, groups=groups, names=names,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IntegratedHessians(InteractionMethod):
+    """Average second derivatives from the baseline; see :func:`integrated_hessians`.
+
+    Attributes:
+        n_steps: Number of points of the quadrature.
+
+    Raises:
+        ValueError: For fewer than 1 of ``n_steps``.
+    """
+
+    n_steps: int = 16
+
+    name: ClassVar[str] = "integrated_hessians"
+    complete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
+            raise ValueError(f"n_steps={self.n_steps!r}: pass a whole number of at least 1")
+
+    def interactions(
+        self,
+        evaluate: Evaluate,
+        slopes: Slopes,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None = None,
+        groups: Sequence[Indices],
+        names: Sequence[str],
+    ) -> Interactions:
+        """Return the interactions."""
+        return integrated_hessians(
+            evaluate, slopes, inputs, time_delta, baseline=baseline, time_baseline=time_baseline,
+            groups=groups, names=names, n_steps=self.n_steps,
+        )  # fmt: skip
+
+
+def interaction_method(given: str | InteractionMethod) -> InteractionMethod:
+    """Return the method of this name with its default settings, or the object passed.
+
+    Raises:
+        ValueError: If there is no method of this name.
+    """
+    if isinstance(given, InteractionMethod):
+        return given
+    by_name = {method.name: method for method in (Archipelago, IntegratedHessians)}
+    if given not in by_name:
+        near = difflib.get_close_matches(str(given), by_name, 1)
+        raise ValueError(
+            f"method={given!r} is unknown{f', did you mean {near[0]!r}?' if near else ''}: pass "
+            f"{' or '.join(map(repr, by_name))}, or an InteractionMethod"
+        )
+    return by_name[given]()
 
 
 def _checked(

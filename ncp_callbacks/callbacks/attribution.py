@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..analysis import TemporalImportance
 from ..analysis.estimates import SHARE, Estimate, ratio_estimate
-from ..analysis.methods import Attribution, method_name
 from ..analysis.uncertainty import FEW, cosine, order_correlation
-from ..measures import AttributionSettings, attribution, importance, reduced
+from ..attribution import (
+    DEFAULT_METHOD,
+    Attribution,
+    AttributionMethod,
+    TemporalImportance,
+    method_from,
+)
+from ..attribution.compute import Attributor, importance_of
 from ..observation import Observation
 from ..plots import plot_feature_importance
 from ..records import Array, Figure, Note, Record, Scalar
@@ -24,11 +28,12 @@ __all__ = ["GradientAttribution"]
 
 
 class GradientAttribution(Callback):
-    """What of the target is owed to which feature, at which time step, and to the intervals.
+    """Log what of the target is attributed to which feature and time step, and to elapsed time.
 
-    Costs one gradient pass by default, shared with :class:`TimeSensitivity`. Integrated gradients,
-    SmoothGrad and expected gradients run ``nodes`` gradients of each sequence, occlusion a forward
-    pass for each of its ``T (F + 1)`` cells: give them ``max_sequences``.
+    It costs one gradient pass by default, shared with :class:`TimeSensitivity`. Integrated
+    gradients, SmoothGrad and expected gradients run a gradient pass of each sequence for each of
+    their ``n_steps`` or ``n_samples``, occlusion a forward pass for each of its ``T (F + 1)``
+    cells: set ``max_sequences`` for them. ``attribution/extra_passes`` says how many.
 
     ==================================== ========= ==============================================
     Tag                                  Record    What
@@ -38,8 +43,8 @@ class GradientAttribution(Callback):
     ``attribution/entropy``              scalar    1: all features matter equally, 0: one does
     ``attribution/sign_agreement``       scalar    1: every push has the same sign in all sequences
     ``attribution/mean_lag``             scalar    how many steps before the last one, on average
-    ``attribution/time_share``           scalar    share of the intervals in the strength of inputs
-                                                   and intervals together
+    ``attribution/time_share``           scalar    share of elapsed time in the strength of inputs
+                                                   and elapsed time together
     ``attribution/reliability``          scalar    1: other sequences would show the same map
     ``attribution/change``               scalar    cosine distance of the map to the last look's
     ``attribution/change_of_ranks``      scalar    rank distance of the map to the last look's: 0
@@ -50,10 +55,10 @@ class GradientAttribution(Callback):
                                                    changed beyond chance
     ``attribution/agreement``            scalar    rank correlation with the map of the method
                                                    ``agreement``
-    ``attribution/completeness_error``   scalar    99th percentile over sequences, methods that
-                                                   promise completeness
+    ``attribution/completeness_error``   scalar    99th percentile over sequences, of complete
+                                                   methods
     ``attribution/incomplete``           scalar    share of sequences whose error is above 5 %
-    ``attribution/nodes``                scalar    gradients for the sequence that took most
+    ``attribution/extra_passes``         scalar    passes of each sequence beyond the shared pass
     ``attribution/sequences``            scalar    sequences that went in
     ``attribution/nonfinite``            scalar    sequences left out because of NaN or infinity
     ``attribution_share/<feature>``      scalar    share of a feature in the strength; at most 11
@@ -61,7 +66,7 @@ class GradientAttribution(Callback):
     ``_ncp/attribution_strength``        array     ``(T, F)``, mean over sequences of the absolute
                                                    value
     ``_ncp/attribution_signed``          array     ``(T, F)``, mean over sequences
-    ``_ncp/attribution_intervals``       array     ``(2, T)``, the same two of the intervals
+    ``_ncp/attribution_time_delta``      array     ``(2, T)``, these two means of elapsed time
     ==================================== ========= ==============================================
 
     With a target other than the prediction at the last step, ``attribution`` is followed by its
@@ -70,21 +75,20 @@ class GradientAttribution(Callback):
     none: of pushes that only cancel by chance it is about 0.8 over the root of their number.
 
     Args:
-        method: ``"input_x_gradient"``; ``"gradient"``; ``"integrated_gradients"``, by
-            Gauss-Legendre quadrature, with more nodes where the target jumps on the way for
-            sequences whose sum is more than 1 % off the change of the target; ``"smooth_grad"``,
-            the mean gradient at noisy inputs;
-            ``"expected_gradients"``, over baselines that are drawn; ``"occlusion"``, one input
-            replaced at a time.
-        baseline: What inputs are compared with: ``"mean"`` of each feature over held-out sequences
-            and steps, ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or ``(B, T, F)``; for expected
-            gradients ``(draws, T, F)``, sequences to draw from. By default zeros for input ×
-            gradient, the held-out sequences themselves for expected gradients, and else the mean.
-        time_baseline: Likewise for the intervals: ``"mean"``, or an array ``(T,)`` or ``(B, T)``.
-            With the mean, intervals that are all alike have no part in anything.
-        nodes: Gradients along the way, or draws.
-        most_nodes: Of integrated gradients, the most; by default 64. With as many as ``nodes`` the
-            price is the same at every look.
+        method: A name or an object of :mod:`ncp_callbacks.attribution`, or a method of your own
+            (:class:`~ncp_callbacks.attribution.AttributionMethod`). ``"input_x_gradient"``;
+            ``"gradient"``; ``"integrated_gradients"``, by Gauss-Legendre quadrature;
+            ``"smooth_grad"``, the mean gradient at noisy inputs; ``"expected_gradients"``, over
+            baselines that are drawn; ``"occlusion"``, one input replaced at a time. An object has
+            settings: ``IntegratedGradients(n_steps=32)``.
+        baseline: What inputs are compared with: ``"mean"`` of each feature over all held-out
+            sequences and their steps, ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or
+            ``(B, T, F)``; for expected gradients ``"held_out"``, all held-out sequences, or
+            ``(N, T, F)``, sequences to draw from. None: the method's default, which is zeros for
+            input × gradient, ``"held_out"`` for expected gradients, and else the mean.
+        time_baseline: What elapsed times are compared with: ``"mean"`` (the default), ``"zeros"``,
+            or an array ``(T,)`` or ``(B, T)``. With the mean, elapsed times that are all alike have
+            no part in anything.
         agreement: Another method, whose map is compared with this one on 8 sequences.
         features: Names of the features whose share is logged as a curve, at most 12; by default
             all, or of more than 12 the 11 strongest at the first look.
@@ -98,12 +102,10 @@ class GradientAttribution(Callback):
     def __init__(
         self,
         *,
-        method: str = "input_x_gradient",
+        method: str | AttributionMethod = DEFAULT_METHOD,
         baseline: Any = None,
-        time_baseline: Any = "mean",
-        nodes: int = 16,
-        most_nodes: int | None = None,
-        agreement: str | None = None,
+        time_baseline: Any = None,
+        agreement: str | AttributionMethod | None = None,
         features: Sequence[str] | None = None,
         every: ScheduleLike | None = None,
         name: str | None = None,
@@ -116,20 +118,14 @@ class GradientAttribution(Callback):
             )
         if features is not None and len(set(features)) < len(features):
             raise ValueError(f"features={features!r}: a name stands there more than once")
-        if method == "expected_gradients" and isinstance(baseline, str):
-            raise ValueError(
-                f"baseline={baseline!r}: expected gradients draw baselines from sequences; give an "
-                "array (draws, T, F), or None for the held-out sequences themselves"
-            )
-        self._settings = AttributionSettings(
-            method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
-        )
+        self._attributor = Attributor(method, baseline, time_baseline)
+        self.needs = self._attributor.needs
         self._other = None
-        self.needs = self._settings.needs
         if agreement is not None:
-            if agreement == method:
-                raise ValueError(f"agreement={agreement!r} is the method itself: give another one")
-            self._other = replace(self._settings, method=agreement, baseline=None)
+            other = method_from(agreement, "agreement")
+            if other == self._attributor.method:
+                raise ValueError(f"agreement={agreement!r} is the method itself: pass another one")
+            self._other = Attributor(other, None, time_baseline)
             self.needs |= self._other.needs
         self._given = features
         self._shown: list[str] | None = None
@@ -166,8 +162,8 @@ class GradientAttribution(Callback):
         )
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        found = attribution(observation, self._settings)
-        result = reduced(observation, found)
+        found = self._attributor.attribute(observation)
+        result = importance_of(observation, found)
         group = self.name + observation.target_slug
         if result.sequences:
             names = list(result.feature_names)
@@ -184,15 +180,15 @@ class GradientAttribution(Callback):
                     "baseline, or no gradient reaches them: stop_gradient, rounding or numpy in "
                     "the model's forward end it, also where the target does depend on the inputs"
                 )
-            yield from self._checks(result, group)
+            yield from self._checks(result, group, observation)
             yield from self._agreement(found, group, observation)
             yield from self._shares(result, group)
             yield Array(f"_ncp/{group}_strength", result.importance)
             yield Array(f"_ncp/{group}_signed", result.signed)
-            if result.intervals_importance is not None and result.intervals_signed is not None:
+            if result.time_delta_importance is not None and result.time_delta_signed is not None:
                 yield Array(
-                    f"_ncp/{group}_intervals",
-                    np.stack([result.intervals_importance, result.intervals_signed]),
+                    f"_ncp/{group}_time_delta",
+                    np.stack([result.time_delta_importance, result.time_delta_signed]),
                 )
         yield from non_finite(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
@@ -204,10 +200,10 @@ class GradientAttribution(Callback):
             plot_feature_importance,
             result,
             {"limit": self._limit.covering(float(np.abs(result.signed).max())), "step": step},
-            f"{method_name(result.method).capitalize()} of the {result.target}, mean over held-out "
+            f"{self._attributor.method.title} of the {result.target}, mean over held-out "
             "sequences: orange raises the target, purple lowers it. Bars: share of each feature in "
             f"the mean absolute value, with whiskers that are its 95 % interval over sequences"
-            f"{indicative(result.sequences)}. Unit: {_unit(result.method)}.",
+            f"{indicative(result.sequences)}. Unit: {result.unit}.",
         )
 
     def _numbers(
@@ -215,11 +211,11 @@ class GradientAttribution(Callback):
     ) -> Iterator[Record]:
         weight = result.importance.astype(np.float64)
         strength = float(weight.sum())
-        what = f"{method_name(result.method)} of the {result.target}"
+        what = f"{result.label} of the {result.target}"
         yield Scalar(
             f"{group}/strength",
             strength,
-            f"Mean absolute {what}, summed over steps and features; in {_unit(result.method)}"
+            f"Mean absolute {what}, summed over steps and features; in {result.unit}"
             f"{over(result.sequences)}",
             interval=bounds(result.strength_interval),
         )
@@ -242,18 +238,20 @@ class GradientAttribution(Callback):
                 "Mean distance from a sequence's last step, weighted by importance; in steps",
                 chart=True,
             )
-        share = result.intervals_share
+        share = result.time_delta_share
         if share is not None and np.isfinite(share):
             yield Scalar(
                 f"{group}/time_share",
                 share,
-                "Share of the intervals in the attribution of inputs and intervals together: 0 "
+                "Share of elapsed time in the attribution of inputs and elapsed time together: 0 "
                 f"only what was measured counts, 1 only when{over(result.sequences)}",
-                interval=bounds(result.intervals_share_interval),
+                interval=bounds(result.time_delta_share_interval),
             )
 
-    def _checks(self, result: TemporalImportance, group: str) -> Iterator[Record | Note]:
-        """What the map is worth."""
+    def _checks(
+        self, result: TemporalImportance, group: str, observation: Observation
+    ) -> Iterator[Record | Note]:
+        """Yield how far the map can be trusted."""
         yield Scalar(
             f"{group}/sequences",
             result.sequences,
@@ -301,16 +299,21 @@ class GradientAttribution(Callback):
             yield Scalar(
                 f"{group}/incomplete", above, "Share of sequences whose error is above 5 %"
             )
-            if above > 0 and result.method == "integrated_gradients":
+            if above > 0:
                 yield Note(
                     f"{group}: attributions of some sequences don't sum to the change of their "
-                    f"target within 5 % with {self._settings.most_nodes} nodes; {group}/incomplete "
-                    "is their share. Allow more (most_nodes=), which gather where the target jumps "
-                    "on the way, or take another baseline=, from which that may be smoother. Until "
-                    "then don't trust the map and its shares"
+                    f"target within 5 %; {group}/incomplete is their share. "
+                    f"{self._attributor.method.incomplete_fix}. Until then don't trust the map and "
+                    "its shares"
                 )
-        if not self._settings.needs:
-            yield Scalar(f"{group}/nodes", result.nodes, "Passes for the sequence that took most")
+        passes = self._attributor.extra_passes(observation)
+        if any(passes):
+            yield Scalar(
+                f"{group}/extra_passes",
+                sum(passes),
+                "Passes of each sequence beyond the pass that callbacks share: "
+                f"{passes.gradient} gradient and {passes.forward} forward passes",
+            )
 
     def _agreement(
         self, found: Attribution, group: str, observation: Observation
@@ -319,14 +322,14 @@ class GradientAttribution(Callback):
             return
         few = observation.limited(self._COMPARED)
         rows = np.searchsorted(observation.indices, few.indices)
-        own, other = reduced(few, found.of(rows)), importance(few, self._other)
+        own, other = importance_of(few, found.of(rows)), self._other.importance(few)
         if own.sequences and other.sequences:
             alike = order_correlation(own.importance, other.importance)
             if alike is not None:
                 yield Scalar(
                     f"{group}/agreement",
                     alike,
-                    f"Rank correlation of the map with that of {method_name(self._other.method)} "
+                    f"Rank correlation of the map with that of {self._other.method.label} "
                     f"on the same {own.sequences} sequences: 1 the same order of importance",
                 )
 
@@ -369,9 +372,3 @@ class GradientAttribution(Callback):
             return names
         strongest = np.argsort(-share, kind="stable")[: self._MOST - 1]
         return [names[i] for i in sorted(strongest)]
-
-
-def _unit(method: str) -> str:
-    if method in ("gradient", "smooth_grad"):
-        return "units of the target per unit of the input"
-    return "units of the target"

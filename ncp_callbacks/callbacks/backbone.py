@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import ACTIVATIONS
+from ..analysis import ACTIVATIONS, BackboneReport, layer_statistics
 from ..analysis.estimates import Estimate
 from ..instrument import NothingToObserve
-from ..measures import backbone
 from ..observation import Activations, Need, Observation
 from ..plots import plot_unit_activity
 from ..records import Figure, Histogram, Note, Record
@@ -19,7 +18,7 @@ from ..schedules import ScheduleLike
 from .base import Callback, GrowingLimit, estimated, few
 from .changes import Changes
 
-__all__ = ["BackboneActivations"]
+__all__ = ["BackboneActivations", "backbone"]
 
 
 class BackboneActivations(Callback):
@@ -149,3 +148,18 @@ class BackboneActivations(Callback):
                 np.linspace(-below.value, above.value or 1.0, self._BINS + 1),
                 f"Activations of {layer.layer} that are not exactly 0",
             )
+
+
+def backbone(observation: Observation, max_layers: int | None = None) -> BackboneReport:
+    """Return the statistics of the first ``max_layers`` backbone layers; None: of all."""
+    return BackboneReport(
+        tuple(
+            layer_statistics(
+                layer.values,
+                layer=layer.layer,
+                activation=layer.activation,
+                mask=observation.mask,
+            )
+            for layer in observation.activations[:max_layers]
+        )
+    )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..analysis.estimates import rms_estimate
 from ..analysis.faithfulness import Deletion, deletion, max_sensitivity, noise_similarity
-from ..analysis.methods import Attribution, constant_baseline, method_name
 from ..analysis.results import FloatArray
 from ..analysis.uncertainty import FEW, mean_interval
-from ..measures import AttributionSettings, attribution
+from ..attribution import DEFAULT_METHOD, Attribution, AttributionMethod
+from ..attribution.compute import Attributor
 from ..observation import Observation
 from ..plots.faithfulness import plot_faithfulness, rms_curves
 from ..records import Array, Figure, Note, Record, Scalar
@@ -23,8 +22,6 @@ from .base import Callback, GrowingLimit, bounds, estimated, few, non_finite, ov
 
 __all__ = ["Faithfulness"]
 
-# In units of the target over those of the input.
-_SLOPES = ("gradient", "smooth_grad")
 _CHARTS = ("cpd", "cpd_random", "cpd_advantage", "infidelity")
 
 
@@ -96,9 +93,8 @@ class Faithfulness(Callback):
     a product with the input, it also changes by as much as the input does.
 
     Args:
-        method, baseline, time_baseline, nodes, most_nodes: Which map, see
-            :class:`GradientAttribution`. Inputs are removed to the same baseline; with one that is
-            drawn, to the mean of the draws.
+        method, baseline, time_baseline: Which map, see :class:`GradientAttribution`. Inputs that
+            are removed are set to the baseline of the map; where that is drawn, to its mean.
         steps: In how many groups all inputs are removed, a multiple of 10.
         orders: How many random orders.
         perturbations: For ``max_sensitivity``, how many slightly different inputs; 0 leaves it out.
@@ -117,11 +113,9 @@ class Faithfulness(Callback):
     def __init__(
         self,
         *,
-        method: str = "input_x_gradient",
+        method: str | AttributionMethod = DEFAULT_METHOD,
         baseline: Any = None,
-        time_baseline: Any = "mean",
-        nodes: int = 16,
-        most_nodes: int | None = None,
+        time_baseline: Any = None,
         steps: int = 20,
         orders: int = 4,
         perturbations: int = 4,
@@ -137,10 +131,8 @@ class Faithfulness(Callback):
             raise ValueError(f"orders={orders!r}: give at least 1 random order to compare with")
         if perturbations < 0:
             raise ValueError(f"perturbations={perturbations!r}: give how many, or 0 for none")
-        self._settings = AttributionSettings(
-            method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
-        )
-        self.needs = self._settings.needs
+        self._attributor = Attributor(method, baseline, time_baseline)
+        self.needs = self._attributor.needs
         self._noise = tuple(noise)
         wrong = [variance for variance in self._noise if not 0 < variance < math.inf]
         if wrong:
@@ -160,8 +152,8 @@ class Faithfulness(Callback):
         self._limit = GrowingLimit(float(state["limit"]))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        found = attribution(observation, self._settings)
-        x0 = self._removed(observation)
+        found = self._attributor.attribute(observation)
+        x0 = self._attributor.removal_baseline(observation)
         result = deletion(
             observation.evaluate,
             observation.inputs,
@@ -204,20 +196,11 @@ class Faithfulness(Callback):
         yield from self._order(result, group, observation.target)
         yield from self._map(result, group, observation, found)
 
-    def _removed(self, observation: Observation) -> FloatArray:
-        """``(B, T, F)``, what inputs are set to: the baseline of the map."""
-        given = self._settings.baseline
-        if given is None:
-            given = "zeros" if self._settings.method == "input_x_gradient" else "mean"
-        elif self._settings.method == "expected_gradients" and not isinstance(given, str):
-            given = np.asarray(given, np.float64).mean(axis=0)
-        return constant_baseline(given, observation.inputs, observation.mask, "baseline")
-
     def _effects(
         self, found: Attribution, observation: Observation, x0: FloatArray
     ) -> FloatArray | None:
-        """By how much the map says that the target falls when a cell is removed."""
-        if self._settings.method not in _SLOPES:
+        """Return by how much the map says that the target falls when a cell is removed."""
+        if not found.method.is_slope:
             return found.inputs
         if found.inputs.shape != x0.shape:
             return None  # Slopes that are summed over what a token is embedded as say nothing.
@@ -226,7 +209,7 @@ class Faithfulness(Callback):
 
     def _curves(self, result: Deletion, group: str, observation: Observation) -> Iterator[Record]:
         curves = rms_curves(result)
-        method = method_name(self._settings.method)
+        method = self._attributor.method.label
         yield Figure(
             f"{group}/curves",
             plot_faithfulness,
@@ -322,13 +305,9 @@ class Faithfulness(Callback):
                 result.infidelity_random,
                 "Infidelity of the map with its values shuffled over inputs and steps",
             )
-        # Of the same baseline, or that would move too.
-        settings = self._settings
-        if settings.method != "expected_gradients":
-            settings = replace(settings, baseline=self._removed(observation))
 
         def attribute(inputs: FloatArray) -> FloatArray:
-            return attribution(observation.again(inputs), settings).inputs
+            return self._attributor.attribute(observation.again(inputs)).inputs
 
         if self._perturbations:
             yield from self._sensitivity(attribute, group, observation, found)

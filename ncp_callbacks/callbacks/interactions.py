@@ -9,14 +9,14 @@ import numpy as np
 
 from ..analysis.estimates import SHARE, SIZE, Estimate, jackknife_of_sums, ratio_estimate
 from ..analysis.interactions import (
-    METHODS,
+    Archipelago,
     Indices,
+    InteractionMethod,
     Interactions,
-    archipelago,
     group_effects,
-    integrated_hessians,
+    interaction_method,
 )
-from ..analysis.methods import constant_baseline
+from ..attribution.compute import baseline_of, time_baseline_of
 from ..instrument import NothingToObserve
 from ..observation import Observation
 from ..plots import plot_interactions
@@ -32,8 +32,8 @@ class FeatureInteractions(Callback):
 
     Features are taken over all time steps, and the intervals are one more, whose pairs say whether
     a feature matters only when it is recent. With ``G`` of them, a look takes up to ``G² + G + 2``
-    forward passes of ``max_sequences`` sequences; ``integrated_hessians`` ``G nodes`` products of a
-    Hessian with a vector, each some four gradient passes. So look rarely: ``every=``.
+    forward passes of ``max_sequences`` sequences; ``integrated_hessians`` ``G n_steps`` products of
+    a Hessian with a vector, each some four gradient passes. So look rarely: ``every=``.
 
     ======================================== ====== ==============================================
     Tag                                      Record What
@@ -66,11 +66,13 @@ class FeatureInteractions(Callback):
         method: ``"archipelago"``: what changes when two features are replaced by their baseline
             together, beyond what each changes by itself; or ``"integrated_hessians"``: second
             derivatives averaged along the line from the baseline, which share a product of two
-            features among the pair and the features alone.
-        baseline: ``"mean"`` of each feature over held-out sequences and steps, ``"zeros"``, or an
-            array ``(F,)``, ``(T, F)`` or ``(B, T, F)``, ``B`` being the sequences looked at.
-        time_baseline: Likewise for the intervals.
-        nodes: Of the quadrature for ``integrated_hessians``.
+            features among the pair and the features alone; or an object,
+            ``IntegratedHessians(n_steps=32)`` of :mod:`ncp_callbacks.analysis.interactions`.
+        baseline: ``"mean"`` of each feature over all held-out sequences and their steps,
+            ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or ``(B, T, F)``, ``B`` being all held-out
+            sequences or those analysed.
+        time_baseline: ``"mean"``, ``"zeros"``, or an array ``(T,)`` or ``(B, T)``, for elapsed
+            times.
         every, name, max_sequences: See :class:`Callback`.
 
     With more than 12 features, the 11 whose replacement changes the target most at the first look
@@ -84,23 +86,16 @@ class FeatureInteractions(Callback):
     def __init__(
         self,
         *,
-        method: str = "archipelago",
+        method: str | InteractionMethod = Archipelago(),  # noqa: B008 (frozen)
         baseline: Any = "mean",
         time_baseline: Any = "mean",
-        nodes: int = 16,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = 8,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
-        if method not in METHODS:
-            raise ValueError(
-                f"method={method!r} is unknown: give {' or '.join(map(repr, METHODS))}"
-            )
-        if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-            raise ValueError(f"nodes={nodes!r}: give a whole number of at least 1")
-        self._method, self._nodes = method, nodes
+        self._method = interaction_method(method)
         self._baseline, self._time_baseline = baseline, time_baseline
         self._own: list[str] | None = None
         self._pairs: list[tuple[str, str]] | None = None
@@ -121,13 +116,14 @@ class FeatureInteractions(Callback):
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         group = self.name + observation.target_slug
-        x, mask = observation.inputs, observation.mask
-        x0 = constant_baseline(self._baseline, x, mask, "baseline")
+        x = observation.inputs
+        x0 = baseline_of(observation, self._baseline)
         dt = dt0 = None
         if observation.takes_time:
             dt = observation.time_delta
             assert dt is not None
-            dt0 = constant_baseline(self._time_baseline, dt, mask, "time_baseline")
+            dt0 = time_baseline_of(observation, self._time_baseline)
+            assert dt0 is not None
             if np.allclose(dt, dt0, rtol=1e-6, atol=0.0):
                 dt = dt0 = None
                 yield Note(
@@ -141,16 +137,10 @@ class FeatureInteractions(Callback):
             raise NothingToObserve(
                 f"there is nothing but {names[0]} for the target to depend on, and a pair takes two"
             )
-        if self._method == "archipelago":
-            result = archipelago(
-                observation.evaluate, x, dt,
-                baseline=x0, time_baseline=dt0, groups=groups, names=names,
-            )  # fmt: skip
-        else:
-            result = integrated_hessians(
-                observation.evaluate, observation.slopes, x, dt,
-                baseline=x0, time_baseline=dt0, groups=groups, names=names, nodes=self._nodes,
-            )  # fmt: skip
+        result = self._method.interactions(
+            observation.evaluate, observation.slopes, x, dt,
+            baseline=x0, time_baseline=dt0, groups=groups, names=names,
+        )  # fmt: skip
         if result.sequences:
             yield from few(observation)
             if not (result.main.any() or result.pairs.any()):
@@ -235,7 +225,7 @@ class FeatureInteractions(Callback):
                 "matter more, or less, when they are recent",
             )
         rest = np.sqrt(np.mean(result.rest**2))
-        if result.method == "archipelago":
+        if not self._method.complete:
             yield estimated(
                 f"{group}/higher_order",
                 float(rest),
@@ -252,9 +242,8 @@ class FeatureInteractions(Callback):
             )
             if rest > 0.05:
                 yield Note(
-                    f"{group}: the interactions of some looks don't sum to the change of the "
-                    f"target within 5 %, see {group}/completeness_error: give more than "
-                    f"nodes={self._nodes}"
+                    f"{group}: the interactions of some snapshots don't sum to the change of the "
+                    f"target within 5 %, see {group}/completeness_error: set a larger n_steps="
                 )
 
     def _curves(self, result: Interactions, group: str, target: str) -> Iterator[Record]:

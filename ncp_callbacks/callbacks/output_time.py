@@ -7,20 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..analysis import summarize
 from ..analysis.estimates import SIZE, mean_estimate
-from ..analysis.methods import (
-    Attribution,
-    Points,
-    constant_baseline,
-    input_x_gradient,
-    method_name,
-    own_step_integrated_gradients,
-)
 from ..analysis.output_time import OutputTime as OutputTimeResult
 from ..analysis.output_time import binned, output_steps, output_time
 from ..analysis.results import FloatArray
+from ..analysis.target_values import TargetValues
+from ..attribution import (
+    DEFAULT_METHOD,
+    Attribution,
+    AttributionMethod,
+    InputXGradient,
+    IntegratedGradients,
+    method_from,
+    summarize,
+)
+from ..attribution.compute import baseline_of, time_baseline_of
 from ..instrument import NothingToObserve
 from ..observation import Observation
 from ..plots import plot_feature_importance, plot_output_time
@@ -33,9 +36,6 @@ from .changes import Changes
 __all__ = ["OutputTime"]
 
 
-_LOCAL = ("input_x_gradient", "integrated_gradients")
-
-
 class OutputTime(Callback):
     """For a model with an output at every step: which input steps act on which of them.
 
@@ -44,13 +44,13 @@ class OutputTime(Callback):
     ``future_share`` is exactly 0 there: anything else is a leak, or a model that reads in both
     directions.
 
-    What each output owes the input of its own step is looked at for every step, in one pass more of
-    two copies: with the states held fixed that the cells are given, an output depends on its own
-    step's input only. With ``local="integrated_gradients"`` it is the last step's part in the
-    integrated gradients of every prefix of a sequence, from the mean of each feature, and takes
-    ``nodes`` such passes rather than as many for every prefix. A layer that runs over the whole
-    sequence by itself, such as ``nn.GRU``, doesn't allow that; a note says so, and ``local`` is
-    left out.
+    What of each output is attributed to the input of its own step is analysed for every step, by
+    one extra pass of two copies: with the states held fixed that the cells are given, an output
+    depends on its own step's input only. With ``local="integrated_gradients"`` it is the last
+    step's part in the integrated gradients of every prefix of a sequence, from the mean of each
+    feature, and takes ``n_steps`` such passes rather than as many for every prefix. A layer that
+    runs over the whole sequence by itself, such as ``nn.GRU``, doesn't allow that; a note says so,
+    and ``local`` is skipped.
 
     ========================================= ====== =============================================
     Tag                                       Record What
@@ -63,11 +63,12 @@ class OutputTime(Callback):
     ``output_time/own_share``                 scalar share of influence from the output's own step
     ``output_time/mean_lag``                  scalar how many steps before the output, on average
     ``output_time/mean_lag_time``             scalar the same in units of ``time_delta``
-    ``output_time/local``                     image  what outputs owe their own step's input, step
-                                                     by feature
+    ``output_time/local``                     image  what of outputs is attributed to their own
+                                                     step's input, step by feature
     ``output_time/local_strength``            scalar mean over steps of its absolute value
     ``output_time/local_error``               scalar with ``local="integrated_gradients"``: how
-                                                     far every other node is from all of them
+                                                     far the maps by every other step of the
+                                                     integral are from those by all
     ``output_time/mean_lag_change``           scalar change of ``mean_lag`` since the last look,
                                                      paired on the same sequences
     ``output_time/numbers_changed``           scalar how many of these changed beyond chance
@@ -90,13 +91,13 @@ class OutputTime(Callback):
 
     Args:
         steps: How many output steps, spread over the sequence.
-        local: How to look at what outputs owe their own step's input: ``"input_x_gradient"``, which
-            True also is, or ``"integrated_gradients"``; False: not at all.
-        nodes: Gradients that integrated gradients are made of.
+        local: The method that attributes outputs to their own step's input:
+            ``"input_x_gradient"``, which True also is, ``"integrated_gradients"``, or an object of
+            either class; False: skip it.
         every, name, max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than 2 ``steps``, fewer than 1 of ``nodes``, or another ``local``.
+        ValueError: For fewer than 2 ``steps``, or another ``local``.
     """
 
     default_name = "output_time"
@@ -106,8 +107,7 @@ class OutputTime(Callback):
         self,
         *,
         steps: int = 32,
-        local: bool | str = True,
-        nodes: int = 16,
+        local: bool | str | AttributionMethod = True,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = 8,
@@ -116,12 +116,7 @@ class OutputTime(Callback):
         self.max_sequences = max_sequences
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
             raise ValueError(f"steps={steps!r}: give a whole number of at least 2")
-        if not (isinstance(local, bool) or local in _LOCAL):
-            raise ValueError(f"local={local!r}: give {', '.join(map(repr, _LOCAL))}, True or False")
-        if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-            raise ValueError(f"nodes={nodes!r}: give a whole number of at least 1")
-        self._steps, self._nodes = steps, nodes
-        self._local = _LOCAL[0] if local is True else local
+        self._steps, self._local = steps, _local_method(local)
         names = ("influence", "share", "lag", "time", "local")
         self._limits = {name: GrowingLimit() for name in names}
         self._changes = Changes()
@@ -155,8 +150,8 @@ class OutputTime(Callback):
             yield from self._changes.since(group, result.estimates, observation, "mean_lag")
             yield self._matrix(result, group, observation)
             yield from self._arrays(result, group)
-            if self._local:
-                yield from self._own_step(observation, group, target)
+            if self._local is not None:
+                yield from self._own_step(observation, group, target, self._local)
         yield from non_finite(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
@@ -264,11 +259,11 @@ class OutputTime(Callback):
             yield Array(f"_ncp/{group}_time_profile", by_time)
 
     def _own_step(
-        self, observation: Observation, group: str, target: str
+        self, observation: Observation, group: str, target: str, method: AttributionMethod
     ) -> Iterator[Record | Note]:
         left_out = f"{group}/local is left out: "
         try:
-            found, fewer, mixed = self._owed(observation)
+            found, error, mixed = _to_own_steps(observation, method)
         except NothingToObserve as reason:
             yield Note(f"{left_out}{reason}")
             return
@@ -288,22 +283,21 @@ class OutputTime(Callback):
         )
         if not result.sequences:
             return
-        if fewer is not None and np.isfinite(fewer).any():
+        if error is not None and np.isfinite(error).any():
             yield Scalar(
                 f"{group}/local_error",
-                float(np.quantile(fewer[np.isfinite(fewer)], 0.99)),
-                f"How far the attribution by every other of the {self._nodes} nodes is from that "
-                "by all; 99th percentile over sequences, over the RMS norm of all. An upper "
-                "estimate of its error",
+                float(np.quantile(error[np.isfinite(error)], 0.99)),
+                "How far the attribution by every other step of the integral is from that by all; "
+                "99th percentile over sequences, over the RMS norm of all. An upper estimate of "
+                "its error",
             )
         there = observation.held_out.mask_array.any(0)
-        method = method_name(found.method)
         yield estimated(
             f"{group}/local_strength",
             float(result.importance.sum(axis=1)[there].mean()),
             mean_estimate(result.by_sequence.sum(axis=1) / there.sum(), within=SIZE, ratio=True),
-            f"Mean absolute {method} of the {target} to the input of the same step, with the state "
-            "before it held fixed, summed over features; in units of the target",
+            f"Mean absolute {method.label} of the {target} to the input of the same step, with the "
+            "state before it held fixed, summed over features; in units of the target",
         )
         yield Figure(
             f"{group}/local",
@@ -313,37 +307,69 @@ class OutputTime(Callback):
                 "limit": self._limits["local"].covering(float(np.abs(result.signed).max())),
                 "step": observation.step,
             },
-            f"{method[0].upper()}{method[1:]} of the {target} to the input of the same step, with "
+            f"{method.title} of the {target} to the input of the same step, with "
             "the state before it held fixed: orange raises it, purple lowers it. Bars: share of "
             "each feature in the mean absolute value.",
         )
         yield Array(f"_ncp/{group}_local", result.importance)
 
-    def _owed(self, observation: Observation) -> tuple[Attribution, FloatArray | None, bool]:
-        """What each step's output owes its own input, and whether it depends on that of others.
 
-        Between the two, of integrated gradients: how far fewer nodes are from it.
-        """
-        x, mask, mixed = observation.inputs, observation.mask, False
-        if self._local == "input_x_gradient":
-            seen, mixed = observation.at_own_steps()
-            assert seen.input_gradient is not None
-            return input_x_gradient(x, seen.input_gradient[0], mask=mask), None, mixed
-
-        def at_own_steps(inputs: FloatArray, time_delta: FloatArray | None) -> Points:
-            nonlocal mixed
-            points, others = observation.at_own_steps(inputs, time_delta)
-            mixed = mixed or others
-            return points
-
-        dt = observation.time_delta if observation.takes_time else None
-        found, fewer = own_step_integrated_gradients(
-            at_own_steps,
-            x,
-            dt,
-            baseline=constant_baseline("mean", x, mask, "baseline"),
-            time_baseline=None if dt is None else constant_baseline("mean", dt, mask, "baseline"),
-            nodes=self._nodes,
-            mask=mask,
+def _local_method(local: bool | str | AttributionMethod) -> AttributionMethod | None:
+    if local is False:
+        return None
+    method = method_from(DEFAULT_METHOD if isinstance(local, bool) else local, "local")
+    if not isinstance(method, InputXGradient | IntegratedGradients):
+        raise ValueError(
+            f"local={local!r}: pass 'input_x_gradient', 'integrated_gradients', True or False. "
+            "Other methods can't be run with the states held fixed"
         )
-        return found, fewer, mixed
+    return method
+
+
+def _to_own_steps(
+    observation: Observation, method: AttributionMethod
+) -> tuple[Attribution, FloatArray | None, bool]:
+    """Attribute each step's output to its own input.
+
+    The whole of each prefix of a sequence moves from the baseline, and of its attribution the last
+    step is kept. A recurrent network that runs forwards has all prefixes in one pass: the states
+    before each step are those of the pass, and only the step itself need be differentiated.
+
+    Returns:
+        The attribution; of integrated gradients, ``(B,)``, an estimate of its error; and True where
+        outputs depend on the inputs of other steps all the same.
+    """
+    mixed = False
+
+    def evaluate(
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        rows: npt.NDArray[np.intp] | None = None,
+        gradient: bool = False,
+    ) -> TargetValues:
+        nonlocal mixed
+        found, others = observation.at_own_steps(
+            None if inputs is None else inputs.astype(np.float32),
+            None if time_delta is None else time_delta.astype(np.float32),
+        )
+        mixed = mixed or others
+        return found
+
+    dt = observation.time_delta if observation.takes_time else None
+    sequences = (
+        observation.inputs.astype(np.float64), None if dt is None else dt.astype(np.float64)
+    )  # fmt: skip
+    baselines: dict[str, Any] = {
+        "baseline": baseline_of(observation, method.default_baseline),
+        "time_baseline": time_baseline_of(observation, method.default_time_baseline),
+    }
+    with np.errstate(invalid="ignore", over="ignore"):
+        if isinstance(method, IntegratedGradients):
+            maps, error = method.attribute_with_error(
+                evaluate, *sequences, **baselines, mask=observation.mask
+            )
+        else:
+            maps = method.attribute(evaluate, *sequences, **baselines, mask=observation.mask)
+            error = None
+    return Attribution(method, maps.inputs, maps.time_delta), error, mixed

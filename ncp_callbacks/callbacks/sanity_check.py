@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis import state_space, summarize, time_sensitivity
+from ..analysis import state_space, time_sensitivity
 from ..analysis.estimates import SIZE, Estimate, jackknife_of_sums, sd_of_sums
-from ..analysis.methods import Attribution, method_name
 from ..analysis.results import FloatArray
 from ..analysis.sanity import ALIKE, Cascade, Measures, map_similarity
 from ..analysis.transitions import transition_statistics
 from ..analysis.uncertainty import mean_interval
-from ..measures import AttributionSettings, attribution
+from ..attribution import DEFAULT_METHOD, Attribution, AttributionMethod, summarize
+from ..attribution.compute import Attributor
 from ..observation import Need, Observation
 from ..plots.sanity import plot_sanity, plot_sanity_measures
 from ..records import Array, Figure, Note, Record, Scalar
@@ -103,8 +103,7 @@ class SanityCheck(Callback):
     learnt, is above a half.
 
     Args:
-        method, baseline, time_baseline, nodes, most_nodes: Which map, see
-            :class:`GradientAttribution`.
+        method, baseline, time_baseline: Which map, see :class:`GradientAttribution`.
         stages: At most so many; modules next to each other are randomised together.
         every, name, max_sequences: See :class:`Callback`.
 
@@ -120,11 +119,9 @@ class SanityCheck(Callback):
     def __init__(
         self,
         *,
-        method: str = "input_x_gradient",
+        method: str | AttributionMethod = DEFAULT_METHOD,
         baseline: Any = None,
-        time_baseline: Any = "mean",
-        nodes: int = 16,
-        most_nodes: int | None = None,
+        time_baseline: Any = None,
         stages: int = 6,
         every: ScheduleLike | None = None,
         name: str | None = None,
@@ -133,10 +130,8 @@ class SanityCheck(Callback):
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         if stages < 1:
             raise ValueError(f"stages={stages!r}: give at least 1")
-        self._settings = AttributionSettings(
-            method, baseline, time_baseline, nodes, most_nodes or max(64, nodes)
-        )
-        self.needs = self._settings.needs | {Need.TIME_GRADIENT, Need.STATES}
+        self._attributor = Attributor(method, baseline, time_baseline)
+        self.needs = self._attributor.needs | {Need.TIME_GRADIENT, Need.STATES}
         self._stages = stages
         self._first: Measures | None = None
         self._first_curve: FloatArray | None = None
@@ -180,10 +175,10 @@ class SanityCheck(Callback):
             {
                 "first": self._first,
                 "first_curve": self._first_curve,
-                "method": method_name(self._settings.method),
+                "method": self._attributor.method.label,
                 "step": observation.step,
             },
-            f"Left: likeness of {method_name(self._settings.method)} of the {observation.target} "
+            f"Left: likeness of {self._attributor.method.label} of the {observation.target} "
             "to that of the trained model, while parameters are randomised from the output towards "
             "the input, mean over sequences; it must fall. Whiskers: 95 % interval"
             f"{indicative(compared)}. Stages: {_listed(result.stages)}. "
@@ -204,7 +199,7 @@ class SanityCheck(Callback):
             self._first, self._first_curve = result.randomised, result.curve[0]
 
     def _cascade(self, observation: Observation) -> Cascade:
-        own = attribution(observation, self._settings)
+        own = self._attributor.attribute(observation)
         alike = [map_similarity(own.inputs, own.inputs, observation.mask)]
         finite = _finite(own, observation.mask)
         stages: list[tuple[str, ...]] = []
@@ -212,7 +207,7 @@ class SanityCheck(Callback):
         seen, found = observation, own
         with observation.randomised(self._stages) as cascade:
             for modules, seen in cascade:
-                found = attribution(seen, self._settings)
+                found = self._attributor.attribute(seen)
                 alike.append(map_similarity(own.inputs, found.inputs, seen.mask))
                 finite &= _finite(found, seen.mask)
                 stages.append(modules)
@@ -266,7 +261,7 @@ class SanityCheck(Callback):
 
     def _measures(self, result: Cascade, group: str, target: str) -> Iterator[Record]:
         both = zip(_MEASURES, astuple(result.trained), astuple(result.randomised), strict=True)
-        method = method_name(self._settings.method)
+        method = self._attributor.method.label
         for (name, what), own, other in both:
             description = what.format(method=method, target=target)
             if np.isfinite(own):
@@ -306,8 +301,8 @@ def _measured(seen: Observation, found: Attribution) -> tuple[Measures, dict[str
         magnitude=float("nan") if steps is None else steps.magnitude_mean,
         mean_lag=importance.mean_lag,
         time_share=float("nan")
-        if importance.intervals_share is None
-        else importance.intervals_share,
+        if importance.time_delta_share is None
+        else importance.time_delta_share,
         participation=float("nan") if space is None else space.participation_ratio,
     )
     numbers = importance.estimates() if importance.sequences else {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..attribution import IntegratedGradients
 from .attribution import GradientAttribution
 from .backbone import BackboneActivations
 from .base import Callback
@@ -13,14 +14,14 @@ __all__ = ["callback_set"]
 
 
 def callback_set(name: str) -> list[Callback]:
-    """The callbacks of a set, new ones each time.
+    """Return the callbacks of a set, new ones each time.
 
     Raises:
         ValueError: If there is none of this name.
     """
     if name not in _SETS:
         raise ValueError(
-            f"callbacks={name!r} is unknown: give {', '.join(map(repr, _SETS))}, or a list of "
+            f"callbacks={name!r} is unknown: pass {', '.join(map(repr, _SETS))}, or a list of "
             "callbacks"
         )
     return _SETS[name]()
@@ -51,14 +52,11 @@ def _full() -> list[Callback]:
 
     integrated = GradientAttribution(
         name="integrated_gradients",
-        method="integrated_gradients",
-        # No more for sequences that need them: its price is to be the same at every look.
-        nodes=8,
-        most_nodes=8,
+        method=IntegratedGradients(n_steps=8),
         max_sequences=8,
         agreement="input_x_gradient",
     )
-    dear = [
+    expensive = [
         TimeConstants(),
         Wiring(),
         Dynamics(),
@@ -67,9 +65,9 @@ def _full() -> list[Callback]:
         Faithfulness(),
         SanityCheck(),
     ]
-    for callback in dear:
+    for callback in expensive:
         callback.one_in = 10
-    return [*_standard(), integrated, *dear]
+    return [*_standard(), integrated, *expensive]
 
 
 _SETS: dict[str, Callable[[], list[Callback]]] = {

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..analysis import TimeSensitivity as TimeSensitivityResult
-from ..analysis import checked_scales
+from ..analysis import checked_scales, time_sensitivity
 from ..analysis.estimates import SIZE, mean_estimate
 from ..analysis.time import share_outside, solver_share
 from ..analysis.uncertainty import FEW
 from ..instrument import NothingToObserve
-from ..measures import sensitivity
 from ..observation import Need, Observation
 from ..plots import plot_time_sensitivity
 from ..records import Array, Figure, Note, Record, Scalar
@@ -22,7 +21,7 @@ from ..schedules import ScheduleLike
 from .base import Callback, GrowingLimit, estimated, few, non_finite
 from .changes import Changes
 
-__all__ = ["TimeSensitivity"]
+__all__ = ["TimeSensitivity", "sensitivity"]
 
 
 class TimeSensitivity(Callback):
@@ -259,3 +258,14 @@ def _needed(result: TimeSensitivityResult) -> float:
     largest = float(np.abs(result.sensitivities).max())
     highest = float(np.nan_to_num(result.interval[1]).max(initial=0.0))
     return min(max(largest, highest), 1.5 * largest)
+
+
+def sensitivity(observation: Observation, scales: Sequence[float]) -> TimeSensitivityResult:
+    """Return the change of the target with all time_delta scaled, and its slope."""
+    return time_sensitivity(
+        observation.values_at_scales(scales),
+        time_delta=observation.time_delta,
+        time_gradient=observation.time_gradient,
+        mask=observation.mask,
+        target=observation.target,
+    )

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.methods import Points
 from ..analysis.results import FloatArray
+from ..analysis.target_values import TargetValues
 from ..held_out import to_numpy
 from .errors import ModelError
 from .probe import Instrument, Pass, Variants
@@ -118,7 +118,7 @@ def points(
     loss: bool = False,
     rows: int,
     copies: int,
-) -> Points:
+) -> TargetValues:
     """Run variants of the batch, several at once on the batch axis.
 
     Args:
@@ -132,7 +132,7 @@ def points(
     """
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
 
-    def run(some: Instrument, here: slice, at: slice) -> Points:
+    def run(some: Instrument, here: slice, at: slice) -> TargetValues:
         return _points(
             some,
             None if sequences is None else sequences[at, here],
@@ -147,12 +147,12 @@ def points(
 
 def in_parts(
     instrument: Instrument,
-    run: Callable[[Instrument, slice, slice], Points],
+    run: Callable[[Instrument, slice, slice], TargetValues],
     count: int,
     *,
     rows: int,
     copies: int,
-) -> Points:
+) -> TargetValues:
     """Run ``count`` variants of the batch, in parts as large as memory allows.
 
     Args:
@@ -163,11 +163,11 @@ def in_parts(
     size = min(rows, batch) if instrument.divisible else batch
     # Few sequences leave room for more variants of them.
     copies = max(1, copies * rows // size)
-    parts: list[Points] = []
+    parts: list[TargetValues] = []
     for begin in range(0, batch, size):
         here = slice(begin, min(batch, begin + size))
         some = instrument if size == batch else instrument.take(here)
-        done: list[Points] = []
+        done: list[TargetValues] = []
         start = 0
         while start < count:
             at = slice(start, min(count, start + copies))
@@ -190,7 +190,7 @@ def _points(
     chosen: npt.NDArray[np.integer[Any]] | None,
     gradient: bool,
     loss: bool,
-) -> Points:
+) -> TargetValues:
     """Run some variants of some sequences in one pass."""
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
     x, dt = (
@@ -209,19 +209,19 @@ def _points(
     return as_points(instrument.variants(x, dt, followed, gradient=gradient, loss=loss))
 
 
-def as_points(variants: Variants) -> Points:
+def as_points(variants: Variants) -> TargetValues:
     """Return the variants' results as numpy arrays; evaluates them."""
     arrays = (variants.values, variants.input_gradient, variants.time_gradient, variants.loss)
     mx.eval([array for array in arrays if array is not None])
-    return Points(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
+    return TargetValues(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
 
 
-def joined(parts: Sequence[Points], axis: int) -> Points:
+def joined(parts: Sequence[TargetValues], axis: int) -> TargetValues:
     """Join points of several parts: of variants with ``axis=0``, of sequences with ``axis=1``."""
     if len(parts) == 1:
         return parts[0]
-    columns = ([getattr(p, f.name) for p in parts] for f in fields(Points))
-    return Points(*[None if c[0] is None else np.concatenate(c, axis=axis) for c in columns])  # type: ignore[arg-type]
+    columns = ([getattr(p, f.name) for p in parts] for f in fields(TargetValues))
+    return TargetValues(*[None if c[0] is None else np.concatenate(c, axis=axis) for c in columns])  # type: ignore[arg-type]
 
 
 def _take_fewer(instrument: Instrument, tried: int) -> None:

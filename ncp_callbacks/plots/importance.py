@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.attribution import TemporalImportance
-from ..analysis.methods import method_name
+from ..attribution import TemporalImportance
 from ._sheet import (
     ABOVE,
     GREY,
@@ -69,7 +68,8 @@ def plot_feature_importance(
     the strength of inputs and intervals together, where the model takes them.
 
     Args:
-        importance: A :class:`~ncp_callbacks.analysis.TemporalImportance`, or ``(T, F)`` importance.
+        importance: A :class:`~ncp_callbacks.attribution.TemporalImportance`, or importance
+            ``(T, F)``.
         feature_names: ``F`` names; those of the result, or ``feature 0`` …, where not given.
         limit: Colours span ±``limit`` (0 to ``limit`` for unsigned arrays), in units of the target.
         step: Training step, for the title.
@@ -116,7 +116,7 @@ def draw_feature_importance(
         what, raises, lowers = "importance", "above 0", "below 0"
     else:
         signed, share = True, np.nan_to_num(np.asarray(result.feature_share, np.float64))
-        what = method_name(result.method)
+        what = result.label
         raises, lowers = "raises", "lowers"
         target = result.target if target is None else target
     columns, size = _binned(values)
@@ -157,7 +157,7 @@ def draw_feature_importance(
     panel.ticks("x", at, [f"{s:,}" for s in at])
     label = "time step" if size == 1 else f"time step (means of {size})"
     sheet.text(left + width / 2, 9, label, ha="center")
-    when = None if result is None else result.intervals_share
+    when = None if result is None else result.time_delta_share
     if when is not None and np.isfinite(when):
         owed = f"intervals {when:.0%}"
         if LEFT + sheet.width(owed) + 12 < left + (width - sheet.width(label)) / 2:

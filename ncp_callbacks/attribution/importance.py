@@ -1,4 +1,4 @@
-"""Temporal importance: which inputs, at which steps, carry the prediction."""
+"""Temporal importance: an attribution summarized over sequences."""
 
 from __future__ import annotations
 
@@ -9,56 +9,67 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import SHARE, SIZE, Estimate, jackknife_of_sums, mean_estimate, ratio_estimate
-from .methods import Attribution, input_x_gradient
-from .results import ArrayResult, FloatArray, compact
-from .uncertainty import mean_interval, share_interval, split_half
+from ..analysis.estimates import (
+    SHARE,
+    SIZE,
+    Estimate,
+    jackknife_of_sums,
+    mean_estimate,
+    ratio_estimate,
+)
+from ..analysis.results import ArrayResult, FloatArray, compact
+from ..analysis.uncertainty import mean_interval, share_interval, split_half
+from .base import Attribution
+from .gradients import InputXGradient
 
 __all__ = ["TemporalImportance", "summarize", "temporal_importance"]
 
 
 @dataclass(frozen=True, eq=False)
 class TemporalImportance(ArrayResult):
-    """Attribution of one scalar target per sequence, averaged over sequences.
+    """Summarize the attribution of one scalar target per sequence over sequences.
 
-    As an array it is ``importance``. With ``A[b,t,f]`` what input ``f`` at step ``t`` has to do
-    with the target of sequence ``b``:
+    As an array it is ``importance``. ``A[b,t,f]`` is what is attributed to input ``f`` at time step
+    ``t`` of sequence ``b``, and "unit" is the method's.
 
     Attributes:
-        importance: ``(T, F)``, mean over sequences of ``|A|``, in units of the target (of
-            gradients: of the target over those of the inputs).
+        importance: ``(T, F)``, mean over sequences of ``|A|``, in ``unit``.
         signed: ``(T, F)``, mean over sequences of ``A``: above 0 raises the target.
         sign_agreement: ``(T, F)`` in [0, 1], ``|signed| / importance``; 0 where importance is 0.
         feature_share: ``(F,)``, importance summed over time, as shares that sum to 1
             (all 0 when nothing matters).
-        time_share: ``(T,)``, importance summed over features, likewise.
+        time_share: ``(T,)``, importance summed over features, as shares that sum to 1.
         target_values: ``(B,)``, the target of each sequence.
         target: Name of the target.
         method: Name of the attribution method.
-        sequences: How many sequences went into the means.
-        non_finite: How many sequences were left out because their attribution had NaN or infinity.
-        mean_lag: Importance-weighted mean number of steps between an input and its sequence's last
-            real step; NaN when nothing matters.
+        label: Its name in running text.
+        unit: What attributions are in: "units of the target", and so on.
+        sequences: Number of sequences in the means.
+        non_finite: Number of sequences skipped because their attribution had NaN or infinity.
+        mean_lag: Importance-weighted mean number of time steps between an input and its sequence's
+            last real step; NaN when nothing matters.
         feature_names: One name per feature.
-        by_sequence: ``(S, F)``, strength of each feature in each sequence that went in, in the
+        by_sequence: ``(S, F)``, strength of each feature in each sequence of the means, in the
             order of the batch; its mean over sequences is ``importance`` summed over time.
-        lag_by_sequence: ``(S, 2)``, of each the sum of its strengths, and of strength times lag.
-        intervals_by_sequence: ``(S,)``, strength of the intervals in each; None where the model
-            takes none.
-        share_interval: ``(2, F)``, 95 % interval of ``feature_share`` over sequences.
-        strength_interval: ``(2,)``, 95 % interval of ``importance.sum()`` over sequences.
-        reliability: Of the map ``importance``, in split halves of the sequences: 1 another batch
-            would show the same, 0 noise; see :func:`~.uncertainty.split_half`.
-        intervals_importance: ``(T,)``, mean over sequences of ``|A|`` of the interval before each
-            step; None where the model takes no intervals.
-        intervals_signed: ``(T,)``, mean of ``A``, likewise.
-        intervals_share: Share of the intervals in the strength of inputs and intervals together:
-            how much of the target is owed to when rather than what. None likewise and for
-            gradients, which are in different units; NaN when nothing matters.
-        intervals_share_interval: ``(2,)``, its 95 % interval.
+        lag_by_sequence: ``(S, 2)``, sum of each sequence's strengths, and of strength times lag.
+        time_delta_by_sequence: ``(S,)``, strength of elapsed time in each; None where nothing is
+            attributed to it.
+        share_interval: ``(2, F)``, 95 % CI of ``feature_share`` over sequences.
+        strength_interval: ``(2,)``, 95 % CI of ``importance.sum()`` over sequences.
+        reliability: Split-half reliability over sequences of the map ``importance``: 1 another
+            batch would show the same map, 0 the map is noise; see
+            :func:`~ncp_callbacks.analysis.uncertainty.split_half`.
+        time_delta_importance: ``(T,)``, mean over sequences of ``|A|`` of the time elapsed before
+            each step; None where nothing is attributed to it.
+        time_delta_signed: ``(T,)``, mean over sequences of that ``A``; None in the same case.
+        time_delta_share: Share of elapsed time in the strength of inputs and elapsed time together:
+            how much of the target is attributed to when rather than what. None where nothing is
+            attributed to it, and for slopes, which are in different units; NaN when nothing
+            matters.
+        time_delta_share_interval: ``(2,)``, its 95 % CI.
         error: ``(S,)``, completeness error of each sequence, see
-            :attr:`~.methods.Attribution.error`; None where the method promises no completeness.
-        nodes: Gradients spent on the sequence that took most (forward passes, for occlusion).
+            :attr:`~ncp_callbacks.attribution.Attribution.error`; None where the method is not
+            complete.
     """
 
     _plot = "plot_feature_importance"
@@ -71,22 +82,23 @@ class TemporalImportance(ArrayResult):
     target_values: FloatArray
     target: str
     method: str
+    label: str
+    unit: str
     sequences: int
     non_finite: int
     mean_lag: float
     feature_names: tuple[str, ...]
     by_sequence: FloatArray
     lag_by_sequence: FloatArray
-    intervals_by_sequence: FloatArray | None
+    time_delta_by_sequence: FloatArray | None
     share_interval: FloatArray
     strength_interval: FloatArray
     reliability: float
-    intervals_importance: FloatArray | None
-    intervals_signed: FloatArray | None
-    intervals_share: float | None
-    intervals_share_interval: FloatArray | None
+    time_delta_importance: FloatArray | None
+    time_delta_signed: FloatArray | None
+    time_delta_share: float | None
+    time_delta_share_interval: FloatArray | None
     error: FloatArray | None
-    nodes: int
 
     @property
     def _main(self) -> FloatArray:
@@ -94,7 +106,9 @@ class TemporalImportance(ArrayResult):
 
     @property
     def entropy(self) -> float:
-        """Entropy of ``feature_share`` over that of equal shares: 1 = spread evenly, 0 = on one.
+        """Return the entropy of ``feature_share`` over that of equal shares.
+
+        1: spread evenly. 0: all on one feature.
 
         NaN when nothing matters; 0 with one feature.
         """
@@ -106,9 +120,10 @@ class TemporalImportance(ArrayResult):
         return float(-(p * np.log(p)).sum() / np.log(len(self.feature_share)))
 
     def estimates(self, features: Sequence[str] = ()) -> dict[str, Estimate]:
-        """``strength``, ``entropy``, ``mean_lag``, ``time_share``, with intervals over sequences.
+        """Return ``strength``, ``entropy``, ``mean_lag`` and ``time_share``, as far as known.
 
-        As far as they are known; and the shares of some features, ``share/<feature>``.
+        They come with a CI over sequences, and with them shares of ``features``, as
+        ``share/<feature>``.
         """
         parts = self.by_sequence.astype(np.float64)
         whole = parts.sum(axis=1)
@@ -122,8 +137,8 @@ class TemporalImportance(ArrayResult):
         }
         if len(self.feature_share) > 1:
             found["entropy"] = jackknife_of_sums(_entropy, parts, within=SHARE)
-        own = self.intervals_by_sequence
-        if own is not None and self.intervals_share is not None:
+        own = self.time_delta_by_sequence
+        if own is not None and self.time_delta_share is not None:
             found["time_share"] = ratio_estimate(own, own + whole, within=SHARE)
         for name in features:
             share = parts[:, self.feature_names.index(name)]
@@ -132,7 +147,7 @@ class TemporalImportance(ArrayResult):
 
 
 def _entropy(strength: FloatArray) -> FloatArray:
-    """Of ``(..., F)`` strengths, over that of equal ones."""
+    """Return the entropy of ``(..., F)`` strengths, over that of equal ones."""
     p = strength / strength.sum(axis=-1, keepdims=True)
     terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.asarray(-terms.sum(axis=-1) / np.log(strength.shape[-1]))
@@ -152,15 +167,17 @@ def temporal_importance(
     target: str = "prediction at last step",
     feature_names: tuple[str, ...] | None = None,
 ) -> TemporalImportance:
-    """Input × gradient, reduced over sequences: :func:`summarize` of that method.
+    """Return input × gradient, summarized over sequences; see :func:`summarize`.
 
     Args:
         inputs: ``(B, T, F)``.
         gradient: ``(B, T, F)``, gradient of each sequence's target with respect to its inputs.
         target_values, mask, target, feature_names: See :func:`summarize`.
     """
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = inputs.astype(np.float64) * gradient.astype(np.float64)
     return summarize(
-        input_x_gradient(inputs, gradient, mask=mask),
+        Attribution(InputXGradient(), product),
         target_values=target_values,
         mask=mask,
         target=target,
@@ -176,17 +193,17 @@ def summarize(
     target: str = "prediction at last step",
     feature_names: tuple[str, ...] | None = None,
 ) -> TemporalImportance:
-    """Any attribution, reduced over sequences.
+    """Return an attribution, summarized over sequences.
 
-    A sequence whose attribution has a non-finite entry is left out and counted.
+    A sequence whose attribution has a non-finite entry is skipped and counted.
 
     Args:
-        attribution: Of ``B`` sequences.
-        target_values: ``(B,)``; NaN where not given.
+        attribution: The maps of ``B`` sequences.
+        target_values: ``(B,)``; NaN where not passed.
         mask: ``(B, T)``, true at real steps. Padding gets no attribution, and a step's mean is
             over the sequences that have it.
         target: Name of the target.
-        feature_names: ``F`` names; ``feature 0`` … where not given.
+        feature_names: ``F`` names; ``feature 0`` … where not passed.
 
     The sign agreement tells a feature that always pushes one way from one whose pushes cancel.
     """
@@ -194,7 +211,7 @@ def summarize(
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     # Whatever stands in the padding (NaN included) is not the model's input.
     values = np.where(real[..., None], attribution.inputs, 0.0)
-    by_time = attribution.intervals
+    by_time = attribution.time_delta
     by_time = None if by_time is None else np.where(real, by_time, 0.0)
     finite = np.isfinite(values).all(axis=(1, 2))
     if by_time is not None:
@@ -225,7 +242,9 @@ def summarize(
         if target_values is None
         else target_values,
         target=target,
-        method=attribution.method,
+        method=attribution.method.name,
+        label=attribution.method.label,
+        unit=attribution.method.unit,
         sequences=int(finite.sum()),
         non_finite=int((~finite).sum()),
         mean_lag=float((weight * lag).sum() / total) if total > 0 else float("nan"),
@@ -235,39 +254,42 @@ def summarize(
         share_interval=share_interval(by_sequence).astype(np.float32),
         strength_interval=compact(mean_interval(by_sequence.sum(axis=1))),
         reliability=split_half(strength, kept_real),
-        **_intervals(
-            None if by_time is None else by_time[finite], by_sequence, count, attribution.method
+        **_of_time(
+            None if by_time is None else by_time[finite],
+            by_sequence,
+            count,
+            is_slope=attribution.method.is_slope,
         ),
         error=None if error is None else compact(error[finite]),
-        nodes=int(attribution.nodes.max(initial=0)),
     )
 
 
-def _intervals(
+def _of_time(
     values: FloatArray | None,
     by_sequence: FloatArray,
     count: npt.NDArray[np.integer[Any]],
-    method: str,
+    *,
+    is_slope: bool,
 ) -> dict[str, Any]:
-    """What of a result is about intervals, from ``(S, T)``."""
+    """Return the fields about elapsed time, from its attributions ``(S, T)``."""
     if values is None:
         names = ("importance", "signed", "share", "share_interval", "by_sequence")
-        return dict.fromkeys(f"intervals_{name}" for name in names)
+        return dict.fromkeys(f"time_delta_{name}" for name in names)
     importance = np.abs(values).sum(axis=0) / count
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
     both = np.stack([own, by_sequence.sum(axis=1)], axis=1)
     # So that a share of all is exactly 1.
     total = float(own.sum()) + float(by_sequence.sum())
-    if method in ("gradient", "smooth_grad"):
+    if is_slope:
         # Per unit of an input and per unit of time: these have no common total.
         share, bounds = None, None
     else:
         share = float(own.sum()) / total if total > 0 else float("nan")
         bounds = share_interval(both)[:, 0].astype(np.float32)
     return {
-        "intervals_importance": compact(importance),
-        "intervals_signed": compact(values.sum(axis=0) / count),
-        "intervals_share": share,
-        "intervals_by_sequence": own,
-        "intervals_share_interval": bounds,
+        "time_delta_importance": compact(importance),
+        "time_delta_signed": compact(values.sum(axis=0) / count),
+        "time_delta_share": share,
+        "time_delta_by_sequence": own,
+        "time_delta_share_interval": bounds,
     }

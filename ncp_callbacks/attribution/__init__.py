@@ -1,0 +1,35 @@
+"""Attribution methods, one class for each, and what is summarized from their maps.
+
+    from ncp_callbacks.attribution import IntegratedGradients
+
+    ncp.GradientAttribution(method=IntegratedGradients(n_steps=32))
+
+A method of your own is a subclass of :class:`AttributionMethod`.
+"""
+
+from .base import Attribution, AttributionMaps, AttributionMethod, ExtraPasses
+from .expected_gradients import ExpectedGradients
+from .gradients import Gradient, InputXGradient, SmoothGrad
+from .importance import TemporalImportance, summarize, temporal_importance
+from .integrated_gradients import IntegratedGradients
+from .occlusion import Occlusion
+from .registry import BUILT_IN, DEFAULT_METHOD, method_from
+
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT_METHOD",
+    "Attribution",
+    "AttributionMaps",
+    "AttributionMethod",
+    "ExpectedGradients",
+    "ExtraPasses",
+    "Gradient",
+    "InputXGradient",
+    "IntegratedGradients",
+    "Occlusion",
+    "SmoothGrad",
+    "TemporalImportance",
+    "method_from",
+    "summarize",
+    "temporal_importance",
+]

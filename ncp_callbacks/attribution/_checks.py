@@ -1,0 +1,28 @@
+"""Checks of settings, and groups of passes, that methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["checked_count", "groups"]
+
+
+def checked_count(name: str, value: int) -> None:
+    """Raise where a setting is not a whole number of at least 1.
+
+    Raises:
+        ValueError: With the setting's name and value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: pass a whole number of at least 1")
+
+
+def groups(count: int) -> Sequence[npt.NDArray[np.intp]]:
+    """Return indices below ``count`` in groups of about 8.
+
+    Gradients are then kept of one group at a time, whatever the count.
+    """
+    return np.array_split(np.arange(count), max(1, count // 8))

@@ -1,0 +1,275 @@
+"""The contract of an attribution method, and what a method returns.
+
+A method is one class. A caller asks it for its properties, never for its name::
+
+    @dataclass(frozen=True)
+    class MyMethod(AttributionMethod):
+        name: ClassVar[str] = "my_method"
+        label: ClassVar[str] = "my method"
+
+        def extra_passes(self, n_time_steps, n_features, *, takes_time):
+            return ExtraPasses(gradient=1)
+
+        def attribute(self, evaluate, inputs, time_delta, *, baseline, time_baseline, mask):
+            gradient = evaluate(inputs[None], gradient=True).input_gradient[0]
+            return AttributionMaps((inputs - baseline) * gradient)
+
+    ncp.GradientAttribution(method=MyMethod())
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..analysis.results import FloatArray
+from ..analysis.target_values import Evaluate, TargetValues
+
+__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "ExtraPasses"]
+
+
+class ExtraPasses(NamedTuple):
+    """Count the passes of each sequence that a method runs beyond the shared pass."""
+
+    forward: int = 0
+    gradient: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionMaps:
+    """Hold what a method attributes to each input and each time_delta.
+
+    Attributes:
+        inputs: ``(B, T, F)``.
+        time_delta: ``(B, T)``; None where the method attributes nothing to elapsed time.
+        target_at_baseline: ``(B,)``, what a complete method compares the target with; None: the
+            target at the baseline, which is then evaluated.
+    """
+
+    inputs: FloatArray
+    time_delta: FloatArray | None = None
+    target_at_baseline: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class AttributionMethod(abc.ABC):
+    """Attribute a scalar target per sequence to inputs and elapsed time.
+
+    A subclass sets the class variables, and has its settings as fields of a frozen dataclass.
+
+    Attributes:
+        name: Snake case.
+        label: The name in running text and titles.
+        is_slope: True where attributions are slopes, in units of the target per unit of the input.
+            False where they are parts of the target's change, in units of the target.
+        complete: True where the maps sum to the change of the target from the baseline. The
+            completeness error is then measured and logged.
+        draws_baselines: True where ``baseline`` is a set of sequences ``(N, T, F)`` to draw from,
+            False where it is one baseline per sequence, ``(B, T, F)``.
+        gradient_at_inputs: True where the method asks for the gradient at the inputs themselves,
+            ``evaluate(gradient=True)``. The pass that all callbacks share then contains it.
+        default_baseline: ``"zeros"``, ``"mean"`` of each feature over the whole held-out batch, or,
+            for a method that draws, ``"held_out"``: the sequences of that batch.
+        default_time_baseline: ``"mean"`` or ``"zeros"``.
+        incomplete_fix: How to reduce a large completeness error, for the note that reports it.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    is_slope: ClassVar[bool] = False
+    complete: ClassVar[bool] = False
+    draws_baselines: ClassVar[bool] = False
+    gradient_at_inputs: ClassVar[bool] = False
+    default_baseline: ClassVar[str] = "mean"
+    default_time_baseline: ClassVar[str] = "mean"
+    incomplete_fix: ClassVar[str] = "Set another baseline= or another method="
+
+    @property
+    def title(self) -> str:
+        """Return the label as a title begins with it."""
+        return self.label[0].upper() + self.label[1:]
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of the attributions."""
+        return f"units of the target{' per unit of the input' if self.is_slope else ''}"
+
+    @abc.abstractmethod
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+        """Return how many passes of each sequence the method costs.
+
+        Passes that all callbacks share are not counted: the forward pass, and the gradient pass of
+        methods with ``gradient_at_inputs``. The forward pass at the baseline that measures the
+        completeness error is.
+        """
+
+    @abc.abstractmethod
+    def attribute(
+        self,
+        evaluate: Evaluate,
+        inputs: FloatArray,
+        time_delta: FloatArray | None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None,
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> AttributionMaps:
+        """Return the maps of the batch.
+
+        Args:
+            evaluate: Returns targets, and gradients with ``gradient=True``, of variants of the
+                batch, ``(K, B, T, F)`` and ``(K, B, T)``.
+            inputs: ``(B, T, F)``, float64.
+            time_delta: ``(B, T)``; None where the model takes none.
+            baseline: ``(B, T, F)``, equal to ``inputs`` in padding; with ``draws_baselines``
+                ``(N, T, F)``.
+            time_baseline: ``(B, T)`` or ``(N, T)``; None: time_delta stays as it is.
+            mask: ``(B, T)``, true at real steps; None: all are. The caller sets maps to 0 in
+                padding.
+        """
+
+    def run(
+        self,
+        evaluate: Evaluate,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None = None,
+        mask: npt.NDArray[np.bool_] | None = None,
+    ) -> Attribution:
+        """Return the maps, with 0 in padding, and how complete they are.
+
+        Args: As for :meth:`attribute`.
+
+        Raises:
+            ValueError: If the method returns maps of another shape.
+        """
+        evaluate = _in_single_precision(evaluate)
+        x, dt, x0, dt0 = (
+            None if array is None else np.asarray(array, np.float64)
+            for array in (inputs, time_delta, baseline, time_baseline)
+        )
+        assert x is not None
+        assert x0 is not None
+        # A sequence with NaN or infinity has NaN in its own maps only, and is counted later.
+        with np.errstate(invalid="ignore", over="ignore"):
+            maps = self.attribute(evaluate, x, dt, baseline=x0, time_baseline=dt0, mask=mask)
+            self._check(maps, x)
+            target_at_baseline, change, rounding = maps.target_at_baseline, None, None
+            if self.complete:
+                if target_at_baseline is None:
+                    moved = None if dt0 is None else dt0[None]
+                    target_at_baseline = evaluate(x0[None], moved).values[0]
+                values = evaluate().values[0].astype(np.float64)
+                change = values - target_at_baseline
+                rounding = np.finfo(np.float32).eps * (np.abs(values) + np.abs(target_at_baseline))
+        return Attribution(
+            self,
+            _zero_in_padding(maps.inputs, mask),
+            None if maps.time_delta is None else _zero_in_padding(maps.time_delta, mask),
+            change,
+            rounding,
+        )
+
+    def _check(self, maps: AttributionMaps, inputs: FloatArray) -> None:
+        for what, array, shape in (
+            ("inputs", maps.inputs, inputs.shape),
+            ("time_delta", maps.time_delta, inputs.shape[:2]),
+            ("target_at_baseline", maps.target_at_baseline, inputs.shape[:1]),
+        ):
+            if array is not None and np.shape(array) != shape:
+                raise ValueError(
+                    f"{type(self).__name__}.attribute returned {what} of shape {np.shape(array)}; "
+                    f"expected {shape}, one number for each of the batch's"
+                )
+        if self.complete and self.draws_baselines and maps.target_at_baseline is None:
+            raise ValueError(
+                f"{type(self).__name__} draws its baselines and is declared complete: return "
+                "target_at_baseline, the mean target at the baselines drawn"
+            )
+
+
+def _in_single_precision(evaluate: Evaluate) -> Evaluate:
+    def single(
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        rows: npt.NDArray[np.intp] | None = None,
+        gradient: bool = False,
+    ) -> TargetValues:
+        return evaluate(
+            None if inputs is None else np.asarray(inputs, np.float32),
+            None if time_delta is None else np.asarray(time_delta, np.float32),
+            rows=rows,
+            gradient=gradient,
+        )
+
+    return single
+
+
+def _zero_in_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
+    values = np.asarray(values, np.float64)
+    if mask is None:
+        return values
+    return np.where(mask if values.ndim == 2 else mask[..., None], values, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Hold what of each sequence's target is attributed to which input.
+
+    Attributes:
+        method: The method that made it.
+        inputs: ``(B, T, F)``, in :attr:`AttributionMethod.unit`; 0 in padding.
+        time_delta: ``(B, T)``, attributed to the elapsed time before each step; None where there
+            is none.
+        change: ``(B,)``, target minus target at the baseline, which a complete attribution sums
+            to; None for methods that are not complete.
+        rounding: ``(B,)``, how far ``change`` may be off as a difference of two float32 numbers;
+            None: not at all.
+    """
+
+    method: AttributionMethod
+    inputs: FloatArray
+    time_delta: FloatArray | None = None
+    change: FloatArray | None = None
+    rounding: FloatArray | None = None
+
+    @property
+    def error(self) -> FloatArray | None:
+        """Return ``(B,)``, ``|sum - change|`` over the RMS change of all sequences.
+
+        What rounding explains is subtracted: where a target hardly moves, as a probability near 1,
+        the change itself is not known better. 0 where nothing changed and nothing was attributed,
+        infinity where nothing changed and something was. None where the method is not complete.
+        """
+        if self.change is None:
+            return None
+        change = self.change.astype(np.float64)
+        total = self.inputs.sum(axis=(1, 2), dtype=np.float64)
+        if self.time_delta is not None:
+            total = total + self.time_delta.sum(axis=1, dtype=np.float64)
+        gap = np.abs(total - change)
+        if self.rounding is not None:
+            gap = np.maximum(gap - self.rounding, 0.0)
+        known = change[np.isfinite(change)]
+        scale = float(np.sqrt(np.mean(known**2))) if known.size else 0.0
+        error: FloatArray = (
+            gap / scale
+            if scale > 0
+            else np.where(gap > 0, np.inf, np.where(np.isnan(gap), np.nan, 0.0))
+        )
+        return error
+
+    def of(self, rows: npt.NDArray[np.intp]) -> Attribution:
+        """Return that of some sequences."""
+        others = (
+            None if array is None else array[rows]
+            for array in (self.time_delta, self.change, self.rounding)
+        )
+        return Attribution(self.method, self.inputs[rows], *others)

@@ -1,0 +1,111 @@
+"""Baselines: the inputs that a method compares the sequences with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..analysis.results import FloatArray
+
+__all__ = ["baseline_sequences", "checked_word", "constant_baseline", "finite_mean"]
+
+
+def checked_word(given: Any, name: str, words: tuple[str, ...] = ("mean", "zeros")) -> None:
+    """Raise where a baseline is a word, and not one of ``words``.
+
+    Raises:
+        ValueError: With the argument's name, the word, and those that are known.
+    """
+    if isinstance(given, str) and given not in words:
+        raise ValueError(
+            f"{name}={given!r} is unknown: pass {', '.join(map(repr, words))} or an array"
+        )
+
+
+def constant_baseline(
+    given: str | npt.ArrayLike,
+    values: FloatArray,
+    mask: npt.NDArray[np.bool_] | None,
+    name: str,
+    *,
+    whole: FloatArray | None = None,
+    whole_mask: npt.NDArray[np.bool_] | None = None,
+) -> FloatArray:
+    """Return a baseline as large as ``values``, ``(B, T, F)`` or ``(B, T)``.
+
+    Args:
+        given: ``"mean"`` of each feature over sequences and real steps, of what is finite there;
+            ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``; for
+            time_delta a number, ``(T,)`` or ``(B, T)``.
+        values: What is attributed.
+        mask: ``(B, T)``, true at real steps; None: all are.
+        name: The argument's name, for messages.
+        whole: ``(N, T, F)`` or ``(N, T)``, the sequences of which ``"mean"`` is the mean; None:
+            ``values``.
+        whole_mask: ``(N, T)``, true at their real steps.
+
+    Returns:
+        float64. In padding it equals ``values``, so that padding gets no attribution.
+
+    Raises:
+        ValueError: For other words, shapes that don't fit, and numbers that aren't finite.
+    """
+    real = np.ones(values.shape[:2], bool) if mask is None else mask
+    own = values.astype(np.float64)
+    checked_word(given, name)
+    if isinstance(given, str):
+        if whole is None:
+            whole, whole_mask = own, mask
+        base = finite_mean(whole, whole_mask) if given == "mean" else np.zeros(())
+    else:
+        base = np.asarray(given, np.float64)
+        if not np.isfinite(base).all():
+            raise ValueError(
+                f"{name} holds NaN or infinity: a baseline is an input to the model, pass finite "
+                "numbers"
+            )
+    try:
+        filled = np.broadcast_to(base, own.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {base.shape}, which doesn't fit {own.shape}: pass one number per "
+            f"feature, {own.shape[2:] or 'one'}, or an array of shape {own.shape[1:]}"
+            + (
+                ". A set of baselines is for a method that draws them, as 'expected_gradients'"
+                if base.ndim == own.ndim == 3
+                else ""
+            )
+        ) from None
+    padded = ~real if own.ndim == 2 else ~real[..., None]
+    return np.where(padded, own, filled)
+
+
+def baseline_sequences(given: Any, values: FloatArray) -> FloatArray:
+    """Return ``(N, T, F)``, checked sequences that baselines are drawn from.
+
+    Raises:
+        ValueError: If they don't fit ``values``, ``(B, T, F)``.
+    """
+    draws = np.asarray(given, np.float32)
+    if draws.ndim != 3 or draws.shape[1:] != values.shape[1:] or not len(draws):
+        raise ValueError(
+            f"baseline has shape {draws.shape}; a method that draws its baselines takes (n, "
+            f"{values.shape[1]}, {values.shape[2]}): pass sequences like those of the held-out "
+            "batch"
+        )
+    return draws
+
+
+def finite_mean(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
+    """Return the mean ``(F,)`` or ``()`` over sequences and real steps of what is finite.
+
+    A sequence with NaN must not make the baseline of all others NaN.
+    """
+    real = values.reshape(-1, *values.shape[2:]) if mask is None else values[mask]
+    real = real.astype(np.float64)
+    known = np.isfinite(real)
+    total = np.where(known, real, 0.0).sum(axis=0)
+    mean: FloatArray = total / np.maximum(known.sum(axis=0), 1)
+    return mean

@@ -1,0 +1,206 @@
+"""From an observation to an attribution: what callbacks and the offline functions share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..analysis.results import FloatArray
+from ..analysis.target_values import Evaluate, TargetValues
+from ..observation import Need, Observation
+from .base import Attribution, AttributionMethod, ExtraPasses
+from .baselines import baseline_sequences, checked_word, constant_baseline, finite_mean
+from .importance import TemporalImportance, summarize
+from .registry import DEFAULT_METHOD, method_from
+
+__all__ = ["Attributor", "baseline_of", "importance_of", "time_baseline_of"]
+
+
+class Attributor:
+    """Attribute the target of observations by one method, from one baseline.
+
+    Attributes:
+        method: The method.
+        needs: What it takes from the pass that all callbacks share.
+
+    Args:
+        method: A name or a method; see :func:`~.registry.method_from`.
+        baseline: ``"mean"`` of each feature over the whole held-out batch, ``"zeros"``, or an array
+            ``(F,)``, ``(T, F)`` or ``(B, T, F)``; for methods that draw their baselines
+            ``"held_out"`` or an array ``(N, T, F)``. None: the method's default.
+        time_baseline: ``"mean"``, ``"zeros"``, a number, or an array ``(T,)`` or ``(B, T)``. None:
+            the method's default.
+
+    Raises:
+        ValueError, TypeError: For an unknown method or baseline.
+    """
+
+    def __init__(
+        self,
+        method: str | AttributionMethod = DEFAULT_METHOD,
+        baseline: Any = None,
+        time_baseline: Any = None,
+    ) -> None:
+        self.method = method_from(method)
+        self.needs: frozenset[Need] = frozenset()
+        if self.method.gradient_at_inputs:
+            self.needs = frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT})
+        self._baseline = self.method.default_baseline if baseline is None else baseline
+        self._time_baseline = (
+            self.method.default_time_baseline if time_baseline is None else time_baseline
+        )
+        if self.method.draws_baselines:
+            checked_word(self._baseline, "baseline", ("held_out",))
+        else:
+            checked_word(self._baseline, "baseline")
+        checked_word(self._time_baseline, "time_baseline")
+
+    def attribute(self, observation: Observation) -> Attribution:
+        """Return what of each target is attributed to which input and elapsed time.
+
+        That of tokens is summed over the dimensions of their embedding.
+
+        Raises:
+            ValueError: For baselines that don't fit the held-out batch.
+        """
+        baseline, time_baseline = self._baselines(observation)
+        found = self.method.run(
+            _sharing(observation, self.method.gradient_at_inputs),
+            observation.inputs,
+            observation.time_delta if observation.takes_time else None,
+            baseline=baseline,
+            time_baseline=time_baseline,
+            mask=observation.mask,
+        )
+        if not observation.held_out.tokens:
+            return found
+        return replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
+
+    def importance(self, observation: Observation) -> TemporalImportance:
+        """Return the attribution, summarized over sequences."""
+        return importance_of(observation, self.attribute(observation))
+
+    def extra_passes(self, observation: Observation) -> ExtraPasses:
+        """Return how many passes of each sequence an attribution costs beyond the shared pass."""
+        _, n_time_steps, n_features = observation.inputs.shape
+        return self.method.extra_passes(n_time_steps, n_features, takes_time=observation.takes_time)
+
+    def removal_baseline(self, observation: Observation) -> FloatArray:
+        """Return ``(B, T, F)``, what an input that is removed is set to.
+
+        It is the method's baseline; where that is drawn, the mean of each feature, or of the array.
+        """
+        given = self._baseline
+        if self.method.draws_baselines:
+            given = "mean" if isinstance(given, str) else np.asarray(given).mean(axis=0)
+        return baseline_of(observation, given)
+
+    def _baselines(self, observation: Observation) -> tuple[FloatArray, FloatArray | None]:
+        x = observation.inputs
+        if not self.method.draws_baselines:
+            return (
+                baseline_of(observation, self._baseline),
+                time_baseline_of(observation, self._time_baseline),
+            )
+        if isinstance(self._baseline, str):
+            mask, times = observation.whole_mask, observation.whole_time_delta
+            return (
+                _without_padding(observation.whole_inputs, mask),
+                _without_padding(times, mask)
+                if observation.takes_time and times is not None
+                else None,
+            )
+        draws = baseline_sequences(self._baseline, x)
+        times = time_baseline_of(observation, self._time_baseline)
+        if times is not None:
+            # Baselines that are passed come without times of their own.
+            times = np.broadcast_to(times.mean(axis=0), draws.shape[:2])
+        return draws, times
+
+
+def _without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
+    """Return sequences with the mean over real steps in padding, as a longer one may meet it."""
+    if mask is None:
+        return values
+    real = mask if values.ndim == 2 else mask[..., None]
+    return np.where(real, values, finite_mean(values, mask))
+
+
+def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
+    """Return an ``evaluate`` that takes what is of the batch itself from the shared pass."""
+
+    def evaluate(
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        rows: npt.NDArray[np.intp] | None = None,
+        gradient: bool = False,
+    ) -> TargetValues:
+        itself = inputs is None and time_delta is None and rows is None
+        if not itself or (gradient and not gradient_at_inputs):
+            return observation.evaluate(inputs, time_delta, rows=rows, gradient=gradient)
+        values = observation.target_values[None]
+        if not gradient:
+            return TargetValues(values)
+        by_time = observation.time_gradient
+        return TargetValues(
+            values, observation.input_gradient[None], None if by_time is None else by_time[None]
+        )
+
+    return evaluate
+
+
+def baseline_of(observation: Observation, given: Any) -> FloatArray:
+    """Return the baseline ``(B, T, F)`` of an observation's inputs; see :class:`Attributor`.
+
+    Raises:
+        ValueError: If it doesn't fit the held-out batch.
+    """
+    return constant_baseline(
+        _of_these(observation, given, observation.inputs.ndim),
+        observation.inputs,
+        observation.mask,
+        "baseline",
+        whole=observation.whole_inputs,
+        whole_mask=observation.whole_mask,
+    )
+
+
+def time_baseline_of(observation: Observation, given: Any) -> FloatArray | None:
+    """Return the baseline ``(B, T)`` of time_delta; None where the model takes none.
+
+    Raises:
+        ValueError: If it doesn't fit the held-out batch.
+    """
+    if not observation.takes_time or observation.time_delta is None:
+        return None
+    return constant_baseline(
+        _of_these(observation, given, observation.time_delta.ndim),
+        observation.time_delta,
+        observation.mask,
+        "time_baseline",
+        whole=observation.whole_time_delta,
+        whole_mask=observation.whole_mask,
+    )
+
+
+def _of_these(observation: Observation, baseline: Any, ndim: int) -> Any:
+    """Return the part for the sequences analysed, of a baseline for the whole held-out batch."""
+    if isinstance(baseline, str) or np.ndim(baseline) != ndim:
+        return baseline
+    each = np.asarray(baseline)
+    return each[observation.indices] if len(each) == observation.whole_batch else each
+
+
+def importance_of(observation: Observation, found: Attribution) -> TemporalImportance:
+    """Return an attribution of the observation's sequences, summarized over them."""
+    return summarize(
+        found,
+        target_values=observation.target_values,
+        mask=observation.mask,
+        target=observation.target,
+        feature_names=observation.held_out.feature_names,
+    )

@@ -1,0 +1,157 @@
+"""Methods from gradients at, or near, the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..analysis.results import FloatArray
+from ..analysis.target_values import Evaluate
+from ._checks import checked_count, groups
+from .base import AttributionMaps, AttributionMethod, ExtraPasses
+
+__all__ = ["Gradient", "InputXGradient", "SmoothGrad"]
+
+
+@dataclass(frozen=True)
+class Gradient(AttributionMethod):
+    """Return the gradient itself: how fast the target changes with each input.
+
+    Source: Simonyan et al. 2013 (arXiv:1312.6034).
+    """
+
+    name: ClassVar[str] = "gradient"
+    label: ClassVar[str] = "gradient"
+    is_slope: ClassVar[bool] = True
+    gradient_at_inputs: ClassVar[bool] = True
+
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+        """Return none: the shared pass has the gradient."""
+        return ExtraPasses()
+
+    def attribute(
+        self,
+        evaluate: Evaluate,
+        inputs: FloatArray,
+        time_delta: FloatArray | None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None,
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> AttributionMaps:
+        """Return the gradients; the baselines play no part."""
+        found = evaluate(gradient=True)
+        assert found.input_gradient is not None
+        by_time = None if found.time_gradient is None else found.time_gradient[0]
+        return AttributionMaps(found.input_gradient[0], by_time)
+
+
+@dataclass(frozen=True)
+class InputXGradient(AttributionMethod):
+    """Multiply the gradient by the difference of input and baseline.
+
+    With zeros as the baseline it is input × gradient. It saturates: where the target has levelled
+    off, it is small, whatever led there.
+
+    Source: Shrikumar et al. 2016 (arXiv:1605.01713).
+    """
+
+    name: ClassVar[str] = "input_x_gradient"
+    label: ClassVar[str] = "input × gradient"
+    gradient_at_inputs: ClassVar[bool] = True
+    default_baseline: ClassVar[str] = "zeros"
+
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+        """Return none: the shared pass has the gradient."""
+        return ExtraPasses()
+
+    def attribute(
+        self,
+        evaluate: Evaluate,
+        inputs: FloatArray,
+        time_delta: FloatArray | None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None,
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> AttributionMaps:
+        """Return ``(inputs - baseline) * gradient``, and that of elapsed time."""
+        found = evaluate(gradient=True)
+        assert found.input_gradient is not None
+        by_time = None
+        if time_delta is not None and time_baseline is not None:
+            assert found.time_gradient is not None
+            by_time = (time_delta - time_baseline) * found.time_gradient[0]
+        return AttributionMaps((inputs - baseline) * found.input_gradient[0], by_time)
+
+
+@dataclass(frozen=True)
+class SmoothGrad(AttributionMethod):
+    """Average the gradient over copies of the inputs with Gaussian noise.
+
+    The noise is the same for every call, so that maps of different training steps compare. Elapsed
+    times are left as they are; their gradients are averaged, too.
+
+    Attributes:
+        n_samples: Number of noisy copies.
+        noise: SD of the noise, over the range of a feature over sequences and real steps.
+        seed: Seed of the noise.
+
+    Raises:
+        ValueError: For fewer than 1 of ``n_samples``, and ``noise`` that isn't above 0.
+
+    Source: Smilkov et al. 2017 (arXiv:1706.03825).
+    """
+
+    n_samples: int = 16
+    noise: float = 0.1
+    seed: int = 0
+
+    name: ClassVar[str] = "smooth_grad"
+    label: ClassVar[str] = "SmoothGrad"
+    is_slope: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checked_count("n_samples", self.n_samples)
+        if not 0 < self.noise < np.inf:
+            raise ValueError(f"noise={self.noise!r}: pass a number above 0, in ranges of a feature")
+
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+        """Return a gradient pass for each noisy copy."""
+        return ExtraPasses(gradient=self.n_samples)
+
+    def attribute(
+        self,
+        evaluate: Evaluate,
+        inputs: FloatArray,
+        time_delta: FloatArray | None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None,
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> AttributionMaps:
+        """Return the mean gradients; the baselines play no part."""
+        real = np.ones(inputs.shape[:2], bool) if mask is None else mask
+        spread = self.noise * _finite_range(inputs[real])
+        rng = np.random.default_rng(self.seed)
+        by_input, by_time = np.zeros_like(inputs), None
+        for group in groups(self.n_samples):
+            shift = rng.standard_normal((len(group), *inputs.shape)) * spread
+            found = evaluate(inputs + np.where(real[..., None], shift, 0.0), gradient=True)
+            assert found.input_gradient is not None
+            by_input += found.input_gradient.sum(axis=0, dtype=np.float64) / self.n_samples
+            if found.time_gradient is not None:
+                total = found.time_gradient.sum(axis=0, dtype=np.float64) / self.n_samples
+                by_time = total if by_time is None else by_time + total
+        return AttributionMaps(by_input, by_time)
+
+
+def _finite_range(values: FloatArray) -> FloatArray:
+    known = np.isfinite(values)
+    low = np.where(known, values, np.inf).min(axis=0)
+    high = np.where(known, values, -np.inf).max(axis=0)
+    extent: FloatArray = np.maximum(high - low, 0.0)
+    return extent
