@@ -8,7 +8,7 @@
 Every function takes a result of :mod:`ncp_callbacks.analysis` or a plain array and returns a
 ``matplotlib.figure.Figure`` of 640 × 430 pixels with text of 16 points. ``pyplot`` and matplotlib's
 global settings are neither used nor changed, so figures look the same everywhere and can be drawn
-on any thread.
+on any thread. :mod:`ncp_callbacks.plotting` has the shared parts.
 
 Limits of axes and colours are the caller's, so that pictures of different steps and runs compare;
 :func:`nice_limit` rounds them. Where no limit is given, it is that of the data.
@@ -17,7 +17,8 @@ Limits of axes and colours are the caller's, so that pictures of different steps
 from typing import TYPE_CHECKING
 
 from .._later import later
-from ._sheet import nice_limit, to_png
+from ..plotting.limits import nice_limit
+from ..plotting.png import to_png
 from .backbone import plot_unit_activity
 from .importance import plot_feature_importance
 from .states import plot_state_space

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from .drawer import SHEETS, Drawer
+from ..plotting.drawer import Drawer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ class Studio:
         Raises:
             DrawingError, Exception: What the plot function raises.
         """
-        if self._wanted and any(plot is own for own, _ in SHEETS):
+        if self._wanted and hasattr(plot, "draw_on_page"):
             try:
                 return self._elsewhere((tag, plot, data, dict(options)))
             except (OSError, EOFError, pickle.PickleError, TypeError, AttributeError) as error:
