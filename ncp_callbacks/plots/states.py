@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..analysis.states import StateSpace
 from ..plotting.limits import checked_limit, round_ticks
 from ..plotting.page import Page, redrawable
-from ..plotting.parts import heat_map, left_margin
+from ..plotting.parts import left_margin
 from ..plotting.style import (
     BLUE,
     BOTTOM,
@@ -163,12 +163,10 @@ def plot_state_space(
     _draw(axes, path, real, elapsed, latest, groups)
     bottom_of_legend = float(TOP) if groups is None else _legend(page, side, groups)
     if not flat:
-        bar = page.axes(
-            side, BOTTOM + 4, side + 22, bottom_of_legend, spines=(), xlim=(0, 1),
-            ylim=(0, latest), ticks="",
+        page.axes(
+            side, BOTTOM + 4, side + 22, bottom_of_legend, spines=(), ylim=(0, latest),
+            gradient=("viridis", LATEST),
         )  # fmt: skip
-        colors = np.linspace(LATEST, 0, BANDS)[:, None]
-        heat_map(bar, colors, 0, 1, cmap="viridis", extent=(0, 1, 0, latest))
         for y, text in ((BOTTOM + 4, "0"), (bottom_of_legend, number(latest, 3))):
             page.text(side + 27, y, text, va="center_baseline")
         middle = (BOTTOM + 4 + bottom_of_legend) / 2

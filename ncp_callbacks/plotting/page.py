@@ -112,6 +112,7 @@ class Page:
         grid: str = "",
         xlabel: str = "",
         ylabel: str = "",
+        gradient: tuple[str, float] | None = None,
         **properties: Any,
     ) -> Axes:
         """Return axes between these pixels.
@@ -124,6 +125,8 @@ class Page:
             ticks: Axes with visible tick marks: ``"both"``, ``"x"``, ``"y"`` or ``""``.
             grid: Axes at whose ticks there are pale lines, in the same words.
             xlabel, ylabel: Labels, below and at the left edge of the page.
+            gradient: Name of a colour map that fills the axes along their longer side, and how
+                much of it.
             properties: Any other property of axes, such as ``xlim`` or ``xscale``.
         """
         if xlabel:
@@ -136,6 +139,7 @@ class Page:
         spec = {
             "box": (left, bottom, right, top), "spines": tuple(spines), "at": at, "ticks": ticks,
             "labels": {k: v if v is None else list(v) for k, v in labels.items()}, "grid": grid,
+            "gradient": gradient,
             "properties": {k: _plain(v) for k, v in properties.items()},
         }  # fmt: skip
         self._used += 1
@@ -144,6 +148,8 @@ class Page:
                 raise FrameChangedError
             return self._axes[self._used - 1][1]
         axes = self._new_axes(spec)
+        if gradient:
+            _fill(axes, *gradient)
         self._axes.append((spec, axes))
         self._kept.append(_settled(axes))
         return axes
@@ -326,6 +332,23 @@ class Page:
             if spec["grid"] in (name, "both"):
                 axis.grid(True, color=LIGHT, linewidth=points(2), linestyle="-", alpha=1.0)
         return axes
+
+
+def _fill(axes: Axes, cmap: str, last: float) -> None:
+    """Fill axes with the colours of a map, to the right or upwards."""
+    from matplotlib.image import AxesImage
+
+    colors = np.linspace(0.0, last, 70)[None]
+    colors = colors if axes.bbox.width > axes.bbox.height else colors.T
+    limits = *axes.get_xlim(), *axes.get_ylim()
+    image = AxesImage(
+        axes, cmap=cmap, interpolation="nearest", origin="lower", extent=limits, filternorm=True,
+        resample=True,
+    )  # fmt: skip
+    image.set_data(colors)
+    image.set_clim(0.0, 1.0)
+    axes.add_image(image)
+    image.set_clip_path(axes.patch)
 
 
 def _plain(value: Any) -> Any:

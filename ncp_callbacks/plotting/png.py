@@ -47,15 +47,17 @@ def encode_png(rgba: npt.NDArray[np.uint8]) -> bytes:
     """
     from PIL import Image
 
-    pixels = np.ascontiguousarray(rgba).view("<u4")[..., 0].ravel()
-    box = (pixels >> 2 & 0x3F) | (pixels >> 4 & 0xFC0) | (pixels >> 6 & 0x3F000)
-    count = np.bincount(box, minlength=1 << 18)
+    pixels = np.ascontiguousarray(rgba).view("<u4").ravel()
+    # Most pixels are those of their left neighbours: runs are a tenth as many.
+    start = np.flatnonzero(np.diff(pixels, prepend=~pixels[:1]))
+    length, runs = np.diff(start, append=len(pixels)), pixels[start]
+    box = (runs >> 2 & 0x3F) | (runs >> 4 & 0xFC0) | (runs >> 6 & 0x3F000)
+    count = np.bincount(box, length, minlength=1 << 18)
     used = np.flatnonzero(count)
-    # A box has the colour of one of its pixels, of flat areas before edges.
+    # A box has the colour of its longest run, of flat areas rather than of edges.
+    order = np.argsort(length, kind="stable")
     color = np.zeros(1 << 18, "<u4")
-    color[box] = pixels
-    flat = np.flatnonzero(pixels[1:] == pixels[:-1])
-    color[box[flat]] = pixels[flat]
+    color[box[order]] = runs[order]
     colors = color[used].view(np.uint8).reshape(-1, 4)[:, :3].astype(np.float32)
     palette = colors[np.argsort(-count[used], kind="stable")[:MAX_COLORS]]
     visible = 1.0
@@ -66,7 +68,7 @@ def encode_png(rgba: npt.NDArray[np.uint8]) -> bytes:
     if visible < MAX_CHANGED:
         index = np.zeros(1 << 18, np.uint8)
         index[used] = nearest
-        image = Image.fromarray(index[box].reshape(rgba.shape[:2]))
+        image = Image.fromarray(np.repeat(index[box], length).reshape(rgba.shape[:2]))
         image.putpalette(palette.astype(np.uint8).tobytes())
     else:
         image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
