@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 import ncp_callbacks as ncp
 from ncp_callbacks.plots import plot_feature_importance, to_png
-from ncp_callbacks.plots.drawer import Drawer
 from ncp_callbacks.plots.studio import DrawingError, Studio
+from ncp_callbacks.plotting.drawer import Drawer
 
 IMPORTANCE = np.random.default_rng(0).random((6, 3))
 

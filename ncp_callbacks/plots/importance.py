@@ -117,7 +117,13 @@ def plot_feature_importance(
     else:
         page.title(f"{what}: {'0 everywhere' if np.isfinite(values).any() else 'none'}", step)
     sign = "+" if signed else ""
-    color_bar(page, number(low), sign + number(limit), cmap=cmap, note=f"{what} of {target}" if target else what)
+    color_bar(
+        page,
+        number(low),
+        sign + number(limit),
+        cmap=cmap,
+        note=f"{what} of {target}" if target else what,
+    )
     when = None if result is None else result.intervals_share
     if when is not None and np.isfinite(when):
         text = f"Δt {when:.0%}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,9 @@ def plot_interactions(
         f"pairs carry {share:.0%} of the effect" if np.isfinite(share) else "nothing acts", step
     )
     numbers = [f"{i + 1}" for i in range(count)]
-    names = [f"{n} {name}" for n, name in zip(numbers, short_names(result.names, NAMES), strict=True)]
+    names = [
+        f"{n} {name}" for n, name in zip(numbers, short_names(result.names, NAMES), strict=True)
+    ]
     end = LEFT + max(map(text_width, names))
     many = count * CLOSEST > TOP - BOTTOM
     name_strongest(
@@ -110,7 +112,12 @@ def plot_interactions(
     if count <= MAX_LINES:
         # White lines keep cells of about the same colour apart.
         edges = np.arange(count + 1) - 0.5
-        style = {"colors": "white", "linewidths": 1.5, "linestyles": "-", "zorder": 1.5}
+        style: dict[str, Any] = {
+            "colors": "white",
+            "linewidths": 1.5,
+            "linestyles": "-",
+            "zorder": 1.5,
+        }
         axes.vlines(edges, -0.5, count - 0.5, **style)
         axes.hlines(edges, -0.5, count - 0.5, **style)
     _name_pairs(axes, result, strength)

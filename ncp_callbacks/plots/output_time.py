@@ -110,9 +110,9 @@ def plot_output_time(
     if split and result.time_edges is not None:
         edges = np.asarray(result.time_edges, np.float64)
         last = float(edges[-1])
-        box = (begin, BOTTOM, stop, BOTTOM + TOP - bottom)
+        lower = (begin, float(BOTTOM), stop, BOTTOM + TOP - bottom)
         _profile(
-            page, box, profiles[1], edges, share, (0.0, last), round_ticks(last, 3), "time before"
+            page, lower, profiles[1], edges, share, (0.0, last), round_ticks(last, 3), "time before"
         )
     end = color_bar(page, "0", number(limit), note=None)
     page.legend((VERMILION, "mean lag"), note=result.target, x=end + 14)
@@ -121,8 +121,8 @@ def plot_output_time(
 def _profile(
     page: Page,
     box: tuple[float, float, float, float],
-    values: Array,
-    edges: Array,
+    values: npt.ArrayLike,
+    edges: npt.ArrayLike,
     limit: float,
     xlim: tuple[float, float],
     ticks: Any,
@@ -134,7 +134,7 @@ def _profile(
         yticklabels=["0", f"{number(100 * limit)}%"],
     )  # fmt: skip
     axes.axhline(limit, zorder=0.5, **line(LIGHT, 2))
-    axes.stairs(np.nan_to_num(values), edges, fill=True, **fill(BLUE))
+    axes.stairs(np.nan_to_num(values), np.asarray(edges), fill=True, **fill(BLUE))
     page.text((box[0] + box[2]) / 2, box[1] - 53, name, ha="center")
 
 

@@ -91,8 +91,8 @@ def plot_prediction(
 ) -> None:
     """Draw one sequence: its attribution, its state over time, and its reaction to elapsed time.
 
-    In the map orange raises the target and purple lowers it. Below it, over the same time steps, are the
-    coordinates of the state along the first principal axes of all held-out states. Right: the
+    In the map orange raises the target and purple lowers it. Below it, over the same time steps,
+    are the coordinates of the state along the first principal axes of all held-out states. Right: the
     change of the target when all elapsed times (Δt) are multiplied by a factor. What is not known
     and padding are not drawn.
 
@@ -121,9 +121,7 @@ def plot_prediction(
     names = short_names(prediction.feature_names, NAMES)
     strength = np.abs(np.nan_to_num(values)).sum(axis=0)
     end = LEFT + max(map(text_width, names))
-    name_strongest(
-        page, names, strength, end, (bottom, TOP), all_labels=ALL_LABELS, few=TOP_LABELS
-    )
+    name_strongest(page, names, strength, end, (bottom, TOP), all_labels=ALL_LABELS, few=TOP_LABELS)
     left, right = end + (22 if len(names) > ALL_LABELS else 8), float(WIDTH - MARGIN)
     if with_states:
         states = np.asarray(prediction.states, np.float64)
@@ -139,10 +137,7 @@ def plot_prediction(
     first, last = int(steps[0]), int(steps[-1])
     across = (first - 0.5, last + 0.5)
     ticks = time_steps(last, right - left, 4, first)
-    if with_states:
-        ticks_above = {"xticks": ticks["xticks"]}
-    else:
-        ticks_above = ticks
+    ticks_above = {"xticks": ticks["xticks"]} if with_states else ticks
     axes = page.axes(
         left, bottom, right, TOP, xlim=across, ylim=(values.shape[1] - 0.5, -0.5), ticks="x",
         **ticks_above,

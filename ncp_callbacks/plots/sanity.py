@@ -21,7 +21,6 @@ from ..plotting.style import (
     LIGHT,
     MISSING,
     RIGHT,
-    SECOND_Y,
     VERMILION,
     WIDTH,
     fill,
@@ -75,8 +74,8 @@ def plot_sanity(
     over sequences, with whiskers that are the 95 % CI of the rank correlation. Right of the
     dotted line more than half of the variance of ranks is left: what the map shows is then mostly
     not what was learnt. Right: measures of the trained model (blue) and the randomised one
-    (grey, and dashed through both as the baseline), each pair on a scale of its own; for cells there
-    is the length of the state's steps, and else the SD of the target.
+    (grey, and dashed through both as the baseline), each pair on a scale of its own; for cells
+    there is the length of the state's steps, and else the SD of the target.
 
     Args:
         result: What to draw.
@@ -169,7 +168,9 @@ def _measures(
             left, bottom, right - NUMBERS, bottom + 2 * BAR, xlim=(0, 1), ylim=(0, 2),
             spines=("left",), ticks="",
         )  # fmt: skip
-        for i, (value, bar, color) in enumerate(zip(values, (BLUE, MISSING), (BLUE, GREY), strict=True)):
+        for i, (value, bar, color) in enumerate(
+            zip(values, (BLUE, MISSING), (BLUE, GREY), strict=True)
+        ):
             y = bottom + (1.5 - i) * BAR
             page.text(right, y, _short(value), ha="right", va="center_baseline", color=color)
             if np.isfinite(value):

@@ -179,7 +179,7 @@ def _fitting(values: npt.ArrayLike, name: str, batch: int, steps: int) -> npt.ND
         array = array[..., 0]
     if array.shape != (batch, steps):
         raise ValueError(
-            f"{name} has shape {array.shape}; pass ({batch}, {steps}), one value for each sequence "
+            f"{name} has shape {array.shape}: pass ({batch}, {steps}), one value for each sequence "
             "and time step of the states"
         )
     return array
@@ -190,7 +190,7 @@ def _grouped(classes: npt.ArrayLike, class_names: Sequence[str] | None, batch: i
     if array.shape == (batch, 1):
         array = array[:, 0]
     if array.shape != (batch,):
-        raise ValueError(f"classes have shape {array.shape}; pass ({batch},), one a sequence")
+        raise ValueError(f"classes have shape {array.shape}: pass ({batch},), one a sequence")
     values, index = np.unique(array, return_inverse=True)
     names = []
     for value in values.tolist():

@@ -110,7 +110,9 @@ def _finding(result: TimeSensitivity, x: Array, rms: Array, unit: str) -> str:
     if not np.isfinite(rms).any():
         return "no finite sequences"
     most = int(np.nanargmax(rms))
-    return f"Δt ×{number(float(x[most]), 2)} moves the target by {number(float(rms[most]), 2)} {unit}"
+    return (
+        f"Δt ×{number(float(x[most]), 2)} moves the target by {number(float(rms[most]), 2)} {unit}"
+    )
 
 
 def _curves(result: TimeSensitivity, in_sd: bool) -> tuple[Array, Array]:

@@ -68,13 +68,13 @@ def plot_time_constants(
 ) -> None:
     """Draw time constants of all units, on a logarithmic axis, sorted by their medians.
 
-    The thick line is the median of each unit over time steps and sequences, its bar goes from the 10 %
-    to the 90 % quantile: long bars are a liquid cell's. The dotted lines are time scales of the
-    data. What is outside the axis is drawn at its edge.
+    The thick line is the median of each unit over time steps and sequences. Its bar goes from the
+    10 % to the 90 % quantile: long bars are a liquid cell's. The dotted lines are time scales of
+    the data. What is outside the axis is drawn at its edge.
 
     Args:
         result: Time constants.
-        first: ``(H,)``, medians of an earlier snapshot to compare with, sorted by themselves, dashed.
+        first: ``(H,)``, medians of an earlier snapshot to compare with, sorted and dashed.
         interval: Typical elapsed time (Δt) between two samples.
         duration: Typical duration of a sequence.
         decades: Powers of ten at which the axis begins and ends; those of the data where None.
@@ -116,8 +116,16 @@ def plot_time_constants(
     bottom, middle, top = (values[known] for values in shown)
     if known.any():
         sorted_bars(axes, bottom, top, PALE)
-        at = np.arange(len(middle))
-        axes.hlines(middle, at, at + 1, colors=BLUE, linewidths=points(4), linestyles="-", zorder=4)
+        left_ends = np.arange(len(middle))
+        axes.hlines(
+            middle,
+            left_ends,
+            left_ends + 1,
+            colors=BLUE,
+            linewidths=points(4),
+            linestyles="-",
+            zorder=4,
+        )
     before = np.sort(log_clipped([] if first is None else first, low, high))
     before = before[~np.isnan(before)]
     if len(before):

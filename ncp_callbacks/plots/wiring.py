@@ -95,7 +95,8 @@ def plot_wiring(
     Raises:
         ValueError: For names, groups or attribution that don't fit, or a limit that is not above 0.
     """
-    members = {name: np.asarray(columns, np.intp) for name, columns in groups if len(columns)}
+    members = {name: np.asarray(columns, np.intp) for name, columns in groups}
+    members = {name: columns for name, columns in members.items() if len(columns)}
     units = sum(map(len, members.values())) if flow is None else len(flow.leak_share)
     if sorted(np.concatenate(list(members.values())).tolist()) != list(range(units)):
         raise ValueError(f"groups: pass each of the {units} neurons once")
@@ -390,9 +391,7 @@ def _draw_matrix(
     page.text((left + right) / 2, LABEL_Y, label, ha="center", color=GREY)
 
 
-def _draw_cells(
-    axes: Axes, values: Array, cmap: Any, low: float, high: float
-) -> tuple[int, int]:
+def _draw_cells(axes: Axes, values: Array, cmap: Any, low: float, high: float) -> tuple[int, int]:
     """Draw cells, and return how many rows and columns share one."""
     rows, columns = values.shape
     box = axes.bbox

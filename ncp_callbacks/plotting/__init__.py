@@ -14,7 +14,8 @@ A picture is one function that draws with ordinary matplotlib on a :class:`~.pag
 
     figure = plot_loss([0.5, 0.2, 0.4], step=100)
 
-``page.py`` has the page and the decorator, ``drawer.py`` redraws pictures quickly, ``style.py`` has
-colours and fonts, ``text.py`` shortens and places names, ``limits.py`` rounds limits and ticks,
-``parts.py`` has the heat map, the colour bar, bars, ci whiskers and ci bands, and ``png.py`` encodes.
+``page.py`` has the page and the decorator, ``drawer.py`` redraws pictures quickly, ``style.py``
+has colours and fonts, ``text.py`` shortens and places names, ``limits.py`` rounds limits and
+ticks, ``parts.py`` has the heat map, the colour bar, bars, whiskers and bands of confidence
+intervals, and ``png.py`` encodes.
 """

@@ -60,7 +60,7 @@ def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure
     plot.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=list(signature.parameters.values())[1:], return_annotation="Figure"
     )
-    del plot.__wrapped__  # type: ignore[attr-defined]
+    del plot.__wrapped__
     plot.draw_on_page = draw  # type: ignore[attr-defined]
     return plot
 
@@ -237,6 +237,8 @@ class Page:
         """Remove what is not kept, for the next picture."""
         for artist in self._moving():
             artist.remove()
+        for _, axes in self._axes:
+            axes.set_prop_cycle(None)  # The first colour again.
         self._used, self._texts = 0, []
 
     def finish(self) -> None:
@@ -265,6 +267,9 @@ class Page:
 
         if self._background is None:
             self._canvas = FigureCanvasAgg(self.figure)
+            if not self.keepable:
+                self._canvas.draw()  # type: ignore[no-untyped-call]
+                return np.asarray(self._canvas.buffer_rgba())  # type: ignore[no-untyped-call]
             renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
             for text in self.figure.texts:
                 slot, extent = getattr(text, "slot", None), text.get_window_extent(renderer)

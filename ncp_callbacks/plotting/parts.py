@@ -119,11 +119,9 @@ def color_bar(
     Returns:
         Where the text after the bar ends.
     """
-    width = 70
+    width = 56
     start = page.words(x, SECOND_Y, (low, INK)) + 8
-    page.axes(
-        start, SECOND_Y, start + width, SECOND_Y + 16, spines=(), gradient=(cmap, 1.0)
-    )
+    page.axes(start, SECOND_Y, start + width, SECOND_Y + 16, spines=(), gradient=(cmap, 1.0))
     end = page.words(start + width + 8, SECOND_Y, (high, INK))
     if note:
         page.text(end + 14, SECOND_Y, shorten(note, RIGHT - end - 14), color=GREY)
@@ -150,13 +148,16 @@ def sorted_bars(axes: Axes, low: npt.ArrayLike, high: Array, color: Any) -> None
     if 1 < count <= MAX_SEPARATED:
         bottom = np.minimum(np.minimum(low[1:], low[:-1]), np.minimum(high[1:], high[:-1]))
         top = np.maximum(np.maximum(low[1:], low[:-1]), np.maximum(high[1:], high[:-1]))
-        gap = {"colors": "white", "linewidths": points(2), "linestyles": "-", "zorder": 1.5}
+        gap: dict[str, Any] = {
+            "colors": "white",
+            "linewidths": points(2),
+            "linestyles": "-",
+            "zorder": 1.5,
+        }
         axes.vlines(np.arange(1, count), bottom, top, **gap)
 
 
-def whiskers(
-    axes: Axes, at: npt.ArrayLike, ci: npt.ArrayLike, *, horizontal: bool = False
-) -> None:
+def whiskers(axes: Axes, at: npt.ArrayLike, ci: npt.ArrayLike, *, horizontal: bool = False) -> None:
     """Draw ``(2, N)`` confidence intervals as lines, with a white rim to stand out."""
     low, high = np.asarray(ci, np.float64)
     known = np.isfinite(low) & np.isfinite(high) & (high > low)

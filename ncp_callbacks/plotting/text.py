@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -75,7 +74,11 @@ def short_names(names: Sequence[str], width: float) -> list[str]:
     short = [shorten(name, width) for name in whole]
     if len(set(short)) == len(set(whole)):
         return short
-    common = os.path.commonprefix(whole)
+    # Of all names, the first and the last in order differ earliest.
+    first, last = min(whole), max(whole)
+    common = first[
+        : next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    ]
     # Words and parts of paths stay whole.
     start = max(common.rfind(mark) for mark in " ._-/:") + 1
     short = [shorten(ELLIPSIS + name[start:], width) for name in whole]
