@@ -92,8 +92,8 @@ def plot_prediction(
     """Draw one sequence: its attribution, its state over time, and its reaction to elapsed time.
 
     In the map orange raises the target and purple lowers it. Below it, over the same time steps,
-    are the coordinates of the state along the first principal axes of all held-out states. Right: the
-    change of the target when all elapsed times (Δt) are multiplied by a factor. What is not known
+    are the coordinates of the state along the first principal axes of all held-out states. Right:
+    the change of the target when all elapsed times (Δt) are multiplied by a factor. What is not known
     and padding are not drawn.
 
     Args:
@@ -180,7 +180,14 @@ def _draw_curve(page: Page, prediction: Prediction, limit: float) -> None:
     right, margin = WIDTH - MARGIN, (high / low) ** 0.04
     xlim, yticks = (float(low / margin), float(high * margin)), [-limit, 0.0, limit]
     ends = (low, high)
-    xticks = [t for t in factor_ticks(xlim, CURVE, ends) if t in (1.0, *ends)]
+    span = np.log(xlim[1] / xlim[0]) / CURVE
+    # Labels must not leave the page.
+    xticks = [
+        t
+        for t in factor_ticks(xlim, CURVE, ends)
+        if t in (1.0, *ends)
+        and text_width(f"{number(t, 2)}×") / 2 < np.log(xlim[1] / t) / span + MARGIN
+    ]
     axes = page.axes(
         right - CURVE, BOTTOM, right, TOP, xlim=xlim, ylim=(-limit, limit), xscale="log",
         xticks=xticks, xticklabels=[f"{number(t, 2)}×" for t in xticks], yticks=yticks,
