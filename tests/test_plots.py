@@ -380,7 +380,7 @@ def test_importance_bins_are_means_of_whole_steps_without_nan() -> None:
 def test_importance_of_nothing_is_drawn(value: float) -> None:
     figure = plot_feature_importance(np.full((5, 3), value))
     check_text(figure)
-    nothing = "0 everywhere" if value == 0 else "none"
+    nothing = "0 everywhere" if value == 0 else "no finite values"
     assert title(figure) == f"importance: {nothing}"
     assert "0 | 1 | importance" in words(figure)
     assert words(figure).count("0%") == 3

@@ -51,7 +51,9 @@ def plot_unit_activity(
         raise ValueError("the report has no layers: pass at least one LayerStatistics")
     dead = sum(layer.dead_units for layer in layers)
     units = sum(layer.units for layer in layers)
-    page.title(f"{dead:,} of {units:,} unit{'s' if units > 1 else ''} dead", step)
+    known = any(layer.samples for layer in layers)
+    finding = f"{dead:,} of {units:,} unit{'s' if units > 1 else ''} dead"
+    page.title(finding if known else "unit activity: no finite values", step)
     shown = layers[:MAX_LAYERS]
     left, right = left_margin(["100%"]), RIGHT - 4
     pitch = (TOP - BOTTOM) / len(shown)

@@ -115,7 +115,8 @@ def plot_feature_importance(
         top = short_names([str(name) for name in feature_names], room)[int(share.argmax())]
         page.title(top + carries, step)
     else:
-        page.title(f"{what}: {'0 everywhere' if np.isfinite(values).any() else 'none'}", step)
+        known = np.isfinite(values).any() if result is None else result.sequences
+        page.title(f"{what}: {'0 everywhere' if known else 'no finite values'}", step)
     sign = "+" if signed else ""
     color_bar(
         page,

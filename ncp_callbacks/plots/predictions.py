@@ -93,8 +93,8 @@ def plot_prediction(
 
     In the map orange raises the target and purple lowers it. Below it, over the same time steps,
     are the coordinates of the state along the first principal axes of all held-out states. Right:
-    the change of the target when all elapsed times (Δt) are multiplied by a factor. What is not known
-    and padding are not drawn.
+    the change of the target when all elapsed times (Δt) are multiplied by a factor. Neither what is
+    not known nor padding is drawn.
 
     Args:
         prediction: What to draw.
