@@ -61,7 +61,7 @@ def encode_png(rgba: npt.NDArray[np.uint8]) -> bytes:
     colors = color[used].view(np.uint8).reshape(-1, 4)[:, :3].astype(np.float32)
     palette = colors[np.argsort(-count[used], kind="stable")[:MAX_COLORS]]
     visible = 1.0
-    if len(used) <= 16 * MAX_COLORS:
+    if len(used) <= 32 * MAX_COLORS:
         nearest = ((palette**2).sum(axis=1) - 2 * colors @ palette.T).argmin(axis=1)
         change = np.abs(palette[nearest] - colors).max(axis=1)
         visible = float(count[used][change > VISIBLE].sum()) / len(pixels)
