@@ -33,7 +33,7 @@ from ncp_callbacks.plots import (
     plot_unit_activity,
     to_png,
 )
-from ncp_callbacks.plots.drawer import Drawer
+from ncp_callbacks.plotting.drawer import Drawer
 
 Options = dict[str, Any]
 Picture = tuple[Any, Options]

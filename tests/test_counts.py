@@ -14,7 +14,8 @@ import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
 from ncp_callbacks.instrument import Instrument, batching
 from ncp_callbacks.models import CfC
-from ncp_callbacks.plots.drawer import Drawer
+from ncp_callbacks.plotting.drawer import Drawer
+from ncp_callbacks.plotting.page import Page
 
 B, T, F = 6, 5, 3
 calls: list[int] = []
@@ -113,7 +114,7 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
         with (
             mock.patch.object(batching, "to_numpy", wraps=batching.to_numpy) as converted,
             mock.patch.object(
-                Drawer, "_new_frame", autospec=True, side_effect=Drawer._new_frame
+                Page, "_new_axes", autospec=True, side_effect=Page._new_axes
             ) as framed,
             mock.patch.object(Drawer, "png", autospec=True, side_effect=Drawer.png) as drawn,
         ):

@@ -597,13 +597,13 @@ def test_pictures_fit_and_are_the_same_when_drawn_again(number: int) -> None:
 def test_a_picture_shows_the_matrix_with_the_past_below_the_diagonal() -> None:
     result = example(12, 5)
     figure = plot_output_time(result, limit=2.0, share=0.5)
-    left, by_step, by_time = figure.axes
+    left, by_step, by_time, _ = figure.axes
     shown = left.images[0].get_array()[::-1]
     assert left.get_ylim() == (-0.5, 11.5)
     # Columns between output steps are those of the nearest.
     np.testing.assert_allclose(shown[:, result.steps], result.influence)
     assert shown[3, 11] > 0 == shown[11, 3]
-    (line,) = (a for a in left.lines if a.get_zorder() > 2)
+    (line,) = left.lines
     np.testing.assert_allclose(line.get_ydata(), result.steps - result.lag_by_step)
     for axes, profile in ((by_step, result.profile), (by_time, result.time_profile)):
         (patch,) = axes.patches

@@ -279,15 +279,15 @@ def test_pictures_fit_and_are_the_same_when_drawn_again(number: int) -> None:
 def test_a_picture_shows_the_sequence() -> None:
     prediction = example(first=3)
     figure = plot_prediction(prediction, limit=9.0, state_limit=20.0, change_limit=8.0, step=7)
-    upper, lower, curve = figure.axes
+    upper, lower, curve, _ = figure.axes
     np.testing.assert_allclose(upper.images[0].get_array(), prediction.attribution.T)
     assert upper.get_xlim() == lower.get_xlim() == (2.5, 34.5)
-    lines = [line for line in lower.lines if line.get_zorder() > 2]
+    lines = [line for line in lower.lines if line.get_zorder() >= 12]
     assert len(lines) == 3
     for line in lines:
         np.testing.assert_array_equal(line.get_xdata(), prediction.steps)
         assert any(np.array_equal(line.get_ydata(), s) for s in prediction.states.T)
-    (line,) = (line for line in curve.lines if line.get_zorder() > 2)
+    (line,) = (line for line in curve.lines if line.get_zorder() >= 12)
     np.testing.assert_array_equal(line.get_ydata(), prediction.changes)
     assert curve.get_xscale() == "log"
     assert (lower.get_ylim(), curve.get_ylim()) == ((-20.0, 20.0), (-8.0, 8.0))
@@ -301,8 +301,8 @@ def test_a_gap_between_real_steps_is_a_gap() -> None:
         sample=0, value=0.0, target="", steps=keep, attribution=full.attribution[keep],
         feature_names=full.feature_names, states=full.states[keep],
     )  # fmt: skip
-    upper, lower = plot_prediction(partial).axes
+    upper, lower, _ = plot_prediction(partial).axes
     shown = upper.images[0].get_array()
     np.testing.assert_array_equal(np.ma.getmaskarray(shown).all(axis=0), ~np.isin(range(10), keep))
-    for line in (line for line in lower.lines if line.get_zorder() > 2):
+    for line in (line for line in lower.lines if line.get_zorder() >= 12):
         np.testing.assert_array_equal(np.isnan(line.get_ydata()), ~np.isin(range(10), keep))

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure as Drawn
 
 from ncp_callbacks.plots import plot_feature_importance, to_png
-from ncp_callbacks.plots.drawer import Drawer
+from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.plotting.renderer import Renderer
 from ncp_callbacks.records import Figure, Picture
 

@@ -19,13 +19,12 @@ from matplotlib.colors import to_hex, to_rgb
 from ncps.wirings import NCP, AutoNCP, FullyConnected, Random
 from ncps.wirings import Wiring as Wiring_
 from promises import pattern, promised
-from test_plots import check_text, drawn, texts, title, words
+from test_plots import check_redraws, check_text, drawn, texts, title, words
 from test_time_constants import (
     HiddenNames,
     KeptInADict,
     arrays,
     batch,
-    check_drawer,
     figures,
     in_float64,
     logged,
@@ -53,8 +52,8 @@ from ncp_callbacks.callbacks import Wiring
 from ncp_callbacks.instrument.liquid import neuron_groups
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import nice_limit, plot_wiring
-from ncp_callbacks.plots._sheet import INK
-from ncp_callbacks.plots.wiring import LOWERS, RAISES, THINNEST, WIDEST
+from ncp_callbacks.plots.wiring import THINNEST, WIDEST
+from ncp_callbacks.plotting.style import INK, LOWERS, RAISES
 
 S, T, F = 4, 6, 3
 seeds = st.integers(0, 2**32 - 1)
@@ -717,7 +716,7 @@ def test_arguments_that_do_not_fit_are_refused():
         plot_wiring(record.data, groups, input_names=["a", "b"])
     with pytest.raises(ValueError, match="limit=0"):
         plot_wiring(record.data, groups, limit=0)
-    with pytest.raises(ValueError, match=r"shape \(9,\): give a share for each of the 10 neurons"):
+    with pytest.raises(ValueError, match=r"shape \(9,\): pass a share for each of the 10 neurons"):
         plot_wiring(record.data, groups, attribution=np.ones(9))
     with pytest.raises(ValueError, match="limit=-1"):
         plot_wiring(record.data, groups, attribution=np.ones(10), attribution_limit=-1)
@@ -728,7 +727,8 @@ def test_arguments_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("wiring", [ncp_wiring, lambda: AutoNCP(70, 4)])
 def test_a_drawer_draws_the_same_picture(wiring):
     record = shown(wiring())
-    check_drawer(plot_wiring, record.data, record.options, {**record.options, "step": 77})
+    many = {**record.options, "limit": 1.0}
+    check_redraws(plot_wiring, (record.data, record.options), (record.data, many))
     # Of a cell without synapses.
     own = {k: v for k, v in record.options.items() if k not in ("input_names", "limit")}
-    check_drawer(plot_wiring, None, own, {**own, "attribution_limit": 1.0})
+    check_redraws(plot_wiring, (None, own), (None, {**own, "attribution_limit": 1.0}))

@@ -1,5 +1,5 @@
-from ._sheet import nice_limit as nice_limit
-from ._sheet import to_png as to_png
+from ..plotting.limits import nice_limit as nice_limit
+from ..plotting.png import to_png as to_png
 from .backbone import plot_unit_activity as plot_unit_activity
 from .dynamics import plot_dynamics as plot_dynamics
 from .faithfulness import plot_faithfulness as plot_faithfulness

@@ -1,60 +1,48 @@
-"""Influence of input steps on output steps, as a map, and how long it lasts."""
+"""Influence of input time steps on output time steps, as a map, and how long it lasts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..analysis.output_time import OutputTime, binned
-from ..analysis.results import FloatArray
-from ._sheet import (
-    ABOVE,
+from ..plotting.limits import checked_limit, integer_ticks, round_ticks
+from ..plotting.page import Page, redrawable
+from ..plotting.parts import color_bar, heat_map, left_margin
+from ..plotting.style import (
     BLUE,
-    GREY,
-    INK,
-    LEFT,
+    BOTTOM,
     LIGHT,
-    MISSING,
-    SECOND_Y,
+    RIGHT,
+    TOP,
     VERMILION,
-    WIDTH,
-    Colors,
-    Panel,
-    Sheet,
-    checked_limit,
-    integer_ticks,
-    line_style,
-    nice_limit,
-    number,
-    samples,
-    shades,
+    fill,
+    line,
 )
+from ..plotting.text import number, text_width
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["plot_output_time"]
+__all__ = ["needed_share", "plot_output_time"]
 
 Array = npt.NDArray[np.float64]
 
-BOTTOM, TOP = 62, 362
 MAP = 290  # Pixels of the map's sides.
-MOST_BARS = 60  # Of the first profile.
+MAX_BARS = 60  # Of the first profile.
 GAP = 88  # Between the two profiles, for the words below the upper one.
-ENDS = ("#00224e", "#fee838")  # Colours of the map that stand for 0 and the limit.
 
 
+@redrawable
 def plot_output_time(
+    page: Page,
     result: OutputTime,
     *,
     limit: float | None = None,
     share: float | None = None,
     lag: float | None = None,
     step: int | None = None,
-) -> Figure:
-    """Which input step acts on which output step, and how influence falls with distance.
+) -> None:
+    """Draw which input time step acts on which output time step, and from how long ago.
 
     Left: mean over sequences of the absolute attribution, from dark (0) to yellow (``limit``);
     time runs to the right and upwards, so that the past of an output is below the diagonal. The
@@ -72,21 +60,6 @@ def plot_output_time(
     Raises:
         ValueError: For limits that are not above 0.
     """
-    sheet = Sheet()
-    draw_output_time(sheet, result, limit=limit, share=share, lag=lag, step=step)
-    return sheet.figure()
-
-
-def draw_output_time(
-    sheet: Sheet,
-    result: OutputTime,
-    *,
-    limit: float | None = None,
-    share: float | None = None,
-    lag: float | None = None,
-    step: int | None = None,
-) -> None:
-    """:func:`plot_output_time` on a sheet."""
     steps = len(result.influence)
     rows, size = binned(result.influence)
     influence = np.asarray(rows, np.float64)
@@ -98,54 +71,75 @@ def draw_output_time(
         profiles.append(np.asarray(result.time_profile, np.float64))
     share = checked_limit(share, np.concatenate(profiles))
 
-    sheet.palette = _palette
-    future = f"{result.future_share:.0%} from the future" if result.future_share > 0 else ""
-    sheet.title(f"influence 0–{number(limit)}", future, step=step)
-    low, high = ENDS
-    words = [("■", low), ("0", INK), ("■", high), (number(limit), INK), ("■", VERMILION)]
-    words.append(("mean lag", INK))
-    sheet.target(sheet.words(LEFT, SECOND_Y, words) + 12, result.target)
-
+    title = "influence of inputs on outputs"
+    if np.isfinite(result.lag):
+        title = f"inputs act {number(float(result.lag), 2)} time steps later"
+    future = f" · {result.future_share:.0%} from the future" if result.future_share > 0 else ""
+    page.title(title + future, step)
     ticks = integer_ticks(steps - 1, 4)
-    left = LEFT + 33 + sheet.width(f"{ticks[-1]:,}") + 12
+    labels = [f"{t:,}" for t in ticks]
+    left = left_margin(labels, True)
     whole = (-0.5, steps - 0.5)
-    panel = sheet.panel(left, BOTTOM, MAP, TOP - BOTTOM, xlim=whole, ylim=whole)
-    _draw_map(panel, result, influence, size, limit)
-    panel.ticks("y", ticks, [f"{t:,}" for t in ticks])
-    panel.ticks("x", ticks, [f"{t:,}" for t in ticks])
-    name = "input at step" if size == 1 else f"input (sums of {size} steps)"
-    sheet.text(LEFT + 18, (BOTTOM + TOP) / 2, name, ha="center", va="center", rotation=90)
-    sheet.text(left + MAP / 2, 9, "output at step", ha="center")
+    axes = page.axes(
+        left, BOTTOM, left + MAP, TOP, xlim=whole, ylim=whole, xticks=ticks, xticklabels=labels,
+        yticks=ticks, yticklabels=labels, xlabel="output at time step",
+        ylabel="input at time step" if size == 1 else f"input (sums of {size} steps)",
+    )  # fmt: skip
+    known, every = np.asarray(result.steps), np.arange(steps)
+    # Each column of the map is the output time step nearest to it.
+    values = influence[:, np.abs(every[:, None] - known).argmin(axis=1)]
+    values[:, (every < known[0]) | (every > known[-1])] = np.nan
+    extent = (-0.5, steps - 0.5, -0.5, len(influence) * size - 0.5)
+    heat_map(axes, values[::-1], 0, limit, extent=extent)
+    lags = np.asarray(result.lag_by_step, np.float64)
+    axes.plot(known, known - lags, **line(VERMILION, 3))
 
-    begin = left + MAP + 34 + sheet.width("100%")
-    width = WIDTH - LEFT - 10 - begin
+    begin, stop = left + MAP + 34 + text_width("100%"), RIGHT - 10
     split = len(profiles) == 2
-    height = (TOP - BOTTOM - GAP) / 2 if split else TOP - BOTTOM
-    at = np.arange(len(by_lag) + 1) * float(together) - 0.5
+    bottom = TOP - ((TOP - BOTTOM - GAP) / 2 if split else TOP - BOTTOM)
     # As many ticks as have room.
-    lags = next(
+    at = next(
         ticks
         for ticks in (integer_ticks(last_lag, most) for most in (3, 2, 1))
-        if len(ticks) * (sheet.width(f"{ticks[-1]:,}") + 16) <= width or len(ticks) <= 2
+        if len(ticks) * (text_width(f"{ticks[-1]:,}") + 16) <= stop - begin or len(ticks) <= 2
     )
-    _draw_profile(
-        sheet, (begin, TOP - height, width, height), profiles[0], at, share,
-        (-0.5, last_lag + 0.5), lags,
-        "steps before" if together == 1 else f"before, by {together}",
-    )  # fmt: skip
+    edges = np.arange(len(by_lag) + 1) * float(together) - 0.5
+    name = "steps before" if together == 1 else f"before, by {together}"
+    box = (begin, bottom, stop, TOP)
+    _profile(page, box, by_lag, edges, share, (-0.5, last_lag + 0.5), at, name)
     if split and result.time_edges is not None:
         edges = np.asarray(result.time_edges, np.float64)
         last = float(edges[-1])
-        every = nice_limit(last / 3)
-        times = [every * i for i in range(int(last / every + 1e-6) + 1)]
-        _draw_profile(
-            sheet, (begin, BOTTOM, width, height), profiles[1], edges, share,
-            (0.0, last), times, "time before",
-        )  # fmt: skip
+        lower = (begin, float(BOTTOM), stop, BOTTOM + TOP - bottom)
+        _profile(
+            page, lower, profiles[1], edges, share, (0.0, last), round_ticks(last, 3), "time before"
+        )
+    end = color_bar(page, "0", number(limit), note=None)
+    page.legend((VERMILION, "mean lag"), note=result.target, x=end + 14)
+
+
+def _profile(
+    page: Page,
+    box: tuple[float, float, float, float],
+    values: npt.ArrayLike,
+    edges: npt.ArrayLike,
+    limit: float,
+    xlim: tuple[float, float],
+    ticks: Any,
+    name: str,
+) -> None:
+    axes = page.axes(
+        *box, xlim=xlim, ylim=(0.0, limit), xticks=ticks,
+        xticklabels=[number(float(t)) for t in ticks], yticks=[0.0, limit],
+        yticklabels=["0", f"{number(100 * limit)}%"],
+    )  # fmt: skip
+    axes.axhline(limit, zorder=0.5, **line(LIGHT, 2))
+    axes.stairs(np.nan_to_num(values), np.asarray(edges), fill=True, **fill(BLUE))
+    page.text((box[0] + box[2]) / 2, box[1] - 53, name, ha="center")
 
 
 def needed_share(result: OutputTime, lag: float | None) -> float:
-    """The highest bar of the first profile, for limits that are to cover it."""
+    """Return the highest bar of the first profile, for limits that must cover it."""
     return float(np.nanmax(_by_lag(result.profile, _last_lag(result, lag))[0]))
 
 
@@ -156,76 +150,12 @@ def _last_lag(result: OutputTime, lag: float | None) -> int:
 
 
 def _by_lag(profile: npt.ArrayLike, last_lag: int) -> tuple[Array, int]:
-    """Sums of the shares of equally many lags, so that bars are wide enough, and how many.
+    """Return sums of the shares of equally many lags, so that bars are wide enough, and how many.
 
     Of a thousand lags none has a share that could be seen.
     """
     values = np.asarray(profile, np.float64)
-    size = -(-(last_lag + 1) // MOST_BARS)
+    size = -(-(last_lag + 1) // MAX_BARS)
     if size == 1:
         return values, 1
     return np.add.reduceat(np.nan_to_num(values), np.arange(0, len(values), size)), size
-
-
-def _draw_map(panel: Panel, result: OutputTime, influence: Array, size: int, limit: float) -> None:
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-    from matplotlib.image import AxesImage
-    from matplotlib.lines import Line2D
-
-    from ._cells import Cells
-
-    steps = len(result.influence)
-    known, every = np.asarray(result.steps), np.arange(steps)
-    # Each column of the map is the output step nearest to it.
-    nearest = np.abs(every[:, None] - known).argmin(axis=1)
-    values = influence[:, nearest]
-    values[:, (every < known[0]) | (every > known[-1])] = np.nan
-    image = (Cells if steps <= MAP else AxesImage)(
-        None,  # type: ignore[arg-type]  # It gets its axes when it is added to them.
-        cmap=colormaps["cividis"].with_extremes(bad=MISSING),
-        norm=Normalize(0.0, limit),
-        interpolation="nearest",
-        origin="upper",
-        extent=(-0.5, steps - 0.5, -0.5, len(influence) * size - 0.5),
-        filternorm=True,
-        resample=True,
-        zorder=ABOVE,
-    )
-    image.set_data(np.ma.masked_invalid(values[::-1]))
-    panel.add(image)
-    lag = np.asarray(result.lag_by_step, np.float64)
-    panel.add(Line2D(known, known - lag, zorder=ABOVE + 0.2, **line_style(VERMILION, 3)))
-
-
-def _draw_profile(
-    sheet: Sheet,
-    box: tuple[float, float, float, float],
-    values: FloatArray,
-    edges: FloatArray,
-    limit: float,
-    across: tuple[float, float],
-    ticks: list[float] | list[int],
-    name: str,
-) -> None:
-    from matplotlib.patches import StepPatch
-
-    left, bottom, width, height = box
-    panel = sheet.panel(left, bottom, width, height, xlim=across, ylim=(0.0, limit))
-    panel.always("axhline", limit, zorder=1, **line_style(LIGHT, 2))
-    panel.add(
-        StepPatch(
-            np.nan_to_num(values), edges, fill=True, facecolor=BLUE, edgecolor="none", linewidth=0,
-            zorder=ABOVE,
-        )
-    )  # fmt: skip
-    panel.ticks("y", [0.0, limit], ["0", f"{number(100 * limit)}%"])
-    panel.ticks("x", ticks, [number(float(t)) for t in ticks])
-    sheet.text(left + width / 2, bottom - 53, name, ha="center")
-
-
-def _palette() -> Colors:
-    lines = [shades(VERMILION, 8, color) for color in samples("cividis", 6)]
-    others = [shades(INK, 32), shades(GREY, 12), shades(BLUE, 16), shades(VERMILION, 6)]
-    few = [shades(MISSING, 2), shades(LIGHT, 2)]
-    return np.concatenate([samples("cividis", 96), *others, *lines, *few])

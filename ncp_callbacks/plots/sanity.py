@@ -1,47 +1,42 @@
-"""How alike maps stay while the model's parameters are randomised, from the output on."""
+"""How similar maps stay while the model's parameters are randomised, from the output on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..analysis.sanity import ALIKE, Cascade, Measures
-from ._sheet import (
-    ABOVE,
+from ..plotting.page import Page, redrawable
+from ..plotting.parts import whiskers
+from ..plotting.style import (
     BLUE,
+    BOTTOM,
+    DOTTED,
     GREY,
     INK,
+    LABEL_Y,
     LEFT,
     LIGHT,
-    MINUS,
     MISSING,
-    SECOND_Y,
+    RIGHT,
     VERMILION,
     WIDTH,
-    Colors,
-    Panel,
-    Sheet,
-    line_style,
-    number,
-    points,
-    shades,
+    fill,
+    line,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..plotting.text import MINUS, number, short_names, text_width
 
 __all__ = ["plot_sanity", "plot_sanity_measures"]
 
 Array = npt.NDArray[np.float64]
 
-BOTTOM, TOP = 66, 354
+TOP = 354
 MIDDLE = 404  # Where the right part begins.
-NAMES = 150  # Most pixels for names of stages.
+NAMES = 150  # Pixels for names of stages, at most.
 # There is room for so many, of these the first that are known.
-MOST = 4
+MAX_MEASURES = 4
 MEASURES = {
     "strength": "strength",
     "entropy": "entropy",
@@ -52,48 +47,19 @@ MEASURES = {
 # Of a picture of their own, in two columns.
 ALL = (
     {"strength": "strength", "entropy": "entropy", "mean_lag": "mean lag",
-     "time_share": "share of intervals"},
+     "time_share": "share of Δt"},
     {"elasticity": "elasticity", "target_sd": "target SD", "magnitude": "state steps",
      "participation": "dimensions"},
 )  # fmt: skip
 BAR = 20  # Pixels of height for a bar and its number …
 NUMBERS = 102  # … which has so many to the right of it.
-FIRST = (0, (4, 1.2, 1, 1.2))  # Dashes of the first look …
+FIRST = (0, (4, 1.2, 1, 1.2))  # Dashes of the first snapshot …
 BASELINE = (0, (2, 1))  # … and of the randomised model.
 
 
+@redrawable
 def plot_sanity(
-    result: Cascade,
-    *,
-    first: Measures | None = None,
-    first_curve: npt.ArrayLike | None = None,
-    method: str = "attribution",
-    step: int | None = None,
-) -> Figure:
-    """Similarity of maps to the trained model's, stage by stage, and measures of both.
-
-    Left, from above: the trained model, then more and more of its parameters randomised, from the
-    output towards the input. Blue: rank correlation of absolute maps, vermilion: cosine; both mean
-    over sequences, with whiskers that are the 95 % interval of the rank correlation. Right of the
-    dotted line more than half of the variance of ranks is left: what the map shows is then mostly
-    not what was learnt. Right: what is measured of the trained model (blue) and the randomised one
-    (grey, and dashed through both as the baseline), each pair on a scale of its own; of cells there
-    is the length of the state's steps, and else the SD of the target.
-
-    Args:
-        result: What to draw.
-        first: Measures of the randomised model at the first look, dash-dotted.
-        first_curve: ``(N + 1,)``, rank correlations at the first look, dash-dotted.
-        method: Name of the attribution method, for the title.
-        step: Training step, for the title.
-    """
-    sheet = Sheet()
-    draw_sanity(sheet, result, first=first, first_curve=first_curve, method=method, step=step)
-    return sheet.figure()
-
-
-def draw_sanity(
-    sheet: Sheet,
+    page: Page,
     result: Cascade,
     *,
     first: Measures | None = None,
@@ -101,164 +67,124 @@ def draw_sanity(
     method: str = "attribution",
     step: int | None = None,
 ) -> None:
-    """:func:`plot_sanity` on a sheet."""
-    sheet.palette = _palette
-    sheet.title(f"sanity check of {method}", step=step)
-    _cascade(sheet, result, None if first_curve is None else np.asarray(first_curve, np.float64))
-    sheet.words(MIDDLE, SECOND_Y, _legend())
-    sheet.text((MIDDLE + WIDTH - LEFT) / 2, 9, _lines(first), ha="center", color=GREY)
-    _measures(sheet, result, first, MEASURES, MIDDLE, WIDTH - LEFT)
+    """Draw how similar maps stay to the trained model's, stage by stage, and measures of both.
+
+    Left, from above: the trained model, then more and more of its parameters randomised, from the
+    output towards the input. Blue: rank correlation of absolute maps, vermilion: cosine; both mean
+    over sequences, with whiskers that are the 95 % CI of the rank correlation. Right of the
+    dotted line more than half of the variance of ranks is left: what the map shows is then mostly
+    not what was learnt. Right: measures of the trained model (blue) and the randomised one
+    (grey, and dashed through both as the baseline), each pair on a scale of its own; for cells
+    there is the length of the state's steps, and else the SD of the target.
+
+    Args:
+        result: What to draw.
+        first: Measures of the randomised model at the first snapshot, dash-dotted.
+        first_curve: ``(N + 1,)``, rank correlations at the first snapshot, dash-dotted.
+        method: Name of the attribution method, for the title.
+        step: Training step, for the title.
+    """
+    page.title(f"sanity check of {method}", step)
+    _cascade(page, result, None if first_curve is None else np.asarray(first_curve, np.float64))
+    page.legend((BLUE, "trained"), (MISSING, "random"), x=MIDDLE)
+    page.text((MIDDLE + RIGHT) / 2, LABEL_Y, _lines(first), ha="center", color=GREY)
+    _measures(page, result, first, MEASURES, MIDDLE, RIGHT)
 
 
+@redrawable
 def plot_sanity_measures(
-    result: Cascade, *, first: Measures | None = None, step: int | None = None
-) -> Figure:
-    """All that is measured of the trained model and of the randomised one, as pairs of bars.
+    page: Page, result: Cascade, *, first: Measures | None = None, step: int | None = None
+) -> None:
+    """Draw all measures of the trained model and of the randomised one, as pairs of bars.
 
     Blue: the trained model, grey: the randomised one, dashed through both as the baseline; each
     pair on a scale of its own.
 
     Args:
         result: What to draw.
-        first: Measures of the randomised model at the first look, dash-dotted.
+        first: Measures of the randomised model at the first snapshot, dash-dotted.
         step: Training step, for the title.
     """
-    sheet = Sheet()
-    draw_sanity_measures(sheet, result, first=first, step=step)
-    return sheet.figure()
-
-
-def draw_sanity_measures(
-    sheet: Sheet, result: Cascade, *, first: Measures | None = None, step: int | None = None
-) -> None:
-    """:func:`plot_sanity_measures` on a sheet."""
-    sheet.palette = _palette
-    sheet.title("measures, trained and random", step=step)
-    sheet.words(LEFT, SECOND_Y, _legend())
-    sheet.text(WIDTH / 2, 9, _lines(first), ha="center", color=GREY)
+    page.title("measures, trained and random", step)
+    page.legend((BLUE, "trained"), (MISSING, "random"))
+    page.text(WIDTH / 2, LABEL_Y, _lines(first), ha="center", color=GREY)
     half = WIDTH / 2
     for left, names in zip((LEFT, half + 18), ALL, strict=True):
-        _measures(sheet, result, first, names, left, left + half - LEFT - 18)
-
-
-def _legend() -> list[tuple[str, str]]:
-    return [("■", BLUE), ("trained", INK), ("■", MISSING), ("random", INK)]
+        _measures(page, result, first, names, left, left + half - LEFT - 18)
 
 
 def _lines(first: Measures | None) -> str:
-    return "dashed: random" if first is None else "-- random  -· first look"
+    return "dashed: random" if first is None else "-- random  -· first"
 
 
-def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
-    from matplotlib.collections import LineCollection
-    from matplotlib.lines import Line2D
-
+def _cascade(page: Page, result: Cascade, first: Array | None) -> None:
     curve = np.asarray(result.curve, np.float64)
-    names = ["trained", *(f"+ {name}" for name in result.stages)]
+    stages = short_names(result.stages, NAMES - text_width("+ "))
+    names = ["trained", *(f"+ {name}" for name in stages)]
     rows = np.arange(len(names))
-    short = [sheet.shorten(name, NAMES, keep_end=True) for name in names]
-    left = LEFT + max(map(sheet.width, short)) + 14
-    right = MIDDLE - 34
-    sheet.words(
-        LEFT, SECOND_Y, [("■", BLUE), ("rank correlation", INK), ("■", VERMILION), ("cosine", INK)]
-    )
-    panel = sheet.panel(
-        left, BOTTOM, right - left, TOP - BOTTOM,
-        xlim=(-1.04, 1.04), ylim=(len(names) - 0.5, -0.5), spines=("bottom",),
+    left, right = LEFT + max(map(text_width, names)) + 14, MIDDLE - 34
+    page.legend((BLUE, "rank correlation"), (VERMILION, "cosine"))
+    pitch = (TOP - BOTTOM - 4) / len(names)
+    for row, name in zip(rows, names, strict=True):
+        page.text(left - 10, TOP - (row + 0.5) * pitch, name, ha="right", va="center_baseline")
+    axes = page.axes(
+        left, BOTTOM + 4, right, TOP, xlim=(-1.04, 1.04), ylim=(len(names) - 0.5, -0.5),
+        spines=("bottom",), xticks=[-1, 0, 1], xticklabels=[number(v) for v in (-1, 0, 1)],
+        grid="x", xlabel="similarity of the maps",
     )  # fmt: skip
-    for x in (-1.0, 0.0, 1.0):
-        panel.always("axvline", x, zorder=1, **line_style(GREY if x == 0 else LIGHT, 2))
-    panel.always("axvline", ALIKE, zorder=1.5, **{**line_style(INK, 2), "linestyle": (0, (1, 2))})
-    panel.ticks("x", [-1, 0, 1], [number(v) for v in (-1, 0, 1)])
-    panel.ticks("y", [], [])
-    pitch = (TOP - BOTTOM) / len(names)
-    for row, name in zip(rows, short, strict=True):
-        y = TOP - (row + 0.5) * pitch
-        sheet.text(left - 10, y, name, ha="right", va="center_baseline")
+    axes.axvspan(ALIKE, 1.04, zorder=0.5, **fill(LIGHT, 0.5))
+    axes.axvline(0.0, zorder=1, **line(GREY, 2))
+    axes.axvline(ALIKE, zorder=1, **line(INK, 2, DOTTED))
     if first is not None and len(first) == len(rows):
-        panel.add(Line2D(first, rows, zorder=3, **{**line_style(GREY, 2.5), "linestyle": FIRST}))
-    low, high = np.clip(np.asarray(result.interval, np.float64), -1.0, 1.0)
-    ends = [[(low[i], i), (high[i], i)] for i in np.flatnonzero(high > low)]
-    panel.add(LineCollection(ends, colors=INK, linewidths=points(2.5), zorder=3.5))
+        axes.plot(first, rows, zorder=3, **line(GREY, 2.5, FIRST))
+    whiskers(axes, rows, np.clip(np.asarray(result.interval), -1.0, 1.0), horizontal=True)
     for values, color, width, z in ((curve[1], VERMILION, 2.5, 4), (curve[0], BLUE, 4, 5)):
-        panel.add(
-            Line2D(
-                values, rows, zorder=z,
-                **{**line_style(color, width), "marker": "o", "markersize": points(9)},
-                markerfacecolor=color, markeredgecolor=color, markeredgewidth=points(1.4),
-            )
-        )  # fmt: skip
-    sheet.text((left + right) / 2, 9, "likeness of the maps", ha="center")
+        axes.plot(values, rows, zorder=z, **line(color, width, marker="o"))
 
 
 def _measures(
-    sheet: Sheet,
+    page: Page,
     result: Cascade,
     first: Measures | None,
     names: Mapping[str, str],
     left: float,
     right: float,
 ) -> None:
-    """Of those that are known, one below the other."""
-    models = [result.trained, result.randomised]
-    values = np.array([[getattr(of, name) for name in names] for of in models], np.float64)
-    before = np.array([getattr(first, name, np.nan) for name in names], np.float64)
-    known = [i for i in range(len(names)) if np.isfinite(values[:, i]).any()]
-    pitch = (TOP - BOTTOM) / MOST
-    for place, i in enumerate(known[:MOST]):
+    """Draw those measures that are known, one below the other."""
+    models = (result.trained, result.randomised)
+    pitch = (TOP - BOTTOM - 4) / MAX_MEASURES
+    place = 0
+    for name, words in names.items():
+        values = [float(getattr(model, name)) for model in models]
+        before = float(getattr(first, name, np.nan))
+        if place == MAX_MEASURES or not np.isfinite(values).any():
+            continue
         top = TOP - place * pitch
-        largest = max(np.nanmax(np.abs(values[:, i])), np.nan_to_num(before[i]), 0.0) or 1.0
-        sheet.text(left, top - 20, list(names.values())[i])
+        place += 1
+        largest = float(np.nanmax(np.abs([*values, np.nan_to_num(before)]))) or 1.0
+        page.text(left, top - 20, words)
         bottom = top - 27 - 2 * BAR
-        for value, color, slot in ((values[0, i], BLUE, 1.5), (values[1, i], GREY, 0.5)):
-            y = bottom + slot * BAR
-            sheet.text(right, y, _short(value), ha="right", va="center_baseline", color=color)
-        width = right - NUMBERS - left
-        panel = sheet.panel(
-            left, bottom, width, 2 * BAR, xlim=(0, 1), ylim=(0, 2), spines=("left",)
-        )
-        panel.always("tick_params", left=False, bottom=False)
-        panel.ticks("x", [], [])
-        panel.ticks("y", [], [])
-        _bars(panel, values[:, i] / largest, before[i] / largest)
+        axes = page.axes(
+            left, bottom, right - NUMBERS, bottom + 2 * BAR, xlim=(0, 1), ylim=(0, 2),
+            spines=("left",), ticks="",
+        )  # fmt: skip
+        for i, (value, bar, color) in enumerate(
+            zip(values, (BLUE, MISSING), (BLUE, GREY), strict=True)
+        ):
+            y = bottom + (1.5 - i) * BAR
+            page.text(right, y, _short(value), ha="right", va="center_baseline", color=color)
+            if np.isfinite(value):
+                axes.barh(1.5 - i, value / largest, height=0.7, **fill(bar))
+        for value, dashes, color in ((values[1], BASELINE, INK), (before, FIRST, GREY)):
+            if np.isfinite(value):
+                axes.plot([value / largest] * 2, [0, 2], zorder=4, **line(color, 2.5, dashes))
 
 
 def _short(value: float) -> str:
-    """Two digits, in no more room than there is."""
+    """Return two digits, in no more room than there is."""
     if not np.isfinite(value):
         return "–"
     if value == 0 or 1e-3 <= abs(value) < 9950:
-        return number(float(f"{value:.2g}"))
+        return number(value, 2)
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
-
-
-def _bars(panel: Panel, shares: Array, first: float) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Rectangle
-
-    for share, low, color in ((shares[0], 1.0, BLUE), (shares[1], 0.0, MISSING)):
-        if np.isfinite(share):
-            panel.add(
-                Rectangle(
-                    (0.0, low + 0.15), float(share), 0.7, facecolor=color, edgecolor="none",
-                    linewidth=0, zorder=ABOVE,
-                )
-            )  # fmt: skip
-    for share, dashes, color in ((shares[1], BASELINE, INK), (first, FIRST, GREY)):
-        if np.isfinite(share):
-            line = {**line_style(color, 2.5), "linestyle": dashes}
-            panel.add(Line2D([share, share], [0.0, 2.0], zorder=4, **line))
-
-
-def _palette() -> Colors:
-    lines = [shades(color, 24) for color in (BLUE, VERMILION, GREY)]
-    crossed = [
-        shades(one, 8, other)
-        for one, other in (
-            (BLUE, GREY), (BLUE, LIGHT), (BLUE, VERMILION), (VERMILION, GREY), (INK, BLUE),
-            (INK, VERMILION), (GREY, LIGHT), (VERMILION, LIGHT), (INK, MISSING), (BLUE, MISSING),
-            (INK, LIGHT),
-        )
-    ]  # fmt: skip
-    return np.concatenate([shades(INK, 32), *lines, shades(LIGHT, 6), shades(MISSING, 6), *crossed])

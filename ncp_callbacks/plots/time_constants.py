@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..analysis.time_constants import UnitTimeConstants
-from ._sheet import (
-    ABOVE,
+from ..plotting.limits import decade_ticks, log_clipped, nice_limit
+from ..plotting.page import Page, redrawable
+from ..plotting.parts import (
+    color_bar,
+    end_labels,
+    heat_map,
+    left_margin,
+    sorted_bars,
+    time_steps,
+)
+from ..plotting.style import (
     BLUE,
+    BOTTOM,
+    DASHED,
     DOTTED,
     GREY,
     INK,
     LEFT,
-    LIGHT,
-    LINE_HEIGHT,
-    MISSING,
     PALE,
+    RIGHT,
     SECOND_Y,
-    SEPARATED,
-    WIDTH,
-    Colors,
-    Panel,
-    Sheet,
-    fitting,
-    integer_ticks,
-    line_style,
-    nice_limit,
-    number,
+    line,
     points,
-    samples,
-    shades,
-    spread,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..plotting.text import number, text_width
 
 __all__ = [
     "needed_decades",
@@ -49,7 +43,7 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-BOTTOM, TOP = 66, 354
+TOP = 354
 # How many powers of ten beyond the data's own time scales are shown.
 BELOW, BEYOND = 3, 3
 NAMES = {
@@ -60,7 +54,9 @@ NAMES = {
 }
 
 
+@redrawable
 def plot_time_constants(
+    page: Page,
     result: UnitTimeConstants,
     *,
     first: npt.ArrayLike | None = None,
@@ -69,39 +65,81 @@ def plot_time_constants(
     decades: tuple[int, int] | None = None,
     timed: bool = True,
     step: int | None = None,
-) -> Figure:
-    """Time constants of all units, on a logarithmic axis, sorted by their medians.
+) -> None:
+    """Draw time constants of all units, on a logarithmic axis, sorted by their medians.
 
-    The thick line is the median of each unit over steps and sequences, its bar goes from the 10 %
-    to the 90 % quantile: long bars are a liquid cell's. The dotted lines are time scales of the
-    data. What is outside the axis is drawn at its edge.
+    The thick line is the median of each unit over time steps and sequences. Its bar goes from the
+    10 % to the 90 % quantile: long bars are a liquid cell's. The dotted lines are time scales of
+    the data. What is outside the axis is drawn at its edge.
 
     Args:
         result: Time constants.
-        first: ``(H,)``, medians of an earlier look to compare with, sorted by themselves, dashed.
-        interval: Typical interval of the data.
+        first: ``(H,)``, medians of an earlier snapshot to compare with, sorted and dashed.
+        interval: Typical elapsed time (Δt) between two samples.
         duration: Typical duration of a sequence.
         decades: Powers of ten at which the axis begins and ends; those of the data where None.
-        timed: Whether times are in units of ``time_delta`` rather than steps.
+        timed: True where times are in units of ``time_delta`` rather than time steps.
         step: Training step, for the title.
 
     Raises:
         ValueError: For ``decades`` that don't increase, or time scales not above 0.
     """
-    sheet = Sheet()
-    draw_time_constants(
-        sheet, result, first=first, interval=interval, duration=duration, decades=decades,
-        timed=timed, step=step,
+    if decades is None:
+        decades = needed_decades(result, first, interval, duration)
+    _check_scales(interval, duration)
+    low, high = decades
+    if not low < high:
+        raise ValueError(f"decades={decades}: pass two powers of ten, the smaller one first")
+    order = np.argsort(np.asarray(result.unit_median, np.float64), kind="stable")
+    units = max(1, len(order))
+
+    page.title(NAMES[result.kind], step)
+    page.text(LEFT, SECOND_Y, _summary(result))
+    powers = decade_ticks(low, high, 6)
+    labels = [number(float(f"1e{power}")) for power in powers]
+    left = left_margin(labels, True) - 7
+    right = RIGHT - 12 - text_width("sequence")
+    axes = page.axes(
+        left, BOTTOM + 4, right, TOP, xlim=(0, units), ylim=(low, high), yticks=powers,
+        yticklabels=labels, grid="y", xlabel=_count(len(order)),
+        ylabel="time" if timed else "time steps",
     )  # fmt: skip
-    return sheet.figure()
+    ends = []
+    for name, scale in (("Δt", interval), ("sequence", duration)):
+        at = math.log10(scale)
+        if low <= at <= high and (name, interval) != ("sequence", duration):
+            axes.axhline(at, zorder=1, **line(INK, 2, DOTTED))
+            ends.append((name, INK, at))
+    shown = [log_clipped(values, low, high)[order]
+             for values in (result.unit_low, result.unit_median, result.unit_high)]  # fmt: skip
+    known = ~np.isnan(shown[1])
+    bottom, middle, top = (values[known] for values in shown)
+    if known.any():
+        sorted_bars(axes, bottom, top, PALE)
+        left_ends = np.arange(len(middle))
+        axes.hlines(
+            middle,
+            left_ends,
+            left_ends + 1,
+            colors=BLUE,
+            linewidths=points(4),
+            linestyles="-",
+            zorder=4,
+        )
+    before = np.sort(log_clipped([] if first is None else first, low, high))
+    before = before[~np.isnan(before)]
+    if len(before):
+        axes.plot(np.arange(len(before)) + 0.5, before, zorder=5, **line(GREY, 2.5, DASHED))
+        ends.append(("first", GREY, float(before[-1])))
+    end_labels(page, right + 10, axes, ends)
 
 
 def needed_decades(
     result: UnitTimeConstants, first: npt.ArrayLike | None, interval: float, duration: float
 ) -> tuple[int, int]:
-    """Powers of ten between which the time constants and the data's time scales are.
+    """Return powers of ten between which the time constants and the data's time scales are.
 
-    At most :data:`BELOW` below the interval, and :data:`BEYOND` beyond the duration.
+    At most :data:`BELOW` below ``interval``, and :data:`BEYOND` beyond ``duration``.
     """
     _check_scales(interval, duration)
     least, most = math.log10(min(interval, duration)), math.log10(max(interval, duration))
@@ -120,164 +158,71 @@ def needed_decades(
 def _check_scales(interval: float, duration: float) -> None:
     for name, value in (("interval", interval), ("duration", duration)):
         if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r} must be a number above 0")
+            raise ValueError(f"{name}={value!r} is not a time: pass a number above 0")
 
 
-def draw_time_constants(
-    sheet: Sheet,
-    result: UnitTimeConstants,
-    *,
-    first: npt.ArrayLike | None = None,
-    interval: float = 1.0,
-    duration: float = 1.0,
-    decades: tuple[int, int] | None = None,
-    timed: bool = True,
-    step: int | None = None,
-) -> None:
-    """:func:`plot_time_constants` on a sheet."""
-    from matplotlib.lines import Line2D
-
-    if decades is None:
-        decades = needed_decades(result, first, interval, duration)
-    _check_scales(interval, duration)
-    low, high = decades
-    if not low < high:
-        raise ValueError(f"decades={decades}: give two powers of ten, the smaller one first")
-    median = np.asarray(result.unit_median, np.float64)
-    order = np.argsort(median, kind="stable")
-    units = max(1, len(median))
-
-    sheet.palette = _palette
-    sheet.title(NAMES[result.kind], step=step)
-    sheet.text(LEFT, SECOND_Y, _summary(result))
-    powers = [p for p in range(low, high + 1) if p % max(1, math.ceil((high - low) / 6)) == 0]
-    labels = [_power(p) for p in powers]
-    left = LEFT + 26 + max(map(sheet.width, labels)) + 12
-    right = WIDTH - LEFT - 12 - sheet.width("sequence")
-    panel = sheet.panel(left, BOTTOM, right - left, TOP - BOTTOM, xlim=(0, units), ylim=(low, high))
-    for power in powers:
-        panel.always("axhline", float(power), zorder=1, **line_style(LIGHT, 2))
-    ends: list[tuple[str, Any, float]] = []
-    for name, scale in (("interval", interval), ("sequence", duration)):
-        at = math.log10(scale)
-        if low <= at <= high and (name, interval) != ("sequence", duration):
-            panel.always("axhline", at, zorder=1.5, **{**line_style(INK, 2), **DOTTED})
-            ends.append((name, INK, at))
-    _bars(panel, result, order, low, high)
-    if first is not None:
-        before = np.sort(_clipped(first, low, high))
-        before = before[~np.isnan(before)]
-        if len(before):
-            panel.add(
-                Line2D(
-                    np.arange(len(before)) + 0.5, before, zorder=5,
-                    **{**line_style(GREY, 2.5), "linestyle": (0, (4, 2))},
-                )
-            )  # fmt: skip
-            ends.append(("first", GREY, float(before[-1])))
-    height = (TOP - BOTTOM) / (high - low)
-    wanted = [BOTTOM + (at - low) * height for _, _, at in ends]
-    places = spread(wanted, LINE_HEIGHT - 2, BOTTOM + 4, TOP - 4)
-    for (name, color, _), y in zip(ends, places, strict=True):
-        sheet.text(right + 10, y, name, va="center_baseline", color=color)
-    panel.ticks("y", [float(p) for p in powers], labels)
-    panel.ticks("x", [0, units], ["", ""], length=0)
-    count = "1 unit" if len(median) == 1 else f"{len(median):,} units, sorted"
-    sheet.text((left + right) / 2, 9, count, ha="center")
-    unit = "time" if timed else "steps"
-    sheet.text(LEFT + 18, (BOTTOM + TOP) / 2, unit, ha="center", va="center", rotation=90)
-
-
-def _power(power: int) -> str:
-    return number(float(f"1e{power}"))
-
-
-def _clipped(values: npt.ArrayLike, low: float, high: float) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        powers = np.log10(np.asarray(values, np.float64))
-    return np.asarray(np.clip(powers, low, high))
-
-
-def _bars(panel: Panel, result: UnitTimeConstants, order: Any, low: int, high: int) -> None:
-    from matplotlib.collections import LineCollection
-    from matplotlib.patches import StepPatch
-
-    bottom, middle, top = (
-        _clipped(values, low, high)[order]
-        for values in (result.unit_low, result.unit_median, result.unit_high)
-    )
-    known = ~np.isnan(middle)
-    bottom, middle, top = bottom[known], middle[known], top[known]
-    count = len(middle)
-    if not count:
-        return
-    edges = np.arange(count + 1)
-    panel.add(
-        StepPatch(
-            top, edges, baseline=bottom, fill=True, facecolor=PALE, edgecolor="none", linewidth=0,
-            zorder=ABOVE,
-        )
-    )  # fmt: skip
-    if 1 < count <= SEPARATED:
-        gaps = [
-            [(i, min(bottom[i - 1], bottom[i])), (i, max(top[i - 1], top[i]))]
-            for i in range(1, count)
-        ]
-        panel.add(LineCollection(gaps, colors="white", linewidths=points(2), zorder=ABOVE + 0.1))
-    lines = [[(i, middle[i]), (i + 1, middle[i])] for i in range(count)]
-    panel.add(LineCollection(lines, colors=BLUE, linewidths=points(4), zorder=4, capstyle="butt"))
+def _count(units: int) -> str:
+    return "1 unit" if units == 1 else f"{units:,} units, sorted"
 
 
 def _summary(result: UnitTimeConstants) -> str:
     if not result.known:
         return "none that are finite"
-    words = [f"median {_short(float(result.quantiles[1]))}"]
+    words = [f"median {number(float(result.quantiles[1]), 2)}"]
     if math.isfinite(result.variation):
-        words.append(f"each varies ×{_short(result.variation)}")
+        words.append(f"each varies ×{number(result.variation, 2)}")
     return ", ".join(words)
-
-
-def _short(value: float) -> str:
-    return "∞" if math.isinf(value) else number(float(f"{value:.2g}"))
 
 
 # ---- against time
 
-# Colours of the map that stand for the shortest and the longest.
-ENDS = ("#00224e", "#fee838")
 
-
+@redrawable
 def plot_time_constants_over_time(
+    page: Page,
     result: UnitTimeConstants,
     *,
     limits: tuple[float, float] | None = None,
     timed: bool = True,
     step: int | None = None,
-) -> Figure:
-    """Map of time constants, units × time steps: which units are fast, and when.
+) -> None:
+    """Draw a map of time constants, units × time steps: which units are fast, and when.
 
     Colours are logarithmic, from dark (short) to yellow (long); what is outside of the limits has
-    their colours. Of each unit and step it is the median over sequences. Units are sorted by
+    their colours. A cell is the median over sequences. Units are sorted by
     their medians, the slowest on top, as in :func:`plot_time_constants` from the right. Where only
-    some steps were looked at, a column is that of the nearest of them; units that have none are
-    grey.
+    some time steps were analysed, a column is that of the nearest of them; units that have none
+    are grey.
 
     Args:
         result: Time constants.
         limits: Time constants at which the colours begin and end; those of the data where None.
-        timed: Whether times are in units of ``time_delta`` rather than steps.
+        timed: True where times are in units of ``time_delta`` rather than time steps.
         step: Training step, for the title.
 
     Raises:
         ValueError: For ``limits`` that aren't above 0 or don't increase.
     """
-    sheet = Sheet()
-    draw_time_constants_over_time(sheet, result, limits=limits, timed=timed, step=step)
-    return sheet.figure()
+    limits = needed_limits(result) if limits is None else limits
+    if not 0 < limits[0] < limits[1] < math.inf:
+        raise ValueError(f"limits={limits}: pass two time constants above 0, the smaller one first")
+    low, high = np.log10(limits)
+    order = np.argsort(-np.asarray(result.unit_median, np.float64), kind="stable")
+    values = _nearest_known(np.asarray(result.over_time, np.float64))[:, order].T
+    units, steps = values.shape
+    page.title(NAMES[result.kind], step)
+    left, right = LEFT + 33, RIGHT - 10
+    axes = page.axes(
+        left, BOTTOM + 4, right, TOP, xlim=(-0.5, steps - 0.5), ylim=(units - 0.5, -0.5),
+        xlabel="time step", ylabel=_count(units), **time_steps(steps - 1, right - left, 5),
+    )  # fmt: skip
+    heat_map(axes, log_clipped(values, low, high), low, high)
+    unit = "in the unit of Δt" if timed else "in time steps"
+    color_bar(page, number(limits[0], 2), number(limits[1], 2), note=unit)
 
 
 def needed_limits(result: UnitTimeConstants) -> tuple[float, float]:
-    """Between which nearly all of a map is, rounded outwards; 1 and 10 where nothing is finite."""
+    """Return limits of nearly all of a map, rounded outwards; 1 and 10 where nothing is finite."""
     values = np.asarray(result.over_time, np.float64)
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
@@ -287,88 +232,10 @@ def needed_limits(result: UnitTimeConstants) -> tuple[float, float]:
     return short, long if long > short else 2 * long
 
 
-def draw_time_constants_over_time(
-    sheet: Sheet,
-    result: UnitTimeConstants,
-    *,
-    limits: tuple[float, float] | None = None,
-    timed: bool = True,
-    step: int | None = None,
-) -> None:
-    """:func:`plot_time_constants_over_time` on a sheet."""
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-    from matplotlib.image import AxesImage
-
-    from ._cells import Cells
-
-    limits = needed_limits(result) if limits is None else limits
-    if not 0 < limits[0] < limits[1] < math.inf:
-        raise ValueError(f"limits={limits}: give two time constants above 0, the smaller one first")
-    low, high = np.log10(limits)
-    order = np.argsort(-np.asarray(result.unit_median, np.float64), kind="stable")
-    values = _nearest_known(np.asarray(result.over_time, np.float64))[:, order].T
-    units, steps = values.shape
-
-    sheet.palette = _map_palette
-    sheet.title(NAMES[result.kind], step=step)
-    short, long = ENDS
-    words = [("■", short), (_short(limits[0]), INK), ("■", long), (_short(limits[1]), INK)]
-    end = sheet.words(LEFT, SECOND_Y, words)
-    unit = "its unit" if timed else "steps"
-    sheet.text(end + 12, SECOND_Y, f"against time, in {unit}", color=GREY)
-    left, right = LEFT + 33, WIDTH - LEFT - 10
-    panel = sheet.panel(
-        left, BOTTOM, right - left, TOP - BOTTOM, xlim=(-0.5, steps - 0.5), ylim=(units - 0.5, -0.5)
-    )
-    few = units <= TOP - BOTTOM and steps <= right - left
-    image = (Cells if few else AxesImage)(
-        None,  # type: ignore[arg-type]  # It gets its axes when it is added to them.
-        cmap=colormaps["cividis"].with_extremes(bad=MISSING),
-        norm=Normalize(low, high),
-        interpolation="nearest" if few else "antialiased",
-        origin="upper",
-        extent=(-0.5, steps - 0.5, units - 0.5, -0.5),
-        filternorm=True,
-        resample=True,
-        zorder=ABOVE,
-    )
-    image.set_data(np.ma.masked_invalid(_clipped(values, low, high)))
-    panel.add(image)
-    ticks = fitting(sheet, integer_ticks(steps - 1, 5), right - left, max(1, steps))
-    panel.ticks("x", ticks, [f"{t:,}" for t in ticks])
-    panel.ticks("y", [], [])
-    sheet.text((left + right) / 2, 9, "time step", ha="center")
-    count = "1 unit" if units == 1 else f"{units:,} units, sorted"
-    sheet.text(LEFT + 18, (BOTTOM + TOP) / 2, count, ha="center", va="center", rotation=90)
-
-
 def _nearest_known(values: Array) -> Array:
-    """``(T, H)``, steps without anything as the nearest one with something."""
+    """Return ``(T, H)`` with each empty time step replaced by the nearest that is not."""
     known = np.flatnonzero(~np.isnan(values).all(axis=1))
     if not len(known):
         return values
     nearest = np.abs(np.arange(len(values))[:, None] - known).argmin(axis=1)
     return np.asarray(values[known[nearest]])
-
-
-def _map_palette() -> Colors:
-    others = [shades(INK, 32), shades(GREY, 12), shades(MISSING, 2)]
-    return np.concatenate([samples("cividis", 192), *others])
-
-
-def _palette() -> Colors:
-    crossed = [
-        shades(one, 10, other)
-        for one, other in ((BLUE, PALE), (BLUE, GREY), (PALE, GREY), (PALE, INK), (GREY, LIGHT))
-    ]
-    return np.concatenate(
-        [
-            shades(INK, 40),
-            shades(GREY, 40),
-            shades(BLUE, 40),
-            shades(PALE, 20),
-            shades(LIGHT, 8),
-            *crossed,
-        ]
-    )

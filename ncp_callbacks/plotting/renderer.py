@@ -73,7 +73,7 @@ class _DrawingThread:
         while (figure := self._figures.get()) is not None:
             try:
                 if drawer is None:
-                    from ..plots.drawer import Drawer
+                    from .drawer import Drawer
 
                     drawer = Drawer()
                 result: bytes | BaseException = drawer.png(

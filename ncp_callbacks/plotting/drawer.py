@@ -1,0 +1,62 @@
+"""Pictures of many tags, of which as much is kept as stays the same."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .page import FrameChangedError, Page
+from .png import encode_png, to_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Drawer"]
+
+
+class Drawer:
+    """Draws pictures of many tags; for the use of one thread.
+
+    It keeps the page of the last picture of each tag and draws only what changed over it, as
+    matplotlib's guide on faster rendering by blitting describes it. Other plot functions than those
+    made by :func:`~.page.redrawable` are drawn afresh.
+
+    Args:
+        max_pages: How many pages are kept, about 2 MB each; beyond, those of the tags that were
+            not drawn for longest are dropped.
+    """
+
+    def __init__(self, max_pages: int = 32) -> None:
+        self._max_pages = max_pages
+        self._pages: OrderedDict[str, tuple[Callable[..., Figure], Page]] = OrderedDict()
+
+    def png(
+        self, tag: str, plot: Callable[..., Figure], data: Any, options: Mapping[str, Any]
+    ) -> bytes:
+        """Return ``plot(data, **options)`` as a PNG, the next picture of this tag.
+
+        Raises:
+            Exception: What the plot function raises.
+        """
+        draw = getattr(plot, "draw_on_page", None)
+        if draw is None:
+            return to_png(plot(data, **options))
+        # The page comes back when all went well: else artists would be left on it.
+        last, page = self._pages.pop(tag, (None, None))
+        if page is None or last is not plot:
+            page = Page()
+        try:
+            page.clear()
+            draw(page, data, **options)
+            page.finish()
+        except FrameChangedError:
+            page = Page(page.changing)
+            draw(page, data, **options)
+            page.finish()
+        png = encode_png(page.pixels())
+        if page.keepable:
+            self._pages[tag] = plot, page
+        while len(self._pages) > self._max_pages:
+            self._pages.popitem(last=False)
+        return png

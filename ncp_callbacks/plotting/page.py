@@ -1,0 +1,368 @@
+"""The page that a picture is drawn on, of which as much is kept as stays the same."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import numpy as np
+import numpy.typing as npt
+
+from .style import (
+    DPI,
+    GREY,
+    HEIGHT,
+    INK,
+    LABEL_Y,
+    LEFT,
+    LIGHT,
+    RIGHT,
+    SECOND_Y,
+    TITLE_Y,
+    WIDTH,
+    points,
+    text_style,
+)
+from .text import shorten, space_width, text_width
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FrameChangedError", "Page", "redrawable"]
+
+P = ParamSpec("P")
+# What changes is drawn over what is kept, and spines over that.
+OVER, SPINES = 10, 30
+
+
+class FrameChangedError(Exception):
+    """The axes of a kept page are others than those that the picture needs now."""
+
+
+def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure]:
+    """Make a plot function, which returns a new figure, of one that draws on a page.
+
+    A :class:`~.drawer.Drawer` redraws its pictures quickly: it keeps the page of the last one.
+    """
+
+    @functools.wraps(draw)
+    def plot(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        page = Page()
+        draw(page, *args, **kwargs)
+        page.finish()
+        return page.figure
+
+    signature = inspect.signature(draw)
+    plot.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=list(signature.parameters.values())[1:], return_annotation="Figure"
+    )
+    del plot.__wrapped__
+    plot.draw_on_page = draw  # type: ignore[attr-defined]
+    return plot
+
+
+class Page:
+    """A figure of 640 × 430 pixels, with places in pixels from its lower left corner.
+
+    What the methods of a page make (axes with their ticks, labels and limits; text) is kept while
+    it stays the same. What is drawn on axes with matplotlib's own methods is drawn again for each
+    picture, over what is kept. Settings of axes belong into the call of :meth:`axes`: a picture
+    that changes them afterwards is drawn correctly, but afresh each time.
+
+    Args:
+        changing: Which texts, by the order of calls, are known to change from picture to picture.
+    """
+
+    def __init__(self, changing: frozenset[int] = frozenset()) -> None:
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(
+            figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white", edgecolor="white",
+            linewidth=0,
+        )  # fmt: skip
+        self.figure.set_layout_engine("none")
+        self.changing = changing
+        self._axes: list[tuple[dict[str, Any], Axes]] = []
+        self._kept: list[set[Artist]] = []  # Parts of each axes that stay.
+        self._texts: list[tuple[Any, ...]] = []
+        self._kept_texts: dict[int, Artist] = {}
+        self._background: Any = None
+        self.keepable = True  # Axes are as the calls of :meth:`axes` made them.
+        self._used = 0  # How many of the kept axes this picture has asked for.
+
+    # --- what a picture calls ---------------------------------------------------------------------
+
+    def axes(
+        self,
+        left: float,
+        bottom: float,
+        right: float,
+        top: float,
+        *,
+        spines: Sequence[str] = ("left", "bottom"),
+        xticks: npt.ArrayLike = (),
+        yticks: npt.ArrayLike = (),
+        xticklabels: Sequence[str] | None = None,
+        yticklabels: Sequence[str] | None = None,
+        ticks: str = "both",
+        grid: str = "",
+        xlabel: str = "",
+        ylabel: str = "",
+        gradient: tuple[str, float] | None = None,
+        **properties: Any,
+    ) -> Axes:
+        """Return axes between these pixels.
+
+        Args:
+            left, bottom, right, top: Ends of the axes.
+            spines: Which of them are drawn.
+            xticks, yticks: Positions of ticks.
+            xticklabels, yticklabels: Their labels; bare ticks where None.
+            ticks: Axes with visible tick marks: ``"both"``, ``"x"``, ``"y"`` or ``""``.
+            grid: Axes at whose ticks there are pale lines, in the same words.
+            xlabel, ylabel: Labels, below and at the left edge of the page.
+            gradient: Name of a colour map that fills the axes along their longer side, and how
+                much of it.
+            properties: Any other property of axes, such as ``xlim`` or ``xscale``.
+        """
+        if xlabel:
+            self.text((left + right) / 2, LABEL_Y, xlabel, ha="center")
+        if ylabel:
+            middle = (bottom + top) / 2
+            self.text(LEFT + 18, middle, ylabel, ha="center", va="center", rotation=90)
+        at = {"x": np.ravel(xticks).tolist(), "y": np.ravel(yticks).tolist()}
+        labels = {"x": xticklabels, "y": yticklabels}
+        spec = {
+            "box": (left, bottom, right, top), "spines": tuple(spines), "at": at, "ticks": ticks,
+            "labels": {k: v if v is None else list(v) for k, v in labels.items()}, "grid": grid,
+            "gradient": gradient,
+            "properties": {k: _plain(v) for k, v in properties.items()},
+        }  # fmt: skip
+        self._used += 1
+        if self._background is not None:
+            if self._used > len(self._axes) or self._axes[self._used - 1][0] != spec:
+                raise FrameChangedError
+            return self._axes[self._used - 1][1]
+        axes = self._new_axes(spec)
+        if gradient:
+            _fill(axes, *gradient)
+        self._axes.append((spec, axes))
+        self._kept.append(_settled(axes))
+        return axes
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        ha: str = "left",
+        va: str = "baseline",
+        color: Any = INK,
+        rotation: float = 0.0,
+    ) -> None:
+        """Write ``text`` at a place in pixels."""
+        # At whole pixels the same text has the same pixels everywhere.
+        place = (round(x), round(y), text, ha, va, color, rotation)
+        slot = len(self._texts)
+        self._texts.append(place)
+        if slot in self._kept_texts:
+            if self._kept_texts[slot].place != place:  # type: ignore[attr-defined]
+                self.changing |= {slot}
+            return
+        artist = self.figure.text(
+            place[0] / WIDTH, place[1] / HEIGHT, text, ha=ha, va=va, color=color,
+            rotation=rotation, alpha=1.0, **text_style(),
+        )  # fmt: skip
+        artist.place, artist.slot = place, slot  # type: ignore[attr-defined]
+
+    def words(self, x: float, y: float, *words: tuple[str, Any]) -> float:
+        """Write texts with their colours one after the other; return where the last ends."""
+        for text, color in words:
+            if text:
+                self.text(x, y, text, color=color)
+                x += text_width(text) + space_width()
+        return x - space_width()
+
+    def legend(self, *entries: tuple[Any, str], note: str | None = "", x: float = LEFT) -> float:
+        """Write colours with their meanings below the title, and a note in grey after them.
+
+        Args:
+            entries: A colour and its name each.
+            note: What follows, shortened to the room that is left.
+            x: Where the legend begins.
+
+        Returns:
+            Where the entries end.
+        """
+        words = [word for color, name in entries for word in (("■", color), (name, INK))]
+        end = self.words(x, SECOND_Y, *words) if words else x - 12
+        if note:
+            self.text(end + 12, SECOND_Y, shorten(note, RIGHT - end - 12), color=GREY)
+        return end
+
+    def title(self, text: str, step: int | None = None) -> None:
+        """Write the title, which states a finding or a quantity with its unit."""
+        # The number is a text of its own, since it is new in every picture.
+        count = "" if step is None else f"{int(step):,}"
+        last = " · step" if count else ""
+        room = RIGHT - LEFT - text_width(last + " " + "0" * len(count))
+        title = shorten(text, room) + last
+        self.text(LEFT, TITLE_Y, title)
+        if count:
+            self.text(LEFT + text_width(title) + space_width(), TITLE_Y, count)
+
+    def line(self, x: Sequence[float], y: Sequence[float], color: Any = GREY) -> None:
+        """Draw a thin line between places in pixels."""
+        from matplotlib.lines import Line2D
+
+        from .style import line
+
+        places = np.asarray(x) / WIDTH, np.asarray(y) / HEIGHT
+        self.figure.add_artist(Line2D(*places, **line(color, 2)))
+
+    def markers(self, x: float, y: float, style: dict[str, Any]) -> None:
+        """Draw a marker at a place in pixels."""
+        from matplotlib.lines import Line2D
+
+        self.figure.add_artist(Line2D([x / WIDTH], [y / HEIGHT], **style))
+
+    # --- what a drawer calls ----------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Remove what is not kept, for the next picture."""
+        for artist in self._moving():
+            artist.remove()
+        for _, axes in self._axes:
+            axes.set_prop_cycle(None)  # The first colour again.
+        self._used, self._texts = 0, []
+
+    def finish(self) -> None:
+        """Put what is not kept over what is kept.
+
+        Raises:
+            FrameChangedError: If what is kept doesn't fit the picture.
+        """
+        for artist in self._moving():
+            if artist.get_zorder() < OVER:
+                artist.set_zorder(artist.get_zorder() + OVER)
+        own = [axes for _, axes in self._axes]
+        self.keepable = self.figure.axes == own and not any(
+            part.stale for axes, kept in zip(own, self._kept, strict=True) for part in kept
+        )
+        if self._background is None:
+            return
+        gone = set(self._kept_texts) - set(range(len(self._texts)))
+        changed = self.changing & set(self._kept_texts)
+        if gone or changed or self._used < len(self._axes) or not self.keepable:
+            raise FrameChangedError
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """Draw, and return ``(height, width, 4)`` pixels that the next picture overwrites."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        if self._background is None:
+            self._canvas = FigureCanvasAgg(self.figure)
+            if not self.keepable:
+                self._canvas.draw()  # type: ignore[no-untyped-call]
+                return np.asarray(self._canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+            renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
+            for text in self.figure.texts:
+                slot, extent = getattr(text, "slot", None), text.get_window_extent(renderer)
+                # Text that axes could cover can't be below what changes.
+                covered = any(extent.overlaps(axes.bbox) for axes in self.figure.axes)
+                if slot is not None and slot not in self.changing and not covered:
+                    self._kept_texts[slot] = text
+            for artist in self._drawn_over():
+                artist.set_animated(True)
+            self._canvas.draw()  # type: ignore[no-untyped-call]
+            self._background = self._canvas.copy_from_bbox(self.figure.bbox)  # type: ignore[no-untyped-call]
+        else:
+            self._canvas.restore_region(self._background)  # type: ignore[no-untyped-call]
+        renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
+        for artist in self._drawn_over():
+            artist.set_animated(False)
+            artist.draw(renderer)
+        for part in set().union(*self._kept):
+            part.stale = False
+        return np.asarray(self._canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _moving(self) -> list[Artist]:
+        """Return what is not kept."""
+        kept = {self.figure.patch, *self.figure.axes, *self._kept_texts.values()}
+        own = [child for child in self.figure.get_children() if child not in kept]
+        for (_, axes), stay in zip(self._axes, self._kept, strict=True):
+            own += [child for child in axes.get_children() if child not in stay]
+        return own
+
+    def _drawn_over(self) -> list[Artist]:
+        """Return what is drawn over the background, in matplotlib's order."""
+        over: list[Artist] = []
+        moving = set(self._moving())
+        for axes in self.figure.axes:
+            spines = set(axes.spines.values())
+            own = [child for child in axes.get_children() if child in moving | spines]
+            over += sorted(own, key=lambda artist: artist.get_zorder())
+        own = [child for child in self.figure.get_children() if child in moving]
+        return over + sorted(own, key=lambda artist: artist.get_zorder())
+
+    def _new_axes(self, spec: dict[str, Any]) -> Axes:
+        from matplotlib.ticker import NullLocator
+
+        left, bottom, right, top = spec["box"]
+        place = (left / WIDTH, bottom / HEIGHT, (right - left) / WIDTH, (top - bottom) / HEIGHT)
+        axes = self.figure.add_axes(place, facecolor="white", axisbelow=True)
+        axes.grid(False, which="both")
+        for name, spine in axes.spines.items():
+            spine.set_visible(name in spec["spines"])
+            spine.set(edgecolor=INK, linewidth=points(2), zorder=SPINES)
+        # A style sheet may have ticks on any side.
+        axes.tick_params(
+            which="both", bottom=True, top=False, left=True, right=False, labelbottom=True,
+            labeltop=False, labelleft=True, labelright=False, direction="out",
+            width=points(2), color=INK, labelcolor=INK, pad=points(5), labelrotation=0,
+        )  # fmt: skip
+        axes.set(**spec["properties"])
+        for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+            at, labels = spec["at"][name], spec["labels"][name]
+            axis.set_minor_locator(NullLocator())
+            axis.set_ticks(at, labels or [""] * len(at), **text_style())
+            axis.set_tick_params(length=points(6) if spec["ticks"] in (name, "both") else 0)
+            if spec["grid"] in (name, "both"):
+                axis.grid(True, color=LIGHT, linewidth=points(2), linestyle="-", alpha=1.0)
+        return axes
+
+
+def _fill(axes: Axes, cmap: str, last: float) -> None:
+    """Fill axes with the colours of a map, to the right or upwards."""
+    from matplotlib.image import AxesImage
+
+    colors = np.linspace(0.0, last, 70)[None]
+    colors = colors if axes.bbox.width > axes.bbox.height else colors.T
+    limits = *axes.get_xlim(), *axes.get_ylim()
+    image = AxesImage(
+        axes, cmap=cmap, interpolation="nearest", origin="lower", extent=limits, filternorm=True,
+        resample=True,
+    )  # fmt: skip
+    image.set_data(colors)
+    image.set_clim(0.0, 1.0)
+    axes.add_image(image)
+    image.set_clip_path(axes.patch)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _settled(axes: Axes) -> set[Artist]:
+    """Return the parts of new axes, marked as unchanged."""
+    parts = {*axes.get_children(), axes.xaxis.label, axes.yaxis.label}
+    for part in parts:
+        part.stale = False
+    return parts
