@@ -14,9 +14,18 @@ The names below are the public ones.
 from typing import TYPE_CHECKING
 
 from ._later import later
+from .callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    for_each_supported_cell,
+    non_finite_count,
+    per_cell_names,
+    scalar_with_ci,
+    small_batch_note,
+)
 from .callbacks import (
     BackboneActivations,
-    Callback,
     GradientAttribution,
     StateSpace,
     StateTransitions,
@@ -44,6 +53,7 @@ from .plots import (
 )
 from .records import Array, Embedding, Figure, Histogram, Note, Record, Scalar, Text
 from .schedules import Schedule, ScheduleLike, at, every, log_spaced
+from .stats import Estimate
 from .writers import MemoryWriter, TensorBoardWriter, Writer
 
 if TYPE_CHECKING:
@@ -76,11 +86,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Activations",
     "Array",
+    "AxisLimit",
     "BackboneActivations",
     "Callback",
     "Comparison",
     "Dynamics",
     "Embedding",
+    "Estimate",
     "Faithfulness",
     "FeatureInteractions",
     "Figure",
@@ -96,6 +108,7 @@ __all__ = [
     "NothingToObserve",
     "Observation",
     "OutputTime",
+    "PairedChanges",
     "Record",
     "ReportCallback",
     "SanityCheck",
@@ -119,8 +132,11 @@ __all__ = [
     "compare_runs",
     "compute_temporal_importance",
     "every",
+    "for_each_supported_cell",
     "interpret_model",
     "log_spaced",
+    "non_finite_count",
+    "per_cell_names",
     "plot_dynamics",
     "plot_faithfulness",
     "plot_feature_importance",
@@ -135,6 +151,8 @@ __all__ = [
     "plot_time_sensitivity",
     "plot_unit_activity",
     "plot_wiring",
+    "scalar_with_ci",
+    "small_batch_note",
     "visualize_hidden_states",
 ]
 

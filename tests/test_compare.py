@@ -21,9 +21,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from ncp_callbacks.analysis.samples import fingerprint, same_batch, sample_places, state_sample
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.samples import fingerprint, same_batch, sample_places, state_sample
 from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
 from ncp_callbacks.runs import distances as dist

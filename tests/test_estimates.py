@@ -10,22 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
-
-from ncp_callbacks.analysis import (
-    layer_statistics,
-    state_space,
-    time_sensitivity,
-    transition_statistics,
-    unit_time_constants,
-)
-from ncp_callbacks.analysis.dynamics import (
-    autocorrelation_times,
-    corrected_participation_estimate,
-    corrected_participation_ratio,
-    memory_horizon,
-    state_drift,
-)
 from ncp_callbacks.analysis.estimates import (
     ANY,
     COSINE,
@@ -42,8 +26,24 @@ from ncp_callbacks.analysis.estimates import (
     rms_estimate,
     sd_of_sums,
 )
-from ncp_callbacks.analysis.output_time import output_time
 from ncp_callbacks.analysis.uncertainty import mean_interval, share_interval
+from scipy import stats
+
+from ncp_callbacks.analysis import (
+    layer_statistics,
+    state_space,
+    time_sensitivity,
+    transition_statistics,
+    unit_time_constants,
+)
+from ncp_callbacks.analysis.dynamics import (
+    autocorrelation_times,
+    corrected_participation_estimate,
+    corrected_participation_ratio,
+    memory_horizon,
+    state_drift,
+)
+from ncp_callbacks.analysis.output_time import output_time
 from ncp_callbacks.analysis.wiring import NeuronGroup, group_activity
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -8,10 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
-
-from ncp_callbacks.analysis import summarize
-from ncp_callbacks.analysis.methods import Attribution
 from ncp_callbacks.analysis.uncertainty import (
     FEW,
     cosine,
@@ -23,6 +19,10 @@ from ncp_callbacks.analysis.uncertainty import (
     split_half,
     t_quantile,
 )
+from scipy import stats
+
+from ncp_callbacks.analysis import summarize
+from ncp_callbacks.analysis.methods import Attribution
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex, to_rgb
+from ncp_callbacks.analysis.uncertainty import share_interval
 from ncps.wirings import NCP, AutoNCP, FullyConnected, Random
 from ncps.wirings import Wiring as Wiring_
 from promises import pattern, promised
@@ -40,7 +41,6 @@ from ncp_callbacks.analysis.time_constants import (
     ltc_step,
     system_time_constants,
 )
-from ncp_callbacks.analysis.uncertainty import share_interval
 from ncp_callbacks.analysis.wiring import (
     NeuronGroup,
     group_activity,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import SHARE, SIZE, Estimate, jackknife_of_sums, mean_estimate, ratio_estimate
+from ..stats import SHARE, SIZE, Estimate, ci_array
+from ..stats.reliability import split_half
 from .methods import Attribution, input_x_gradient
 from .results import ArrayResult, FloatArray, compact
-from .uncertainty import mean_interval, share_interval, split_half
 
 __all__ = ["TemporalImportance", "summarize", "temporal_importance"]
 
@@ -45,17 +45,18 @@ class TemporalImportance(ArrayResult):
         lag_by_sequence: ``(S, 2)``, of each the sum of its strengths, and of strength times lag.
         intervals_by_sequence: ``(S,)``, strength of the intervals in each; None where the model
             takes none.
-        share_interval: ``(2, F)``, 95 % interval of ``feature_share`` over sequences.
-        strength_interval: ``(2,)``, 95 % interval of ``importance.sum()`` over sequences.
+        share_ci: ``(2, F)``, 95 % CIs of ``feature_share`` over sequences.
+        strength_ci: ``(2,)``, 95 % CI of ``importance.sum()`` over sequences.
         reliability: Of the map ``importance``, in split halves of the sequences: 1 another batch
-            would show the same, 0 noise; see :func:`~.uncertainty.split_half`.
+            would show the same, 0 noise; see
+            :func:`~ncp_callbacks.stats.reliability.split_half`.
         intervals_importance: ``(T,)``, mean over sequences of ``|A|`` of the interval before each
             step; None where the model takes no intervals.
         intervals_signed: ``(T,)``, mean of ``A``, likewise.
         intervals_share: Share of the intervals in the strength of inputs and intervals together:
             how much of the target is owed to when rather than what. None likewise and for
             gradients, which are in different units; NaN when nothing matters.
-        intervals_share_interval: ``(2,)``, its 95 % interval.
+        intervals_share_ci: ``(2,)``, its 95 % CI.
         error: ``(S,)``, completeness error of each sequence, see
             :attr:`~.methods.Attribution.error`; None where the method promises no completeness.
         nodes: Gradients spent on the sequence that took most (forward passes, for occlusion).
@@ -78,13 +79,13 @@ class TemporalImportance(ArrayResult):
     by_sequence: FloatArray
     lag_by_sequence: FloatArray
     intervals_by_sequence: FloatArray | None
-    share_interval: FloatArray
-    strength_interval: FloatArray
+    share_ci: FloatArray
+    strength_ci: FloatArray
     reliability: float
     intervals_importance: FloatArray | None
     intervals_signed: FloatArray | None
     intervals_share: float | None
-    intervals_share_interval: FloatArray | None
+    intervals_share_ci: FloatArray | None
     error: FloatArray | None
     nodes: int
 
@@ -106,28 +107,28 @@ class TemporalImportance(ArrayResult):
         return float(-(p * np.log(p)).sum() / np.log(len(self.feature_share)))
 
     def estimates(self, features: Sequence[str] = ()) -> dict[str, Estimate]:
-        """``strength``, ``entropy``, ``mean_lag``, ``time_share``, with intervals over sequences.
+        """Return ``strength``, ``entropy``, ``mean_lag`` and ``time_share`` as estimates.
 
-        As far as they are known; and the shares of some features, ``share/<feature>``.
+        Those that are known, and the shares of some features as ``share/<feature>``.
         """
         parts = self.by_sequence.astype(np.float64)
         whole = parts.sum(axis=1)
         if not len(whole) or not whole.sum() > 0:
             return {}
         found = {
-            "strength": mean_estimate(whole, within=SIZE, ratio=True),
-            "mean_lag": ratio_estimate(
-                self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], within=SIZE
+            "strength": Estimate.mean(whole, SIZE),
+            "mean_lag": Estimate.ratio(
+                self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], SIZE
             ),
         }
         if len(self.feature_share) > 1:
-            found["entropy"] = jackknife_of_sums(_entropy, parts, within=SHARE)
+            found["entropy"] = Estimate.of_sums(_entropy, parts, SHARE)
         own = self.intervals_by_sequence
         if own is not None and self.intervals_share is not None:
-            found["time_share"] = ratio_estimate(own, own + whole, within=SHARE)
+            found["time_share"] = Estimate.ratio(own, own + whole, SHARE)
         for name in features:
             share = parts[:, self.feature_names.index(name)]
-            found[f"share/{name}"] = ratio_estimate(share, whole, within=SHARE)
+            found[f"share/{name}"] = Estimate.ratio(share, whole, SHARE)
         return found
 
 
@@ -136,6 +137,12 @@ def _entropy(strength: FloatArray) -> FloatArray:
     p = strength / strength.sum(axis=-1, keepdims=True)
     terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.asarray(-terms.sum(axis=-1) / np.log(strength.shape[-1]))
+
+
+def _share_cis(parts: FloatArray) -> FloatArray:
+    """Return ``(2, F)`` CIs of the shares of ``(S, F)`` parts in their total."""
+    whole = parts.sum(axis=1)
+    return ci_array([Estimate.ratio(part, whole, SHARE) for part in parts.T]).astype(np.float32)
 
 
 def _shares(strength: FloatArray) -> FloatArray:
@@ -232,8 +239,8 @@ def summarize(
         feature_names=feature_names or tuple(f"feature {i}" for i in range(features)),
         by_sequence=compact(by_sequence),
         lag_by_sequence=np.stack([weight.sum(axis=1), (weight * lag).sum(axis=1)], axis=1),
-        share_interval=share_interval(by_sequence).astype(np.float32),
-        strength_interval=compact(mean_interval(by_sequence.sum(axis=1))),
+        share_ci=_share_cis(by_sequence),
+        strength_ci=compact(ci_array([Estimate.mean(by_sequence.sum(axis=1), SIZE)])[:, 0]),
         reliability=split_half(strength, kept_real),
         **_intervals(
             None if by_time is None else by_time[finite], by_sequence, count, attribution.method
@@ -251,7 +258,7 @@ def _intervals(
 ) -> dict[str, Any]:
     """What of a result is about intervals, from ``(S, T)``."""
     if values is None:
-        names = ("importance", "signed", "share", "share_interval", "by_sequence")
+        names = ("importance", "signed", "share", "share_ci", "by_sequence")
         return dict.fromkeys(f"intervals_{name}" for name in names)
     importance = np.abs(values).sum(axis=0) / count
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
@@ -263,11 +270,11 @@ def _intervals(
         share, bounds = None, None
     else:
         share = float(own.sum()) / total if total > 0 else float("nan")
-        bounds = share_interval(both)[:, 0].astype(np.float32)
+        bounds = _share_cis(both)[:, 0]
     return {
         "intervals_importance": compact(importance),
         "intervals_signed": compact(values.sum(axis=0) / count),
         "intervals_share": share,
         "intervals_by_sequence": own,
-        "intervals_share_interval": bounds,
+        "intervals_share_ci": bounds,
     }

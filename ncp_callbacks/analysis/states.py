@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .estimates import SHARE, Estimate, jackknife, ratio_estimate
+from ..stats import SHARE, SIZE, Estimate
 from .results import ArrayResult, FloatArray, compact
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "centred_for_estimates",
     "explained_variance",
     "fit_basis",
-    "participation_without_each",
+    "participation_ratios_without_each",
     "state_space",
 ]
 
@@ -78,19 +78,31 @@ class StateSpace(ArrayResult):
 
 
 def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Mean, variances along principal axes (decreasing) and the axes, of ``(N, H)`` samples.
+    """Return the mean, variances along principal axes (decreasing) and the axes of samples.
 
-    By eigendecomposition of the covariance: for tall data far cheaper than a singular value
-    decomposition of the samples, and equal to it where it matters.
+    The axes come from :class:`sklearn.decomposition.PCA` by eigendecomposition of the covariance,
+    which for tall data is far cheaper than a singular value decomposition. Variances are those of
+    the samples themselves, with ``N`` in the denominator.
+
+    Args:
+        samples: ``(N, H)``.
 
     Returns:
-        ``(H,)``, ``(H,)``, ``(H, H)`` with axes as rows.
+        ``(H,)``, ``(H,)``, and ``(min(N, H), H)`` with axes as rows.
     """
+    # Imported here, since it takes half a second.
+    from sklearn.decomposition import PCA
+
     x = samples.astype(np.float64)
+    count, width = x.shape
     mean = x.mean(axis=0)
-    x = x - mean
-    values, vectors = np.linalg.eigh(x.T @ x / len(x))
-    return mean, np.maximum(values[::-1], 0.0), vectors[:, ::-1].T
+    variances = np.zeros(width)
+    if count < 2:
+        return mean, variances, np.eye(width)[:count]
+    # Centred here: the solver subtracts the mean from squares, which loses digits.
+    pca = PCA(svd_solver="covariance_eigh").fit(x - mean)
+    variances[: len(pca.components_)] = pca.explained_variance_ * (count - 1) / count
+    return mean, np.maximum(variances, 0.0), pca.components_
 
 
 def fit_basis(samples: FloatArray, components: int, like: Basis | None = None) -> Basis:
@@ -183,7 +195,12 @@ def state_space(
     if total:
         centred = centred_for_estimates(samples - mean, use)
         estimates = _shares(centred, used.components, axes[: len(used.components)])
-        estimates["participation_ratio"] = _participation(centred, use, ratio)
+        estimates["participation_ratio"] = Estimate.jackknife(
+            ratio,
+            participation_ratios_without_each(centred, use),
+            SIZE.within(1.0, float(width)),
+            bias_corrected=True,
+        )
     return StateSpace(
         scores=compact(scores),
         basis=used,
@@ -220,58 +237,38 @@ def _shares(centred: FloatArray, shown: FloatArray, best: FloatArray) -> dict[st
     whole = np.einsum("bth,bth->b", centred, centred)
     most = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=(1, 2))
     found = {
-        f"pc{axis}_share": ratio_estimate(own, whole, within=SHARE)
+        f"pc{axis}_share": Estimate.ratio(own, whole, SHARE)
         for axis, own in enumerate(along.T, start=1)
     }
-    return found | {"basis_captured": ratio_estimate(along.sum(axis=1), most, within=SHARE)}
-
-
-def _participation(centred: FloatArray, use: np.ndarray, value: float) -> Estimate:
-    """Of the participation ratio, by leaving out each sequence."""
-    return jackknife(
-        value,
-        participation_without_each(centred, use),
-        within=(1.0, float(centred.shape[2])),
-        ratio=True,
-        unbiased=True,
-    )
+    return found | {"basis_captured": Estimate.ratio(along.sum(axis=1), most, SHARE)}
 
 
 # Elements of second moments that are held at once.
-_AT_ONCE = 1 << 20
+_MAX_ELEMENTS = 1 << 20
 
 
-def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
-    """``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
+def participation_ratios_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
+    """Return ``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
 
     Args:
-        centred: Around their common mean, 0 where they aren't used.
+        centred: States around their common mean, 0 where they aren't used.
         use: ``(B, T)``.
     """
-    count, width = use.sum(axis=1), centred.shape[2]
-    flat = centred.reshape(-1, width)
-    total = (flat.T @ flat).astype(np.float64)
-    others = np.maximum(count.sum() - count, 1).astype(np.float64)
+    count, width = use.sum(axis=1).astype(np.float64), centred.shape[2]
     first = centred.sum(axis=1, dtype=np.float64)
-    mean = (first.sum(axis=0) - first) / others[:, None]
-    size = (mean**2).sum(axis=1)
-    # <S, S_b>, |S_b|^2 and m' S_b m of the second moments S_b of each sequence, some at a time.
-    inner, own, along = np.empty((3, len(count)))
-    some = max(1, _AT_ONCE // width**2)
-    for start in range(0, len(count), some):
-        at = slice(start, start + some)
-        second = centred[at].transpose(0, 2, 1) @ centred[at]
-        rows = second.reshape(len(second), -1)
-        inner[at] = rows @ total.ravel()
-        own[at] = np.einsum("bi,bi->b", rows, rows, dtype=np.float64)
-        along[at] = np.einsum("bi,bi->b", (second @ mean[at, :, None])[..., 0], mean[at])
-    trace = (np.trace(total) - np.einsum("bth,bth->b", centred, centred)) / others - size
-    squares = (
-        (float((total**2).sum()) - 2 * inner + own) / others**2
-        - 2 * (np.einsum("bi,ij,bj->b", mean, total, mean, optimize=True) - along) / others
-        + size**2
-    )
-    ratio: FloatArray = np.divide(
-        trace**2, squares, out=np.full(len(count), np.nan), where=squares > 0
-    )
-    return ratio
+    flat = centred.reshape(-1, width)
+    second = (flat.T @ flat).astype(np.float64)
+    found = np.empty(len(count))
+    at_once = max(1, _MAX_ELEMENTS // width**2)
+    for start in range(0, len(count), at_once):
+        some = slice(start, start + at_once)
+        others = np.maximum(count.sum() - count[some], 1)[:, None]
+        mean = (first.sum(axis=0) - first[some]) / others
+        covariance = (second - centred[some].transpose(0, 2, 1) @ centred[some]) / others[..., None]
+        covariance -= mean[:, :, None] * mean[:, None, :]
+        trace = np.trace(covariance, axis1=1, axis2=2)
+        squares = np.einsum("bij,bij->b", covariance, covariance)
+        found[some] = np.divide(
+            trace**2, squares, out=np.full(len(trace), np.nan), where=squares > 0
+        )
+    return found

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .._later import later
+from ..callback import Callback
 from .attribution import GradientAttribution
 from .backbone import BackboneActivations
-from .base import Callback
 from .states import StateSpace
 from .time import TimeSensitivity
 from .transitions import StateTransitions

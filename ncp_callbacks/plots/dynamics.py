@@ -138,7 +138,7 @@ def _memory(
         )  # fmt: skip
         ends.append(("first", GREY, float(before[-1])))
     if len(now):
-        bounds = np.clip(_logarithm(memory.interval), -below, above)
+        bounds = np.clip(_logarithm(memory.ci), -below, above)
         inside = np.flatnonzero(np.isfinite(bounds).all(axis=0))
         if len(inside):
             low, high = bounds[:, inside]

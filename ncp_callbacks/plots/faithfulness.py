@@ -127,7 +127,7 @@ def draw_faithfulness(
         panel.add(_band(shares, between, GREY, OPAQUE_RANDOM, ABOVE))
         panel.add(Line2D(shares, random.mean(axis=0), zorder=3, **line_style(GREY, 3)))
     # Far beyond the axis coordinates of pixels overflow.
-    intervals = np.minimum(result.rms_intervals, 100 * limit)
+    intervals = np.minimum(result.rms_ci, 100 * limit)
     for i, color, z in ((1, VERMILION, ABOVE + 0.1), (0, BLUE, ABOVE + 0.2)):
         if np.isfinite(intervals[:, i]).all():
             panel.add(_band(shares, intervals[:, i], color, OPAQUE, z))

@@ -140,7 +140,7 @@ def draw_feature_importance(
     bars.always("tick_params", left=False, bottom=False)
     _draw_bars(bars, share)
     if result is not None and not many:
-        _draw_whiskers(bars, np.asarray(result.share_interval, np.float64))
+        _draw_whiskers(bars, np.asarray(result.share_ci, np.float64))
     sheet.text(WIDTH - LEFT, 9, "share", ha="right")
     # There is no room for a colour bar: the words wear the colours.
     words: list[tuple[str, Any]]

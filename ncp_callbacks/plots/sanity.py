@@ -177,7 +177,7 @@ def _cascade(sheet: Sheet, result: Cascade, first: Array | None) -> None:
         sheet.text(left - 10, y, name, ha="right", va="center_baseline")
     if first is not None and len(first) == len(rows):
         panel.add(Line2D(first, rows, zorder=3, **{**line_style(GREY, 2.5), "linestyle": FIRST}))
-    low, high = np.clip(np.asarray(result.interval, np.float64), -1.0, 1.0)
+    low, high = np.clip(np.asarray(result.ci, np.float64), -1.0, 1.0)
     ends = [[(low[i], i), (high[i], i)] for i in np.flatnonzero(high > low)]
     panel.add(LineCollection(ends, colors=INK, linewidths=points(2.5), zorder=3.5))
     for values, color, width, z in ((curve[1], VERMILION, 2.5, 4), (curve[0], BLUE, 4, 5)):

@@ -151,7 +151,7 @@ def draw_time_sensitivity(
     if not result.ignores_time:
         panel.add(Line2D(x, mean, zorder=4, **line_style(VERMILION, 2.5)))
     if not result.ignores_time:
-        _draw_whiskers(panel, x, np.clip(result.interval, -limit, limit))
+        _draw_whiskers(panel, x, np.clip(result.ci, -limit, limit))
     panel.add(
         Line2D(
             x, rms, zorder=5,

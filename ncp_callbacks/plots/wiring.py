@@ -67,7 +67,7 @@ def plot_wiring(
     limit: float | None = None,
     attribution: npt.ArrayLike | None = None,
     attribution_limit: float | None = None,
-    attribution_intervals: Mapping[str, tuple[float, float]] | None = None,
+    attribution_cis: Mapping[str, tuple[float, float]] | None = None,
     step: int | None = None,
 ) -> Figure:
     """Synapses of an LTC: who listens to whom, and is raised or lowered by it.
@@ -88,7 +88,7 @@ def plot_wiring(
         limit: The share that is drawn widest, or in full colour.
         attribution: ``(H,)``, share of each neuron in the attribution of the target.
         attribution_limit: The share that is drawn darkest.
-        attribution_intervals: For groups, the ends of the interval for the share of all neurons.
+        attribution_cis: For groups, the 95 % CI of the share of all neurons.
         step: Training step, for the title.
 
     Raises:
@@ -97,7 +97,7 @@ def plot_wiring(
     sheet = Sheet()
     draw_wiring(
         sheet, flow, groups, input_names=input_names, limit=limit, attribution=attribution,
-        attribution_limit=attribution_limit, attribution_intervals=attribution_intervals,
+        attribution_limit=attribution_limit, attribution_cis=attribution_cis,
         step=step,
     )  # fmt: skip
     return sheet.figure()
@@ -112,7 +112,7 @@ def draw_wiring(
     limit: float | None = None,
     attribution: npt.ArrayLike | None = None,
     attribution_limit: float | None = None,
-    attribution_intervals: Mapping[str, tuple[float, float]] | None = None,
+    attribution_cis: Mapping[str, tuple[float, float]] | None = None,
     step: int | None = None,
 ) -> None:
     """:func:`plot_wiring` on a sheet."""
@@ -129,7 +129,7 @@ def draw_wiring(
                 f"attribution has shape {owed.shape}: give a share for each of the {units} neurons"
             )
         darkest = checked_limit(attribution_limit, owed)
-        ink = _Ink(owed, darkest, dict(members), attribution_intervals or {})
+        ink = _Ink(owed, darkest, dict(members), attribution_cis or {})
     if flow is None:
         if ink is None:
             raise ValueError("neither flow nor attribution is given: there is nothing to draw")

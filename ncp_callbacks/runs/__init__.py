@@ -4,7 +4,7 @@
 
     result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"})
     for row in result.scalars:
-        print(row.tag, row.changes[0].delta, row.changes[0].interval)
+        print(row.tag, row.changes[0].delta, row.changes[0].ci)
 
 On the command line: ``ncp-callbacks compare RUN RUN``. Nothing here needs MLX.
 """

@@ -2,7 +2,7 @@
 
     result = compare_runs(["runs/cfc-s0", "runs/ltc-s0"])
     result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"}, tags="^val/")
-    result.row("val/loss").changes[0].interval
+    result.row("val/loss").changes[0].ci
 
 The first side is the one that the others are compared with.
 """

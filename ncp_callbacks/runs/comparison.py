@@ -69,7 +69,7 @@ class Change:
         percent: ``delta`` in per cent of the first side's size; None where that is 0.
         over_noise: Size of ``delta`` over the scatter within runs. It says what stands out, not
             what another seed would show.
-        interval: 95 % interval for ``delta`` over runs (Welch), of this tag alone; None with fewer
+        ci: 95 % CI for ``delta`` over runs (Welch), of this tag alone; None with fewer
             than 3 runs on a side.
         p: Two-sided permutation p over runs; None likewise.
         p_holm: The same, corrected for all tags and sides of the comparison.
@@ -78,7 +78,7 @@ class Change:
     delta: float
     percent: float | None
     over_noise: float | None
-    interval: tuple[float, float] | None
+    ci: tuple[float, float] | None
     p: float | None
     p_holm: float | None
 

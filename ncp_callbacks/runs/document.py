@@ -151,7 +151,7 @@ def _scalars(comparison: Comparison, names: Sequence[str]) -> list[Block]:
         tests = any(row.changes[number].p is not None for row in comparison.scalars)
         blocks.append(Heading(f"Scalars: {other} against {names[0]}"))
         head = ["tag", names[0], other, "change", "%"]
-        tail = ["95% interval", "p", "p (Holm)"] if tests else ["/noise"]
+        tail = ["95% CI", "p", "p (Holm)"] if tests else ["/noise"]
         cells = _tested if tests else _noisy
         rows = tuple(
             (
@@ -191,11 +191,11 @@ def _values(a: SideValue, b: SideValue, change: Change) -> tuple[str, ...]:
 
 
 def _tested(change: Change) -> tuple[str, ...]:
-    interval = NONE
-    if change.interval is not None:
-        interval = f"{_signed(change.interval[0])} to {_signed(change.interval[1])}"
+    ci = NONE
+    if change.ci is not None:
+        ci = f"{_signed(change.ci[0])} to {_signed(change.ci[1])}"
     return (
-        interval,
+        ci,
         _optional(change.p, lambda p: f"{p:.2g}"),
         _optional(change.p_holm, lambda p: f"{p:.2g}"),
     )

@@ -15,16 +15,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.samples import same_batch
-from .comparison import Curve, Measure
-from .distances import (
+from ..stats.distances import (
     debiased_cka,
-    rank_correlation,
     shift,
     top_overlap,
     wasserstein,
     wasserstein_binned,
 )
+from ..stats.reliability import rank_correlation
+from ..stats.state_samples import same_batch
+from .comparison import Curve, Measure
 from .find import Group
 from .reader import Run
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from ..stats import holm
+from ..stats.run_groups import MIN_RUNS, permutation_p, smallest_p, welch_ci, welch_t
 from .comparison import Change, ScalarRow, SideValue
 from .find import Group
 from .reader import Scalars
-from .statistics import FEWEST, holm, permutation_p, smallest_p, welch_interval, welch_t
 
 __all__ = ["compare_scalars", "scalar_row", "significance"]
 
@@ -73,10 +74,10 @@ def _change(a: SideValue, b: SideValue) -> Change:
         elif noise == 0:
             over_noise = math.inf if delta else 0.0
     percent = 100 * delta / abs(a.mean) if a.mean else None
-    interval = p = None
-    if min(len(a.runs), len(b.runs)) >= FEWEST:
-        interval, p = welch_interval(a.runs, b.runs), permutation_p(a.runs, b.runs)
-    return Change(delta, percent, over_noise, interval, p, None)
+    ci = p = None
+    if min(len(a.runs), len(b.runs)) >= MIN_RUNS:
+        ci, p = welch_ci(a.runs, b.runs), permutation_p(a.runs, b.runs)
+    return Change(delta, percent, over_noise, ci, p, None)
 
 
 def compare_scalars(
@@ -131,7 +132,7 @@ def _order(row: ScalarRow) -> tuple[int, int, float, str]:
 
 def _size(a: SideValue, b: SideValue, change: Change) -> float:
     """How much a change stands out: over the scatter between runs if known, else within runs."""
-    if min(len(a.runs), len(b.runs)) >= FEWEST:
+    if min(len(a.runs), len(b.runs)) >= MIN_RUNS:
         t = welch_t(a.runs, b.runs)
         return math.inf if t is None else abs(t)
     if change.over_noise is None or math.isnan(change.over_noise):
@@ -147,16 +148,16 @@ def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
         return "one run each: no significance"
     if fewest == 1:
         names = [repr(group.name) for group in groups if len(group.runs) == 1]
-        return f"one run in {' and '.join(names)}: no significance, no intervals"
+        return f"one run in {' and '.join(names)}: no significance, no CIs"
     if fewest == 2:
         return (
-            "2 runs on a side: intervals and p are not given, since two runs say next to nothing "
+            "2 runs on a side: CIs and p are not given, since two runs say next to nothing "
             "of how far a third would be; 3 or more on every side are needed"
         )
     tests = sum(change.p is not None for row in rows for change in row.changes)
     smallest, most = min((smallest_p(sizes[0], size), size) for size in sizes[1:])
     text = (
-        "95 % intervals over runs (Welch), for each tag by itself; p by relabelling runs, and "
+        "95 % CIs over runs (Welch), for each tag by itself; p by relabelling runs, and "
         f"after Holm's correction for {tests} test{'s' if tests != 1 else ''}"
     )
     if smallest * tests > 0.05:

@@ -138,13 +138,13 @@ class Encoder:
 
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
         encoded = [Summary.Value(tag=tag, simple_value=float(record.value))]
-        if record.interval is not None:
-            points = [float(number) for number in (record.value, *record.interval)]
+        if record.ci is not None:
+            points = [float(number) for number in (record.value, *record.ci)]
             if all(map(math.isfinite, points)):
-                encoded += self._interval(tag, record, points)
+                encoded += self._ci(tag, record, points)
         return encoded
 
-    def _interval(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
+    def _ci(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
         """As a band where it has a chart, or else as an array."""
         tags = None
         if record.chart:

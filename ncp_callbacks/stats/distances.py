@@ -1,29 +1,38 @@
-"""How alike two maps, rankings and histograms are."""
+"""Distances between two maps, rankings, states and histograms."""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.uncertainty import rank_correlation
-from .reader import Binned
+from ._arrays import FloatArray
 
 __all__ = [
+    "Counts",
     "debiased_cka",
-    "rank_correlation",
     "shift",
     "top_overlap",
     "wasserstein",
     "wasserstein_binned",
 ]
 
-FloatArray = npt.NDArray[np.float64]
+
+class Counts(Protocol):
+    """Counts of values between the edges of bins, ``(N,)`` each."""
+
+    @property
+    def left(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def right(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def counts(self) -> npt.NDArray[np.float64]: ...
 
 
 def top_overlap(a: FloatArray, b: FloatArray, k: int) -> float | None:
-    """Share of the ``k`` largest values of ``a`` that are among the ``k`` largest of ``b``.
+    """Return the share of the ``k`` largest of ``a`` that are among the ``k`` largest of ``b``.
 
     Returns:
         None where all are among them, or values are not finite.
@@ -36,10 +45,11 @@ def top_overlap(a: FloatArray, b: FloatArray, k: int) -> float | None:
 
 
 def shift(a: FloatArray, b: FloatArray) -> float | None:
-    """Half the L1 difference of two maps, each over its own L1 norm.
+    """Return half the L1 difference of two maps, each over its own L1 norm.
 
-    Of maps without signs, what share of one must move to make the other (the total variation
-    distance): 0 the same, 1 nothing in common. Signed maps are 1 apart when opposite, too.
+    For maps without signs it is the total variation distance: the share of one that must move to
+    make the other, 0 for equal maps, 1 for maps with nothing in common. Opposite signed maps are 1
+    apart, too.
 
     Returns:
         None where a map is all zeros or not finite.
@@ -51,7 +61,9 @@ def shift(a: FloatArray, b: FloatArray) -> float | None:
 
 
 def debiased_cka(a: FloatArray, b: FloatArray) -> float | None:
-    """Linear centred kernel alignment of states ``(N, H)`` and ``(N, K)`` of the same ``N`` places.
+    """Return the linear centred kernel alignment of states ``(N, H)`` and ``(N, K)``.
+
+    Both are states at the same ``N`` places.
 
     1: the same up to rotation, order of units, scale and offset; 0 on average for unrelated states;
     at least -1. The usual CKA of few places against the number of units is near 1 even for
@@ -77,7 +89,7 @@ def debiased_cka(a: FloatArray, b: FloatArray) -> float | None:
 
 
 def _u_centred(states: FloatArray) -> FloatArray | None:
-    """The Gram matrix of ``(n, H)`` states, U-centred and with Frobenius norm 1."""
+    """Return the Gram matrix of ``(n, H)`` states, U-centred and with Frobenius norm 1."""
     n, largest = len(states), float(np.abs(states).max(initial=0.0))
     x = states - states.mean(axis=0)  # which changes nothing but rounding
     size = float(np.linalg.norm(x))
@@ -94,15 +106,19 @@ def _u_centred(states: FloatArray) -> FloatArray | None:
 
 
 def wasserstein(a: FloatArray, b: FloatArray) -> float | None:
-    """W1 between the values of two samples; None where one is empty or not finite."""
-    return wasserstein_binned(*(Binned(v, v, np.ones(v.size)) for v in (np.sort(a), np.sort(b))))
+    """Return W1 between the values of two samples; None where one is empty or not finite."""
+    from scipy import stats
+
+    if not (a.size and b.size and np.isfinite(a).all() and np.isfinite(b).all()):
+        return None
+    return float(stats.wasserstein_distance(a, b))
 
 
-def wasserstein_binned(a: Binned, b: Binned) -> float | None:
-    """W1, how far counts must be moved on average to make one histogram the other.
+def wasserstein_binned(a: Counts, b: Counts) -> float | None:
+    """Return W1: how far counts must be moved on average to make one histogram the other.
 
-    In units of the values, with counts spread evenly over their bins. It is the area between the
-    quantile functions, which are straight within bins.
+    It is in units of the values, with counts spread evenly over their bins: the area between the
+    quantile functions, which are straight within bins. SciPy has it for samples only.
 
     Returns:
         None where one has no counts, or not finite ones.
