@@ -21,13 +21,10 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from ncp_callbacks.analysis.samples import fingerprint, same_batch, sample_places, state_sample
 
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
-from ncp_callbacks.runs import distances as dist
-from ncp_callbacks.runs import statistics as stats
 from ncp_callbacks.runs.compare import compare_groups
 from ncp_callbacks.runs.document import document
 from ncp_callbacks.runs.figures import plot_difference
@@ -35,6 +32,11 @@ from ncp_callbacks.runs.find import Group
 from ncp_callbacks.runs.render import plain
 from ncp_callbacks.runs.rules import Rule, broken_rules
 from ncp_callbacks.runs.scalars import compare_scalars, significance
+from ncp_callbacks.stats import distances as dist
+from ncp_callbacks.stats import holm
+from ncp_callbacks.stats import run_groups as stats
+from ncp_callbacks.stats.reliability import rank_correlation
+from ncp_callbacks.stats.state_samples import fingerprint, same_batch, sample_places, state_sample
 from ncp_callbacks.writers import TensorBoardWriter
 
 SCALES = np.array([0.5, 1.0, 2.0, 5.0])
@@ -118,8 +120,8 @@ samples = st.lists(st.floats(-50, 50).map(lambda x: round(x, 3)), min_size=3, ma
 
 
 @given(samples, samples)
-def test_welch_interval_is_that_of_scipy(a: list[float], b: list[float]) -> None:
-    found = stats.welch_interval(a, b)
+def test_welch_ci_is_that_of_scipy(a: list[float], b: list[float]) -> None:
+    found = stats.welch_ci(a, b)
     if np.var(a) + np.var(b) == 0:
         assert found is None
         return
@@ -158,15 +160,15 @@ def test_permutation_p_of_scipy_and_of_many_runs() -> None:
 
 
 def test_holm() -> None:
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_numbers_that_are_not_finite_have_no_p() -> None:
     assert stats.permutation_p([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]) is None
-    assert stats.welch_interval([1.0, 2.0, math.inf], [1.0, 2.0, 3.0]) is None
-    assert stats.welch_interval([1.0] * 3, [2.0] * 3) is None
+    assert stats.welch_ci([1.0, 2.0, math.inf], [1.0, 2.0, 3.0]) is None
+    assert stats.welch_ci([1.0] * 3, [2.0] * 3) is None
 
 
 def test_no_more_false_alarms_than_promised() -> None:
@@ -176,7 +178,7 @@ def test_no_more_false_alarms_than_promised() -> None:
         (row,) = compare_groups([simulated(rng, 4, ["x"]) for _ in range(2)]).scalars
         (change,) = row.changes
         alarms += change.p <= 0.05
-        covered += change.interval[0] <= 0 <= change.interval[1]
+        covered += change.ci[0] <= 0 <= change.ci[1]
     assert alarms <= scipy.stats.binom.ppf(0.99, pairs, 0.05)
     assert covered >= scipy.stats.binom.ppf(0.01, pairs, 0.95)
 
@@ -207,7 +209,7 @@ def test_a_planted_shift_is_found_among_tags_without_one() -> None:
     assert result.scalars[0].tag == "t3"
     (change,) = result.row("t3").changes
     assert change.p_holm < 0.05
-    assert change.interval[0] < 8 < change.interval[1]
+    assert change.ci[0] < 8 < change.ci[1]
     assert all(row.changes[0].p_holm > 0.05 for row in result.scalars[1:])
 
 
@@ -219,14 +221,14 @@ def test_one_run_each_has_no_significance(logs: Path) -> None:
     assert result.significance == "one run each: no significance"
     for row in result.scalars:
         (change,) = row.changes
-        assert change.interval is change.p is change.p_holm is None
+        assert change.ci is change.p is change.p_holm is None
     assert result.row("val/loss").changes[0].delta == pytest.approx(0.2, abs=0.1)
 
 
 def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> None:
     result = compare_runs({"A": [logs / "cfc-s0", logs / "cfc-s1"], "B": str(logs / "ltc-s[01]")})
-    assert result.significance.startswith("2 runs on a side: intervals and p are not given, since")
-    assert all(row.changes[0].interval is None for row in result.scalars)
+    assert result.significance.startswith("2 runs on a side: CIs and p are not given, since")
+    assert all(row.changes[0].ci is None for row in result.scalars)
     result = compare_runs({"A": logs / "cfc-s0", "B": str(logs / "ltc-s*")})
     assert result.significance == "one run in 'A': no significance, no intervals"
 
@@ -235,7 +237,7 @@ def test_groups_have_intervals_and_the_limits_of_p_are_said(logs: Path) -> None:
     result = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"])
     (change,) = result.row("val/loss").changes
     assert change.p == pytest.approx(2 / 70)
-    assert change.interval[0] < 0.2 < change.interval[1]
+    assert change.ci[0] < 0.2 < change.ci[1]
     assert "no p is below 0.029" in result.significance
     assert "--tags" in result.significance
     few = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"], tags="^val/")
@@ -353,7 +355,7 @@ def test_arrays_of_other_shapes_are_said_not_to_compare(tmp_path: Path) -> None:
 def test_rank_correlation_is_spearmans(values: list[int], random) -> None:
     a = np.array(values, float)
     b = np.array(random.sample(values, len(values)), float)
-    found = dist.rank_correlation(a, b)
+    found = rank_correlation(a, b)
     if np.ptp(a) == 0:
         assert found is None
     else:
@@ -920,9 +922,7 @@ def test_bookkeeping_comes_last_and_is_no_test_unless_it_was_asked_for() -> None
     assert {row.tag for row in rows[2:]} == set(aside)
     assert all(row.changes[0].p is None and row.changes[0].p_holm is None for row in rows[2:])
     known = [row.changes[0] for row in rows[:2]]
-    assert [c.p_holm for c in known] == pytest.approx(
-        stats.holm([c.p for c in known if c.p is not None])
-    )
+    assert [c.p_holm for c in known] == pytest.approx(holm([c.p for c in known if c.p is not None]))
     assert "for 2 tests" in significance(groups, rows)
     chosen, _, _ = compare_scalars(groups, aside, until=100, last=5, chosen=True)
     assert all(row.changes[0].p_holm is not None for row in chosen)

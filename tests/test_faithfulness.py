@@ -389,7 +389,7 @@ def test_similarity_under_noise_is_logged_as_the_definition_says() -> None:
         record = found[f"faithfulness/ssim_noise_{percent}"]
         assert record.value == pytest.approx(values.mean(), rel=1e-4)
         half = student.ppf(0.975, 7) * values.std(ddof=1) / math.sqrt(8)
-        assert record.interval == pytest.approx((values.mean() - half, values.mean() + half), 1e-3)
+        assert record.ci == pytest.approx((values.mean() - half, values.mean() + half), 1e-3)
         assert f"{percent} % of each feature's variance" in record.description
     assert sum("ssim" in tag for tag in found) == 2
     # A map that is the same everywhere is as good as can be.
@@ -559,7 +559,7 @@ def test_integrated_gradients_of_a_trained_network_beat_random(kind: str) -> Non
     )
     writer, _ = look(model, callback, batch=16)
     found = scalars(writer)
-    low, high = found["faithfulness/cpd_advantage"].interval or (math.nan, math.nan)
+    low, high = found["faithfulness/cpd_advantage"].ci or (math.nan, math.nan)
     assert 0 < low < found["faithfulness/cpd_advantage"].value < high
     assert found["faithfulness/cpp"].value < found["faithfulness/cpd_random"].value
     assert (
@@ -648,7 +648,7 @@ def test_numbers_are_those_of_the_definition() -> None:
     record = found["faithfulness/cpd"]
     assert record.value == pytest.approx(cpd.mean(), rel=1e-4)
     half = student.ppf(0.975, 7) * cpd.std(ddof=1) / math.sqrt(8)
-    assert record.interval == pytest.approx((cpd.mean() - half, cpd.mean() + half), rel=1e-4)
+    assert record.ci == pytest.approx((cpd.mean() - half, cpd.mean() + half), rel=1e-4)
     moved = np.abs(groups[:, :10].sum(axis=1)).mean() / unit
     assert found["faithfulness/comprehensiveness_50"].value == pytest.approx(moved, rel=1e-4)
     cpp = np.abs(groups[:, -4:]).sum(axis=1).mean() / unit
@@ -679,7 +679,7 @@ def test_a_map_worse_than_random_is_said_once() -> None:
         monitor.on_step_end(1)
         monitor.on_step_end(2)
         assert sum("don't read the map as importance" in note for note in monitor.notes) == 1
-    interval = scalars(writer)["faithfulness/cpd_advantage"].interval
+    interval = scalars(writer)["faithfulness/cpd_advantage"].ci
     assert interval is not None
     assert interval[1] < 0
 
@@ -729,7 +729,7 @@ def test_the_docstring_lists_every_tag_and_no_other() -> None:
     for tag in promises:
         assert any(pattern(tag).match(r.tag) for r in records), tag
     for name in ("cpd", "cpd_random", "cpd_advantage", "cpp", "comprehensiveness_10", "infidelity"):
-        assert scalars(writer)[f"faithfulness/{name}"].interval is not None
+        assert scalars(writer)[f"faithfulness/{name}"].ci is not None
 
 
 def test_another_target_and_name() -> None:
@@ -843,12 +843,12 @@ def outer(curves: np.ndarray) -> np.ndarray:
     return np.nan_to_num(rms * np.exp(np.stack([-half, half])))
 
 
-def test_bands_are_indicative_below_16_sequences_and_there_are_none_of_one() -> None:
-    for batch, word in ((1, "no interval"), (8, "fewer than 16 they are indicative"), (16, "")):
+def test_cis_are_marked_below_16_sequences_and_there_are_none_of_one() -> None:
+    for batch, word in ((1, "no CI"), (8, "unreliable: fewer than 16 sequences"), (16, "")):
         writer, _ = look(Net(CfC(4, 10)), ncp.Faithfulness(max_sequences=None), batch=batch)
         (record,) = [r for step, r in writer.records if step and isinstance(r, ncp.Figure)]
         assert word in record.description
-        assert ("indicative" in record.description) == (batch == 8)
+        assert ("unreliable" in record.description) == (batch == 8)
         figure = record.plot(record.data, **record.options)
         assert len(figure.axes[0].collections) == (1 if batch == 1 else 3)
 
@@ -859,7 +859,7 @@ def test_a_wide_band_does_not_move_the_axis() -> None:
         of_squares(data()), shares=np.linspace(0, 1, 3), decreasing=curves, increasing=curves / 2,
         random=curves[None], sequences=2,
     )  # fmt: skip
-    assert result.rms_intervals[1, 0, 1] > 5
+    assert result.rms_ci[1, 0, 1] > 5
     figure = plot_faithfulness(result)
     assert figure.axes[0].get_ylim() == (0.0, 1.0)
     check_text(figure)

@@ -97,10 +97,11 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
     count, width = x.shape
     mean = x.mean(axis=0)
     variances = np.zeros(width)
-    if count < 2:
-        return mean, variances, np.eye(width)[:count]
     # Centred here: the solver subtracts the mean from squares, which loses digits.
-    pca = PCA(svd_solver="covariance_eigh").fit(x - mean)
+    x -= mean
+    if not x.any():
+        return mean, variances, np.eye(width)[:count]
+    pca = PCA(svd_solver="covariance_eigh").fit(x)
     variances[: len(pca.components_)] = pca.explained_variance_ * (count - 1) / count
     return mean, np.maximum(variances, 0.0), pca.components_
 
@@ -235,7 +236,7 @@ def _shares(centred: FloatArray, shown: FloatArray, best: FloatArray) -> dict[st
     """
     along = ((centred @ shown.T.astype(np.float32)) ** 2).sum(axis=1)
     whole = np.einsum("bth,bth->b", centred, centred)
-    most = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=(1, 2))
+    most = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=1).sum(axis=1)
     found = {
         f"pc{axis}_share": Estimate.ratio(own, whole, SHARE)
         for axis, own in enumerate(along.T, start=1)

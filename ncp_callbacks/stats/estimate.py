@@ -402,8 +402,9 @@ def _standard_error(influence: FloatArray) -> float:
     count = len(influence)
     if count < 2 or not np.isfinite(influence).all():
         return math.nan
-    deviation = influence - influence.mean()
-    return math.sqrt(float(deviation @ deviation) / (count * (count - 1)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = influence - influence.mean()
+        return math.sqrt(float(deviation @ deviation) / (count * (count - 1)))
 
 
 def changed_beyond_chance(
