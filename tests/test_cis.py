@@ -227,8 +227,9 @@ def test_a_handful_of_bands_a_group(tmp_path: Path) -> None:
     mx.random.seed(0)
     model = Net("cfc")
     with ncp.Monitor(model, batch(), log_dir=tmp_path / "run", every=1) as monitor:
-        monitor.on_step_end(1)
-        monitor.on_step_end(2)
+        for step in (1, 2):
+            stir(model, step)
+            monitor.on_step_end(step)
     memory, _ = looked("cfc", None)
     with_interval = {
         r.tag for _, r in memory.records if isinstance(r, ncp.Scalar) and r.ci is not None

@@ -230,7 +230,7 @@ def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> Non
     assert result.significance.startswith("2 runs on a side: CIs and p are not given, since")
     assert all(row.changes[0].ci is None for row in result.scalars)
     result = compare_runs({"A": logs / "cfc-s0", "B": str(logs / "ltc-s*")})
-    assert result.significance == "one run in 'A': no significance, no intervals"
+    assert result.significance == "one run in 'A': no significance, no CIs"
 
 
 def test_groups_have_intervals_and_the_limits_of_p_are_said(logs: Path) -> None:

@@ -406,7 +406,8 @@ def test_a_linear_model_has_the_maps_of_its_weights() -> None:
     expected = spearmanr(np.abs(weights).ravel(), np.abs(other).ravel()).statistic
     record = found["sanity_check/rank_correlation"]
     assert record.value == pytest.approx(expected, abs=1e-5)
-    assert record.ci == pytest.approx((expected, expected), abs=1e-5)
+    # All sequences have the same map: nothing tells how sure that is.
+    assert record.ci is None
     cosine = (weights * other).sum() / (weights**2).sum()
     assert found["sanity_check/cosine"].value == pytest.approx(cosine, abs=1e-5)
 

@@ -215,7 +215,7 @@ class GradientAttribution(Callback):
             {"limit": self._limit.covering(float(np.abs(result.signed).max())), "step": step},
             f"{method_name(result.method).capitalize()} of the {result.target}, mean over held-out "
             "sequences: orange raises the target, purple lowers it. Bars: share of each feature in "
-            f"the mean absolute value, with whiskers that are its 95 % interval over sequences"
+            f"the mean absolute value, with whiskers that are its 95 % CI over sequences"
             f"{ci_caveat(result.sequences)}. Unit: {_unit(result.method)}.",
         )
 

@@ -47,7 +47,7 @@ class BackboneActivations(Callback):
 
     Layers are called ``layer0``, ``layer1``, … in the order of the forward pass; the guide says
     which modules they are. At most 8 are logged. Mean, SD, sparsity and ``treves_rolls`` come with
-    95 % intervals over sequences; of fewer than 16 sequences they are indicative.
+    95 % CIs over sequences; of fewer than 16 sequences they are unreliable.
 
     Args:
         every, name, max_sequences: See :class:`Callback`.

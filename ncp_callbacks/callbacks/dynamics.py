@@ -432,7 +432,7 @@ class Dynamics(Callback):
             options,
             f"Left, where the Jacobians are known: RMS share of a change of the state of {cell} "
             "that is left in the last state, against how many steps before it was; dashed: the "
-            f"first look; shaded: its 95 % interval over sequences, indicative of so few. "
+            f"first look; shaded: its 95 % CI over sequences, unreliable for so few. "
             f"Right: correlation of each unit's last state with the "
             f"{observation.target} over sequences, sorted; dotted: what chance gives.",
         )

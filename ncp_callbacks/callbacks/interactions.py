@@ -65,8 +65,8 @@ class FeatureInteractions(Callback):
     ======================================== ====== ==============================================
 
     With a target other than the prediction at the last step, ``interactions`` is followed by its
-    name, as in ``interactions_loss/matrix``. Shares, pairs and the rest come with 95 % intervals
-    over sequences, which of fewer than 16, as by default, are indicative. Everything is relative
+    name, as in ``interactions_loss/matrix``. Shares, pairs and the rest come with 95 % CIs
+    over sequences, which of fewer than 16, as by default, are unreliable. Everything is relative
     to the baseline: two features that are always at it have no part in anything.
 
     Args:

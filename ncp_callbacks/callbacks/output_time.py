@@ -91,8 +91,8 @@ class OutputTime(Callback):
 
     With another target than the prediction, ``output_time`` is followed by its name, as in
     ``output_time_loss/matrix``; where in the sequence the monitor takes its target doesn't matter
-    here. A prediction is the largest output of each step. Numbers come with 95 % intervals over
-    sequences, which of fewer than 16, as by default, are indicative.
+    here. A prediction is the largest output of each step. Numbers come with 95 % CIs over
+    sequences, which of fewer than 16, as by default, are unreliable.
 
     Args:
         steps: How many output steps, spread over the sequence.

@@ -191,7 +191,7 @@ class SanityCheck(Callback):
             },
             f"Left: likeness of {method_name(self._settings.method)} of the {observation.target} "
             "to that of the trained model, while parameters are randomised from the output towards "
-            "the input, mean over sequences; it must fall. Whiskers: 95 % interval"
+            "the input, mean over sequences; it must fall. Whiskers: 95 % CI"
             f"{ci_caveat(compared)}. Stages: {_listed(result.stages)}. "
             "Right: the same measures of both models. Dashed: the randomised one, as the baseline; "
             "dash-dotted: the first look.",

@@ -75,8 +75,8 @@ class StateSpace(Callback):
     =================================== ======== ==================================================
 
     With several cells the name of a cell is added, as in ``hidden_encoder/pca``. Shares and the
-    participation ratio come with 95 % intervals over sequences; of fewer than 16 sequences they are
-    indicative. Few states that depend on each other make the participation ratio too small; its
+    participation ratio come with 95 % CIs over sequences; of fewer than 16 sequences they are
+    unreliable. Few states that depend on each other make the participation ratio too small; its
     interval is without that bias and may lie above it, which is how a reader sees the bias.
 
     From ``_ncp/hidden_sample``, ``ncp-callbacks compare`` says how alike the states of two runs

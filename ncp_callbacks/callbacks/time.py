@@ -61,8 +61,8 @@ class TimeSensitivity(Callback):
     ================================== ====== ====================================================
 
     With a target other than the prediction at the last step, ``time_delta`` is followed by its
-    name, as in ``time_delta_loss/curve``. Numbers come with 95 % intervals over sequences, as does
-    the curve; of fewer than 16 sequences they are indicative.
+    name, as in ``time_delta_loss/curve``. Numbers come with 95 % CIs over sequences, as does
+    the curve; of fewer than 16 sequences they are unreliable.
 
     ``loss_x<scale>`` says whether the model still works: it is what ``target="loss"`` would be, at
     the same steps, and left out where that is the target or the targets don't fit the outputs.
@@ -121,7 +121,7 @@ class TimeSensitivity(Callback):
             first = {k: np.asarray(v) if isinstance(v, list) else v for k, v in first.items()}
             # Looks of earlier versions had none.
             first.setdefault("by_sequence", np.empty((len(first["scales"]), 0)))
-            first.setdefault("interval", np.empty((2, 0)))
+            first.setdefault("ci", np.empty((2, 0)))
         self._first = None if first is None else TimeSensitivityResult(**first)
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:

@@ -68,8 +68,8 @@ class StateTransitions(Callback):
     ======================================= ========= =============================================
 
     With several cells the name of a cell is added, as in ``transitions_encoder/magnitude_mean``.
-    All but maxima and counts come with 95 % intervals over sequences; of fewer than 16 sequences
-    they are indicative.
+    All but maxima and counts come with 95 % CIs over sequences; of fewer than 16 sequences
+    they are unreliable.
 
     Args:
         every, name, max_sequences: See :class:`Callback`.

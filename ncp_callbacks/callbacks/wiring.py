@@ -92,8 +92,8 @@ class Wiring(Callback):
 
     Kinds are inter, command and motor, as the wiring calls them. With several cells the name of a
     cell is added, as in ``wiring_encoder/graph``. Neurons are numbered as in the cell's state: an
-    LTC has its motor neurons first, a wired CfC last. Shares, levels and speeds come with 95 %
-    intervals over sequences, which of fewer than 16, as by default, are indicative.
+    LTC has its motor neurons first, a wired CfC last. Shares, levels and speeds come with 95 % CIs
+    over sequences, which of fewer than 16, as by default, are unreliable.
 
     Attribution is of the target of the monitor, through what neurons hand on from one step to the
     next, and with zero as the baseline of a state: what a motor neuron puts out at the target's own

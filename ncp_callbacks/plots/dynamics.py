@@ -58,7 +58,7 @@ def plot_dynamics(
     """What is left of a change of the state, and how each unit goes with the target.
 
     Left, where ``memory`` is given: the share of a small random change of the state that is left
-    in the last state, against how many steps before it happened, shaded the 95 % interval of that
+    in the last state, against how many steps before it happened, shaded the 95 % CI of that
     over sequences; the dotted line is 1/e. Right:
     the correlation of each unit with the target over sequences, sorted; the dotted lines are what
     chance alone lets the most extreme of all units exceed in at most 5 % of cases, bars that don't

@@ -52,8 +52,8 @@ def plot_faithfulness(
 
     Blue: those of largest attribution first; vermilion: the smallest first; grey: in random order,
     with the range of the orders. A map that knows what matters has blue above grey above
-    vermilion. Shaded blue and vermilion are the 95 % intervals of their curves over sequences, cut
-    where the axis ends; below 16 sequences they are indicative, and of one there are none. The
+    vermilion. Shaded blue and vermilion are the 95 % CIs of their curves over sequences, cut
+    where the axis ends; below 16 sequences they are unreliable, and of one there are none. The
     dotted line is where CPD and CPP end.
 
     Args:

@@ -65,7 +65,7 @@ def plot_feature_importance(
     negative values is drawn from dark (0) to yellow (``limit``). NaN is grey. The bars are the
     features' shares in the mean absolute value. Above 12 features, the 5 with the largest shares
     are named; above 200 steps, columns are means over equally many steps. A line over each bar is
-    the 95 % interval of the share over sequences. Below stands the share of the time intervals in
+    the 95 % CI of the share over sequences. Below stands the share of the time intervals in
     the strength of inputs and intervals together, where the model takes them.
 
     Args:

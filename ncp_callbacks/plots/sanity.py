@@ -74,7 +74,7 @@ def plot_sanity(
 
     Left, from above: the trained model, then more and more of its parameters randomised, from the
     output towards the input. Blue: rank correlation of absolute maps, vermilion: cosine; both mean
-    over sequences, with whiskers that are the 95 % interval of the rank correlation. Right of the
+    over sequences, with whiskers that are the 95 % CI of the rank correlation. Right of the
     dotted line more than half of the variance of ranks is left: what the map shows is then mostly
     not what was learnt. Right: what is measured of the trained model (blue) and the randomised one
     (grey, and dashed through both as the baseline), each pair on a scale of its own; of cells there

@@ -52,7 +52,7 @@ def plot_time_sensitivity(
     The thick line is the RMS change over sequences, the shaded band its positive and negative
     side. The mean change, a thin line, always lies within the band: at its edge where all sequences
     move alike, at 0 where they cancel out. Both are in SDs of the target over sequences; in units
-    of the target where that SD is 0. Whiskers are 95 % intervals of the RMS change over sequences.
+    of the target where that SD is 0. Whiskers are 95 % CIs of the RMS change over sequences.
     The dotted line marks the intervals of the data.
 
     Args:

@@ -14,7 +14,8 @@ many time steps it has.
 
 The standard error is taken on the scale on which the number's errors are roughly symmetric: the
 logarithm for sizes, the logit for shares, Fisher's z for correlations. Its ends are turned back, so
-that they stay inside the range of the number.
+that they stay inside the range of the number. Student's t has fewer degrees of freedom where few
+sequences carry the uncertainty (:attr:`Estimate.degrees_of_freedom`).
 
 Source: Quenouille 1956 and Tukey 1958 for the jackknife; Efron & Tibshirani, An Introduction to the
 Bootstrap (1993), chapter 11.
@@ -22,7 +23,6 @@ Bootstrap (1993), chapter 11.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -289,6 +289,25 @@ class Estimate:
         weights = weights / largest
         return float(weights.sum() ** 2 / (weights**2).sum())
 
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Return the degrees of freedom of the standard error: ``S - 1``, fewer for heavy tails.
+
+        Where few sequences decide, the standard error itself is uncertain. Its variance is matched
+        to that of a chi-squared variable: ``2 S / (kurtosis - 1) - 1``, at most ``S - 1``, which is
+        that of normal influences.
+
+        Source: Hinkley 1977, Jackknife confidence limits using Student t approximations
+        (doi 10.1093/biomet/64.1.21).
+        """
+        deviation = self.influence - self.influence.mean()
+        squares = (deviation / (np.abs(deviation).max() or 1.0)) ** 2
+        kurtosis = self.sequences * float((squares**2).sum() / (squares.sum() ** 2 or 1.0))
+        most = self.sequences - 1.0
+        return (
+            most if kurtosis <= 3 else max(1.0, min(most, 2 * self.sequences / (kurtosis - 1) - 1))
+        )
+
     def ci(self, level: float = 0.95) -> tuple[float, float] | None:
         """Return the confidence interval by Student's t, inside the range of the number.
 
@@ -304,7 +323,7 @@ class Estimate:
         rounding = 1e-12 * (abs(self.value) if self.scale.name == REAL.name else 1.0)
         if not rounding < error < math.inf:
             return None
-        half = t_quantile((1 + level) / 2, self.sequences - 1) * error
+        half = t_quantile((1 + level) / 2, self.degrees_of_freedom) * error
         with np.errstate(over="ignore", divide="ignore"):
             centre = self._transformed - self.bias
             ends = self.scale.inverse(np.array([centre - half, centre + half]))
@@ -452,9 +471,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(v) for v in np.minimum(adjusted, 1.0)]
 
 
-@functools.lru_cache(maxsize=1024)
 def t_quantile(p: float, freedom: float) -> float:
-    """Return a quantile of Student's t; kept, since SciPy takes 50 µs for it."""
-    from scipy import stats
+    """Return a quantile of Student's t."""
+    from scipy import special
 
-    return float(stats.t.ppf(p, freedom))
+    # What scipy.stats.t.ppf calls; its checks take 50 µs, and there are a hundred CIs a snapshot.
+    return float(special.stdtrit(freedom, p))
