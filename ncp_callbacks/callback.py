@@ -309,8 +309,12 @@ class PairedChanges:
             called: Its name in the tag of the change, if another one.
         """
         whole = len(observation.indices)
-        # Where sequences were skipped, estimates can't be paired.
-        now = {name: number for name, number in now.items() if number.sequences == whole}
+        # Where sequences were skipped, or an influence is infinite, estimates can't be paired.
+        now = {
+            name: number
+            for name, number in now.items()
+            if number.sequences == whole and np.isfinite(number.influence).all()
+        }
         batch, known = _checksum(observation), self._batch.get(group)
         before = self._before.get(group, {}) if batch == known else {}
         self._batch[group], self._before[group] = batch, dict(now)

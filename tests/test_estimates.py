@@ -820,5 +820,9 @@ def test_numbers_too_large_for_a_state_are_kept_without_a_warning() -> None:
         warnings.simplefilter("error")
         now = Estimate.mean(np.array([1e300, 2e300, 4e300]))
         before = Estimate.from_state(json.loads(json.dumps(now.to_state())))
-        assert now.change(before) is None
+        assert now.change(before) == (0.0, 0.0, 0.0, 1.0)
         assert changed_beyond_chance([(before, now)]) == [False]
+        # What one sequence carries alone has an infinite influence, which JSON doesn't know.
+        alone = Estimate.mean(np.array([0.0, 0.0, 3.0]), SIZE)
+        state = json.loads(json.dumps(alone.to_state(), allow_nan=False))
+        assert Estimate.from_state(state).ci() is None

@@ -56,30 +56,6 @@ MIN_SEQUENCES_FOR_CI = 16
 _MEDIAN = math.sqrt(math.pi / 2)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The range of a number, and the transform that makes its errors symmetric.
-
-    Attributes:
-        name: Identifies the scale in a saved state.
-        low, high: Bounds of the number.
-        transform: Maps numbers to the scale; elementwise.
-        inverse: Maps back.
-        derivative: Returns the derivative of ``transform`` at a number.
-    """
-
-    name: str
-    low: float
-    high: float
-    transform: Callable[[FloatArray], FloatArray]
-    inverse: Callable[[FloatArray], FloatArray]
-    derivative: Callable[[float], float]
-
-    def within(self, low: float, high: float) -> Scale:
-        """Return the scale with narrower bounds."""
-        return replace(self, low=low, high=high)
-
-
 def _logit(p: FloatArray) -> FloatArray:
     p = np.clip(p, 0.0, 1.0)
     return np.asarray(np.log(p) - np.log1p(-p))
@@ -90,20 +66,61 @@ def _expit(x: FloatArray) -> FloatArray:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
 
 
-def _inverse_of(value: float) -> float:
-    return 1 / value if value else math.inf
+class _Functions(NamedTuple):
+    transform: Callable[[FloatArray], Any]
+    inverse: Callable[[FloatArray], Any]
+    # 1 over the derivative of the transform.
+    slope: Callable[[float], float]
 
 
-REAL = Scale("identity", -math.inf, math.inf, np.asarray, np.asarray, lambda v: 1.0)
+_FUNCTIONS = {
+    "identity": _Functions(np.asarray, np.asarray, lambda v: 1.0),
+    "log": _Functions(lambda v: np.log(np.maximum(v, 0.0)), np.exp, lambda v: v),
+    "logit": _Functions(_logit, _expit, lambda p: p * (1 - p)),
+    "fisher_z": _Functions(
+        lambda r: np.arctanh(np.clip(r, -1.0, 1.0)), np.tanh, lambda r: 1 - r * r
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The range of a number, and the transform that makes its errors symmetric.
+
+    Attributes:
+        name: Name of the transform: identity, log, logit or fisher_z.
+        low, high: Bounds of the number.
+    """
+
+    name: str
+    low: float
+    high: float
+
+    def transform(self, values: npt.ArrayLike) -> FloatArray:
+        """Return numbers on the scale, elementwise."""
+        return np.asarray(_FUNCTIONS[self.name].transform(np.asarray(values, np.float64)))
+
+    def inverse(self, values: npt.ArrayLike) -> FloatArray:
+        """Return numbers of the scale turned back, elementwise."""
+        return np.asarray(_FUNCTIONS[self.name].inverse(np.asarray(values, np.float64)))
+
+    def derivative(self, value: float) -> float:
+        """Return the derivative of the transform at a number."""
+        slope = _FUNCTIONS[self.name].slope(value)
+        return 1 / slope if slope else math.inf
+
+    def within(self, low: float, high: float) -> Scale:
+        """Return the scale with narrower bounds."""
+        return replace(self, low=low, high=high)
+
+
+REAL = Scale("identity", -math.inf, math.inf)
 """Numbers of either sign; the identity."""
-SIZE = Scale("log", 0.0, math.inf, lambda v: np.log(np.maximum(v, 0)), np.exp, _inverse_of)
+SIZE = Scale("log", 0.0, math.inf)
 """Numbers that can't be negative; the logarithm."""
-SHARE = Scale("logit", 0.0, 1.0, _logit, _expit, lambda p: _inverse_of(p * (1 - p)))
+SHARE = Scale("logit", 0.0, 1.0)
 """Shares of a whole; the logit."""
-CORRELATION = Scale(
-    "fisher_z", -1.0, 1.0, lambda r: np.arctanh(np.clip(r, -1, 1)), np.tanh,
-    lambda r: _inverse_of(1 - r * r),
-)  # fmt: skip
+CORRELATION = Scale("fisher_z", -1.0, 1.0)
 """Correlations and cosines; Fisher's z."""
 
 _SCALES = {scale.name: scale for scale in (REAL, SIZE, SHARE, CORRELATION)}
@@ -246,7 +263,7 @@ class Estimate:
         """
         without_each = np.asarray(without_each, np.float64)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            centre = scale.transform(np.asarray(value, np.float64))
+            centre = scale.transform(value)
             influence = (len(without_each) - 1) * (centre - scale.transform(without_each))
             bias = -float(influence.mean()) if bias_corrected and len(influence) else 0.0
         return cls(float(value), influence, scale, weights, bias if math.isfinite(bias) else 0.0)
@@ -358,7 +375,7 @@ class Estimate:
 
     @property
     def _transformed(self) -> float:
-        return float(self.scale.transform(np.asarray(self.value, np.float64)))
+        return float(self.scale.transform(self.value))
 
     def _compared(self, before: Estimate) -> tuple[float, float] | None:
         """Return the difference and its standard error, of logarithms for sizes."""
@@ -387,10 +404,13 @@ class Estimate:
     # --- saving it
 
     def to_state(self) -> dict[str, Any]:
-        """Return what :meth:`change` needs, as plain numbers, strings and lists for JSON."""
-        with np.errstate(over="ignore"):  # An infinite influence has no change.
-            influence = np.asarray(self.influence, np.float32)
-        return {"value": self.value, "influence": influence.tolist(), "scale": self.scale.name}
+        """Return what :meth:`change` needs, as plain numbers, strings and lists for JSON.
+
+        Influences that are not finite are no better than unknown, and not kept.
+        """
+        known = np.isfinite(self.influence).all()
+        influence = self.influence.tolist() if known else []
+        return {"value": self.value, "influence": influence, "scale": self.scale.name}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Estimate:
