@@ -2,6 +2,13 @@ from . import analysis as analysis
 from . import models as models
 from . import plots as plots
 from . import runs as runs
+from .callback import AxisLimit as AxisLimit
+from .callback import PairedChanges as PairedChanges
+from .callback import for_each_supported_cell as for_each_supported_cell
+from .callback import non_finite_count as non_finite_count
+from .callback import per_cell_names as per_cell_names
+from .callback import scalar_with_ci as scalar_with_ci
+from .callback import small_batch_note as small_batch_note
 from .callbacks import *
 from .held_out import HeldOutBatch as HeldOutBatch
 from .instrument.errors import ModelError as ModelError
@@ -38,6 +45,7 @@ from .schedules import ScheduleLike as ScheduleLike
 from .schedules import at as at
 from .schedules import every as every
 from .schedules import log_spaced as log_spaced
+from .stats import Estimate as Estimate
 from .writers.base import Writer as Writer
 from .writers.memory import MemoryWriter as MemoryWriter
 from .writers.tensorboard import TensorBoardWriter as TensorBoardWriter

@@ -50,20 +50,20 @@ class Scalar:
         tag: ``group/name``; characters other than letters, digits, ``_ . - /`` become ``_``.
         value: NaN and infinities are written as they are.
         description: What the number is, in one sentence with its unit; shown in the run's guide.
-        interval: Lower and upper bound: the 95 % interval over sequences, unless the description
-            says otherwise. Without finite bounds there is none at this step.
-        chart: Whether TensorBoard's Custom Scalars shows the interval as a band around the value:
-            for the few numbers of a group that matter most. Others' are in the log all the same.
+        ci: Lower and upper end of the 95 % confidence interval over sequences, unless the
+            description says otherwise. Without finite ends there is none at this step.
+        chart: Whether TensorBoard's Custom Scalars draws the confidence interval around the value:
+            for the few numbers of a group that matter most. The log holds those of all numbers.
 
     Raises:
         TypeError: The value is no number, or the tag no str.
-        ValueError: The lower bound is above the upper one, or the tag is empty.
+        ValueError: The lower end is above the upper one, or the tag is empty.
     """
 
     tag: str
     value: float
     description: str = ""
-    interval: tuple[float, float] | None = field(default=None, kw_only=True)
+    ci: tuple[float, float] | None = field(default=None, kw_only=True)
     chart: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -73,10 +73,8 @@ class Scalar:
             object.__setattr__(self, "value", float(self.value))
         except (TypeError, ValueError, OverflowError) as error:
             raise TypeError(f"value={self.value!r} of {self.tag!r}: give a number") from error
-        if self.interval is not None and self.interval[0] > self.interval[1]:
-            raise ValueError(
-                f"interval={self.interval} of {self.tag!r}: give the lower bound first"
-            )
+        if self.ci is not None and self.ci[0] > self.ci[1]:
+            raise ValueError(f"ci={self.ci} of {self.tag!r}: pass the lower end first")
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,4 +45,4 @@ def pattern(tag: str) -> re.Pattern[str]:
 
 def told(notes: Sequence[str]) -> tuple[str, ...]:
     """Notes without the one that is there of every small batch, on its intervals."""
-    return tuple(note for note in notes if "95 % intervals over fewer than" not in note)
+    return tuple(note for note in notes if "95 % CIs cover the true value less often" not in note)

@@ -212,7 +212,7 @@ def test_the_tally_is_that_of_the_log(tmp_path: Path) -> None:
     edges = np.linspace(0, 1, 5)
     for step in range(1, 6):
         records = [
-            Scalar("s", step, interval=(0, step)),
+            Scalar("s", step, ci=(0, step)),
             Histogram("h", np.full(3, 0.5), edges),
             Figure("f", empty, None),
         ]

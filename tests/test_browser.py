@@ -67,7 +67,7 @@ class Fill(ncp.Callback):
         sizes = np.linalg.norm(last, axis=-1)
         half = 2 * float(sizes.std() / np.sqrt(len(sizes)))
         mean = float(sizes.mean())
-        yield ncp.Scalar("fill/last", mean, "Norm", interval=(mean - half, mean + half))
+        yield ncp.Scalar("fill/last", mean, "Norm", ci=(mean - half, mean + half))
 
 
 @pytest.fixture(scope="module")

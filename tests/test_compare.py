@@ -27,11 +27,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.samples import fingerprint, same_batch, sample_places, state_sample
 from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
-from ncp_callbacks.runs import distances as dist
-from ncp_callbacks.runs import statistics as stats
 from ncp_callbacks.runs.compare import compare_groups, load_groups
 from ncp_callbacks.runs.document import document
 from ncp_callbacks.runs.figures import plot_difference
@@ -40,6 +37,11 @@ from ncp_callbacks.runs.maps import Features
 from ncp_callbacks.runs.render import plain
 from ncp_callbacks.runs.rules import Rule, judge_rules
 from ncp_callbacks.runs.scalars import compare_scalars, significance
+from ncp_callbacks.stats import distances as dist
+from ncp_callbacks.stats import holm
+from ncp_callbacks.stats import run_groups as stats
+from ncp_callbacks.stats.reliability import rank_correlation
+from ncp_callbacks.stats.state_samples import fingerprint, same_batch, sample_places, state_sample
 from ncp_callbacks.writers import TensorBoardWriter
 
 SCALES = np.array([0.5, 1.0, 2.0, 5.0])
@@ -123,8 +125,8 @@ samples = st.lists(st.floats(-50, 50).map(lambda x: round(x, 3)), min_size=3, ma
 
 
 @given(samples, samples)
-def test_welch_interval_is_that_of_scipy(a: list[float], b: list[float]) -> None:
-    found = stats.welch_interval(a, b)
+def test_welch_ci_is_that_of_scipy(a: list[float], b: list[float]) -> None:
+    found = stats.welch_ci(a, b)
     if np.var(a) + np.var(b) == 0:
         assert found is None
         return
@@ -163,15 +165,15 @@ def test_permutation_p_of_scipy_and_of_many_runs() -> None:
 
 
 def test_holm() -> None:
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_numbers_that_are_not_finite_have_no_p() -> None:
     assert stats.permutation_p([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]) is None
-    assert stats.welch_interval([1.0, 2.0, math.inf], [1.0, 2.0, 3.0]) is None
-    assert stats.welch_interval([1.0] * 3, [2.0] * 3) is None
+    assert stats.welch_ci([1.0, 2.0, math.inf], [1.0, 2.0, 3.0]) is None
+    assert stats.welch_ci([1.0] * 3, [2.0] * 3) is None
 
 
 def test_no_more_false_alarms_than_promised() -> None:
@@ -362,7 +364,7 @@ def test_arrays_of_other_shapes_are_said_not_to_compare(tmp_path: Path) -> None:
 def test_rank_correlation_is_spearmans(values: list[int], random) -> None:
     a = np.array(values, float)
     b = np.array(random.sample(values, len(values)), float)
-    found = dist.rank_correlation(a, b)
+    found = rank_correlation(a, b)
     if np.ptp(a) == 0:
         assert found is None
     else:

@@ -28,7 +28,7 @@ NAN = math.nan
 
 
 def band(tag: str, value: float, half: float) -> Scalar:
-    return Scalar(tag, value, interval=(value - half, value + half))
+    return Scalar(tag, value, ci=(value - half, value + half))
 
 
 def layouts(log_dir: Path) -> list[Any]:
@@ -50,10 +50,10 @@ def charts(layout: Any) -> dict[str, list[str]]:
 
 
 def test_bounds_in_the_wrong_order_are_an_error_where_they_are_made() -> None:
-    with pytest.raises(ValueError, match=r"interval=\(2, 1\) of 'a/b': .*lower bound first"):
-        Scalar("a/b", 1.5, interval=(2, 1))
-    assert Scalar("a/b", 9.0, interval=(1, 1)).interval == (1, 1)
-    assert Scalar("a/b", 1.0, interval=(NAN, NAN)).interval is not None
+    with pytest.raises(ValueError, match=r"ci=\(2, 1\) of 'a/b': .*lower end first"):
+        Scalar("a/b", 1.5, ci=(2, 1))
+    assert Scalar("a/b", 9.0, ci=(1, 1)).ci == (1, 1)
+    assert Scalar("a/b", 1.0, ci=(NAN, NAN)).ci is not None
     with pytest.raises(TypeError):
         Scalar("a/b", 1.0, "what", (0, 1))  # type: ignore[misc]
 
@@ -61,7 +61,7 @@ def test_bounds_in_the_wrong_order_are_an_error_where_they_are_made() -> None:
 def test_memory_keeps_the_interval() -> None:
     writer = MemoryWriter()
     writer.write(3, [band("a", 1.0, 0.5), Scalar("b", 2.0)])
-    assert [(step, r.interval) for step, r in writer.records if isinstance(r, Scalar)] == [
+    assert [(step, r.ci) for step, r in writer.records if isinstance(r, Scalar)] == [
         (3, (0.5, 1.5)),
         (3, None),
     ]
@@ -83,7 +83,7 @@ def test_a_chart_has_its_three_tags_at_the_same_steps(
     written: dict[str, list[tuple[int, float]]] = {}
     layout = Layout()
     for step, (tag, value, interval) in enumerate(points):
-        for encoded in encoder.values(Scalar(tag, value, interval=interval)):
+        for encoded in encoder.values(Scalar(tag, value, ci=interval)):
             written.setdefault(encoded.tag, []).append((step, encoded.simple_value))
         if encoder.layout_changed:
             (config,) = encoder.layout()
@@ -136,7 +136,7 @@ def test_a_band_whose_chart_comes_or_goes_with_a_resumed_run_is_read_whole(
         writer = TensorBoardWriter(tmp_path, first_step=first)
         for step in range(first, first + 4):
             value = float(step)
-            writer.write(step, [Scalar("a/x", value, interval=(value - 1, value + 1), chart=chart)])
+            writer.write(step, [Scalar("a/x", value, ci=(value - 1, value + 1), chart=chart)])
         writer.close()
     found = read_run(tmp_path).intervals["a/x"]
     steps = np.arange(1, 8)
@@ -152,7 +152,7 @@ def test_a_band_that_nobody_charts_is_kept(
     with TemporaryDirectory() as where:
         writer = TensorBoardWriter(where)
         for step, (value, interval) in enumerate(points, start=1):
-            writer.write(step, [Scalar("a/x", value, interval=interval, chart=chart)])
+            writer.write(step, [Scalar("a/x", value, ci=interval, chart=chart)])
         writer.close()
         assert bool(layouts(Path(where))) <= chart
         run = read_run(where)
@@ -360,7 +360,7 @@ def test_read_back_and_compared(tmp_path: Path) -> None:
             writer.write(
                 step,
                 [
-                    Scalar("attribution/strength", value, interval=interval),
+                    Scalar("attribution/strength", value, ci=interval),
                     Scalar("intervals/mean", value),
                     Scalar("intervals/mean/low", value),
                 ],

@@ -771,7 +771,7 @@ def test_the_callback_logs_what_a_leaky_bank_has(reverse):
     assert values["dynamics/cka_first"] == pytest.approx(1)
     assert values["dynamics/procrustes_previous"] == pytest.approx(0, abs=1e-9)
     (exponent,) = [r for r in records if r.tag == "dynamics/lyapunov_1"]
-    assert exponent.interval == pytest.approx((-1 / 1.5, -1 / 1.5), rel=1e-4)
+    assert exponent.ci == pytest.approx((-1 / 1.5, -1 / 1.5), rel=1e-4)
 
 
 def test_drift_is_to_the_first_and_to_the_previous_look():

@@ -179,11 +179,11 @@ def wiring(neurons: int, features: int, fill: float | None, synapses: bool = Tru
     intervals = dict.fromkeys(kinds[:2], (0.0, 1.0))
     if not synapses:
         return plot_wiring(
-            None, groups, attribution=attribution, attribution_intervals=intervals, step=STEP
+            None, groups, attribution=attribution, attribution_cis=intervals, step=STEP
         )
     return plot_wiring(
         flow, groups, input_names=names(features), attribution=attribution,
-        attribution_intervals=intervals, step=STEP,
+        attribution_cis=intervals, step=STEP,
     )  # fmt: skip
 
 

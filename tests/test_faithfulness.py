@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jackknife import ci_by_leaving_out
 from matplotlib.colors import to_hex
 from promises import pattern, promised
-from scipy.stats import t as student
 from test_plots import check_redraws, check_text, drawn, title, words
 
 import ncp_callbacks as ncp
@@ -389,8 +389,7 @@ def test_similarity_under_noise_is_logged_as_the_definition_says() -> None:
         values = np.array([similarity_of_wang(*pair) for pair in pairs])
         record = found[f"faithfulness/ssim_noise_{percent}"]
         assert record.value == pytest.approx(values.mean(), rel=1e-4)
-        half = student.ppf(0.975, 7) * values.std(ddof=1) / math.sqrt(8)
-        assert record.interval == pytest.approx((values.mean() - half, values.mean() + half), 1e-3)
+        assert record.ci == pytest.approx(ci_by_leaving_out(np.mean, values, "fisher_z"), 1e-3)
         assert f"{percent} % of each feature's variance" in record.description
     assert sum("ssim" in tag for tag in found) == 2
     # A map that is the same everywhere is as good as can be.
@@ -558,7 +557,7 @@ def test_integrated_gradients_of_a_trained_network_beat_random(kind: str) -> Non
     callback = ncp.Faithfulness(method=IntegratedGradients(8), perturbations=1, max_sequences=12)
     writer, _ = look(model, callback, batch=16)
     found = scalars(writer)
-    low, high = found["faithfulness/cpd_advantage"].interval or (math.nan, math.nan)
+    low, high = found["faithfulness/cpd_advantage"].ci or (math.nan, math.nan)
     assert 0 < low < found["faithfulness/cpd_advantage"].value < high
     assert found["faithfulness/cpp"].value < found["faithfulness/cpd_random"].value
     assert (
@@ -648,8 +647,7 @@ def test_numbers_are_those_of_the_definition() -> None:
     cpd = np.abs(groups[:, :4]).sum(axis=1) / unit
     record = found["faithfulness/cpd"]
     assert record.value == pytest.approx(cpd.mean(), rel=1e-4)
-    half = student.ppf(0.975, 7) * cpd.std(ddof=1) / math.sqrt(8)
-    assert record.interval == pytest.approx((cpd.mean() - half, cpd.mean() + half), rel=1e-4)
+    assert record.ci == pytest.approx(ci_by_leaving_out(np.mean, cpd, "log"), rel=1e-4)
     moved = np.abs(groups[:, :10].sum(axis=1)).mean() / unit
     assert found["faithfulness/comprehensiveness_50"].value == pytest.approx(moved, rel=1e-4)
     cpp = np.abs(groups[:, -4:]).sum(axis=1).mean() / unit
@@ -680,7 +678,7 @@ def test_a_map_worse_than_random_is_said_once() -> None:
         monitor.on_step_end(1)
         monitor.on_step_end(2)
         assert sum("don't read the map as importance" in note for note in monitor.notes) == 1
-    interval = scalars(writer)["faithfulness/cpd_advantage"].interval
+    interval = scalars(writer)["faithfulness/cpd_advantage"].ci
     assert interval is not None
     assert interval[1] < 0
 
@@ -708,7 +706,7 @@ def test_sequences_with_nan_are_counted() -> None:
         model, ncp.HeldOutBatch(x), [ncp.Faithfulness(steps=10)], writer=writer, every=1
     ) as monitor:
         monitor.on_step_end(1)
-        assert any("left out" in note for note in monitor.notes)
+        assert any("skipped" in note for note in monitor.notes)
     found = scalars(writer)
     assert found["faithfulness/nonfinite"].value + found["faithfulness/sequences"].value == 8
     assert 0 < found["faithfulness/nonfinite"].value <= breaking < 8
@@ -730,7 +728,7 @@ def test_the_docstring_lists_every_tag_and_no_other() -> None:
     for tag in promises:
         assert any(pattern(tag).match(r.tag) for r in records), tag
     for name in ("cpd", "cpd_random", "cpd_advantage", "cpp", "comprehensiveness_10", "infidelity"):
-        assert scalars(writer)[f"faithfulness/{name}"].interval is not None
+        assert scalars(writer)[f"faithfulness/{name}"].ci is not None
 
 
 def test_another_target_and_name() -> None:
@@ -826,30 +824,25 @@ def test_the_picture_shows_the_curves() -> None:
 
 
 def outer(curves: np.ndarray) -> np.ndarray:
-    """95 % intervals of the RMS relative to that without any input, by derivatives in numbers."""
-    squares = curves.astype(np.float64) ** 2
-    count = len(squares)
-    weights = np.ones(count)
+    """95 % CIs of the RMS relative to that without any input, by leaving out each sequence."""
 
-    def logarithm(weights: np.ndarray) -> np.ndarray:
-        parts = (weights[:, None] * squares).sum(axis=0)
-        with np.errstate(divide="ignore"):
-            return 0.5 * np.log(parts / parts[-1])
+    def relative_rms(rows: np.ndarray) -> float:
+        moved, unit = rows.T
+        return math.sqrt((moved**2).sum() / (unit**2).sum())
 
-    small = 1e-5 * np.eye(count)
-    with np.errstate(invalid="ignore"):
-        slopes = np.stack([(logarithm(weights + d) - logarithm(weights - d)) / 2e-5 for d in small])
-    half = student.ppf(0.975, count - 1) * np.sqrt(count) * slopes.std(axis=0, ddof=1)
-    rms = np.sqrt(squares.mean(axis=0))
-    return np.nan_to_num(rms * np.exp(np.stack([-half, half])))
+    ends = [(0.0, 0.0)]
+    for column in curves.T[1:-1]:
+        pairs = np.stack([column, curves[:, -1]], axis=1).astype(np.float64)
+        ends.append(ci_by_leaving_out(relative_rms, pairs, "log"))
+    return np.array([*ends, (1.0, 1.0)]).T
 
 
-def test_bands_are_indicative_below_16_sequences_and_there_are_none_of_one() -> None:
-    for batch, word in ((1, "no interval"), (8, "fewer than 16 they are indicative"), (16, "")):
+def test_cis_are_marked_below_16_sequences_and_there_are_none_of_one() -> None:
+    for batch, word in ((1, "no CI"), (8, "unreliable: fewer than 16 sequences"), (16, "")):
         writer, _ = look(Net(CfC(4, 10)), ncp.Faithfulness(max_sequences=None), batch=batch)
         (record,) = [r for step, r in writer.records if step and isinstance(r, ncp.Figure)]
         assert word in record.description
-        assert ("indicative" in record.description) == (batch == 8)
+        assert ("unreliable" in record.description) == (batch == 8)
         figure = record.plot(record.data, **record.options)
         assert len(figure.axes[0].collections) == (1 if batch == 1 else 3)
 
@@ -860,7 +853,7 @@ def test_a_wide_band_does_not_move_the_axis() -> None:
         of_squares(data()), shares=np.linspace(0, 1, 3), decreasing=curves, increasing=curves / 2,
         random=curves[None], sequences=2,
     )  # fmt: skip
-    assert result.rms_intervals[1, 0, 1] > 5
+    assert result.rms_ci[1, 0, 1] > 5
     figure = plot_faithfulness(result)
     assert figure.axes[0].get_ylim() == (0.0, 1.0)
     check_text(figure)

@@ -560,7 +560,7 @@ def test_at_most_eight_sequences_by_default() -> None:
         ncp.FeatureInteractions(), Net(), ncp.HeldOutBatch(*data(batch=20)), steps=1
     )
     assert records["interactions/sequences"].value == 8
-    low, high = records["interactions/share"].interval
+    low, high = records["interactions/share"].ci
     assert low <= records["interactions/share"].value <= high
 
 

@@ -110,7 +110,7 @@ def same(first, second, but=(), rtol=1e-5, atol=1e-7):
         elif isinstance(a, dict):  # Numbers with their intervals.
             for key, number in a.items():
                 np.testing.assert_allclose(number.value, b[key].value, rtol=rtol, atol=atol)
-                np.testing.assert_allclose(number.effects, b[key].effects, rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(number.influence, b[key].influence, rtol=1e-4, atol=1e-5)
         else:
             np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
 

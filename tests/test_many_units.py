@@ -18,9 +18,9 @@ from ncp_callbacks.analysis.jacobian_products import (
     leading_exponents,
     leading_gains,
 )
-from ncp_callbacks.analysis.samples import spread_units
 from ncp_callbacks.analysis.states import explained_variance, participation_without_each
 from ncp_callbacks.instrument import Instrument
+from ncp_callbacks.stats.state_samples import spread_units
 
 B, T, F = 6, 9, 2
 rng = np.random.default_rng(0)

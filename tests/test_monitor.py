@@ -201,7 +201,7 @@ def test_standard_set_on_a_model_without_time_or_cell(
     said = [r.message for r in caplog.records]
     assert len(said) == 5, said
     # Six sequences.
-    assert sum("fewer than 16 are indicative" in message for message in said) == 1
+    assert sum("with fewer than 16, 95 % CIs cover" in message for message in said) == 1
     for name, word in [
         ("time_delta", "no time_delta"),
         ("transitions", "no recurrent cell"),

@@ -411,7 +411,8 @@ def test_a_linear_model_has_the_maps_of_its_weights() -> None:
     expected = spearmanr(np.abs(weights).ravel(), np.abs(other).ravel()).statistic
     record = found["sanity_check/rank_correlation"]
     assert record.value == pytest.approx(expected, abs=1e-5)
-    assert record.interval == pytest.approx((expected, expected), abs=1e-5)
+    # All sequences have the same map: nothing tells how sure that is.
+    assert record.ci is None
     cosine = (weights * other).sum() / (weights**2).sum()
     assert found["sanity_check/cosine"].value == pytest.approx(cosine, abs=1e-5)
 
@@ -574,8 +575,8 @@ def test_measures_are_those_of_the_callbacks_that_have_them(name: str) -> None:
         if other in found:
             here = found[f"sanity_check/{own}"]
             assert here.value == pytest.approx(found[other].value, rel=1e-4, abs=1e-6)
-            if found[other].interval is not None and found[other].value > 0:
-                assert here.interval == pytest.approx(found[other].interval, rel=1e-3)
+            if found[other].ci is not None and found[other].value > 0:
+                assert here.ci == pytest.approx(found[other].ci, rel=1e-3)
     assert name == "GRU" or all(other in found for other in others.values())
 
 

@@ -10,7 +10,8 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import SHARE, SIZE, Estimate, jackknife_of_sums, ratio_estimate, sd_of_sums
+from ..stats import SHARE, SIZE, Estimate
+from ..stats.estimate import sd_of_sums
 from .results import FloatArray, MappingResult, Pictured
 
 __all__ = [
@@ -290,15 +291,14 @@ def _estimates(
     active = power > 0
     sparseness = np.divide(size**2, power, out=np.zeros_like(power), where=active)
     return {
-        "mean": ratio_estimate(shift + mean * cells, cells),
-        "std": jackknife_of_sums(
+        "mean": Estimate.ratio(shift + mean * cells, cells),
+        "std": Estimate.of_sums(
             sd_of_sums,
             np.stack([cells, shift, summed(squares)], axis=1),
-            within=SIZE,
-            ratio=True,
+            SIZE,
         ),
-        "sparsity": ratio_estimate(summed(inactive), cells, within=SHARE),
-        "treves_rolls": ratio_estimate(
-            summed(sparseness), summed(active.astype(np.float64)), within=SHARE
+        "sparsity": Estimate.ratio(summed(inactive), cells, SHARE),
+        "treves_rolls": Estimate.ratio(
+            summed(sparseness), summed(active.astype(np.float64)), SHARE
         ),
     }

@@ -27,16 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import (
-    SHARE,
-    SIZE,
-    Estimate,
-    jackknife,
-    median_estimate,
-)
+from ..stats import SHARE, SIZE, Estimate, ci_array, t_quantile
 from .results import ArrayResult, FloatArray, MappingResult
-from .states import centred_for_estimates, participation_without_each
-from .uncertainty import mean_interval, t_quantile
+from .states import centred_for_estimates, participation_ratios_without_each
 
 __all__ = [
     "AutocorrelationTimes",
@@ -145,7 +138,7 @@ class AutocorrelationTimes(ArrayResult):
         values = np.quantile(self.values[known], shares)
         left_out = np.quantile(self.left_out[:, known], shares, axis=1)
         return [
-            jackknife(float(value), without, within=SIZE, ratio=bool(value > 0))
+            Estimate.jackknife(float(value), without, SIZE)
             for value, without in zip(values, left_out, strict=True)
         ]
 
@@ -230,11 +223,11 @@ def corrected_participation_estimate(
         return Estimate(ratio, np.empty(0))
     samples = states[use].astype(np.float64)
     centred = centred_for_estimates(samples - samples.mean(axis=0), use)
-    left_out = participation_without_each(centred, use)
+    left_out = participation_ratios_without_each(centred, use)
     # As relative errors, in which the bias of the plain one cancels.
     plain = math.exp(float(np.log(left_out).mean()))
-    within = (1.0, float(states.shape[2]))
-    return jackknife(ratio, ratio * left_out / plain, within=within, ratio=True)
+    within = SIZE.within(1.0, float(states.shape[2]))
+    return Estimate.jackknife(ratio, ratio * left_out / plain, within)
 
 
 def autocorrelation_times(
@@ -388,8 +381,10 @@ def state_drift(
         turned = np.einsum("nh,nh->n", x @ (left[:, :rank] @ right[:rank]), y) / (aligned or 1.0)
         size = ((x**2).sum(axis=1) + (y**2).sum(axis=1)) / 2
         estimates = {
-            "cka": Estimate(cka, summed(cka * (2 * shared - alone)), SHARE),
-            "procrustes": Estimate(procrustes, summed(-2 * aligned**2 * (turned - size)), SHARE),
+            "cka": Estimate.from_derivatives(cka, summed(cka * (2 * shared - alone)), SHARE),
+            "procrustes": Estimate.from_derivatives(
+                procrustes, summed(-2 * aligned**2 * (turned - size)), SHARE
+            ),
         }
     return StateDrift(cka=cka, procrustes=procrustes, samples=samples, estimates=estimates)
 
@@ -458,7 +453,7 @@ class Memory(MappingResult):
         unforgotten: Share of sequences in which it hasn't fallen to 1/e.
         norms: ``(S, T)``, of each sequence; NaN beyond its start.
         elapsed: ``(S, T)``, the time from step ``T-k`` to the last, likewise.
-        interval: ``(2, K)``, 95 % interval over sequences of the curve; NaN where there is none.
+        ci: ``(2, K)``, 95 % CI over sequences of the curve; NaN where there is none.
         falls: ``(S, 2)``, steps and time of each sequence.
         sequences: How many went in.
         non_finite: How many were left out because of NaN or infinity.
@@ -470,7 +465,7 @@ class Memory(MappingResult):
     unforgotten: float
     norms: FloatArray
     elapsed: FloatArray
-    interval: FloatArray
+    ci: FloatArray
     falls: FloatArray
     sequences: int
     non_finite: int
@@ -483,14 +478,13 @@ class Memory(MappingResult):
         """
         found = {}
         if self.unforgotten < 0.5:
-            found["memory_steps"] = median_estimate(self.falls[:, 0])
-            found["memory_time"] = median_estimate(self.falls[:, 1])
+            found["memory_steps"] = Estimate.median(self.falls[:, 0])
+            found["memory_time"] = Estimate.median(self.falls[:, 1])
         with np.errstate(divide="ignore", over="ignore"):
             logs = np.log(self.norms[:, len(self.curve) - 1])
         logs = logs[np.isfinite(logs)]
         if len(logs):
-            left = float(np.exp(min(float(logs.mean()), 700.0)))
-            found["memory_left"] = Estimate(left, left * (logs - logs.mean()), SIZE, ratio=True)
+            found["memory_left"] = Estimate.geometric_mean(logs)
         return found
 
 
@@ -743,16 +737,11 @@ def memory_of(norms: FloatArray, elapsed: FloatArray, non_finite: int) -> Memory
     reach = int((here.sum(axis=0) >= max(1, len(known) / 2)).sum())
     common = here[:, :reach]
     total = np.where(common, norms[:, :reach], 0.0).sum(axis=0)
-    interval = np.full((2, reach), np.nan)
-    for count in np.unique(common.sum(axis=0)):
-        own = np.flatnonzero(common.sum(axis=0) == count)
-        if count > 1:
-            logs = norms[:, :reach][:, own].T[common[:, own].T].reshape(len(own), count)
-            interval[:, own] = mean_interval(logs.T)
+    means = [Estimate.geometric_mean(norms[common[:, k], k]) for k in range(reach)]
     with np.errstate(over="ignore"):
         return Memory(
             curve=np.exp(total / np.maximum(common.sum(axis=0), 1)),
-            interval=np.exp(interval),
+            ci=ci_array(means),
             falls=np.array([c[:2] for c in crossings], np.float64).reshape(-1, 2),
             steps=float(np.median([c[0] for c in crossings])) if crossings else math.nan,
             time=float(np.median([c[1] for c in crossings])) if crossings else math.nan,

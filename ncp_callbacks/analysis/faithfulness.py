@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..stats import Estimate
 from .results import FloatArray, MappingResult
 from .target_values import Evaluate
-from .uncertainty import rms_interval
 
 __all__ = [
     "Deletion",
@@ -68,14 +68,24 @@ class Deletion(MappingResult):
     non_finite: int
 
     @property
-    def rms_intervals(self) -> FloatArray:
-        """``(2, 2, K + 1)``, 95 % intervals for RMS changes: ends, by order, by share removed.
+    def rms_ci(self) -> FloatArray:
+        """Return ``(2, 2, K + 1)`` 95 % CIs of RMS changes: ends, by order, by share removed.
 
-        Orders are the decreasing and the increasing. The unit is of the same sequences, and as
-        uncertain: without any input the change is 1, exactly. NaN for fewer than two sequences.
+        The orders are the decreasing and the increasing. The unit is of the same sequences, and as
+        uncertain: without any input the change is exactly 1. NaN where there is no CI.
         """
-        curves = np.stack([self.decreasing, self.increasing], axis=1)
-        return rms_interval(curves, curves[..., -1:])
+        squares = np.stack([self.decreasing, self.increasing], axis=1).astype(np.float64) ** 2
+        found = np.full((2, *squares.shape[1:]), np.nan)
+        if len(squares) < 2:
+            return found
+        for order, removed in np.ndindex(*squares.shape[1:]):
+            moved = squares[:, order, removed]
+            estimate = Estimate.rms(moved, squares[:, order, -1])
+            if estimate.value == 0 or removed == squares.shape[2] - 1:
+                found[:, order, removed] = estimate.value
+            else:
+                found[:, order, removed] = estimate.ci() or (np.nan, np.nan)
+        return found
 
     @property
     def cpd(self) -> FloatArray:

@@ -19,9 +19,9 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..stats import SHARE, SIZE, Estimate
 from .results import FloatArray
 from .target_values import Evaluate, TargetValues
-from .uncertainty import mean_interval, share_interval
 
 __all__ = [
     "Archipelago",
@@ -113,13 +113,14 @@ class Interactions:
         return float(pairs / (pairs + main)) if pairs + main > 0 else float("nan")
 
     @property
-    def share_interval(self) -> FloatArray:
-        """``(2,)``, its 95 % interval over sequences."""
-        return share_interval(self._totals)[:, 0]
+    def share_ci(self) -> tuple[float, float] | None:
+        """Return the 95 % CI of :attr:`share` over sequences; None where there is none."""
+        pairs, main = self._totals.T
+        return Estimate.ratio(pairs, pairs + main, SHARE).ci()
 
-    def interval(self, first: int, second: int) -> FloatArray:
-        """``(2,)``, 95 % interval over sequences of the strength of a pair."""
-        return np.maximum(mean_interval(np.abs(self.pairs[:, first, second])), 0.0)
+    def strength_ci(self, first: int, second: int) -> tuple[float, float] | None:
+        """Return the 95 % CI over sequences of the strength of a pair; None without one."""
+        return Estimate.mean(np.abs(self.pairs[:, first, second]), SIZE).ci()
 
     @property
     def rest(self) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import SHARE, SIZE, Estimate, mean_estimate, ratio_estimate
+from ..stats import SHARE, SIZE, Estimate
 from .results import ArrayResult, FloatArray
 
 __all__ = ["OutputTime", "binned", "output_steps", "output_time"]
@@ -173,20 +173,18 @@ def output_time(
     mean_of_steps = np.einsum("kbt,kt->b", strength, weights)[finite] / max(count, 1)
     before = of_each(strength, past)
     estimates = {
-        "strength": mean_estimate(mean_of_steps, within=SIZE, ratio=True),
-        "future_share": ratio_estimate(of_each(strength, both & (lag < 0)), each, within=SHARE),
-        "own_share": ratio_estimate(of_each(strength, both & (lag == 0)), each, within=SHARE),
-        "mean_lag": ratio_estimate(of_each(strength * lag, past), before, within=SIZE),
+        "strength": Estimate.mean(mean_of_steps, SIZE),
+        "future_share": Estimate.ratio(of_each(strength, both & (lag < 0)), each, SHARE),
+        "own_share": Estimate.ratio(of_each(strength, both & (lag == 0)), each, SHARE),
+        "mean_lag": Estimate.ratio(of_each(strength * lag, past), before, SIZE),
     }
     if by_time is not None:
         own = np.where(both, by_time, 0.0)
-        estimates["future_share_intervals"] = ratio_estimate(
-            of_each(own, both & (lag < 0)), of_each(own, both), within=SHARE
+        estimates["future_share_intervals"] = Estimate.ratio(
+            of_each(own, both & (lag < 0)), of_each(own, both), SHARE
         )
     if time_delta is not None:
-        estimates["mean_lag_time"] = ratio_estimate(
-            of_each(strength * elapsed, past), before, within=SIZE
-        )
+        estimates["mean_lag_time"] = Estimate.ratio(of_each(strength * elapsed, past), before, SIZE)
     return OutputTime(
         steps=steps,
         influence=influence.T.astype(np.float32),

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import Estimate
+from ..stats import CORRELATION, Estimate, ci_array
+from ..stats.reliability import cosine, order_correlation
 from .results import FloatArray, MappingResult
-from .uncertainty import cosine, mean_interval, order_correlation
 
 __all__ = ["ALIKE", "Cascade", "Measures", "map_similarity"]
 
@@ -85,10 +85,10 @@ class Cascade(MappingResult):
         return np.stack([_mean_known(self.rank_correlation), _mean_known(self.cosine)])
 
     @property
-    def interval(self) -> FloatArray:
-        """``(2, N + 1)``: 95 % interval over sequences of the rank correlation; NaN without."""
-        found = [mean_interval(values[np.isfinite(values)]) for values in self.rank_correlation]
-        return np.stack(found, axis=1)
+    def ci(self) -> FloatArray:
+        """Return ``(2, N + 1)`` 95 % CIs over sequences of the rank correlation; NaN without."""
+        known = [values[np.isfinite(values)] for values in self.rank_correlation]
+        return ci_array([Estimate.mean(values, CORRELATION) for values in known])
 
 
 def _mean_known(values: FloatArray) -> FloatArray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .estimates import SHARE, Estimate, jackknife, ratio_estimate
+from ..stats import SHARE, SIZE, Estimate
 from .results import ArrayResult, FloatArray, compact
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "centred_for_estimates",
     "explained_variance",
     "fit_basis",
-    "participation_without_each",
+    "participation_ratios_without_each",
     "state_space",
 ]
 
@@ -78,29 +78,40 @@ class StateSpace(ArrayResult):
 
 
 def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Mean, variances along principal axes (decreasing) and the axes, of ``(N, H)`` samples.
+    """Return the mean, variances along principal axes (decreasing) and the axes of samples.
 
-    By eigendecomposition of the covariance: for tall data far cheaper than a singular value
-    decomposition of the samples, and equal to it where it matters. With more units than samples,
-    of the samples' scalar products, which have the same eigenvalues but for zeros.
+    The axes come from :class:`sklearn.decomposition.PCA` by eigendecomposition of the covariance,
+    which for tall data is far cheaper than a singular value decomposition. With more units than
+    samples they come from the samples' scalar products, which have the same eigenvalues but for
+    zeros. Variances are those of the samples themselves, with ``N`` in the denominator.
+
+    Args:
+        samples: ``(N, H)``.
 
     Returns:
-        ``(H,)``, ``(H,)``, ``(min(N, H), H)`` with axes as rows.
+        ``(H,)``, ``(H,)``, and ``(min(N, H), H)`` with axes as rows.
     """
+    # Imported here, since it takes half a second.
+    from sklearn.decomposition import PCA
+
     x = samples.astype(np.float64)
-    mean = x.mean(axis=0)
-    x = x - mean
     count, width = x.shape
+    mean = x.mean(axis=0)
+    variances = np.zeros(width)
+    # Centred here: the solver subtracts the mean from squares, which loses digits.
+    x -= mean
+    if not x.any():
+        return mean, variances, np.eye(width)[:count]
     if width > count:
         values, vectors = np.linalg.eigh(x @ x.T / count)
         # Orthonormal also where a variance is 0 but for rounding, as at least one is.
         axes, signs = np.linalg.qr(x.T @ vectors[:, ::-1])
         axes = axes * np.where(np.diagonal(signs) < 0, -1.0, 1.0)
-        variances = np.zeros(width)
         variances[:count] = np.maximum(values[::-1], 0.0)
         return mean, variances, axes.T
-    values, vectors = np.linalg.eigh(x.T @ x / len(x))
-    return mean, np.maximum(values[::-1], 0.0), vectors[:, ::-1].T
+    pca = PCA(svd_solver="covariance_eigh").fit(x)
+    variances[: len(pca.components_)] = pca.explained_variance_ * (count - 1) / count
+    return mean, np.maximum(variances, 0.0), pca.components_
 
 
 def fit_basis(samples: FloatArray, components: int, like: Basis | None = None) -> Basis:
@@ -193,7 +204,12 @@ def state_space(
     if total:
         centred = centred_for_estimates(samples - mean, use)
         estimates = _shares(centred, used.components, axes[: len(used.components)])
-        estimates["participation_ratio"] = _participation(centred, use, ratio)
+        estimates["participation_ratio"] = Estimate.jackknife(
+            ratio,
+            participation_ratios_without_each(centred, use),
+            SIZE.within(1.0, float(width)),
+            bias_corrected=True,
+        )
     return StateSpace(
         scores=compact(scores),
         basis=used,
@@ -228,34 +244,23 @@ def _shares(centred: FloatArray, shown: FloatArray, best: FloatArray) -> dict[st
     """
     along = ((centred @ shown.T.astype(np.float32)) ** 2).sum(axis=1)
     whole = np.einsum("bth,bth->b", centred, centred)
-    most = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=(1, 2))
+    most = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=1).sum(axis=1)
     found = {
-        f"pc{axis}_share": ratio_estimate(own, whole, within=SHARE)
+        f"pc{axis}_share": Estimate.ratio(own, whole, SHARE)
         for axis, own in enumerate(along.T, start=1)
     }
-    return found | {"basis_captured": ratio_estimate(along.sum(axis=1), most, within=SHARE)}
-
-
-def _participation(centred: FloatArray, use: np.ndarray, value: float) -> Estimate:
-    """Of the participation ratio, by leaving out each sequence."""
-    return jackknife(
-        value,
-        participation_without_each(centred, use),
-        within=(1.0, float(centred.shape[2])),
-        ratio=True,
-        unbiased=True,
-    )
+    return found | {"basis_captured": Estimate.ratio(along.sum(axis=1), most, SHARE)}
 
 
 # Elements of second moments that are held at once.
-_AT_ONCE = 1 << 20
+_MAX_ELEMENTS = 1 << 20
 
 
-def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
-    """``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
+def participation_ratios_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
+    """Return ``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
 
     Args:
-        centred: Around their common mean, 0 where they aren't used.
+        centred: States around their common mean, 0 where they aren't used.
         use: ``(B, T)``.
     """
     count, width = use.sum(axis=1), centred.shape[2]
@@ -269,7 +274,7 @@ def participation_without_each(centred: FloatArray, use: np.ndarray) -> FloatArr
     size = (mean**2).sum(axis=1)
     # <S, S_b>, |S_b|^2 and m' S_b m of the second moments S_b of each sequence, some at a time.
     inner, own, along = np.empty((3, len(count)))
-    some = max(1, _AT_ONCE // width**2)
+    some = max(1, _MAX_ELEMENTS // width**2)
     for start in range(0, len(count), some):
         at = slice(start, start + some)
         second = centred[at].transpose(0, 2, 1) @ centred[at]

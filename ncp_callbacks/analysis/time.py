@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .estimates import SIZE, Estimate, jackknife_of_sums, rms_estimate, sd_of_sums
+from ..stats import SIZE, Estimate, ci_array
+from ..stats.estimate import sd_of_sums
 from .results import FloatArray, MappingResult
 
 __all__ = [
@@ -38,7 +39,7 @@ class TimeSensitivity(MappingResult):
         sequences: How many sequences went in.
         non_finite: How many were left out because of NaN or infinity at any scale.
         by_sequence: ``(S, B)``, the target of each sequence at each scale.
-        interval: ``(2, S)``, 95 % intervals over sequences of ``sensitivities``; of ``rms_change``
+        ci: ``(2, S)``, 95 % CIs over sequences of ``sensitivities``; of ``rms_change``
             where the target has no SD. 0 where nothing moved, NaN where there are none.
     """
 
@@ -56,7 +57,7 @@ class TimeSensitivity(MappingResult):
     sequences: int
     non_finite: int
     by_sequence: FloatArray
-    interval: FloatArray
+    ci: FloatArray
 
     def _per_sd(self, value: float) -> float:
         if value == 0.0:
@@ -74,9 +75,9 @@ class TimeSensitivity(MappingResult):
         return self._per_sd(float(np.mean(self.elasticity, dtype=np.float64)))
 
     def estimates(self) -> dict[str, Estimate]:
-        """``sensitivity_x<scale>``, ``elasticity`` and ``elasticity_rms``, with their intervals.
+        """Return ``sensitivity_x<scale>``, ``elasticity`` and ``elasticity_rms`` as estimates.
 
-        In SDs of the target, which are uncertain, too.
+        They are in SDs of the target, which are uncertain, too.
         """
         base = self.by_sequence[list(self.scales).index(1.0)]
         found = {
@@ -97,30 +98,27 @@ class TimeSensitivity(MappingResult):
 
 
 def _in_sds(values: FloatArray, target: FloatArray) -> Estimate:
-    """RMS of one number a sequence, in SDs of another."""
+    """Return the RMS of one number per sequence, in SDs of another."""
     y, d = target - target.mean(), np.asarray(values, np.float64)
     ones = np.ones(len(y))
 
     def per_sd(sums: FloatArray) -> FloatArray:
         return np.asarray(np.sqrt(np.maximum(sums[..., 3] / sums[..., 0], 0)) / sd_of_sums(sums))
 
-    # The logarithm would make it worse: it is the SD below that chance makes small.
-    return jackknife_of_sums(per_sd, np.stack([ones, y, y**2, d**2], axis=1), within=SIZE)
+    parts = np.stack([ones, y, y**2, d**2], axis=1)
+    return Estimate.of_sums(per_sd, parts, SIZE, weights=parts[:, 3])
 
 
 def _mean_in_sds(values: FloatArray, target: FloatArray) -> Estimate:
-    """Mean of one number a sequence, in SDs of another."""
+    """Return the mean of one number per sequence, in SDs of another."""
     y = target - target.mean()
     parts = np.stack([np.ones(len(y)), y, y**2, values], axis=1)
-    return jackknife_of_sums(lambda sums: sums[..., 3] / sums[..., 0] / sd_of_sums(sums), parts)
+    return Estimate.of_sums(lambda sums: sums[..., 3] / sums[..., 0] / sd_of_sums(sums), parts)
 
 
-def _intervals(estimates: list[Estimate]) -> FloatArray:
-    found = [
-        (0.0, 0.0) if estimate.value == 0 else estimate.interval() or (np.nan, np.nan)
-        for estimate in estimates
-    ]
-    return np.array(found, np.float64).T.reshape(2, len(found))
+def _drawn_cis(estimates: list[Estimate]) -> FloatArray:
+    """Return ``(2, S)`` CIs, 0 where nothing moved."""
+    return np.where([estimate.value == 0 for estimate in estimates], 0.0, ci_array(estimates))
 
 
 def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -244,7 +242,7 @@ def time_sensitivity(
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(rms == 0, 0.0, rms / sd if sd > 0 else np.nan)
     changes = y - base
-    known = [_in_sds(d, base) if sd > 0 else rms_estimate(d**2) for d in changes]
+    known = [_in_sds(d, base) if sd > 0 else Estimate.rms(d**2) for d in changes]
     return TimeSensitivity(
         scales=scales,
         sensitivities=relative,
@@ -258,5 +256,5 @@ def time_sensitivity(
         sequences=count,
         non_finite=batch - count,
         by_sequence=y,
-        interval=_intervals(known),
+        ci=_drawn_cis(known),
     )

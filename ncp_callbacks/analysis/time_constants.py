@@ -25,15 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import (
-    SHARE,
-    SIZE,
-    Estimate,
-    jackknife,
-    places_without_each,
-    quantile_estimates,
-    ratio_estimate,
-)
+from ..stats import SHARE, SIZE, Estimate, quantile_estimates
+from ..stats.quantiles import places_without_each
 from .results import ArrayResult, FloatArray
 
 __all__ = [
@@ -332,9 +325,9 @@ class UnitTimeConstants(ArrayResult):
             for share, quantile in zip(SHARES, quantiles, strict=True)
         }
         left_out = _variation_without_each(self.values)
-        found["variation"] = jackknife(self.variation, left_out, within=SIZE, ratio=True)
-        found["endless"] = ratio_estimate(
-            np.isinf(self.values).sum(axis=(1, 2)), known.sum(axis=(1, 2)), within=SHARE
+        found["variation"] = Estimate.jackknife(self.variation, left_out, SIZE)
+        found["endless"] = Estimate.ratio(
+            np.isinf(self.values).sum(axis=(1, 2)), known.sum(axis=(1, 2)), SHARE
         )
         return found
 

@@ -9,16 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import (
-    COSINE,
-    SHARE,
-    SIZE,
-    Estimate,
-    jackknife,
-    jackknife_of_sums,
-    ratio_estimate,
-    sd_of_sums,
-)
+from ..stats import CORRELATION, SHARE, SIZE, Estimate
+from ..stats.estimate import sd_of_sums
 from .results import FloatArray, MappingResult
 
 __all__ = ["TransitionStatistics", "stays_within", "transition_statistics"]
@@ -84,34 +76,21 @@ def _mean(values: npt.NDArray[Any]) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def _alignment(directions: FloatArray, valid: np.ndarray) -> float:
-    """Mean over steps of the mean cosine between the directions of two different sequences.
+def _alignment(sums: FloatArray) -> FloatArray:
+    """Return the mean over time steps of the mean cosine between two different sequences.
 
     Args:
-        directions: ``(B, T, H)``, of length 1, or 0 where not ``valid``.
-        valid: ``(B, T)``.
+        sums: ``(N, T, H + 1)``, sums over sequences of the directions, of length 1 or 0, and the
+            number of sequences that move.
     """
-    count = valid.sum(axis=0)
-    resultant = np.linalg.norm(directions.sum(axis=0), axis=-1)
+    count = sums[..., -1]
+    # ||sum u||^2 = n + sum over pairs of cosines, so this is the mean over pairs: unbiased, which
+    # the resultant length itself is not (it is near 1/sqrt(n) for unrelated directions).
+    square = np.einsum("nth,nth->nt", sums[..., :-1], sums[..., :-1])
+    pairs = count * (count - 1)
     enough = count >= 2
-    # ||sum u||^2 = N + sum over pairs of cosines, so this is the mean over pairs: unbiased, which
-    # the resultant length itself is not (it is near 1/sqrt(N) for unrelated directions).
-    n = count[enough].astype(np.float64)
-    return _mean((resultant[enough] ** 2 - n) / (n * (n - 1)))
-
-
-def _alignment_estimate(directions: FloatArray, valid: np.ndarray, value: float) -> Estimate:
-    """Of :func:`_alignment`, by leaving out each sequence."""
-    resultant = directions.sum(axis=0)
-    along = np.einsum("bth,th->bt", directions, resultant)
-    square = (resultant**2).sum(axis=-1) - 2 * along + valid
-    count = (valid.sum(axis=0) - valid).astype(np.float64)
-    enough = count >= 2
-    cosines = (square - count) / np.where(enough, count * (count - 1), 1.0)
-    steps = enough.sum(axis=1)
-    total = np.where(enough, cosines, 0.0).sum(axis=1)
-    left_out = np.divide(total, steps, out=np.full(len(total), np.nan), where=steps > 0)
-    return jackknife(value, left_out, within=COSINE)
+    cosines = np.where(enough, square - count, 0.0) / np.where(enough, pairs, 1.0)
+    return np.asarray(cosines.sum(axis=1) / enough.sum(axis=1))
 
 
 def stays_within(states: FloatArray, mask: np.ndarray | None, bound: float) -> bool:
@@ -197,40 +176,35 @@ def transition_statistics(
     spread = float(np.linalg.norm(unit_sd))
     all_valid = norm[valid]
     magnitude_mean = _mean(all_valid)
-    alignment = _alignment(directions, moving)
+    alignment = Estimate.of_sums(
+        _alignment, np.concatenate([directions, moving[..., None]], axis=2), CORRELATION
+    )
     # Around the mean, so that squares don't cancel.
     centred = np.where(valid, norm - magnitude_mean, 0.0)
     estimates = {
-        "magnitude_mean": ratio_estimate(total, count, within=SIZE, ratio=True),
-        "magnitude_std": jackknife_of_sums(
+        "magnitude_mean": Estimate.ratio(total, count, SIZE),
+        "magnitude_std": Estimate.of_sums(
             sd_of_sums,
             np.stack([count, centred.sum(axis=1), (centred**2).sum(axis=1)], axis=1),
-            within=SIZE,
-            ratio=True,
+            SIZE,
         ),
-        "direction_consistency": _alignment_estimate(directions, moving, alignment),
-        "direction_persistence": ratio_estimate(
-            turns.sum(axis=1), pairs.sum(axis=1), within=COSINE
-        ),
-        "speed_mean": ratio_estimate(
-            np.where(valid, norm / dt, 0.0).sum(axis=1), count, within=SIZE, ratio=True
-        ),
+        "direction_consistency": alignment,
+        "direction_persistence": Estimate.ratio(turns.sum(axis=1), pairs.sum(axis=1), CORRELATION),
+        "speed_mean": Estimate.ratio(np.where(valid, norm / dt, 0.0).sum(axis=1), count, SIZE),
     }
     saturation = float("nan")
     if bound is not None:
         stuck = np.zeros(use.shape, np.intp)
         if largest > SATURATED * bound:
             stuck = (np.abs(h) > SATURATED * bound).sum(axis=2) * use
-        estimates["saturation"] = ratio_estimate(
-            stuck.sum(axis=1), width * use.sum(axis=1), within=SHARE
-        )
+        estimates["saturation"] = Estimate.ratio(stuck.sum(axis=1), width * use.sum(axis=1), SHARE)
         saturation = estimates["saturation"].value
     return TransitionStatistics(
         magnitude_mean=magnitude_mean,
         magnitude_std=float(all_valid.std()) if all_valid.size else float("nan"),
         magnitude_std_within=float(np.sqrt(_mean(var_b))),
         magnitude_std_between=float(mean_b.std()) if mean_b.size else float("nan"),
-        direction_consistency=alignment,
+        direction_consistency=alignment.value,
         direction_persistence=_mean(turns[pairs]),
         speed_mean=_mean(speeds[valid]),
         speed_max=float(speeds[valid].max()) if all_valid.size else float("nan"),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .estimates import SHARE, SIZE, Estimate, ratio_estimate
+from ..stats import SHARE, SIZE, Estimate
 from .results import FloatArray, MappingResult
 from .time_constants import LTCParameters, ltc_pieces, ltc_sub_steps
 
@@ -221,12 +221,10 @@ def group_share_estimates(
     found: dict[tuple[str, str], Estimate] = {}
     for target in groups:
         leak = flow.leak_sums[:, target.columns].mean(axis=1)
-        found[LEAK, target.name] = ratio_estimate(leak, flow.steps, within=SHARE)
+        found[LEAK, target.name] = Estimate.ratio(leak, flow.steps, SHARE)
         into = flow.share_sums[:, :, target.columns].mean(axis=2)
         for name, rows in sources:
-            found[name, target.name] = ratio_estimate(
-                into[:, rows].sum(axis=1), flow.steps, within=SHARE
-            )
+            found[name, target.name] = Estimate.ratio(into[:, rows].sum(axis=1), flow.steps, SHARE)
     return found
 
 
@@ -286,11 +284,10 @@ def group_activity(
 
 def _over(sequence: npt.NDArray[np.intp], values: FloatArray, sequences: int) -> Estimate:
     """Mean of ``(N,)`` values, of which it is known from which sequence they are."""
-    return ratio_estimate(
+    return Estimate.ratio(
         np.bincount(sequence, weights=values, minlength=sequences),
         np.bincount(sequence, minlength=sequences),
-        within=SIZE,
-        ratio=True,
+        SIZE,
     )
 
 
@@ -311,7 +308,7 @@ def group_attribution(
     whole = sum(parts.values(), np.zeros(len(size)))
     if not whole.sum() > 0:
         return {}, len(size)
-    shares = {name: ratio_estimate(part, whole, within=SHARE) for name, part in parts.items()}
+    shares = {name: Estimate.ratio(part, whole, SHARE) for name, part in parts.items()}
     return shares, len(size)
 
 

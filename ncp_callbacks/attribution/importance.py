@@ -9,16 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.estimates import (
-    SHARE,
-    SIZE,
-    Estimate,
-    jackknife_of_sums,
-    mean_estimate,
-    ratio_estimate,
-)
 from ..analysis.results import ArrayResult, FloatArray, compact
-from ..analysis.uncertainty import mean_interval, share_interval, split_half
+from ..stats import SHARE, SIZE, Estimate, ci_array
+from ..stats.reliability import split_half
 from .base import Attribution
 from .gradients import InputXGradient
 
@@ -54,11 +47,11 @@ class TemporalImportance(ArrayResult):
         lag_by_sequence: ``(S, 2)``, sum of each sequence's strengths, and of strength times lag.
         time_delta_by_sequence: ``(S,)``, strength of elapsed time in each; None where nothing is
             attributed to it.
-        share_interval: ``(2, F)``, 95 % CI of ``feature_share`` over sequences.
-        strength_interval: ``(2,)``, 95 % CI of ``importance.sum()`` over sequences.
+        share_ci: ``(2, F)``, 95 % CI of ``feature_share`` over sequences.
+        strength_ci: ``(2,)``, 95 % CI of ``importance.sum()`` over sequences.
         reliability: Split-half reliability over sequences of the map ``importance``: 1 another
             batch would show the same map, 0 the map is noise; see
-            :func:`~ncp_callbacks.analysis.uncertainty.split_half`.
+            :func:`~ncp_callbacks.stats.reliability.split_half`.
         time_delta_importance: ``(T,)``, mean over sequences of ``|A|`` of the time elapsed before
             each step; None where nothing is attributed to it.
         time_delta_signed: ``(T,)``, mean over sequences of that ``A``; None in the same case.
@@ -66,7 +59,7 @@ class TemporalImportance(ArrayResult):
             how much of the target is attributed to when rather than what. None where nothing is
             attributed to it, and for slopes, which are in different units; NaN when nothing
             matters.
-        time_delta_share_interval: ``(2,)``, its 95 % CI.
+        time_delta_share_ci: ``(2,)``, its 95 % CI.
         error: ``(S,)``, completeness error of each sequence, see
             :attr:`~ncp_callbacks.attribution.Attribution.error`; None where the method is not
             complete.
@@ -91,13 +84,13 @@ class TemporalImportance(ArrayResult):
     by_sequence: FloatArray
     lag_by_sequence: FloatArray
     time_delta_by_sequence: FloatArray | None
-    share_interval: FloatArray
-    strength_interval: FloatArray
+    share_ci: FloatArray
+    strength_ci: FloatArray
     reliability: float
     time_delta_importance: FloatArray | None
     time_delta_signed: FloatArray | None
     time_delta_share: float | None
-    time_delta_share_interval: FloatArray | None
+    time_delta_share_ci: FloatArray | None
     error: FloatArray | None
 
     @property
@@ -130,19 +123,19 @@ class TemporalImportance(ArrayResult):
         if not len(whole) or not whole.sum() > 0:
             return {}
         found = {
-            "strength": mean_estimate(whole, within=SIZE, ratio=True),
-            "mean_lag": ratio_estimate(
-                self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], within=SIZE
+            "strength": Estimate.mean(whole, SIZE),
+            "mean_lag": Estimate.ratio(
+                self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], SIZE
             ),
         }
         if len(self.feature_share) > 1:
-            found["entropy"] = jackknife_of_sums(_entropy, parts, within=SHARE)
+            found["entropy"] = Estimate.of_sums(_entropy, parts, SHARE)
         own = self.time_delta_by_sequence
         if own is not None and self.time_delta_share is not None:
-            found["time_share"] = ratio_estimate(own, own + whole, within=SHARE)
+            found["time_share"] = Estimate.ratio(own, own + whole, SHARE)
         for name in features:
             share = parts[:, self.feature_names.index(name)]
-            found[f"share/{name}"] = ratio_estimate(share, whole, within=SHARE)
+            found[f"share/{name}"] = Estimate.ratio(share, whole, SHARE)
         return found
 
 
@@ -151,6 +144,12 @@ def _entropy(strength: FloatArray) -> FloatArray:
     p = strength / strength.sum(axis=-1, keepdims=True)
     terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.asarray(-terms.sum(axis=-1) / np.log(strength.shape[-1]))
+
+
+def _share_cis(parts: FloatArray) -> FloatArray:
+    """Return ``(2, F)`` CIs of the shares of ``(S, F)`` parts in their total."""
+    whole = parts.sum(axis=1)
+    return ci_array([Estimate.ratio(part, whole, SHARE) for part in parts.T]).astype(np.float32)
 
 
 def _shares(strength: FloatArray) -> FloatArray:
@@ -251,8 +250,8 @@ def summarize(
         feature_names=feature_names or tuple(f"feature {i}" for i in range(features)),
         by_sequence=compact(by_sequence),
         lag_by_sequence=np.stack([weight.sum(axis=1), (weight * lag).sum(axis=1)], axis=1),
-        share_interval=share_interval(by_sequence).astype(np.float32),
-        strength_interval=compact(mean_interval(by_sequence.sum(axis=1))),
+        share_ci=_share_cis(by_sequence),
+        strength_ci=compact(ci_array([Estimate.mean(by_sequence.sum(axis=1), SIZE)])[:, 0]),
         reliability=split_half(strength, kept_real),
         **_of_time(
             None if by_time is None else by_time[finite],
@@ -273,7 +272,7 @@ def _of_time(
 ) -> dict[str, Any]:
     """Return the fields about elapsed time, from its attributions ``(S, T)``."""
     if values is None:
-        names = ("importance", "signed", "share", "share_interval", "by_sequence")
+        names = ("importance", "signed", "share", "share_ci", "by_sequence")
         return dict.fromkeys(f"time_delta_{name}" for name in names)
     importance = np.abs(values).sum(axis=0) / count
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
@@ -285,11 +284,11 @@ def _of_time(
         share, bounds = None, None
     else:
         share = float(own.sum()) / total if total > 0 else float("nan")
-        bounds = share_interval(both)[:, 0].astype(np.float32)
+        bounds = _share_cis(both)[:, 0]
     return {
         "time_delta_importance": compact(importance),
         "time_delta_signed": compact(values.sum(axis=0) / count),
         "time_delta_share": share,
         "time_delta_by_sequence": own,
-        "time_delta_share_interval": bounds,
+        "time_delta_share_ci": bounds,
     }

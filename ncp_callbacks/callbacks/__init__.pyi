@@ -1,6 +1,6 @@
+from ..callback import Callback as Callback
 from .attribution import GradientAttribution as GradientAttribution
 from .backbone import BackboneActivations as BackboneActivations
-from .base import Callback as Callback
 from .dynamics import Dynamics as Dynamics
 from .faithfulness import Faithfulness as Faithfulness
 from .interactions import FeatureInteractions as FeatureInteractions

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.estimates import SHARE, Estimate, ratio_estimate
-from ..analysis.uncertainty import FEW, cosine, order_correlation
 from ..attribution import (
     DEFAULT_METHOD,
     Attribution,
@@ -17,12 +15,23 @@ from ..attribution import (
     method_from,
 )
 from ..attribution.compute import Attributor, importance_of
+from ..callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    as_ci,
+    ci_caveat,
+    ci_suffix,
+    non_finite_count,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..observation import Observation
 from ..plots import plot_feature_importance
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, estimated, few, indicative, non_finite, over
-from .changes import Changes
+from ..stats import SHARE, Estimate
+from ..stats.reliability import cosine, order_correlation
 
 __all__ = ["GradientAttribution"]
 
@@ -129,12 +138,12 @@ class GradientAttribution(Callback):
             self.needs |= self._other.needs
         self._given = features
         self._shown: list[str] | None = None
-        self._limit = GrowingLimit()
+        self._limit = AxisLimit()
         # Means of the last look, with signs and of absolute values.
         self._previous: np.ndarray | None = None
         self._previous_size: np.ndarray | None = None
         self._charts: list[str] | None = None
-        self._changes = Changes()
+        self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
         previous, size = (
@@ -147,15 +156,15 @@ class GradientAttribution(Callback):
             "limit": self._limit.value,
             "previous": previous,
             "previous_size": size,
-            "changes": self._changes.state(),
+            "changes": self._changes.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._shown = None if state["shown"] is None else list(state["shown"])
         charts = state.get("charts")
         self._charts = None if charts is None else list(charts)
-        self._limit = GrowingLimit(float(state["limit"]))
-        self._changes.load(state.get("changes", {}))
+        self._limit = AxisLimit(float(state["limit"]))
+        self._changes.load_state_dict(state.get("changes", {}))
         self._previous, self._previous_size = (
             None if values is None else np.asarray(values)
             for values in (state["previous"], state.get("previous_size"))
@@ -172,8 +181,8 @@ class GradientAttribution(Callback):
             numbers = result.estimates(self._shown)
             yield from self._map(result, group, observation.step)
             yield from self._numbers(result, group, numbers)
-            yield from few(observation)
-            yield from self._changes.since(group, numbers, observation, "strength")
+            yield from small_batch_note(observation)
+            yield from self._changes.compare(group, numbers, observation, "strength")
             if not result.importance.any():
                 yield Note(
                     f"{group}: every attribution is exactly 0. Either the inputs are 0 or at their "
@@ -190,7 +199,7 @@ class GradientAttribution(Callback):
                     f"_ncp/{group}_time_delta",
                     np.stack([result.time_delta_importance, result.time_delta_signed]),
                 )
-        yield from non_finite(
+        yield from non_finite_count(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
 
@@ -202,8 +211,8 @@ class GradientAttribution(Callback):
             {"limit": self._limit.covering(float(np.abs(result.signed).max())), "step": step},
             f"{self._attributor.method.title} of the {result.target}, mean over held-out "
             "sequences: orange raises the target, purple lowers it. Bars: share of each feature in "
-            f"the mean absolute value, with whiskers that are its 95 % interval over sequences"
-            f"{indicative(result.sequences)}. Unit: {result.unit}.",
+            f"the mean absolute value, with whiskers that are its 95 % CI over sequences"
+            f"{ci_caveat(result.sequences)}. Unit: {result.unit}.",
         )
 
     def _numbers(
@@ -216,11 +225,11 @@ class GradientAttribution(Callback):
             f"{group}/strength",
             strength,
             f"Mean absolute {what}, summed over steps and features; in {result.unit}"
-            f"{over(result.sequences)}",
-            interval=bounds(result.strength_interval),
+            f"{ci_suffix(result.sequences)}",
+            ci=as_ci(result.strength_ci),
         )
         if strength > 0:
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/entropy",
                 result.entropy,
                 numbers.get("entropy"),
@@ -231,7 +240,7 @@ class GradientAttribution(Callback):
                 float((result.sign_agreement * weight).sum() / strength),
                 "1: inputs push the target the same way in all sequences; 0: pushes cancel",
             )
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/mean_lag",
                 result.mean_lag,
                 numbers.get("mean_lag"),
@@ -244,8 +253,8 @@ class GradientAttribution(Callback):
                 f"{group}/time_share",
                 share,
                 "Share of elapsed time in the attribution of inputs and elapsed time together: 0 "
-                f"only what was measured counts, 1 only when{over(result.sequences)}",
-                interval=bounds(result.time_delta_share_interval),
+                f"only what was measured counts, 1 only when{ci_suffix(result.sequences)}",
+                ci=as_ci(result.time_delta_share_ci),
             )
 
     def _checks(
@@ -255,7 +264,7 @@ class GradientAttribution(Callback):
         yield Scalar(
             f"{group}/sequences",
             result.sequences,
-            f"Held-out sequences that went in; intervals over fewer than {FEW} are indicative",
+            f"Held-out sequences that that were attributed{ci_caveat(result.sequences)}",
         )
         if np.isfinite(result.reliability):
             yield Scalar(
@@ -344,8 +353,8 @@ class GradientAttribution(Callback):
             yield Scalar(
                 f"{group}_share/{feature}",
                 share[feature],
-                f"Share of {feature} in {group}/strength{over(result.sequences)}",
-                interval=bounds(result.share_interval[:, names.index(feature)]),
+                f"Share of {feature} in {group}/strength{ci_suffix(result.sequences)}",
+                ci=as_ci(result.share_ci[:, names.index(feature)]),
                 chart=feature in self._charts,
             )
         if len(self._shown) < len(names):
@@ -353,10 +362,10 @@ class GradientAttribution(Callback):
             other = "other" if "other" not in self._shown else "other_features"
             parts, own = result.by_sequence, [names.index(f) for f in self._shown]
             whole = parts.sum(axis=1, dtype=np.float64)
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}_share/{other}",
                 max(0.0, rest),
-                ratio_estimate(whole - parts[:, own].sum(axis=1), whole, within=SHARE),
+                Estimate.ratio(whole - parts[:, own].sum(axis=1), whole, SHARE),
                 "Share of all features without a curve",
             )
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..analysis import ACTIVATIONS, BackboneReport, layer_statistics
-from ..analysis.estimates import Estimate
+from ..callback import AxisLimit, Callback, PairedChanges, scalar_with_ci, small_batch_note
 from ..instrument import NothingToObserve
 from ..observation import Activations, Need, Observation
 from ..plots import plot_unit_activity
 from ..records import Figure, Histogram, Note, Record
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, estimated, few
-from .changes import Changes
+from ..stats import Estimate
 
 __all__ = ["BackboneActivations", "backbone"]
 
@@ -47,7 +46,7 @@ class BackboneActivations(Callback):
 
     Layers are called ``layer0``, ``layer1``, … in the order of the forward pass; the guide says
     which modules they are. At most 8 are logged. Mean, SD, sparsity and ``treves_rolls`` come with
-    95 % intervals over sequences; of fewer than 16 sequences they are indicative.
+    95 % CIs over sequences; of fewer than 16 sequences they are unreliable.
 
     Args:
         every, name, max_sequences: See :class:`Callback`.
@@ -66,19 +65,19 @@ class BackboneActivations(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         # Below and above 0, by layer: many activations have one side only.
-        self._limits: dict[str, tuple[GrowingLimit, GrowingLimit]] = {}
-        self._changes = Changes()
+        self._limits: dict[str, tuple[AxisLimit, AxisLimit]] = {}
+        self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
         limits = {layer: [side.value for side in pair] for layer, pair in self._limits.items()}
-        return {"limits": limits, "changes": self._changes.state()}
+        return {"limits": limits, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limits = {
-            layer: (GrowingLimit(float(below)), GrowingLimit(float(above)))
+            layer: (AxisLimit(float(below)), AxisLimit(float(above)))
             for layer, (below, above) in state["limits"].items()
         }
-        self._changes.load(state.get("changes", {}))
+        self._changes.load_state_dict(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         layers = observation.activations
@@ -99,7 +98,7 @@ class BackboneActivations(Callback):
                 "Share of held-out samples in which each unit is active, units sorted; shaded: "
                 "units with one value for all sequences and steps.",
             )
-        yield from few(observation)
+        yield from small_batch_note(observation)
         numbers: dict[str, Estimate] = {}
         for index, (stats, layer) in enumerate(zip(report, layers, strict=False)):
             short = f"{self.name}/layer{index}"
@@ -118,7 +117,7 @@ class BackboneActivations(Callback):
                     if number is not None:
                         numbers[f"layer{index}_{key}"] = number
                     chart = key == "sparsity" and index < self._CHARTS
-                    yield estimated(f"{short}_{key}", value, number, text, chart=chart)
+                    yield scalar_with_ci(f"{short}_{key}", value, number, text, chart=chart)
             if stats.samples:
                 yield from self._histogram(layer, f"{self.name}_hist/layer{index}", observation)
             if stats.activation == "unknown":
@@ -127,7 +126,7 @@ class BackboneActivations(Callback):
                     f"its sparsity counts values that are {ACTIVATIONS['unknown'].sparse_means}"
                 )
 
-        yield from self._changes.since(self.name, numbers, observation)
+        yield from self._changes.compare(self.name, numbers, observation)
 
     def _histogram(
         self, layer: Activations, tag: str, observation: Observation
@@ -138,7 +137,7 @@ class BackboneActivations(Callback):
         values = values[:: (values.size // self._MAX_VALUES) | 1]
         values = values[np.isfinite(values) & (values != 0)]
         if values.size:
-            below, above = self._limits.setdefault(layer.layer, (GrowingLimit(), GrowingLimit()))
+            below, above = self._limits.setdefault(layer.layer, (AxisLimit(), AxisLimit()))
             low, high = np.quantile(values, [0.005, 0.995])
             below.cover(float(-low))
             above.cover(float(high))

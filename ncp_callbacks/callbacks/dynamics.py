@@ -22,17 +22,24 @@ from ..analysis.dynamics import (
     state_drift,
     unit_correlations,
 )
-from ..analysis.estimates import Estimate, mean_estimate, quantile_estimates
 from ..analysis.jacobian_products import estimated_memory, leading_exponents, leading_gains
 from ..analysis.results import FloatArray
+from ..callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    non_finite_count,
+    per_cell_names,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
 from ..plots import plot_dynamics
 from ..plots.dynamics import needed_decades
 from ..records import Array, Figure, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, estimated, few, non_finite, short_names
-from .changes import Changes
+from ..stats import Estimate, quantile_estimates
 
 __all__ = ["Dynamics"]
 
@@ -150,17 +157,17 @@ class Dynamics(Callback):
         self._first: dict[str, FloatArray] = {}
         self._previous: dict[str, FloatArray] = {}
         self._memory: dict[str, FloatArray] = {}
-        self._speeds: dict[str, GrowingLimit] = {}
-        self._decades: dict[str, tuple[GrowingLimit, GrowingLimit]] = {}
+        self._speeds: dict[str, AxisLimit] = {}
+        self._decades: dict[str, tuple[AxisLimit, AxisLimit]] = {}
         self._without: set[str] = set()
-        self._changes = Changes()
+        self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "first": dict(self._first),
             "previous": dict(self._previous),
             "memory": dict(self._memory),
-            "changes": self._changes.state(),
+            "changes": self._changes.state_dict(),
             "speeds": {cell: limit.value for cell, limit in self._speeds.items()},
             "decades": {cell: [side.value for side in v] for cell, v in self._decades.items()},
         }
@@ -170,10 +177,10 @@ class Dynamics(Callback):
             {cell: np.asarray(values, np.float32) for cell, values in state[key].items()}
             for key in ("first", "previous", "memory")
         )
-        self._changes.load(state.get("changes", {}))
-        self._speeds = {cell: GrowingLimit(float(v)) for cell, v in state["speeds"].items()}
+        self._changes.load_state_dict(state.get("changes", {}))
+        self._speeds = {cell: AxisLimit(float(v)) for cell, v in state["speeds"].items()}
         self._decades = {
-            cell: (GrowingLimit(float(below)), GrowingLimit(float(above)))
+            cell: (AxisLimit(float(below)), AxisLimit(float(above)))
             for cell, (below, above) in state["decades"].items()
         }
 
@@ -183,8 +190,8 @@ class Dynamics(Callback):
             raise NothingToObserve(observation.no_cells)
         if observation.inputs.shape[1] < 2:
             raise NothingToObserve("the held-out sequences have one step: nothing moves")
-        yield from few(observation)
-        for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
+        yield from small_batch_note(observation)
+        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             yield from self._of(cell, self.name + short, observation)
 
     def _of(
@@ -208,7 +215,7 @@ class Dynamics(Callback):
                     memory, broken = seen
                     left_out += broken
             found += self._overview(cell.cell, group, observation, states, real, memory)
-        yield from non_finite(
+        yield from non_finite_count(
             group, left_out, "states and sequences of Jacobians", "of NaN or infinity"
         )
         yield from found
@@ -231,7 +238,7 @@ class Dynamics(Callback):
         what = f"Largest |dh_i| of a unit of {cell} per {per}"
         yield from _quantiles(f"{group}/unit_speed", speed, what, (0.1, 0.5, 0.9))
         if speed.size:
-            limit = self._speeds.setdefault(cell, GrowingLimit())
+            limit = self._speeds.setdefault(cell, AxisLimit())
             top = limit.covering(float(speed.max()))
             yield Histogram(
                 f"{group}/unit_speed", speed, np.linspace(0.0, top, self._BINS + 1), what
@@ -261,7 +268,7 @@ class Dynamics(Callback):
                 f"{group}/participation_ratio_corrected compares different sequences and needs at "
                 f"least 4; the held-out batch has {len(states)}, so it is NaN"
             )
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/participation_ratio_corrected",
             ratio,
             corrected_participation_estimate(states, ratio, mask),
@@ -295,7 +302,7 @@ class Dynamics(Callback):
         ):
             drift = state_drift(now, before, sequence)
             if not math.isnan(drift.cka):
-                yield estimated(
+                yield scalar_with_ci(
                     f"{group}/cka_{name}",
                     drift.cka,
                     drift.estimates.get("cka"),
@@ -303,7 +310,7 @@ class Dynamics(Callback):
                     "rotation, scale and offset, 0 unrelated",
                     chart=name == "first",
                 )
-                yield estimated(
+                yield scalar_with_ci(
                     f"{group}/procrustes_{name}",
                     drift.procrustes,
                     drift.estimates.get("procrustes"),
@@ -370,7 +377,7 @@ class Dynamics(Callback):
         found += self._grown(group, exponents, delta is not None, numbers)
         if memory.sequences:
             found += self._remembered(group, memory, delta is not None, numbers, directions)
-        found += self._changes.since(group, numbers, part, "lyapunov_1")
+        found += self._changes.compare(group, numbers, part, "lyapunov_1")
         return memory, memory.non_finite
 
     def _grown(
@@ -380,8 +387,8 @@ class Dynamics(Callback):
         per = "unit of time_delta" if timed else "step"
         for i, value in enumerate(known.mean(axis=0) if len(known) else ()):
             name = f"lyapunov_{i + 1}"
-            numbers[name] = mean_estimate(known[:, i])
-            yield estimated(
+            numbers[name] = Estimate.mean(known[:, i])
+            yield scalar_with_ci(
                 f"{group}/{name}",
                 float(value),
                 numbers[name],
@@ -405,13 +412,13 @@ class Dynamics(Callback):
             f"sequences; the length of the sequence where it doesn't{directions}"
         )
         steps, time = numbers.get("memory_steps"), numbers.get("memory_time")
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/memory_steps", memory.steps, steps, f"Steps {what}", chart=not timed
         )
         if timed:
             what = f"Time, in units of time_delta, {what}"
-            yield estimated(f"{group}/memory_time", memory.time, time, what, chart=True)
-        yield estimated(
+            yield scalar_with_ci(f"{group}/memory_time", memory.time, time, what, chart=True)
+        yield scalar_with_ci(
             f"{group}/memory_left",
             float(memory.curve[-1]),
             numbers.get("memory_left"),
@@ -440,7 +447,7 @@ class Dynamics(Callback):
         if memory is not None and memory.sequences:
             known = self._memory.get(cell)
             first = self._memory.setdefault(cell, memory.curve.astype(np.float32))
-            sides = self._decades.setdefault(cell, (GrowingLimit(), GrowingLimit()))
+            sides = self._decades.setdefault(cell, (AxisLimit(), AxisLimit()))
             for side, needed in zip(sides, needed_decades(memory.curve, first), strict=True):
                 side.cover(needed)
             options |= {
@@ -455,7 +462,7 @@ class Dynamics(Callback):
             options,
             f"Left, where the Jacobians are known: RMS share of a change of the state of {cell} "
             "that is left in the last state, against how many steps before it was; dashed: the "
-            f"first look; shaded: its 95 % interval over sequences, indicative of so few. "
+            f"first look; shaded: its 95 % CI over sequences, unreliable for so few. "
             f"Right: correlation of each unit's last state with the "
             f"{observation.target} over sequences, sorted; dotted: what chance gives.",
         )
@@ -492,7 +499,7 @@ def _quantiles(
     for place, value in enumerate(np.quantile(values, shares)):
         percent = round(100 * shares[place])
         name = "median" if shares[place] == 0.5 else f"{percent} % quantile"
-        yield estimated(
+        yield scalar_with_ci(
             f"{tag}_q{percent}",
             float(value),
             None if numbers is None else numbers[place],

@@ -8,17 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.estimates import rms_estimate
 from ..analysis.faithfulness import Deletion, deletion, max_sensitivity, noise_similarity
 from ..analysis.results import FloatArray
-from ..analysis.uncertainty import FEW, mean_interval
 from ..attribution import DEFAULT_METHOD, Attribution, AttributionMethod
 from ..attribution.compute import Attributor
+from ..callback import (
+    AxisLimit,
+    Callback,
+    ci_caveat,
+    non_finite_count,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..observation import Observation
 from ..plots.faithfulness import plot_faithfulness, rms_curves
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, estimated, few, non_finite, over
+from ..stats import CORRELATION, REAL, SIZE, Estimate, Scale
 
 __all__ = ["Faithfulness"]
 
@@ -143,13 +149,13 @@ class Faithfulness(Callback):
         if len({f"{100 * variance:g}" for variance in self._noise}) < len(self._noise):
             raise ValueError(f"noise={noise!r}: give each variance once")
         self._steps, self._orders, self._perturbations = steps, orders, perturbations
-        self._limit = GrowingLimit()
+        self._limit = AxisLimit()
 
     def state_dict(self) -> dict[str, Any]:
         return {"limit": self._limit.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = GrowingLimit(float(state["limit"]))
+        self._limit = AxisLimit(float(state["limit"]))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)
@@ -166,7 +172,7 @@ class Faithfulness(Callback):
             top=self._TOP,
         )
         group = self.name + observation.target_slug
-        yield from non_finite(
+        yield from non_finite_count(
             group,
             result.non_finite,
             "sequences",
@@ -175,13 +181,13 @@ class Faithfulness(Callback):
         yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences that went in")
         if not result.sequences:
             return
-        yield from few(observation)
+        yield from small_batch_note(observation)
         with np.errstate(invalid="ignore"):
             moved = np.square(result.decreasing[:, -1].astype(np.float64) * result.change)
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/change",
             result.change,
-            rms_estimate(moved) if result.change else None,
+            Estimate.rms(moved) if result.change else None,
             f"RMS over sequences of the change of the {observation.target} when all inputs are "
             f"removed, in its own units: the unit of {group}",
         )
@@ -244,6 +250,7 @@ class Faithfulness(Callback):
             f"{group}/cpd_advantage",
             advantage,
             "cpd minus cpd_random of the same sequences: above 0 the map knows more than chance",
+            REAL,
         )
         yield _mean(
             f"{group}/cpp",
@@ -251,7 +258,7 @@ class Faithfulness(Callback):
             f"{way} the {first} with the smallest attribution are removed, {unit}: low where the "
             "map knows what doesn't matter",
         )
-        low_high = mean_interval(advantage)
+        low_high = Estimate.mean(advantage).ci() or (math.nan, math.nan)
         if low_high[1] < 0:
             yield Note(
                 f"{group}: removing what the map calls important changes the {target} less than "
@@ -361,22 +368,21 @@ class Faithfulness(Callback):
                     "Structural similarity (SSIM) of a sequence's map with that of the inputs "
                     f"under Gaussian noise of {100 * variance:g} % of each feature's variance "
                     f"({math.sqrt(variance):.2g} SDs): 1 the same map, 0 an unrelated one",
+                    CORRELATION,
                 )
 
 
 def _shaded(sequences: int) -> str:
     if sequences < 2:
-        return "Of one sequence there is no interval."
-    few = f"; of fewer than {FEW} they are indicative" if sequences < FEW else ""
-    return f"Shaded blue and vermilion: 95 % intervals of these curves over sequences{few}."
+        return "One sequence has no CI."
+    return f"Shaded blue and vermilion: 95 % CIs of these curves{ci_caveat(sequences)}."
 
 
-def _mean(tag: str, values: FloatArray, description: str) -> Scalar:
-    name = tag.split("/")[-1]
-    return Scalar(
+def _mean(tag: str, values: FloatArray, description: str, scale: Scale = SIZE) -> Scalar:
+    return scalar_with_ci(
         tag,
         float(values.mean()),
-        description + over(len(values)),
-        interval=bounds(mean_interval(values)),
-        chart=name in _CHARTS,
+        Estimate.mean(values, scale),
+        description,
+        chart=tag.split("/")[-1] in _CHARTS,
     )

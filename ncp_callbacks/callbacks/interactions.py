@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.estimates import SHARE, SIZE, Estimate, jackknife_of_sums, ratio_estimate
 from ..analysis.interactions import (
     Archipelago,
     Indices,
@@ -17,12 +16,20 @@ from ..analysis.interactions import (
     interaction_method,
 )
 from ..attribution.compute import baseline_of, time_baseline_of
+from ..callback import (
+    AxisLimit,
+    Callback,
+    ci_suffix,
+    non_finite_count,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..instrument import NothingToObserve
 from ..observation import Observation
 from ..plots import plot_interactions
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, bounds, estimated, few, non_finite, over
+from ..stats import SHARE, SIZE, Estimate
 
 __all__ = ["FeatureInteractions"]
 
@@ -58,8 +65,8 @@ class FeatureInteractions(Callback):
     ======================================== ====== ==============================================
 
     With a target other than the prediction at the last step, ``interactions`` is followed by its
-    name, as in ``interactions_loss/matrix``. Shares, pairs and the rest come with 95 % intervals
-    over sequences, which of fewer than 16, as by default, are indicative. Everything is relative
+    name, as in ``interactions_loss/matrix``. Shares, pairs and the rest come with 95 % CIs
+    over sequences, which of fewer than 16, as by default, are unreliable. Everything is relative
     to the baseline: two features that are always at it have no part in anything.
 
     Args:
@@ -99,7 +106,7 @@ class FeatureInteractions(Callback):
         self._baseline, self._time_baseline = baseline, time_baseline
         self._own: list[str] | None = None
         self._pairs: list[tuple[str, str]] | None = None
-        self._limit, self._bars = GrowingLimit(), GrowingLimit()
+        self._limit, self._bars = AxisLimit(), AxisLimit()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -112,7 +119,7 @@ class FeatureInteractions(Callback):
         self._own = None if state["own"] is None else list(state["own"])
         pairs = state["pairs"]
         self._pairs = None if pairs is None else [(str(a), str(b)) for a, b in pairs]
-        self._limit, self._bars = (GrowingLimit(float(v)) for v in state["limits"])
+        self._limit, self._bars = (AxisLimit(float(v)) for v in state["limits"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         group = self.name + observation.target_slug
@@ -142,7 +149,7 @@ class FeatureInteractions(Callback):
             baseline=x0, time_baseline=dt0, groups=groups, names=names,
         )  # fmt: skip
         if result.sequences:
-            yield from few(observation)
+            yield from small_batch_note(observation)
             if not (result.main.any() or result.pairs.any()):
                 yield Note(
                     f"{group}: the {observation.target} is the same, up to rounding, with any of "
@@ -154,7 +161,7 @@ class FeatureInteractions(Callback):
             main = np.diag(result.main_strength)
             yield Array(f"_ncp/{group}_strength", result.strength + main)
             yield Array(f"_ncp/{group}_signed", result.signed + np.diag(result.main.mean(axis=0)))
-        yield from non_finite(
+        yield from non_finite_count(
             group, result.non_finite, "sequences", "their interactions had NaN or infinity"
         )
 
@@ -211,22 +218,22 @@ class FeatureInteractions(Callback):
                 f"{group}/share",
                 result.share,
                 "Share of pairs in the strength of pairs and of features alone: 0 each feature "
-                f"acts on the {observation.target} by itself{over(result.sequences)}",
-                interval=bounds(result.share_interval),
+                f"acts on the {observation.target} by itself{ci_suffix(result.sequences)}",
+                ci=result.share_ci,
             )
         total = result.strength.sum() / 2
         if with_time and total > 0:
             pairs = np.abs(result.pairs)
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/time_share",
                 float(result.strength[-1].sum() / total),
-                ratio_estimate(pairs[:, -1].sum(axis=1), pairs.sum(axis=(1, 2)) / 2, within=SHARE),
+                Estimate.ratio(pairs[:, -1].sum(axis=1), pairs.sum(axis=(1, 2)) / 2, SHARE),
                 "Share of pairs with the intervals in the strength of all pairs: features that "
                 "matter more, or less, when they are recent",
             )
         rest = np.sqrt(np.mean(result.rest**2))
         if not self._method.complete:
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/higher_order",
                 float(rest),
                 _in_rms_changes(result),
@@ -260,8 +267,8 @@ class FeatureInteractions(Callback):
                 f"{group}_pair/{first}_x_{second}",
                 float(result.strength[i, j]),
                 f"Mean absolute effect of {first} and {second} together on the {target}, beyond "
-                f"what each does alone; in units of the target{over(result.sequences)}",
-                interval=bounds(result.interval(i, j)),
+                f"what each does alone; in units of the target{ci_suffix(result.sequences)}",
+                ci=result.strength_ci(i, j),
                 chart=place < self._BANDS,
             )
 
@@ -271,6 +278,4 @@ def _in_rms_changes(result: Interactions) -> Estimate:
     change = np.square(result.change, dtype=np.float64)
     rest = result.rest.astype(np.float64) ** 2 * change.mean()
     parts = np.stack([rest, change], axis=1)
-    return jackknife_of_sums(
-        lambda sums: np.sqrt(sums[..., 0] / sums[..., 1]), parts, within=SIZE, ratio=True
-    )
+    return Estimate.of_sums(lambda sums: np.sqrt(sums[..., 0] / sums[..., 1]), parts, SIZE)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.estimates import SIZE, mean_estimate
 from ..analysis.output_time import OutputTime as OutputTimeResult
 from ..analysis.output_time import binned, output_steps, output_time
 from ..analysis.results import FloatArray
@@ -24,14 +23,21 @@ from ..attribution import (
     summarize,
 )
 from ..attribution.compute import baseline_of, time_baseline_of
+from ..callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    non_finite_count,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..instrument import NothingToObserve
 from ..observation import Observation
 from ..plots import plot_feature_importance, plot_output_time
 from ..plots.output_time import needed_share
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, estimated, few, non_finite
-from .changes import Changes
+from ..stats import SIZE, Estimate
 
 __all__ = ["OutputTime"]
 
@@ -86,8 +92,8 @@ class OutputTime(Callback):
 
     With another target than the prediction, ``output_time`` is followed by its name, as in
     ``output_time_loss/matrix``; where in the sequence the monitor takes its target doesn't matter
-    here. A prediction is the largest output of each step. Numbers come with 95 % intervals over
-    sequences, which of fewer than 16, as by default, are indicative.
+    here. A prediction is the largest output of each step. Numbers come with 95 % CIs over
+    sequences, which of fewer than 16, as by default, are unreliable.
 
     Args:
         steps: How many output steps, spread over the sequence.
@@ -118,16 +124,16 @@ class OutputTime(Callback):
             raise ValueError(f"steps={steps!r}: give a whole number of at least 2")
         self._steps, self._local = steps, _local_method(local)
         names = ("influence", "share", "lag", "time", "local")
-        self._limits = {name: GrowingLimit() for name in names}
-        self._changes = Changes()
+        self._limits = {name: AxisLimit() for name in names}
+        self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
         limits = {name: limit.value for name, limit in self._limits.items()}
-        return {"limits": limits, "changes": self._changes.state()}
+        return {"limits": limits, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {name: GrowingLimit(float(v)) for name, v in state["limits"].items()}
-        self._changes.load(state.get("changes", {}))
+        self._limits = {name: AxisLimit(float(v)) for name, v in state["limits"].items()}
+        self._changes.load_state_dict(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         named = observation.every_step
@@ -145,14 +151,14 @@ class OutputTime(Callback):
         group = self.name + slug
         result = self._over_time(observation, target)
         if result.sequences:
-            yield from few(observation)
+            yield from small_batch_note(observation)
             yield from self._numbers(result, group)
-            yield from self._changes.since(group, result.estimates, observation, "mean_lag")
+            yield from self._changes.compare(group, result.estimates, observation, "mean_lag")
             yield self._matrix(result, group, observation)
             yield from self._arrays(result, group)
             if self._local is not None:
                 yield from self._own_step(observation, group, target, self._local)
-        yield from non_finite(
+        yield from non_finite_count(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
 
@@ -182,7 +188,7 @@ class OutputTime(Callback):
         strength = float(np.nansum(result.influence, axis=0).mean())
         yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences that went in")
         numbers = result.estimates
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/strength",
             strength,
             numbers["strength"],
@@ -194,7 +200,7 @@ class OutputTime(Callback):
             ("future_share_intervals", result.intervals_future_share, "intervals"),
         ):
             if value is not None and np.isfinite(value):
-                yield estimated(
+                yield scalar_with_ci(
                     f"{group}/{name}",
                     value,
                     numbers[name],
@@ -208,7 +214,7 @@ class OutputTime(Callback):
                         "to predict must not"
                     )
         if np.isfinite(result.own_share):
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/own_share",
                 result.own_share,
                 numbers["own_share"],
@@ -220,7 +226,7 @@ class OutputTime(Callback):
             ("mean_lag_time", result.lag_time, "units of time_delta"),
         ):
             if lag is not None and np.isfinite(lag):
-                yield estimated(
+                yield scalar_with_ci(
                     f"{group}/{name}",
                     lag,
                     numbers[name],
@@ -292,10 +298,10 @@ class OutputTime(Callback):
                 "its error",
             )
         there = observation.held_out.mask_array.any(0)
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/local_strength",
             float(result.importance.sum(axis=1)[there].mean()),
-            mean_estimate(result.by_sequence.sum(axis=1) / there.sum(), within=SIZE, ratio=True),
+            Estimate.mean(result.by_sequence.sum(axis=1) / there.sum(), SIZE),
             f"Mean absolute {method.label} of the {target} to the input of the same step, with the "
             "state before it held fixed, summed over features; in units of the target",
         )

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from ..analysis import Basis, checked_scales, state_space
 from ..analysis.results import FloatArray
+from ..callback import AxisLimit, Callback, non_finite_count
 from ..observation import Need, Observation
 from ..plots import plot_prediction
 from ..plots.predictions import Prediction
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, non_finite
 from .states import sequence_classes
 
 __all__ = ["SinglePredictions"]
@@ -85,7 +85,7 @@ class SinglePredictions(Callback):
             )
         self._scales = checked_scales(scales)
         self._basis: Basis | None = None
-        self._limits = {name: GrowingLimit() for name in ("attribution", "state", "change")}
+        self._limits = {name: AxisLimit() for name in ("attribution", "state", "change")}
 
     def state_dict(self) -> dict[str, Any]:
         basis = self._basis
@@ -97,7 +97,7 @@ class SinglePredictions(Callback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {name: GrowingLimit(float(v)) for name, v in state["limits"].items()}
+        self._limits = {name: AxisLimit(float(v)) for name, v in state["limits"].items()}
         basis = state["basis"]
         self._basis = (
             None
@@ -135,7 +135,7 @@ class SinglePredictions(Callback):
         for prediction in shown:
             row = rows[self._samples.index(prediction.sample)]
             yield from self._records(prediction, group, observation, row)
-        yield from non_finite(
+        yield from non_finite_count(
             group,
             len(self._samples) - len(shown),
             "sequences",

@@ -10,18 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from ..analysis import state_space, time_sensitivity
-from ..analysis.estimates import SIZE, Estimate, jackknife_of_sums, sd_of_sums
 from ..analysis.results import FloatArray
 from ..analysis.sanity import ALIKE, Cascade, Measures, map_similarity
 from ..analysis.transitions import transition_statistics
-from ..analysis.uncertainty import mean_interval
 from ..attribution import DEFAULT_METHOD, Attribution, AttributionMethod, summarize
 from ..attribution.compute import Attributor
+from ..callback import (
+    Callback,
+    ci_caveat,
+    non_finite_count,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..observation import Need, Observation
 from ..plots.sanity import plot_sanity, plot_sanity_measures
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, bounds, estimated, few, indicative, non_finite, over
+from ..stats import CORRELATION, SIZE, Estimate
+from ..stats.estimate import sd_of_sums
 
 __all__ = ["SanityCheck"]
 
@@ -153,7 +159,7 @@ class SanityCheck(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         result = self._cascade(observation)
         group = self.name + observation.target_slug
-        yield from non_finite(
+        yield from non_finite_count(
             group, result.non_finite, "sequences", "a map, at some stage, had NaN or infinity"
         )
         compared = int(np.isfinite(result.rank_correlation[-1]).sum())
@@ -165,7 +171,7 @@ class SanityCheck(Callback):
                 "Difference between a sequence's attributions, summed, and the change of its "
                 "target from the baseline; 99th percentile over sequences, in RMS changes",
             )
-        yield from few(observation)
+        yield from small_batch_note(observation)
         yield from self._likeness(result, group, observation)
         yield from self._measures(result, group, observation.target)
         yield Figure(
@@ -180,8 +186,8 @@ class SanityCheck(Callback):
             },
             f"Left: likeness of {self._attributor.method.label} of the {observation.target} "
             "to that of the trained model, while parameters are randomised from the output towards "
-            "the input, mean over sequences; it must fall. Whiskers: 95 % interval"
-            f"{indicative(compared)}. Stages: {_listed(result.stages)}. "
+            "the input, mean over sequences; it must fall. Whiskers: 95 % CI"
+            f"{ci_caveat(compared)}. Stages: {_listed(result.stages)}. "
             "Right: the same measures of both models. Dashed: the randomised one, as the baseline; "
             "dash-dotted: the first look.",
         )
@@ -232,16 +238,16 @@ class SanityCheck(Callback):
             for values in (result.rank_correlation, result.cosine)
         )
         if ranks.size:
-            interval = mean_interval(ranks)
-            yield Scalar(
+            mean = Estimate.mean(ranks, CORRELATION)
+            yield scalar_with_ci(
                 f"{group}/rank_correlation",
                 float(ranks.mean()),
+                mean,
                 "Rank correlation of a sequence's absolute map with that of the randomised model, "
-                "mean over sequences: 1 the map doesn't depend on what was learnt"
-                f"{over(ranks.size)}",
-                interval=bounds(interval),
+                "mean over sequences: 1 the map doesn't depend on what was learnt",
+                chart=True,
             )
-            lowest = float(interval[0]) if ranks.size > 1 else float(ranks.mean())
+            lowest, _ = mean.ci() or (float(ranks.mean()), 1.0)
             if self._first is not None and not self._warned and lowest > ALIKE:
                 self._warned = True
                 yield Note(
@@ -251,12 +257,13 @@ class SanityCheck(Callback):
                     f"learnt. Look at {group}/rank_correlation, and try another method="
                 )
         if cosines.size:
-            yield Scalar(
+            yield scalar_with_ci(
                 f"{group}/cosine",
                 float(cosines.mean()),
+                Estimate.mean(cosines, CORRELATION),
                 "Cosine of a sequence's map with that of the randomised model, mean over "
-                f"sequences: 1 the same up to a factor, 0 unrelated{over(cosines.size)}",
-                interval=bounds(mean_interval(cosines)),
+                "sequences: 1 the same up to a factor, 0 unrelated",
+                chart=True,
             )
 
     def _measures(self, result: Cascade, group: str, target: str) -> Iterator[Record]:
@@ -266,9 +273,9 @@ class SanityCheck(Callback):
             description = what.format(method=method, target=target)
             if np.isfinite(own):
                 known = result.estimates[0].get(name)
-                yield estimated(f"{group}/{name}", own, known, description)
+                yield scalar_with_ci(f"{group}/{name}", own, known, description)
             if np.isfinite(other):
-                yield estimated(
+                yield scalar_with_ci(
                     f"{group}/{name}_random",
                     other,
                     result.estimates[1].get(name),
@@ -313,7 +320,7 @@ def _measured(seen: Observation, found: Attribution) -> tuple[Measures, dict[str
     if time.sequences:
         y = time.by_sequence[0] - time.target_mean
         parts = np.stack([np.ones(len(y)), y, y**2], axis=1)
-        numbers["target_sd"] = jackknife_of_sums(sd_of_sums, parts, within=SIZE, ratio=True)
+        numbers["target_sd"] = Estimate.of_sums(sd_of_sums, parts, SIZE)
         of_time = time.estimates()
         if "elasticity_rms" in of_time:
             numbers["elasticity"] = of_time["elasticity_rms"]

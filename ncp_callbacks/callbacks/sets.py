@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from ..attribution import IntegratedGradients
+from ..callback import Callback
 from .attribution import GradientAttribution
 from .backbone import BackboneActivations
-from .base import Callback
 from .states import StateSpace
 from .time import TimeSensitivity
 from .transitions import StateTransitions

@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from ..analysis import Basis, state_space
 from ..analysis.results import FloatArray
-from ..analysis.samples import fingerprint, state_sample
+from ..callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    non_finite_count,
+    per_cell_names,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..held_out import HeldOutBatch, to_numpy
 from ..instrument import NothingToObserve
 from ..instrument.liquid import neuron_groups
@@ -20,8 +28,7 @@ from ..observation import Need, Observation, Trajectory
 from ..plots import plot_state_space
 from ..records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, estimated, few, non_finite, short_names
-from .changes import Changes
+from ..stats.state_samples import fingerprint, state_sample
 
 __all__ = ["StateSpace", "sequence_classes"]
 
@@ -68,8 +75,8 @@ class StateSpace(Callback):
     =================================== ======== ==================================================
 
     With several cells the name of a cell is added, as in ``hidden_encoder/pca``. Shares and the
-    participation ratio come with 95 % intervals over sequences; of fewer than 16 sequences they are
-    indicative. Few states that depend on each other make the participation ratio too small; its
+    participation ratio come with 95 % CIs over sequences; of fewer than 16 sequences they are
+    unreliable. Few states that depend on each other make the participation ratio too small; its
     interval is without that bias and may lie above it, which is how a reader sees the bias.
 
     From ``_ncp/hidden_sample``, ``ncp-callbacks compare`` says how alike the states of two runs
@@ -105,12 +112,12 @@ class StateSpace(Callback):
         self._kept: dict[str, npt.NDArray[np.intp] | None] = {}
         self._bases: dict[str, Basis] = {}
         self._refits: dict[str, int] = {}
-        self._limits: dict[str, GrowingLimit] = {}
-        self._changes = Changes()
+        self._limits: dict[str, AxisLimit] = {}
+        self._changes = PairedChanges()
 
     def finish(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
-        for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
+        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             shown = self._without_motor(cell, observation)
             points = _points(f"{self.name}{short}/states", shown, observation)
             if points is not None:
@@ -124,7 +131,7 @@ class StateSpace(Callback):
             },
             "refits": dict(self._refits),
             "limits": {cell: limit.value for cell, limit in self._limits.items()},
-            "changes": self._changes.state(),
+            "changes": self._changes.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -133,15 +140,15 @@ class StateSpace(Callback):
             for cell, b in state["bases"].items()
         }
         self._refits = {cell: int(n) for cell, n in state["refits"].items()}
-        self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
-        self._changes.load(state.get("changes", {}))
+        self._limits = {cell: AxisLimit(float(v)) for cell, v in state["limits"].items()}
+        self._changes.load_state_dict(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
             raise NothingToObserve(observation.no_cells)
         batch = _batch(observation)
-        for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
+        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             shown = self._without_motor(cell, observation)
             yield from self._of(shown, self.name + short, observation, batch)
 
@@ -164,10 +171,10 @@ class StateSpace(Callback):
             refit_below=self._refit_below,
             cell=cell.cell,
         )
-        yield from non_finite(group, result.non_finite, "states", "of NaN or infinity")
+        yield from non_finite_count(group, result.non_finite, "states", "of NaN or infinity")
         if not result.samples:
             return
-        limit = self._limits.setdefault(cell.cell, GrowingLimit())
+        limit = self._limits.setdefault(cell.cell, AxisLimit())
         self._refits.setdefault(cell.cell, 0)
         if result.refitted:
             self._bases[cell.cell] = result.basis
@@ -194,16 +201,16 @@ class StateSpace(Callback):
             "Colour: time since the sequence's start; end markers: class.",
         )
         numbers = result.estimates
-        yield from few(observation)
+        yield from small_batch_note(observation)
         # Along other axes shares are others, though nothing moved.
         compared = numbers
         if result.refitted:
             compared = {k: v for k, v in numbers.items() if k == "participation_ratio"}
-        yield from self._changes.since(
+        yield from self._changes.compare(
             group, compared, observation, "participation_ratio", "participation"
         )
         for axis, value in enumerate(result.axis_variance_ratio[:2], start=1):
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/pc{axis}_share",
                 float(value),
                 numbers.get(f"pc{axis}_share"),
@@ -211,7 +218,7 @@ class StateSpace(Callback):
                 chart=axis == 1,
             )
         if np.isfinite(result.participation_ratio):
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/participation_ratio",
                 result.participation_ratio,
                 numbers.get("participation_ratio"),
@@ -220,7 +227,7 @@ class StateSpace(Callback):
                 "it then",
                 chart=True,
             )
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/basis_captured",
             result.captured,
             numbers.get("basis_captured"),

@@ -10,16 +10,22 @@ import numpy as np
 
 from ..analysis import TimeSensitivity as TimeSensitivityResult
 from ..analysis import checked_scales, time_sensitivity
-from ..analysis.estimates import SIZE, mean_estimate
 from ..analysis.time import share_outside, solver_share
-from ..analysis.uncertainty import FEW
+from ..callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    ci_caveat,
+    non_finite_count,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation
 from ..plots import plot_time_sensitivity
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, estimated, few, non_finite
-from .changes import Changes
+from ..stats import SIZE, Estimate
 
 __all__ = ["TimeSensitivity", "sensitivity"]
 
@@ -54,8 +60,8 @@ class TimeSensitivity(Callback):
     ================================== ====== ====================================================
 
     With a target other than the prediction at the last step, ``time_delta`` is followed by its
-    name, as in ``time_delta_loss/curve``. Numbers come with 95 % intervals over sequences, as does
-    the curve; of fewer than 16 sequences they are indicative.
+    name, as in ``time_delta_loss/curve``. Numbers come with 95 % CIs over sequences, as does
+    the curve; of fewer than 16 sequences they are unreliable.
 
     ``loss_x<scale>`` says whether the model still works: it is what ``target="loss"`` would be, at
     the same steps, and left out where that is the target or the targets don't fit the outputs.
@@ -90,9 +96,9 @@ class TimeSensitivity(Callback):
         if len(self.scales) > 9:
             raise ValueError(f"scales={list(scales)}: at most 8 beside 1, each is a curve")
         self._solver_error = solver_error
-        self._limit = GrowingLimit()
+        self._limit = AxisLimit()
         self._first: TimeSensitivityResult | None = None
-        self._changes = Changes()
+        self._changes = PairedChanges()
 
     @property
     def _shown(self) -> str | None:
@@ -103,17 +109,17 @@ class TimeSensitivity(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         first = None if self._first is None else self._first.to_dict()
-        return {"limit": self._limit.value, "first": first, "changes": self._changes.state()}
+        return {"limit": self._limit.value, "first": first, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = GrowingLimit(float(state["limit"]))
-        self._changes.load(state.get("changes", {}))
+        self._limit = AxisLimit(float(state["limit"]))
+        self._changes.load_state_dict(state.get("changes", {}))
         first = state["first"]
         if first is not None:
             first = {k: np.asarray(v) if isinstance(v, list) else v for k, v in first.items()}
             # Looks of earlier versions had none.
             first.setdefault("by_sequence", np.empty((len(first["scales"]), 0)))
-            first.setdefault("interval", np.empty((2, 0)))
+            first.setdefault("ci", np.empty((2, 0)))
         self._first = None if first is None else TimeSensitivityResult(**first)
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
@@ -124,7 +130,7 @@ class TimeSensitivity(Callback):
             raise NothingToObserve(f"{missing}, so there is no time to scale")
         result = sensitivity(observation, self.scales)
         group = self.name + observation.target_slug
-        yield from non_finite(
+        yield from non_finite_count(
             group,
             result.non_finite,
             "sequences",
@@ -148,7 +154,7 @@ class TimeSensitivity(Callback):
             if known is None:
                 # A curve to compare with: of each sequence nothing is needed.
                 self._first = replace(
-                    result, by_sequence=result.by_sequence[:, :0], interval=result.interval[:, :0]
+                    result, by_sequence=result.by_sequence[:, :0], ci=result.ci[:, :0]
                 )
             yield Figure(
                 f"{group}/curve",
@@ -161,14 +167,14 @@ class TimeSensitivity(Callback):
                 },
                 f"Change of the {result.target} when all intervals are multiplied by a factor; "
                 "RMS over held-out sequences, in SDs of the target over sequences; whiskers are "
-                f"its 95 % interval{_indicative(result.sequences)}. Dashed: the first look.",
+                f"its 95 % CI{ci_caveat(result.sequences)}. Dashed: the first snapshot.",
             )
             numbers = result.estimates()
             shown = self._shown
             for scale, value in zip(result.scales, result.sensitivities, strict=True):
                 if scale != 1:
                     name = f"sensitivity_x{scale:g}"
-                    yield estimated(
+                    yield scalar_with_ci(
                         f"{group}/{name}",
                         float(value),
                         numbers[name],
@@ -178,7 +184,7 @@ class TimeSensitivity(Callback):
                     )
             if self._solver_error:
                 yield from self._solver(observation, group)
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/elasticity",
                 result.mean_elasticity,
                 numbers.get("elasticity"),
@@ -186,14 +192,14 @@ class TimeSensitivity(Callback):
                 "in SDs of the target. Its sign says which way longer intervals move it",
                 chart=True,
             )
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/elasticity_rms",
                 result.relative_elasticity,
                 numbers.get("elasticity_rms"),
                 "Root mean square over sequences of the same slope",
             )
-            yield from few(observation)
-            yield from self._changes.since(group, numbers, observation, shown, "sensitivity")
+            yield from small_batch_note(observation)
+            yield from self._changes.compare(group, numbers, observation, shown, "sensitivity")
         yield from self._losses(observation, group)
         assert observation.time_delta is not None
         for scale in self.scales:
@@ -220,8 +226,8 @@ class TimeSensitivity(Callback):
         if not finite.any():
             return
         for scale in self.scales:
-            known = mean_estimate(losses[scale][finite], within=SIZE)
-            yield estimated(
+            known = Estimate.mean(losses[scale][finite], SIZE)
+            yield scalar_with_ci(
                 f"{group}/loss_x{scale:g}",
                 known.value,
                 known,
@@ -249,14 +255,10 @@ class TimeSensitivity(Callback):
                 )
 
 
-def _indicative(sequences: int) -> str:
-    return f" (indicative, of fewer than {FEW} sequences)" if sequences < FEW else ""
-
-
 def _needed(result: TimeSensitivityResult) -> float:
     """How far the axis goes: whiskers are cut where they go far beyond the curve."""
     largest = float(np.abs(result.sensitivities).max())
-    highest = float(np.nan_to_num(result.interval[1]).max(initial=0.0))
+    highest = float(np.nan_to_num(result.ci[1]).max(initial=0.0))
     return min(max(largest, highest), 1.5 * largest)
 
 

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.estimates import SHARE, Estimate, quantile_estimates, ratio_estimate, rms_estimate
 from ..analysis.results import FloatArray
-from ..analysis.samples import spread_units
 from ..analysis.time_constants import (
     KINDS,
     SHARES,
@@ -25,6 +23,15 @@ from ..analysis.time_constants import (
     system_time_constants,
     time_constant_bounds,
     unit_time_constants,
+)
+from ..callback import (
+    Callback,
+    PairedChanges,
+    for_each_supported_cell,
+    non_finite_count,
+    per_cell_names,
+    scalar_with_ci,
+    small_batch_note,
 )
 from ..instrument import NothingToObserve
 from ..instrument.liquid import (
@@ -42,8 +49,8 @@ from ..plots import plot_time_constants, plot_time_constants_over_time
 from ..plots.time_constants import needed_decades, needed_limits
 from ..records import Array, Figure, Histogram, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import Callback, estimated, few, non_finite, short_names, whatever_can_be_had
-from .changes import Changes
+from ..stats import SHARE, Estimate, Scale, quantile_estimates
+from ..stats.state_samples import spread_units
 
 __all__ = ["TimeConstants"]
 
@@ -155,19 +162,19 @@ class TimeConstants(Callback):
         self._first: dict[str, FloatArray] = {}
         self._decades: dict[str, tuple[int, int]] = {}
         self._limits: dict[str, tuple[float, float]] = {}
-        self._changes = Changes()
+        self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "first": dict(self._first),
-            "changes": self._changes.state(),
+            "changes": self._changes.state_dict(),
             "decades": {cell: list(ends) for cell, ends in self._decades.items()},
             "limits": {cell: list(ends) for cell, ends in self._limits.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._first = {cell: np.asarray(v, np.float32) for cell, v in state["first"].items()}
-        self._changes.load(state.get("changes", {}))
+        self._changes.load_state_dict(state.get("changes", {}))
         self._decades = {
             cell: (int(low), int(high)) for cell, (low, high) in state["decades"].items()
         }
@@ -181,13 +188,13 @@ class TimeConstants(Callback):
         if not cells:
             raise NothingToObserve(observation.no_cells)
         part = observation.limited(self._sequences)
-        yield from few(observation)
-        shorts = short_names([c.cell for c in cells])
+        yield from small_batch_note(observation)
+        shorts = per_cell_names([c.cell for c in cells])
         of_each = {
             self.name + short: functools.partial(self._of, cell, self.name + short, part)
             for cell, short in zip(cells, shorts, strict=True)
         }
-        yield from whatever_can_be_had(of_each, self.name, "it has no time constants here")
+        yield from for_each_supported_cell(of_each, self.name, "it has no time constants here")
 
     def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
         replay = part.replay(cell.cell)
@@ -227,7 +234,7 @@ class TimeConstants(Callback):
             yield from _quantiles(look, effective, some)
             if effective.known:
                 look.numbers["endless"] = numbers["endless"]
-                yield estimated(
+                yield scalar_with_ci(
                     f"{group}/endless",
                     effective.endless,
                     numbers["endless"],
@@ -240,7 +247,7 @@ class TimeConstants(Callback):
         assert result is not None
         yield from self._pictured(look, result, part.step, shown)
         median = f"{result.kind}_q50"
-        yield from self._changes.since(group, look.numbers, part, median, "median")
+        yield from self._changes.compare(group, look.numbers, part, median, "median")
 
     def _effective(
         self, look: _Look, reading: Reading | None, units: npt.NDArray[np.intp]
@@ -267,13 +274,13 @@ class TimeConstants(Callback):
         self, look: _Look, result: UnitTimeConstants, step: int, some: str
     ) -> Iterator[Record | Note]:
         group = look.group
-        yield from non_finite(group, result.non_finite, "time constants", "they are NaN")
+        yield from non_finite_count(group, result.non_finite, "time constants", "they are NaN")
         median = result.unit_median
         shown = median[np.isfinite(median) & (median > 0)]
         if not result.known:
             return
         if not math.isnan(result.variation):
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/variation",
                 result.variation,
                 look.numbers.get("variation"),
@@ -355,11 +362,11 @@ class _Look:
     numbers: dict[str, Estimate] = field(default_factory=dict)
 
     def by_sequence(
-        self, name: str, parts: npt.NDArray[Any], use: BoolArray, within: tuple[float, float]
+        self, name: str, parts: npt.NDArray[Any], use: BoolArray, scale: Scale
     ) -> Estimate:
         """A mean over the cells in ``use`` of ``(S, T, H)``, kept as ``name``."""
         of = np.where(use, parts, 0.0).sum(axis=(1, 2))
-        self.numbers[name] = ratio_estimate(of, use.sum(axis=(1, 2)), within=within)
+        self.numbers[name] = Estimate.ratio(of, use.sum(axis=(1, 2)), scale)
         return self.numbers[name]
 
     @property
@@ -422,9 +429,9 @@ def _said_of(
         away = apart[use]
         if away.size:
             squares = np.where(use, np.where(use, apart, 0.0) ** 2, 0.0).sum(axis=(1, 2))
-            number = rms_estimate(squares, use.sum(axis=(1, 2)))
+            number = Estimate.rms(squares, use.sum(axis=(1, 2)))
             look.numbers["to_equilibrium"] = number
-            yield estimated(
+            yield scalar_with_ci(
                 f"{look.group}/to_equilibrium",
                 float(np.sqrt((away**2).mean())),
                 number,
@@ -464,7 +471,7 @@ def _gates(look: _Look, reading: GateReading) -> Iterator[Record | Note]:
     known = look.real[..., None] & np.isfinite(rate) & np.isfinite(offset)
     if not known.any():
         return
-    yield estimated(
+    yield scalar_with_ci(
         f"{look.group}/rate_positive",
         float((rate[known] > 0).mean()),
         look.by_sequence("rate_positive", rate > 0, known, SHARE),
@@ -502,7 +509,7 @@ def _open(
 ) -> Iterator[Record | Note]:
     use = look.real[..., None] & np.isfinite(openness)
     if use.any():
-        yield estimated(
+        yield scalar_with_ci(
             f"{look.group}/openness",
             float(openness[use].mean()),
             look.by_sequence("openness", openness, use, SHARE),
@@ -513,7 +520,7 @@ def _open(
     if use.any():
         (number,) = quantile_estimates(half[use], np.nonzero(use)[0], (0.5,))
         look.numbers["half_time"] = number
-        yield estimated(f"{look.group}/half_time", float(np.median(half[use])), number, when)
+        yield scalar_with_ci(f"{look.group}/half_time", float(np.median(half[use])), number, when)
 
 
 def _quantiles(look: _Look, result: UnitTimeConstants, some: str = "") -> Iterator[Record | Note]:
@@ -522,7 +529,7 @@ def _quantiles(look: _Look, result: UnitTimeConstants, some: str = "") -> Iterat
         percent = round(100 * share)
         name = "median" if share == 0.5 else f"{percent} % quantile"
         if math.isfinite(value):
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/{result.kind}_q{percent}",
                 float(value),
                 look.numbers.get(f"{result.kind}_q{percent}"),

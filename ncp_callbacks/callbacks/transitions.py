@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..analysis import TransitionStatistics, stays_within, transition_statistics
+from ..callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    non_finite_count,
+    per_cell_names,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..instrument import NothingToObserve
 from ..observation import Need, Observation, Trajectory
 from ..records import Array, Histogram, Note, Record
 from ..schedules import ScheduleLike
-from .base import Callback, GrowingLimit, estimated, few, non_finite, short_names
-from .changes import Changes
 
 __all__ = ["StateTransitions"]
 
@@ -61,8 +68,8 @@ class StateTransitions(Callback):
     ======================================= ========= =============================================
 
     With several cells the name of a cell is added, as in ``transitions_encoder/magnitude_mean``.
-    All but maxima and counts come with 95 % intervals over sequences; of fewer than 16 sequences
-    they are indicative.
+    All but maxima and counts come with 95 % CIs over sequences; of fewer than 16 sequences
+    they are unreliable.
 
     Args:
         every, name, max_sequences: See :class:`Callback`.
@@ -80,22 +87,22 @@ class StateTransitions(Callback):
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        self._limits: dict[str, GrowingLimit] = {}
+        self._limits: dict[str, AxisLimit] = {}
         self._unbounded: set[str] = set()
-        self._changes = Changes()
+        self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
         limits = {cell: limit.value for cell, limit in self._limits.items()}
         return {
             "limits": limits,
             "unbounded": sorted(self._unbounded),
-            "changes": self._changes.state(),
+            "changes": self._changes.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {cell: GrowingLimit(float(v)) for cell, v in state["limits"].items()}
+        self._limits = {cell: AxisLimit(float(v)) for cell, v in state["limits"].items()}
         self._unbounded = set(state["unbounded"])
-        self._changes.load(state.get("changes", {}))
+        self._changes.load_state_dict(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
@@ -103,7 +110,7 @@ class StateTransitions(Callback):
             raise NothingToObserve(observation.no_cells)
         if observation.inputs.shape[1] < 2:
             raise NothingToObserve("the held-out sequences have one step: nothing moves")
-        for cell, short in zip(cells, short_names([c.cell for c in cells]), strict=True):
+        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             yield from self._of(cell, self.name + short, observation)
 
     def _of(
@@ -119,13 +126,13 @@ class StateTransitions(Callback):
             cell=cell.cell,
         )
         yield from self._scalars(result, group)
-        yield from few(observation)
-        yield from self._changes.since(
+        yield from small_batch_note(observation)
+        yield from self._changes.compare(
             group, result.estimates, observation, "magnitude_mean", "magnitude"
         )
         lengths = result.magnitudes[np.isfinite(result.magnitudes)]
         if lengths.size:
-            limit = self._limits.setdefault(cell.cell, GrowingLimit())
+            limit = self._limits.setdefault(cell.cell, AxisLimit())
             top = limit.covering(float(np.quantile(lengths, 0.99)))
             yield Histogram(
                 f"{group}/magnitude",
@@ -136,12 +143,12 @@ class StateTransitions(Callback):
             yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max)
 
     def _scalars(self, result: TransitionStatistics, group: str) -> Iterable[Record | Note]:
-        yield from non_finite(group, result.non_finite, "transitions", "of NaN or infinity")
+        yield from non_finite_count(group, result.non_finite, "transitions", "of NaN or infinity")
         for name, description in _SCALARS.items() if result.transitions else ():
             value = float(result[name])
             if not math.isnan(value):
                 number = result.estimates.get(name)
-                yield estimated(
+                yield scalar_with_ci(
                     f"{group}/{name}", value, number, description, chart=name in _CHARTS
                 )
             elif name == "direction_consistency":

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.estimates import Estimate
 from ..analysis.results import FloatArray
-from ..analysis.uncertainty import FEW
 from ..analysis.wiring import (
     LEAK,
     SENSORY,
@@ -25,22 +23,24 @@ from ..analysis.wiring import (
     neuron_attribution,
     synaptic_flow,
 )
+from ..callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    ci_caveat,
+    for_each_supported_cell,
+    non_finite_count,
+    per_cell_names,
+    scalar_with_ci,
+    small_batch_note,
+)
 from ..instrument import NothingToObserve
 from ..instrument.liquid import LTCReading, neuron_groups, read_liquid
 from ..observation import Need, Observation, Trajectory
 from ..plots import plot_wiring
 from ..records import Array, Figure, Note, Record, Scalar
 from ..schedules import ScheduleLike
-from .base import (
-    Callback,
-    GrowingLimit,
-    estimated,
-    few,
-    non_finite,
-    short_names,
-    whatever_can_be_had,
-)
-from .changes import Changes
+from ..stats import Estimate
 
 __all__ = ["Wiring"]
 
@@ -92,8 +92,8 @@ class Wiring(Callback):
 
     Kinds are inter, command and motor, as the wiring calls them. With several cells the name of a
     cell is added, as in ``wiring_encoder/graph``. Neurons are numbered as in the cell's state: an
-    LTC has its motor neurons first, a wired CfC last. Shares, levels and speeds come with 95 %
-    intervals over sequences, which of fewer than 16, as by default, are indicative.
+    LTC has its motor neurons first, a wired CfC last. Shares, levels and speeds come with 95 % CIs
+    over sequences, which of fewer than 16, as by default, are unreliable.
 
     Attribution is of the target of the monitor, through what neurons hand on from one step to the
     next, and with zero as the baseline of a state: what a motor neuron puts out at the target's own
@@ -124,37 +124,37 @@ class Wiring(Callback):
             raise ValueError(f"sequences={sequences!r}: give a whole number of at least 1")
         self._sequences = sequences
         # By cell.
-        self._limits: dict[str, GrowingLimit] = {}
-        self._neuron_limits: dict[str, GrowingLimit] = {}
-        self._changes = Changes()
+        self._limits: dict[str, AxisLimit] = {}
+        self._neuron_limits: dict[str, AxisLimit] = {}
+        self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
         limits, neurons = (
             {cell: limit.value for cell, limit in each.items()}
             for each in (self._limits, self._neuron_limits)
         )
-        return {"limits": limits, "neuron_limits": neurons, "changes": self._changes.state()}
+        return {"limits": limits, "neuron_limits": neurons, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         # Earlier versions had none of neurons.
         self._limits, self._neuron_limits = (
-            {cell: GrowingLimit(float(v)) for cell, v in limits.items()}
+            {cell: AxisLimit(float(v)) for cell, v in limits.items()}
             for limits in (state["limits"], state.get("neuron_limits", {}))
         )
-        self._changes.load(state.get("changes", {}))
+        self._changes.load_state_dict(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
             raise NothingToObserve(observation.no_cells)
         part = observation.limited(self._sequences)
-        yield from few(observation)
-        shorts = short_names([c.cell for c in cells])
+        yield from small_batch_note(observation)
+        shorts = per_cell_names([c.cell for c in cells])
         of_each = {
             self.name + short: functools.partial(self._of, cell, self.name + short, part)
             for cell, short in zip(part.states, shorts, strict=True)
         }
-        yield from whatever_can_be_had(of_each, self.name, "nothing is logged of it here")
+        yield from for_each_supported_cell(of_each, self.name, "nothing is logged of it here")
 
     def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
         replay = part.replay(cell.cell)
@@ -186,7 +186,7 @@ class Wiring(Callback):
                 yield self._neurons(cell.cell, group, groups, attributed, part)
         yield from _activity(cell, group, groups, part, numbers)
         yield from _attribution(cell.cell, group, attributed, part, numbers)
-        yield from self._changes.since(group, numbers, part)
+        yield from self._changes.compare(group, numbers, part)
 
     def _synapses(
         self, look: _Look, reading: LTCReading, part: Observation
@@ -212,7 +212,7 @@ class Wiring(Callback):
                 SENSORY: "comes from the inputs",
             }.get(source, f"comes from {source} neurons")
             number = look.numbers[f"share_{source}_{target}"] = known[source, target]
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/share_{source}_{target}",
                 value,
                 number,
@@ -243,7 +243,7 @@ class Wiring(Callback):
     def _picture(
         self, look: _Look, flow: SynapticFlow, part: Observation
     ) -> Iterator[Record | Note]:
-        limit = self._limits.setdefault(look.cell, GrowingLimit())
+        limit = self._limits.setdefault(look.cell, AxisLimit())
         names = part.held_out.feature_names
         features = len(flow.share) - len(flow.leak_share)
         yield Figure(
@@ -288,11 +288,11 @@ class Wiring(Callback):
         """How dark neurons are drawn, in a picture."""
         if attributed.neurons is None:
             return {}
-        limit = self._neuron_limits.setdefault(cell, GrowingLimit())
+        limit = self._neuron_limits.setdefault(cell, AxisLimit())
         return {
             "attribution": attributed.neurons,
             "attribution_limit": min(1.0, limit.covering(float(attributed.neurons.max()))),
-            "attribution_intervals": attributed.intervals,
+            "attribution_cis": attributed.cis,
         }
 
 
@@ -316,7 +316,7 @@ def _activity(
     values, delta, mask = cell.values, part.time_delta, part.mask
     real = np.ones(values.shape[:2], bool) if mask is None else mask
     broken = int((real & ~np.isfinite(values).all(axis=2)).sum())
-    yield from non_finite(group, broken, "states", "of NaN or infinity")
+    yield from non_finite_count(group, broken, "states", "of NaN or infinity")
     if cell.reverse:
         values = values[:, ::-1]
         delta = None if delta is None else delta[:, ::-1]
@@ -325,7 +325,7 @@ def _activity(
     per = "step" if delta is None else "unit of time_delta"
     for name, seen in found.items():
         numbers[f"activity_{name}"] = seen.level_estimate
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/activity_{name}",
             seen.level,
             seen.level_estimate,
@@ -333,7 +333,7 @@ def _activity(
         )
         if not math.isnan(seen.speed):
             numbers[f"speed_{name}"] = seen.speed_estimate
-            yield estimated(
+            yield scalar_with_ci(
                 f"{group}/speed_{name}",
                 seen.speed,
                 seen.speed_estimate,
@@ -351,9 +351,9 @@ class _Attributed:
     lacking: str | None = None
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        found = {name: share.interval() for name, share in self.kinds.items()}
-        return {name: interval for name, interval in found.items() if interval is not None}
+    def cis(self) -> dict[str, tuple[float, float]]:
+        found = {name: share.ci() for name, share in self.kinds.items()}
+        return {name: ci for name, ci in found.items() if ci is not None}
 
     def told(self, target: str) -> str:
         """A sentence for the description of a picture."""
@@ -361,8 +361,7 @@ class _Attributed:
             return ""
         sure = ""
         if self.sequences > 1:
-            few = f", which of fewer than {FEW} is indicative" if self.sequences < FEW else ""
-            sure = f" with its 95 % interval over sequences{few}"
+            sure = f" with its 95 % CI over sequences{ci_caveat(self.sequences)}"
         return (
             f" The darker a neuron, the larger its share in the absolute state × gradient of the "
             f"{target}; at each kind stands the share of all its neurons{sure}."
@@ -391,7 +390,7 @@ def _attribution(
         yield Note(f"{group}: {found.lacking}; its attribution by kind of neuron is left out")
     for name, share in found.kinds.items():
         numbers[f"attribution_{name}"] = share
-        yield estimated(
+        yield scalar_with_ci(
             f"{group}/attribution_{name}{part.target_slug}",
             share.value,
             share,

@@ -104,7 +104,7 @@ def _memory(
         axes.plot(np.arange(len(before)), before, zorder=3, **line(GREY, 2.5, DASHED))
         ends.append(("first", GREY, float(before[-1])))
     if len(now):
-        ci = np.clip(_logarithm(memory.interval), -below, above)
+        ci = np.clip(_logarithm(memory.ci), -below, above)
         ci_band(axes, np.arange(len(now)), ci, BLUE, 0.16)
         axes.plot(np.arange(len(now)), now, zorder=4, **line(BLUE, 4))
         ends.append(("now", BLUE, float(now[-1])))

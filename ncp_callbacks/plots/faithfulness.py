@@ -77,7 +77,7 @@ def plot_faithfulness(
         axes.fill_between(shares, random.min(axis=0), random.max(axis=0), **fill(GREY, 0.25))
         axes.plot(shares, random.mean(axis=0), zorder=3, **line(GREY, 3))
     for i, color in ((1, VERMILION), (0, BLUE)):
-        ci_band(axes, shares, result.rms_intervals[:, i], color, 0.16)
+        ci_band(axes, shares, result.rms_ci[:, i], color, 0.16)
     axes.plot(shares, curves[1], zorder=4, **line(VERMILION, 3))
     marker = "o" if len(shares) <= MAX_MARKERS else ""
     axes.plot(shares, curves[0], zorder=5, **line(BLUE, 4, marker=marker))

@@ -107,7 +107,7 @@ def plot_feature_importance(
     )
     bars(beside, np.zeros(features), share, BAR, 0.7)
     if result is not None and not many:
-        whiskers(beside, np.arange(features), result.share_interval, horizontal=True)
+        whiskers(beside, np.arange(features), result.share_ci, horizontal=True)
     page.text(RIGHT, LABEL_Y, "share", ha="right")
     if share.any():
         carries = f" carries {share.max():.0%}"

@@ -137,7 +137,7 @@ def _cascade(page: Page, result: Cascade, first: Array | None) -> None:
     axes.axvline(ALIKE, zorder=1, **line(INK, 2, DOTTED))
     if first is not None and len(first) == len(rows):
         axes.plot(first, rows, zorder=3, **line(GREY, 2.5, FIRST))
-    whiskers(axes, rows, np.clip(np.asarray(result.interval), -1.0, 1.0), horizontal=True)
+    whiskers(axes, rows, np.clip(np.asarray(result.ci), -1.0, 1.0), horizontal=True)
     for values, color, width, z in ((curve[1], VERMILION, 2.5, 4), (curve[0], BLUE, 4, 5)):
         axes.plot(values, rows, zorder=z, **line(color, width, marker="o"))
 

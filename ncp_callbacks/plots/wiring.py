@@ -68,7 +68,7 @@ def plot_wiring(
     limit: float | None = None,
     attribution: npt.ArrayLike | None = None,
     attribution_limit: float | None = None,
-    attribution_intervals: Mapping[str, tuple[float, float]] | None = None,
+    attribution_cis: Mapping[str, tuple[float, float]] | None = None,
     step: int | None = None,
 ) -> None:
     """Draw the synapses of an LTC: who listens to whom, and is raised or lowered by it.
@@ -89,7 +89,7 @@ def plot_wiring(
         limit: The share that is drawn widest, or in full colour.
         attribution: ``(H,)``, share of each neuron in the attribution of the target.
         attribution_limit: The share that is drawn darkest.
-        attribution_intervals: For groups, the ends of the 95 % CI of the share of all neurons.
+        attribution_cis: For groups, the ends of the 95 % CI of the share of all neurons.
         step: Training step, for the title.
 
     Raises:
@@ -108,7 +108,7 @@ def plot_wiring(
                 f"attribution has shape {share.shape}: pass a share for each of the {units} neurons"
             )
         darkest = checked_limit(attribution_limit, share)
-        ink = _Ink(share, darkest, members, attribution_intervals or {})
+        ink = _Ink(share, darkest, members, attribution_cis or {})
     if flow is None:
         if ink is None:
             raise ValueError("there is nothing to draw: pass flow, attribution or both")

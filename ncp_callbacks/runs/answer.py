@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..stats.run_groups import smallest_p
 from .comparison import Change, Condition, Measure, RunInfo, ScalarRow, Side
 from .find import Group
 from .scalars import RECOMMENDED, VALIDATION
-from .statistics import smallest_p
 
 __all__ = ["answer", "time_share_tag"]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.samples import same_batch
+from ..stats.state_samples import same_batch
 from .comparison import Condition
 from .find import Group
 from .reader import Run

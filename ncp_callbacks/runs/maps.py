@@ -18,15 +18,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .comparison import Curve, Measure
-from .distances import (
+from ..stats.distances import (
     debiased_cka,
-    rank_correlation,
     shift,
     top_overlap,
     wasserstein,
     wasserstein_binned,
 )
+from ..stats.reliability import rank_correlation
+from .comparison import Curve, Measure
 from .find import Group
 from .fingerprint import HELD_OUT, read_fingerprint
 from .reader import Run

@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from ..stats import holm
+from ..stats.run_groups import MIN_RUNS, permutation_p, smallest_p, welch_ci, welch_t
 from .comparison import Change, ScalarRow, SideValue
 from .find import Group
 from .reader import Run, Scalars
-from .statistics import FEWEST, holm, permutation_p, smallest_p, welch_interval, welch_t
 
 __all__ = ["VALIDATION", "common_window", "compare_scalars", "scalar_row", "significance"]
 
@@ -124,8 +125,8 @@ def _change(a: SideValue, b: SideValue) -> Change:
             over_noise = math.inf if delta else 0.0
     percent = 100 * delta / abs(a.mean) if a.mean else None
     ci = p = None
-    if min(len(a.runs), len(b.runs)) >= FEWEST:
-        ci, p = welch_interval(a.runs, b.runs), permutation_p(a.runs, b.runs)
+    if min(len(a.runs), len(b.runs)) >= MIN_RUNS:
+        ci, p = welch_ci(a.runs, b.runs), permutation_p(a.runs, b.runs)
     return Change(delta, percent, over_noise, ci, p, None)
 
 
@@ -195,7 +196,7 @@ def _size(row: ScalarRow) -> float:
     a = row.values[0]
     for b, change in zip(row.values[1:], row.changes, strict=True):
         size = None if change is None else change.over_noise
-        if change is not None and min(len(a.runs), len(b.runs)) >= FEWEST:
+        if change is not None and min(len(a.runs), len(b.runs)) >= MIN_RUNS:
             t = welch_t(a.runs, b.runs)
             size = (math.inf if change.delta else 0.0) if t is None else abs(t)
         sizes.append(-1.0 if size is None or math.isnan(size) else size)
@@ -212,10 +213,10 @@ def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
         names = [repr(group.name) for group in groups if len(group.runs) == 1]
         several = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f"one run in {' and '.join(names[:3])}{several}: no significance, no CI"
-    if fewest < FEWEST:
+    if fewest < MIN_RUNS:
         return (
             "2 runs on a side: no CI and no p, since two runs tell next to nothing about a third; "
-            f"{FEWEST} runs on every side are needed, {RECOMMENDED} are recommended"
+            f"{MIN_RUNS} runs on every side are needed, {RECOMMENDED} are recommended"
         )
     tests = [
         sum(c is not None and c.p is not None for row in family for c in row.changes)

@@ -135,16 +135,16 @@ class Encoder:
         return [self._charts.layout()]
 
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
-        for number in (record.value, *(record.interval or ())):
+        for number in (record.value, *(record.ci or ())):
             self._report_if_infinite(record.tag, number)
         encoded = [Summary.Value(tag=tag, simple_value=float(record.value))]
-        if record.interval is not None:
-            points = [float(number) for number in (record.value, *record.interval)]
+        if record.ci is not None:
+            points = [float(number) for number in (record.value, *record.ci)]
             if all(map(math.isfinite, points)):
-                encoded += self._interval(tag, record, points)
+                encoded += self._ci(tag, record, points)
         return encoded
 
-    def _interval(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
+    def _ci(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
         """Return the tags of its chart where it has one, or else an array."""
         tags = None
         if record.chart:

@@ -1,8 +1,8 @@
-"""A few states that stand for all, and which batch they belong to: for comparing runs.
+"""A few states that stand for all, and the fingerprint of the batch that they belong to.
 
     sample = state_sample(states, mask)           # (N, K), at most 64 states
     mark = fingerprint(inputs, time_delta, mask)  # (2, 8)
-    same_batch(mark, other)                       # did both look at the same sequences?
+    same_batch(mark, other)                       # are both of the same sequences?
 
 Runs may be years and versions of numpy apart, and random numbers of ``numpy.random.Generator`` may
 change with these: nothing here draws from one.
@@ -15,7 +15,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .results import FloatArray
+from ._arrays import FloatArray
 
 __all__ = ["fingerprint", "same_batch", "sample_places", "spread_units", "state_sample"]
 
@@ -27,11 +27,11 @@ _TOLERANCE = 0.01
 
 
 def sample_places(real: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """``(N,)``, places in the flattened ``(B, T)`` mask: ``N`` real steps, 64 or all if fewer.
+    """Return ``(N,)`` places in the flattened ``(B, T)`` mask: 64 real time steps, or all if fewer.
 
-    One in each of 64 equal parts of all real steps, in order, at a point that differs from part to
-    part, so that long and short sequences, early and late steps are there. They depend on the mask
-    alone.
+    There is one place in each of 64 equal parts of all real time steps, at a point that differs
+    from part to part. So long and short sequences, early and late time steps are represented. The
+    places depend on the mask alone.
     """
     places = np.flatnonzero(real)
     count = min(_SAMPLES, len(places))
@@ -54,10 +54,10 @@ def spread_units(units: int, max_units: int) -> npt.NDArray[np.intp]:
 
 
 def state_sample(states: FloatArray, mask: npt.NDArray[np.bool_] | None = None) -> FloatArray:
-    """``(N, K)``, states at :func:`sample_places`, for measures that rotation doesn't change.
+    """Return ``(N, K)`` states at :func:`sample_places`, for measures that rotation doesn't change.
 
-    With at most ``N`` units they are as they are, ``K = H``. With more they are rotated to
-    ``K = N`` axes that hold them all: scalar products of states are what they were.
+    With at most ``N`` units the states stay as they are, ``K = H``. With more units they are
+    rotated to ``K = N`` axes that hold them all; the scalar products of states are kept.
 
     Args:
         states: ``(B, T, H)``; states that are not finite become NaN as a whole.
@@ -81,11 +81,12 @@ def fingerprint(
     time_delta: FloatArray | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
 ) -> FloatArray:
-    """``(2, 8)``, fixed random projections of a batch: first of inputs and mask, then of intervals.
+    """Return ``(2, 8)`` fixed random projections of a batch.
 
-    Each feature, and the intervals, first get mean 0 and SD 1 over real steps: batches that differ
-    in units or precision are the same sequences. Padding counts as 0. Without intervals the second
-    row is NaN.
+    The first row is of the inputs and the mask, the second of the elapsed times. Each feature, and
+    the elapsed times, first get mean 0 and SD 1 over real time steps, so that batches that differ
+    in units or precision are the same sequences. Padding counts as 0. Without elapsed times the
+    second row is NaN.
 
     Args:
         inputs: ``(B, T, F)``, floating, or tokens ``(B, T, 1)``.
@@ -114,9 +115,9 @@ def fingerprint(
 
 
 def same_batch(a: FloatArray, b: FloatArray) -> bool:
-    """Whether two fingerprints are of the same sequences.
+    """Return whether two fingerprints are of the same sequences.
 
-    Intervals must be the same where both have any: a model that takes none may be given none.
+    Elapsed times must agree where both have any, since a model that takes none may get none.
     """
     if a.shape != b.shape or a.shape != (2, _PROJECTIONS):
         return False
@@ -125,14 +126,14 @@ def same_batch(a: FloatArray, b: FloatArray) -> bool:
 
 
 def _weights(count: int) -> FloatArray:
-    """``(8, count)``, of either sign and between 0.5 and 1.5 in size, always the same."""
+    """Return ``(8, count)`` fixed weights of either sign, between 0.5 and 1.5 in size."""
     raw = np.random.PCG64(0).random_raw(_PROJECTIONS * count)  # whose stream never changes
     size = 0.5 + (raw >> np.uint64(11)) / 2.0**53
     return np.where(raw & np.uint64(1), size, -size).reshape(_PROJECTIONS, count)
 
 
 def _standardised(values: FloatArray, real: npt.NDArray[np.bool_]) -> FloatArray:
-    """``(B, T, F)`` with mean 0 and SD 1 over real steps; 0 at padding and what isn't finite."""
+    """Return ``(B, T, F)`` with mean 0 and SD 1 over real steps; 0 where unknown."""
     use = real[..., None] & np.isfinite(values)
     count = np.maximum(use.sum(axis=(0, 1)), 1)
     x = np.where(use, values, 0.0).astype(np.float64)

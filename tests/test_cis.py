@@ -1,4 +1,4 @@
-"""What holds of the intervals of all callbacks: none is forgotten, and all say what they are."""
+"""Test that no callback forgets a CI, and that descriptions say what they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ncp_callbacks.callbacks import callback_set
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.runs import read_run
 
-# Numbers without an interval over sequences, and why.
+# Numbers without a CI over sequences, and why.
 EXACT = {
     # Counts.
     r".*nonfinite": "a count",
@@ -138,17 +138,17 @@ def test_these_are_all_callbacks() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_number_has_an_interval_or_a_reason_for_none(name: str) -> None:
+def test_every_number_has_a_ci_or_a_reason_for_none(name: str) -> None:
     for tag, records in scalars()[name].items():
-        have = [record.interval is not None for record in records]
+        have = [record.ci is not None for record in records]
         if exact(tag):
             assert not any(have), f"{tag} is on the list of numbers without, but has one"
         elif not any(have):
             # A share that is 0, or 1, in all sequences: there is nothing to tell it from.
             at_end = {record.value for record in records} in ({0.0}, {1.0})
-            known = at_end and "with a 95 % interval" in records[0].description
+            known = at_end and "with a 95 % CI" in records[0].description
             assert known, (
-                f"{tag} has no interval over sequences: give it one, or add it to EXACT with the "
+                f"{tag} has no CI over sequences: add one, or add it to EXACT with the "
                 "reason why not"
             )
 
@@ -161,18 +161,18 @@ def test_no_reason_is_left_over() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_intervals_hold_their_number_and_say_what_they_are(name: str) -> None:
+def test_cis_hold_their_number_and_say_what_they_are(name: str) -> None:
     for tag, records in scalars()[name].items():
         for record in records:
-            if record.interval is None:
+            if record.ci is None:
                 continue
-            low, high = record.interval
+            low, high = record.ci
             assert low <= high
             # Too small where states are few; the interval is without that.
             if not tag.endswith("participation_ratio"):
                 slack = 1e-5 * max(abs(record.value), 1e-6)
                 assert low - slack <= record.value <= high + slack, record
-            assert "with a 95 % interval over sequences" in record.description, tag
+            assert "with a 95 % CI over sequences" in record.description, tag
 
 
 # Of how many of 20 sequences numbers are, where it isn't all.
@@ -181,7 +181,7 @@ FEW = {"integrated_gradients", "time_constants", "wiring", "output_time", "inter
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_intervals_of_few_sequences_are_said_to_be_indicative(name: str) -> None:
+def test_cis_of_few_sequences_are_marked(name: str) -> None:
     for size in (20, 6):
         for tag, records in scalars(size)[name].items():
             of_few = size == 6 or name in FEW
@@ -189,14 +189,16 @@ def test_intervals_of_few_sequences_are_said_to_be_indicative(name: str) -> None
             if name == "dynamics" and tag.split("/")[1].startswith(jacobian):
                 of_few = True
             for record in records:
-                if record.interval is not None:
-                    assert ("is indicative" in record.description) == of_few, (size, tag)
+                if record.ci is not None:
+                    assert ("unreliable" in record.description) == of_few, (size, tag)
 
 
 def test_it_is_said_once_of_a_small_batch() -> None:
     _, notes = looked("cfc", everything(), 6)
     assert len(notes) - len(told(notes)) == 1
-    assert any(note.startswith("the held-out batch has 6 sequences: 95 %") for note in notes)
+    assert any(
+        note.startswith("the held-out batch has 6 sequences: with fewer than") for note in notes
+    )
     _, notes = looked("cfc", everything(), 16)
     assert told(notes) == notes
 
@@ -206,17 +208,17 @@ def test_captions_say_it_too(size: int) -> None:
     writer, _ = looked("cfc", None, size)
     captions = {r.tag: r.description for _, r in writer.records if isinstance(r, ncp.Figure)}
     for tag in ("attribution/heatmap", "time_delta/curve"):
-        assert "95 % interval" in captions[tag]
-        assert ("indicative" in captions[tag]) == (size == 6)
+        assert "95 % CI" in captions[tag]
+        assert ("unreliable" in captions[tag]) == (size == 6)
     guide = [r.markdown for _, r in writer.records if r.tag == "about/guide"][-1]
-    assert ("is indicative" in guide) == (size == 6)
+    assert ("unreliable" in guide) == (size == 6)
 
 
 def test_a_handful_of_bands_a_group(tmp_path: Path) -> None:
     charts: dict[str, set[str]] = defaultdict(set)
     for group in scalars().values():
         for tag, records in group.items():
-            if any("with a 95 % interval" in r.description and r.chart for r in records):
+            if any("with a 95 % CI" in r.description and r.chart for r in records):
                 charts[tag.split("/")[0]].add(tag)
     assert {"attribution", "time_delta", "transitions", "hidden", "backbone"} <= set(charts)
     assert {group: len(tags) for group, tags in charts.items() if len(tags) > 6} == {}
@@ -225,11 +227,12 @@ def test_a_handful_of_bands_a_group(tmp_path: Path) -> None:
     mx.random.seed(0)
     model = Net("cfc")
     with ncp.Monitor(model, batch(), log_dir=tmp_path / "run", every=1) as monitor:
-        monitor.on_step_end(1)
-        monitor.on_step_end(2)
+        for step in (1, 2):
+            stir(model, step)
+            monitor.on_step_end(step)
     memory, _ = looked("cfc", None)
     with_interval = {
-        r.tag for _, r in memory.records if isinstance(r, ncp.Scalar) and r.interval is not None
+        r.tag for _, r in memory.records if isinstance(r, ncp.Scalar) and r.ci is not None
     }
     run = read_run(tmp_path / "run")
     clean = {re.sub(r"[^-/\w.]", "_", tag) for tag in with_interval}
@@ -368,7 +371,7 @@ def test_a_state_from_before_there_were_intervals_is_taken_up() -> None:
     for part in state["callbacks"].values():
         part.pop("changes", None)
         part.pop("charts", None)
-    for field in ("by_sequence", "interval"):
+    for field in ("by_sequence", "ci"):
         del state["callbacks"]["time_delta"]["first"][field]
     again = ncp.MemoryWriter()
     with ncp.Monitor(

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.uncertainty import rank_correlation
-from .reader import Binned
+from ._arrays import FloatArray
 
 __all__ = [
+    "Counts",
     "debiased_cka",
-    "rank_correlation",
     "shift",
     "top_overlap",
     "wasserstein",
     "wasserstein_binned",
 ]
 
-FloatArray = npt.NDArray[np.float64]
+
+class Counts(Protocol):
+    """Counts of values between the edges of bins, ``(N,)`` each."""
+
+    @property
+    def left(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def right(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def counts(self) -> npt.NDArray[np.float64]: ...
 
 
 def top_overlap(a: FloatArray, b: FloatArray, k: int) -> float | None:
@@ -97,14 +106,18 @@ def _u_centred(states: FloatArray) -> FloatArray | None:
 
 def wasserstein(a: FloatArray, b: FloatArray) -> float | None:
     """Return W1 between the values of two samples; None where one is empty or not finite."""
-    return wasserstein_binned(*(Binned(v, v, np.ones(v.size)) for v in (np.sort(a), np.sort(b))))
+    from scipy import stats
+
+    if not (a.size and b.size and np.isfinite(a).all() and np.isfinite(b).all()):
+        return None
+    return float(stats.wasserstein_distance(a, b))
 
 
-def wasserstein_binned(a: Binned, b: Binned) -> float | None:
-    """Return W1, the mean distance that counts must move to make one histogram the other.
+def wasserstein_binned(a: Counts, b: Counts) -> float | None:
+    """Return W1: how far counts must be moved on average to make one histogram the other.
 
-    In units of the values, with counts spread evenly over their bins. It is the area between the
-    quantile functions, which are straight within bins.
+    It is in units of the values, with counts spread evenly over their bins: the area between the
+    quantile functions, which are straight within bins. SciPy has it for samples only.
 
     Returns:
         None where one has no counts, or not finite ones.

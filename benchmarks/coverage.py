@@ -1,0 +1,213 @@
+"""How often do the 95 % CIs of a held-out batch cover the truth?
+
+    python benchmarks/coverage.py             # some minutes; stores coverage.csv
+    python benchmarks/coverage.py --quick     # does it run? (stores nothing)
+    python benchmarks/coverage.py --table     # the stored figures again
+
+Small recurrent networks are trained, and their numbers computed on a pool of 4,096 sequences. The
+statistic over the pool is the truth. Then batches of 16 and of 32 sequences are drawn from the
+pool, and the CI of each is compared with it. ``untransformed`` is what the same jackknife covers
+without the logarithm, the logit or Fisher's z: the linearised interval of the textbooks.
+
+The task: the target is the sum of the last 4 values of the first of 3 features, with the sign of
+its first value. Elapsed times are exponential, so that a few are much longer than the others. The
+GRU gets the elapsed time as a fourth input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from ncp_callbacks.analysis.methods import Attribution
+from ncps.wirings import AutoNCP
+
+from ncp_callbacks.analysis import summarize, time_sensitivity, transition_statistics
+from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.stats import Estimate, t_quantile
+
+STORED = Path(__file__).parent / "coverage.csv"
+FIELDS = ("model", "number", "sequences", "coverage", "untransformed", "missing", "draws")
+MODELS = ("cfc", "ltc", "wired cfc", "gru")
+SIZES = (16, 32)
+FEATURES, STEPS, UNITS, SCALES = 3, 12, 12, (0.5, 1.0, 2.0)
+
+
+class Net(nn.Module):
+    """A recurrent network that reads its prediction off the last time step."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        outputs = UNITS
+        if kind == "cfc":
+            self.rnn = CfC(FEATURES, UNITS, backbone_units=16)
+        elif kind == "ltc":
+            self.rnn = LTC(FEATURES, UNITS)
+        elif kind == "wired cfc":
+            outputs = 4
+            self.rnn = CfC(FEATURES, AutoNCP(19, outputs, seed=0))
+        else:
+            self.rnn = nn.GRU(FEATURES + 1, UNITS)
+        self.head = nn.Linear(outputs, 1)
+
+    def __call__(self, x: mx.array, delta: mx.array) -> mx.array:
+        if isinstance(self.rnn, nn.GRU):
+            found = self.rnn(mx.concatenate([x, delta[..., None]], axis=2))
+        else:
+            found, _ = self.rnn(x, delta)
+        return self.head(found[:, -1])[:, 0]
+
+    def states(self, x: mx.array, delta: mx.array) -> np.ndarray:
+        """Return the states of all units, ``(B, T, H)``."""
+        if isinstance(self.rnn, nn.GRU):
+            return np.array(self.rnn(mx.concatenate([x, delta[..., None]], axis=2)))
+        state, found = mx.zeros((len(x), self.rnn.units)), []
+        for t in range(x.shape[1]):
+            _, state = self.rnn.cell(x[:, t], state, delta[:, t, None])
+            found.append(state)
+        return np.array(mx.stack(found, axis=1))
+
+
+def batch(rng: np.random.Generator, size: int) -> tuple[mx.array, mx.array, mx.array]:
+    x = rng.normal(size=(size, STEPS, FEATURES)).astype(np.float32)
+    delta = rng.exponential(0.5, size=(size, STEPS)).astype(np.float32) + 0.05
+    target = (x[:, -4:, 0].sum(axis=1) * np.sign(x[:, 0, 1])).astype(np.float32)
+    return mx.array(x), mx.array(delta), mx.array(target)
+
+
+def train(kind: str, rng: np.random.Generator, steps: int) -> Net:
+    mx.random.seed(0)
+    model, optimizer = Net(kind), optim.Adam(1e-2)
+    loss = nn.value_and_grad(model, lambda x, d, y: ((model(x, d) - y) ** 2).mean())
+    for _ in range(steps):
+        _, gradients = loss(*batch(rng, 64))
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state)
+    return model
+
+
+def gradients(model: Net, x: mx.array, delta: mx.array) -> tuple[mx.array, mx.array]:
+    found: tuple[mx.array, mx.array] = mx.grad(lambda a, b: model(a, b).sum(), argnums=(0, 1))(
+        x, delta
+    )
+    mx.eval(found)
+    return found
+
+
+class Pool:
+    """What one model does with all sequences, from which batches are drawn."""
+
+    def __init__(self, model: Net, rng: np.random.Generator, size: int) -> None:
+        x, delta, _ = batch(rng, size)
+        self.delta, self.states = np.array(delta), model.states(x, delta)
+        self.values = {scale: np.array(model(x, scale * delta)) for scale in SCALES}
+        gx, gd = gradients(model, x, delta)
+        self.time_gradient = np.array(gd)
+        self.maps = {"input_x_gradient": (np.array(gx * x), np.array(gd * delta))}
+        # From the mean, by 8 Gauss-Legendre points.
+        x0, d0, sx, sd = x.mean((0, 1)), delta.mean(), 0.0, 0.0
+        nodes, weights = np.polynomial.legendre.leggauss(8)
+        for a, w in zip((nodes + 1) / 2, weights / 2, strict=True):
+            gx, gd = gradients(model, x0 + float(a) * (x - x0), d0 + float(a) * (delta - d0))
+            sx, sd = sx + float(w) * gx, sd + float(w) * gd
+        self.maps["integrated_gradients"] = (
+            np.array(sx * (x - x0)), np.array(sd * (delta - d0)),
+        )  # fmt: skip
+
+    def estimates(self, rows: slice | np.ndarray) -> Iterator[tuple[str, Estimate]]:
+        """Yield the numbers that callbacks log, of some sequences."""
+        names = tuple(f"feature {i}" for i in range(FEATURES))
+        for method, (inputs, times) in self.maps.items():
+            count = np.ones(len(inputs[rows]), int)
+            attribution = Attribution(method, inputs[rows], times[rows], None, count)
+            short = {"input_x_gradient": "x*grad", "integrated_gradients": "ig"}[method]
+            for name, number in summarize(attribution).estimates(names).items():
+                yield f"{short} {name.replace('share/', 'share of ')}", number
+        sensitivity = time_sensitivity(
+            {scale: values[rows] for scale, values in self.values.items()},
+            time_delta=self.delta[rows],
+            time_gradient=self.time_gradient[rows],
+        )
+        yield from sensitivity.estimates().items()
+        steps = transition_statistics(self.states[rows], time_delta=self.delta[rows])
+        yield from ((f"transitions {n}", number) for n, number in steps.estimates.items())
+
+
+def untransformed(number: Estimate) -> tuple[float, float]:
+    effects = number.influence / number.scale.derivative(number.value)
+    error = effects.std(ddof=1) / math.sqrt(len(effects))
+    half = t_quantile(0.975, len(effects) - 1) * error
+    return number.value - half, number.value + half
+
+
+def measure(kind: str, draws: int, steps: int, size: int) -> Iterator[tuple[object, ...]]:
+    rng = np.random.default_rng(0)
+    pool = Pool(train(kind, rng, steps), rng, size)
+    truth = {name: number.value for name, number in pool.estimates(slice(None))}
+    for sequences in SIZES:
+        held = {name: [0, 0, 0] for name in truth}
+        for draw in range(draws):
+            rows = np.random.default_rng(draw).choice(size, sequences, replace=False)
+            for name, number in pool.estimates(rows):
+                counts, ci = held[name], number.ci()
+                counts[0] += ci is not None and ci[0] <= truth[name] <= ci[1]
+                low, high = untransformed(number)
+                counts[1] += low <= truth[name] <= high
+                counts[2] += ci is None
+        for name, counts in held.items():
+            yield kind, name, sequences, *(f"{c / draws:.3f}" for c in counts), draws
+
+
+def table(rows: list[dict[str, str]]) -> Iterator[str]:
+    yield f"{'':34}" + "".join(f"{model:>18}" for model in MODELS)
+    yield f"{'':34}" + f"{'16':>9}{'32':>9}" * len(MODELS)
+    cells = {(r["model"], r["number"], r["sequences"]): r for r in rows}
+    for number in dict.fromkeys(r["number"] for r in rows):
+        line = f"{number:34}"
+        for model in MODELS:
+            for sequences in SIZES:
+                cell = cells.get((model, number, str(sequences)))
+                line += f"{cell['coverage'] if cell else '':>9}"
+        yield line
+    for column in ("coverage", "untransformed"):
+        found = np.array([float(r[column]) for r in rows])
+        yield (
+            f"{column}: mean {found.mean():.3f}, smallest {found.min():.3f}, "
+            f"below .90 in {(found < 0.9).sum()} of {len(found)}"
+        )
+
+
+def main(show: Callable[[str], None] = print) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="does it run? (stores nothing)")
+    parser.add_argument("--table", action="store_true", help="print the stored figures")
+    options = parser.parse_args()
+    if not options.table:
+        draws, steps, size = (5, 5, 256) if options.quick else (400, 400, 4096)
+        start, found = time.perf_counter(), []
+        for model in MODELS:
+            found += measure(model, draws, steps, size)
+            show(f"{model}: {time.perf_counter() - start:.0f} s")
+        rows = [dict(zip(FIELDS, map(str, row), strict=True)) for row in found]
+        if not options.quick:
+            with STORED.open("w", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+    else:
+        with STORED.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    for line in table(rows):
+        show(line)
+
+
+if __name__ == "__main__":
+    main()

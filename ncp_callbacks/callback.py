@@ -1,0 +1,395 @@
+"""The base class of callbacks, and the toolkit of the shipped ones for callbacks of your own.
+
+- :func:`scalar_with_ci` makes a scalar with its 95 % confidence interval from an
+  :class:`~.stats.Estimate`;
+- :class:`PairedChanges` compares numbers with the previous snapshot of the same sequences;
+- :class:`AxisLimit` keeps the axes of pictures comparable between steps;
+- :func:`per_cell_names` gives each recurrent cell a name for its tags;
+- :func:`for_each_supported_cell` skips the cells that an analysis does not apply to, with a note;
+- :func:`small_batch_note` warns once that the held-out batch is small;
+- :func:`non_finite_count` logs how many values were skipped.
+
+For example, a callback that logs the mean norm of the last state with its CI and its change::
+
+    class LastStateNorm(ncp.Callback):
+        needs = frozenset({ncp.Need.STATES})
+
+        def __init__(self, **common):
+            super().__init__(**common)
+            self._changes = ncp.PairedChanges()
+
+        def measure(self, observation):
+            norms = np.linalg.norm(observation.states[0].values[:, -1], axis=1)
+            mean = ncp.Estimate.mean(norms, SIZE)  # from ncp_callbacks.stats
+            yield from ncp.small_batch_note(observation)
+            yield ncp.scalar_with_ci(f"{self.name}/mean", mean.value, mean, "Mean norm")
+            yield from self._changes.compare(self.name, {"mean": mean}, observation, "mean")
+
+        def state_dict(self):
+            return {"changes": self._changes.state_dict()}
+
+        def load_state_dict(self, state):
+            self._changes.load_state_dict(state["changes"])
+"""
+
+from __future__ import annotations
+
+import abc
+import operator
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .held_out import to_numpy
+from .instrument import NothingToObserve
+from .observation import Need, Observation
+from .plots import nice_limit
+from .records import Note, Record, Scalar
+from .schedules import Schedule, ScheduleLike, as_schedule
+from .stats import MIN_SEQUENCES_FOR_CI, SIZE, Estimate, changed_beyond_chance
+
+__all__ = [
+    "AxisLimit",
+    "Callback",
+    "PairedChanges",
+    "as_ci",
+    "ci_caveat",
+    "ci_suffix",
+    "for_each_supported_cell",
+    "non_finite_count",
+    "per_cell_names",
+    "scalar_with_ci",
+    "small_batch_note",
+]
+
+# Numbers of the batch that are compared to tell whether it is the same.
+_MAX_COMPARED = 4096
+
+
+class Callback(abc.ABC):
+    """Analyse the snapshots of a model and make records of the result.
+
+    A subclass names what it ``needs`` of the model and turns an observation into records. It never
+    runs the model, draws, or writes. Its docstring lists the tags that it logs.
+
+    Args:
+        every: The steps to analyse: a number of steps, a schedule or any callable
+            ``step -> bool``; None for every snapshot of the monitor.
+        name: First part of the callback's tags; None for the class's own. Names within a monitor
+            must differ.
+        max_sequences: Largest number of held-out sequences to analyse, spread over the batch; None
+            for all. Passes that callbacks share cost once.
+
+    Raises:
+        TypeError, ValueError: For an invalid ``every``, ``name`` or ``max_sequences``.
+    """
+
+    needs: frozenset[Need] = frozenset()
+    # The scales that it passes to `Observation.values_at_scales`.
+    time_scales: Sequence[float] = ()
+    default_name: ClassVar[str] = ""
+
+    # A subclass with state of its own need not call __init__.
+    every: Schedule | None = None
+    name: str = ""
+    max_sequences: int | None = None
+    # Analyse the first of so many due snapshots only.
+    one_in: int = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__dict__.get("default_name"):
+            cls.default_name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if not cls.__dict__.get("name"):
+            cls.name = cls.default_name
+        if cls.__dict__.get("every") is not None:
+            cls.every = as_schedule(cls.__dict__["every"])
+
+    def __init__(
+        self,
+        *,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = None,
+    ) -> None:
+        if every is not None:
+            self.every = as_schedule(every)
+        if name is not None and not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                f"name={name!r}: a name begins the callback's tags; pass letters, digits and _ . -"
+            )
+        self.name = name or self.default_name
+        if max_sequences is not None:
+            whole = hasattr(max_sequences, "__index__") and not isinstance(max_sequences, bool)
+            if not whole or operator.index(max_sequences) < 1:
+                raise ValueError(
+                    f"max_sequences={max_sequences!r}: pass 1 or more, or None for all"
+                )
+            self.max_sequences = operator.index(max_sequences)
+
+    @abc.abstractmethod
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        """Return the records of one snapshot.
+
+        Raises:
+            NothingToObserve: If the callback does not apply to the model; it is then skipped.
+        """
+
+    def finish(self, observation: Observation) -> Iterable[Record | Note]:
+        """Return the records of a last snapshot, when the run ends without an error."""
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive an interruption: numbers, strings, lists, arrays, dicts."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional)
+        """Restore what ``state_dict`` returned; arrays may come back as lists."""
+
+    def __repr__(self) -> str:
+        when = "" if self.every is None else f", every={self.every!r}"
+        return f"{type(self).__name__}(name={self.name!r}{when})"
+
+
+def for_each_supported_cell(
+    measures: Mapping[str, Callable[[], Iterable[Record | Note]]], name: str, lacking: str
+) -> Iterator[Record | Note]:
+    """Yield the records of each cell that an analysis applies to, and a note on the other cells.
+
+    Args:
+        measures: By the group of a cell, a function that returns its records.
+        name: Name of the callback, for the note.
+        lacking: End of the note: "<reason>, so that <lacking>".
+
+    Raises:
+        NothingToObserve: If the analysis applies to none of the cells.
+    """
+    found: list[Record | Note] = []
+    reasons: list[str] = []
+    for measure in measures.values():
+        try:
+            found += measure()
+        except NothingToObserve as reason:
+            reasons.append(str(reason))
+    if len(reasons) == len(measures):
+        raise NothingToObserve("; ".join(reasons))
+    yield from found
+    for why in reasons:
+        yield Note(f"{name}: {why}, so that {lacking}")
+
+
+def as_ci(ends: npt.ArrayLike | None) -> tuple[float, float] | None:
+    """Return the two ends of a confidence interval as a record takes them.
+
+    Args:
+        ends: ``(2,)``, or None.
+
+    Returns:
+        None where there is none, or an end is not finite.
+    """
+    if ends is None or not np.isfinite(ends).all():
+        return None
+    low, high = np.asarray(ends, np.float64).tolist()
+    return low, high
+
+
+def ci_caveat(sequences: int) -> str:
+    """Return what follows "95 % CI" in a description: a caveat for fewer than 16 sequences."""
+    if sequences >= MIN_SEQUENCES_FOR_CI:
+        return ""
+    return f" (unreliable: fewer than {MIN_SEQUENCES_FOR_CI} sequences)"
+
+
+def ci_suffix(sequences: int) -> str:
+    """Return the end of the description of a number with a confidence interval."""
+    return f"; with a 95 % CI over sequences{ci_caveat(sequences)}"
+
+
+def small_batch_note(observation: Observation) -> Iterator[Note]:
+    """Yield one note, equal for all callbacks, if the held-out batch is small for 95 % CIs."""
+    whole = observation.whole_batch
+    if whole < MIN_SEQUENCES_FOR_CI:
+        yield Note(
+            f"the held-out batch has {whole} sequence{'s' * (whole != 1)}: with fewer than "
+            f"{MIN_SEQUENCES_FOR_CI}, 95 % CIs cover the true value less often than 95 %. Hold out "
+            f"at least {MIN_SEQUENCES_FOR_CI}"
+        )
+
+
+def scalar_with_ci(
+    tag: str,
+    value: float,
+    estimate: Estimate | None,
+    description: str,
+    *,
+    chart: bool = False,
+) -> Scalar:
+    """Return a scalar with its 95 % confidence interval over sequences, if it has one.
+
+    Args:
+        tag: See :class:`Scalar`.
+        value: The number.
+        estimate: The number as an estimate over sequences; None for no CI.
+        description: See :class:`Scalar`; a note on the CI is added.
+        chart: Whether the number is one of the few that Custom Scalars shows with its CI.
+    """
+    ci = None if estimate is None else estimate.ci()
+    if estimate is not None and estimate.sequences > 1:
+        description += ci_suffix(estimate.sequences)
+    return Scalar(tag, value, description, ci=ci, chart=chart)
+
+
+class AxisLimit:
+    """An axis limit that only grows, in 1-2-5 steps, so that pictures of all steps compare."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def cover(self, largest: float) -> None:
+        """Grow the limit if ``largest`` is finite and beyond it."""
+        if self.value < largest < float("inf"):
+            self.value = nice_limit(largest)
+
+    def covering(self, largest: float) -> float:
+        """Return the limit, grown to cover ``largest``; 1 as long as nothing was above 0."""
+        self.cover(largest)
+        return self.value or 1.0
+
+
+class PairedChanges:
+    """Compare numbers of a snapshot with those of the previous one, for the same sequences.
+
+    A curve that moves by less than its CI may still have moved beyond chance, because sequences
+    differ more from each other than each does from itself.
+    """
+
+    def __init__(self) -> None:
+        self._batch: dict[str, int] = {}
+        self._before: dict[str, dict[str, Estimate]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive an interruption, ready for JSON."""
+        return {
+            group: {
+                "batch": self._batch[group],
+                "numbers": {name: number.to_state() for name, number in numbers.items()},
+            }
+            for group, numbers in self._before.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; an empty state is a fresh start."""
+        self._batch = {group: int(of["batch"]) for group, of in state.items()}
+        self._before = {
+            group: {name: Estimate.from_state(s) for name, s in of["numbers"].items()}
+            for group, of in state.items()
+        }
+
+    def compare(
+        self,
+        group: str,
+        now: Mapping[str, Estimate],
+        observation: Observation,
+        headline: str | None = None,
+        called: str | None = None,
+    ) -> Iterator[Scalar]:
+        """Yield how many numbers changed beyond chance, and the change of one of them.
+
+        Yields nothing at the first snapshot, and where the previous one was of other sequences.
+
+        Args:
+            group: First part of the tags.
+            now: The numbers of this snapshot, by name.
+            observation: The observation that they are computed from.
+            headline: Name of the number whose change is logged.
+            called: Its name in the tag of the change, if another one.
+        """
+        whole = len(observation.indices)
+        # Where sequences were skipped, or an influence is infinite, estimates can't be paired.
+        now = {
+            name: number
+            for name, number in now.items()
+            if number.sequences == whole and np.isfinite(number.influence).all()
+        }
+        batch, known = _checksum(observation), self._batch.get(group)
+        before = self._before.get(group, {}) if batch == known else {}
+        self._batch[group], self._before[group] = batch, dict(now)
+        both = {
+            name: (before[name], number)
+            for name, number in now.items()
+            if name in before
+            and before[name].sequences == whole
+            and before[name].scale.name == number.scale.name
+        }
+        if whole < 2 or not both:
+            return
+        if headline in both:
+            earlier, number = both[headline]
+            change = number.change(earlier)
+            if change is not None:
+                relative = number.scale.name == SIZE.name
+                what = "Relative change (0.1 for 10 % more)" if relative else "Change"
+                yield Scalar(
+                    f"{group}/{called or headline}_change",
+                    change.value,
+                    f"{what} of {group}/{headline} since the previous snapshot, same sequences; "
+                    f"beyond chance where its CI excludes 0{ci_suffix(whole)}",
+                    ci=(change.low, change.high),
+                )
+        yield Scalar(
+            f"{group}/numbers_changed",
+            sum(changed_beyond_chance(list(both.values()))),
+            f"Number of the {len(both)} numbers of {group} with a CI that changed beyond chance "
+            "since the previous snapshot, same sequences; paired t tests, corrected for their "
+            "number by Holm. Where nothing changes it is above 0 in 1 snapshot of 20",
+        )
+
+
+def _checksum(observation: Observation) -> int:
+    """Return a checksum of the sequences of a snapshot."""
+    found = zlib.crc32(np.ascontiguousarray(observation.indices).tobytes())
+    held_out = observation.held_out
+    # The embedding of tokens changes while the model learns.
+    inputs = to_numpy(held_out.inputs) if held_out.tokens else observation.inputs
+    for array in (inputs, observation.time_delta):
+        if array is not None:
+            flat = array.reshape(-1)
+            some = flat[:: max(1, flat.size // _MAX_COMPARED)]
+            found = zlib.crc32(np.ascontiguousarray(some).tobytes(), found)
+    return found
+
+
+def non_finite_count(group: str, count: int, what: str, why: str) -> Iterator[Scalar | Note]:
+    """Yield the number of skipped values as ``<group>/nonfinite``, and a note if there are any.
+
+    Args:
+        group: First part of the tag.
+        count: How many were skipped.
+        what: Plural name of the values.
+        why: The reason, as a clause.
+    """
+    yield Scalar(f"{group}/nonfinite", count, f"{what.capitalize()} skipped because {why}")
+    if count:
+        yield Note(f"{group}: some {what} are skipped because {why}; {group}/nonfinite counts them")
+
+
+def per_cell_names(paths: Sequence[str]) -> list[str]:
+    """Return the parts of module paths that tell cells apart, for tags; ``""`` for a single one.
+
+    ``["encoder.cell", "decoder.cell"]`` become ``["_encoder", "_decoder"]``.
+    """
+    if len(paths) == 1:
+        return [""]
+    split = [p.split(".") for p in paths]
+    for parts in (
+        [[part for part in p if sum(part in q for q in split) < len(split)] for p in split],
+        split,
+    ):
+        names = ["_" + "_".join(re.sub(r"\W+", "", part) for part in p) for p in parts]
+        if len(set(names)) == len(names) and "_" not in names:
+            return names
+    return [f"_{i}" for i in range(len(paths))]

@@ -1,0 +1,43 @@
+"""Statistics over sequences and over runs.
+
+- :mod:`.estimate`: a number pooled over sequences, its confidence interval and its paired change.
+- :mod:`.quantiles`: quantiles of values of which many belong to one sequence.
+- :mod:`.reliability`: correlations of maps, and their split-half reliability.
+- :mod:`.run_groups`: tests between two groups of runs.
+- :mod:`.distances`: distances between maps, states and histograms.
+- :mod:`.state_samples`: a few states that stand for all, and the fingerprint of a batch.
+
+SciPy is imported by the functions that need it, since its import takes a second.
+"""
+
+from .estimate import (
+    CORRELATION,
+    MIN_SEQUENCES_FOR_CI,
+    REAL,
+    SHARE,
+    SIZE,
+    Estimate,
+    PairedChange,
+    Scale,
+    changed_beyond_chance,
+    ci_array,
+    holm,
+    t_quantile,
+)
+from .quantiles import quantile_estimates
+
+__all__ = [
+    "CORRELATION",
+    "MIN_SEQUENCES_FOR_CI",
+    "REAL",
+    "SHARE",
+    "SIZE",
+    "Estimate",
+    "PairedChange",
+    "Scale",
+    "changed_beyond_chance",
+    "ci_array",
+    "holm",
+    "quantile_estimates",
+    "t_quantile",
+]

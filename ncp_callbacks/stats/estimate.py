@@ -1,0 +1,499 @@
+"""Numbers pooled over sequences, their confidence intervals and their paired changes.
+
+An :class:`Estimate` holds a number and the influence of each sequence on it::
+
+    speed = Estimate.ratio(distance_by_sequence, time_by_sequence, SIZE)
+    speed.value, speed.ci()
+    speed.change(before)                                # .value, .low, .high, .p
+    changed_beyond_chance([(before, now), ...])         # corrected for the number of tests
+
+All influences come from the delete-one jackknife: the number is computed again without each
+sequence. For a function of sums over sequences (:meth:`Estimate.of_sums`) that takes one
+subtraction per sequence. Only sequences are independent, so each is left out as a whole, however
+many time steps it has.
+
+The standard error is taken on the scale on which the number's errors are roughly symmetric: the
+logarithm for sizes, the logit for shares, Fisher's z for correlations. Its ends are turned back, so
+that they stay inside the range of the number. Student's t has fewer degrees of freedom where few
+sequences carry the uncertainty (:attr:`Estimate.degrees_of_freedom`).
+
+Source: Quenouille 1956 and Tukey 1958 for the jackknife; Efron & Tibshirani, An Introduction to the
+Bootstrap (1993), chapter 11.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray
+
+__all__ = [
+    "CORRELATION",
+    "MIN_SEQUENCES_FOR_CI",
+    "REAL",
+    "SHARE",
+    "SIZE",
+    "Estimate",
+    "PairedChange",
+    "Scale",
+    "changed_beyond_chance",
+    "ci_array",
+    "holm",
+    "sd_of_sums",
+    "t_quantile",
+]
+
+MIN_SEQUENCES_FOR_CI = 16
+"""Below this number of sequences a 95 % CI covers the truth less often than it claims."""
+
+# Standard error of a median over that of a mean, for normal values: sqrt(pi / 2).
+_MEDIAN = math.sqrt(math.pi / 2)
+
+
+def _logit(p: FloatArray) -> FloatArray:
+    p = np.clip(p, 0.0, 1.0)
+    return np.asarray(np.log(p) - np.log1p(-p))
+
+
+def _expit(x: FloatArray) -> FloatArray:
+    # Without overflow for large negative x.
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
+
+
+class _Functions(NamedTuple):
+    transform: Callable[[FloatArray], Any]
+    inverse: Callable[[FloatArray], Any]
+    # 1 over the derivative of the transform.
+    slope: Callable[[float], float]
+
+
+_FUNCTIONS = {
+    "identity": _Functions(np.asarray, np.asarray, lambda v: 1.0),
+    "log": _Functions(lambda v: np.log(np.maximum(v, 0.0)), np.exp, lambda v: v),
+    "logit": _Functions(_logit, _expit, lambda p: p * (1 - p)),
+    "fisher_z": _Functions(
+        lambda r: np.arctanh(np.clip(r, -1.0, 1.0)), np.tanh, lambda r: 1 - r * r
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The range of a number, and the transform that makes its errors symmetric.
+
+    Attributes:
+        name: Name of the transform: identity, log, logit or fisher_z.
+        low, high: Bounds of the number.
+    """
+
+    name: str
+    low: float
+    high: float
+
+    def transform(self, values: npt.ArrayLike) -> FloatArray:
+        """Return numbers on the scale, elementwise."""
+        return np.asarray(_FUNCTIONS[self.name].transform(np.asarray(values, np.float64)))
+
+    def inverse(self, values: npt.ArrayLike) -> FloatArray:
+        """Return numbers of the scale turned back, elementwise."""
+        return np.asarray(_FUNCTIONS[self.name].inverse(np.asarray(values, np.float64)))
+
+    def derivative(self, value: float) -> float:
+        """Return the derivative of the transform at a number."""
+        slope = _FUNCTIONS[self.name].slope(value)
+        return 1 / slope if slope else math.inf
+
+    def within(self, low: float, high: float) -> Scale:
+        """Return the scale with narrower bounds."""
+        return replace(self, low=low, high=high)
+
+
+REAL = Scale("identity", -math.inf, math.inf)
+"""Numbers of either sign; the identity."""
+SIZE = Scale("log", 0.0, math.inf)
+"""Numbers that can't be negative; the logarithm."""
+SHARE = Scale("logit", 0.0, 1.0)
+"""Shares of a whole; the logit."""
+CORRELATION = Scale("fisher_z", -1.0, 1.0)
+"""Correlations and cosines; Fisher's z."""
+
+_SCALES = {scale.name: scale for scale in (REAL, SIZE, SHARE, CORRELATION)}
+
+
+class PairedChange(NamedTuple):
+    """Change of a number between two snapshots of the same sequences, with its 95 % CI.
+
+    A relative change for sizes (0.1 for 10 % more), a difference for all other numbers.
+
+    Attributes:
+        value: The change.
+        low, high: Ends of its confidence interval.
+        p: Two-sided p of the paired test that nothing changed, not corrected for other tests.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A number over sequences, with the influence of each of them.
+
+    Attributes:
+        value: The number.
+        influence: ``(S,)``, influence of each sequence on the transformed number: ``n - 1`` times
+            the difference between the number with all sequences and without this one. Empty if it
+            is unknown; then there is no CI.
+        scale: One of :data:`REAL`, :data:`SIZE`, :data:`SHARE` and :data:`CORRELATION`.
+        weights: ``(S,)``, how much each sequence counts in the pooled number; None if all count
+            equally.
+        bias: Bias of the transformed number that the CI corrects for.
+        known_ci: A 95 % CI that was computed in another way than from ``influence``.
+    """
+
+    value: float
+    influence: FloatArray
+    scale: Scale = REAL
+    weights: FloatArray | None = None
+    bias: float = 0.0
+    known_ci: tuple[float, float] | None = None
+
+    # --- ways to make one
+
+    @classmethod
+    def of_sums(
+        cls,
+        function: Callable[[FloatArray], FloatArray],
+        parts: npt.ArrayLike,
+        scale: Scale = REAL,
+        *,
+        weights: FloatArray | None = None,
+    ) -> Estimate:
+        """Return a function of sums over sequences.
+
+        Args:
+            function: Maps sums ``(N, ...)`` to ``(N,)``.
+            parts: ``(S, ...)``, what each sequence adds to the sums.
+            scale: Range of the number.
+            weights: ``(S,)``, see the class.
+        """
+        parts = np.asarray(parts, np.float64)
+        total = parts.sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            value = float(function(total[None])[0])
+            without_each = function(total - parts) if len(parts) > 1 else np.empty(0)
+        return cls.jackknife(value, without_each, scale, weights=weights)
+
+    @classmethod
+    def mean(cls, values: npt.ArrayLike, scale: Scale = REAL) -> Estimate:
+        """Return the mean of one number per sequence, ``(S,)``."""
+        values = np.asarray(values, np.float64)
+        sizes = values if scale.name in (SIZE.name, SHARE.name) else None
+        parts = np.stack([values, np.ones(len(values))], axis=1)
+        return cls.of_sums(_quotient, parts, scale, weights=sizes)
+
+    @classmethod
+    def ratio(
+        cls, numerators: npt.ArrayLike, denominators: npt.ArrayLike, scale: Scale = REAL
+    ) -> Estimate:
+        """Return ``sum numerators / sum denominators`` of ``(S,)`` each.
+
+        That is a share of a whole, or a mean over the cells of all sequences. It is NaN where the
+        denominators sum to 0.
+        """
+        parts = np.stack(np.broadcast_arrays(numerators, denominators), axis=1).astype(np.float64)
+        return cls.of_sums(_quotient, parts, scale, weights=parts[:, 1])
+
+    @classmethod
+    def rms(cls, squares: npt.ArrayLike, counts: npt.ArrayLike = 1.0) -> Estimate:
+        """Return ``sqrt(sum squares / sum counts)`` of ``(S,)`` each."""
+        parts = np.stack(np.broadcast_arrays(squares, counts), axis=1).astype(np.float64)
+        return cls.of_sums(lambda sums: np.sqrt(_quotient(sums)), parts, SIZE, weights=parts[:, 0])
+
+    @classmethod
+    def median(cls, values: npt.ArrayLike) -> Estimate:
+        """Return the median of one number above 0 per sequence, ``(S,)``.
+
+        The standard error is ``sqrt(pi / 2)`` times that of the mean of logarithms, as it is for
+        values whose logarithms are normal. Intervals from ranks would need six sequences, but
+        Jacobians are computed for four.
+        """
+        values = np.asarray(values, np.float64)
+        if not values.size:
+            return cls(math.nan, np.empty(0), SIZE)
+        median = float(np.median(values))
+        if not (values > 0).all():
+            return cls(median, np.empty(0), SIZE)
+        logs = np.log(values)
+        return cls(median, _MEDIAN * (logs - logs.mean()), SIZE)
+
+    @classmethod
+    def geometric_mean(cls, logs: npt.ArrayLike) -> Estimate:
+        """Return the geometric mean of one number per sequence, given its logarithms ``(S,)``."""
+        logs = np.asarray(logs, np.float64)
+        mean = float(logs.mean()) if logs.size else math.nan
+        return cls(math.exp(min(mean, 700.0)), logs - mean, SIZE)
+
+    @classmethod
+    def jackknife(
+        cls,
+        value: float,
+        without_each: npt.ArrayLike,
+        scale: Scale = REAL,
+        *,
+        bias_corrected: bool = False,
+        weights: FloatArray | None = None,
+    ) -> Estimate:
+        """Return a number, given what it is without each sequence or group of sequences.
+
+        Args:
+            value: The number with all of them.
+            without_each: ``(S,)``.
+            scale: Range of the number.
+            bias_corrected: Whether the CI is about the number without its bias of order ``1/S``.
+            weights: ``(S,)``, see the class.
+        """
+        without_each = np.asarray(without_each, np.float64)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            centre = scale.transform(value)
+            influence = (len(without_each) - 1) * (centre - scale.transform(without_each))
+            bias = -float(influence.mean()) if bias_corrected and len(influence) else 0.0
+        return cls(float(value), influence, scale, weights, bias if math.isfinite(bias) else 0.0)
+
+    @classmethod
+    def from_derivatives(
+        cls, value: float, effects: npt.ArrayLike, scale: Scale = REAL
+    ) -> Estimate:
+        """Return a number, given its derivatives with respect to the weight of each sequence.
+
+        Args:
+            value: The number.
+            effects: ``(S,)``, derivatives times the number of sequences, in units of the number.
+            scale: Range of the number.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
+            return cls(value, scale.derivative(value) * np.asarray(effects, np.float64), scale)
+
+    # --- what it tells
+
+    @property
+    def sequences(self) -> int:
+        """Return the number of sequences."""
+        return len(self.influence)
+
+    @property
+    def effective_sequences(self) -> float:
+        """Return the effective number of sequences (Kish 1965): ``(sum w)^2 / sum w^2``.
+
+        It is the number of equally weighted sequences that would carry the number as evenly. A
+        value far below :attr:`sequences` means that a few sequences decide. NaN if all weights
+        are 0.
+        """
+        if self.weights is None:
+            return float(self.sequences)
+        weights = np.abs(np.asarray(self.weights, np.float64))
+        largest = weights.max(initial=0.0)
+        if not 0 < largest < math.inf:
+            return math.nan
+        weights = weights / largest
+        return float(weights.sum() ** 2 / (weights**2).sum())
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Return the degrees of freedom of the standard error: ``S - 1``, fewer for heavy tails.
+
+        Where few sequences decide, the standard error itself is uncertain. Its variance is matched
+        to that of a chi-squared variable: ``2 S / (kurtosis - 1) - 1``, at most ``S - 1``, which is
+        that of normal influences. NaN where the influences are unknown.
+
+        Source: matching moments as Satterthwaite 1946; for the jackknife, the idea is that of
+        Hinkley 1977 (Biometrika 64, 21-28).
+        """
+        if self.sequences < 2 or not np.isfinite(self.influence).all():
+            return math.nan
+        deviation = self.influence - self.influence.mean()
+        squares = (deviation / (np.abs(deviation).max() or 1.0)) ** 2
+        kurtosis = self.sequences * float((squares**2).sum() / (squares.sum() ** 2 or 1.0))
+        # 3 is the kurtosis of normal values.
+        return max(1.0, 2 * self.sequences / (max(kurtosis, 3.0) - 1) - 1)
+
+    def ci(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Return the confidence interval by Student's t, inside the range of the number.
+
+        Returns:
+            None for fewer than two sequences, where something isn't finite (a single sequence that
+            carries all of a number has an infinite influence), and where no sequence differs from
+            the others.
+        """
+        if self.known_ci is not None and level == 0.95:
+            return self.known_ci
+        error = _standard_error(self.influence)
+        # Equal sequences differ by rounding.
+        rounding = 1e-12 * (abs(self.value) if self.scale.name == REAL.name else 1.0)
+        if not rounding < error < math.inf:
+            return None
+        half = t_quantile((1 + level) / 2, self.degrees_of_freedom) * error
+        with np.errstate(over="ignore", divide="ignore"):
+            centre = self._transformed - self.bias
+            ends = self.scale.inverse(np.array([centre - half, centre + half]))
+        if not np.isfinite(ends).all():
+            return None
+        low, high = np.clip(ends, self.scale.low, self.scale.high).tolist()
+        return low, high
+
+    def change(self, before: Estimate, level: float = 0.95) -> PairedChange | None:
+        """Return the change since ``before``, an estimate of the same number and sequences.
+
+        What sequences differ in cancels, so that the CI is much narrower than the two CIs of the
+        numbers suggest. The change is a ratio for sizes and a difference for all other numbers.
+
+        Returns:
+            None where there is no CI.
+
+        Raises:
+            ValueError: If the numbers of sequences differ.
+        """
+        compared = self._compared(before)
+        if compared is None:
+            return None
+        difference, error = compared
+        half = t_quantile((1 + level) / 2, self.sequences - 1) * error
+        ends = np.array([difference, difference - half, difference + half])
+        if self.scale.name == SIZE.name:
+            ends = np.expm1(np.minimum(ends, 700.0))
+        value, low, high = ends.tolist()
+        (p,) = _two_sided_p([_t(difference, error)], [self.sequences - 1])
+        return PairedChange(value, low, high, p)
+
+    @property
+    def _transformed(self) -> float:
+        return float(self.scale.transform(self.value))
+
+    def _compared(self, before: Estimate) -> tuple[float, float] | None:
+        """Return the difference and its standard error, of logarithms for sizes."""
+        if before.sequences != self.sequences:
+            raise ValueError(
+                f"{before.sequences} sequences before and {self.sequences} now: pass estimates of "
+                "the same sequences"
+            )
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            if self.scale.name == SIZE.name:
+                difference = self._transformed - before._transformed
+                apart = self.influence - before.influence
+            else:
+                difference = self.value - before.value
+                apart = self._effects - before._effects
+        error = _standard_error(apart)
+        return (difference, error) if math.isfinite(difference + error) else None
+
+    @property
+    def _effects(self) -> FloatArray:
+        """``(S,)``, influences in units of the number itself."""
+        slope = self.scale.derivative(self.value)
+        # At the end of a range, where the slope is infinite, no sequence is known to differ.
+        return self.influence / slope if math.isfinite(slope) else np.zeros(self.sequences)
+
+    # --- saving it
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what :meth:`change` needs, as plain numbers, strings and lists for JSON.
+
+        Influences that are not finite are no better than unknown, and not kept.
+        """
+        known = np.isfinite(self.influence).all()
+        influence = self.influence.tolist() if known else []
+        return {"value": self.value, "influence": influence, "scale": self.scale.name}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Estimate:
+        """Return the estimate of a state that :meth:`to_state` gave."""
+        influence = np.asarray(state["influence"], np.float64)
+        return cls(float(state["value"]), influence, _SCALES[state["scale"]])
+
+
+def ci_array(estimates: Sequence[Estimate]) -> FloatArray:
+    """Return ``(2, N)`` ends of the CIs of ``N`` estimates; NaN where there is none."""
+    ends = [estimate.ci() or (math.nan, math.nan) for estimate in estimates]
+    return np.array(ends, np.float64).reshape(-1, 2).T
+
+
+def _quotient(sums: FloatArray) -> FloatArray:
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def sd_of_sums(sums: FloatArray) -> FloatArray:
+    """Return standard deviations from ``(..., 3)``: counts, sums of values and of squares."""
+    count, first, second = np.moveaxis(np.asarray(sums, np.float64)[..., :3], -1, 0)
+    mean = first / count
+    return np.asarray(np.sqrt(np.maximum(second / count - mean**2, 0.0)))
+
+
+def _standard_error(influence: FloatArray) -> float:
+    """Return the standard error, NaN where it is unknown."""
+    count = len(influence)
+    if count < 2 or not np.isfinite(influence).all():
+        return math.nan
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = influence - influence.mean()
+        return math.sqrt(float(deviation @ deviation) / (count * (count - 1)))
+
+
+def changed_beyond_chance(
+    pairs: Sequence[tuple[Estimate, Estimate]], alpha: float = 0.05
+) -> list[bool]:
+    """Return which numbers changed between two snapshots of the same sequences.
+
+    The paired tests are corrected by Holm: with a probability of at most ``alpha`` any number is
+    named that didn't change, however many there are. Numbers that can't be compared count as tests,
+    too.
+
+    Args:
+        pairs: Estimates before and now.
+        alpha: Family-wise error rate.
+    """
+    compared = [now._compared(before) for before, now in pairs]
+    t = [0.0 if found is None else _t(*found) for found in compared]
+    p = _two_sided_p(t, [now.sequences - 1 for _, now in pairs])
+    return [adjusted < alpha for adjusted in holm(p)]
+
+
+def _t(difference: float, error: float) -> float:
+    if not difference:
+        return 0.0
+    return abs(difference) / error if error > 0 else math.inf
+
+
+def _two_sided_p(t: Sequence[float], freedom: Sequence[int]) -> list[float]:
+    if not t:
+        return []
+    from scipy import special
+
+    found = 2 * special.stdtr(np.maximum(freedom, 1), -np.abs(t))
+    return [float(p) for p in found]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p values adjusted for the number of tests (Holm 1979)."""
+    if not len(p):
+        return []
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    return [float(v) for v in np.minimum(adjusted, 1.0)]
+
+
+def t_quantile(p: float, freedom: float) -> float:
+    """Return a quantile of Student's t."""
+    from scipy import special
+
+    # The function behind scipy.stats.t.ppf, whose checks take 50 µs for each of a hundred CIs.
+    return float(special.stdtrit(freedom, p))

@@ -1,0 +1,117 @@
+"""The helpers for callbacks of one's own: what they yield, and that they are public."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from scipy import stats
+
+import ncp_callbacks as ncp
+from ncp_callbacks import callback as toolkit
+from ncp_callbacks.analysis.states import explained_variance, fit_basis
+from ncp_callbacks.models import CfC
+from ncp_callbacks.stats import SIZE
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = CfC(3, 5, backbone_units=4)
+        self.head = nn.Linear(5, 1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def batch(size: int) -> ncp.HeldOutBatch:
+    x = np.random.default_rng(0).standard_normal((size, 6, 3))
+    return ncp.HeldOutBatch(x.astype(np.float32))
+
+
+def example() -> type[ncp.Callback]:
+    """The class that the module's docstring shows."""
+    code = re.search(r"::\n\n(    class .*)", toolkit.__doc__ or "", re.DOTALL)
+    assert code
+    names: dict[str, object] = {"ncp": ncp, "np": np, "SIZE": SIZE}
+    exec(textwrap.dedent(code.group(1)), names)
+    made = names["LastStateNorm"]
+    assert isinstance(made, type)
+    assert issubclass(made, ncp.Callback)
+    return made
+
+
+@pytest.mark.parametrize("size", [8, 20])
+def test_the_example_logs_a_number_with_its_ci_and_its_paired_change(size: int) -> None:
+    mx.random.seed(0)
+    model, writer, found = Net(), ncp.MemoryWriter(), []
+    callback = example()(every=1)
+    held_out = batch(size)
+    with ncp.Monitor(model, held_out, [callback], writer=writer, every=1) as monitor:
+        for step in (1, 2):
+            model.update({"head": {"weight": model.head.weight + 1}})
+            states = model.rnn(mx.array(held_out.inputs))[1]
+            found.append(np.linalg.norm(np.array(states, np.float64), axis=1))
+            monitor.on_step_end(step)
+    means = writer.scalars("last_state_norm/mean")
+    np.testing.assert_allclose([v for _, v in means], [n.mean() for n in found], rtol=1e-5)
+    (record,) = [r for s, r in writer.records if s == 1 and r.tag == "last_state_norm/mean"]
+    assert isinstance(record, ncp.Scalar)
+    # By leaving each out, of logarithms.
+    logs = np.log([np.delete(found[0], i).mean() for i in range(size)])
+    error = np.sqrt((size - 1) / size * ((logs - logs.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, size - 1) * error
+    expected = found[0].mean() * np.exp([-half, half])
+    np.testing.assert_allclose(record.ci, expected, rtol=1e-4)
+    assert ("unreliable" in record.description) == (size < 16)
+    assert sum("Hold out at least 16" in note for note in monitor.notes) == (size < 16)
+    assert writer.scalars("last_state_norm/mean_change") == [(2, 0.0)]
+    assert writer.scalars("last_state_norm/numbers_changed") == [(2, 0.0)]
+
+
+def test_the_toolkit_is_public() -> None:
+    for name in ("AxisLimit", "Estimate", "PairedChanges", "for_each_supported_cell",
+                 "non_finite_count", "per_cell_names", "scalar_with_ci",
+                 "small_batch_note"):  # fmt: skip
+        assert name in ncp.__all__
+        assert getattr(ncp, name).__doc__
+
+
+def test_an_axis_limit_grows_in_steps_of_one_two_and_five() -> None:
+    limit = ncp.AxisLimit()
+    found = [limit.covering(v) for v in (0.0, 0.7, 1.3, 0.1, np.inf, np.nan, 2.1, 30.0)]
+    assert found == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 5.0, 50.0]
+
+
+def test_statistics_are_not_imported_before_they_are_needed() -> None:
+    code = "import sys, ncp_callbacks, ncp_callbacks.callbacks, ncp_callbacks.runs\n"
+    code += "print([m for m in ('scipy.stats', 'sklearn', 'scipy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("shape", [(500, 8), (40, 40), (5, 12), (2, 3)])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_principal_axes_are_those_of_a_singular_value_decomposition(
+    shape: tuple[int, int], offset: float
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape) * np.geomspace(3, 0.5, shape[1]) + offset
+    mean, variances, axes = explained_variance(x)
+    _, singular, right = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    known = min(shape[0] - 1, shape[1])
+    np.testing.assert_allclose(mean, x.mean(axis=0))
+    expected = np.zeros(shape[1])
+    expected[: len(singular)] = singular**2 / shape[0]
+    np.testing.assert_allclose(variances, expected, rtol=1e-5, atol=1e-9)
+    along = np.abs((axes[:known] * right[:known]).sum(axis=1))
+    np.testing.assert_allclose(along, 1.0, atol=1e-5)
+    # The largest weight of an axis is positive.
+    basis = fit_basis(x, 2).components
+    assert (basis[np.arange(2), np.abs(basis).argmax(axis=1)] > 0).all()
