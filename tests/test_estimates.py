@@ -11,13 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jackknife import ci_by_leaving_out, freedom
-from ncp_callbacks.analysis.methods import Attribution
 from scipy import integrate, special, stats
 
 from ncp_callbacks.analysis import (
     layer_statistics,
     state_space,
-    summarize,
     time_sensitivity,
     transition_statistics,
     unit_time_constants,
@@ -31,6 +29,7 @@ from ncp_callbacks.analysis.dynamics import (
 )
 from ncp_callbacks.analysis.output_time import output_time
 from ncp_callbacks.analysis.wiring import NeuronGroup, group_activity
+from ncp_callbacks.attribution import Attribution, InputXGradient, summarize
 from ncp_callbacks.stats import (
     CORRELATION,
     MIN_SEQUENCES_FOR_CI,
@@ -314,11 +313,10 @@ def test_cis_of_a_summary_cover():
         size = rng.gamma(8.0, 1 / 8, (MIN_SEQUENCES_FOR_CI, 1, 1))
         inputs = size * rng.normal([2.0, -1.0], 0.3, (16, 3, 2))
         intervals = size[..., 0] * rng.normal(3.0, 0.3, (16, 3))
-        ones = np.ones(16, int)
-        result = summarize(Attribution("input_x_gradient", inputs, intervals, None, ones))
+        result = summarize(Attribution(InputXGradient(), inputs, intervals))
         strength.append(result.strength_ci)
         share.append(result.share_ci[:, 0])
-        time_share.append(result.intervals_share_ci)
+        time_share.append(result.time_delta_share_ci)
     mean = stats.foldnorm.mean(np.array([2.0, 1.0, 3.0]) / 0.3, scale=0.3)
     slack = 0.015 + 4 * math.sqrt(0.95 * 0.05 / simulations)
     for found, truth in (

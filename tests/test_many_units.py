@@ -18,7 +18,7 @@ from ncp_callbacks.analysis.jacobian_products import (
     leading_exponents,
     leading_gains,
 )
-from ncp_callbacks.analysis.states import explained_variance, participation_without_each
+from ncp_callbacks.analysis.states import explained_variance, participation_ratios_without_each
 from ncp_callbacks.instrument import Instrument
 from ncp_callbacks.stats.state_samples import spread_units
 
@@ -220,7 +220,7 @@ def test_participation_without_each_of_few_samples_is_that_of_what_is_left() -> 
     use = np.ones((4, 3), bool)
     use[1, 2] = False
     centred = np.where(use[..., None], states - states[use].mean(axis=0), 0).astype(np.float32)
-    found = participation_without_each(centred, use)
+    found = participation_ratios_without_each(centred, use)
     for b in range(4):
         left = np.delete(centred, b, axis=0)[np.delete(use, b, axis=0)].astype(np.float64)
         values = np.linalg.eigvalsh(np.cov(left.T, bias=True))

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ncp_callbacks.analysis.methods import Attribution
 from scipy import stats
 
-from ncp_callbacks.analysis import summarize
+from ncp_callbacks.attribution import Attribution, InputXGradient, summarize
 from ncp_callbacks.stats.reliability import (
     cosine,
     order_correlation,
@@ -108,8 +107,7 @@ def test_lengths_of_sequences_are_no_pattern():
 
 
 def summary(inputs, intervals=None, mask=None):
-    ones = np.ones(len(inputs), int)
-    return summarize(Attribution("input_x_gradient", inputs, intervals, None, ones), mask=mask)
+    return summarize(Attribution(InputXGradient(), inputs, intervals), mask=mask)
 
 
 def test_reliability_of_a_summary_tells_a_pattern_from_noise():
