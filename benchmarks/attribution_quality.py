@@ -84,7 +84,6 @@ from scipy.signal import lfilter
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.target_values import Evaluate, TargetValues
 from ncp_callbacks.attribution import (
     BUILT_IN,
     ExpectedGradients,
@@ -95,8 +94,9 @@ from ncp_callbacks.attribution import (
     SmoothGrad,
 )
 from ncp_callbacks.attribution.compute import Attributor
-from ncp_callbacks.instrument import Instrument
+from ncp_callbacks.model import Instrument
 from ncp_callbacks.models import CfC
+from ncp_callbacks.target_values import Evaluate, TargetValues
 
 HERE = Path(__file__).parent
 STORED = HERE / "attribution_quality.csv"

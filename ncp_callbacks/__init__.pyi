@@ -10,9 +10,9 @@ from .callback import per_cell_names as per_cell_names
 from .callback import scalar_with_ci as scalar_with_ci
 from .callback import small_batch_note as small_batch_note
 from .callbacks import *
+from .checkpoints import Replay as Replay
+from .checkpoints import replay as replay
 from .held_out import HeldOutBatch as HeldOutBatch
-from .instrument.errors import ModelError as ModelError
-from .instrument.errors import NothingToObserve as NothingToObserve
 from .integrations import ReportCallback as ReportCallback
 from .interpret import Interpretation as Interpretation
 from .interpret import StateTransitionAnalyzer as StateTransitionAnalyzer
@@ -21,6 +21,8 @@ from .interpret import analyze_time_sensitivity as analyze_time_sensitivity
 from .interpret import compute_temporal_importance as compute_temporal_importance
 from .interpret import interpret_model as interpret_model
 from .interpret import visualize_hidden_states as visualize_hidden_states
+from .model.errors import ModelError as ModelError
+from .model.errors import NothingToObserve as NothingToObserve
 from .monitor import Monitor as Monitor
 from .observation import Activations as Activations
 from .observation import Need as Need
@@ -36,15 +38,13 @@ from .records import Picture as Picture
 from .records import Record as Record
 from .records import Scalar as Scalar
 from .records import Text as Text
-from .replay import Replay as Replay
-from .replay import replay as replay
 from .runs.compare import compare_runs as compare_runs
 from .runs.comparison import Comparison as Comparison
-from .schedules import Schedule as Schedule
-from .schedules import ScheduleLike as ScheduleLike
-from .schedules import at as at
-from .schedules import every as every
-from .schedules import log_spaced as log_spaced
+from .scheduling import Schedule as Schedule
+from .scheduling import ScheduleLike as ScheduleLike
+from .scheduling import at as at
+from .scheduling import every as every
+from .scheduling import log_spaced as log_spaced
 from .stats import Estimate as Estimate
 from .writers.base import Writer as Writer
 from .writers.memory import MemoryWriter as MemoryWriter

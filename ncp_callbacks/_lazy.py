@@ -4,7 +4,7 @@ The stub beside a package's ``__init__.py`` is the one list of its names: type c
 read it as they read any stub, and :func:`attach_stub` reads it at run time. So ``import
 ncp_callbacks`` imports neither MLX nor matplotlib, and a new name is one line::
 
-    from .callbacks.dynamics import Dynamics as Dynamics
+    from .callbacks.dynamics.callback import Dynamics as Dynamics
 """
 
 from __future__ import annotations

@@ -45,11 +45,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .held_out import to_numpy
-from .instrument import NothingToObserve
+from .model import NothingToObserve
 from .observation import Need, Observation
-from .plots import nice_limit
+from .plotting.limits import nice_limit
 from .records import Note, Record, Scalar
-from .schedules import Schedule, ScheduleLike, as_schedule
+from .scheduling import Schedule, ScheduleLike, as_schedule
 from .stats import MIN_SEQUENCES_FOR_CI, SIZE, Estimate, changed_beyond_chance
 
 __all__ = [

@@ -21,24 +21,22 @@ from typing import TYPE_CHECKING, Any
 import mlx.nn as nn
 import numpy as np
 
-from .analysis import (
-    BackboneReport,
-    StateSpace,
-    TimeSensitivity,
+from .attribution import DEFAULT_METHOD, AttributionMethod, TemporalImportance
+from .attribution.compute import Attributor
+from .callbacks.backbone_activations.analysis import BackboneReport
+from .callbacks.backbone_activations.callback import backbone as backbone_report
+from .callbacks.state_space.analysis import StateSpace, state_space
+from .callbacks.state_transitions.analysis import (
     TransitionStatistics,
-    checked_scales,
-    state_space,
     stays_within,
     transition_statistics,
 )
-from .analysis.results import FloatArray, MappingResult
-from .attribution import DEFAULT_METHOD, AttributionMethod, TemporalImportance
-from .attribution.compute import Attributor
-from .callbacks.backbone import backbone as backbone_report
-from .callbacks.time import sensitivity as time_sensitivity_of
+from .callbacks.time_sensitivity.analysis import TimeSensitivity, checked_scales
+from .callbacks.time_sensitivity.callback import sensitivity as time_sensitivity_of
 from .held_out import HeldOutBatch
-from .instrument import Instrument, ModelError
+from .model import Instrument, ModelError
 from .observation import Need, Observation, Trajectory
+from .results import FloatArray, MappingResult
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -303,7 +301,7 @@ class Interpretation(MappingResult):
         from base64 import b64encode
         from html import escape
 
-        from .plots import to_png
+        from .plotting.png import to_png
 
         pictures = (
             f'<img alt="{escape(name)}" style="max-width: 100%" '
@@ -314,15 +312,18 @@ class Interpretation(MappingResult):
 
     def figures(self) -> Mapping[str, matplotlib.figure.Figure]:
         """One figure for each of ``importance``, ``sensitivity``, ``states``, ``backbone``."""
-        from . import plots
+        from .callbacks.backbone_activations.plot import plot_unit_activity
+        from .callbacks.gradient_attribution.plot import plot_feature_importance
+        from .callbacks.state_space.plot import plot_state_space
+        from .callbacks.time_sensitivity.plot import plot_time_sensitivity
 
-        figures = {"importance": plots.plot_feature_importance(self.importance)}
+        figures = {"importance": plot_feature_importance(self.importance)}
         if self.sensitivity is not None:
-            figures["sensitivity"] = plots.plot_time_sensitivity(self.sensitivity)
+            figures["sensitivity"] = plot_time_sensitivity(self.sensitivity)
         if self.states is not None:
-            figures["states"] = plots.plot_state_space(self.states, self.time_delta)
+            figures["states"] = plot_state_space(self.states, self.time_delta)
         if self.backbone is not None:
-            figures["backbone"] = plots.plot_unit_activity(self.backbone)
+            figures["backbone"] = plot_unit_activity(self.backbone)
         return figures
 
 

@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from .about import run_card
-from .announce import closing, opening, show
-from .callbacks import Callback, callback_set
+from .callback import Callback
+from .callbacks.sets import callback_set
+from .console import closing, opening, show
 from .errors import one_line
 from .held_out import HeldOutBatch
-from .instrument import At, CopyError, Forward, ModelCopy, ModelError, Subject, TargetLike
-from .instrument.model_copy import difference
+from .model import At, CopyError, Forward, ModelCopy, ModelError, Subject, TargetLike
+from .model.model_copy import difference
 from .observation import Need
 from .observer import placement
 from .observer.background import BackgroundObserver, Start
@@ -44,8 +44,9 @@ from .observer.snapshot import SnapshotLoader, SnapshotReader
 from .overhead import Overhead
 from .ranks import rank
 from .records import Figure, Picture, Record, Scalar, Text
+from .run_card import run_card
 from .run_log import RunLog
-from .schedules import Schedule, ScheduleLike, as_schedule, every
+from .scheduling import Schedule, ScheduleLike, as_schedule, every
 from .signal_handlers import raised_by_signal_handler
 from .writers import TensorBoardWriter, Writer, as_writer
 from .writers.signals import ClosesOnSignals

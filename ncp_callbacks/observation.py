@@ -25,16 +25,16 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .analysis.jacobian_products import JacobianProducts
-from .analysis.results import FloatArray
-from .analysis.target_values import TargetValues
+from .callbacks.dynamics.jacobian_products import JacobianProducts
 from .held_out import HeldOutBatch, read_only, to_numpy
-from .instrument import CellSite, Instrument
-from .instrument.batching import as_points, in_parts, joined, points, run_in_batches
-from .instrument.further import finer_solver, slopes, state_gradients, step_gradients
-from .instrument.probe import COPIES
-from .instrument.randomise import randomised
-from .instrument.replay import Replay
+from .model import CellSite, Instrument
+from .model.batching import as_points, in_parts, joined, points, run_in_batches
+from .model.cell_stepper import Replay
+from .model.extra_passes import finer_solver, slopes, state_gradients, step_gradients
+from .model.probe import COPIES
+from .model.randomize import randomised
+from .results import FloatArray
+from .target_values import TargetValues
 
 __all__ = ["Activations", "Need", "Observation", "Trajectory"]
 

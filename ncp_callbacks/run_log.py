@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .about import guide
 from .errors import one_line, traceback_of
 from .records import Array, Note, Record, Text
+from .run_card import guide
 from .signal_handlers import raised_by_signal_handler
 from .writers import Writer
 

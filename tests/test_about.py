@@ -7,7 +7,7 @@ from pathlib import Path
 from tensorboardX.proto.event_pb2 import Event
 
 import ncp_callbacks as ncp
-from ncp_callbacks.about import guide
+from ncp_callbacks.run_card import guide
 from ncp_callbacks.runs.frames import Frames
 from ncp_callbacks.runs.reader import event_files
 from ncp_callbacks.writers import TensorBoardWriter

@@ -25,17 +25,17 @@ from ncp_callbacks.analysis import (
     time_sensitivity,
     transition_statistics,
 )
-from ncp_callbacks.analysis.dynamics import (
-    corrected_participation_estimate,
-    corrected_participation_ratio,
-)
-from ncp_callbacks.analysis.states import explained_variance
 from ncp_callbacks.attribution import (
     Attribution,
     IntegratedGradients,
     summarize,
     temporal_importance,
 )
+from ncp_callbacks.callbacks.dynamics.analysis import (
+    corrected_participation_estimate,
+    corrected_participation_ratio,
+)
+from ncp_callbacks.callbacks.state_space.analysis import explained_variance
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure as Drawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ncp_callbacks.announce import (
+from ncp_callbacks.console import (
     closing,
     in_notebook,
     link,
@@ -114,7 +114,7 @@ def test_in_a_notebook_magics_are_named(
 
 def test_ipython_is_not_imported() -> None:
     code = (
-        "import sys; from ncp_callbacks.announce import *; show(opening('runs/x'), verbose=True);"
+        "import sys; from ncp_callbacks.console import *; show(opening('runs/x'), verbose=True);"
         "assert not {'IPython', 'tensorboard', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -17,8 +17,8 @@ from boards import Board
 from promises import STANDARD, promised
 
 import ncp_callbacks as ncp
-from ncp_callbacks.announce import link
 from ncp_callbacks.cli import main
+from ncp_callbacks.console import link
 from ncp_callbacks.models import CfC
 
 playwright = pytest.importorskip(

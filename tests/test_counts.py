@@ -12,7 +12,7 @@ import pytest
 
 import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
-from ncp_callbacks.instrument import Instrument, batching
+from ncp_callbacks.model import Instrument, batching
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.plotting.page import Page

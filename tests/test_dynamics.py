@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ncp_callbacks.callbacks.dynamics.callback.plot import needed_decades
 from promises import pattern, promised, told
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import procrustes
@@ -41,7 +42,6 @@ from ncp_callbacks.callbacks import Dynamics
 from ncp_callbacks.models import CfC
 from ncp_callbacks.observation import Trajectory
 from ncp_callbacks.plots import plot_dynamics, to_png
-from ncp_callbacks.plots.dynamics import needed_decades
 from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.plotting.page import Page
 from ncp_callbacks.writers.base import clean_tag

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jackknife import ci_by_leaving_out, freedom
+from ncp_callbacks.callbacks.output_time.callback.analysis import output_time
 from scipy import integrate, special, stats
 
 from ncp_callbacks.analysis import (
@@ -20,16 +21,15 @@ from ncp_callbacks.analysis import (
     transition_statistics,
     unit_time_constants,
 )
-from ncp_callbacks.analysis.dynamics import (
+from ncp_callbacks.attribution import Attribution, InputXGradient, summarize
+from ncp_callbacks.callbacks.dynamics.analysis import (
     autocorrelation_times,
     corrected_participation_estimate,
     corrected_participation_ratio,
     memory_horizon,
     state_drift,
 )
-from ncp_callbacks.analysis.output_time import output_time
-from ncp_callbacks.analysis.wiring import NeuronGroup, group_activity
-from ncp_callbacks.attribution import Attribution, InputXGradient, summarize
+from ncp_callbacks.callbacks.wiring.analysis import NeuronGroup, group_activity
 from ncp_callbacks.stats import (
     CORRELATION,
     MIN_SEQUENCES_FOR_CI,

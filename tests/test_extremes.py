@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from ncp_callbacks.callbacks.dynamics.callback.analysis import memory_horizon, unit_correlations
+from ncp_callbacks.callbacks.output_time.callback.analysis import output_time
+from ncp_callbacks.callbacks.time_constants.callback.analysis import unit_time_constants
 from test_plots import check_text, drawn
 
 from ncp_callbacks.analysis import (
@@ -17,14 +20,12 @@ from ncp_callbacks.analysis import (
     state_space,
     time_sensitivity,
 )
-from ncp_callbacks.analysis.dynamics import memory_horizon, unit_correlations
-from ncp_callbacks.analysis.faithfulness import Deletion
-from ncp_callbacks.analysis.interactions import Interactions
-from ncp_callbacks.analysis.output_time import output_time
-from ncp_callbacks.analysis.sanity import Cascade, Measures
-from ncp_callbacks.analysis.time_constants import unit_time_constants
-from ncp_callbacks.analysis.wiring import SynapticFlow
 from ncp_callbacks.attribution import temporal_importance
+from ncp_callbacks.callbacks.faithfulness.analysis import Deletion
+from ncp_callbacks.callbacks.feature_interactions.analysis import Interactions
+from ncp_callbacks.callbacks.sanity_check.analysis import Cascade, Measures
+from ncp_callbacks.callbacks.single_predictions.plot import Prediction
+from ncp_callbacks.callbacks.wiring.analysis import SynapticFlow
 from ncp_callbacks.plots import (
     plot_dynamics,
     plot_faithfulness,
@@ -40,7 +41,6 @@ from ncp_callbacks.plots import (
     plot_unit_activity,
     plot_wiring,
 )
-from ncp_callbacks.plots.predictions import Prediction
 
 STEP = 10_000_000
 LONG = "mean arterial blood pressure, invasive ($mmHg$), left radial artery, number {}"

@@ -20,18 +20,18 @@ from promises import pattern, promised
 from test_plots import check_redraws, check_text, drawn, title, words
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.faithfulness import (
+from ncp_callbacks.attribution import BUILT_IN, AttributionMethod, IntegratedGradients
+from ncp_callbacks.callbacks.faithfulness.analysis import (
     Deletion,
     deletion,
     max_sensitivity,
     noise_similarity,
     structural_similarity,
 )
-from ncp_callbacks.analysis.target_values import TargetValues
-from ncp_callbacks.attribution import BUILT_IN, AttributionMethod, IntegratedGradients
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plots import plot_faithfulness
 from ncp_callbacks.plotting.style import BLUE, GREY, VERMILION
+from ncp_callbacks.target_values import TargetValues
 
 pytestmark = pytest.mark.filterwarnings("error")
 

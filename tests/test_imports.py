@@ -28,26 +28,6 @@ HEAVY = ("mlx", "matplotlib", "sklearn", "scipy", "tensorboardX")
 # Import names that differ from the name of the distribution.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "google": "protobuf", "PIL": "pillow"}
 
-# Imports that close a circle, each with the reason why it is there. To be emptied.
-CLOSING = {
-    (
-        "ncp_callbacks.analysis.results",
-        "ncp_callbacks.plots",
-    ): "a notebook shows a result's picture",
-    ("ncp_callbacks.runs.comparison", "ncp_callbacks.runs.report"): "a notebook shows the tables",
-}
-# Modules, or folders of modules, that still import a facade. To be emptied.
-FACADE_IMPORTS = (
-    "ncp_callbacks.about",
-    "ncp_callbacks.analysis.results",
-    "ncp_callbacks.callbacks.",
-    "ncp_callbacks.interpret",
-    "ncp_callbacks.measures",
-    "ncp_callbacks.monitor",
-    "ncp_callbacks.runs.figures",
-    "ncp_callbacks.runs.report",
-)
-
 
 def run(code: str, *arguments: str) -> str:
     done = subprocess.run(
@@ -253,20 +233,12 @@ def test_circles_are_found() -> None:
 
 
 def test_no_module_is_imported_by_what_it_imports() -> None:
-    edges = graph()
-    for module, imported in CLOSING:
-        assert imported in edges[module], f"remove {module, imported} from CLOSING"
-        edges[module].remove(imported)
-    assert circles(edges) == set()
-    for module, imported in CLOSING:
-        edges[module].add(imported)
-        assert circles(edges), f"remove {module, imported} from CLOSING"
-        edges[module].remove(imported)
+    assert circles(graph()) == set()
 
 
 def test_facades_are_for_users_only() -> None:
     found = {name for name, imported in graph().items() if imported & set(FACADES)}
-    assert not [name for name in found - set(FACADES) if not name.startswith(FACADE_IMPORTS)]
+    assert found - set(FACADES) == {"ncp_callbacks.notebook"}
 
 
 def test_the_package_imports_what_it_declares() -> None:

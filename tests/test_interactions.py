@@ -15,7 +15,7 @@ from promises import pattern, promised, told
 from test_plots import bar_ends, check_redraws
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.interactions import (
+from ncp_callbacks.callbacks.feature_interactions.analysis import (
     Archipelago,
     IntegratedHessians,
     InteractionMethod,
@@ -24,10 +24,10 @@ from ncp_callbacks.analysis.interactions import (
     group_effects,
     integrated_hessians,
 )
-from ncp_callbacks.analysis.target_values import TargetValues
-from ncp_callbacks.instrument import Instrument
+from ncp_callbacks.model import Instrument
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_interactions
+from ncp_callbacks.target_values import TargetValues
 
 # --- functions known in closed form --------------------------------------------------------------
 

@@ -9,17 +9,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from ncp_callbacks.callbacks.dynamics.callback.analysis import state_drift
 from scipy.spatial import procrustes
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.dynamics import state_drift
-from ncp_callbacks.analysis.jacobian_products import (
+from ncp_callbacks.callbacks.dynamics.jacobian_products import (
     estimated_memory,
     leading_exponents,
     leading_gains,
 )
-from ncp_callbacks.analysis.states import explained_variance, participation_ratios_without_each
-from ncp_callbacks.instrument import Instrument
+from ncp_callbacks.callbacks.state_space.analysis import (
+    explained_variance,
+    participation_ratios_without_each,
+)
+from ncp_callbacks.model import Instrument
 from ncp_callbacks.stats.state_samples import spread_units
 
 B, T, F = 6, 9, 2

@@ -21,11 +21,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ncp_callbacks.callbacks.faithfulness.callback.analysis import deletion, max_sensitivity
 from test_models import load_ncps_torch
 
 from ncp_callbacks import HeldOutBatch, Need, Observation
-from ncp_callbacks.analysis.faithfulness import deletion, max_sensitivity
-from ncp_callbacks.analysis.target_values import TargetValues
 from ncp_callbacks.attribution import (
     BUILT_IN,
     Attribution,
@@ -43,8 +42,9 @@ from ncp_callbacks.attribution import (
 )
 from ncp_callbacks.attribution.baselines import constant_baseline
 from ncp_callbacks.attribution.compute import Attributor
-from ncp_callbacks.instrument import Instrument
+from ncp_callbacks.model import Instrument
 from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.target_values import TargetValues
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -24,9 +24,9 @@ import zoo
 from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
-from ncp_callbacks.instrument import CopyError, ModelCopy, Subject
-from ncp_callbacks.instrument.model_copy import difference, set_evaluation_mode
-from ncp_callbacks.instrument.trees import modules
+from ncp_callbacks.model import CopyError, ModelCopy, Subject
+from ncp_callbacks.model.model_copy import difference, set_evaluation_mode
+from ncp_callbacks.model.pytrees import modules
 
 B, T, F = 4, 5, 3
 places = pytest.mark.parametrize("background", [False, True], ids=["in the loop", "background"])

@@ -17,9 +17,9 @@ from mlx.utils import tree_flatten
 from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
-from ncp_callbacks.instrument import Instrument
-from ncp_callbacks.instrument.capture import Tap
-from ncp_callbacks.instrument.trees import modules
+from ncp_callbacks.model import Instrument
+from ncp_callbacks.model.capture import Tap
+from ncp_callbacks.model.pytrees import modules
 
 STEPS, EVERY = 24, 6
 

@@ -27,7 +27,7 @@ from ncp_callbacks import (
     interpret_model,
     visualize_hidden_states,
 )
-from ncp_callbacks.instrument import Instrument
+from ncp_callbacks.model import Instrument
 
 B, T, F, H, O = 4, 6, 3, 5, 2  # noqa: E741
 SCALES = (0.25, 0.5, 2.0, 5.0)

@@ -27,13 +27,18 @@ from test_oracles import (
 )
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.output_time import OutputTime, binned, output_steps, output_time
-from ncp_callbacks.analysis.target_values import TargetValues
 from ncp_callbacks.attribution import AttributionMaps, IntegratedGradients
 from ncp_callbacks.attribution.compute import Attributor
-from ncp_callbacks.instrument import Instrument, NothingToObserve
+from ncp_callbacks.callbacks.output_time.analysis import (
+    OutputTime,
+    binned,
+    output_steps,
+    output_time,
+)
+from ncp_callbacks.model import Instrument, NothingToObserve
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_output_time
+from ncp_callbacks.target_values import TargetValues
 
 MASK = np.array([[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1] * 6, [1, 1, 1, 1, 1, 0]], bool)
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ncp_callbacks as ncp
-from ncp_callbacks.instrument import Instrument, Memory
-from ncp_callbacks.instrument import memory as memory_module
+from ncp_callbacks.model import Instrument, Memory
+from ncp_callbacks.model import memory as memory_module
 from ncp_callbacks.models import CfC
 from ncp_callbacks.overhead import Overhead
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ncp_callbacks as ncp
-from ncp_callbacks.instrument import Instrument, NothingToObserve
+from ncp_callbacks.model import Instrument, NothingToObserve
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F = 7, 5, 3

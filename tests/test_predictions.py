@@ -19,8 +19,8 @@ from test_oracles import B, Closed, F, T, TimeDeltaBank, at_step, close, data, p
 from test_output_time import MASK, EveryGRU, Net, Tokens
 
 import ncp_callbacks as ncp
+from ncp_callbacks.callbacks.single_predictions.plot import Prediction
 from ncp_callbacks.plots import plot_prediction, to_png
-from ncp_callbacks.plots.predictions import Prediction
 
 SCALES = (0.5, 1.0, 3.0)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
-from ncp_callbacks.instrument import Instrument
+from ncp_callbacks.model import Instrument
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F = 6, 5, 3

@@ -20,12 +20,12 @@ from scipy.stats import spearmanr
 from test_plots import check_redraws, check_text, title, words
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.sanity import ALIKE, Cascade, Measures, map_similarity
 from ncp_callbacks.attribution import IntegratedGradients
+from ncp_callbacks.callbacks.sanity_check.analysis import ALIKE, Cascade, Measures, map_similarity
 from ncp_callbacks.held_out import to_numpy
-from ncp_callbacks.instrument import Instrument
-from ncp_callbacks.instrument.randomise import randomised
-from ncp_callbacks.instrument.trees import leaves, modules
+from ncp_callbacks.model import Instrument
+from ncp_callbacks.model.pytrees import leaves, modules
+from ncp_callbacks.model.randomize import randomised
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_sanity, plot_sanity_measures
 

@@ -15,13 +15,15 @@ import pytest
 import zoo
 from hypothesis import given
 from hypothesis import strategies as st
+from ncp_callbacks.callbacks.time_constants.callback.plot import needed_decades, needed_limits
 from ncps.wirings import AutoNCP, FullyConnected
 from promises import pattern, promised, told
 from test_models import golden
 from test_plots import check_redraws, check_text, drawn, texts, title, words
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.time_constants import (
+from ncp_callbacks.callbacks import TimeConstants
+from ncp_callbacks.callbacks.time_constants.analysis import (
     LTCParameters,
     effective_time_constants,
     explained_by,
@@ -34,9 +36,8 @@ from ncp_callbacks.analysis.time_constants import (
     time_constant_bounds,
     unit_time_constants,
 )
-from ncp_callbacks.callbacks import TimeConstants
-from ncp_callbacks.instrument import Instrument
-from ncp_callbacks.instrument.liquid import (
+from ncp_callbacks.model import Instrument
+from ncp_callbacks.model.liquid import (
     DecayReading,
     GateReading,
     LTCReading,
@@ -45,7 +46,6 @@ from ncp_callbacks.instrument.liquid import (
 )
 from ncp_callbacks.models import LTC, CfC, LTCCell
 from ncp_callbacks.plots import plot_time_constants, plot_time_constants_over_time
-from ncp_callbacks.plots.time_constants import needed_decades, needed_limits
 
 GOLDEN = Path(__file__).parent / "golden"
 S, T, F, H = 4, 6, 3, 5
@@ -263,7 +263,7 @@ def test_many_rows_are_computed_in_parts(monkeypatch):
     parameters = random_parameters(rng)
     x, v = rng.normal(size=(23, 3)), rng.normal(size=(23, 4))
     whole = system_time_constants(parameters, x, v)
-    monkeypatch.setattr("ncp_callbacks.analysis.time_constants._AT_ONCE", 60)
+    monkeypatch.setattr("ncp_callbacks.callbacks.time_constants.analysis._AT_ONCE", 60)
     np.testing.assert_array_equal(system_time_constants(parameters, x, v), whole)
 
 
@@ -838,7 +838,7 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
     instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
     looked = []
     monkeypatch.setattr(
-        "ncp_callbacks.callbacks.time_constants.jacobian_diagonal",
+        "ncp_callbacks.callbacks.time_constants.callback.jacobian_diagonal",
         lambda replay, t, *rest, **units: (
             looked.append(t) or jacobian_diagonal(replay, t, *rest, **units)
         ),
@@ -850,7 +850,7 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 50, 10**6])
 def test_the_diagonal_is_that_of_the_whole_jacobian(at_once, monkeypatch):
-    monkeypatch.setattr("ncp_callbacks.instrument.liquid._AT_ONCE", at_once)
+    monkeypatch.setattr("ncp_callbacks.model.liquid._AT_ONCE", at_once)
     for model in (LTC(F, H), CfC(F, AutoNCP(9, 2, seed=3))):
         _, replay = seen(model, *batch())
         for t in (0, 4):

@@ -10,8 +10,8 @@ from jackknife import ci_by_leaving_out
 from scipy.special import logsumexp
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.time import share_outside, solver_share
-from ncp_callbacks.instrument.further import finer_solver
+from ncp_callbacks.callbacks.time_sensitivity.analysis import share_outside, solver_share
+from ncp_callbacks.model.extra_passes import finer_solver
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F = 12, 6, 2

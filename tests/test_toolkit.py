@@ -15,7 +15,7 @@ from scipy import stats
 
 import ncp_callbacks as ncp
 from ncp_callbacks import callback as toolkit
-from ncp_callbacks.analysis.states import explained_variance, fit_basis
+from ncp_callbacks.callbacks.state_space.analysis import explained_variance, fit_basis
 from ncp_callbacks.models import CfC
 from ncp_callbacks.stats import SIZE
 

@@ -35,12 +35,13 @@ from test_time_constants import (
 )
 
 import ncp_callbacks as ncp
-from ncp_callbacks.analysis.time_constants import (
+from ncp_callbacks.callbacks import Wiring
+from ncp_callbacks.callbacks.time_constants.analysis import (
     LTCParameters,
     ltc_step,
     system_time_constants,
 )
-from ncp_callbacks.analysis.wiring import (
+from ncp_callbacks.callbacks.wiring.analysis import (
     NeuronGroup,
     group_activity,
     group_attribution,
@@ -48,11 +49,10 @@ from ncp_callbacks.analysis.wiring import (
     neuron_attribution,
     synaptic_flow,
 )
-from ncp_callbacks.callbacks import Wiring
-from ncp_callbacks.instrument.liquid import neuron_groups
+from ncp_callbacks.callbacks.wiring.plot import THINNEST, WIDEST
+from ncp_callbacks.model.liquid import neuron_groups
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import nice_limit, plot_wiring
-from ncp_callbacks.plots.wiring import THINNEST, WIDEST
 from ncp_callbacks.plotting.style import INK, LOWERS, RAISES
 
 S, T, F = 4, 6, 3

@@ -14,8 +14,8 @@ from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
 
 import ncp_callbacks as ncp
 from ncp_callbacks.held_out import to_numpy
-from ncp_callbacks.instrument import Instrument, ModelError
-from ncp_callbacks.instrument.replay import Replay
+from ncp_callbacks.model import Instrument, ModelError
+from ncp_callbacks.model.cell_stepper import Replay
 
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 

@@ -26,8 +26,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.results import FloatArray
-from ..analysis.target_values import Evaluate, TargetValues
+from ..results import FloatArray
+from ..target_values import Evaluate, TargetValues
 
 __all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "ExtraPasses"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.results import FloatArray
+from ..results import FloatArray
 
 __all__ = ["baseline_sequences", "checked_word", "constant_baseline", "finite_mean"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.results import FloatArray
-from ..analysis.target_values import Evaluate, TargetValues
 from ..observation import Need, Observation
+from ..results import FloatArray
+from ..target_values import Evaluate, TargetValues
 from .base import Attribution, AttributionMethod, ExtraPasses
 from .baselines import baseline_sequences, checked_word, constant_baseline, finite_mean
 from .importance import TemporalImportance, summarize

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.results import ArrayResult, FloatArray, compact
+from ..results import ArrayResult, FloatArray, compact
 from ..stats import SHARE, SIZE, Estimate, ci_array
 from ..stats.reliability import split_half
 from .base import Attribution

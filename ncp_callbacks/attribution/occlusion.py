@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.results import FloatArray
-from ..analysis.target_values import Evaluate
+from ..results import FloatArray
+from ..target_values import Evaluate
 from .base import AttributionMaps, AttributionMethod, ExtraPasses
 
 __all__ = ["Occlusion"]

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from ..attribution import IntegratedGradients
 from ..callback import Callback
-from .attribution import GradientAttribution
-from .backbone import BackboneActivations
-from .states import StateSpace
-from .time import TimeSensitivity
-from .transitions import StateTransitions
+from .backbone_activations.callback import BackboneActivations
+from .gradient_attribution.callback import GradientAttribution
+from .state_space.callback import StateSpace
+from .state_transitions.callback import StateTransitions
+from .time_sensitivity.callback import TimeSensitivity
 
 __all__ = ["callback_set"]
 
@@ -42,13 +42,13 @@ def _standard() -> list[Callback]:
 
 
 def _full() -> list[Callback]:
-    from .dynamics import Dynamics
-    from .faithfulness import Faithfulness
-    from .interactions import FeatureInteractions
-    from .output_time import OutputTime
-    from .sanity_check import SanityCheck
-    from .time_constants import TimeConstants
-    from .wiring import Wiring
+    from .dynamics.callback import Dynamics
+    from .faithfulness.callback import Faithfulness
+    from .feature_interactions.callback import FeatureInteractions
+    from .output_time.callback import OutputTime
+    from .sanity_check.callback import SanityCheck
+    from .time_constants.callback import TimeConstants
+    from .wiring.callback import Wiring
 
     integrated = GradientAttribution(
         name="integrated_gradients",

@@ -459,7 +459,7 @@ class _Server:
     def _observer(self, start: Start) -> Observer:
         import mlx.core as mx
 
-        from ..instrument import ModelCopy
+        from ..model import ModelCopy
         from .snapshot import SnapshotLoader
 
         if start.device is not None:

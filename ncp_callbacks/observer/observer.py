@@ -20,11 +20,11 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-from ..callbacks import Callback
+from ..callback import Callback
 from ..errors import one_line, traceback_of
 from ..held_out import HeldOutBatch
-from ..instrument import At, Instrument, Memory, ModelCopy, NothingToObserve, TargetLike
-from ..instrument.model_copy import array_bytes
+from ..model import At, Instrument, Memory, ModelCopy, NothingToObserve, TargetLike
+from ..model.model_copy import array_bytes
 from ..observation import Need, Observation
 from ..progress import progress
 from ..records import Note, Record

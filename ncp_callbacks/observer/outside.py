@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ..instrument.trees import modules
+from ..model.pytrees import modules
 
 __all__ = ["changed_outside", "values_outside"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..instrument.model_copy import (
+from ..model.model_copy import (
     ModelCopy,
     Subject,
     array_bytes,

@@ -1,16 +1,18 @@
+from ..callbacks.backbone_activations.plot import plot_unit_activity as plot_unit_activity
+from ..callbacks.dynamics.plot import plot_dynamics as plot_dynamics
+from ..callbacks.faithfulness.plot import plot_faithfulness as plot_faithfulness
+from ..callbacks.feature_interactions.plot import plot_interactions as plot_interactions
+from ..callbacks.gradient_attribution.plot import plot_feature_importance as plot_feature_importance
+from ..callbacks.output_time.plot import plot_output_time as plot_output_time
+from ..callbacks.sanity_check.plot import plot_sanity as plot_sanity
+from ..callbacks.sanity_check.plot import plot_sanity_measures as plot_sanity_measures
+from ..callbacks.single_predictions.plot import plot_prediction as plot_prediction
+from ..callbacks.state_space.plot import plot_state_space as plot_state_space
+from ..callbacks.time_constants.plot import plot_time_constants as plot_time_constants
+from ..callbacks.time_constants.plot import (
+    plot_time_constants_over_time as plot_time_constants_over_time,
+)
+from ..callbacks.time_sensitivity.plot import plot_time_sensitivity as plot_time_sensitivity
+from ..callbacks.wiring.plot import plot_wiring as plot_wiring
 from ..plotting.limits import nice_limit as nice_limit
 from ..plotting.png import to_png as to_png
-from .backbone import plot_unit_activity as plot_unit_activity
-from .dynamics import plot_dynamics as plot_dynamics
-from .faithfulness import plot_faithfulness as plot_faithfulness
-from .importance import plot_feature_importance as plot_feature_importance
-from .interactions import plot_interactions as plot_interactions
-from .output_time import plot_output_time as plot_output_time
-from .predictions import plot_prediction as plot_prediction
-from .sanity import plot_sanity as plot_sanity
-from .sanity import plot_sanity_measures as plot_sanity_measures
-from .states import plot_state_space as plot_state_space
-from .time import plot_time_sensitivity as plot_time_sensitivity
-from .time_constants import plot_time_constants as plot_time_constants
-from .time_constants import plot_time_constants_over_time as plot_time_constants_over_time
-from .wiring import plot_wiring as plot_wiring

@@ -1,0 +1,1 @@
+"""Measure how the units of the backbone are used."""

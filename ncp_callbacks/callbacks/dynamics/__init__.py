@@ -1,0 +1,1 @@
+"""Measure stability and memory of the recurrent dynamics."""

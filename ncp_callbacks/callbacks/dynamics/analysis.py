@@ -1,0 +1,818 @@
+"""Dynamics of a recurrent state: what its units do, how it changed since, how long it remembers.
+
+From states ``(B, T, H)``::
+
+    autocorrelation_times(states, time_delta=dt)        # one a unit
+    corrected_participation_ratio(states)
+    state_drift(states[real], first[real])              # .cka, .procrustes
+    unit_correlations(states[:, -1], target_values)     # likewise
+
+From Jacobians ``(S, T-1, H, H)`` of its steps, ``jacobians[s, t] = d h_{t+1} / d h_t``::
+
+    radius, norm = jacobian_gains(jacobians)
+    lyapunov_exponents(jacobians, time_delta=dt)        # (S, 3)
+    memory_horizon(jacobians, time_delta=dt).steps
+
+``time_delta`` is ``(B, T)``, the interval before each step; without it, time is counted in steps.
+``mask`` is ``(B, T)``, true at real steps; what padding holds doesn't matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...results import ArrayResult, FloatArray, MappingResult
+from ...stats import SHARE, SIZE, Estimate, ci_array, t_quantile
+from ..state_space.analysis import centred_for_estimates, participation_ratios_without_each
+
+__all__ = [
+    "AutocorrelationTimes",
+    "Memory",
+    "StateDrift",
+    "UnitCorrelations",
+    "autocorrelation_times",
+    "corrected_participation_estimate",
+    "corrected_participation_ratio",
+    "gain_sequences",
+    "jacobian_gains",
+    "lyapunov_exponents",
+    "memory_horizon",
+    "state_drift",
+    "unit_correlations",
+]
+
+BoolArray = npt.NDArray[np.bool_]
+
+# A factor per step below which float32 Jacobians hold nothing.
+SMALLEST = 1e-30
+_GRID = 96
+_MOST_LAGS = 4096
+_GROUPS = 16
+
+
+# --- from states
+
+
+@dataclass(frozen=True, eq=False)
+class StateDrift(MappingResult):
+    """How far states are from those of an earlier look, whatever the axes they are told in.
+
+    Attributes:
+        cka: Linear centred kernel alignment: 1 the same up to rotation, scale and offset, 0
+            unrelated; the directions of largest variance count most. NaN for constant states.
+            Biased up when samples are not many times the units: unrelated states of 64 units have
+            .06 with 1,024 samples, .5 with 64.
+        procrustes: What the best rotation or reflection, scale and offset leave of the difference,
+            as a share of the variance, in [0, 1]: 0 the same. Unlike ``1 - cka`` it gives small
+            directions their due. NaN for constant states.
+        samples: How many states went in.
+        estimates: ``cka`` and ``procrustes`` with their intervals over sequences, where it is known
+            which sequence a sample is of.
+    """
+
+    cka: float
+    procrustes: float
+    samples: int
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitCorrelations(ArrayResult):
+    """Correlation of each unit with a target. As an array it is ``values``.
+
+    Attributes:
+        values: ``(H,)``, Pearson's, over sequences; NaN for units that are the same in all.
+        chance: What the largest of all units exceeds, in absolute value, with a probability of at
+            most 5 % when none has to do with the target (Bonferroni); 1 with fewer than three
+            sequences.
+        sequences: How many went in.
+    """
+
+    values: FloatArray
+    chance: float
+    sequences: int
+
+    @property
+    def _main(self) -> FloatArray:
+        return self.values
+
+    @property
+    def top(self) -> int | None:
+        """The unit with the largest absolute correlation; None where none has one."""
+        known = np.isfinite(self.values)
+        return int(np.argmax(np.where(known, np.abs(self.values), -1.0))) if known.any() else None
+
+
+@dataclass(frozen=True, eq=False)
+class AutocorrelationTimes(ArrayResult):
+    """In which time each unit's autocorrelation decays by 1/e. As an array it is ``values``.
+
+    Attributes:
+        values: ``(H,)``, in units of ``time_delta`` or in steps; NaN for units that are the same in
+            all sequences.
+        shortest: What can be told from 0, a twentieth of the median interval; below, it is 0.
+        longest: Ten times the mean length of a sequence, which stands for "doesn't decay".
+        left_out: ``(G, H)``, the same without each of at most 16 groups of sequences.
+    """
+
+    values: FloatArray
+    shortest: float
+    longest: float
+    left_out: FloatArray
+
+    @property
+    def _main(self) -> FloatArray:
+        return self.values
+
+    def quantile_estimates(self, shares: Sequence[float]) -> list[Estimate]:
+        """Quantiles over the units that vary, with their intervals over sequences."""
+        known = np.isfinite(self.values)
+        if not known.any():
+            return [Estimate(math.nan, np.empty(0)) for _ in shares]
+        values = np.quantile(self.values[known], shares)
+        left_out = np.quantile(self.left_out[:, known], shares, axis=1)
+        return [
+            Estimate.jackknife(float(value), without, SIZE)
+            for value, without in zip(values, left_out, strict=True)
+        ]
+
+    @property
+    def undecayed(self) -> float:
+        """Share of the units that vary whose autocorrelation doesn't decay; NaN without any."""
+        known = self.values[np.isfinite(self.values)]
+        return float((known >= self.longest).mean()) if known.size else math.nan
+
+
+def corrected_participation_ratio(states: FloatArray, *, mask: np.ndarray | None = None) -> float:
+    """Number of dimensions in use, ``(tr C)^2 / tr C^2``, without the bias of few states.
+
+    The plain participation ratio is biased low, the more so the longer states remember: 32
+    independent units that keep 98 % each step show 13 of their 32 dimensions in 1,024 steps. Here
+    both traces are U-statistics: only products of *different* sequences enter, which are
+    independent however much a sequence depends on itself. What is left is the bias and the scatter
+    of a ratio; with few sequences that scatter is large.
+
+    Args:
+        states: ``(B, T, H)``.
+
+    Returns:
+        Between 1 and H; NaN for fewer than four sequences, constant states, and where chance left
+        no variance that sequences share.
+
+    Source: U-statistics for ``tr C^2`` with unknown mean, Chen, Zhang & Zhong 2010 (doi
+    10.1198/jasa.2010.tm09560); here with the mean second moment of a sequence in place of the
+    product of one sample.
+    """
+    states = np.asarray(states, np.float64)
+    use = _real(mask, states.shape[:2]) & np.isfinite(states).all(axis=2)
+    own = [h[u] for h, u in zip(states, use, strict=True) if u.any()]
+    count = len(own)
+    if count < 4:
+        return math.nan
+    total = sum(len(h) for h in own)
+    grand = np.sum([h.sum(axis=0) for h in own], axis=0) / total
+    largest = max(float(np.abs(h).max()) for h in own)
+    own = [h - grand for h in own]
+    variance = sum(float((h**2).sum()) for h in own) / total
+    if variance <= states.shape[2] * (1e-7 * largest) ** 2:
+        return math.nan
+    mean_length = total / count
+    v = np.stack([h.sum(axis=0) for h in own]) / mean_length
+    t = np.array([(h**2).sum() for h in own]) / mean_length
+    second = np.zeros((states.shape[2],) * 2)
+    squares = crossed = inner = 0.0
+    resultant = v.sum(axis=0)
+    for h, mean in zip(own, v, strict=True):
+        m = h.T @ h / mean_length
+        second += m
+        squares += float((m**2).sum())
+        crossed += float((resultant - mean) @ m @ (resultant - mean))
+        inner += float(mean @ m @ mean)
+    gram = v @ v.T
+    np.fill_diagonal(gram, 0.0)
+    rows = gram.sum(axis=1)
+    pairs, triples, quadruples = (math.perm(count, k) for k in (2, 3, 4))
+    # Sums over different sequences, from sums over all by inclusion and exclusion.
+    four = float(gram.sum() ** 2 - 4 * (rows**2).sum() + 2 * (gram**2).sum()) / quadruples
+    moment = (float((second**2).sum()) - squares) / pairs
+    between = crossed - float(((v @ second) * v).sum()) + inner
+    trace_of_square = moment - 2 * between / triples + four
+    traces = float(t.sum() ** 2 - (t**2).sum()) / pairs
+    shift = float(t.sum() * gram.sum() - 2 * (t @ rows)) / triples
+    square_of_trace = traces - 2 * shift + four
+    if not (trace_of_square > 0 and square_of_trace > 0):
+        return math.nan
+    return float(np.clip(square_of_trace / trace_of_square, 1.0, states.shape[2]))
+
+
+def corrected_participation_estimate(
+    states: FloatArray, ratio: float, mask: np.ndarray | None = None
+) -> Estimate:
+    """Of :func:`corrected_participation_ratio`, how sure it is.
+
+    By the jackknife of the plain one: the two differ in bias, and chance moves both alike.
+    """
+    use = _real(mask, states.shape[:2]) & np.isfinite(states).all(axis=2)
+    if not math.isfinite(ratio) or not use.any():
+        return Estimate(ratio, np.empty(0))
+    samples = states[use].astype(np.float64)
+    centred = centred_for_estimates(samples - samples.mean(axis=0), use)
+    left_out = participation_ratios_without_each(centred, use)
+    # As relative errors, in which the bias of the plain one cancels.
+    plain = math.exp(float(np.log(left_out).mean()))
+    within = SIZE.within(1.0, float(states.shape[2]))
+    return Estimate.jackknife(ratio, ratio * left_out / plain, within)
+
+
+def autocorrelation_times(
+    states: FloatArray, *, time_delta: FloatArray | None = None, mask: np.ndarray | None = None
+) -> AutocorrelationTimes:
+    """In which time the autocorrelation of each unit of ``(B, T, H)`` states decays by 1/e.
+
+    The exponential ``exp(-lag / tau)`` that fits the autocorrelation of up to half a sequence best,
+    by least squares; each lag of so many steps is compared with the mean of the exponential over
+    the times that these steps took. For a leaky integrator of white input it is its time constant,
+    for irregular intervals too, for which sorting pairs of steps into slots of time is biased.
+
+    Of each unit the mean over sequences at that step is subtracted, so that what all sequences do
+    alike is no memory; the earlier state alone normalises, so that a variance that still grows
+    from the initial state doesn't matter.
+
+    Raises:
+        ValueError: For sequences of one step.
+    """
+    h = np.asarray(states, np.float64)
+    batch, steps, width = h.shape
+    if steps < 2:
+        raise ValueError("the states have one step: give sequences of at least two")
+    real = _real(mask, (batch, steps))
+    time = np.cumsum(_intervals(time_delta, real), axis=1)
+    use = real & np.isfinite(h).all(axis=2)
+    h = np.where(use[..., None], h, 0.0)
+    count = use.sum(axis=0)
+    if batch > 1:
+        mean = h.sum(axis=0) / np.maximum(count, 1)[:, None]
+        use = use & (count > 1)
+    else:
+        mean = h.sum(axis=(0, 1), keepdims=True)[0] / max(1, int(count.sum()))
+    rounding = 1e-6 * np.abs(h).max(axis=(0, 1))
+    x = np.where(use[..., None], h - mean, 0.0)
+    length = max((int(np.ptp(np.flatnonzero(u))) + 1 for u in use if u.any()), default=0)
+    lags = [lag for lag in _spread_lags(length // 2) if (use[:, lag:] & use[:, :-lag]).any()]
+    if not lags:
+        nothing = np.full((2, width), np.nan)
+        return AutocorrelationTimes(nothing[0], math.nan, math.nan, nothing[1:])
+    both = [use[:, lag:] & use[:, :-lag] for lag in lags]
+    took = [(time[:, lag:] - time[:, :-lag])[ok] for lag, ok in zip(lags, both, strict=True)]
+    span = float(np.mean([np.ptp(t[u]) for t, u in zip(time, use, strict=True) if u.any()]))
+    shortest = float(np.median(took[0])) / 20
+    grid = np.geomspace(shortest, max(10 * span, 20 * shortest), _GRID)
+    misfit, known = np.zeros((width, _GRID)), np.ones(width, bool)
+    starts = np.unique(np.arange(min(batch, _GROUPS)) * batch // min(batch, _GROUPS))
+    without: list[FloatArray] = []
+    models: list[FloatArray] = []
+    for lag, ok, times in zip(lags, both, took, strict=True):
+        before = np.where(ok[..., None], x[:, :-lag], 0.0)
+        powers = np.einsum("bth,bth->bh", before, before)
+        products = np.einsum("bth,bth->bh", before, x[:, lag:])
+        power, product = powers.sum(axis=0), products.sum(axis=0)
+        known &= power > ok.sum() * rounding**2
+        less = power - np.add.reduceat(powers, starts, axis=0)
+        part = product - np.add.reduceat(products, starts, axis=0)
+        without.append(np.divide(part, less, out=np.zeros_like(less), where=less > 0))
+        found = product / np.where(known, power, 1.0)
+        # A random choice: an even stride could pick the same steps of every sequence.
+        if len(times) > _MOST_LAGS:
+            times = np.random.default_rng(0).choice(times, _MOST_LAGS, replace=False)
+        different, counts = np.unique(times, return_counts=True)
+        expected = (counts / len(times)) @ np.exp(-different[:, None] / grid)
+        misfit += ok.sum() * (found[:, None] - expected) ** 2
+        models.append(math.sqrt(ok.sum()) * expected)
+        without[-1] *= math.sqrt(ok.sum())
+    tau = _best(misfit, grid)
+    # The sum of squares but for what doesn't depend on the grid, as products of matrices.
+    curves, fits = np.stack(without, axis=-1), np.stack(models)
+    left_out = _best(((fits**2).sum(axis=0) - 2 * curves @ fits).reshape(-1, _GRID), grid).reshape(
+        len(starts), width
+    )
+    return AutocorrelationTimes(
+        np.where(known, tau, np.nan),
+        shortest=float(grid[0]),
+        longest=float(grid[-1]),
+        left_out=np.where(known, left_out, np.nan),
+    )
+
+
+def _best(misfit: FloatArray, grid: FloatArray) -> FloatArray:
+    """Where on the grid ``(N, grid)`` misfits are smallest."""
+    best = misfit.argmin(axis=1)
+    inside = np.clip(best, 1, _GRID - 2)
+    unit = np.arange(len(misfit))
+    left, middle, right = (misfit[unit, inside + i] for i in (-1, 0, 1))
+    # The minimum of the parabola through the three best.
+    curvature = left - 2 * middle + right
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = np.where(curvature > 0, (left - right) / (2 * curvature), 0.0)
+    tau = grid[inside] * (grid[1] / grid[0]) ** np.clip(shift, -0.5, 0.5)
+    return np.where(best == 0, 0.0, np.where(best == _GRID - 1, grid[-1], tau))
+
+
+def _spread_lags(longest: int) -> list[int]:
+    """1, 2, 3, … steps, growing by about a quarter where that is more than one."""
+    lags, lag = [], 1
+    while lag <= max(1, longest):
+        lags.append(lag)
+        lag = max(lag + 1, round(1.25 * lag))
+    return lags
+
+
+def state_drift(
+    now: FloatArray, before: FloatArray, sequence: npt.NDArray[np.integer[Any]] | None = None
+) -> StateDrift:
+    """How ``(N, H)`` states differ from those of the same samples at an earlier look.
+
+    Samples that are not finite on either side are left out. Intervals are by derivatives with
+    respect to the weight of a sequence.
+
+    Args:
+        sequence: ``(N,)``, of which sequence each is; without, there are no intervals.
+
+    Raises:
+        ValueError: If these can't be the same samples.
+
+    Source: linear CKA, Kornblith et al. 2019 (arXiv:1905.00414); Procrustes distance as
+    ``scipy.spatial.procrustes`` has it, with which it agrees.
+    """
+    if now.ndim != 2 or before.ndim != 2 or len(now) != len(before):
+        raise ValueError(
+            f"now has shape {now.shape} and before {before.shape}: give the same samples as rows"
+        )
+    use = np.isfinite(now).all(axis=1) & np.isfinite(before).all(axis=1)
+    x, y = (_centred(a[use]) for a in (now, before))
+    samples = int(use.sum())
+    if x is None or y is None:
+        return StateDrift(math.nan, math.nan, samples)
+    if samples < max(x.shape[1], y.shape[1]):
+        # Rotations change nothing: in coordinates along the samples, matrices are N by N.
+        x, y = _along_samples(x), _along_samples(y)
+    cross = x.T @ y
+    sizes = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    left, values, right = np.linalg.svd(cross)
+    aligned, rank = float(values.sum()), len(values)
+    cka = min(1.0, float((cross**2).sum() / sizes))
+    procrustes = float(np.clip(1 - aligned**2, 0.0, 1.0))
+    estimates: dict[str, Estimate] = {}
+    if sequence is not None:
+        there, owner = np.unique(np.asarray(sequence)[use], return_inverse=True)
+
+        def summed(of_samples: FloatArray) -> FloatArray:
+            total: FloatArray = np.bincount(owner, of_samples, len(there)).astype(np.float64)
+            return len(there) * total
+
+        shared = np.einsum("nh,hk,nk->n", x, cross, y, optimize=True) / (cross**2).sum()
+        own = [np.einsum("nh,hk,nk->n", a, a.T @ a, a, optimize=True) for a in (x, y)]
+        alone = sum(of / np.linalg.norm(a.T @ a) ** 2 for of, a in zip(own, (x, y), strict=True))
+        turned = np.einsum("nh,nh->n", x @ (left[:, :rank] @ right[:rank]), y) / (aligned or 1.0)
+        size = ((x**2).sum(axis=1) + (y**2).sum(axis=1)) / 2
+        estimates = {
+            "cka": Estimate.from_derivatives(cka, summed(cka * (2 * shared - alone)), SHARE),
+            "procrustes": Estimate.from_derivatives(
+                procrustes, summed(-2 * aligned**2 * (turned - size)), SHARE
+            ),
+        }
+    return StateDrift(cka=cka, procrustes=procrustes, samples=samples, estimates=estimates)
+
+
+def _centred(samples: FloatArray) -> npt.NDArray[np.float64] | None:
+    """With mean 0 and Frobenius norm 1; None where all are the same."""
+    x = samples.astype(np.float64)
+    if not len(x):
+        return None
+    largest = float(np.abs(x).max())
+    x = x - x.mean(axis=0)
+    size = float(np.linalg.norm(x))
+    return x / size if size > 1e-7 * largest * math.sqrt(x.size) else None
+
+
+def _along_samples(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The samples ``(N, H)`` rotated to ``(N, N)``; as they are with no more units than samples."""
+    return x if x.shape[1] <= len(x) else np.linalg.qr(x.T)[1].T
+
+
+def unit_correlations(states: FloatArray, target_values: FloatArray) -> UnitCorrelations:
+    """Correlation of each unit of ``(B, H)`` states with the ``(B,)`` target, over sequences.
+
+    Sequences with NaN or infinity are left out.
+
+    Source: neurons against the output, Lechner et al. 2020, extended data figure 1 (doi
+    10.1038/s42256-020-00237-3), there along time and by eye.
+    """
+    use = np.isfinite(states).all(axis=1) & np.isfinite(target_values)
+    h, y = states[use].astype(np.float64), target_values[use].astype(np.float64)
+    count, width = h.shape
+    values = np.full(width, np.nan)
+    if count >= 2 and width:
+        largest = np.abs(h).max(axis=0), float(np.abs(y).max())
+        h, y = h - h.mean(axis=0), y - y.mean()
+        spread, scatter = np.sqrt((h**2).sum(axis=0)), math.sqrt(float((y**2).sum()))
+        known = spread > 1e-6 * math.sqrt(count) * largest[0]
+        if scatter > 1e-6 * math.sqrt(count) * largest[1]:
+            r = (h * y[:, None]).sum(axis=0) / np.where(known, spread * scatter, 1.0)
+            values = np.where(known, np.clip(r, -1.0, 1.0), np.nan)
+    chance = 1.0
+    tested = int(np.isfinite(values).sum())
+    if count >= 3 and tested:
+        t = t_quantile(1 - 0.025 / tested, count - 2)
+        chance = t / math.sqrt(count - 2 + t * t)
+    return UnitCorrelations(values=values, chance=chance, sequences=count)
+
+
+# --- from Jacobians
+
+
+@dataclass(frozen=True, eq=False)
+class Memory(MappingResult):
+    """How much of a change of the state is left some steps later.
+
+    Of a random small change of the state ``k`` steps before the last, the RMS share left in the
+    last: ``||d h_T / d h_{T-k}||_F / sqrt(H)``. 1 is a state that keeps everything, above 1 one in
+    which changes grow.
+
+    Attributes:
+        curve: ``(K,)`` for ``k = 0, 1, …``: geometric mean over sequences, as far back as at least
+            half of them go.
+        steps: Steps after which it has fallen to 1/e, median over sequences; for a sequence in
+            which it hasn't, its length.
+        time: The same in units of ``time_delta``; the same as ``steps`` without.
+        unforgotten: Share of sequences in which it hasn't fallen to 1/e.
+        norms: ``(S, T)``, of each sequence; NaN beyond its start.
+        elapsed: ``(S, T)``, the time from step ``T-k`` to the last, likewise.
+        ci: ``(2, K)``, 95 % CI over sequences of the curve; NaN where there is none.
+        falls: ``(S, 2)``, steps and time of each sequence.
+        sequences: How many went in.
+        non_finite: How many were left out because of NaN or infinity.
+    """
+
+    curve: FloatArray
+    steps: float
+    time: float
+    unforgotten: float
+    norms: FloatArray
+    elapsed: FloatArray
+    ci: FloatArray
+    falls: FloatArray
+    sequences: int
+    non_finite: int
+
+    def estimates(self) -> dict[str, Estimate]:
+        """``memory_steps``, ``memory_time`` and ``memory_left``, with intervals over sequences.
+
+        Of steps and time none where half of the sequences or more haven't forgotten: what is known
+        of these is only that it takes longer.
+        """
+        found = {}
+        if self.unforgotten < 0.5:
+            found["memory_steps"] = Estimate.median(self.falls[:, 0])
+            found["memory_time"] = Estimate.median(self.falls[:, 1])
+        with np.errstate(divide="ignore", over="ignore"):
+            logs = np.log(self.norms[:, len(self.curve) - 1])
+        logs = logs[np.isfinite(logs)]
+        if len(logs):
+            found["memory_left"] = Estimate.geometric_mean(logs)
+        return found
+
+
+def jacobian_gains(
+    jacobians: FloatArray, *, mask: np.ndarray | None = None, most: int | None = 64
+) -> tuple[FloatArray, FloatArray]:
+    """Spectral radius and operator norm of single steps.
+
+    Above 1 the radius says that changes along some direction could grow, the norm that some grow
+    in this step; a norm far above the radius is that of a step that is far from normal.
+
+    Args:
+        jacobians: ``(S, T-1, H, H)``.
+        most: How many steps are looked at, at random and always the same ones: eigenvalues of one
+            step cost about ``25 H^3``.
+
+    Returns:
+        ``(N,)`` and ``(N,)``, without steps that hold NaN or infinity.
+    """
+    jacobians = _checked(jacobians)
+    steps = jacobians[_gained(jacobians, mask, most)].astype(np.float64)
+    if not steps.size:
+        return np.empty(0), np.empty(0)
+    radius = np.abs(np.linalg.eigvals(steps)).max(axis=1)
+    # The eigenvalues of J'J, several times cheaper than the singular values of J.
+    norm = np.sqrt(np.maximum(np.linalg.eigvalsh(steps.transpose(0, 2, 1) @ steps)[:, -1], 0.0))
+    return radius, norm
+
+
+def gain_sequences(
+    jacobians: FloatArray, *, mask: np.ndarray | None = None, most: int | None = 64
+) -> npt.NDArray[np.intp]:
+    """``(N,)``, of which sequence each step of :func:`jacobian_gains` is."""
+    return _gained(_checked(jacobians), mask, most)[0]
+
+
+def _gained(
+    jacobians: FloatArray, mask: np.ndarray | None, most: int | None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Sequences and steps that are looked at."""
+    sequence, step = np.nonzero(real_steps(mask, jacobians.shape)[1])
+    if most is not None and len(step) > most:
+        some = np.sort(np.random.default_rng(0).choice(len(step), most, replace=False))
+        sequence, step = sequence[some], step[some]
+    finite = np.isfinite(jacobians[sequence, step]).all(axis=(1, 2))
+    return sequence[finite], step[finite]
+
+
+def lyapunov_exponents(
+    jacobians: FloatArray,
+    *,
+    time_delta: FloatArray | None = None,
+    mask: np.ndarray | None = None,
+    count: int = 3,
+) -> FloatArray:
+    """The largest finite-time Lyapunov exponents of each sequence: do small changes grow or fade?
+
+    Logarithms of the singular values of the product of all steps, over the time they took: the
+    largest is the rate at which the change that grows most has grown, the sum of all the rate of
+    volumes.
+
+    The product itself would overflow or lose all but the largest. Instead a frame of orthonormal
+    directions is taken along and made orthonormal again at every step, by QR; from the end back to
+    the start through the transposed steps and forward again, until it is the frame of those
+    directions that grow most, rather than one by chance.
+
+    Args:
+        jacobians: ``(S, T-1, H, H)``.
+        count: How many exponents.
+
+    Returns:
+        ``(S, min(count, H))``, decreasing, in 1 / unit of ``time_delta`` or per step; NaN for
+        sequences without two real steps and those with NaN or infinity. What vanishes altogether
+        counts as a factor of 1e-30 per step.
+
+    Raises:
+        ValueError: For shapes that don't fit, and ``count`` below 1.
+
+    Source: Benettin et al. 1980 (doi 10.1007/BF02128236).
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: give the number of exponents, at least 1")
+    jacobians = _checked(jacobians)
+    width = jacobians.shape[-1]
+    count = min(count, width)
+
+    def logs(valid: BoolArray) -> FloatArray:
+        found = np.full((len(valid), count), np.nan)
+        known = ~_broken(jacobians, valid).any(axis=1)
+        steps = jacobians[known]
+
+        def apply(t: int, frame: FloatArray, forward: bool) -> FloatArray:
+            step = steps[:, t].astype(np.float64)
+            moved: FloatArray = (step if forward else step.transpose(0, 2, 1)) @ frame
+            return moved
+
+        if known.any():
+            found[known] = log_singular_values(apply, valid[known], width, count, settled=1e-7)
+        return found
+
+    return exponents_of(logs, jacobians.shape, time_delta, mask, count)
+
+
+def exponents_of(
+    logs: Callable[[BoolArray], FloatArray],
+    shape: tuple[int, ...],
+    time_delta: FloatArray | None,
+    mask: np.ndarray | None,
+    count: int,
+) -> FloatArray:
+    """``(S, count)``, exponents from logarithms of singular values; NaN without real steps.
+
+    Args:
+        logs: Makes logarithms ``(S, count)`` of the steps that are real, ``(S, T-1)``.
+        shape: Of the Jacobians.
+        time_delta, mask, count: As for :func:`lyapunov_exponents`.
+    """
+    real, valid = real_steps(mask, shape)
+    took = (valid * _intervals(time_delta, real)[:, 1:]).sum(axis=1)
+    result = np.full((shape[0], count), np.nan)
+    known = valid.any(axis=1)
+    if known.any():
+        found = logs(valid)
+        result[known] = found[known] / took[known, None]
+    return result
+
+
+def log_singular_values(
+    apply: Callable[[int, FloatArray, bool], FloatArray],
+    valid: BoolArray,
+    width: int,
+    count: int,
+    *,
+    settled: float,
+    needed: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """``(S, count)``, logarithms of the largest singular values of a product, decreasing.
+
+    NaN for sequences in which a factor is not finite.
+
+    Args:
+        apply: Makes of a step, a frame ``(S, H, count)`` and the direction the frame after the
+            step, or with False what the transposed step makes of it.
+        valid: ``(S, T-1)``, the steps that count.
+        width: ``H``.
+        count: How many are followed.
+        settled: Relative change of the logarithms at which they are final.
+        needed: How many of the largest must have settled, from those within the frame; None: all,
+            from the lengths of the frame's directions.
+    """
+    sequences, steps = valid.shape
+    broken = np.zeros(sequences, bool)
+    start = np.linalg.qr(np.random.default_rng(0).standard_normal((width, count)))[0]
+    frame = np.broadcast_to(start, (sequences, width, count))
+
+    def carry(
+        frame: npt.NDArray[np.float64], order: range, forward: bool
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        logs = np.zeros((sequences, count))
+        whole, scale = (
+            np.broadcast_to(np.eye(count), (sequences, count, count)),
+            np.zeros(sequences),
+        )
+        for t in order:
+            use = valid[:, t, None, None]
+            moved = np.where(use, apply(t, frame, forward), frame)
+            finite = np.asarray(np.isfinite(moved).all(axis=(1, 2)))
+            broken[~finite] = True
+            frame, triangle = np.linalg.qr(np.where(finite[:, None, None], moved, frame))
+            grown = np.abs(np.diagonal(triangle, axis1=1, axis2=2))
+            logs += np.where(use[..., 0], np.log(np.maximum(grown, SMALLEST)), 0.0)
+            if needed is not None:
+                whole = triangle @ whole
+                size = np.maximum(np.linalg.norm(whole, axis=(1, 2)), SMALLEST)
+                whole, scale = whole / size[:, None, None], scale + np.log(size)
+        if needed is not None and forward:
+            # Within the frame the leading ones are exact, long before its directions settle.
+            inside = np.linalg.svd(whole, compute_uv=False)
+            use = inside > 1e-10 * inside[:, :1]
+            logs = np.where(use, np.log(np.maximum(inside, SMALLEST)) + scale[:, None], logs)
+        return frame, logs
+
+    logs = np.zeros((sequences, count))
+    for _ in range(12):
+        frame, _ = carry(frame, range(steps - 1, -1, -1), False)
+        frame, new = carry(frame, range(steps), True)
+        change, largest = np.abs(new - logs)[:, :needed], np.abs(new)[:, :needed]
+        final = change.max() < settled * max(1.0, float(largest.max()))
+        logs = new
+        if final:
+            break
+    logs[broken] = np.nan
+    return -np.sort(-logs, axis=1)
+
+
+def memory_horizon(
+    jacobians: FloatArray,
+    *,
+    time_delta: FloatArray | None = None,
+    mask: np.ndarray | None = None,
+) -> Memory:
+    """How far back the last state remembers.
+
+    Sequences of different lengths are aligned at their last real steps; what is before a gap in the
+    mask is not looked at.
+
+    Args:
+        jacobians: ``(S, T-1, H, H)``.
+
+    Raises:
+        ValueError: For shapes that don't fit.
+
+    A leaky integrator has ``exp(-elapsed / tau)``, and so ``tau`` for its ``time``.
+    """
+    jacobians = _checked(jacobians)
+    sequences, steps, width, _ = jacobians.shape
+    real, valid = real_steps(mask, jacobians.shape)
+    dt, last = elapsed_within(time_delta, real)
+    broken = _broken(jacobians, valid)
+    bad = np.zeros(sequences, bool)
+    norms = np.full((sequences, steps + 1), np.nan)
+    elapsed = np.full((sequences, steps + 1), np.nan)
+    product = np.broadcast_to(np.eye(width), (sequences, width, width)).copy()
+    log_scale, ago = np.zeros(sequences), np.zeros(sequences)
+    alive = real.any(axis=1)
+    norms[alive, 0], elapsed[alive, 0] = 0.0, 0.0
+    for k in range(steps):
+        at = last - 1 - k
+        alive = alive & (at >= 0) & valid[np.arange(sequences), at]
+        bad |= alive & broken[np.arange(sequences), at]
+        alive &= ~bad
+        who = np.flatnonzero(alive)
+        if not who.size:
+            break
+        product[who] = product[who] @ jacobians[who, at[who]].astype(np.float64)
+        size = np.linalg.norm(product[who], axis=(1, 2)) / math.sqrt(width)
+        product[who] /= np.maximum(size, SMALLEST)[:, None, None]
+        log_scale[who] += np.log(np.maximum(size, SMALLEST))
+        ago[who] += dt[who, at[who] + 1]
+        norms[who, k + 1], elapsed[who, k + 1] = log_scale[who], ago[who]
+    norms[bad], elapsed[bad] = np.nan, np.nan
+    return memory_of(norms, elapsed, int(bad.sum()))
+
+
+def memory_of(norms: FloatArray, elapsed: FloatArray, non_finite: int) -> Memory:
+    """Sum up logarithms of norms ``(S, T)`` and the time ``(S, T)`` that has passed."""
+    known = np.flatnonzero(np.isfinite(norms[:, 0]))
+    crossings = [_crossing(norms[s], elapsed[s]) for s in known]
+    here = np.isfinite(norms)
+    reach = int((here.sum(axis=0) >= max(1, len(known) / 2)).sum())
+    common = here[:, :reach]
+    total = np.where(common, norms[:, :reach], 0.0).sum(axis=0)
+    means = [Estimate.geometric_mean(norms[common[:, k], k]) for k in range(reach)]
+    with np.errstate(over="ignore"):
+        return Memory(
+            curve=np.exp(total / np.maximum(common.sum(axis=0), 1)),
+            ci=ci_array(means),
+            falls=np.array([c[:2] for c in crossings], np.float64).reshape(-1, 2),
+            steps=float(np.median([c[0] for c in crossings])) if crossings else math.nan,
+            time=float(np.median([c[1] for c in crossings])) if crossings else math.nan,
+            unforgotten=float(np.mean([c[2] for c in crossings])) if crossings else math.nan,
+            norms=np.exp(norms),
+            elapsed=elapsed,
+            sequences=len(known),
+            non_finite=non_finite,
+        )
+
+
+def _crossing(logs: FloatArray, elapsed: FloatArray) -> tuple[float, float, bool]:
+    """Steps and time until a curve that begins at 0 first reaches -1, and whether it never does."""
+    length = int(np.isfinite(logs).sum()) - 1
+    below = np.flatnonzero(logs[: length + 1] <= -1)
+    if not below.size:
+        return float(length), float(elapsed[length]), True
+    k = int(below[0])
+    # Exponential decay within a step, which is what leaky units have.
+    share = (logs[k - 1] + 1) / (logs[k - 1] - logs[k])
+    return (
+        k - 1 + float(share),
+        float(elapsed[k - 1] + share * (elapsed[k] - elapsed[k - 1])),
+        False,
+    )
+
+
+# --- what they have in common
+
+
+def _real(mask: np.ndarray | None, shape: tuple[int, ...]) -> BoolArray:
+    real = np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
+    if real.shape != shape:
+        raise ValueError(f"mask has shape {real.shape}; give {shape}, one value for each step")
+    return real
+
+
+def _intervals(time_delta: FloatArray | None, use: BoolArray) -> npt.NDArray[np.float64]:
+    """``(B, T)``, 0 at padding, which may hold anything."""
+    if time_delta is None:
+        return use.astype(np.float64)
+    if time_delta.shape != use.shape:
+        raise ValueError(
+            f"time_delta has shape {time_delta.shape}; give {use.shape}, the interval before each "
+            "step"
+        )
+    return np.where(use, time_delta, 0.0).astype(np.float64)
+
+
+def _checked(jacobians: npt.ArrayLike) -> npt.NDArray[Any]:
+    array = np.asarray(jacobians)
+    if array.ndim != 4 or array.shape[2] != array.shape[3] or 0 in array.shape:
+        raise ValueError(
+            f"jacobians have shape {array.shape}; give (sequences, time steps - 1, units, units)"
+        )
+    return array
+
+
+def real_steps(mask: np.ndarray | None, shape: tuple[int, ...]) -> tuple[BoolArray, BoolArray]:
+    """``(S, T)`` real time steps, and ``(S, T-1)`` Jacobians that lead from one to another."""
+    real = _real(mask, (shape[0], shape[1] + 1))
+    return real, real[:, 1:] & real[:, :-1]
+
+
+def elapsed_within(
+    time_delta: FloatArray | None, real: BoolArray
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """``(S, T)`` elapsed time of each step, and ``(S,)`` each sequence's last real time step."""
+    last = real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
+    return _intervals(time_delta, real), last
+
+
+def _broken(jacobians: FloatArray, valid: BoolArray) -> BoolArray:
+    return valid & ~np.isfinite(jacobians).all(axis=(2, 3))

@@ -1,0 +1,173 @@
+"""How long a state remembers, and how its units correlate with the target."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ...plotting.limits import decade_ticks, integer_ticks
+from ...plotting.page import Page, redrawable
+from ...plotting.parts import ci_band, end_labels, left_margin, sorted_bars
+from ...plotting.style import (
+    BLUE,
+    BOTTOM,
+    DASHED,
+    DOTTED,
+    GREY,
+    INK,
+    LABEL_Y,
+    LEFT,
+    LINE_HEIGHT,
+    PALE,
+    RIGHT,
+    SECOND_Y,
+    line,
+)
+from ...plotting.text import number, shorten, text_width
+from .analysis import Memory, UnitCorrelations
+
+__all__ = ["needed_decades", "plot_dynamics"]
+
+Array = npt.NDArray[np.float64]
+
+TOP = 330
+MIDDLE = 316  # Where the right half begins.
+THIRD_Y = SECOND_Y - LINE_HEIGHT
+MAX_DECADES = 10
+
+
+@redrawable
+def plot_dynamics(
+    page: Page,
+    correlations: UnitCorrelations,
+    memory: Memory | None = None,
+    *,
+    first: npt.ArrayLike | None = None,
+    target: str | None = None,
+    decades: tuple[int, int] | None = None,
+    step: int | None = None,
+) -> None:
+    """Draw what is left of a change of the state, and each unit's correlation with the target.
+
+    Left, where ``memory`` is given: the share of a small random change of the state that is left
+    in the last state, against how many time steps before it happened, shaded its 95 % CI over
+    sequences; the dotted line is 1/e. Right:
+    the correlation of each unit with the target over sequences, sorted; the dotted lines are what
+    chance alone lets the most extreme of all units exceed in at most 5 % of cases, bars that don't
+    are pale.
+
+    Args:
+        correlations: Of the units with the target.
+        memory: What to draw on the left.
+        first: ``(K,)``, the ``curve`` of an earlier snapshot to compare with, dashed.
+        target: Name of the target.
+        decades: The left axis spans so many powers of ten below and above 1.
+        step: Training step, for the title.
+
+    Raises:
+        ValueError: For ``decades`` that are not at least one below and none above.
+    """
+    page.title("memory and units of the state" if memory else "units of the state", step)
+    if memory is not None:
+        earlier = None if first is None else np.asarray(first, np.float64)
+        _memory(page, memory, earlier, decades)
+    _units(page, correlations, LEFT if memory is None else MIDDLE, target)
+
+
+def _memory(
+    page: Page, memory: Memory, first: Array | None, decades: tuple[int, int] | None
+) -> None:
+    now = _logarithm(memory.curve)
+    before = None if first is None else _logarithm(first)
+    if decades is None:
+        decades = needed_decades(memory.curve, *([] if first is None else [first]))
+    below, above = _checked_decades(decades)
+    page.text(LEFT, SECOND_Y, "share of a change left")
+    page.text(LEFT, THIRD_Y, _until(memory), color=GREY)
+    powers = decade_ticks(-below, above, 5)
+    labels = [number(float(f"1e{power}")) for power in powers]
+    left, right = left_margin(labels), MIDDLE - 26 - text_width("first")
+    last = max(1, len(now) - 1, 0 if before is None else len(before) - 1)
+    xticks = integer_ticks(last, 3)
+    axes = page.axes(
+        left, BOTTOM + 4, right, TOP, xlim=(0, last), ylim=(-below, above), xticks=xticks,
+        xticklabels=[number(x) for x in xticks], yticks=powers, yticklabels=labels, grid="y",
+    )  # fmt: skip
+    page.text((left + right) / 2 - 8, LABEL_Y, "time steps before last", ha="center")
+    at_e = -1 / math.log(10)
+    axes.axhline(0.0, zorder=1, **line(GREY, 2))
+    axes.axhline(at_e, zorder=1, **line(INK, 2, DOTTED))
+    ends = [("1/e", INK, at_e)]
+    if before is not None:
+        axes.plot(np.arange(len(before)), before, zorder=3, **line(GREY, 2.5, DASHED))
+        ends.append(("first", GREY, float(before[-1])))
+    if len(now):
+        ci = np.clip(_logarithm(memory.ci), -below, above)
+        ci_band(axes, np.arange(len(now)), ci, BLUE, 0.16)
+        axes.plot(np.arange(len(now)), now, zorder=4, **line(BLUE, 4))
+        ends.append(("now", BLUE, float(now[-1])))
+    end_labels(page, right + 10, axes, ends)
+
+
+def _logarithm(curve: npt.ArrayLike) -> Array:
+    with np.errstate(divide="ignore"):
+        powers = np.log10(np.asarray(curve, np.float64))
+    # Far outside is as good as infinitely far, which can't be drawn.
+    return np.clip(powers, -10 * MAX_DECADES, 10 * MAX_DECADES)
+
+
+def needed_decades(*curves: npt.ArrayLike) -> tuple[int, int]:
+    """Return how many powers of ten, at most 10, an axis must span below and above 1."""
+    shown = np.concatenate([_logarithm(curve) for curve in curves])
+    finite = shown[np.isfinite(shown)]
+    lowest, highest = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
+    # A curve that ends at 1 but for rounding doesn't need another one.
+    below, above = math.ceil(-lowest - 1e-6), math.ceil(highest - 1e-6)
+    return min(MAX_DECADES, max(1, below)), min(MAX_DECADES, max(0, above))
+
+
+def _checked_decades(decades: tuple[int, int]) -> tuple[int, int]:
+    below, above = decades
+    if below < 1 or above < 0:
+        raise ValueError(f"decades={decades}: pass at least 1 below and at least 0 above")
+    return int(below), int(above)
+
+
+def _until(memory: Memory) -> str:
+    if not memory.sequences:
+        return "no finite Jacobians"
+    steps = number(memory.steps, 3)
+    if memory.unforgotten >= 0.5:
+        return "above 1/e after 1 step" if steps == "1" else f"above 1/e for all {steps} steps"
+    return f"1/e after {steps} steps"
+
+
+def _units(page: Page, correlations: UnitCorrelations, x: float, target: str | None) -> None:
+    values = np.asarray(correlations.values, np.float64)
+    known = np.sort(values[np.isfinite(values)])[::-1]
+    beyond = np.abs(known) > correlations.chance
+    page.text(x, SECOND_Y, shorten(f"r with {target or 'the target'}", RIGHT - x))
+    count = f"{int(beyond.sum()):,} of {len(known):,} beyond chance"
+    page.text(x, THIRD_Y, count if len(known) else "nothing varies", color=GREY)
+    labels = [number(v) for v in (-1.0, 0.0, 1.0)]
+    left = x - LEFT + left_margin(labels)
+    axes = page.axes(
+        left, BOTTOM + 4, RIGHT - 4, TOP, xlim=(0, max(1, len(values))), ylim=(-1, 1),
+        yticks=[-1, 0, 1], yticklabels=labels, xlabel=_top(correlations),
+    )  # fmt: skip
+    axes.axhline(0.0, zorder=0.5, **line(GREY, 2))
+    if correlations.chance < 1:
+        for bound in (-correlations.chance, correlations.chance):
+            axes.axhline(float(bound), zorder=0.6, **line(INK, 2, DOTTED))
+    for color, own in ((PALE, ~beyond), (BLUE, beyond)):
+        if own.any():
+            sorted_bars(axes, 0.0, np.where(own, known, 0.0), color)
+
+
+def _top(correlations: UnitCorrelations) -> str:
+    top, count = correlations.top, len(correlations.values)
+    if top is None:
+        return f"{count:,} units"
+    return f"most: {number(round(float(correlations.values[top]), 2))}, unit {top:,}"

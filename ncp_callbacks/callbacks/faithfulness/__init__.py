@@ -1,0 +1,1 @@
+"""Check that removing important inputs changes the target."""

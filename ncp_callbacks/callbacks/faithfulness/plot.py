@@ -1,0 +1,95 @@
+"""The change of the target while inputs are removed, as curves."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...plotting.limits import checked_limit
+from ...plotting.page import Page, redrawable
+from ...plotting.parts import ci_band, left_margin
+from ...plotting.style import (
+    BLUE,
+    BOTTOM,
+    DOTTED,
+    GREY,
+    INK,
+    RIGHT,
+    VERMILION,
+    fill,
+    line,
+)
+from ...plotting.text import number, text_width
+from .analysis import Deletion
+
+__all__ = ["plot_faithfulness", "rms_curves"]
+
+Array = npt.NDArray[np.float64]
+TOP = 354
+MAX_MARKERS = 50  # Of more points only the line is drawn.
+
+
+@redrawable
+def plot_faithfulness(
+    page: Page,
+    result: Deletion,
+    *,
+    method: str = "attribution",
+    target: str | None = None,
+    limit: float | None = None,
+    step: int | None = None,
+) -> None:
+    """Draw the RMS change of the target against the share of inputs removed, in three orders.
+
+    Blue: those of largest attribution first; vermilion: the smallest first; grey: in random order,
+    with the range of the orders. A faithful attribution has blue above grey above vermilion. Shaded
+    blue and vermilion are the 95 % CIs of their curves over sequences, cut where the axis ends;
+    below 16 sequences they cover the true value less often, and of one sequence there are none. The
+    dotted line is where CPD and CPP end.
+
+    Args:
+        result: What to draw.
+        method: Name of the attribution method, for the title.
+        target: Name of the target.
+        limit: The vertical axis spans 0 to ``limit``.
+        step: Training step, for the title.
+
+    Raises:
+        ValueError: For a limit that is not above 0.
+    """
+    curves = rms_curves(result)
+    limit = checked_limit(limit, curves)
+    page.title(f"removal by {method}", step)
+    page.legend(
+        (BLUE, "largest first"), (GREY, "at random"), (VERMILION, "smallest first"), note=target
+    )
+    yticks = [0.0, limit / 2, limit]
+    labels = [number(y) for y in yticks]
+    xticks = sorted({0.0, float(result.top), 0.5, 1.0})
+    axes = page.axes(
+        left_margin(labels, True), BOTTOM + 4, RIGHT - text_width("100%") / 2, TOP, xlim=(0, 1),
+        ylim=(0, limit), xticks=xticks, xticklabels=[f"{x:.0%}" for x in xticks], yticks=yticks,
+        yticklabels=labels, grid="y", xlabel="inputs removed", ylabel="RMS change of target",
+    )  # fmt: skip
+    axes.axvline(float(result.top), zorder=1, **line(INK, 2, DOTTED))
+    shares, random = np.asarray(result.shares, np.float64), curves[2:]
+    if len(random) and np.isfinite(random).all():
+        axes.fill_between(shares, random.min(axis=0), random.max(axis=0), **fill(GREY, 0.25))
+        axes.plot(shares, random.mean(axis=0), zorder=3, **line(GREY, 3))
+    for i, color in ((1, VERMILION), (0, BLUE)):
+        ci_band(axes, shares, result.rms_ci[:, i], color, 0.16)
+    axes.plot(shares, curves[1], zorder=4, **line(VERMILION, 3))
+    marker = "o" if len(shares) <= MAX_MARKERS else ""
+    axes.plot(shares, curves[0], zorder=5, **line(BLUE, 4, marker=marker))
+
+
+def rms_curves(result: Deletion) -> Array:
+    """Return ``(2 + R, K + 1)``, RMS over sequences: by decreasing, by increasing, in random order.
+
+    All go from 0 to 1; NaN without sequences.
+    """
+    curves = np.stack([result.decreasing, result.increasing, *result.random]).astype(np.float64)
+    if not result.sequences:
+        return np.full(curves.shape[::2], np.nan)
+    rms: Array = np.sqrt((curves**2).mean(axis=1))
+    return rms

@@ -1,0 +1,1 @@
+"""Find features that act together."""

@@ -1,0 +1,490 @@
+"""Interactions: which inputs act on the target together, rather than each by itself.
+
+    found = archipelago(observation.evaluate, inputs, time_delta, baseline=..., groups=...)
+    found.strength                 # (G, G), mean over sequences of what a pair adds
+    found.share                    # of pairs in all that acts
+
+Inputs act in groups, a group being all time steps of a feature, or all intervals. With the
+intervals among them, a pair says whether a feature matters only when it is recent.
+"""
+
+from __future__ import annotations
+
+import abc
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...results import FloatArray
+from ...stats import SHARE, SIZE, Estimate
+from ...target_values import Evaluate, TargetValues
+
+__all__ = [
+    "Archipelago",
+    "IntegratedHessians",
+    "InteractionMethod",
+    "Interactions",
+    "Slopes",
+    "archipelago",
+    "group_effects",
+    "integrated_hessians",
+    "interaction_method",
+]
+
+# Variants of the batch that are made at once.
+_AT_ONCE = 32
+
+Indices = npt.NDArray[np.intp]
+
+
+class Slopes(Protocol):
+    """What :func:`integrated_hessians` asks of a model; see :meth:`Observation.slopes`."""
+
+    def __call__(
+        self,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        along: FloatArray,
+        time_along: FloatArray | None = None,
+    ) -> TargetValues: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """What groups of inputs do to the target, each alone and in pairs, on the way from a baseline.
+
+    Attributes:
+        method: Name of the method.
+        names: ``(G,)``, of the groups.
+        main: ``(S, G)``, what each does alone, in units of the target.
+        pairs: ``(S, G, G)``, what each pair does beyond that; symmetric, 0 on the diagonal.
+        change: ``(S,)``, target minus that at the baseline.
+        passes: Forward passes, or Hessian products, for each sequence.
+        non_finite: How many sequences were left out because of NaN or infinity.
+    """
+
+    method: str
+    names: tuple[str, ...]
+    main: FloatArray
+    pairs: FloatArray
+    change: FloatArray
+    passes: int
+    non_finite: int = 0
+
+    @property
+    def sequences(self) -> int:
+        """How many went in."""
+        return len(self.main)
+
+    @property
+    def main_strength(self) -> FloatArray:
+        """``(G,)``, mean over sequences of ``|main|``."""
+        strength: FloatArray = np.abs(self.main).mean(axis=0)
+        return strength
+
+    @property
+    def strength(self) -> FloatArray:
+        """``(G, G)``, mean over sequences of ``|pairs|``."""
+        strength: FloatArray = np.abs(self.pairs).mean(axis=0)
+        return strength
+
+    @property
+    def signed(self) -> FloatArray:
+        """``(G, G)``, mean over sequences of ``pairs``: above 0, the two raise it together."""
+        signed: FloatArray = self.pairs.mean(axis=0)
+        return signed
+
+    @property
+    def _totals(self) -> FloatArray:
+        """``(S, 2)``: pairs and main effects."""
+        return np.stack(
+            [np.abs(self.pairs).sum(axis=(1, 2)) / 2, np.abs(self.main).sum(axis=1)], axis=1
+        )
+
+    @property
+    def share(self) -> float:
+        """Share of pairs in the strength of pairs and main effects; NaN where nothing acts."""
+        pairs, main = self._totals.sum(axis=0)
+        return float(pairs / (pairs + main)) if pairs + main > 0 else float("nan")
+
+    @property
+    def share_ci(self) -> tuple[float, float] | None:
+        """Return the 95 % CI of :attr:`share` over sequences; None where there is none."""
+        pairs, main = self._totals.T
+        return Estimate.ratio(pairs, pairs + main, SHARE).ci()
+
+    def strength_ci(self, first: int, second: int) -> tuple[float, float] | None:
+        """Return the 95 % CI over sequences of the strength of a pair; None without one."""
+        return Estimate.mean(np.abs(self.pairs[:, first, second]), SIZE).ci()
+
+    @property
+    def rest(self) -> FloatArray:
+        """``(S,)``, what of ``change`` the sum of main effects and pairs leaves, in RMS changes.
+
+        0 where nothing changed and nothing acted.
+        """
+        half = self.pairs.sum(axis=(1, 2)) / 2
+        gap = self.change - self.main.sum(axis=1) - half
+        scale = float(np.sqrt(np.mean(self.change**2))) if self.sequences else 0.0
+        rest: FloatArray = np.divide(
+            gap, scale, out=np.where(gap == 0, 0.0, np.inf), where=np.full(gap.shape, scale > 0)
+        )
+        return rest
+
+
+class _Points:
+    """The batch with some groups as they are and the others as at the baseline."""
+
+    def __init__(
+        self,
+        inputs: FloatArray,
+        baseline: FloatArray,
+        time_delta: FloatArray | None,
+        time_baseline: FloatArray | None,
+        groups: Sequence[Indices],
+    ) -> None:
+        self.x, self.way = baseline.astype(np.float64), inputs.astype(np.float64) - baseline
+        self.groups = list(groups)
+        self.dt: FloatArray | None = None
+        self.elapsed: FloatArray | None = None
+        if time_delta is not None and time_baseline is not None:
+            self.dt = time_baseline.astype(np.float64)
+            self.elapsed = time_delta.astype(np.float64) - time_baseline
+
+    @property
+    def count(self) -> int:
+        """Groups, the intervals last."""
+        return len(self.groups) + (self.dt is not None)
+
+    def way_of(self, group: int) -> tuple[FloatArray, FloatArray | None]:
+        """From baseline to input, of this group only."""
+        along = np.zeros_like(self.way)
+        if group < len(self.groups):
+            features = self.groups[group]
+            along[..., features] = self.way[..., features]
+            return along, None if self.elapsed is None else np.zeros_like(self.elapsed)
+        return along, self.elapsed
+
+    def at(self, present: frozenset[int]) -> tuple[FloatArray, FloatArray | None]:
+        x, dt = self.x.copy(), self.dt
+        for group in present:
+            if group < len(self.groups):
+                features = self.groups[group]
+                x[..., features] += self.way[..., features]
+            elif dt is not None and self.elapsed is not None:
+                dt = dt + self.elapsed
+        return x, dt
+
+
+class _Cache:
+    """Targets with every asked-for set of groups present, each set run once."""
+
+    def __init__(self, evaluate: Evaluate, points: _Points) -> None:
+        self._evaluate, self._points = evaluate, points
+        self._known: dict[frozenset[int], FloatArray] = {}
+
+    def learn(self, sets: Sequence[frozenset[int]]) -> None:
+        missing = [s for s in dict.fromkeys(sets) if s not in self._known]
+        for start in range(0, len(missing), _AT_ONCE):
+            some = missing[start : start + _AT_ONCE]
+            at = [self._points.at(s) for s in some]
+            seen = self._evaluate(
+                np.stack([x for x, _ in at]).astype(np.float32),
+                None
+                if self._points.dt is None
+                else np.stack([dt for _, dt in at if dt is not None]).astype(np.float32),
+            )
+            values = seen.values.astype(np.float64)
+            self._known.update(zip(some, values, strict=True))
+
+    def __getitem__(self, present: frozenset[int]) -> FloatArray:
+        return self._known[present]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def largest(self) -> FloatArray:
+        """``(B,)``, of the absolute targets."""
+        sizes: FloatArray = np.abs(np.stack(list(self._known.values()))).max(axis=0)
+        return sizes
+
+
+def group_effects(
+    evaluate: Evaluate, inputs: FloatArray, *, baseline: FloatArray, groups: Sequence[Indices]
+) -> FloatArray:
+    """``(G,)``, RMS change of the target when a group alone is replaced by its baseline.
+
+    Args:
+        evaluate: Targets at points.
+        inputs, baseline: ``(B, T, F)``.
+        groups: Indices of the features of each group; each feature in one.
+    """
+    points = _Points(inputs, baseline, None, None, groups)
+    cache, everything = _Cache(evaluate, points), frozenset(range(points.count))
+    without = [everything - {g} for g in range(points.count)]
+    cache.learn([everything, *without])
+    changes = np.stack([cache[everything] - cache[s] for s in without])
+    effects: FloatArray = np.sqrt(np.nanmean(np.where(np.isfinite(changes), changes, 0.0) ** 2, 1))
+    return effects
+
+
+def archipelago(
+    evaluate: Evaluate,
+    inputs: FloatArray,
+    time_delta: FloatArray | None = None,
+    *,
+    baseline: FloatArray,
+    time_baseline: FloatArray | None = None,
+    groups: Sequence[Indices],
+    names: Sequence[str],
+) -> Interactions:
+    """What changes when two groups are replaced together, beyond what each changes by itself.
+
+    ``w_ij = f(i, j) - f(i) - f(j) + f()``, the mean of two: among inputs where all others are as
+    they are, and where all others are as at the baseline. What a group does alone is its change,
+    the mean of the same two, less half of its pairs, so that for a target of effects of one and two
+    groups all of them sum to the change of the target; :attr:`Interactions.rest` is what only
+    three or more do together. What the rounding of float32 targets explains is 0.
+    ``G (G - 1) + 2 G + 2`` forward passes.
+
+    Args:
+        evaluate: Targets at points.
+        inputs, time_delta: ``(B, T, F)``, ``(B, T)``.
+        baseline, time_baseline: Likewise; without ``time_baseline`` the intervals are no group.
+        groups: Indices of the features of each group; each feature in one.
+        names: Of the groups, of the intervals last.
+
+    Source: ArchDetect of Tsang et al. 2020 (arXiv:2006.10965), which takes the mean of the two
+    squares; here the signs are kept.
+    """
+    points = _Points(inputs, baseline, time_delta, time_baseline, groups)
+    count = points.count
+    everything = frozenset(range(count))
+    cache = _Cache(evaluate, points)
+    one = [frozenset({i}) for i in range(count)]
+    two = {(i, j): frozenset({i, j}) for i in range(count) for j in range(i)}
+    few = [frozenset[int](), *one, *two.values()]
+    cache.learn(few + [everything - s for s in few])
+    full, empty = cache[everything], cache[frozenset()]
+    alone = np.stack([(full - cache[everything - s] + cache[s] - empty) / 2 for s in one], axis=1)
+    pairs = np.zeros((len(full), count, count))
+    for (i, j), both in two.items():
+        at_input = full - cache[everything - one[i]] - cache[everything - one[j]]
+        at_input = at_input + cache[everything - both]
+        at_baseline = cache[both] - cache[one[i]] - cache[one[j]] + empty
+        pairs[:, i, j] = pairs[:, j, i] = (at_input + at_baseline) / 2
+    # Of the eight targets that half of a pair is made of.
+    rounding = 4 * np.finfo(np.float32).eps * cache.largest
+    with np.errstate(invalid="ignore"):
+        pairs = np.where(np.abs(pairs) <= rounding[:, None, None], 0.0, pairs)
+        main = alone - pairs.sum(axis=2) / 2
+        main = np.where(np.abs(main) <= rounding[:, None], 0.0, main)
+    return _checked("archipelago", names, main, pairs, full - empty, len(cache))
+
+
+def integrated_hessians(
+    evaluate: Evaluate,
+    slopes: Slopes,
+    inputs: FloatArray,
+    time_delta: FloatArray | None = None,
+    *,
+    baseline: FloatArray,
+    time_baseline: FloatArray | None = None,
+    groups: Sequence[Indices],
+    names: Sequence[str],
+    n_steps: int = 16,
+) -> Interactions:
+    """Second derivatives of the target averaged along the line from the baseline, times the ways.
+
+    Of features ``a`` and ``b`` with ways ``d_a``, ``d_b``: ``d_a d_b ∫∫ uv H_ab(x' + uv d) du dv``,
+    and for ``a = b`` also ``d_a ∫∫ f_a(x' + uv d) du dv``; summed over the features of two groups.
+    Since ``z = uv`` has the density ``-ln z``, both are one integral, ``∫ -z ln z H dz`` and
+    ``∫ -ln z f dz``, taken by Gauss-Legendre quadrature in the cube root of ``z``. Complete: all
+    together sum to the change of the target, up to the quadrature's error,
+    :attr:`Interactions.rest`. A pair is the sum of its two equal entries; what a group does alone
+    is its own. ``G n_steps`` products of a Hessian with a vector.
+
+    Args:
+        evaluate: Targets at points.
+        slopes: Derivatives along a direction, and their gradients.
+        inputs, time_delta, baseline, time_baseline, groups, names: See :func:`archipelago`.
+        n_steps: Number of points of the quadrature.
+
+    Source: Janizek et al. 2021 (arXiv:2002.04138).
+    """
+    points = _Points(inputs, baseline, time_delta, time_baseline, groups)
+    count = points.count
+    everything = frozenset(range(count))
+    cache = _Cache(evaluate, points)
+    cache.learn([everything, frozenset()])
+    change = cache[everything] - cache[frozenset()]
+    ways = [points.way_of(g) for g in range(count)]
+    u, weights = np.polynomial.legendre.leggauss(n_steps)
+    u, weights = (u + 1) / 2, weights / 2
+    z = u**3
+    # dz = 3 u² du
+    of_slope = -np.log(z) * 3 * u**2 * weights
+    of_hessian = z * of_slope
+    found = np.zeros((len(change), count, count))
+    for some in np.array_split(np.arange(n_steps), max(1, n_steps // 8)):
+        at = points.x + z[some, None, None, None] * points.way
+        elapsed = None
+        if points.dt is not None and points.elapsed is not None:
+            elapsed = (points.dt + z[some, None, None] * points.elapsed).astype(np.float32)
+        for g, (along, time_along) in enumerate(ways):
+            seen = slopes(
+                at.astype(np.float32),
+                elapsed,
+                along=along.astype(np.float32),
+                time_along=None if time_along is None else time_along.astype(np.float32),
+            )
+            assert seen.input_gradient is not None
+            product = np.tensordot(of_hessian[some], seen.input_gradient.astype(np.float64), 1)
+            by_time = None
+            if points.elapsed is not None and seen.time_gradient is not None:
+                by_time = np.tensordot(of_hessian[some], seen.time_gradient.astype(np.float64), 1)
+            for h, (other, time_other) in enumerate(ways):
+                found[:, g, h] += (product * other).sum(axis=(1, 2))
+                if by_time is not None and time_other is not None:
+                    found[:, g, h] += (by_time * time_other).sum(axis=1)
+            found[:, g, g] += np.tensordot(of_slope[some], seen.values.astype(np.float64), 1)
+    main = np.einsum("sgg->sg", found).copy()
+    pairs = found + np.swapaxes(found, 1, 2)
+    pairs[:, np.arange(count), np.arange(count)] = 0.0
+    return _checked("integrated_hessians", names, main, pairs, change, count * n_steps)
+
+
+@dataclass(frozen=True)
+class InteractionMethod(abc.ABC):
+    """Measure what groups of inputs do to the target, each alone and in pairs.
+
+    Attributes:
+        name: Snake case.
+        complete: True where pairs and single effects sum to the change of the target from the
+            baseline, so that what is missing is an error; False where it is what three or more do
+            together.
+    """
+
+    name: ClassVar[str]
+    complete: ClassVar[bool]
+
+    @abc.abstractmethod
+    def interactions(
+        self,
+        evaluate: Evaluate,
+        slopes: Slopes,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None = None,
+        groups: Sequence[Indices],
+        names: Sequence[str],
+    ) -> Interactions:
+        """Return the interactions; for the arguments see :func:`integrated_hessians`."""
+
+
+@dataclass(frozen=True)
+class Archipelago(InteractionMethod):
+    """Replace groups by their baseline, alone and in pairs; see :func:`archipelago`."""
+
+    name: ClassVar[str] = "archipelago"
+    complete: ClassVar[bool] = False
+
+    def interactions(
+        self,
+        evaluate: Evaluate,
+        slopes: Slopes,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None = None,
+        groups: Sequence[Indices],
+        names: Sequence[str],
+    ) -> Interactions:
+        """Return the interactions; ``slopes`` plays no part."""
+        return archipelago(
+            evaluate, inputs, time_delta,
+            baseline=baseline, time_baseline=time_baseline, groups=groups, names=names,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IntegratedHessians(InteractionMethod):
+    """Average second derivatives from the baseline; see :func:`integrated_hessians`.
+
+    Attributes:
+        n_steps: Number of points of the quadrature.
+
+    Raises:
+        ValueError: For fewer than 1 of ``n_steps``.
+    """
+
+    n_steps: int = 16
+
+    name: ClassVar[str] = "integrated_hessians"
+    complete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
+            raise ValueError(f"n_steps={self.n_steps!r}: pass a whole number of at least 1")
+
+    def interactions(
+        self,
+        evaluate: Evaluate,
+        slopes: Slopes,
+        inputs: FloatArray,
+        time_delta: FloatArray | None = None,
+        *,
+        baseline: FloatArray,
+        time_baseline: FloatArray | None = None,
+        groups: Sequence[Indices],
+        names: Sequence[str],
+    ) -> Interactions:
+        """Return the interactions."""
+        return integrated_hessians(
+            evaluate, slopes, inputs, time_delta, baseline=baseline, time_baseline=time_baseline,
+            groups=groups, names=names, n_steps=self.n_steps,
+        )  # fmt: skip
+
+
+def interaction_method(given: str | InteractionMethod) -> InteractionMethod:
+    """Return the method of this name with its default settings, or the object passed.
+
+    Raises:
+        ValueError: If there is no method of this name.
+    """
+    if isinstance(given, InteractionMethod):
+        return given
+    by_name = {method.name: method for method in (Archipelago, IntegratedHessians)}
+    if given not in by_name:
+        near = difflib.get_close_matches(str(given), by_name, 1)
+        raise ValueError(
+            f"method={given!r} is unknown{f', did you mean {near[0]!r}?' if near else ''}: pass "
+            f"{' or '.join(map(repr, by_name))}, or an InteractionMethod"
+        )
+    return by_name[given]()
+
+
+def _checked(
+    method: str,
+    names: Sequence[str],
+    main: FloatArray,
+    pairs: FloatArray,
+    change: FloatArray,
+    passes: int,
+) -> Interactions:
+    """The sequences without NaN or infinity."""
+    finite = np.isfinite(main).all(axis=1) & np.isfinite(pairs).all(axis=(1, 2))
+    finite &= np.isfinite(change)
+    return Interactions(
+        method, tuple(names), main[finite], pairs[finite], change[finite], passes,
+        int((~finite).sum()),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Compare the trained model with one whose parameters are shuffled."""

@@ -1,0 +1,1 @@
+"""Show single sequences: attribution, state, reaction to time."""

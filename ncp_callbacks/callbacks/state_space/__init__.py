@@ -1,0 +1,1 @@
+"""Show where the hidden state goes, along axes that stay put."""

@@ -1,0 +1,1 @@
+"""Measure how far, how fast and how straight the hidden state moves."""

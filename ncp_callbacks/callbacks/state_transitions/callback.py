@@ -1,0 +1,158 @@
+"""How far, how fast and how straight the hidden state moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...callback import (
+    AxisLimit,
+    Callback,
+    PairedChanges,
+    non_finite_count,
+    per_cell_names,
+    scalar_with_ci,
+    small_batch_note,
+)
+from ...model import NothingToObserve
+from ...observation import Need, Observation, Trajectory
+from ...records import Array, Histogram, Note, Record
+from ...scheduling import ScheduleLike
+from .analysis import TransitionStatistics, stays_within, transition_statistics
+
+__all__ = ["StateTransitions"]
+
+_SCALARS = {
+    "magnitude_mean": "Mean ||dh|| between consecutive steps; in units of the state",
+    "magnitude_std": "SD of ||dh|| over sequences and steps",
+    "speed_mean": "Mean ||dh||/dt; in units of the state per unit of time_delta (or per step)",
+    "speed_max": "Largest ||dh||/dt",
+    "direction_consistency": "Mean cosine between the moves of two sequences at the same step: "
+    "1 all move alike, 0 unrelated",
+    "direction_persistence": "Mean cosine between consecutive moves of a sequence: 1 straight on, "
+    "-1 back and forth",
+    "saturation": "Share of state components beyond 95 % of their bound of 1",
+    "dead_units": "Units whose SD is below 0.1 % of the median unit's, or 0",
+}
+
+
+_CHARTS = {"magnitude_mean", "direction_consistency", "saturation"}
+
+
+class StateTransitions(Callback):
+    """Statistics of the steps of the hidden state, for every recurrent cell.
+
+    Costs one forward pass, or nothing beside a callback that needs a gradient.
+
+    ======================================= ========= =============================================
+    Tag                                     Record    What
+    ======================================= ========= =============================================
+    ``transitions/magnitude_mean``          scalar    mean length of a step, ``||dh||``
+    ``transitions/magnitude_std``           scalar    its SD over sequences and steps
+    ``transitions/speed_mean``              scalar    mean of ``||dh|| / dt``
+    ``transitions/speed_max``               scalar    its maximum
+    ``transitions/direction_consistency``   scalar    do sequences move alike at the same step?
+    ``transitions/direction_persistence``   scalar    does a sequence keep its direction?
+    ``transitions/saturation``              scalar    share of components near their bound; only for
+                                                      states that never left [-1, 1]
+    ``transitions/dead_units``              scalar    units that don't move
+    ``transitions/magnitude_change``        scalar    relative change of ``magnitude_mean`` since
+                                                      the last look, paired on the same sequences
+    ``transitions/numbers_changed``         scalar    how many of these changed beyond chance
+    ``transitions/nonfinite``               scalar    transitions left out: NaN or infinity
+    ``transitions/magnitude``               histogram ``||dh||``
+    ``_ncp/transitions_unit_speed_max``     array     ``(H,)``, largest ``|dh_i|/dt`` of each unit
+    ======================================= ========= =============================================
+
+    With several cells the name of a cell is added, as in ``transitions_encoder/magnitude_mean``.
+    All but maxima and counts come with 95 % CIs over sequences; of fewer than 16 sequences
+    they are unreliable.
+
+    Args:
+        every, name, max_sequences: See :class:`Callback`.
+    """
+
+    needs = frozenset({Need.STATES})
+    default_name = "transitions"
+    _BINS = 40
+
+    def __init__(
+        self,
+        *,
+        every: ScheduleLike | None = None,
+        name: str | None = None,
+        max_sequences: int | None = None,
+    ) -> None:
+        super().__init__(every=every, name=name, max_sequences=max_sequences)
+        self._limits: dict[str, AxisLimit] = {}
+        self._unbounded: set[str] = set()
+        self._changes = PairedChanges()
+
+    def state_dict(self) -> dict[str, Any]:
+        limits = {cell: limit.value for cell, limit in self._limits.items()}
+        return {
+            "limits": limits,
+            "unbounded": sorted(self._unbounded),
+            "changes": self._changes.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._limits = {cell: AxisLimit(float(v)) for cell, v in state["limits"].items()}
+        self._unbounded = set(state["unbounded"])
+        self._changes.load_state_dict(state.get("changes", {}))
+
+    def measure(self, observation: Observation) -> Iterable[Record | Note]:
+        cells = observation.states
+        if not cells:
+            raise NothingToObserve(observation.no_cells)
+        if observation.inputs.shape[1] < 2:
+            raise NothingToObserve("the held-out sequences have one step: nothing moves")
+        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
+            yield from self._of(cell, self.name + short, observation)
+
+    def _of(
+        self, cell: Trajectory, group: str, observation: Observation
+    ) -> Iterable[Record | Note]:
+        if not stays_within(cell.values, observation.mask, 1.0):
+            self._unbounded.add(cell.cell)
+        result = transition_statistics(
+            cell.values,
+            time_delta=observation.time_delta,
+            mask=observation.mask,
+            bound=None if cell.cell in self._unbounded else 1.0,
+            cell=cell.cell,
+        )
+        yield from self._scalars(result, group)
+        yield from small_batch_note(observation)
+        yield from self._changes.compare(
+            group, result.estimates, observation, "magnitude_mean", "magnitude"
+        )
+        lengths = result.magnitudes[np.isfinite(result.magnitudes)]
+        if lengths.size:
+            limit = self._limits.setdefault(cell.cell, AxisLimit())
+            top = limit.covering(float(np.quantile(lengths, 0.99)))
+            yield Histogram(
+                f"{group}/magnitude",
+                lengths,
+                np.linspace(0.0, top, self._BINS + 1),
+                f"||dh|| of {cell.cell} over sequences and steps; the last bin holds all beyond",
+            )
+            yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max)
+
+    def _scalars(self, result: TransitionStatistics, group: str) -> Iterable[Record | Note]:
+        yield from non_finite_count(group, result.non_finite, "transitions", "of NaN or infinity")
+        for name, description in _SCALARS.items() if result.transitions else ():
+            value = float(result[name])
+            if not math.isnan(value):
+                number = result.estimates.get(name)
+                yield scalar_with_ci(
+                    f"{group}/{name}", value, number, description, chart=name in _CHARTS
+                )
+            elif name == "direction_consistency":
+                yield Note(
+                    f"{group}: direction_consistency compares sequences that move at the same "
+                    "step; there were fewer than two, so it is not logged"
+                )

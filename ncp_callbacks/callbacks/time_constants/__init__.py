@@ -1,0 +1,1 @@
+"""Measure how fast the units of a recurrent cell react."""

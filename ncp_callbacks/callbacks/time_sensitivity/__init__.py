@@ -1,0 +1,1 @@
+"""Measure how the target reacts when time runs faster or slower."""

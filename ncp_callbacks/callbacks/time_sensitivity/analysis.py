@@ -1,0 +1,260 @@
+"""Sensitivity to elapsed time: what happens to the target when all intervals are stretched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...results import FloatArray, MappingResult
+from ...stats import SIZE, Estimate, ci_array
+from ...stats.estimate import sd_of_sums
+
+__all__ = [
+    "TimeSensitivity",
+    "checked_scales",
+    "share_outside",
+    "solver_share",
+    "time_sensitivity",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class TimeSensitivity(MappingResult):
+    """How one scalar target per sequence reacts to time.
+
+    Attributes:
+        scales: ``(S,)``, factors by which all intervals were multiplied, increasing.
+        sensitivities: ``(S,)``, ``RMS_b(y(s) - y(1)) / SD_b(y(1))``; exactly 0 at scale 1. NaN
+            where the target moved but is the same for all sequences, so that there is no SD.
+        rms_change: ``(S,)``, the numerator, in units of the target.
+        mean_change: ``(S,)``, mean over sequences of ``y(s) - y(1)``, with its sign.
+        target_mean: Mean over sequences of ``y(1)``.
+        target_sd: Standard deviation over sequences of ``y(1)``.
+        elasticity: ``(B,)``, ``dy/dln s`` at ``s = 1`` of each sequence, ``sum_t dt_t dy/d dt_t``;
+            in units of the target. NaN where no gradient was given.
+        elasticity_by_step: ``(B, T)``, the terms ``dt_t dy/d dt_t``; 0 at padding.
+        target: Name of the target.
+        sequences: How many sequences went in.
+        non_finite: How many were left out because of NaN or infinity at any scale.
+        by_sequence: ``(S, B)``, the target of each sequence at each scale.
+        ci: ``(2, S)``, 95 % CIs over sequences of ``sensitivities``; of ``rms_change``
+            where the target has no SD. 0 where nothing moved, NaN where there are none.
+    """
+
+    _plot = "plot_time_sensitivity"
+
+    scales: FloatArray
+    sensitivities: FloatArray
+    rms_change: FloatArray
+    mean_change: FloatArray
+    target_mean: float
+    target_sd: float
+    elasticity: FloatArray
+    elasticity_by_step: FloatArray
+    target: str
+    sequences: int
+    non_finite: int
+    by_sequence: FloatArray
+    ci: FloatArray
+
+    def _per_sd(self, value: float) -> float:
+        if value == 0.0:
+            return 0.0
+        return value / self.target_sd if self.target_sd > 0 else float("nan")
+
+    @property
+    def relative_elasticity(self) -> float:
+        """RMS over sequences of the elasticity, in SDs of the target."""
+        return self._per_sd(float(np.sqrt(np.mean(np.square(self.elasticity, dtype=np.float64)))))
+
+    @property
+    def mean_elasticity(self) -> float:
+        """Mean over sequences of the elasticity, in SDs of the target; its sign says which way."""
+        return self._per_sd(float(np.mean(self.elasticity, dtype=np.float64)))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Return ``sensitivity_x<scale>``, ``elasticity`` and ``elasticity_rms`` as estimates.
+
+        They are in SDs of the target, which are uncertain, too.
+        """
+        base = self.by_sequence[list(self.scales).index(1.0)]
+        found = {
+            f"sensitivity_x{scale:g}": _in_sds(values - base, base)
+            for scale, values in zip(self.scales, self.by_sequence, strict=True)
+            if scale != 1
+        }
+        if np.isfinite(self.elasticity).all() and len(self.elasticity):
+            found["elasticity_rms"] = _in_sds(self.elasticity, base)
+            found["elasticity"] = _mean_in_sds(self.elasticity, base)
+        return found
+
+    @property
+    def ignores_time(self) -> bool:
+        """Whether neither scaling nor the gradient moved any target at all."""
+        moved = bool(self.rms_change.any()) or bool(np.nan_to_num(self.elasticity_by_step).any())
+        return not moved and self.sequences > 0
+
+
+def _in_sds(values: FloatArray, target: FloatArray) -> Estimate:
+    """Return the RMS of one number per sequence, in SDs of another."""
+    y, d = target - target.mean(), np.asarray(values, np.float64)
+    ones = np.ones(len(y))
+
+    def per_sd(sums: FloatArray) -> FloatArray:
+        return np.asarray(np.sqrt(np.maximum(sums[..., 3] / sums[..., 0], 0)) / sd_of_sums(sums))
+
+    parts = np.stack([ones, y, y**2, d**2], axis=1)
+    return Estimate.of_sums(per_sd, parts, SIZE, weights=parts[:, 3])
+
+
+def _mean_in_sds(values: FloatArray, target: FloatArray) -> Estimate:
+    """Return the mean of one number per sequence, in SDs of another."""
+    y = target - target.mean()
+    parts = np.stack([np.ones(len(y)), y, y**2, values], axis=1)
+    return Estimate.of_sums(lambda sums: sums[..., 3] / sums[..., 0] / sd_of_sums(sums), parts)
+
+
+def _drawn_cis(estimates: list[Estimate]) -> FloatArray:
+    """Return ``(2, S)`` CIs, 0 where nothing moved."""
+    return np.where([estimate.value == 0 for estimate in estimates], 0.0, ci_array(estimates))
+
+
+def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """Scales as increasing floats with 1 among them.
+
+    Raises:
+        ValueError: If one is not finite and above 0.
+    """
+    try:
+        listed = [float(s) for s in scales]
+    except TypeError:
+        raise TypeError(f"scales={scales!r}: give a sequence of factors, e.g. (0.5, 2)") from None
+    bad = [s for s in listed if not 0 < s < float("inf")]
+    if bad or not listed:
+        raise ValueError(f"scales={list(scales)}: give finite factors above 0, e.g. (0.5, 1, 2, 5)")
+    ordered = tuple(sorted({*listed, 1.0}))
+    if len({f"{s:g}" for s in ordered}) < len(ordered):
+        raise ValueError(f"scales={list(scales)}: two are equal to six digits")
+    return ordered
+
+
+def share_outside(time_delta: FloatArray, scale: float, *, mask: np.ndarray | None = None) -> float:
+    """Share of the intervals that lie outside their own 1 % and 99 % quantiles when scaled.
+
+    Args:
+        time_delta: ``(B, T)``, unscaled.
+        scale: The factor.
+        mask: ``(B, T)``, true at real steps.
+
+    Returns:
+        NaN where no interval is finite.
+    """
+    real = np.isfinite(time_delta) if mask is None else mask & np.isfinite(time_delta)
+    known = time_delta[real].astype(np.float64)
+    if not known.size:
+        return float("nan")
+    low, high = np.quantile(known, (0.01, 0.99))
+    # Rounding must not put intervals that are all alike outside.
+    room = 1e-6 * np.abs(known).max()
+    scaled = scale * known
+    return float(((scaled < low - room) | (scaled > high + room)).mean())
+
+
+def solver_share(
+    values: Mapping[float, FloatArray], finer: Mapping[float, FloatArray], scale: float
+) -> float:
+    """RMS over sequences of what a finer solver alters in the change from scale 1, in SDs.
+
+    Args:
+        values: Targets ``(B,)`` by scale, 1 among them.
+        finer: Likewise, by a finer solver.
+        scale: Which scale.
+
+    Returns:
+        In SDs over sequences of the target, as ``sensitivities``; NaN where there is no SD.
+    """
+    base, moved, finer_base, finer_moved = (
+        np.asarray(of[at], np.float64)
+        for of, at in ((values, 1.0), (values, scale), (finer, 1.0), (finer, scale))
+    )
+    altered = (finer_moved - finer_base) - (moved - base)
+    finite = np.isfinite(altered)
+    if not finite.any():
+        return float("nan")
+    sd = float(np.std(base[finite]))
+    return float(np.sqrt(np.mean(altered[finite] ** 2))) / sd if sd > 0 else float("nan")
+
+
+def time_sensitivity(
+    values: Mapping[float, FloatArray],
+    *,
+    time_delta: FloatArray | None = None,
+    time_gradient: FloatArray | None = None,
+    mask: np.ndarray | None = None,
+    target: str = "prediction at last step",
+) -> TimeSensitivity:
+    """Scale curve and elasticity from targets evaluated at several time scales.
+
+    Args:
+        values: Targets ``(B,)`` by scale; scale 1 must be among them.
+        time_delta: ``(B, T)``, the unscaled intervals.
+        time_gradient: ``(B, T)``, ``dy_b/d dt_bt`` at scale 1.
+        mask: ``(B, T)``, true at real steps.
+        target: Name of the target.
+
+    Raises:
+        ValueError: If scale 1 is missing.
+
+    Dividing by the SD over sequences makes the curve independent of the target's unit and offset;
+    the elasticity is its slope at 1, so both agree for small changes.
+    """
+    if 1.0 not in values:
+        raise ValueError(
+            f"scale 1 is missing among {sorted(values)}: it is what others compare with"
+        )
+    scales = np.array(sorted(values), dtype=np.float64)
+    y = np.stack([np.asarray(values[s], np.float64) for s in scales])
+    batch = y.shape[1]
+    by_step = np.full((batch, 1), np.nan)
+    if time_delta is not None and time_gradient is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            by_step = time_delta.astype(np.float64) * time_gradient.astype(np.float64)
+        if mask is not None:
+            by_step = np.where(mask, by_step, 0.0)
+    finite = np.isfinite(y).all(axis=0)
+    if time_delta is not None and time_gradient is not None:
+        finite &= np.isfinite(by_step).all(axis=1)
+    y, by_step = y[:, finite], by_step[finite]
+    base = y[list(scales).index(1.0)]
+    count = int(finite.sum())
+    if count:
+        change = y - base
+        rms, mean = np.sqrt(np.mean(change**2, axis=1)), np.mean(change, axis=1)
+        sd, target_mean = float(np.std(base)), float(np.mean(base))
+        # Rounding leaves a spurious SD where all targets are equal.
+        if sd <= 1e-7 * float(np.max(np.abs(base))):
+            sd = 0.0
+    else:
+        rms = mean = np.full(len(scales), np.nan)
+        sd = target_mean = float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(rms == 0, 0.0, rms / sd if sd > 0 else np.nan)
+    changes = y - base
+    known = [_in_sds(d, base) if sd > 0 else Estimate.rms(d**2) for d in changes]
+    return TimeSensitivity(
+        scales=scales,
+        sensitivities=relative,
+        rms_change=rms,
+        mean_change=mean,
+        target_mean=target_mean,
+        target_sd=sd,
+        elasticity=by_step.sum(axis=1),
+        elasticity_by_step=by_step,
+        target=target,
+        sequences=count,
+        non_finite=batch - count,
+        by_sequence=y,
+        ci=_drawn_cis(known),
+    )

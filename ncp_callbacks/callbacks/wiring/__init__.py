@@ -1,0 +1,1 @@
+"""Show a wired cell as a graph of its neurons."""

@@ -1,0 +1,239 @@
+"""Run passes over a batch in parts as large as memory allows, and give numpy arrays."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..held_out import to_numpy
+from ..results import FloatArray
+from ..target_values import TargetValues
+from .errors import ModelError
+from .hook_points import CellSite, LayerSite
+from .probe import Instrument, Pass, Variants
+
+__all__ = ["EvaluatedPass", "as_points", "in_parts", "joined", "points", "run_in_batches"]
+
+_LOG = logging.getLogger("ncp_callbacks")
+
+
+class EvaluatedPass:
+    """Hold one evaluated pass over some sequences, and convert its arrays when asked to."""
+
+    def __init__(self, instrument: Instrument, computed: Pass) -> None:
+        self._pass = computed
+        self._batch, self._steps, _ = instrument.held_out.inputs_shape
+
+    def array(self, name: str) -> FloatArray:
+        """Return an array of :class:`~.probe.Pass` by its name there."""
+        return to_numpy(getattr(self._pass, name))
+
+    @property
+    def chosen(self) -> npt.NDArray[np.integer[Any]] | None:
+        """Return ``(B,)``, the output followed in each sequence; None without a choice."""
+        return None if self._pass.chosen is None else np.array(self._pass.chosen)
+
+    def states(self, site: CellSite) -> FloatArray:
+        """Return the states ``(B, T, H)``; several state arrays are side by side."""
+        parts = [self._over_time(site, a, site.reverse) for a in self._pass.states[site.name]]
+        return np.concatenate(parts, axis=-1)
+
+    def initial(self, site: CellSite) -> FloatArray | None:
+        """Return the initial states ``(B, H)``, or None where the model passed none."""
+        if site.name not in self._pass.initial:
+            return None
+        arrays = [to_numpy(a) for a in self._pass.initial[site.name]]
+        # One state for all sequences is common.
+        parts = [
+            a.reshape(self._batch, -1)
+            if len(a) == self._batch and a.ndim > 1
+            else np.broadcast_to(a.reshape(-1), (self._batch, a.size))
+            for a in arrays
+        ]
+        return np.concatenate(parts, axis=-1)
+
+    def activations(self, site: LayerSite) -> FloatArray:
+        """Return the activations ``(B, T, N)``."""
+        return self._over_time(site, self._pass.activations[site.name], False)
+
+    def _over_time(
+        self, site: CellSite | LayerSite, arrays: Sequence[mx.array], reverse: bool
+    ) -> FloatArray:
+        """Return ``(B, T, N)`` from one array over all time steps, or from one for each of them."""
+        shape = tuple(arrays[0].shape)
+        if shape[:1] != (self._batch,) or (site.whole_sequence and shape[1:2] != (self._steps,)):
+            raise ModelError(
+                f"{site.name} gave an array of shape {shape} for {self._batch} sequences of "
+                f"{self._steps} steps: its first axis must be the batch"
+            )
+        if site.whole_sequence:
+            values = to_numpy(arrays[0])
+            return values[:, ::-1] if reverse else values
+        # One conversion is much faster than one for every step.
+        return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
+
+
+def run_in_batches(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[EvaluatedPass]:
+    """Yield passes over the whole batch, in order, each over as many sequences as memory allows.
+
+    Args:
+        instrument: The model and the batch.
+        wanted: Keywords of :meth:`Instrument.run`.
+
+    Raises:
+        MemoryError, RuntimeError: If one sequence, or a batch that can't be divided, does not fit
+            into memory.
+    """
+    batch, start = len(instrument.held_out), 0
+    while start < batch:
+        stop = min(batch, start + (instrument.most_rows or batch))
+        whole = stop - start == batch
+        part = instrument if whole else instrument.take(slice(start, stop))
+        try:
+            computed = part.run(**wanted)
+            mx.eval(computed.arrays())
+        except (MemoryError, RuntimeError) as error:
+            if not (_out_of_memory(error) and instrument.divisible and stop - start > 1):
+                raise
+            _take_fewer(instrument, stop - start)
+        else:
+            yield EvaluatedPass(part, computed)
+            start = stop
+
+
+def points(
+    instrument: Instrument,
+    sequences: FloatArray | None,
+    time_deltas: FloatArray | None,
+    chosen: npt.NDArray[np.integer[Any]] | None,
+    *,
+    gradient: bool,
+    loss: bool = False,
+    rows: int,
+    copies: int,
+) -> TargetValues:
+    """Run variants of the batch, several at once on the batch axis.
+
+    Args:
+        sequences: ``(K, B, T, F)``; None: the batch's own.
+        time_deltas: ``(K, B, T)``; None: the batch's own.
+        chosen: ``(B,)``, the outputs to follow, or None without a choice.
+        gradient: Whether gradients are wanted.
+        loss: Whether the loss is, without gradients.
+        rows: Sequences of the batch that are run at once, where it can be divided.
+        copies: How many variants of so many sequences; halved where memory doesn't do.
+    """
+    count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
+
+    def run(some: Instrument, here: slice, at: slice) -> TargetValues:
+        return _points(
+            some,
+            None if sequences is None else sequences[at, here],
+            None if time_deltas is None else time_deltas[at, here],
+            None if chosen is None else chosen[here],
+            gradient,
+            loss,
+        )
+
+    return in_parts(instrument, run, count, rows=rows, copies=copies)
+
+
+def in_parts(
+    instrument: Instrument,
+    run: Callable[[Instrument, slice, slice], TargetValues],
+    count: int,
+    *,
+    rows: int,
+    copies: int,
+) -> TargetValues:
+    """Run ``count`` variants of the batch, in parts as large as memory allows.
+
+    Args:
+        run: Some variants, the last argument, of some sequences, the other two.
+        rows, copies: See :func:`points`.
+    """
+    batch = len(instrument.held_out)
+    size = min(rows, batch) if instrument.divisible else batch
+    # Few sequences leave room for more variants of them.
+    copies = max(1, copies * rows // size)
+    parts: list[TargetValues] = []
+    for begin in range(0, batch, size):
+        here = slice(begin, min(batch, begin + size))
+        some = instrument if size == batch else instrument.take(here)
+        done: list[TargetValues] = []
+        start = 0
+        while start < count:
+            at = slice(start, min(count, start + copies))
+            try:
+                done.append(run(some, here, at))
+            except (MemoryError, RuntimeError) as error:
+                if not (_out_of_memory(error) and at.stop - start > 1):
+                    raise
+                copies = (at.stop - start) // 2
+            else:
+                start = at.stop
+        parts.append(joined(done, axis=0))
+    return joined(parts, axis=1)
+
+
+def _points(
+    instrument: Instrument,
+    sequences: FloatArray | None,
+    time_deltas: FloatArray | None,
+    chosen: npt.NDArray[np.integer[Any]] | None,
+    gradient: bool,
+    loss: bool,
+) -> TargetValues:
+    """Run some variants of some sequences in one pass."""
+    count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
+    x, dt = (
+        None
+        if own is None
+        else mx.broadcast_to(own, (count, *own.shape))
+        if given is None
+        else mx.array(given).astype(own.dtype)
+        for given, own in (
+            (sequences, instrument.sequence()),
+            (time_deltas, instrument.time_delta),
+        )
+    )
+    assert x is not None
+    followed = None if chosen is None else mx.array(chosen)
+    return as_points(instrument.variants(x, dt, followed, gradient=gradient, loss=loss))
+
+
+def as_points(variants: Variants) -> TargetValues:
+    """Return the variants' results as numpy arrays; evaluates them."""
+    arrays = (variants.values, variants.input_gradient, variants.time_gradient, variants.loss)
+    mx.eval([array for array in arrays if array is not None])
+    return TargetValues(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
+
+
+def joined(parts: Sequence[TargetValues], axis: int) -> TargetValues:
+    """Join points of several parts: of variants with ``axis=0``, of sequences with ``axis=1``."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = ([getattr(p, f.name) for p in parts] for f in fields(TargetValues))
+    return TargetValues(*[None if c[0] is None else np.concatenate(c, axis=axis) for c in columns])  # type: ignore[arg-type]
+
+
+def _take_fewer(instrument: Instrument, tried: int) -> None:
+    """Run at most half as many sequences at once from now on."""
+    instrument.most_rows = tried // 2
+    _LOG.warning(
+        "running %d sequences at once ran out of memory; from now on at most %d",
+        tried,
+        tried // 2,
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out; MLX raises a RuntimeError that names allocation or memory."""
+    return isinstance(error, MemoryError) or bool(re.search("alloc|memory", str(error), re.I))

@@ -1,0 +1,247 @@
+"""One recurrent cell, run again step by step from any state: Jacobians and what else a step holds.
+
+replay = Replay(instrument, site)        # inside instrument.preserved()
+replay.step(3, state)                    # what step 3 makes of another state
+replay.jacobian(3)                       # (B, H, H), d state after step 3 / d state before
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..held_out import to_numpy
+from ..results import FloatArray
+from .errors import NothingToObserve
+from .hook_points import CellSite
+from .probe import Instrument, recorded_calls
+from .pytrees import get_leaf, leaves, modules, replace_leaf
+
+__all__ = ["Replay"]
+
+# Relative to the largest state: float32 rounding over a few layers.
+_TOLERANCE = 1e-3
+
+
+class Replay:
+    """The steps of one cell over the sequences of an instrument, and their like.
+
+    Makes one forward pass. Only inside ``instrument.preserved()``.
+
+    Args:
+        instrument: Few sequences: a step's Jacobian takes ``H`` copies of each.
+        site: The cell.
+
+    Raises:
+        NothingToObserve: If a step can't be run again by itself, or doesn't give what it gave.
+
+    Attributes:
+        module: The cell.
+        steps: ``T``.
+        sizes: Units of each state array; ``H`` is their sum.
+    """
+
+    def __init__(self, instrument: Instrument, site: CellSite) -> None:
+        self.site = site
+        self._batch, self.steps, _ = instrument.held_out.inputs_shape
+        self.module: nn.Module = dict(modules(instrument.model))[site.module]
+        calls = recorded_calls(instrument, site)
+        split = self._split_whole if site.whole_sequence else self._split_steps
+        self._inputs, self._outputs, self._call = split(calls)
+        self.sizes = [a.shape[-1] for a in self._outputs[0]]
+        self._check()
+
+    # What the cell was given and what it gave: state arrays (B, units) of each step.
+
+    def _split_steps(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
+        site = self.site
+        if not site.in_paths:
+            raise NothingToObserve(
+                f"{site.name} isn't given its state from outside, so a step of it can't be run "
+                "again by itself"
+            )
+        shown = [calls[number] for number in site.calls]
+        inputs = [[get_leaf(given, path) for path in site.in_paths] for given, _ in shown]
+        outputs = [[get_leaf(made, path) for path in site.out_paths] for _, made in shown]
+        # Of the first step run, many are given nothing: they start from zeros of their own.
+        first = self.steps - 1 if site.reverse else 0
+        later = inputs[:first] + inputs[first + 1 :]
+        if not all(_is_batch_of_states(a, self._batch) for step in later for a in step):
+            raise NothingToObserve(
+                f"{site.name} is given no state (batch, units) at every step, so that its steps "
+                "can't be run again by themselves"
+            )
+        shapes = [a.shape[1:] for a in later[-1]]
+
+        def call(step: int, states: list[mx.array], change: Change | None) -> list[mx.array]:
+            copies = len(states[0]) // self._batch
+            given = shown[step][0]
+            if copies > 1:
+                given = self._repeated(given, copies)
+            for path, state, shape in zip(site.in_paths, states, shapes, strict=True):
+                if get_leaf(given, path) is not None:
+                    given = replace_leaf(given, path, state.reshape(-1, *shape))
+            args, kwargs = given if change is None else change(given)
+            made = self.module(*args, **kwargs)
+            return [_flat(get_leaf(made, path)) for path in site.out_paths]
+
+        self.given = [given for given, _ in shown]
+        flat = [[_flat(a) for a in step] for step in outputs]
+        if not all(_is_batch_of_states(a, self._batch) for a in inputs[first]):
+            inputs[first] = [mx.zeros_like(a) for a in outputs[first]]
+        return [[_flat(a) for a in step] for step in inputs], flat, call
+
+    def _split_whole(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
+        """A layer such as ``nn.GRU`` takes the sequence and then its states, and gives all."""
+        site = self.site
+        (args, kwargs), made = calls[site.calls[0]]
+        arrays = [get_leaf(made, path) for path in site.out_paths]
+        if site.reverse or not args or not isinstance(args[0], mx.array) or args[0].ndim != 3:
+            raise NothingToObserve(
+                f"{site.name} runs over the whole sequence in a way of its own, so that its steps "
+                "can't be run again by themselves"
+            )
+        x = args[0]
+        outputs = [[a[:, t] for a in arrays] for t in range(self.steps)]
+        inputs = [[mx.zeros_like(a) for a in outputs[0]], *outputs[:-1]]
+
+        def call(step: int, states: list[mx.array], change: Change | None) -> list[mx.array]:
+            copies = len(states[0]) // self._batch
+            at = mx.concatenate([x[:, step : step + 1]] * copies)
+            made = self.module(at, *states)
+            return [get_leaf(made, path)[:, 0] for path in site.out_paths]
+
+        self.given = [((x[:, t],), kwargs) for t in range(self.steps)]
+        return inputs, outputs, call
+
+    def _repeated(self, given: Any, copies: int) -> Any:
+        """Arguments with every array of the batch repeated along it."""
+        for path, array in leaves(given):
+            if array.ndim and len(array) == self._batch:
+                given = replace_leaf(given, path, mx.concatenate([array] * copies))
+        return given
+
+    def _check(self) -> None:
+        """Run steps again, two copies of each: they must give what they gave."""
+        for step in {self.steps // 2, self.steps - 1}:
+            self._check_step(step)
+
+    def _check_step(self, step: int) -> None:
+        states = [mx.concatenate([a, a]) for a in self._inputs[step]]
+        try:
+            again = self._call(step, states, None)
+            mx.eval(again, self._outputs[step])
+        except NothingToObserve:
+            raise
+        except Exception as error:
+            raise NothingToObserve(
+                f"a step of {self.site.name} can't be run again by itself "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        for now, was in zip(again, self._outputs[step], strict=True):
+            seen, expected = to_numpy(now), np.concatenate([to_numpy(was)] * 2)
+            size = float(np.nan_to_num(np.abs(expected), posinf=0.0).max(initial=1e-6))
+            if seen.shape != expected.shape or not np.allclose(
+                seen, expected, rtol=0, atol=_TOLERANCE * size, equal_nan=True
+            ):
+                raise NothingToObserve(
+                    f"a step of {self.site.name} run again by itself gives another state: it "
+                    "depends on more than its arguments"
+                )
+
+    # ---- steps
+
+    def before(self, step: int) -> FloatArray:
+        """``(B, H)``, the state that a step starts from."""
+        return np.concatenate([to_numpy(a) for a in self._inputs[step]], axis=-1)
+
+    def after(self, step: int) -> FloatArray:
+        """``(B, H)``, the state that it leaves."""
+        return np.concatenate([to_numpy(a) for a in self._outputs[step]], axis=-1)
+
+    def step(
+        self, number: int, state: mx.array | None = None, change: Change | None = None
+    ) -> mx.array:
+        """``(n B, H)``, the state after a step, from another state or with other arguments.
+
+        Args:
+            number: Which step, 0 to ``T - 1``.
+            state: ``(n B, H)``; None: what it started from.
+            change: Makes other ``(args, kwargs)`` of the cell's, where it is called step by step.
+        """
+        if state is None:
+            states = self._inputs[number]
+        else:
+            cuts = np.cumsum(self.sizes)[:-1].tolist()
+            states = mx.split(state, cuts, axis=-1)
+        return mx.concatenate(self._call(number, states, change), axis=-1)
+
+    def jacobian(self, number: int) -> FloatArray:
+        """``(B, H, H)``, element ``[b, i, j]`` is ``d after_i / d before_j``, one backward pass."""
+        units = sum(self.sizes)
+        before = mx.concatenate(self._inputs[number], axis=-1)
+        # Unit i is followed in the i-th copy of the batch.
+        copies = mx.concatenate([before] * units)
+        wanted = mx.repeat(mx.eye(units, dtype=copies.dtype), self._batch, axis=0)
+        _, (rows,) = mx.vjp(lambda state: self.step(number, state), [copies], [wanted])
+        return np.moveaxis(to_numpy(rows).reshape(units, self._batch, units), 0, 1)
+
+    def transposed_product(self, number: int, vectors: FloatArray) -> FloatArray:
+        """``(B, H, k)``, the transposed Jacobian of a step times ``(B, H, k)`` vectors.
+
+        One backward step of ``k`` copies of each sequence.
+        """
+        before, given = self._copies(number, vectors)
+        _, (found,) = mx.vjp(lambda state: self.step(number, state), [before], [given])
+        return self._as_vectors(found, vectors)
+
+    def product(self, number: int, vectors: FloatArray) -> FloatArray:
+        """``(B, H, k)``, the Jacobian of a step times ``(B, H, k)`` vectors.
+
+        The transposed product is linear, and its own transposed product is this one. MLX lacks
+        forward derivatives of some operations.
+
+        Raises:
+            NothingToObserve: If the cell has no second derivatives.
+        """
+        before, given = self._copies(number, vectors)
+
+        def transposed(wanted: mx.array) -> mx.array:
+            _, (found,) = mx.vjp(lambda state: self.step(number, state), [before], [wanted])
+            return found
+
+        try:
+            _, (found,) = mx.vjp(transposed, [mx.zeros_like(before)], [given])
+            return self._as_vectors(found, vectors)
+        except Exception as error:
+            raise NothingToObserve(
+                f"derivatives of a step of {self.site.name} can't be differentiated again "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _copies(self, number: int, vectors: FloatArray) -> tuple[mx.array, mx.array]:
+        """The state before a step, once for each vector, and the vectors: ``(k B, H)`` each."""
+        before = mx.concatenate(self._inputs[number], axis=-1)
+        copies = mx.concatenate([before] * vectors.shape[2])
+        rows = np.moveaxis(vectors, 2, 0).reshape(copies.shape).astype(np.float32)
+        return copies, mx.array(rows).astype(copies.dtype)
+
+    @staticmethod
+    def _as_vectors(rows: mx.array, like: FloatArray) -> FloatArray:
+        batch, units, count = like.shape
+        return np.moveaxis(to_numpy(rows).reshape(count, batch, units), 0, 2).astype(np.float64)
+
+
+Change = Callable[[Any], Any]
+
+
+def _is_batch_of_states(array: Any, batch: int) -> bool:
+    return isinstance(array, mx.array) and array.ndim >= 2 and len(array) == batch
+
+
+def _flat(array: mx.array) -> mx.array:
+    return array.reshape(len(array), -1)

@@ -1,0 +1,759 @@
+"""Liquid cells: recognised by what they hold, and read step by step.
+
+replay = observation.replay(cell)           # inside instrument.preserved()
+reading = read_liquid(replay, observation.time_delta)
+match reading:
+    case LTCReading(): ...                  # parameters, inputs and states
+    case GateReading(): ...                 # a CfC's rate and offset, with the sign they act with
+    case DecayReading(): ...                # a pure CfC's rate
+    case None: ...                          # no liquid cell
+
+What a reading claims has been compared with what the cell does: another port of the same cell may
+use another sign, bound or name, and one that is none of these is not read at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from ..callbacks.time_constants.analysis import LTCParameters, explained_by, ltc_step, sigmoid
+from ..callbacks.wiring.analysis import NeuronGroup
+from ..held_out import to_numpy
+from ..results import FloatArray
+from .capture import Around, Tap
+from .cell_stepper import Replay
+from .conventions import TIME_KEYWORDS
+from .errors import NothingToObserve
+from .pytrees import get_leaf, leaves, modules, replace_leaf
+
+__all__ = [
+    "DecayReading",
+    "GateReading",
+    "LTCReading",
+    "Reading",
+    "intervals_of",
+    "jacobian_diagonal",
+    "neuron_groups",
+    "read_liquid",
+]
+
+# Relative to the largest state; float32 needs a tenth of it.
+TOLERANCE = 1e-4
+# A reading is the right one if it leaves less than this share of what the wrong one leaves.
+_CLEARLY = 1e-2
+_CHECKED_STEPS = 4
+# Intervals at which a gate is tried, in units of what moves it by about one.
+_TRIALS = (0.0, 0.5, 1.0, 2.0, 4.0)
+# So many numbers in what one layer, or all synapses, make of the copies of a batch.
+_AT_ONCE = 1 << 22
+
+_LTC = (
+    "gleak",
+    "vleak",
+    "cm",
+    "w",
+    "sigma",
+    "mu",
+    "erev",
+    "sensory_w",
+    "sensory_sigma",
+    "sensory_mu",
+    "sensory_erev",
+)
+_GATE, _DECAY = ("time_a", "time_b"), ("w_tau", "A")
+_CFC = (_GATE, _DECAY)
+_BACKBONES = ("backbone", "backbone_fn")
+
+Given: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+
+
+@dataclass(frozen=True, eq=False)
+class LTCReading:
+    """An LTC cell and its steps, reproduced.
+
+    Attributes:
+        parameters: What it computes with.
+        inputs: ``(S, T, F)``, what it was given, before its own map of the inputs.
+        before, after: ``(S, T, H)``, its states.
+        intervals: ``(S, T)``, as it was given them.
+        scale: Its unit of time in units of ``time_delta``; NaN where there is no fixed ratio.
+        error: Largest difference between its own next states and those computed from the
+            parameters, as a share of the largest state.
+        holder: The module that holds the parameters.
+    """
+
+    parameters: LTCParameters
+    inputs: FloatArray
+    before: FloatArray
+    after: FloatArray
+    intervals: FloatArray
+    scale: float
+    error: float
+    holder: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class GateReading:
+    """Gates ``z = sigmoid(rate interval + offset)`` of a CfC cell, in all its layers.
+
+    ``z`` is the weight of the second state: ``h' = (1 - z) early + z late``, or without a gate on
+    the first ``early + z late``.
+
+    Attributes:
+        rate, offset: ``(S, T, H)``, in the order of the state.
+        intervals: ``(S, T)``, as it was given them.
+        scale: Its unit of time in units of ``time_delta``; NaN where there is no fixed ratio.
+        error: Largest difference between its states after other intervals and those that the
+            gates explain, as a share of the largest state.
+        signed: Whether the other sign of ``rate`` doesn't explain them.
+    """
+
+    rate: FloatArray
+    offset: FloatArray
+    intervals: FloatArray
+    scale: float
+    error: float
+    signed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DecayReading:
+    """Rates of a pure CfC, ``h' = A - B exp(-rate interval)``, in all its layers.
+
+    Attributes:
+        rate: ``(S, T, H)``, in the order of the state; NaN where the interval has no effect.
+        intervals, scale, error: As for :class:`GateReading`.
+    """
+
+    rate: FloatArray
+    intervals: FloatArray
+    scale: float
+    error: float
+
+
+Reading: TypeAlias = "LTCReading | GateReading | DecayReading"
+
+
+def read_liquid(replay: Replay, time_delta: FloatArray | None) -> Reading | None:
+    """What kind of liquid cell this is, and what its steps hold; None if it is none.
+
+    Makes every step once more, and a few of them with other intervals.
+
+    Args:
+        replay: The cell.
+        time_delta: ``(S, T)``, the intervals of its sequences, or None.
+
+    Raises:
+        NothingToObserve: If it holds what such a cell holds, but does something else with it.
+    """
+    inside = modules(replay.module)
+    for names, read in ((_LTC, _read_ltc), (_GATE, _read_gates), (_DECAY, _read_decays)):
+        holders = [m for _, m in inside if all(_held(m, name) is not None for name in names)]
+        if holders:
+            return read(replay, holders, time_delta)
+    return None
+
+
+# ---- what modules hold
+
+
+def _held(module: nn.Module, name: str) -> Any:
+    """A parameter or layer by this name, also a hidden one or one kept in a dict of parameters."""
+    kept = getattr(module, "_params", None)
+    if isinstance(kept, Mapping) and isinstance(kept.get(name), mx.array | nn.Module):
+        return kept[name]
+    for each in (name, f"_{name}"):
+        found = getattr(module, each, None)
+        if isinstance(found, mx.array | nn.Module):
+            return found
+    return None
+
+
+def _setting(module: nn.Module, name: str, default: Any) -> Any:
+    for each in (name, f"_{name}"):
+        found = getattr(module, each, None)
+        if isinstance(found, bool | int | float):
+            return found
+    return default
+
+
+def _array(module: nn.Module, name: str) -> FloatArray | None:
+    found = _held(module, name)
+    return to_numpy(found).astype(np.float64) if isinstance(found, mx.array) else None
+
+
+# ---- what a module was given at every step
+
+
+@dataclass(eq=False)
+class _Watched:
+    """A module inside the cell, and its one call in each step."""
+
+    module: nn.Module
+    given: list[Given] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
+
+
+def _watch(replay: Replay, watched: Sequence[nn.Module]) -> list[_Watched]:
+    """Every step once more, with the calls of some modules recorded.
+
+    Raises:
+        NothingToObserve: If one isn't called once in each step.
+    """
+    found = [_Watched(module) for module in watched]
+
+    def around(into: _Watched) -> Around:
+        def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            out = call(*args, **kwargs)
+            into.given.append((args, kwargs))
+            into.made.append(out)
+            return out
+
+        return wrapper
+
+    with Tap().on([(each.module, around(each)) for each in found]):
+        for t in range(replay.steps):
+            mx.eval(replay.step(t))
+            for each in found:
+                if len(each.made) != t + 1:
+                    raise NothingToObserve(
+                        f"{type(each.module).__name__} in {replay.site.name} isn't called once in "
+                        "each step"
+                    )
+    return found
+
+
+class _Intervals:
+    """Where a module is given its interval: by a parameter's name, or by its values."""
+
+    def __init__(self, watched: _Watched, time_delta: FloatArray | None, rows: int) -> None:
+        self._rows = rows
+        self.path = self._by_name(watched) or self._by_value(watched, time_delta)
+        self.found = self.path is not None
+        if self.path is None and (default := self._default(watched)) is not None:
+            self.path, self.found = default, True
+        self.values = np.full((rows, len(watched.given)), np.nan)
+        if self.path is None:
+            return
+        for t, given in enumerate(watched.given):
+            value = get_leaf(given, self.path)
+            value = self._otherwise if value is None else value
+            flat = to_numpy(value).ravel() if isinstance(value, mx.array) else np.array([value])
+            self.values[:, t] = flat
+
+    _otherwise: float = math.nan
+
+    def _by_name(self, watched: _Watched) -> tuple[Any, ...] | None:
+        args, kwargs = watched.given[0]
+        for name, value in kwargs.items():
+            if name in TIME_KEYWORDS and self._fits(value):
+                return (1, name)
+        for at, name in enumerate(_positional(watched.module)[: len(args)]):
+            if name in TIME_KEYWORDS and self._fits(args[at]):
+                return (0, at)
+        return None
+
+    def _by_value(self, watched: _Watched, time_delta: FloatArray | None) -> tuple[Any, ...] | None:
+        if time_delta is None:
+            return None
+        for path, array in leaves(watched.given[0]):
+            if array.size == self._rows and all(
+                np.allclose(
+                    to_numpy(get_leaf(given, path)).ravel(),
+                    time_delta[:, t],
+                    rtol=1e-5,
+                    equal_nan=True,
+                )
+                for t, given in enumerate(watched.given)
+            ):
+                return path
+        return None
+
+    def _default(self, watched: _Watched) -> tuple[Any, ...] | None:
+        """A parameter that isn't given, with a number as its default."""
+        for name, parameter in _parameters(watched.module).items():
+            value = parameter.default
+            if name in TIME_KEYWORDS and isinstance(value, int | float):
+                self._otherwise = float(value)
+                return (1, name)
+        return None
+
+    def _fits(self, value: Any) -> bool:
+        if isinstance(value, mx.array):
+            return value.size in (1, self._rows)
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def put(self, given: Given, interval: Any) -> Given:
+        """The same arguments with one interval, a number or a scalar array, for all sequences."""
+        assert self.path is not None
+        old = get_leaf(given, self.path)
+        if isinstance(old, mx.array):
+            return _given(replace_leaf(given, self.path, _like(interval, old)))
+        args, kwargs = given
+        if self.path[0] == 1 and self.path[1] not in kwargs:
+            return args, {**kwargs, self.path[1]: mx.array(interval)}
+        return _given(replace_leaf(given, self.path, mx.array(interval)))
+
+
+def _given(tree: Any) -> Given:
+    args, kwargs = tree
+    return tuple(args), dict(kwargs)
+
+
+def _like(interval: Any, old: mx.array) -> mx.array:
+    return mx.broadcast_to(mx.array(interval).astype(old.dtype), old.shape)
+
+
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        found = inspect.signature(type(module).__call__).parameters
+    except (TypeError, ValueError):
+        return {}
+    return dict(list(found.items())[1:])  # Without self.
+
+
+def _positional(module: nn.Module) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, p in _parameters(module).items() if p.kind in kinds]
+
+
+def _scale(replay: Replay, own: FloatArray, time_delta: FloatArray | None) -> float:
+    """The cell's unit of time in units of ``time_delta``.
+
+    A model may multiply the intervals before it hands them on, which changes the unit, or solve a
+    step in several sub-steps, which doesn't.
+    """
+    if time_delta is None or replay.site.calls_in_all != replay.steps:
+        return 1.0
+    known = np.isfinite(own) & np.isfinite(time_delta) & (time_delta > 0)
+    ratio = own[known] / time_delta[known]
+    if not ratio.size or not (ratio > 0).all():
+        return math.nan
+    middle = float(np.median(ratio))
+    return 1.0 / middle if np.allclose(ratio, middle, rtol=1e-4) else math.nan
+
+
+def intervals_of(replay: Replay, time_delta: FloatArray | None) -> FloatArray:
+    """``(S, T)``, the time that one call of the cell covers, in units of ``time_delta``.
+
+    Ones where there is no ``time_delta``.
+    """
+    calls = 1 if replay.site.whole_sequence else replay.site.calls_in_all // replay.steps
+    if time_delta is None:
+        return np.ones((len(replay.before(0)), replay.steps)) / max(1, calls)
+    if calls > 1:
+        own = _Intervals(_Watched(replay.module, list(replay.given)), None, len(time_delta))
+        if own.found and np.isfinite(own.values).all():
+            return own.values
+    return np.asarray(time_delta, np.float64) / max(1, calls)
+
+
+def jacobian_diagonal(
+    replay: Replay,
+    step: int,
+    synapses: int = 0,
+    *,
+    units: npt.NDArray[np.intp] | None = None,
+) -> FloatArray:
+    """``(S, K)``, ``d h'_i / d h_i`` of a step, without the rest of the Jacobian in memory.
+
+    Costs a backward step of ``K`` copies of each sequence.
+
+    Args:
+        replay: The cell.
+        step: Which time step.
+        synapses: How many numbers it computes for each sequence where that is more than those of
+            its units.
+        units: ``(K,)``, which units; None: all ``H``.
+    """
+    before = mx.array(replay.before(step)).astype(replay.step(step).dtype)
+    batch, width = before.shape
+    wanted_units = np.arange(width) if units is None else units
+    most = max(1, _AT_ONCE // (batch * max(synapses, 8 * width)))
+    diagonal = np.empty((batch, len(wanted_units)))
+    for start in range(0, len(wanted_units), most):
+        own = wanted_units[start : start + most]
+        # Unit i is followed in the i-th copy of the batch.
+        copies = mx.concatenate([before] * len(own))
+        wanted = np.repeat(np.eye(width, dtype=np.float32)[own], batch, axis=0)
+        _, (rows,) = mx.vjp(
+            lambda state: replay.step(step, state), [copies], [mx.array(wanted, copies.dtype)]
+        )
+        found = to_numpy(rows).reshape(len(own), batch, width)
+        diagonal[:, start : start + len(own)] = found[np.arange(len(own)), :, own].T
+    return diagonal
+
+
+def _tolerance(replay: Replay) -> float:
+    """What rounding in the state's own precision allows."""
+    dtype = replay.step(0).dtype
+    coarse = {mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}.get(dtype, 0.0)
+    return max(TOLERANCE, 8 * coarse)
+
+
+def _not_finite(name: str) -> NothingToObserve:
+    return NothingToObserve(f"the states of {name} are not finite")
+
+
+def _larger(one: float, other: float) -> float:
+    """Of two numbers, those that are NaN left out."""
+    return float(np.fmax(one, other))
+
+
+def _states(replay: Replay, which: Callable[[int], FloatArray]) -> FloatArray:
+    return np.stack([which(t) for t in range(replay.steps)], axis=1).astype(np.float64)
+
+
+# ---- LTC
+
+
+def _read_ltc(
+    replay: Replay, holders: Sequence[nn.Module], time_delta: FloatArray | None
+) -> LTCReading:
+    name = replay.site.name
+    if len(holders) > 1:
+        raise NothingToObserve(f"{name} has several LTC cells inside; name them with cells=")
+    (watched,) = _watch(replay, holders)
+    before, after = _states(replay, replay.before), _states(replay, replay.after)
+    rows, _, units = before.shape
+    parameters = _ltc_parameters(watched.module)
+    inputs = _ltc_inputs(watched, parameters, before)
+    if parameters.units != units or inputs is None:
+        raise NothingToObserve(
+            f"{name} has the parameters of an LTC of {parameters.units} neurons and "
+            f"{parameters.inputs} inputs, but isn't called with them"
+        )
+    place = _Intervals(watched, time_delta, rows)
+    given = place.values if place.found else np.full(before.shape[:2], np.nan)
+    if not place.found:
+        given = np.ones_like(given) if time_delta is None else np.asarray(time_delta, np.float64)
+    error = _ltc_error(parameters, inputs, before, after, given)
+    if math.isnan(error):
+        raise _not_finite(name)
+    if not error <= _tolerance(replay):
+        raise NothingToObserve(
+            f"{name} has the parameters of an LTC, but the fused Euler steps of one don't give its "
+            f"next state (they differ by {error:.1e} of the largest)"
+        )
+    return LTCReading(
+        parameters,
+        inputs,
+        before,
+        after,
+        given,
+        _scale(replay, given, time_delta),
+        error,
+        watched.module,
+    )
+
+
+def _ltc_parameters(module: nn.Module) -> LTCParameters:
+    arrays = {name: _array(module, name) for name in _LTC}
+    held: dict[str, FloatArray] = {k: v for k, v in arrays.items() if v is not None}
+    if _setting(module, "implicit_param_constraints", False):
+        for name in ("gleak", "cm", "w", "sensory_w"):
+            with np.errstate(invalid="ignore"):
+                held[name] = np.logaddexp(0.0, held[name])
+    for name, mask in (("w", "sparsity_mask"), ("sensory_w", "sensory_sparsity_mask")):
+        connected = _array(module, mask)
+        if connected is not None and connected.shape == held[name].shape:
+            held[name] = held[name] * connected
+    features = held["sensory_w"].shape[0]
+    w, b = _array(module, "input_w"), _array(module, "input_b")
+    return LTCParameters(
+        **held,
+        input_w=np.ones(features) if w is None else w,
+        input_b=np.zeros(features) if b is None else b,
+        unfolds=int(_setting(module, "ode_unfolds", 6)),
+        epsilon=float(_setting(module, "epsilon", 0.0)),
+    )
+
+
+def _ltc_inputs(
+    watched: _Watched, parameters: LTCParameters, before: FloatArray
+) -> FloatArray | None:
+    """``(S, T, F)``: the first argument of its shape that isn't the state."""
+    shape = (len(before), parameters.inputs)
+    for path, array in leaves(watched.given[0]):
+        if array.shape != shape:
+            continue
+        seen = [to_numpy(get_leaf(given, path)) for given in watched.given]
+        values = np.stack(seen, axis=1).astype(np.float64)
+        if values.shape != before.shape or not np.array_equal(values, before, equal_nan=True):
+            return values
+    return None
+
+
+def _ltc_error(
+    parameters: LTCParameters,
+    inputs: FloatArray,
+    before: FloatArray,
+    after: FloatArray,
+    intervals: FloatArray,
+) -> float:
+    """At a few steps, as a share of the largest state; NaN where nothing is finite."""
+    steps = _spread(before.shape[1])
+    own = after[:, steps].reshape(-1, after.shape[-1])
+    with np.errstate(all="ignore"):
+        computed = ltc_step(
+            parameters,
+            inputs[:, steps].reshape(len(own), -1),
+            before[:, steps].reshape(own.shape),
+            intervals[:, steps].ravel(),
+        )
+    known = np.isfinite(own).all(axis=1) & np.isfinite(computed).all(axis=1)
+    if not known.any():
+        return math.nan
+    largest = max(float(np.abs(own[known]).max()), 1e-6)
+    return float(np.abs(computed[known] - own[known]).max()) / largest
+
+
+def _spread(steps: int, most: int = _CHECKED_STEPS) -> npt.NDArray[np.intp]:
+    return np.unique(np.linspace(0, steps - 1, min(most, steps)).round().astype(np.intp))
+
+
+# ---- CfC
+
+
+@dataclass(eq=False)
+class _Layer:
+    """One layer of a CfC cell: its calls, and where its state goes in the cell's."""
+
+    watched: _Watched
+    place: _Intervals
+    columns: slice
+
+    def after(self, step: int, interval: Any) -> mx.array:
+        """``(S, n)``, its state after a step with another interval."""
+        args, kwargs = self.place.put(self.watched.given[step], interval)
+        return _state_of(self.watched.module(*args, **kwargs))
+
+
+def _state_of(made: Any) -> mx.array:
+    return next(array for _, array in leaves(made))
+
+
+def _layers(
+    replay: Replay, watched: Sequence[_Watched], time_delta: FloatArray | None
+) -> list[_Layer]:
+    """In the order of the state, which must be that of their calls."""
+    found, start, rows = [], 0, len(replay.before(0))
+    for each in watched:
+        width = _state_of(each.made[0]).shape[-1]
+        place = _Intervals(each, time_delta, rows)
+        if not place.found:
+            raise NothingToObserve(
+                f"{replay.site.name} has the parameters of a CfC, but where it is given its "
+                f"interval could not be found: name the parameter one of {', '.join(TIME_KEYWORDS)}"
+            )
+        found.append(_Layer(each, place, slice(start, start + width)))
+        start += width
+    for t in _spread(replay.steps):
+        made = np.concatenate([to_numpy(_state_of(each.made[t])) for each in watched], axis=-1)
+        if made.shape != replay.after(t).shape or not np.array_equal(
+            made, replay.after(t), equal_nan=True
+        ):
+            raise NothingToObserve(
+                f"{replay.site.name} has the parameters of a CfC, but its state isn't what its "
+                "layers give, one after the other"
+            )
+    return found
+
+
+def _read_gates(
+    replay: Replay, holders: Sequence[nn.Module], time_delta: FloatArray | None
+) -> GateReading:
+    inner = [part for holder in holders for part in _gate_parts(holder)]
+    seen = _watch(replay, [*holders, *inner])
+    known = {id(each.module): each for each in seen}
+    layers = _layers(replay, seen[: len(holders)], time_delta)
+    a, b = (
+        _concatenated([_affine(layer.watched, name, known) for layer in layers], replay)
+        for name in _GATE
+    )
+    tried = [(layer, t) for layer in layers for t in _spread(replay.steps)]
+    left, worst = {+1: 0.0, -1: 0.0}, {+1: math.nan, -1: math.nan}
+    for layer, t in tried:
+        own_a, own_b = a[:, t, layer.columns].ravel(), b[:, t, layer.columns].ravel()
+        size = np.abs(own_a[np.isfinite(own_a) & (own_a != 0)])
+        unit = 1.0 / float(np.median(size)) if size.size else 1.0
+        intervals = np.array(_TRIALS) * unit
+        states = _at_intervals(layer, t, intervals)
+        for sign in (+1, -1):
+            gate = sigmoid(sign * np.outer(intervals, own_a) + own_b)
+            residual, share = explained_by(states, gate)
+            left[sign] += residual
+            worst[sign] = _larger(worst[sign], share)
+    sign = +1 if left[+1] <= left[-1] else -1
+    if math.isnan(worst[sign]):
+        raise _not_finite(replay.site.name)
+    if not worst[sign] <= _tolerance(replay):
+        raise NothingToObserve(
+            f"{replay.site.name} has the parameters of a CfC, but no sigmoid of time_a × interval "
+            f"+ time_b explains its states after other intervals (they differ by {worst[sign]:.1e} "
+            "of the largest)"
+        )
+    given = layers[0].place.values
+    scale = _scale(replay, given, time_delta)
+    unit = 1.0 if math.isnan(scale) else scale
+    return GateReading(
+        rate=sign * a / unit,
+        offset=b,
+        intervals=given,
+        scale=scale,
+        error=worst[sign],
+        signed=left[sign] < _CLEARLY * left[-sign],
+    )
+
+
+def _gate_parts(holder: nn.Module) -> Iterator[nn.Module]:
+    """Modules to watch: those that give ``time_a`` and ``time_b``, or what these are applied to."""
+    parts = [_held(holder, name) for name in _GATE]
+    yield from (part for part in parts if isinstance(part, nn.Module))
+    if any(isinstance(part, mx.array) for part in parts):
+        backbone = _backbone(holder)
+        if backbone is not None:
+            yield backbone
+
+
+def _backbone(holder: nn.Module) -> nn.Module | None:
+    found = (_held(holder, name) for name in _BACKBONES)
+    return next((part for part in found if isinstance(part, nn.Module)), None)
+
+
+def _affine(layer: _Watched, name: str, known: Mapping[int, _Watched]) -> FloatArray:
+    """``(S, T, n)``, what ``time_a`` or ``time_b`` gave; applied here where it is an array."""
+    part = _held(layer.module, name)
+    if isinstance(part, nn.Module):
+        steps = [to_numpy(_state_of(made)) for made in known[id(part)].made]
+        return np.stack(steps, axis=1).astype(np.float64)
+    kernel = to_numpy(part).astype(np.float64)
+    backbone = _backbone(layer.module)
+    if backbone is not None:
+        shared = [to_numpy(_state_of(made)) for made in known[id(backbone)].made]
+    else:
+        shared = [_concatenation(given, len(kernel)) for given in layer.given]
+    if kernel.ndim != 2 or shared[0].shape[-1] != len(kernel):
+        raise NothingToObserve(f"what {name} is applied to could not be found")
+    bias = _array(layer.module, f"{name}_bias")
+    values: FloatArray = np.stack(shared, axis=1).astype(np.float64) @ kernel
+    return values if bias is None else values + bias
+
+
+def _concatenation(given: Given, width: int) -> FloatArray:
+    """The arguments side by side, as many as make up the width."""
+    parts: list[FloatArray] = []
+    for _, array in leaves(given):
+        if array.ndim == 2 and sum(p.shape[-1] for p in parts) < width:
+            parts.append(to_numpy(array))
+    return np.concatenate(parts, axis=-1)
+
+
+def _concatenated(parts: Sequence[FloatArray], replay: Replay) -> FloatArray:
+    whole = np.concatenate(parts, axis=-1)
+    if whole.shape[-1] != sum(replay.sizes):
+        raise NothingToObserve(
+            f"{replay.site.name} has the parameters of a CfC, but not one gate for each unit"
+        )
+    return whole
+
+
+def _at_intervals(layer: _Layer, step: int, intervals: FloatArray) -> FloatArray:
+    """``(K, S n)``, states of a layer after a step with each of the intervals."""
+    made = [layer.after(step, float(interval)) for interval in intervals]
+    return np.stack([to_numpy(state).ravel() for state in made]).astype(np.float64)
+
+
+def _read_decays(
+    replay: Replay, holders: Sequence[nn.Module], time_delta: FloatArray | None
+) -> DecayReading:
+    layers = _layers(replay, _watch(replay, holders), time_delta)
+    rate = np.concatenate([_decay(layer, replay.steps) for layer in layers], axis=-1)
+    worst = math.nan
+    for layer in layers:
+        for t in _spread(replay.steps):
+            own = rate[:, t, layer.columns].ravel()
+            size = own[np.isfinite(own) & (own > 0)]
+            intervals = np.array(_TRIALS) * (1.0 / float(np.median(size)) if size.size else 1.0)
+            states = _at_intervals(layer, t, intervals)
+            with np.errstate(over="ignore", invalid="ignore"):
+                left = np.exp(-np.outer(intervals, own))
+            worst = _larger(worst, explained_by(states, left)[1])
+    if math.isnan(worst):
+        raise _not_finite(replay.site.name)
+    if not worst <= _tolerance(replay):
+        raise NothingToObserve(
+            f"{replay.site.name} has the parameters of a pure CfC, but its states after other "
+            f"intervals are no exponentials of them (they differ by {worst:.1e} of the largest)"
+        )
+    given = layers[0].place.values
+    scale = _scale(replay, given, time_delta)
+    return DecayReading(rate / (1.0 if math.isnan(scale) else scale), given, scale, worst)
+
+
+def _decay(layer: _Layer, steps: int) -> FloatArray:
+    """``(S, T, n)``: of an exponential, the second derivative is minus the rate times the first."""
+    rates = []
+    zero, one = mx.array(0.0), mx.array(1.0)
+    for t in range(steps):
+
+        def after(interval: mx.array, t: int = t) -> mx.array:
+            return layer.after(t, interval)
+
+        def slope(interval: mx.array, after: Callable[..., mx.array] = after) -> mx.array:
+            return mx.jvp(after, [interval], [one])[1][0]
+
+        _, (second,) = mx.jvp(slope, [zero], [one])
+        first = slope(zero)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = -to_numpy(second).astype(np.float64) / to_numpy(first)
+        rates.append(np.where(np.isfinite(rate), rate, np.nan))
+    return np.stack(rates, axis=1)
+
+
+# ---- wiring
+
+
+def neuron_groups(replay: Replay) -> tuple[NeuronGroup, ...]:
+    """The neurons of a wired cell by kind, from the inputs' side to the outputs'.
+
+    The state of an LTC is in the order of the wiring's neurons, motor neurons first; that of a
+    wired CfC in the order of its layers, motor neurons last.
+
+    Returns:
+        Empty for a cell without a wiring.
+    """
+    inside = [module for _, module in modules(replay.module)]
+    wiring = next(filter(None, map(_wiring, inside)), None)
+    if wiring is None:
+        return ()
+    units = sum(replay.sizes)
+    layers = [list(wiring.get_neurons_of_layer(i)) for i in range(wiring.num_layers)]
+    in_layers = [int(neuron) for layer in layers for neuron in layer]
+    layered = any(all(_held(m, n) is not None for n in names) for m in inside for names in _CFC)
+    neurons = in_layers if layered else list(range(units))
+    if sorted(neurons) != list(range(units)):
+        return ()
+    kinds = [str(wiring.get_type_of_neuron(neuron)) for neuron in neurons]
+    names = dict.fromkeys(str(wiring.get_type_of_neuron(neuron)) for neuron in in_layers)
+    # A wiring of one layer has them in the order of their numbers, motor neurons first.
+    ordered = sorted(names, key=lambda name: name == "motor")
+    at = {name: np.flatnonzero([kind == name for kind in kinds]) for name in ordered}
+    return tuple(NeuronGroup(name, columns) for name, columns in at.items())
+
+
+def _wiring(module: nn.Module) -> Any:
+    for name in ("wiring", "_wiring"):
+        found = getattr(module, name, None)
+        if all(hasattr(found, m) for m in ("get_type_of_neuron", "get_neurons_of_layer")):
+            return found
+    return None

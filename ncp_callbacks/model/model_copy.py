@@ -1,0 +1,628 @@
+"""Copy a user's model, so that analyses run the copy and never the original.
+
+The model, ``forward=`` and ``target=`` are pickled as one graph, with the arrays taken out of it::
+
+    packed = pack(Subject(model, forward, target))     # reads the model
+    copy = ModelCopy()
+    copy.load(packed.skeleton, arrays)                 # here, or in another process
+    with copy.preserved():
+        copy.model(x)                                  # whatever this changes is undone
+
+Nothing of a copy is shared with the original: arrays are other objects, and classes and functions
+that were written in a script or a notebook are made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import io
+import pickle
+import random
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cloudpickle
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..signal_handlers import raised_by_signal_handler
+from .pytrees import children
+
+__all__ = [
+    "CopyError",
+    "ModelCopy",
+    "Packed",
+    "Subject",
+    "difference",
+    "pack",
+    "set_evaluation_mode",
+]
+
+# Smaller numpy arrays stay in the skeleton: comparing them there costs less than a slot.
+_NUMPY_SLOT_BYTES = 16 << 10
+# The function that makes one, as not every Python has a name for the types.
+_LOCKS: dict[type, Callable[[], Any]] = {
+    type(make()): make for make in (threading.Lock, threading.RLock)
+}
+_RANDOM_STATE = type(mx.random.state)
+
+
+class CopyError(TypeError):
+    """Report a model that can't be copied, with the attribute that is the cause and the fix."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What the analyses need of the training script.
+
+    Attributes:
+        model: The model.
+        forward: The user's function that calls it, or None.
+        target: The user's function that makes targets of outputs, or None.
+        make_model: The user's function that builds such a model, for one that can't be pickled:
+            then only the arrays in its tree are read.
+    """
+
+    model: nn.Module
+    forward: Callable[..., Any] | None = None
+    target: Callable[..., Any] | None = None
+    make_model: Callable[[], nn.Module] | None = None
+
+
+class Packed(NamedTuple):
+    """A pickled graph and the arrays taken out of it.
+
+    Attributes:
+        skeleton: Everything but the arrays; equal bytes mean that nothing else has changed.
+        arrays: By slot number, ``mx.array`` or numpy, the user's own objects.
+    """
+
+    skeleton: bytes
+    arrays: list[Any]
+
+
+def pack(subject: Subject, extra: Any = None) -> Packed:
+    """Pickle a model with what goes with it. The model is only read.
+
+    Args:
+        subject: The model and the user's functions.
+        extra: More objects, which may share parts with these.
+
+    Raises:
+        CopyError: If a part can't be pickled; names it.
+    """
+    file = io.BytesIO()
+    packer = _Packer(file, subject.model)
+    if subject.make_model is None:
+        content: Any = _content(subject.model)
+    else:
+        # The arrays come with their paths; persistent ids put them into slots.
+        content = _Built(subject.make_model, dict(array_paths(subject.model)))
+    try:
+        packer.dump((content, subject.forward, subject.target, extra))
+    except Exception as error:
+        if raised_by_signal_handler(error):
+            raise
+        raise _explained(subject, extra, error) from error
+    return Packed(file.getvalue(), packer.arrays)
+
+
+def array_paths(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], mx.array]]:
+    """Iterate over the arrays in a model's tree of modules and containers, with their keys."""
+    seen: set[int] = set()
+
+    def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], mx.array]]:
+        if type(node) is mx.array:
+            yield path, node
+        elif isinstance(node, dict | list | tuple) and id(node) not in seen:
+            seen.add(id(node))
+            items = dict.items(node) if isinstance(node, dict) else enumerate(node)
+            for key, value in list(items):
+                yield from walk(value, (*path, key))
+
+    return walk(model, ())
+
+
+class ModelCopy:
+    """A copy of a model that can be put back, again and again, to how it was read.
+
+    Attributes:
+        model: The copy. It stays one object, unless its class changes to or from one with slots.
+        forward, target: The copies of the user's functions, or None.
+        extra: What was packed beside them, of the last :meth:`load`.
+    """
+
+    def __init__(self) -> None:
+        self.model: nn.Module = nn.Module.__new__(nn.Module)
+        self.forward: Callable[..., Any] | None = None
+        self.target: Callable[..., Any] | None = None
+        self.extra: Any = None
+        self._skeleton = b""
+        self._arrays: Sequence[Any] = ()
+        self._classes: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, subject: Subject) -> ModelCopy:
+        """Return a copy of a model and its functions in this process.
+
+        Raises:
+            CopyError: If a part can't be copied; names it.
+        """
+        packed = pack(subject)
+        arrays, _ = usable(packed.arrays)
+        copy = cls()
+        copy.load(packed.skeleton, arrays)
+        return copy
+
+    def load(self, skeleton: bytes, arrays: Sequence[Any]) -> None:
+        """Take up new contents.
+
+        Args:
+            skeleton: What :func:`pack` made.
+            arrays: Of each slot an ``mx.array`` or numpy array, never written to; None where the
+            original can't be read: the copy has zeros there.
+        """
+        self._skeleton, self._arrays = skeleton, arrays
+        self.reload()
+
+    def reload(self) -> None:
+        """Put everything back to how it was loaded, in evaluation mode."""
+        unpacker = _Unpacker(io.BytesIO(self._skeleton), self._root, self._arrays, self._classes)
+        content, self.forward, self.target, self.extra = unpacker.load()
+        if isinstance(content, _Built):
+            content = _content(content.model())
+        _fill(self._root(content[0]), content)
+        set_evaluation_mode(self.model)
+
+    def _root(self, cls: type[nn.Module]) -> nn.Module:
+        """Return the copy, as an object of this class."""
+        try:
+            object.__setattr__(self.model, "__class__", cls)
+        except TypeError:  # one of them has slots, which make it another kind of object
+            self.model = nn.Module.__new__(cls)
+        return self.model
+
+    @contextlib.contextmanager
+    def preserved(self) -> Iterator[None]:
+        """On any exit put the copy and the random states back."""
+        states = _random_states()
+        try:
+            yield
+        finally:
+            _restore_random_states(states)
+            self.reload()
+
+
+def set_evaluation_mode(model: nn.Module) -> None:
+    """Set ``training`` to false, in modules in tuples too, without the model's own ``eval``."""
+    seen: set[int] = set()
+    stack: list[Any] = [model]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, nn.Module):
+            object.__setattr__(node, "_training", False)
+        stack += [child for _, child in children(node)]
+
+
+# ---- arrays
+
+
+def evaluate_pending(arrays: Iterable[Any]) -> set[int]:
+    """Evaluate the MLX arrays among ``arrays``; return the ids of those that can't be."""
+    pending = [array for array in arrays if isinstance(array, mx.array)]
+    failed: set[int] = set()
+    try:
+        mx.eval(pending)
+    except RuntimeError as error:
+        if raised_by_signal_handler(error):
+            raise
+        failed = {id(array) for array in pending if not _evaluates(array)}
+    return failed
+
+
+def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Evaluate pending arrays, and hand out views that a later write in place doesn't reach.
+
+    Returns:
+        The views, None where an array can't be evaluated (tracing left it behind), and the slots
+        of these.
+    """
+    failed = evaluate_pending(arrays)
+    slots = [slot for slot, array in enumerate(arrays) if id(array) in failed]
+    views: list[Any] = []
+    for array in arrays:
+        if id(array) in failed:
+            views.append(None)
+        elif isinstance(array, mx.array):
+            # The identity shares the buffer, but is another object.
+            views.append(mx.stop_gradient(array))
+        else:
+            views.append(array.copy())
+    return views, slots
+
+
+def _evaluates(array: mx.array) -> bool:
+    try:
+        mx.eval(array)
+    except RuntimeError as error:
+        if raised_by_signal_handler(error):
+            raise
+        return False
+    return True
+
+
+# ---- pickling
+
+
+def _content(model: nn.Module) -> tuple[Any, ...]:
+    """Return what a module consists of: its class, entries, attributes and filled slots."""
+    return type(model), list(dict.items(model)), dict(vars(model)), _filled_slots(model)
+
+
+def _fill(model: nn.Module, content: tuple[Any, ...]) -> None:
+    _, entries, attributes, slots = content
+    dict.clear(model)
+    dict.update(model, entries)
+    vars(model).clear()
+    vars(model).update(attributes)
+    for name in _filled_slots(model).keys() - slots.keys():
+        object.__delattr__(model, name)
+    for name, value in slots.items():
+        object.__setattr__(model, name, value)
+
+
+def _filled_slots(module: Any) -> dict[str, Any]:
+    filled: dict[str, Any] = {}
+    for cls in type(module).__mro__:
+        for name, descriptor in vars(cls).items():
+            if isinstance(descriptor, types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):
+                    filled[name] = descriptor.__get__(module)
+    return filled
+
+
+class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickle a graph around one model, leaving out arrays.
+
+    Beyond what cloudpickle can do it takes MLX's functions, dtypes and devices, compiled functions
+    (as the function itself: a copy compiles nothing), locks and weak references.
+    """
+
+    def __init__(self, file: Any, root: nn.Module | None) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.arrays: list[Any] = []
+        self._slots: dict[int, int] = {}
+        self._root = root
+
+    def persistent_id(self, obj: Any) -> Any:
+        if obj is self._root and obj is not None:
+            return "root", type(obj)
+        if type(obj) is mx.array:
+            return self._slot(obj, str(obj.dtype), tuple(obj.shape))
+        if type(obj) is np.ndarray and obj.nbytes >= _NUMPY_SLOT_BYTES and not obj.dtype.hasobject:
+            return self._slot(obj, obj.dtype.str, obj.shape)
+        return None
+
+    def _slot(self, array: Any, dtype: str, shape: tuple[int, ...]) -> Any:
+        slot = self._slots.get(id(array))
+        if slot is None:
+            slot = self._slots[id(array)] = len(self.arrays)
+            self.arrays.append(array)
+        return slot, dtype, shape
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind.__module__ in ("mlx.core", "nanobind", "mlx.core.random"):
+            return self._reduce_mlx(obj, kind)
+        if kind in _LOCKS:
+            return _LOCKS[kind], ()
+        if isinstance(obj, io.IOBase) and not (
+            isinstance(obj, io.BytesIO | io.StringIO) or obj is sys.stdout or obj is sys.stderr
+        ):
+            # cloudpickle would read the whole file, each time.
+            raise pickle.PicklingError("it is an open file")
+        if kind is weakref.ref:
+            return weakref.ref, (obj(),) if obj() is not None else (_Gone(),)
+        return super().reducer_override(obj)
+
+    def _reduce_mlx(self, obj: Any, kind: type) -> Any:
+        if kind is mx.Dtype:
+            return _named, ("mlx.core", str(obj).rsplit(".", 1)[-1])
+        if kind is mx.Device:
+            return mx.Device, (obj.type,)
+        if kind is mx.Stream:
+            return mx.default_stream, (obj.device,)
+        if kind is _RANDOM_STATE:
+            return _named, ("mlx.core", "random", "state")
+        if kind.__name__ in ("nb_func", "_gc_func", "custom_function"):
+            path = _importable(obj)
+            if path is not None:
+                return _named, path
+            compiled = _compiled(obj)
+            if compiled is not None:
+                return _itself, (compiled,)
+            raise pickle.PicklingError(
+                "a function made by mx.grad, mx.vmap, mx.checkpoint or mx.custom_function"
+            )
+        return super().reducer_override(obj)
+
+
+@dataclass(frozen=True, eq=False)
+class _Built:
+    """A model that is built anew and then given the arrays that were read."""
+
+    make_model: Callable[[], nn.Module]
+    arrays: Mapping[tuple[Any, ...], mx.array]
+
+    def model(self) -> nn.Module:
+        model = self.make_model()
+        if not isinstance(model, nn.Module):
+            raise CopyError(
+                f"make_model() returned a {type(model).__name__}; return an mlx.nn.Module"
+            )
+        for (*path, last), array in self.arrays.items():
+            holder: Any = model
+            try:
+                for key in path:
+                    holder = holder[key]
+                old = holder[last]
+            except (KeyError, IndexError, TypeError) as error:
+                where = ".".join(map(str, (*path, last)))
+                raise CopyError(
+                    f"the model has an array {where} and what make_model() builds has none: build "
+                    "a model of the same structure"
+                ) from error
+            if isinstance(holder, tuple):  # can't take another item, so the array takes the values
+                old[(slice(None),) * old.ndim] = array
+            elif isinstance(holder, dict):
+                dict.__setitem__(holder, last, array)
+            else:
+                holder[last] = array
+        return model
+
+
+class _Gone:
+    """Stand for an object that is gone: a weak reference to this is dead at once."""
+
+
+class _Unpacker(pickle.Unpickler):
+    """Load what :class:`_Packer` wrote.
+
+    Classes of scripts and notebooks are pickled by value, and cloudpickle, loading one in the
+    process that it comes from, writes into the original class. Here they are classes of this copy,
+    the same ones at each load.
+    """
+
+    def __init__(
+        self,
+        file: Any,
+        root: Callable[[type[nn.Module]], nn.Module],
+        arrays: Sequence[Any],
+        classes: dict[Any, Any],
+    ) -> None:
+        super().__init__(file)
+        self._root, self._arrays, self._classes = root, arrays, classes
+        self._views: dict[int, Any] = {}
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "root":
+            return self._root(pid[1])
+        slot, dtype, shape = pid
+        if slot not in self._views:
+            array = self._arrays[slot]
+            if array is None:
+                self._views[slot] = mx.zeros(shape, getattr(mx, dtype.rsplit(".", 1)[-1]))
+            else:
+                # What an analysis writes in place must not stay.
+                view = mx.stop_gradient(array) if isinstance(array, mx.array) else array.copy()
+                self._views[slot] = view
+        return self._views[slot]
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if module == "cloudpickle.cloudpickle" and name in _MAKERS:
+            return functools.partial(self._tracked, found, _MAKERS[name])
+        return found
+
+    def _tracked(self, make: Callable[..., Any], place: int, *args: Any) -> Any:
+        """Make a class, or return the one that this copy made of it before."""
+        key = args[place]
+        if key is None or key not in self._classes:
+            made = make(*args[:place], None, *args[place + 1 :])
+            if key is None:
+                return made
+            self._classes[key] = made
+        return self._classes[key]
+
+
+# cloudpickle's functions that make a class, and where they take its identity.
+_MAKERS = {"_make_skeleton_class": 4, "_make_skeleton_enum": 5, "_make_typevar": 5}
+
+
+def _named(module: str, *names: str) -> Any:
+    found = importlib.import_module(module)
+    for name in names:
+        found = getattr(found, name)
+    return found
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _importable(obj: Any) -> tuple[str, str] | None:
+    """Return module and name by which another process finds ``obj``, or None."""
+    module, name = getattr(obj, "__module__", None), getattr(obj, "__name__", None)
+    if not module or not name or module == "__main__":
+        return None
+    try:
+        return (module, name) if _named(module, name) is obj else None
+    except (ImportError, AttributeError):
+        return None
+
+
+def _compiled(obj: Any) -> Any:
+    """Return the function that ``mx.compile`` was given; None for other transformations.
+
+    MLX doesn't say which transformation a function is; a compiled one alone holds, for the
+    garbage collector, its captured inputs and outputs beside the function.
+    """
+    held = gc.get_referents(obj)
+    if len(held) == 4 and not any(isinstance(part, int) for part in held[1:3]):
+        return held[3]
+    return None
+
+
+def _explained(subject: Subject, extra: Any, error: Exception) -> CopyError:
+    for name, part in (
+        ("model", subject.model),
+        ("forward", subject.forward),
+        ("target", subject.target),
+    ):
+        found = _culprit(part, name, set())
+        if found is not None:
+            where, why = found
+            return CopyError(
+                f"{where} can't be copied: {why}. Analyses run a copy of the model: make this part "
+                "when it is needed instead of keeping it there, or pass make_model=, a function "
+                "that builds such a model"
+            )
+    what = "the callbacks" if extra is not None else "the model"
+    return CopyError(f"{what} can't be copied: {type(error).__name__}: {error}")
+
+
+def _culprit(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:
+    """Return the path of the innermost part that can't be pickled, and why."""
+    if id(value) in seen:
+        return None
+    seen.add(id(value))
+    try:
+        _Packer(io.BytesIO(), None).dump(value)
+    except Exception as error:
+        for name, part in _parts(value):
+            found = _culprit(part, f"{path}{name}", seen)
+            if found is not None:
+                return found
+        return f"{path} (a {type(value).__name__})", f"{type(error).__name__}: {error}"
+    return None
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Iterate over what an object holds, with how it is written in Python."""
+    if isinstance(value, nn.Module):
+        yield from ((f".{key}", part) for key, part in dict.items(value))
+        attributes = {**vars(value), **_filled_slots(value)}
+        # A copy is in evaluation mode.
+        yield from ((f".{k}", part) for k, part in attributes.items() if k != "_training")
+        return
+    elif isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
+    if isinstance(value, types.FunctionType):
+        names = value.__code__.co_freevars
+        for name, cell in zip(names, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):
+                yield f" (its variable {name})", cell.cell_contents
+        for name in value.__code__.co_names:
+            if name in value.__globals__ and value.__module__ == "__main__":
+                yield f" (its global {name})", value.__globals__[name]
+    elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
+        yield from ((f".{name}", part) for name, part in vars(value).items())
+
+
+# ---- checks
+
+
+def difference(original: Any, copy: Any, path: str = "model") -> str | None:
+    """Return the path of the first part in which a copy isn't like the original, or None.
+
+    Classes that decide themselves how they are pickled may leave something out.
+    """
+    return _difference(original, copy, path, set())
+
+
+def _difference(a: Any, b: Any, path: str, seen: set[int]) -> str | None:
+    if id(a) in seen or isinstance(a, type | types.FunctionType | types.ModuleType | weakref.ref):
+        return None
+    seen.add(id(a))
+    if isinstance(a, mx.array) and isinstance(b, mx.array):
+        return None if _same_bits(a, b) else path
+    if isinstance(a, np.ndarray):
+        same = isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
+        return None if same and (a.dtype.hasobject or a.tobytes() == b.tobytes()) else path
+    if type(a).__name__ != type(b).__name__:
+        return None if type(a).__module__.startswith(("mlx.core", "nanobind")) else path
+    if isinstance(a, bool | int | float | complex | str | bytes | None):
+        return None if a == b or a != a else path
+    mine, other = dict(_parts(a)), dict(_parts(b))
+    for name, part in mine.items():
+        if name not in other:
+            return f"{path}{name}"
+        found = _difference(part, other[name], f"{path}{name}", seen)
+        if found is not None:
+            return found
+    return None
+
+
+def _same_bits(a: mx.array, b: mx.array) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    try:
+        mx.eval(a)
+    except RuntimeError:  # nobody can read it
+        return True
+    return array_bytes(a) == array_bytes(b)
+
+
+def array_bytes(array: mx.array) -> bytes:
+    """Return the entries of an array in C order, every bit of them, of any dtype."""
+    mx.eval(array)
+    buffer: Any = array
+    return memoryview(buffer).tobytes()
+
+
+# ---- random numbers
+
+
+class _RandomStates(NamedTuple):
+    mlx: Any
+    numpy: Any
+    python: Any
+
+
+def _random_states() -> _RandomStates:
+    key = mx.random.state[0].tolist()  # type: ignore[index]
+    if _shared_by_threads():
+        return _RandomStates(key, None, None)
+    return _RandomStates(key, np.random.get_state(), random.getstate())  # noqa: NPY002
+
+
+def _restore_random_states(states: _RandomStates) -> None:
+    # `state` can't be assigned to in recent MLX; this seed gives the same key in all versions.
+    mx.random.seed((states.mlx[0] << 32) | states.mlx[1])
+    # Another thread that was started meanwhile may have drawn: its numbers must not come again.
+    if states.numpy is not None and not _shared_by_threads():
+        np.random.set_state(states.numpy)  # noqa: NPY002
+        random.setstate(states.python)
+
+
+def _shared_by_threads() -> bool:
+    """Tell if a thread of the user's could draw from the global generators, as data loaders do."""
+    own = threading.current_thread()
+    return any(
+        thread is not own and not thread.name.startswith("ncp_callbacks")
+        for thread in threading.enumerate()
+    )

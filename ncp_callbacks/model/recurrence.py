@@ -1,0 +1,221 @@
+"""Calls that hand a state on: what makes a module a recurrent cell.
+
+A chain is a series of calls of one module in which an array that one call returns is an argument of
+the next. Arrays are followed by identity; where the model makes new ones of them (slices, casts)
+by value; and where it writes over some sequences' states between the calls (masks, resets), by the
+value of each sequence.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+
+from .pytrees import Path
+from .recording import Call, Values
+
+__all__ = ["Chain", "find_chains", "outermost"]
+
+# An output's place and an argument's place that hold the same state, one call apart.
+_Pair: TypeAlias = "tuple[Path, Path]"
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Calls of one module, each given what the one before returned.
+
+    Attributes:
+        calls: In the order of running; several per step for a cell that solves in sub-steps.
+        out_paths, in_paths: Where the state arrays are returned and taken.
+        altered: Whether the model wrote over some sequences' states between the calls.
+    """
+
+    calls: tuple[Call, ...]
+    out_paths: tuple[Path, ...]
+    in_paths: tuple[Path, ...]
+    altered: bool
+
+    def states(self, number: int) -> list[mx.array]:
+        return [self.calls[number].outputs[path] for path in self.out_paths]
+
+    def per_step(self, steps: int) -> list[tuple[Call, ...]]:
+        each = len(self.calls) // steps
+        return [self.calls[i : i + each] for i in range(0, len(self.calls), each)]
+
+
+@dataclass(frozen=True)
+class _Link:
+    source: int
+    handed: bool = True
+    altered: bool = False
+
+
+def find_chains(calls: Sequence[Call], values: Values, batch: int, steps: int) -> list[Chain]:
+    """Chains among one module's calls that cover all steps, as often as one likes."""
+    if len(calls) < steps or steps < 2:
+        return []
+    by_calls: dict[tuple[int, ...], list[tuple[_Pair, bool]]] = defaultdict(list)
+    taken: dict[int, tuple[int, ...]] = {}
+    for pair, runs in _best_first(_runs(calls, values, batch, steps)):
+        for run, altered in runs:
+            # Two places that tell different stories: the one that explains more calls is right.
+            if all(taken.get(number, run) == run for number in run):
+                taken.update(dict.fromkeys(run, run))
+                by_calls[run].append((pair, altered))
+    return [
+        Chain(
+            tuple(calls[number] for number in run),
+            *_places([pair for pair, _ in pairs], calls[run[0]].outputs),
+            altered=any(altered for _, altered in pairs),
+        )
+        for run, pairs in sorted(by_calls.items())
+    ]
+
+
+_Runs: TypeAlias = "dict[_Pair, list[tuple[tuple[int, ...], bool]]]"
+
+
+def _best_first(runs: _Runs) -> list[tuple[_Pair, list[tuple[tuple[int, ...], bool]]]]:
+    """Most calls first; of equal ones later arguments: cells take ``(x, state)``."""
+    listed = sorted(runs.items(), key=lambda item: _order(item[0][1]), reverse=True)
+    return sorted(listed, key=lambda item: -sum(len(run) for run, _ in item[1]))
+
+
+def _runs(calls: Sequence[Call], values: Values, batch: int, steps: int) -> _Runs:
+    """For each pair of places, the series of calls (by number) that it links."""
+    found: _Runs = {}
+    for pair, links in _links(calls, values, batch).items():
+        series = [
+            run
+            for run in _series(links, len(calls))
+            if len(run) % steps == 0
+            and any(links[number].handed for number in run[1:])
+            and _is_state([calls[number] for number in run], pair, values, batch, steps)
+        ]
+        if series:
+            found[pair] = [(run, any(links[n].altered for n in run[1:])) for run in series]
+    return found
+
+
+def _series(links: Mapping[int, _Link], count: int) -> list[tuple[int, ...]]:
+    following: dict[int, int] = {}
+    # One that only holds what it had may be another layer's, which starts from the same zeros.
+    for number, link in sorted(links.items(), key=lambda item: not item[1].handed):
+        following.setdefault(link.source, number)
+    starts = [n for n in range(count) if n not in links or following[links[n].source] != n]
+    series = []
+    for start in starts:
+        run = [start]
+        while run[-1] in following:
+            run.append(following[run[-1]])
+        series.append(tuple(run))
+    return series
+
+
+def _links(calls: Sequence[Call], values: Values, batch: int) -> dict[_Pair, dict[int, _Link]]:
+    """For each pair of places, which call took at one what which earlier call returned at other."""
+    found: dict[_Pair, dict[int, _Link]] = defaultdict(dict)
+    makers: dict[Any, dict[Path, int]] = defaultdict(dict)
+    for number, call in enumerate(calls):
+        for place, given in call.inputs.items():
+            key = values.key(given)
+            sources = {**makers.get(key, {}), **makers.get(id(given), {})}
+            for out_place, source in sources.items():
+                found[out_place, place][number] = _Link(source)
+            if number and not sources:
+                for out_place in calls[number - 1].outputs:
+                    pair = (out_place, place)
+                    link = _link_by_sequence(calls[number - 1], call, pair, values, batch)
+                    if link is not None:
+                        found[pair][number] = _Link(number - 1, **link)
+        for place, array in call.outputs.items():
+            makers[id(array)][place] = number
+            key = values.key(array)
+            if key is not None:
+                makers[key][place] = number
+    return found
+
+
+def _link_by_sequence(
+    before: Call, call: Call, pair: _Pair, values: Values, batch: int
+) -> dict[str, bool] | None:
+    """Whether each sequence's state is what was returned, or else what it had been, or zero."""
+    out, given = before.outputs[pair[0]], call.inputs[pair[1]]
+    if out.size != given.size or given.shape[:1] != (batch,):
+        return None
+    now = values.of(given).reshape(batch, -1)
+    handed = _equal_rows(now, values.of(out.astype(given.dtype)).reshape(batch, -1))
+    earlier = before.inputs.get(pair[1])
+    held = np.zeros(batch, bool)
+    if earlier is not None and earlier.size == given.size:
+        held = _equal_rows(now, values.of(earlier).reshape(batch, -1))
+    reset = (now == 0).all(axis=1)
+    told = handed & (now != now[:, :1]).any(axis=1)  # constant rows could be equal by chance
+    if not (handed | held | reset).all() or not (told.any() or held.all()):
+        return None
+    return {"handed": bool(told.any()), "altered": not handed.all()}
+
+
+def _equal_rows(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    equal: np.ndarray[Any, Any] = ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1)
+    return equal
+
+
+def _is_state(calls: Sequence[Call], pair: _Pair, values: Values, batch: int, steps: int) -> bool:
+    out_place, in_place = pair
+    outs = [call.outputs.get(out_place) for call in calls]
+    first = outs[0]
+    if first is None or any(out is None or out.shape != first.shape for out in outs):
+        return False
+    if not mx.issubdtype(first.dtype, mx.floating) or first.shape[:1] != (batch,):
+        return False
+    if first.ndim > 2 and first.shape[1] == steps:
+        return False  # a sequence, which a block shared by several layers hands on
+    return any(  # else it only passes something through
+        in_place not in call.inputs or not values.same(call.inputs[in_place], out)
+        for call, out in zip(calls, outs, strict=True)
+        if out is not None
+    )
+
+
+def _places(
+    pairs: Iterable[_Pair], outputs: Iterable[Path]
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """One output place for each argument that takes a state: a cell may return it twice."""
+    by_input: dict[Path, Path] = {}
+    # The last place wins: cells return (output, state).
+    for out_path, in_path in sorted(pairs, key=lambda p: (_order(p[1]), _order(p[0]))):
+        by_input[in_path] = out_path
+    by_output = {out_path: in_path for in_path, out_path in by_input.items()}
+    places = [path for path in outputs if path in by_output]
+    return tuple(places), tuple(by_output[path] for path in places)
+
+
+def _order(path: Path) -> tuple[str, ...]:
+    return tuple(f"{key:09d}" if isinstance(key, int) else str(key) for key in path)
+
+
+def outermost(chains: Mapping[str, list[Chain]], values: Values) -> dict[str, list[Chain]]:
+    """Of cells inside cells the outer one, unless it only bundles the states of the inner ones."""
+    kept = dict(chains)
+    for key, outer in chains.items():
+        if key not in kept:
+            continue
+        calls = {id(call) for chain in outer for call in chain.calls}
+        inner = {k: c for k, c in chains.items() if k != key and c[0].calls[0].within(calls)}
+        if not inner:
+            continue
+        states = outer[0].states(-1)
+        inside = [state for c in inner.values() for chain in c for state in chain.states(-1)]
+        bundled = all(any(values.same(a, b) for b in inside) for a in states)
+        if len(states) > 1 and bundled:
+            del kept[key]
+        else:
+            for k in inner:
+                kept.pop(k, None)
+    return kept

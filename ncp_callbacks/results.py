@@ -1,0 +1,123 @@
+"""Bases of the result dataclasses: mappings over their fields, or arrays with company."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+__all__ = ["ArrayResult", "FloatArray", "MappingResult", "compact"]
+
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+def compact(values: FloatArray) -> FloatArray:
+    """Return float32; float64 where a finite value is beyond what float32 holds."""
+    values = np.asarray(values)
+    size = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    return values.astype(np.float32 if size <= np.finfo(np.float32).max else np.float64)
+
+
+class Pictured:
+    """Shows itself as a picture in a notebook.
+
+    Attributes:
+        draw: Makes a PNG of a result and the name of a plot function; set by the room that knows
+            how to draw, :mod:`ncp_callbacks.notebook`.
+    """
+
+    _plot = ""
+    draw: ClassVar[Callable[[Any, str], bytes] | None] = None
+
+    def _repr_png_(self) -> bytes | None:
+        return Pictured.draw(self, self._plot) if self._plot and Pictured.draw else None
+
+
+class MappingResult(Pictured, Mapping[str, Any]):
+    """A dataclass that also reads like the dict of its fields: ``result["scales"]``."""
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._names():
+            raise KeyError(f"{key!r}; this {type(self).__name__} has {', '.join(self._names())}")
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dict (arrays are not copied)."""
+        return dict(self)
+
+
+class ArrayResult(Pictured, NDArrayOperatorsMixin):
+    """A dataclass that stands for its main array wherever numpy wants one.
+
+    ``np.asarray(result)``, ``mx.array(result)``, ``result[0]``, ``result / 2``, ``len(result)`` and
+    what arrays have (``result.shape``, ``result.mean(axis=0)``) speak of that array; everything
+    else is an attribute.
+    """
+
+    # One result is equal to itself only, as any object.
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
+
+    @property
+    def _main(self) -> FloatArray:
+        raise NotImplementedError
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        main = self._main if dtype is None else self._main.astype(dtype, copy=False)
+        return main.copy() if copy else main
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        arrays = [x._main if isinstance(x, ArrayResult) else x for x in inputs]
+        return getattr(ufunc, method)(*arrays, **kwargs)
+
+    def __mlx_array__(self) -> mx.array:
+        import mlx.core as mx
+
+        return mx.array(self._main)
+
+    if not TYPE_CHECKING:  # which would then take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or not hasattr(np.ndarray, name):
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+            return getattr(self._main, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._main[index]
+
+    def __len__(self) -> int:
+        return len(self._main)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._main.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._main.ndim
+
+    @property
+    def T(self) -> FloatArray:
+        return self._main.T

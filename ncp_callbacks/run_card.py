@@ -1,0 +1,87 @@
+"""What a log says of itself: the cards ``about/run`` and ``about/guide``, in Markdown."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .callback import Callback
+from .model import Instrument
+from .scheduling import Schedule
+from .writers.base import clean_tag
+
+__all__ = ["guide", "run_card"]
+
+
+def run_card(
+    instrument: Instrument,
+    callbacks: Iterable[Callback],
+    every: Schedule,
+    run_config: Mapping[str, Any],
+    notes: Sequence[str],
+    place: str,
+) -> str:
+    """The model as it was understood, the held-out batch, schedules, versions."""
+    batch, steps, features = instrument.held_out.inputs_shape
+    sites = instrument.sites
+    layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(sites.layers)]
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("ncp-callbacks", "mlx", "numpy"))
+    rows = {
+        "model": type(instrument.model).__name__,
+        "intervals": instrument.calling.time_argument if instrument.takes_time else "none",
+        "recurrent cells": ", ".join(f"`{s.name}`" for s in sites.cells) or "none found",
+        "backbone layers": ", ".join(layers) or "none found",
+        "target": instrument.target.name,
+        "held-out batch": f"{batch} sequences × {steps} steps × {features} features",
+        "looks": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
+        "observer": f"runs {place}",
+        "versions": f"{versions}, Python {platform.python_version()}",
+    }
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(str(value))} |" for name, value in rows.items()]
+    if run_config:
+        lines += ["", "Hyper-parameters:", ""]
+        lines += [f"    {name} = {value}" for name, value in run_config.items()]
+    if notes:
+        lines += ["", "Notes:", "", *(f"* {note}" for note in notes)]
+    return "\n".join(lines)
+
+
+def _version(distribution: str) -> str:
+    from importlib.metadata import (  # Takes longer to import than all else here.
+        PackageNotFoundError,
+        version,
+    )
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # run from a copy of its source
+        return getattr(sys.modules.get(distribution.replace("-", "_")), "__version__", "unknown")
+
+
+def guide(explained: Mapping[str, str]) -> str:
+    """What every tag means, from its description."""
+    lines = [
+        "What is logged, by tag. Everything is measured on the held-out batch, which is the same "
+        "at every step.",
+        "",
+        "| tag | what |",
+        "|---|---|",
+    ]
+    lines += [
+        f"| `{clean_tag(tag)}` | {_cell(description)} |" for tag, description in explained.items()
+    ]
+    lines += [
+        "",
+        "`train/…` and other tags that aren't listed are the training loop's own numbers. "
+        "`intervals/…` repeat those that have an interval, with its ends, for the bands in Custom "
+        "Scalars.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A pipe would end the table's cell."""
+    return text.replace("||", "‖").replace("|", "∣")
