@@ -111,8 +111,9 @@ def replay(
         run_config: As for :class:`Monitor`.
         n_jobs: Number of checkpoints that joblib analyses in parallel; -1 for one per core. Inside
             ``with joblib.parallel_config(...)`` the backend chosen there runs them, which may be a
-            cluster that can read the files. Backends of threads analyse one checkpoint after the
-            other, because settings of MLX belong to the whole process. Numbers, histograms and
+            cluster that can read the files. With the backends ``"threading"`` and
+            ``"multiprocessing"`` checkpoints are analysed one after the other: settings of MLX
+            belong to the whole process, and MLX survives no fork. Numbers, histograms and
             arrays are those of ``n_jobs=1``. Limits of axes grow in each job by itself, so pictures
             of two jobs may have different axes; and a callback that fails is disabled in its job.
         on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``.
@@ -151,11 +152,13 @@ def replay(
     log = RunLog()
     files = worker.readable(files, log.report)
     dry_run = worker.observer.dry_run()
+    applicable = [c for c in worker.callbacks if c.name not in dry_run.not_applicable]
+    worker.names = tuple(callback.name for callback in applicable)
     for note in dry_run.notes:
         log.report(note)
     card = run_card(
         worker.observer.instrument,
-        [c for c in worker.callbacks if c.name not in dry_run.not_applicable],
+        applicable,
         as_schedule(_every_checkpoint),
         dict(run_config or {}),
         log.notes,
@@ -215,6 +218,7 @@ class _Worker:
     Attributes:
         callbacks: Copies of the user's callbacks.
         observer: The observer, which has one more copy of the model.
+        names: Names of the callbacks that are asked.
     """
 
     def __init__(self, start: Start) -> None:
@@ -231,7 +235,7 @@ class _Worker:
         self._reader.restart()
         self.observer = Observer(analysed, held_out, self.callbacks, start.settings)
         self.observer.memory_per_sequence = start.memory_per_sequence
-        self.observer.load_state(start.state)
+        self.names = tuple(callback.name for callback in self.callbacks)
 
     def check_copy(self, subject: Subject) -> None:
         """Compare the copy of the model with the original.
@@ -304,11 +308,9 @@ class _Worker:
                 raise
             return _Skipped.because(file, error)
         self._fit(file, weights)
-        names = tuple(c.name for c in self.callbacks)
-        analysis = self.observer.analyse(Request(step, 0.0, self._reader.read(), names))
+        analysis = self.observer.analyse(Request(step, 0.0, self._reader.read(), self.names))
         if finish:
-            names = tuple(c.name for c in self.callbacks if type(c).finish is not Callback.finish)
-            last = Request(step, 0.0, self._reader.read(), names, finish=True)
+            last = Request(step, 0.0, self._reader.read(), self.names, finish=True)
             more = self.observer.analyse(last)
             analysis.records += more.records
             analysis.notes += more.notes
@@ -317,7 +319,7 @@ class _Worker:
 
 
 def _analyses(
-    worker: _Worker, start: Start, files: Sequence[tuple[int, Path]], n_jobs: int
+    worker: _Worker, start: Start, files: list[tuple[int, Path]], n_jobs: int
 ) -> Iterator[Analysis | _Skipped]:
     """Iterate over the analyses, in the order of the files."""
     jobs, return_as = (1, "list") if n_jobs == 1 else _parallel(n_jobs)
@@ -327,19 +329,17 @@ def _analyses(
         return
     from joblib import Parallel, delayed
 
-    # Axes and references come from the first checkpoint, for all.
-    yield worker.analyse(*files[0])
-    start = dataclasses.replace(start, state=worker.observer.state())
-    rest = list(files[1:])
-    jobs = min(jobs, len(rest))
-    ends = [len(rest) * job // jobs for job in range(jobs + 1)]
+    jobs = min(jobs, len(files))
+    ends = [len(files) * job // jobs for job in range(jobs + 1)]
     chunks = [
-        # A change since the checkpoint before needs that one, too; the first was just analysed.
-        (rest[begin - 1] if begin else None, rest[begin:end], end == len(rest))
+        # Axes and references come from the first checkpoint, changes from the one before.
+        (files[: min(begin, 1)] + files[max(begin - 1, 1) : begin], files[begin:end])
         for begin, end in itertools.pairwise(ends)
     ]
+    last = files[-1][0]
     for done in Parallel(n_jobs=n_jobs, return_as=return_as)(
-        delayed(_analyse_chunk)(start, *chunk) for chunk in chunks
+        delayed(_analyse_chunk)(start, worker.names, before, chunk, last)
+        for before, chunk in chunks
     ):
         yield from done
 
@@ -347,24 +347,29 @@ def _analyses(
 def _parallel(n_jobs: int) -> tuple[int, str]:
     """Return how many jobs run at once, and how joblib's backend in use returns results."""
     from joblib import effective_n_jobs
-    from joblib.parallel import get_active_backend
+    from joblib.parallel import MultiprocessingBackend, get_active_backend
 
     backend, _ = get_active_backend()
-    if getattr(backend, "uses_threads", False):
+    # MLX survives no fork. Other backends, such as Ray's, derive from the one that forks.
+    if getattr(backend, "uses_threads", False) or type(backend) is MultiprocessingBackend:
         return 1, "list"
     generates = getattr(backend, "supports_return_generator", False)
     return effective_n_jobs(n_jobs), "generator" if generates else "list"
 
 
 def _analyse_chunk(
-    start: Start, before: tuple[int, Path] | None, files: Sequence[tuple[int, Path]], last: bool
+    start: Start,
+    names: tuple[str, ...],
+    before: Sequence[tuple[int, Path]],
+    files: Sequence[tuple[int, Path]],
+    last: int,
 ) -> list[Analysis | _Skipped]:
+    """Analyse some of the files in another process, after those that they are compared with."""
     worker = _Worker(start)
-    if before is not None:
-        worker.analyse(*before)
-    return [
-        worker.analyse(step, file, finish=last and step == files[-1][0]) for step, file in files
-    ]
+    worker.names = names
+    for step, file in before:
+        worker.analyse(step, file)
+    return [worker.analyse(step, file, finish=step == last) for step, file in files]
 
 
 def _checked_files(checkpoints: Checkpoints) -> list[tuple[int, Path]]:
