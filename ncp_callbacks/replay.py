@@ -113,9 +113,12 @@ def replay(
             ``with joblib.parallel_config(...)`` the backend chosen there runs them, which may be a
             cluster that can read the files. With the backends ``"threading"`` and
             ``"multiprocessing"`` checkpoints are analysed one after the other: settings of MLX
-            belong to the whole process, and MLX survives no fork. Numbers, histograms and
-            arrays are those of ``n_jobs=1``. Limits of axes grow in each job by itself, so pictures
-            of two jobs may have different axes; and a callback that fails is disabled in its job.
+            belong to the whole process, and MLX survives no fork. Numbers, histograms and arrays
+            are those of ``n_jobs=1``, apart from numbers along the axes of :class:`StateSpace`:
+            ``hidden/pc1_share``, ``hidden/pc2_share``, ``hidden/basis_captured``,
+            ``hidden/basis_refits`` and ``hidden/numbers_changed``. Each job starts with the axes
+            of the first checkpoint and refits them by itself. Limits of the axes in pictures grow
+            in each job by itself, too, and a callback that fails is disabled in its job.
         on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``.
 
     Raises:
@@ -310,7 +313,8 @@ class _Worker:
         self._fit(file, weights)
         analysis = self.observer.analyse(Request(step, 0.0, self._reader.read(), self.names))
         if finish:
-            last = Request(step, 0.0, self._reader.read(), self.names, finish=True)
+            names = tuple(c.name for c in self.callbacks if type(c).finish is not Callback.finish)
+            last = Request(step, 0.0, self._reader.read(), names, finish=True)
             more = self.observer.analyse(last)
             analysis.records += more.records
             analysis.notes += more.notes
