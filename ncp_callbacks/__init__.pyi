@@ -29,8 +29,8 @@ from .records import Picture as Picture
 from .records import Record as Record
 from .records import Scalar as Scalar
 from .records import Text as Text
-from .replay import Replay as Replay
-from .replay import replay as replay
+from .checkpoints import Replay as Replay
+from .checkpoints import replay as replay
 from .runs.compare import compare_runs as compare_runs
 from .runs.comparison import Comparison as Comparison
 from .schedules import Schedule as Schedule

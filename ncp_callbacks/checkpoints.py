@@ -23,7 +23,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .about import run_card
-from .callbacks import Callback
+from .callbacks.base import Callback
 from .errors import one_line
 from .held_out import HeldOutBatch
 from .instrument import At, CopyError, Forward, ModelCopy, Subject, TargetLike
