@@ -3,6 +3,8 @@ from . import models as models
 from . import plots as plots
 from . import runs as runs
 from .callbacks import *
+from .checkpoints import Replay as Replay
+from .checkpoints import replay as replay
 from .held_out import HeldOutBatch as HeldOutBatch
 from .instrument.errors import ModelError as ModelError
 from .instrument.errors import NothingToObserve as NothingToObserve
@@ -29,8 +31,6 @@ from .records import Picture as Picture
 from .records import Record as Record
 from .records import Scalar as Scalar
 from .records import Text as Text
-from .checkpoints import Replay as Replay
-from .checkpoints import replay as replay
 from .runs.compare import compare_runs as compare_runs
 from .runs.comparison import Comparison as Comparison
 from .schedules import Schedule as Schedule
