@@ -1,49 +1,60 @@
 """Write the log of a finished training from its checkpoints.
 
-ncp.replay(model, held_out, "checkpoints/*.safetensors", log_dir="runs/cfc-seed0")
+    ncp.replay(model, held_out, "checkpoints/*.safetensors", log_dir="runs/cfc-seed0")
+
+The observer that analyses a training also analyses saved weights. The data take the same way:
+checkpoint, snapshot, observer, records, writer.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import itertools
 import operator
 import os
-import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from .callback import Callback
+from .errors import one_line
 from .held_out import HeldOutBatch
 from .model import At, Forward, ModelCopy, Subject, TargetLike
-from .monitor import as_callbacks
+from .model.model_copy import check_copy
+from .monitor import Monitor, as_callbacks
+from .observer.background import Start
 from .observer.observer import Analysis, Observer, Request, Settings
 from .observer.snapshot import SnapshotLoader, SnapshotReader
 from .progress import progress
 from .records import Text
 from .run_card import run_card
 from .run_log import RunLog
-from .scheduling import every
+from .scheduling import as_schedule
+from .signal_handlers import raised_by_signal_handler
 from .writers import TensorBoardWriter, Writer, as_writer
 
 __all__ = ["Checkpoints", "Replay", "replay"]
 
 Checkpoints: TypeAlias = "str | os.PathLike[str] | Iterable[tuple[int, str | os.PathLike[str]]]"
 
+_SUFFIXES = (".safetensors", ".npz")
+
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of a replay.
+    """Report what a replay has done.
 
     Attributes:
-        log_dir: Directory of the log; None with ``writer=``.
-        steps: The steps that were analysed.
-        notes: What the user should know.
+        log_dir: Directory of the log; None with a ``writer=`` of another kind.
+        steps: The steps that were analysed, in their order.
+        notes: Everything that was reported: checkpoints that were skipped, callbacks that don't
+            apply to the model, errors.
     """
 
     log_dir: str | None
@@ -65,37 +76,70 @@ def replay(
     cells: str | Sequence[str] | None = None,
     layers: str | Sequence[str] | None = None,
     chunk_size: int | None = None,
+    make_model: Callable[[], nn.Module] | None = None,
     run_config: Mapping[str, Any] | None = None,
     n_jobs: int = 1,
     on_error: Literal["disable", "raise"] = "disable",
 ) -> Replay:
     """Analyse saved weights, and log what a monitor would have logged at these steps.
 
+    Numbers, histograms and arrays are bit-equal to those of a :class:`Monitor` that took a snapshot
+    at the steps of the checkpoints, as long as both run the held-out batch in equal chunks
+    (``chunk_size=``). What a monitor measures of the training itself is missing: ``train/…`` and
+    ``monitor/…``.
+
+    A checkpoint that can't be read, because the file is damaged or was not written to its end, is
+    reported and skipped. Weights that were read and don't fit the model are an error.
+
     Args:
-        model: A model of the structure that was trained. It is read, not changed.
+        model: A model of the structure that was trained. It is read, and never run or changed.
         held_out: The batch that every analysis runs on.
-        checkpoints: Pairs of a step and a file of weights (``.safetensors`` or ``.npz``, as
-            ``model.save_weights`` writes them); or a glob of such files, whose step is the last
-            whole number in the name.
-        callbacks: What to analyse, at every checkpoint; see :class:`Monitor`.
-        log_dir, writer: Where to log; see :class:`Monitor`.
-        target, at, forward, cells, layers, chunk_size, run_config: As for :class:`Monitor`.
-        n_jobs: How many checkpoints are analysed at once, by joblib: -1 for one per core. With the
-            ``with joblib.parallel_config(...)`` of Dask or Ray they run on a cluster, which must
-            see the files. Numbers are those of one job; limits of axes may differ.
+        checkpoints: Pairs of a step and a file of weights, in any order. Or a glob of such files:
+            then the step is the last whole number in the name of each file. Files are those that
+            ``model.save_weights`` writes, ``.safetensors`` or ``.npz``.
+        callbacks: As for :class:`Monitor`. All of them run at every checkpoint; a callback's own
+            ``every=`` is not used. They are copied, so that another replay starts afresh.
+        log_dir: As for :class:`Monitor`: a directory that holds a run already gets a number.
+        writer: As for :class:`Monitor`. It is flushed and left open.
+        target: As for :class:`Monitor`.
+        at: As for :class:`Monitor`.
+        forward: As for :class:`Monitor`.
+        cells: As for :class:`Monitor`.
+        layers: As for :class:`Monitor`.
+        chunk_size: As for :class:`Monitor`.
+        make_model: As for :class:`Monitor`.
+        run_config: As for :class:`Monitor`.
+        n_jobs: Number of checkpoints that joblib analyses in parallel; -1 for one per core. Inside
+            ``with joblib.parallel_config(...)`` the backend chosen there runs them, which may be a
+            cluster that can read the files. With the backends ``"threading"`` and
+            ``"multiprocessing"`` checkpoints are analysed one after the other: settings of MLX
+            belong to the whole process, and MLX survives no fork. Numbers, histograms and arrays
+            are those of ``n_jobs=1``, apart from numbers along the axes of :class:`StateSpace`:
+            ``hidden/pc1_share``, ``hidden/pc2_share``, ``hidden/basis_captured``,
+            ``hidden/basis_refits`` and ``hidden/numbers_changed``. Each job starts with the axes
+            of the first checkpoint and refits them by itself. Limits of the axes in pictures grow
+            in each job by itself, too, and a callback that fails is disabled in its job.
         on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``.
 
     Raises:
-        FileNotFoundError: If a file isn't there, or no file fits the glob.
-        ValueError: If a file's name has no step, two have the same one, or weights don't fit the
-            model; the file is named.
-        TypeError, ModelError: As for :class:`Monitor`.
+        FileNotFoundError: If a file doesn't exist, or no file matches the glob.
+        ValueError: If the name of a file has no step, if two files have one step, if weights don't
+            fit the model, or if no file can be read. The file is named.
+        TypeError: As for :class:`Monitor`.
+        ModelError: As for :class:`Monitor`.
+        RuntimeError: If a callback fails in the dry run.
     """
-    if (log_dir is None) == (writer is None):
-        raise TypeError("pass either log_dir='runs/name' or writer=")
-    files = _checked_files(checkpoints)
     listed = as_callbacks(callbacks)
-    subject = Subject(model, forward, target if callable(target) else None)
+    # It checks the arguments that it has in common with a replay, and is never started.
+    Monitor(
+        model, held_out, listed, log_dir, writer=writer, target=target, at=at, forward=forward,
+        cells=cells, layers=layers, chunk_size=chunk_size, make_model=make_model,
+        run_config=run_config, on_error=on_error,
+    )  # fmt: skip
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+        raise ValueError(f"n_jobs={n_jobs!r}: pass 1 or more jobs, or -1 for one per core")
+    files = _checked_files(checkpoints)
+    subject = Subject(model, forward, target if callable(target) else None, make_model)
     settings = Settings(
         "prediction" if callable(target) else target,
         at,
@@ -104,27 +148,41 @@ def replay(
         chunk_size,
         raise_errors=on_error == "raise",
     )
-    worker = _Worker(subject, held_out, listed, settings)
-    worker.read(files[0][1])  # weights that don't fit show before there is a log
-    dry_run = worker.observer.dry_run()
+    extra = (held_out, listed, make_model)
+    start = Start(SnapshotReader(subject, as_bytes=True).read(extra), settings, {})
+    worker = _Worker(start)
+    worker.check_copy(subject)
     log = RunLog()
+    files = worker.readable(files, log.report)
+    dry_run = worker.observer.dry_run()
+    applicable = [c for c in worker.callbacks if c.name not in dry_run.not_applicable]
+    worker.names = tuple(callback.name for callback in applicable)
     for note in dry_run.notes:
         log.report(note)
-    applicable = [c for c in listed if c.name not in dry_run.not_applicable]
     card = run_card(
         worker.observer.instrument,
         applicable,
-        every(steps=1),
+        as_schedule(_every_checkpoint),
         dict(run_config or {}),
         log.notes,
-        "on saved weights, after the training",
+        "on saved weights, after the training (ncp_callbacks.replay)",
     )
+    start = dataclasses.replace(start, memory_per_sequence=worker.observer.memory_per_sequence)
     target_writer = TensorBoardWriter(log_dir) if log_dir is not None else as_writer(writer)
     log.rehearse(dry_run.records)
     log.open(target_writer, dict(run_config or {}))
+    steps: list[int] = []
     try:
-        log.write(files[0][0], [Text("about/run", card)])
-        for analysis in _analyses(worker, files, n_jobs):
+        log.last_step = files[0][0]
+        log.write(log.last_step, [Text("about/run", card)])
+        analyses = _analyses(worker, start, files, n_jobs)
+        for _, analysis in zip(progress(files, "replay", "checkpoint"), analyses, strict=True):
+            if isinstance(analysis, _Skipped):
+                log.report(analysis.message)
+                continue
+            steps.append(analysis.step)
+            # A replay has the time to wait for its pictures, so that none is dropped.
+            log.flush()
             log.last_step = analysis.step
             log.write(analysis.step, analysis.records)
             for note in analysis.notes:
@@ -132,71 +190,122 @@ def replay(
             for failure in analysis.failures:
                 log.fail(failure.message, failure.details)
     finally:
+        log.flush()
         if writer is None:
             log.close()
-        else:
-            log.flush()
-    where = str(target_writer.log_dir) if isinstance(target_writer, TensorBoardWriter) else None
-    return Replay(where, tuple(step for step, _ in files), log.notes)
+    used = str(target_writer.log_dir) if isinstance(target_writer, TensorBoardWriter) else None
+    return Replay(used, tuple(steps), log.notes)
+
+
+def _every_checkpoint(step: int) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    """Stand for the analysis of a checkpoint that can't be read."""
+
+    message: str
+
+    @classmethod
+    def because(cls, file: Path, error: Exception) -> _Skipped:
+        return cls(f"the checkpoint {file} can't be read and is skipped: {one_line(error)}")
 
 
 class _Worker:
-    """Analyses checkpoints one after the other, on a model of its own."""
+    """Analyses checkpoints one after the other, on copies of the model.
 
-    def __init__(
-        self,
-        subject: Subject,
-        held_out: HeldOutBatch,
-        callbacks: Sequence[Callback],
-        settings: Settings,
-    ) -> None:
-        self._parts = (held_out, list(callbacks), settings)
-        self._names = tuple(callback.name for callback in callbacks)
-        self._own = own = ModelCopy.of(subject)
-        self._reader = SnapshotReader(Subject(own.model, own.forward, own.target), as_bytes=False)
+    Args:
+        start: The model, packed with the held-out batch, the callbacks and ``make_model``.
+
+    Attributes:
+        callbacks: Copies of the user's callbacks.
+        observer: The observer, which has one more copy of the model.
+        names: Names of the callbacks that are asked.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self._own = own = ModelCopy()
+        SnapshotLoader(own).load(start.snapshot)
+        held_out, self.callbacks, make_model = own.extra
+        for callback in self.callbacks:
+            callback.every = None
+        self._reader = SnapshotReader(
+            Subject(own.model, own.forward, own.target, make_model), as_bytes=False
+        )
         analysed = ModelCopy()
         SnapshotLoader(analysed).load(self._reader.read())
         self._reader.restart()
-        self.observer = Observer(analysed, held_out, callbacks, settings)
+        self.observer = Observer(analysed, held_out, self.callbacks, start.settings)
+        self.observer.memory_per_sequence = start.memory_per_sequence
+        self.names = tuple(callback.name for callback in self.callbacks)
 
-    def packed(self) -> bytes:
-        """Return what :meth:`unpacked` makes a worker of, in another process."""
-        reader = SnapshotReader(
-            Subject(self._own.model, self._own.forward, self._own.target), as_bytes=True
-        )
-        held_out, callbacks, settings = self._parts
-        snapshot = reader.read(extra=(held_out, callbacks))
-        return pickle.dumps((snapshot, settings, self.observer.state()))
-
-    @classmethod
-    def unpacked(cls, data: bytes) -> _Worker:
-        """Make a worker that goes on from where :meth:`packed` was called."""
-        snapshot, settings, state = pickle.loads(data)
-        copy = ModelCopy()
-        SnapshotLoader(copy).load(snapshot)
-        held_out, callbacks = copy.extra
-        worker = cls(Subject(copy.model, copy.forward, copy.target), held_out, callbacks, settings)
-        worker.observer.load_state(state)
-        return worker
-
-    def read(self, file: Path) -> None:
-        """Load weights.
+    def check_copy(self, subject: Subject) -> None:
+        """Compare the copy of the model with the original.
 
         Raises:
-            ValueError: If they don't fit the model.
+            CopyError: If the copy lacks something.
+        """
+        check_copy(subject, self._own)
+
+    def readable(
+        self, files: Sequence[tuple[int, Path]], report: Callable[[str], None]
+    ) -> list[tuple[int, Path]]:
+        """Return the files that can be read, and report the others.
+
+        Names and shapes of the weights are compared with the model, and no weights are read.
+
+        Raises:
+            ValueError: If weights don't fit the model, or no file can be read.
+        """
+        found: list[tuple[int, Path]] = []
+        skipped: list[str] = []
+        for step, file in files:
+            try:
+                weights = mx.load(str(file))
+            except Exception as error:
+                if raised_by_signal_handler(error):
+                    raise
+                skipped.append(_Skipped.because(file, error).message)
+                report(skipped[-1])
+                continue
+            self._fit(file, weights)
+            found.append((step, file))
+        if not found:
+            raise ValueError(f"no checkpoint can be read: {skipped[0]}")
+        return found
+
+    def _fit(self, file: Path, weights: Any) -> None:
+        try:
+            self._own.model.load_weights(list(weights.items()))
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
+            raise ValueError(
+                f"the weights in {file} don't fit the model: {one_line(error)}. Pass a model of "
+                "the structure that was trained"
+            ) from error
+
+    def analyse(self, step: int, file: Path, *, finish: bool = False) -> Analysis | _Skipped:
+        """Analyse the weights in a file.
+
+        Args:
+            step: Step of the checkpoint.
+            file: The file.
+            finish: Also run what callbacks do at the end of a run.
         """
         try:
-            self._own.model.load_weights(str(file))
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(f"the weights in {file} don't fit the model: {error}") from error
-
-    def analyse(self, step: int, file: Path, *, finish: bool = False) -> Analysis:
-        """Analyse the weights in a file."""
-        self.read(file)
-        request = Request(step, 0.0, self._reader.read(), self._names)
-        analysis = self.observer.analyse(request)
+            weights = mx.load(str(file))
+            # An array that can't be evaluated would be analysed as zeros.
+            mx.eval(weights)
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
+            return _Skipped.because(file, error)
+        self._fit(file, weights)
+        analysis = self.observer.analyse(Request(step, 0.0, self._reader.read(), self.names))
         if finish:
-            names = tuple(c.name for c in self._parts[1] if type(c).finish is not Callback.finish)
+            names = tuple(c.name for c in self.callbacks if type(c).finish is not Callback.finish)
             last = Request(step, 0.0, self._reader.read(), names, finish=True)
             more = self.observer.analyse(last)
             analysis.records += more.records
@@ -206,76 +315,127 @@ class _Worker:
 
 
 def _analyses(
-    worker: _Worker, files: Sequence[tuple[int, Path]], n_jobs: int
-) -> Iterable[Analysis]:
+    worker: _Worker, start: Start, files: list[tuple[int, Path]], n_jobs: int
+) -> Iterator[Analysis | _Skipped]:
     """Iterate over the analyses, in the order of the files."""
-    if n_jobs == 1 or len(files) < 3:
-        last = len(files) - 1
-        for number, (step, file) in enumerate(progress(files, "replay", "checkpoint")):
-            yield worker.analyse(step, file, finish=number == last)
+    jobs, return_as = (1, "list") if n_jobs == 1 else _parallel(n_jobs)
+    if jobs == 1 or len(files) < 3:
+        for step, file in files:
+            yield worker.analyse(step, file, finish=step == files[-1][0])
         return
-    from joblib import Parallel, delayed, effective_n_jobs
+    from joblib import Parallel, delayed
 
-    # Axes and references come from the first checkpoint, for all.
-    yield worker.analyse(*files[0])
-    data = worker.packed()
-    rest = list(files[1:])
-    count = min(effective_n_jobs(n_jobs), len(rest))
-    ends = [len(rest) * k // count for k in range(count + 1)]
+    jobs = min(jobs, len(files))
+    ends = [len(files) * job // jobs for job in range(jobs + 1)]
     chunks = [
-        # What changed since the checkpoint before needs that one, too; the first was just analysed.
-        (files[begin] if begin else None, rest[begin:end], end == len(rest))
+        # Axes and references come from the first checkpoint, changes from the one before.
+        (files[: min(begin, 1)] + files[max(begin - 1, 1) : begin], files[begin:end])
         for begin, end in itertools.pairwise(ends)
     ]
-    for done in Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_analyse_chunk)(data, *chunk) for chunk in chunks
+    last = files[-1][0]
+    for done in Parallel(n_jobs=n_jobs, return_as=return_as)(
+        delayed(_analyse_chunk)(start, worker.names, before, chunk, last)
+        for before, chunk in chunks
     ):
         yield from done
 
 
+def _parallel(n_jobs: int) -> tuple[int, str]:
+    """Return how many jobs run at once, and how joblib's backend in use returns results."""
+    from joblib import effective_n_jobs
+    from joblib.parallel import MultiprocessingBackend, get_active_backend
+
+    backend, _ = get_active_backend()
+    # MLX survives no fork. Other backends, such as Ray's, derive from the one that forks.
+    if getattr(backend, "uses_threads", False) or type(backend) is MultiprocessingBackend:
+        return 1, "list"
+    generates = getattr(backend, "supports_return_generator", False)
+    return effective_n_jobs(n_jobs), "generator" if generates else "list"
+
+
 def _analyse_chunk(
-    data: bytes, before: tuple[int, Path] | None, files: Sequence[tuple[int, Path]], last: bool
-) -> list[Analysis]:
-    worker = _Worker.unpacked(data)
-    if before is not None:
-        worker.analyse(*before)
-    return [
-        worker.analyse(step, file, finish=last and number == len(files) - 1)
-        for number, (step, file) in enumerate(files)
-    ]
+    start: Start,
+    names: tuple[str, ...],
+    before: Sequence[tuple[int, Path]],
+    files: Sequence[tuple[int, Path]],
+    last: int,
+) -> list[Analysis | _Skipped]:
+    """Analyse some of the files in another process, after those that they are compared with."""
+    worker = _Worker(start)
+    worker.names = names
+    for step, file in before:
+        worker.analyse(step, file)
+    return [worker.analyse(step, file, finish=step == last) for step, file in files]
 
 
 def _checked_files(checkpoints: Checkpoints) -> list[tuple[int, Path]]:
+    """Return steps and files, by step."""
     if isinstance(checkpoints, str | os.PathLike):
         pattern = os.path.expanduser(os.fspath(checkpoints))
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise FileNotFoundError(f"checkpoints={pattern!r}: no file fits; pass a glob of files")
-        pairs = [(_step_of(name), Path(name)) for name in found]
+            raise FileNotFoundError(
+                f"checkpoints={pattern!r} matches no file: pass a glob such as "
+                "'checkpoints/*.safetensors', or pairs of a step and a file"
+            )
+        pairs: list[tuple[int | None, Path]] = [(None, Path(name)) for name in found]
+    elif isinstance(checkpoints, Iterable):
+        pairs = [_checked_pair(pair) for pair in checkpoints]
     else:
-        pairs = []
-        for pair in checkpoints:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise TypeError(
-                    f"checkpoints has {pair!r}; pass pairs of a step and a file, or a glob"
-                )
-            pairs.append((operator.index(pair[0]), Path(os.fspath(pair[1])).expanduser()))
+        raise TypeError(
+            f"checkpoints is a {type(checkpoints).__name__}; pass pairs of a step and a file, or a "
+            "glob"
+        )
     if not pairs:
         raise ValueError("checkpoints is empty: pass pairs of a step and a file, or a glob")
-    pairs.sort(key=lambda pair: pair[0])
-    for (step, file), (following, other) in itertools.pairwise(pairs):
-        if step == following:
-            raise ValueError(f"{file} and {other} are both of step {step}: pass (step, file) pairs")
     for _, file in pairs:
-        if not file.is_file():
-            raise FileNotFoundError(f"the checkpoint {file} is no file")
-    return pairs
+        _check_file(file)
+    files = [(_step_of(file) if step is None else step, file) for step, file in pairs]
+    files.sort(key=lambda pair: pair[0])
+    for (step, file), (following, other) in itertools.pairwise(files):
+        if step == following:
+            raise ValueError(
+                f"{file} and {other} are both of step {step}: pass pairs of a step and a file, as "
+                f"in [({step}, {str(file)!r}), ...], with one file for each step"
+            )
+    return files
 
 
-def _step_of(name: str) -> int:
-    numbers = re.findall(r"\d+", Path(name).stem)
+def _checked_pair(pair: Any) -> tuple[int | None, Path]:
+    if (
+        not isinstance(pair, tuple | list)
+        or len(pair) != 2
+        or isinstance(pair[0], bool)
+        or not hasattr(pair[0], "__index__")
+        or not isinstance(pair[1], str | os.PathLike)
+    ):
+        raise TypeError(
+            f"checkpoints has {pair!r}; pass pairs of a step and a file, as in "
+            "[(100, 'weights.safetensors')], or a glob"
+        )
+    return operator.index(pair[0]), Path(os.fspath(pair[1])).expanduser()
+
+
+def _check_file(file: Path) -> None:
+    if file.is_dir():
+        raise ValueError(
+            f"the checkpoint {file} is a directory: pass a glob of files, such as "
+            f"{str(file / '*.safetensors')!r}"
+        )
+    if not file.exists():
+        raise FileNotFoundError(f"the checkpoint {file} doesn't exist: pass a file of weights")
+    if file.suffix not in _SUFFIXES:
+        raise ValueError(
+            f"the checkpoint {file} is neither .safetensors nor .npz: pass files that "
+            "model.save_weights wrote, or a glob that ends in .safetensors"
+        )
+
+
+def _step_of(file: Path) -> int:
+    numbers = re.findall(r"\d+", file.stem)
     if not numbers:
         raise ValueError(
-            f"{name} has no step in its name: pass (step, file) pairs, as in [(100, {name!r})]"
+            f"{file} has no step in its name: pass pairs of a step and a file, as in "
+            f"[(100, {str(file)!r})]"
         )
     return int(numbers[-1])

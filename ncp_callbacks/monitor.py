@@ -34,7 +34,7 @@ from .console import closing, opening, show
 from .errors import one_line
 from .held_out import HeldOutBatch
 from .model import At, CopyError, Forward, ModelCopy, ModelError, Subject, TargetLike
-from .model.model_copy import difference
+from .model.model_copy import check_copy
 from .observation import Need
 from .observer import placement
 from .observer.background import BackgroundObserver, Start
@@ -247,7 +247,7 @@ class Monitor:
         copied = ModelCopy()
         snapshot = self._reader.read()
         SnapshotLoader(copied).load(snapshot)
-        self._check_copy(copied)
+        check_copy(self._subject, copied)
         observer = Observer(copied, self._held_out, self._callbacks, self._settings)
         dry_run = observer.dry_run()
         self._disabled = set(dry_run.not_applicable)
@@ -271,17 +271,6 @@ class Monitor:
             self._close_observer(0.0)
             raise
         self._entered = time.perf_counter()
-
-    def _check_copy(self, copied: ModelCopy) -> None:
-        if self._subject.make_model is None:
-            missing = difference(self._subject.model, copied.model)
-            if missing is not None:
-                raise CopyError(
-                    f"{missing} isn't the same in a copy of the model, which analyses run: a class "
-                    "there decides itself what is pickled and leaves this out. Let it pickle this "
-                    "(__getstate__, __reduce__), or pass make_model=, a function that builds such "
-                    "a model"
-                )
 
     def _open_log(self, card: str, dry_run: DryRun) -> None:
         # Only now: a configuration that fails must not leave an empty run behind.

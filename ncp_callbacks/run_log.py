@@ -135,7 +135,7 @@ class RunLog:
             if isinstance(error, BaseException):
                 message, error = f"{message}: {one_line(error)}", traceback_of(error)
             if self._keep(message):
-                _LOG.error("%s; training goes on%s", message, f"\n{error}" if error else "")
+                _LOG.error("%s%s", message, f"\n{error}" if error else "")
 
     def _keep(self, message: str) -> bool:
         self._changed["about/notes"] = True

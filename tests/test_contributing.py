@@ -62,9 +62,14 @@ def test_the_callback_logs_its_scalar_and_its_picture(names: dict[str, Any]) -> 
     assert [step for step, _ in writer.scalars("state_norm/last")] == [5, 10]
     pictures = [record for _, record in writer.records if record.tag == "state_norm/curve"]
     assert len(pictures) == 2
-    figure = pictures[0].plot(pictures[0].data, **pictures[0].options)
+    # Drawn by the observer's process, and other pictures at other steps.
+    assert all(isinstance(picture, ncp.Picture) for picture in pictures)
+    assert all(picture.png.startswith(b"\x89PNG") for picture in pictures)
+    plot = sys.modules["state_norm.plot"].plot_state_norm
+    figure = plot(np.array([0.5, 1.0]), step=5, limit=1.5)
     assert isinstance(figure, matplotlib.figure.Figure)
-    assert figure.axes[0].get_ylim() == (0, pictures[0].options["limit"])
+    assert figure.axes[0].get_ylim() == (0, 1.5)
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0.5, 1.0]
 
 
 def test_the_analysis_of_the_guide(names: dict[str, Any]) -> None:

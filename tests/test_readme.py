@@ -91,7 +91,7 @@ def tags(run: Path) -> set[str]:
 
 def test_every_block_runs(ran: Path) -> None:
     assert sorted(p.name for p in (ran / "runs").iterdir()) == [
-        "cfc-seed0", "cfc-seed1", "integrated", "own", "time-first",
+        "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "start-close", "time-first",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
         "importance.png", "sensitivity.png", "states.png", "backbone.png",
@@ -111,6 +111,18 @@ def test_the_interrupted_run_goes_on_in_its_log(ran: Path) -> None:
     events = EventAccumulator(str(ran / "runs" / "cfc-seed0"))
     events.Reload()
     assert [p.step for p in events.Scalars("train/loss")] == [100, 200]
+
+
+def test_the_saved_checkpoints_are_analysed_at_their_steps(ran: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(ran / "runs" / "replayed"))
+    events.Reload()
+    assert [p.step for p in events.Scalars("attribution/entropy")] == [100, 200, 300]
+
+
+def test_start_and_close_log_what_a_block_does(ran: Path) -> None:
+    assert {"train/loss", "attribution/entropy"} <= tags(ran / "runs" / "start-close")
 
 
 def test_the_keywords_show(ran: Path) -> None:

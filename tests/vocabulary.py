@@ -50,7 +50,7 @@ RETIRED = (
     Retired(
         r"chains?(?! rule|\.from|\()", "recurrence", "the chain of states", "by the chain rule"
     ),
-    Retired(r"replay(s|ed|ing)?", "cell stepper", "Replay of a cell"),
+    Retired(r"replay(s|ed|ing)? of (a|the) cell", "cell stepper", "Replay of a cell", "a replay"),
     Retired(r"settle(s|d)?", "evaluate pending arrays", "settle(arrays)"),
     Retired(r"undisturbed", "preserve", "undisturbed(model)"),
     Retired(r"abreast|lanes", "parallel", "run abreast"),

@@ -42,6 +42,7 @@ __all__ = [
     "ModelCopy",
     "Packed",
     "Subject",
+    "check_copy",
     "difference",
     "pack",
     "set_evaluation_mode",
@@ -592,6 +593,21 @@ def array_bytes(array: mx.array) -> bytes:
     mx.eval(array)
     buffer: Any = array
     return memoryview(buffer).tobytes()
+
+
+def check_copy(subject: Subject, copy: ModelCopy) -> None:
+    """Compare a copy of a model with the original.
+
+    Raises:
+        CopyError: If the copy lacks something; names it.
+    """
+    missing = None if subject.make_model else difference(subject.model, copy.model)
+    if missing is not None:
+        raise CopyError(
+            f"{missing} isn't the same in a copy of the model, which analyses run: a class there "
+            "decides itself what is pickled and omits this. Let it pickle this (__getstate__, "
+            "__reduce__), or pass make_model=, a function that builds such a model"
+        )
 
 
 # ---- random numbers

@@ -1,6 +1,6 @@
 """Run an observer in a process of its own, at a lower priority, on a core that training leaves.
 
-    observer = BackgroundObserver(deliver, report)
+    observer = BackgroundObserver(deliver)
     observer.start(Start(first_snapshot, ...))
     observer.submit(request)         # microseconds, unless too many snapshots wait
     observer.close()                 # waits for the snapshots that are still being analysed
