@@ -43,8 +43,6 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Any:
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        # In the loop a MemoryWriter keeps the figures as they are, before they are drawn.
-        patch.setattr("ncp_callbacks.observer.placement.why_in_loop", lambda nbytes: "a test")
         for block in BLOCK.finditer(GUIDE):
             if block["file"]:
                 path = folder / block["file"]
