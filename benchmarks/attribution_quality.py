@@ -16,7 +16,7 @@ Where
 features at 5 steps. A white box: nothing is trained. Five seeds, with a salient set each.
 
 ``state`` (Tonekaboni et al. 2020, arXiv:2003.02821; truth of Crabbé & van der Schaar): 3 features
-of a Markov chain with two hidden states; the label of a step is drawn from the one feature that the
+of a Markov recurrence with two hidden states; the label of a step is drawn from the one feature that the
 state makes count. ``switch-feature`` (Liu et al. 2024, arXiv:2401.08552): three states, three
 features; a Gaussian process of length scale 0.2 on whole steps is white noise. Trained here: a CfC
 and a GRU of 32 units, 300 steps with labels at every step. What is attributed is the prediction at
@@ -94,7 +94,7 @@ from ncp_callbacks.attribution import (
     SmoothGrad,
 )
 from ncp_callbacks.attribution.compute import Attributor
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import CfC
 from ncp_callbacks.target_values import Evaluate, TargetValues
 
@@ -358,9 +358,9 @@ def train(
 
 
 def observe(model: Net, x: Array, dt: Array | None = None) -> ncp.Observation:
-    """The last step's logit; inside ``instrument.analysing()``."""
+    """The last step's logit; inside ``runner.analysing()``."""
     needs = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT}
-    return ncp.Observation(Instrument(model, ncp.HeldOutBatch(x, dt), target=0), 0, needs)
+    return ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt), target=0), 0, needs)
 
 
 # ---- labelled series: the prediction of a step, and its own input
@@ -557,7 +557,7 @@ def time_shares(model: Net, data: Timed) -> tuple[dict[str, float], Array]:
     held_out = ncp.HeldOutBatch(data.x, data.dt, mask=data.mask)
     needs = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT}
     shares, errors = {}, np.zeros(0)
-    observation = ncp.Observation(Instrument(model, held_out, target=0), 0, needs)
+    observation = ncp.Observation(ModelRunner(model, held_out, target=0), 0, needs)
     for method, baseline in SHARES.items():
         result = Attributor(method, baseline).importance(observation)
         assert result.time_delta_share is not None

@@ -88,7 +88,7 @@ def full() -> list[ncp.Callback]:
     """The full set with everything due, as it is at every tenth look."""
     callbacks = callback_set("full")
     for callback in callbacks:
-        callback.one_in = 1
+        callback.every_nth = 1
     return callbacks
 
 

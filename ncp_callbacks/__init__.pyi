@@ -22,7 +22,7 @@ from .interpret import compute_temporal_importance as compute_temporal_importanc
 from .interpret import interpret_model as interpret_model
 from .interpret import visualize_hidden_states as visualize_hidden_states
 from .model.errors import ModelError as ModelError
-from .model.errors import NothingToObserve as NothingToObserve
+from .model.errors import NotApplicable as NotApplicable
 from .monitor import Monitor as Monitor
 from .observation import Activations as Activations
 from .observation import Need as Need

@@ -45,7 +45,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .held_out import to_numpy
-from .model import NothingToObserve
+from .model import NotApplicable
 from .observation import Need, Observation
 from .plotting.limits import nice_limit
 from .records import Note, Record, Scalar
@@ -98,7 +98,7 @@ class Callback(abc.ABC):
     name: str = ""
     max_sequences: int | None = None
     # Analyse the first of so many due snapshots only.
-    one_in: int = 1
+    every_nth: int = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -136,7 +136,7 @@ class Callback(abc.ABC):
         """Return the records of one snapshot.
 
         Raises:
-            NothingToObserve: If the callback does not apply to the model; it is then skipped.
+            NotApplicable: If the callback does not apply to the model; it is then skipped.
         """
 
     def finish(self, observation: Observation) -> Iterable[Record | Note]:
@@ -166,17 +166,17 @@ def for_each_supported_cell(
         lacking: End of the note: "<reason>, so that <lacking>".
 
     Raises:
-        NothingToObserve: If the analysis applies to none of the cells.
+        NotApplicable: If the analysis applies to none of the cells.
     """
     found: list[Record | Note] = []
     reasons: list[str] = []
     for measure in measures.values():
         try:
             found += measure()
-        except NothingToObserve as reason:
+        except NotApplicable as reason:
             reasons.append(str(reason))
     if len(reasons) == len(measures):
-        raise NothingToObserve("; ".join(reasons))
+        raise NotApplicable("; ".join(reasons))
     yield from found
     for why in reasons:
         yield Note(f"{name}: {why}, so that {lacking}")

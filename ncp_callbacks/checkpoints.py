@@ -160,7 +160,7 @@ def replay(
     for note in dry_run.notes:
         log.report(note)
     card = run_card(
-        worker.observer.instrument,
+        worker.observer.runner,
         applicable,
         as_schedule(_every_checkpoint),
         dict(run_config or {}),

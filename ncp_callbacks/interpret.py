@@ -34,7 +34,7 @@ from .callbacks.state_transitions.analysis import (
 from .callbacks.time_sensitivity.analysis import TimeSensitivity, checked_scales
 from .callbacks.time_sensitivity.callback import sensitivity as time_sensitivity_of
 from .held_out import HeldOutBatch
-from .model import Instrument, ModelError
+from .model import ModelError, ModelRunner
 from .observation import Need, Observation, Trajectory
 from .results import FloatArray, MappingResult
 
@@ -55,7 +55,7 @@ __all__ = [
 _HOW = ("target", "at", "forward", "cells", "layers")
 
 
-def _instrument(
+def _runner(
     model: nn.Module,
     x: Any,
     time_delta: Any,
@@ -65,13 +65,13 @@ def _instrument(
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     **how: Any,
-) -> Instrument:
+) -> ModelRunner:
     unknown = sorted(how.keys() - set(_HOW))
     if unknown:
         batch = ("targets", "mask", "feature_names", "class_names")
         raise TypeError(f"{unknown[0]!r} is no option; there are {', '.join((*batch, *_HOW))}")
     held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names, class_names)
-    return Instrument(model, held_out, **how)
+    return ModelRunner(model, held_out, **how)
 
 
 def compute_temporal_importance(
@@ -101,9 +101,9 @@ def compute_temporal_importance(
         ModelError, ValueError: If model and arrays don't fit.
     """
     attributor = Attributor(method, baseline, time_baseline)
-    instrument = _instrument(model, x, time_delta, **options)
-    with instrument.analysing():
-        return attributor.importance(Observation(instrument, 0, attributor.needs))
+    runner = _runner(model, x, time_delta, **options)
+    with runner.analysing():
+        return attributor.importance(Observation(runner, 0, attributor.needs))
 
 
 def analyze_time_sensitivity(
@@ -131,9 +131,9 @@ def analyze_time_sensitivity(
     if base_time_delta is None:
         raise ValueError("base_time_delta is None: give the intervals that are to be scaled")
     wanted = checked_scales(scales)
-    instrument = _instrument(model, x, base_time_delta, **options)
-    with instrument.analysing():
-        observation = Observation(instrument, 0, {Need.TIME_GRADIENT})
+    runner = _runner(model, x, base_time_delta, **options)
+    with runner.analysing():
+        observation = Observation(runner, 0, {Need.TIME_GRADIENT})
         return time_sensitivity_of(observation, wanted)
 
 
@@ -159,9 +159,9 @@ def visualize_hidden_states(
     Raises:
         ModelError: If no recurrent cell is found, or none of that name.
     """
-    instrument = _instrument(model, x, time_delta, **options)
-    with instrument.analysing():
-        observation = Observation(instrument, 0, {Need.STATES})
+    runner = _runner(model, x, time_delta, **options)
+    with runner.analysing():
+        observation = Observation(runner, 0, {Need.STATES})
         return _states(observation, components, cell)
 
 
@@ -208,9 +208,9 @@ class StateTransitionAnalyzer:
         Raises:
             ModelError, ValueError: If model and arrays don't fit.
         """
-        instrument = _instrument(self.model, x, time_delta, mask=mask, **self._options)
-        with instrument.analysing():
-            observation = Observation(instrument, 0, {Need.STATES})
+        runner = _runner(self.model, x, time_delta, mask=mask, **self._options)
+        with runner.analysing():
+            observation = Observation(runner, 0, {Need.STATES})
         self._add(observation)
 
     def _add(self, observation: Observation) -> None:
@@ -265,9 +265,9 @@ def analyze_backbone(
     Raises:
         ModelError: If the model has no backbone.
     """
-    instrument = _instrument(model, x, time_delta, **options)
-    with instrument.analysing():
-        observation = Observation(instrument, 0, {Need.ACTIVATIONS})
+    runner = _runner(model, x, time_delta, **options)
+    with runner.analysing():
+        observation = Observation(runner, 0, {Need.ACTIVATIONS})
     report = backbone_report(observation)
     if not report:
         raise ModelError(observation.no_layers)
@@ -345,10 +345,10 @@ def interpret_model(
         ModelError, ValueError: If model and arrays don't fit.
     """
     wanted = checked_scales(scales)
-    instrument = _instrument(model, x, time_delta, **options)
-    notes: list[str] = [*instrument.notes, *instrument.missing]
-    with instrument.analysing():
-        observation = Observation(instrument, 0, set(Need))
+    runner = _runner(model, x, time_delta, **options)
+    notes: list[str] = [*runner.notes, *runner.missing]
+    with runner.analysing():
+        observation = Observation(runner, 0, set(Need))
         sensitivity = states = transitions = None
         if observation.takes_time:
             sensitivity = time_sensitivity_of(observation, wanted)

@@ -258,7 +258,7 @@ class Monitor:
             self._log.report(note)
         self._report_missing_state()
         card = run_card(
-            observer.instrument,
+            observer.runner,
             self.callbacks,
             self._every,
             self._run_config,
@@ -639,7 +639,7 @@ class Monitor:
         """Tell if this occasion is one of those that the callback takes."""
         number = self._occasions.get(callback.name, 0)
         self._occasions[callback.name] = number + 1
-        return number % callback.one_in == 0
+        return number % callback.every_nth == 0
 
     def _affords(self) -> bool:
         if self._overhead.affords():
@@ -812,9 +812,9 @@ def _check_settings(callback: Callback) -> None:
         )
     if not isinstance(needs, frozenset):
         callback.needs = frozenset(needs)
-    one_in: Any = callback.one_in
-    if not hasattr(one_in, "__index__") or operator.index(one_in) < 1:
-        raise ValueError(f"{callback!r}.one_in is {one_in!r}; set 1 or more")
+    every_nth: Any = callback.every_nth
+    if not hasattr(every_nth, "__index__") or operator.index(every_nth) < 1:
+        raise ValueError(f"{callback!r}.every_nth is {every_nth!r}; set 1 or more")
 
 
 def _callable(forward: Any) -> Any:

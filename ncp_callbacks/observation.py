@@ -27,12 +27,12 @@ import numpy.typing as npt
 
 from .callbacks.dynamics.jacobian_products import JacobianProducts
 from .held_out import HeldOutBatch, read_only, to_numpy
-from .model import CellSite, Instrument
+from .model import CellHook, ModelRunner
 from .model.batching import as_points, in_parts, joined, points, run_in_batches
-from .model.cell_stepper import Replay
+from .model.cell_stepper import CellStepper
 from .model.extra_passes import finer_solver, slopes, state_gradients, step_gradients
-from .model.probe import COPIES
 from .model.randomize import randomised
+from .model.runner import COPIES
 from .results import FloatArray
 from .target_values import TargetValues
 
@@ -109,48 +109,48 @@ class Observation:
 
     def __init__(
         self,
-        instrument: Instrument,
+        runner: ModelRunner,
         step: int,
         needs: Iterable[Need] = frozenset(),
         *,
         max_sequences: int | None = None,
     ) -> None:
-        """Run the model once; only inside ``instrument.analysing()``.
+        """Run the model once; only inside ``runner.analysing()``.
 
         Args:
-            instrument: What runs the model.
+            runner: What runs the model.
             step, needs: What is seen, and when.
             max_sequences: How many of the sequences, None: all.
         """
         self.step = step
-        self._batch: HeldOutBatch = instrument.held_out
-        self._whole_instrument = instrument
+        self._batch: HeldOutBatch = runner.held_out
+        self._whole_runner = runner
         self.indices: npt.NDArray[np.intp] = read_only(np.arange(len(self._batch)))
-        if max_sequences is not None and max_sequences < len(self._batch) and instrument.divisible:
+        if max_sequences is not None and max_sequences < len(self._batch) and runner.divisible:
             self.indices = read_only(self._batch.spread(max_sequences))
-            instrument = instrument.take(self.indices)
-        self.target, self.target_slug = instrument.target.name, instrument.target.slug
-        sites = instrument.sites
-        self.no_cells, self.no_layers = sites.no_cells, sites.no_layers
+            runner = runner.take(self.indices)
+        self.target, self.target_slug = runner.target.name, runner.target.slug
+        hook_points = runner.hook_points
+        self.no_cells, self.no_layers = hook_points.no_cells, hook_points.no_layers
         self._needs = frozenset(needs)
         self._whole: Observation | None = None
         self._rows: npt.NDArray[np.intp] | None = None
         wanted = {need.value: need in self._needs for need in Need}
-        self._passes = list(run_in_batches(instrument, wanted))
-        self._rows_at_once = instrument.most_rows or len(self._batch)
+        self._passes = list(run_in_batches(runner, wanted))
+        self._rows_at_once = runner.most_rows or len(self._batch)
         chosen = [c for part in self._passes if (c := part.chosen) is not None]
         self._chosen = np.concatenate(chosen) if chosen else None
-        self._see(instrument)
+        self._see(runner)
 
-    def _see(self, instrument: Instrument) -> None:
-        self._instrument = instrument
+    def _see(self, runner: ModelRunner) -> None:
+        self._runner = runner
         self._scaled: dict[float, FloatArray] = {}
         self._scaled_losses: dict[float, FloatArray] = {}
-        self.held_out: HeldOutBatch = instrument.held_out
+        self.held_out: HeldOutBatch = runner.held_out
         self.outputs = self._array("outputs")
         self.target_values = self._array("values")
         self.inputs = self._array("sequence")
-        delta = instrument.time_delta
+        delta = runner.time_delta
         self.time_delta = None if delta is None else read_only(to_numpy(delta))
         self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask
 
@@ -160,7 +160,7 @@ class Observation:
         All of them where the model or the target takes the whole batch only.
         """
         here = len(self.held_out)
-        if sequences is None or sequences >= here or not self._instrument.divisible:
+        if sequences is None or sequences >= here or not self._runner.divisible:
             return self
         part = copy.copy(self)
         # What was worked out of all the sequences.
@@ -172,23 +172,23 @@ class Observation:
         part._whole = self if self._whole is None else self._whole
         part._rows = rows if self._rows is None else self._rows[rows]
         part._chosen = None if self._chosen is None else self._chosen[rows]
-        part._see(self._instrument.take(rows))
+        part._see(self._runner.take(rows))
         return part
 
     @property
     def whole_batch(self) -> int:
         """How many sequences the held-out batch has, of which these are some."""
-        return self._instrument.whole_batch
+        return self._runner.whole_batch
 
     @functools.cached_property
     def whole_inputs(self) -> FloatArray:
         """``(N, T, F)``, inputs of the whole held-out batch, of which :attr:`inputs` are some."""
-        return read_only(to_numpy(self._whole_instrument.sequence()))
+        return read_only(to_numpy(self._whole_runner.sequence()))
 
     @functools.cached_property
     def whole_time_delta(self) -> FloatArray | None:
         """``(N, T)``, time_delta of the whole held-out batch; None where it has none."""
-        delta = self._whole_instrument.time_delta
+        delta = self._whole_runner.time_delta
         return None if delta is None else read_only(to_numpy(delta))
 
     @property
@@ -199,7 +199,7 @@ class Observation:
     @property
     def takes_time(self) -> bool:
         """Whether the intervals reach the model."""
-        return self._instrument.takes_time
+        return self._runner.takes_time
 
     def _array(self, name: str) -> FloatArray:
         return self._of_rows(np.concatenate([part.array(name) for part in self._passes]))
@@ -241,16 +241,16 @@ class Observation:
             )
         return tuple(
             Trajectory(
-                site.name,
-                read_only(np.concatenate([part.states(site) for part in self._passes])),
-                self._initial(site),
-                site.reverse,
+                hook.name,
+                read_only(np.concatenate([part.states(hook) for part in self._passes])),
+                self._initial(hook),
+                hook.reverse,
             )
-            for site in self._instrument.sites.cells
+            for hook in self._runner.hook_points.cells
         )
 
-    def _initial(self, site: CellSite) -> FloatArray | None:
-        parts = [part.initial(site) for part in self._passes]
+    def _initial(self, hook: CellHook) -> FloatArray | None:
+        parts = [part.initial(hook) for part in self._passes]
         given = [part for part in parts if part is not None]
         return read_only(np.concatenate(given)) if len(given) == len(parts) else None
 
@@ -264,11 +264,11 @@ class Observation:
             )
         return tuple(
             Activations(
-                site.name,
-                site.activation,
-                read_only(np.concatenate([part.activations(site) for part in self._passes])),
+                hook.name,
+                hook.activation,
+                read_only(np.concatenate([part.activations(hook) for part in self._passes])),
             )
-            for site in self._instrument.sites.layers
+            for hook in self._runner.hook_points.layers
         )
 
     # ---- further passes
@@ -312,10 +312,10 @@ class Observation:
                     f"{', '.join(map(str, (batch, *own.shape[1:])))})"  # type: ignore[union-attr]
                 )
         if rows is None:
-            return self._points(self._instrument, inputs, time_delta, self._chosen, gradient, loss)
-        if self._instrument.divisible:
+            return self._points(self._runner, inputs, time_delta, self._chosen, gradient, loss)
+        if self._runner.divisible:
             chosen = None if self._chosen is None else self._chosen[rows]
-            some = self._instrument.take(rows)
+            some = self._runner.take(rows)
             return self._points(some, inputs, time_delta, chosen, gradient, loss)
         # Only whole batches can be run: the others come along as they are.
         times, again = Counter[int](), np.zeros(len(rows), int)
@@ -336,7 +336,7 @@ class Observation:
             ]
             return _protected(joined(found, axis=1).of(np.argsort(np.concatenate(parts))))
         whole = self._points(
-            self._instrument,
+            self._runner,
             _among(self.inputs, rows, inputs),
             None if self.time_delta is None else _among(self.time_delta, rows, time_delta),
             self._chosen,
@@ -347,7 +347,7 @@ class Observation:
 
     def _points(
         self,
-        instrument: Instrument,
+        runner: ModelRunner,
         inputs: FloatArray | None,
         time_delta: FloatArray | None,
         chosen: npt.NDArray[np.integer[Any]] | None,
@@ -355,7 +355,7 @@ class Observation:
         loss: bool,
     ) -> TargetValues:
         found = points(
-            instrument,
+            runner,
             inputs,
             time_delta,
             chosen,
@@ -366,7 +366,7 @@ class Observation:
         )
         return _protected(found)
 
-    def replay(self, cell: str, sequences: int | None = None) -> Replay:
+    def cell_stepper(self, cell: str, sequences: int | None = None) -> CellStepper:
         """A cell whose steps can be run again from any state; one forward pass.
 
         Args:
@@ -374,13 +374,13 @@ class Observation:
             sequences: How many of the sequences, spread over the batch; None: all.
 
         Raises:
-            NothingToObserve: If its steps can't be run by themselves.
+            NotApplicable: If its steps can't be run by themselves.
             KeyError: If there is no such cell.
         """
-        sites = {site.name: site for site in self._instrument.sites.cells}
-        if cell not in sites:
-            raise KeyError(f"{cell!r}; the model's cells are {', '.join(sites) or 'none'}")
-        return Replay(self.limited(sequences)._instrument, sites[cell])
+        hook_points = {hook.name: hook for hook in self._runner.hook_points.cells}
+        if cell not in hook_points:
+            raise KeyError(f"{cell!r}; the model's cells are {', '.join(hook_points) or 'none'}")
+        return CellStepper(self.limited(sequences)._runner, hook_points[cell])
 
     def state_jacobian(self, cell: str, sequences: int | None = 8) -> FloatArray:
         """``(S, T - 1, H, H)``: element ``[s, t, i, j]`` is ``d h_{t+1,i} / d h_{t,j}``.
@@ -389,16 +389,18 @@ class Observation:
         runs backwards, steps are counted as it makes them: ``h_0`` is its state at the last one.
 
         Args:
-            cell, sequences: As for :meth:`replay`.
+            cell, sequences: As for :meth:`stepper`.
 
         Raises:
-            NothingToObserve, KeyError: Likewise.
+            NotApplicable, KeyError: Likewise.
         """
-        replay = self.replay(cell, sequences)
-        steps = [replay.jacobian(t) for t in _after_first(replay)]
-        units = sum(replay.sizes)
+        stepper = self.cell_stepper(cell, sequences)
+        steps = [stepper.jacobian(t) for t in _after_first(stepper)]
+        units = sum(stepper.sizes)
         found = (
-            np.stack(steps, axis=1) if steps else np.zeros((len(replay.before(0)), 0, units, units))
+            np.stack(steps, axis=1)
+            if steps
+            else np.zeros((len(stepper.before(0)), 0, units, units))
         )
         return read_only(found)
 
@@ -409,20 +411,20 @@ class Observation:
         of each sequence, or two where the Jacobian is not transposed.
 
         Args:
-            cell, sequences: As for :meth:`replay`.
+            cell, sequences: As for :meth:`stepper`.
 
         Raises:
-            NothingToObserve, KeyError: As :meth:`replay`.
+            NotApplicable, KeyError: As :meth:`stepper`.
         """
-        replay = self.replay(cell, sequences)
-        order = list(_after_first(replay))
-        batch, units = replay.before(0).shape
+        stepper = self.cell_stepper(cell, sequences)
+        order = list(_after_first(stepper))
+        batch, units = stepper.before(0).shape
         return JacobianProducts(
             batch,
             len(order),
             units,
-            forward=lambda t, vectors: replay.product(order[t], vectors),
-            backward=lambda t, vectors: replay.transposed_product(order[t], vectors),
+            forward=lambda t, vectors: stepper.product(order[t], vectors),
+            backward=lambda t, vectors: stepper.transposed_product(order[t], vectors),
         )
 
     def state_x_gradient(self, cell: str) -> FloatArray:
@@ -432,12 +434,12 @@ class Observation:
         one gradient pass of all the sequences at once: take few, see :meth:`limited`.
 
         Raises:
-            NothingToObserve: If the cell isn't given its states from outside.
+            NotApplicable: If the cell isn't given its states from outside.
             KeyError: If there is no such cell.
         """
-        site = {site.name: site for site in self._instrument.sites.cells}[cell]
+        hook = {hook.name: hook for hook in self._runner.hook_points.cells}[cell]
         chosen = None if self._chosen is None else mx.array(self._chosen)
-        states, gradients = state_gradients(self._instrument, site, chosen)
+        states, gradients = state_gradients(self._runner, hook, chosen)
         mx.eval(states, gradients)
         with np.errstate(invalid="ignore", over="ignore"):
             product: FloatArray = to_numpy(states) * to_numpy(gradients)
@@ -471,7 +473,7 @@ class Observation:
         None where that is the target itself, and where the batch has no targets or such as are only
         for a loss of the user's own.
         """
-        values = self._instrument.losses(mx.array(self.outputs))
+        values = self._runner.losses(mx.array(self.outputs))
         return None if values is None else read_only(to_numpy(values))
 
     def losses_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray] | None:
@@ -492,7 +494,7 @@ class Observation:
         """As :meth:`values_at_scales`, with twice the sub-steps of LTC cells; twice a pass.
 
         Raises:
-            NothingToObserve: If no module of the model has ``ode_unfolds``.
+            NotApplicable: If no module of the model has ``ode_unfolds``.
             RuntimeError: If the model takes no intervals.
         """
         if not self.takes_time:
@@ -500,7 +502,7 @@ class Observation:
         assert self.time_delta is not None
         wanted = list(dict.fromkeys(map(float, scales)))
         scaled = np.stack([self.time_delta * np.float32(s) for s in wanted])
-        with finer_solver(self._instrument.model):
+        with finer_solver(self._runner.model):
             values = self.evaluate(time_delta=scaled).values
         return dict(zip(wanted, values, strict=True))
 
@@ -534,7 +536,7 @@ class Observation:
             if time_along is not None:
                 time_along = np.broadcast_to(time_along, time_delta.shape)
 
-        def run(some: Instrument, here: slice, at: slice) -> TargetValues:
+        def run(some: ModelRunner, here: slice, at: slice) -> TargetValues:
             own, own_delta = some.sequence(), some.time_delta
             times = [
                 None
@@ -554,7 +556,7 @@ class Observation:
 
         # It keeps some three times what a gradient does.
         rows = max(1, self._rows_at_once // 3)
-        return _protected(in_parts(self._instrument, run, count, rows=rows, copies=1))
+        return _protected(in_parts(self._runner, run, count, rows=rows, copies=1))
 
     @property
     def every_step(self) -> tuple[str, str] | None:
@@ -562,7 +564,7 @@ class Observation:
 
         None for a model with one output per sequence, and a target that is a callable.
         """
-        return self._instrument.target.of_every_step
+        return self._runner.target.of_every_step
 
     def at_steps(self, steps: Sequence[int]) -> TargetValues:
         """The target at each of ``K`` steps, and its gradients; a gradient pass for each.
@@ -596,7 +598,7 @@ class Observation:
 
         Raises:
             RuntimeError: If there is no target at every step, see :attr:`every_step`.
-            NothingToObserve: If the states can't be held fixed.
+            NotApplicable: If the states can't be held fixed.
         """
         real = self.held_out.mask_array
         half = np.random.default_rng(0).permutation(real.shape[1]) % 2 == 0
@@ -631,10 +633,10 @@ class Observation:
         if self.every_step is None:
             raise RuntimeError("there is no target at every step: check observation.every_step")
         predicted = None
-        if hold_states and self._instrument.target.follows_predictions:
+        if hold_states and self._runner.target.follows_predictions:
             predicted = self.outputs.argmax(axis=-1)
 
-        def run(some: Instrument, here: slice, at: slice) -> TargetValues:
+        def run(some: ModelRunner, here: slice, at: slice) -> TargetValues:
             part = wanted[at] if wanted.shape[1] == 1 else wanted[at, here]
             x, dt = (
                 None
@@ -645,7 +647,7 @@ class Observation:
             follow = None if predicted is None else mx.array(predicted[here])
             return as_points(step_gradients(some, part, x, dt, follow, hold_states=hold_states))
 
-        found = in_parts(self._instrument, run, len(wanted), rows=self._rows_at_once, copies=1)
+        found = in_parts(self._runner, run, len(wanted), rows=self._rows_at_once, copies=1)
         return _protected(found)
 
     def again(self, inputs: FloatArray | None = None) -> Observation:
@@ -672,9 +674,9 @@ class Observation:
             stages: At most so many.
 
         Raises:
-            NothingToObserve: If the model has no trainable parameters that can change places.
+            NotApplicable: If the model has no trainable parameters that can change places.
         """
-        with randomised(self._instrument, stages) as cascade:
+        with randomised(self._runner, stages) as cascade:
             yield ((names, self.again()) for names in cascade)
 
 
@@ -687,7 +689,7 @@ class _Again(Observation):
         vars(self).update((k, v) for k, v in known if k != "outputs" and k not in vars(Observation))
         self._scaled, self._scaled_losses, self._passes = {}, {}, []
         # What tokens are embedded as may have changed.
-        embedded = to_numpy(of._instrument.sequence()) if inputs is None else np.asarray(inputs)
+        embedded = to_numpy(of._runner.sequence()) if inputs is None else np.asarray(inputs)
         self.inputs = read_only(embedded)
         self._seen = super().evaluate(self.inputs[None], gradient=True)
         self.target_values = self._seen.values[0]
@@ -704,7 +706,7 @@ class _Again(Observation):
             raise RuntimeError("of other inputs there are no states")
         self._whole = self._rows = None
         wanted = {need.value: need is Need.STATES for need in Need}
-        self._passes = list(run_in_batches(self._instrument, wanted))
+        self._passes = list(run_in_batches(self._runner, wanted))
         return super().states
 
     @functools.cached_property
@@ -741,9 +743,9 @@ class _Again(Observation):
         return super().evaluate(inputs, time_delta, rows=rows, gradient=gradient, loss=loss)
 
 
-def _after_first(replay: Replay) -> range:
+def _after_first(stepper: CellStepper) -> range:
     """All steps of a cell but the first, in the order in which it makes them."""
-    return range(replay.steps - 2, -1, -1) if replay.site.reverse else range(1, replay.steps)
+    return range(stepper.steps - 2, -1, -1) if stepper.hook.reverse else range(1, stepper.steps)
 
 
 def _protected(points: TargetValues) -> TargetValues:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .callback import Callback
-from .model import Instrument
+from .model import ModelRunner
 from .scheduling import Schedule
 from .writers.base import clean_tag
 
@@ -16,7 +16,7 @@ __all__ = ["guide", "run_card"]
 
 
 def run_card(
-    instrument: Instrument,
+    runner: ModelRunner,
     callbacks: Iterable[Callback],
     every: Schedule,
     run_config: Mapping[str, Any],
@@ -24,16 +24,16 @@ def run_card(
     place: str,
 ) -> str:
     """The model as it was understood, the held-out batch, schedules, versions."""
-    batch, steps, features = instrument.held_out.inputs_shape
-    sites = instrument.sites
-    layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(sites.layers)]
+    batch, steps, features = runner.held_out.inputs_shape
+    hook_points = runner.hook_points
+    layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(hook_points.layers)]
     versions = ", ".join(f"{name} {_version(name)}" for name in ("ncp-callbacks", "mlx", "numpy"))
     rows = {
-        "model": type(instrument.model).__name__,
-        "intervals": instrument.calling.time_argument if instrument.takes_time else "none",
-        "recurrent cells": ", ".join(f"`{s.name}`" for s in sites.cells) or "none found",
+        "model": type(runner.model).__name__,
+        "intervals": runner.calling.time_argument if runner.takes_time else "none",
+        "recurrent cells": ", ".join(f"`{s.name}`" for s in hook_points.cells) or "none found",
         "backbone layers": ", ".join(layers) or "none found",
-        "target": instrument.target.name,
+        "target": runner.target.name,
         "held-out batch": f"{batch} sequences × {steps} steps × {features} features",
         "looks": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
         "observer": f"runs {place}",

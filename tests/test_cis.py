@@ -112,7 +112,7 @@ def looked(
 def everything() -> list[ncp.Callback]:
     callbacks = [*callback_set("full"), ncp.SinglePredictions()]
     for callback in callbacks:
-        callback.one_in = 1
+        callback.every_nth = 1
     return callbacks
 
 

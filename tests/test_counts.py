@@ -12,7 +12,7 @@ import pytest
 
 import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
-from ncp_callbacks.model import Instrument, batching
+from ncp_callbacks.model import ModelRunner, batching
 from ncp_callbacks.models import CfC
 from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.plotting.page import Page
@@ -123,10 +123,10 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
             writer.flush()
             added = _size(tmp_path) - written
     # Inputs, outputs, targets, two gradients, the values at scales and the initial state; and what
-    # every site shows, of all steps at once.
-    found = Instrument(Counted(), held_out).sites
-    sites = len(found.cells) + len(found.layers)
-    assert converted.call_count == 3 * (7 + sites)
+    # every hook shows, of all steps at once.
+    found = ModelRunner(Counted(), held_out).hook_points
+    hook_points = len(found.cells) + len(found.layers)
+    assert converted.call_count == 3 * (7 + hook_points)
     assert drawn.call_count == 3 * 4
     assert framed.call_count == 0
     assert added / 3 < 80_000

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ncp_callbacks.callbacks.dynamics.callback.plot import needed_decades
 from promises import pattern, promised, told
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import procrustes
@@ -39,6 +38,7 @@ from ncp_callbacks.analysis import (
     unit_correlations,
 )
 from ncp_callbacks.callbacks import Dynamics
+from ncp_callbacks.callbacks.dynamics.plot import needed_decades
 from ncp_callbacks.models import CfC
 from ncp_callbacks.observation import Trajectory
 from ncp_callbacks.plots import plot_dynamics, to_png
@@ -804,7 +804,7 @@ def test_without_intervals_time_is_steps():
 
 def test_a_cell_that_cannot_be_run_again_is_looked_at_without_jacobians():
     callback = Dynamics()
-    observation = Seen([1.0, 2.0], jacobians=ncp.NothingToObserve("it depends on the moon"))
+    observation = Seen([1.0, 2.0], jacobians=ncp.NotApplicable("it depends on the moon"))
     records = list(callback.measure(observation))
     assert any("it depends on the moon" in note for note in notes(records))
     (figure,) = [r for r in records if isinstance(r, ncp.Figure)]
@@ -916,9 +916,9 @@ def test_arguments_are_checked(keyword):
 
 def test_nothing_to_observe():
     observation = Seen([1.0], names=(), no_cells="there is no cell")
-    with pytest.raises(ncp.NothingToObserve, match="there is no cell"):
+    with pytest.raises(ncp.NotApplicable, match="there is no cell"):
         list(Dynamics().measure(observation))
-    with pytest.raises(ncp.NothingToObserve, match="one step"):
+    with pytest.raises(ncp.NotApplicable, match="one step"):
         list(Dynamics().measure(Seen([1.0], steps=1)))
 
 

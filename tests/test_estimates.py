@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jackknife import ci_by_leaving_out, freedom
-from ncp_callbacks.callbacks.output_time.callback.analysis import output_time
 from scipy import integrate, special, stats
 
 from ncp_callbacks.analysis import (
@@ -29,6 +28,7 @@ from ncp_callbacks.callbacks.dynamics.analysis import (
     memory_horizon,
     state_drift,
 )
+from ncp_callbacks.callbacks.output_time.analysis import output_time
 from ncp_callbacks.callbacks.wiring.analysis import NeuronGroup, group_activity
 from ncp_callbacks.stats import (
     CORRELATION,

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from ncp_callbacks.callbacks.dynamics.callback.analysis import memory_horizon, unit_correlations
-from ncp_callbacks.callbacks.output_time.callback.analysis import output_time
-from ncp_callbacks.callbacks.time_constants.callback.analysis import unit_time_constants
 from test_plots import check_text, drawn
 
 from ncp_callbacks.analysis import (
@@ -21,10 +18,13 @@ from ncp_callbacks.analysis import (
     time_sensitivity,
 )
 from ncp_callbacks.attribution import temporal_importance
+from ncp_callbacks.callbacks.dynamics.analysis import memory_horizon, unit_correlations
 from ncp_callbacks.callbacks.faithfulness.analysis import Deletion
 from ncp_callbacks.callbacks.feature_interactions.analysis import Interactions
+from ncp_callbacks.callbacks.output_time.analysis import output_time
 from ncp_callbacks.callbacks.sanity_check.analysis import Cascade, Measures
 from ncp_callbacks.callbacks.single_predictions.plot import Prediction
+from ncp_callbacks.callbacks.time_constants.analysis import unit_time_constants
 from ncp_callbacks.callbacks.wiring.analysis import SynapticFlow
 from ncp_callbacks.plots import (
     plot_dynamics,

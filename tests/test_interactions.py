@@ -24,7 +24,7 @@ from ncp_callbacks.callbacks.feature_interactions.analysis import (
     group_effects,
     integrated_hessians,
 )
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_interactions
 from ncp_callbacks.target_values import TargetValues
@@ -326,7 +326,7 @@ def data(features: int = F, batch: int = B, seed: int = 0) -> tuple[np.ndarray, 
 
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **options: Any) -> ncp.Observation:
     """Valid as long as nobody changes the model."""
-    return ncp.Observation(Instrument(model, held_out, **options), 0)
+    return ncp.Observation(ModelRunner(model, held_out, **options), 0)
 
 
 def logged(

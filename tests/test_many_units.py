@@ -9,10 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from ncp_callbacks.callbacks.dynamics.callback.analysis import state_drift
 from scipy.spatial import procrustes
 
 import ncp_callbacks as ncp
+from ncp_callbacks.callbacks.dynamics.analysis import state_drift
 from ncp_callbacks.callbacks.dynamics.jacobian_products import (
     estimated_memory,
     leading_exponents,
@@ -22,7 +22,7 @@ from ncp_callbacks.callbacks.state_space.analysis import (
     explained_variance,
     participation_ratios_without_each,
 )
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.stats.state_samples import spread_units
 
 B, T, F = 6, 9, 2
@@ -76,7 +76,7 @@ def test_products_are_those_of_a_linear_cell() -> None:
     matrix = known(200)
     assert np.linalg.norm(matrix @ matrix.T - matrix.T @ matrix) > 0.1
     model = Net(matrix)
-    seen = ncp.Observation(Instrument(model, batch(), target=0), 1, {ncp.Need.STATES})
+    seen = ncp.Observation(ModelRunner(model, batch(), target=0), 1, {ncp.Need.STATES})
     products = seen.jacobian_products("cell", None)
     vectors = rng.standard_normal((B, 200, 3))
     np.testing.assert_allclose(products.forward(2, vectors), matrix @ vectors, atol=1e-4)
@@ -102,8 +102,8 @@ def test_padding_is_left_out_of_products() -> None:
     lengths = np.array([9, 5, 9, 7, 2, 1])
     model = Net(known(80))
     mask = np.arange(T) < lengths[:, None]
-    instrument = Instrument(model, batch(mask), target=0)
-    seen = ncp.Observation(instrument, 1, {ncp.Need.STATES})
+    runner = ModelRunner(model, batch(mask), target=0)
+    seen = ncp.Observation(runner, 1, {ncp.Need.STATES})
     products = seen.jacobian_products("cell", None)
     exponents = leading_exponents(products, mask=mask, count=2)
     memory = estimated_memory(products, mask=mask, directions=80)

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ncp_callbacks.callbacks.faithfulness.callback.analysis import deletion, max_sensitivity
 from test_models import load_ncps_torch
 
 from ncp_callbacks import HeldOutBatch, Need, Observation
@@ -42,7 +41,8 @@ from ncp_callbacks.attribution import (
 )
 from ncp_callbacks.attribution.baselines import constant_baseline
 from ncp_callbacks.attribution.compute import Attributor
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.callbacks.faithfulness.analysis import deletion, max_sensitivity
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.target_values import TargetValues
 
@@ -802,8 +802,8 @@ def golden(request, captum):
     }
     load_torch(model, kind, given_)
     dt = None if kind == "gru" else captum["time_delta"]
-    instrument = Instrument(model, HeldOutBatch(captum["x"], dt), target=1)
-    return Observation(instrument, 0, {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}), case
+    runner = ModelRunner(model, HeldOutBatch(captum["x"], dt), target=1)
+    return Observation(runner, 0, {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}), case
 
 
 def as_captum(found: Attribution, case: dict[str, np.ndarray], method: str, tolerance: float):
@@ -1053,9 +1053,9 @@ def test_a_mean_baseline_is_of_the_whole_batch():
     x[6:] += 3.0
     mask = np.arange(STEPS) < np.array([6, 4, 5] * 4)[:, None]
     x[~mask], dt[~mask] = 50.0, 50.0
-    instrument = Instrument(Golden("cfc"), HeldOutBatch(x, dt, mask=mask), target=1)
+    runner = ModelRunner(Golden("cfc"), HeldOutBatch(x, dt, mask=mask), target=1)
     mean, mean_dt = x[mask].mean(axis=0), dt[mask].mean()
-    some = Observation(instrument, 0, Attributor().needs, max_sequences=3)
+    some = Observation(runner, 0, Attributor().needs, max_sequences=3)
     assert len(some.indices) == 3
     np.testing.assert_array_equal(some.whole_inputs, x)
     np.testing.assert_array_equal(some.whole_time_delta, dt)
@@ -1125,7 +1125,7 @@ def trained(request):
 
 
 def observe(model, x, dt, **options):
-    return Observation(Instrument(model, HeldOutBatch(x, dt), **options), 0)
+    return Observation(ModelRunner(model, HeldOutBatch(x, dt), **options), 0)
 
 
 def test_completeness_of_trained_models(trained):

@@ -1012,7 +1012,7 @@ def own(**body: Any) -> ncp.Callback:
         ({"measure": lambda *_: [ncp.Scalar("a", None)]}, RuntimeError, "None of 'a': give a num"),
         ({"needs": ncp.Need.STATES}, TypeError, "needs = frozenset"),
         ({"needs": {"states"}}, TypeError, "needs = frozenset"),
-        ({"one_in": 0}, ValueError, "one_in is 0; set 1 or more"),
+        ({"every_nth": 0}, ValueError, "every_nth is 0; set 1 or more"),
     ],
 )
 def test_callbacks_written_wrongly(

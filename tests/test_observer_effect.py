@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.capture import Tap
 from ncp_callbacks.model.pytrees import modules
 
@@ -79,8 +79,8 @@ class Training:
         options = {"writer": ncp.MemoryWriter(), "every": EVERY, **options}
         return ncp.Monitor(self.model, self.held_out(), forward=self.case.forward, **options)
 
-    def instrument(self):
-        return Instrument(self.model, self.held_out(), forward=self.case.forward)
+    def runner(self):
+        return ModelRunner(self.model, self.held_out(), forward=self.case.forward)
 
     def start(self):
         """One plain call, in which some models make their weights."""
@@ -435,9 +435,9 @@ def test_weights_made_in_the_first_call_are_made_as_without():
     for analysed in (False, True):
         training = Training("enhanced/late-cfc-stacked")
         if analysed:
-            instrument = Instrument(training.model, training.held_out())
-            with instrument.analysing():
-                ncp.Observation(instrument, 0, set(ncp.Need))
+            runner = ModelRunner(training.model, training.held_out())
+            with runner.analysing():
+                ncp.Observation(runner, 0, set(ncp.Need))
             assert "ff1_kernel" not in training.model.forward_layers[0]
         training.start()
         models.append({path: seen(module) for path, module in modules(training.model)})
@@ -454,22 +454,22 @@ def compiling():
 
 
 def test_compilation_is_off_inside_and_as_before_outside():
-    instrument = Training(FEW[0]).instrument()
+    runner = Training(FEW[0]).runner()
     assert compiling()
-    with instrument.analysing():
+    with runner.analysing():
         assert not compiling()
-        with instrument.analysing():
+        with runner.analysing():
             assert not compiling()
         assert not compiling()
     assert compiling()
     mx.disable_compile()
     try:
-        with instrument.analysing():
+        with runner.analysing():
             assert not compiling()
         assert not compiling()
     finally:
         mx.enable_compile()
-    with contextlib.suppress(ValueError), instrument.analysing():
+    with contextlib.suppress(ValueError), runner.analysing():
         raise ValueError
     assert compiling()
 

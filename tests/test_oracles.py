@@ -27,7 +27,7 @@ from ncp_callbacks import (
     interpret_model,
     visualize_hidden_states,
 )
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.model import ModelRunner
 
 B, T, F, H, O = 4, 6, 3, 5, 2  # noqa: E741
 SCALES = (0.25, 0.5, 2.0, 5.0)
@@ -177,8 +177,8 @@ def at_step(step, output=0, batch=B):
 
 
 def observe(model, held_out, needs=tuple(Need), **options):
-    instrument = Instrument(model, held_out, **options)
-    observation = Observation(instrument, 0, needs)
+    runner = ModelRunner(model, held_out, **options)
+    observation = Observation(runner, 0, needs)
     return observation, observation.values_at_scales(SCALES) if observation.takes_time else None
 
 

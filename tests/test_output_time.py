@@ -35,7 +35,7 @@ from ncp_callbacks.callbacks.output_time.analysis import (
     output_steps,
     output_time,
 )
-from ncp_callbacks.model import Instrument, NothingToObserve
+from ncp_callbacks.model import ModelRunner, NotApplicable
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_output_time
 from ncp_callbacks.target_values import TargetValues
@@ -44,7 +44,7 @@ MASK = np.array([[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1] * 6, [1, 1, 1, 1, 1
 
 
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **options: Any) -> ncp.Observation:
-    return ncp.Observation(Instrument(model, held_out, **options), 0, set(ncp.Need))
+    return ncp.Observation(ModelRunner(model, held_out, **options), 0, set(ncp.Need))
 
 
 def look(model: nn.Module, held_out: ncp.HeldOutBatch, **more: Any) -> tuple[dict[str, Any], Any]:
@@ -565,7 +565,7 @@ def test_states_that_are_not_given_can_not_be_held() -> None:
 
     mx.random.seed(0)
     model, held_out = Loop(), ncp.HeldOutBatch(data()[0])
-    with pytest.raises(NothingToObserve, match="isn't given its state"):
+    with pytest.raises(NotApplicable, match="isn't given its state"):
         observe(model, held_out, cells="cell").at_own_steps()
     # With no cell known, what goes from step to step is noticed.
     assert observe(model, held_out).at_own_steps()[1]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ncp_callbacks as ncp
-from ncp_callbacks.model import Instrument, Memory
+from ncp_callbacks.model import Memory, ModelRunner
 from ncp_callbacks.model import memory as memory_module
 from ncp_callbacks.models import CfC
 from ncp_callbacks.overhead import Overhead
@@ -220,7 +220,7 @@ def test_sets_by_name() -> None:
 
 def test_what_is_expensive_takes_every_tenth_occasion_only() -> None:
     often, seldom = Slow(0.0, name="often"), Slow(0.0, name="seldom")
-    seldom.one_in = 10
+    seldom.every_nth = 10
     with ncp.Monitor(
         Net(), held_out(), [often, seldom], writer=ncp.MemoryWriter(), every=2
     ) as monitor:
@@ -230,7 +230,7 @@ def test_what_is_expensive_takes_every_tenth_occasion_only() -> None:
     assert often.steps == list(range(2, 27, 2))
     assert seldom.steps == [2, 22]
     resumed = Slow(0.0, name="seldom")
-    resumed.one_in = 10
+    resumed.every_nth = 10
     again = ncp.Monitor(Net(), held_out(), [resumed], writer=ncp.MemoryWriter(), every=2)
     again.load_state_dict(state)
     with again as monitor:
@@ -246,13 +246,13 @@ def test_an_analysis_needs_no_more_than_twice_the_memory_of_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """With the peak memory as it is read from MLX replaced by a model of it."""
-    instrument = Instrument(Net(), held_out(64))
+    runner = ModelRunner(Net(), held_out(64))
     memory = Memory(bounded=True)
     peak, per_row = 1_000, 100
 
     def analyse() -> int:
         nonlocal peak
-        rows = instrument.most_rows or 64
+        rows = runner.most_rows or 64
         needed = 500 + rows * per_row
         peak = max(peak, needed)
         return rows
@@ -265,36 +265,36 @@ def test_an_analysis_needs_no_more_than_twice_the_memory_of_training(
         with memory.of_rows(2):
             peak = 1_000 + 2 * per_row  # The dry run: 700 beyond what is held, by two sequences.
         peak = 2_000  # Training.
-        with memory.bounding(instrument, training_peak=peak):
+        with memory.bounding(runner, training_peak=peak):
             assert analyse() == 10  # (2 * 2000 - 500) / 350, although a sequence takes but 100.
         assert peak <= 2 * 2_000
 
         # A dry run that says nothing: the first analysis shows it, the next are smaller.
-        instrument, memory, peak = Instrument(Net(), held_out(64)), Memory(bounded=True), 2_000
+        runner, memory, peak = ModelRunner(Net(), held_out(64)), Memory(bounded=True), 2_000
         with caplog.at_level(logging.INFO):
             seen = []
             for _ in range(3):
-                with memory.bounding(instrument, training_peak=peak):
+                with memory.bounding(runner, training_peak=peak):
                     seen.append(analyse())
         assert seen == [64, 32, 32]
         assert "from now on 32" in caplog.text
 
         # One that was chosen is kept.
-        instrument = Instrument(Net(), held_out(64), most_rows=48)
+        runner = ModelRunner(Net(), held_out(64), most_rows=48)
         memory, peak = Memory(bounded=False), 100
         for _ in range(2):
-            with memory.bounding(instrument, training_peak=peak):
+            with memory.bounding(runner, training_peak=peak):
                 assert analyse() == 48
 
 
 def test_small_models_are_run_whole() -> None:
     """Whatever the estimate says of an analysis that comes before any training."""
-    instrument, memory = Instrument(Net(), held_out(64)), Memory(bounded=True)
+    runner, memory = ModelRunner(Net(), held_out(64)), Memory(bounded=True)
     with memory.of_rows(2):
         mx.eval(mx.random.normal((512, 512)) @ mx.random.normal((512, 512)))
-    with memory.bounding(instrument, training_peak=0):
+    with memory.bounding(runner, training_peak=0):
         pass
-    assert instrument.most_rows is None
+    assert runner.most_rows is None
 
 
 def test_peak_memory_is_read_and_never_reset() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ncp_callbacks as ncp
-from ncp_callbacks.model import Instrument, NothingToObserve
+from ncp_callbacks.model import ModelRunner, NotApplicable
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F = 7, 5, 3
@@ -54,7 +54,7 @@ class Layer(nn.Module):
 
 
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **how: Any) -> ncp.Observation:
-    return ncp.Observation(Instrument(model, held_out, **how), 1, set(ncp.Need))
+    return ncp.Observation(ModelRunner(model, held_out, **how), 1, set(ncp.Need))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_part_of_what_is_seen() -> None:
         scaled, all_scaled = (o.values_at_scales([2.0])[2.0] for o in (part, whole))
         np.testing.assert_allclose(scaled, all_scaled[rows], rtol=1e-5, atol=1e-6)
     # Alone or beside others, the same sequences.
-    alone = ncp.Observation(Instrument(model, held_out), 1, set(ncp.Need), max_sequences=3)
+    alone = ncp.Observation(ModelRunner(model, held_out), 1, set(ncp.Need), max_sequences=3)
     np.testing.assert_array_equal(alone.indices, whole.limited(3).indices)
     np.testing.assert_allclose(
         alone.input_gradient, whole.limited(3).input_gradient, rtol=1e-4, atol=1e-7
@@ -189,20 +189,20 @@ def test_jacobians_are_those_of_finite_differences(model: nn.Module) -> None:
     (cell,) = [s.cell for s in seen.states]
     jacobian = seen.state_jacobian(cell, sequences=3)
     part = seen.limited(3)
-    replay = part.replay(cell)
+    stepper = part.cell_stepper(cell)
     states = part.states[0].values
     units = states.shape[-1]
     assert jacobian.shape == (3, T - 1, units, units)
     for t in range(1, T):
         # The states recorded in the pass, and those that steps start from and leave.
-        np.testing.assert_allclose(replay.before(t), states[:, t - 1], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(replay.after(t), states[:, t], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(stepper.before(t), states[:, t - 1], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(stepper.after(t), states[:, t], rtol=1e-4, atol=1e-6)
         for j in range(units):
             ends = []
             for sign in (1, -1):
-                moved = replay.before(t).copy()
+                moved = stepper.before(t).copy()
                 moved[:, j] += sign * 1e-2
-                ends.append(np.array(replay.step(t, mx.array(moved))))
+                ends.append(np.array(stepper.step(t, mx.array(moved))))
             difference = (ends[0] - ends[1]) / 2e-2
             np.testing.assert_allclose(jacobian[:, t - 1, :, j], difference, atol=2e-3)
 
@@ -247,7 +247,7 @@ class Loop(nn.Module):
 def test_what_can_not_be_run_again_says_why() -> None:
     model = Loop(Stateful(), mx.zeros(6))
     seen = observe(model, ncp.HeldOutBatch(X))
-    with pytest.raises(NothingToObserve, match="cell run again by itself gives another state"):
+    with pytest.raises(NotApplicable, match="cell run again by itself gives another state"):
         seen.state_jacobian("cell")
     with pytest.raises(KeyError, match="'nothing'; the model's cells are cell"):
         seen.state_jacobian("nothing")
@@ -325,17 +325,17 @@ class Squeezing(Apart):
 def test_sequences_that_influence_each_other_are_reported(kind: type, batch: int) -> None:
     mx.random.seed(0)
     model, held_out = kind(), ncp.HeldOutBatch(X[:batch])
-    instrument = Instrument(model, held_out, target=0, at=0)
+    runner = ModelRunner(model, held_out, target=0, at=0)
     expected = np.array(model(held_out.inputs))
-    with instrument.analysing():
-        seen = ncp.Observation(instrument, 1, frozenset())
+    with runner.analysing():
+        seen = ncp.Observation(runner, 1, frozenset())
     np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
-    assert sum("have other outputs alone than beside others" in n for n in instrument.notes) == 1
+    assert sum("have other outputs alone than beside others" in n for n in runner.notes) == 1
     # What the note says of fewer sequences, or of extra passes, is true.
-    with instrument.analysing():
-        seen = ncp.Observation(instrument, 1, frozenset())
+    with runner.analysing():
+        seen = ncp.Observation(runner, 1, frozenset())
         again = seen.evaluate(seen.inputs[None]).values[0]
-        fewer = ncp.Observation(instrument, 1, frozenset(), max_sequences=1)
+        fewer = ncp.Observation(runner, 1, frozenset(), max_sequences=1)
     other = (
         again - seen.target_values if kind is Continues else fewer.outputs - expected[fewer.indices]
     )
@@ -347,8 +347,8 @@ def test_sequences_that_influence_each_other_are_reported(kind: type, batch: int
 def test_sequences_that_keep_apart_are_not(kind: type, batch: int) -> None:
     if kind is Squeezing and batch == 1:
         batch = 4
-    instrument = Instrument(kind(), ncp.HeldOutBatch(X[:batch]))
-    assert not any("have other outputs alone" in note for note in instrument.notes)
+    runner = ModelRunner(kind(), ncp.HeldOutBatch(X[:batch]))
+    assert not any("have other outputs alone" in note for note in runner.notes)
 
 
 # --- one pass over the whole batch
@@ -364,11 +364,11 @@ def test_a_pass_has_the_bits_of_the_plain_model(kind: type[nn.Module]) -> None:
     def target(x: mx.array, dt: mx.array) -> mx.array:
         return model(x, dt)[mx.arange(B), last, 1]
 
-    instrument = Instrument(model, held_out, target=1)
+    runner = ModelRunner(model, held_out, target=1)
     x, dt = held_out.inputs, held_out.flat_time_delta
     assert dt is not None
-    with mock.patch.object(mx, "new_stream") as streams, instrument.analysing():
-        seen = ncp.Observation(instrument, 1, frozenset(ncp.Need))
+    with mock.patch.object(mx, "new_stream") as streams, runner.analysing():
+        seen = ncp.Observation(runner, 1, frozenset(ncp.Need))
         scaled = seen.values_at_scales([0.5, 3.0])
         # Gradients that would be subnormal are 0 there, which these are not.
         plain = mx.grad(lambda *a: target(*a).sum(), argnums=[0, 1])(x, dt)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F = 6, 5, 3
@@ -73,7 +73,7 @@ METHODS: dict[str, Callable[[ncp.Observation], Any]] = {
         o.evaluate(X2, loss=True),
         o.evaluate(X2[:, :2], rows=np.array([1, 3]), gradient=True),
     ],
-    "replay": lambda o: None,  # A stepper: it computes its arrays anew at each call.
+    "cell_stepper": lambda o: None,  # A stepper: it computes its arrays anew at each call.
     "state_jacobian": lambda o: o.state_jacobian("rnn.rnn_cell"),
     "jacobian_products": lambda o: None,  # Functions, which compute their arrays anew.
     "state_x_gradient": lambda o: o.state_x_gradient("rnn.rnn_cell"),
@@ -103,11 +103,11 @@ def model() -> nn.Module:
 
 
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch) -> ncp.Observation:
-    instrument = Instrument(model, held_out, target=1)
-    cell = instrument.sites.cells[0].name
+    runner = ModelRunner(model, held_out, target=1)
+    cell = runner.hook_points.cells[0].name
     METHODS["state_jacobian"] = lambda o: o.state_jacobian(cell)
     METHODS["state_x_gradient"] = lambda o: o.state_x_gradient(cell)
-    return ncp.Observation(instrument, 1, set(ncp.Need))
+    return ncp.Observation(runner, 1, set(ncp.Need))
 
 
 def written_to(path: str, array: np.ndarray | mx.array) -> None:
@@ -144,7 +144,7 @@ def test_every_array_of_an_extra_pass_is_protected(model: nn.Module) -> None:
             result[1] = (result[1].inputs, result[1].input_gradient)
             result[0] = (result[0].inputs, result[0].input_gradient, result[0].states)
         found = list(arrays_in(result, name))
-        assert found or name in {"replay", "jacobian_products"}
+        assert found or name in {"cell_stepper", "jacobian_products"}
         for path, array in found:
             written_to(path, array)
 

@@ -163,7 +163,7 @@ def test_every_callback_logs_what_it_logs_in_a_monitor(tmp_path: Path) -> None:
 
         callbacks = callback_set("full")
         for callback in callbacks:
-            callback.one_in = 1
+            callback.every_nth = 1
         return callbacks
 
     live = watched(Timed(), masked(), tmp_path, callbacks=full())

@@ -23,7 +23,7 @@ import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.callbacks.sanity_check.analysis import ALIKE, Cascade, Measures, map_similarity
 from ncp_callbacks.held_out import to_numpy
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.pytrees import leaves, modules
 from ncp_callbacks.model.randomize import randomised
 from ncp_callbacks.models import LTC, CfC
@@ -71,8 +71,8 @@ def arrays(model: nn.Module) -> Arrays:
     return {path: to_numpy(array) for path, array in tree_flatten(model.parameters())}
 
 
-def seen(model: nn.Module) -> Instrument:
-    return Instrument(model, ncp.HeldOutBatch(*batch()))
+def seen(model: nn.Module) -> ModelRunner:
+    return ModelRunner(model, ncp.HeldOutBatch(*batch()))
 
 
 def monitored(
@@ -102,9 +102,9 @@ def test_entries_change_places_stage_by_stage_and_come_back(name: str) -> None:
     model = made(name)
     before, held = arrays(model), dict(tree_flatten(model.parameters()))
     trainable = dict(tree_flatten(model.trainable_parameters()))
-    instrument, changed = seen(model), set[str]()
-    copied = instrument.model
-    with randomised(instrument, stages=20) as cascade:
+    runner, changed = seen(model), set[str]()
+    copied = runner.model
+    with randomised(runner, stages=20) as cascade:
         for names in cascade:
             changed |= set(names)
             now = arrays(copied)
@@ -122,7 +122,7 @@ def test_entries_change_places_stage_by_stage_and_come_back(name: str) -> None:
                 assert not stay.all(), path
                 assert kinds < stay.size or not stay.any(), path
     assert len(changed) >= 2
-    assert instrument.model is copied
+    assert runner.model is copied
     for path, array in tree_flatten(model.parameters()):
         assert array is held[path]
         np.testing.assert_array_equal(to_numpy(array), before[path])
@@ -135,11 +135,11 @@ def test_the_same_every_time_and_whatever_the_random_state() -> None:
         model = made("CfC")
         mx.random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        instrument = seen(model)
+        runner = seen(model)
         key = mx.random.state[0].tolist()
-        with randomised(instrument) as cascade:
+        with randomised(runner) as cascade:
             assert len(list(cascade)) == 6
-            results.append(arrays(instrument.model))
+            results.append(arrays(runner.model))
         assert mx.random.state[0].tolist() == key
     assert any(not np.array_equal(results[0][path], a) for path, a in arrays(model).items())
     for path in results[0]:
@@ -147,7 +147,7 @@ def test_the_same_every_time_and_whatever_the_random_state() -> None:
 
 
 def test_stages_follow_the_calls_from_the_output_on() -> None:
-    class Chain(nn.Module):
+    class Recurrence(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             # Not in the order in which they are called.
@@ -159,13 +159,13 @@ def test_stages_follow_the_calls_from_the_output_on() -> None:
         def __call__(self, x: mx.array) -> mx.array:
             return self.out(self.norm(self.last(self.second(self.first(x * self.scale))))[:, -1])
 
-    model = Chain()
-    instrument = Instrument(model, ncp.HeldOutBatch(batch()[0]))
-    with randomised(instrument) as cascade:
+    model = Recurrence()
+    runner = ModelRunner(model, ncp.HeldOutBatch(batch()[0]))
+    with randomised(runner) as cascade:
         assert list(cascade) == [("out",), ("last",), ("second",), ("first",), ("",)]
-    with randomised(instrument, stages=2) as cascade:
+    with randomised(runner, stages=2) as cascade:
         assert list(cascade) == [("out", "last", "second"), ("first", "")]
-    with randomised(instrument, stages=1) as cascade:
+    with randomised(runner, stages=1) as cascade:
         next(cascade)  # and no further
 
 
@@ -196,10 +196,10 @@ class Parts(nn.Module):
 def test_what_can_not_be_learnt_stays() -> None:
     model = Parts()
     before = arrays(model)
-    instrument = Instrument(model, ncp.HeldOutBatch(batch()[0]))
-    with randomised(instrument) as cascade:
+    runner = ModelRunner(model, ncp.HeldOutBatch(batch()[0]))
+    with randomised(runner) as cascade:
         list(cascade)
-        now, copied = arrays(instrument.model), instrument.model
+        now, copied = arrays(runner.model), runner.model
         assert copied.half.dtype == mx.bfloat16
         assert copied.tied[0].weight is copied.tied[1].weight
         assert all(np.array_equal(array, before[path]) for path, array in arrays(model).items())
@@ -213,13 +213,13 @@ def test_what_can_not_be_learnt_stays() -> None:
 def test_all_comes_back_when_something_is_raised() -> None:
     model = made("CfC")
     before = arrays(model)
-    instrument = seen(model)
-    with pytest.raises(ZeroDivisionError), randomised(instrument) as cascade:  # noqa: PT012
+    runner = seen(model)
+    with pytest.raises(ZeroDivisionError), randomised(runner) as cascade:  # noqa: PT012
         next(cascade)
-        now = arrays(instrument.model)
+        now = arrays(runner.model)
         assert not all(np.array_equal(a, before[p]) for p, a in now.items())
         raise ZeroDivisionError
-    for owner in (instrument.model, model):
+    for owner in (runner.model, model):
         for path, array in arrays(owner).items():
             np.testing.assert_array_equal(array, before[path])
 
@@ -380,10 +380,10 @@ class Linear(nn.Module):
 
 def shuffled(model: nn.Module) -> np.ndarray:
     """The weights of the randomised model."""
-    instrument = Instrument(model, ncp.HeldOutBatch(batch()[0]))
-    with randomised(instrument) as cascade:
+    runner = ModelRunner(model, ncp.HeldOutBatch(batch()[0]))
+    with randomised(runner) as cascade:
         list(cascade)
-        return np.array(instrument.model.weights)
+        return np.array(runner.model.weights)
 
 
 def test_a_linear_model_has_the_maps_of_its_weights() -> None:
@@ -443,10 +443,10 @@ def test_the_steps_of_both_models_states(name: str, count: int) -> None:
         values = np.array(states if name == "GRU" else states[0], np.float64)
         return float(np.sqrt((np.diff(values, axis=1) ** 2).sum(axis=2)).mean())
 
-    trained, instrument = length(model), Instrument(model, held_out)
-    with randomised(instrument) as cascade:
+    trained, runner = length(model), ModelRunner(model, held_out)
+    with randomised(runner) as cascade:
         list(cascade)
-        random = length(instrument.model)
+        random = length(runner.model)
     assert length(model) == trained
     assert random != pytest.approx(trained, rel=1e-2)
     writer = ncp.MemoryWriter()
@@ -584,10 +584,10 @@ def test_measures_of_the_randomised_model_are_those_of_that_model() -> None:
     model, (x, dt) = made("CfC"), batch()
     held_out = ncp.HeldOutBatch(x, dt)
     seen = scalars(monitored(model, [ncp.SanityCheck(max_sequences=None)])[0])
-    instrument = Instrument(model, held_out)
-    with randomised(instrument) as cascade:
+    runner = ModelRunner(model, held_out)
+    with randomised(runner) as cascade:
         list(cascade)
-        randomised_arrays = tree_flatten(instrument.model.parameters())
+        randomised_arrays = tree_flatten(runner.model.parameters())
         weights = [(path, mx.array(value)) for path, value in randomised_arrays]
     model.load_weights(weights)
     callbacks = [ncp.GradientAttribution(), ncp.StateSpace()]
@@ -653,10 +653,10 @@ def test_tokens_are_embedded_anew() -> None:
     mx.random.seed(0)
     model, tokens = Reader(), np.random.default_rng(0).integers(0, 7, (B, T))
     found = scalars(monitored(model, [ncp.SanityCheck()], x=tokens)[0])
-    instrument = Instrument(model, ncp.HeldOutBatch(tokens))
-    with randomised(instrument) as cascade:
+    runner = ModelRunner(model, ncp.HeldOutBatch(tokens))
+    with randomised(runner) as cascade:
         list(cascade)
-        copied = instrument.model
+        copied = runner.model
         maps = np.array(copied.embedding.weight @ copied.head.weight[0])[tokens]
     strength = np.abs(maps).mean(axis=0).sum()
     assert found["sanity_check/strength_random"].value == pytest.approx(strength, rel=1e-4)
@@ -669,8 +669,8 @@ def test_an_observation_again_is_that_of_other_inputs() -> None:
     model = made("CfC")
     (x, dt), (other, _) = batch(), batch(7)
     needs = [ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT]
-    moved = ncp.Observation(Instrument(model, ncp.HeldOutBatch(x, dt)), 0, needs).again(other)
-    expected = ncp.Observation(Instrument(model, ncp.HeldOutBatch(other, dt)), 0, needs)
+    moved = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt)), 0, needs).again(other)
+    expected = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(other, dt)), 0, needs)
     for name in ("inputs", "target_values", "input_gradient", "time_gradient"):
         np.testing.assert_allclose(
             getattr(moved, name), getattr(expected, name), rtol=1e-4, atol=1e-6

@@ -15,7 +15,6 @@ import pytest
 import zoo
 from hypothesis import given
 from hypothesis import strategies as st
-from ncp_callbacks.callbacks.time_constants.callback.plot import needed_decades, needed_limits
 from ncps.wirings import AutoNCP, FullyConnected
 from promises import pattern, promised, told
 from test_models import golden
@@ -36,7 +35,8 @@ from ncp_callbacks.callbacks.time_constants.analysis import (
     time_constant_bounds,
     unit_time_constants,
 )
-from ncp_callbacks.model import Instrument
+from ncp_callbacks.callbacks.time_constants.plot import needed_decades, needed_limits
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.liquid import (
     DecayReading,
     GateReading,
@@ -64,11 +64,11 @@ def batch(seed=0, steps=T):
 
 
 def seen(model, x, dt, cell=None, forward=None):
-    """What is read of a model's cell, and its replay."""
-    instrument = Instrument(model, ncp.HeldOutBatch(x, dt), forward=forward)
-    look = ncp.Observation(instrument, 0, {ncp.Need.STATES})
-    replay = look.replay(cell or look.states[0].cell)
-    return read_liquid(replay, look.time_delta if look.takes_time else None), replay
+    """What is read of a model's cell, and its stepper."""
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), forward=forward)
+    look = ncp.Observation(runner, 0, {ncp.Need.STATES})
+    stepper = look.cell_stepper(cell or look.states[0].cell)
+    return read_liquid(stepper, look.time_delta if look.takes_time else None), stepper
 
 
 def logged(model, x, dt=None, steps=1, callback=None, held_out=None, **options):
@@ -398,9 +398,9 @@ def ltc_in(kind, **options):
 def test_an_ltc_is_read_whatever_its_names(kind, implicit):
     model, ours, cell = ltc_in(kind, implicit_param_constraints=implicit)
     x, dt = batch()
-    reading, replay = seen(model, x, dt)
+    reading, stepper = seen(model, x, dt)
     assert isinstance(reading, LTCReading)
-    assert replay.site.name == cell
+    assert stepper.hook.name == cell
     assert reading.error < 1e-6
     expected = in_float64(ours.cell)
     for name, value in vars(expected).items():
@@ -588,8 +588,8 @@ def test_three_derivatives_by_the_interval_show_the_same_gate():
     """Of ``c + d z``: ``h''/h' = k(1-2z)`` and ``h'''/h' = k^2(1-6z+6z^2)``; no layer is read."""
     x, dt = batch()
     model = CfC(F, H, backbone_units=6)
-    reading, replay = seen(model, x, dt)
-    args, _ = replay.given[3]
+    reading, stepper = seen(model, x, dt)
+    args, _ = stepper.given[3]
     given = [a.astype(mx.float64) for a in args]
     model.set_dtype(mx.float64, lambda dtype: dtype == mx.float32)
     one = mx.ones_like(given[2])
@@ -835,15 +835,15 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
     model = Leaky(TAU)
     few = logged(model, x, dt, callback=TimeConstants(steps=3, sequences=2))[0]
     np.testing.assert_allclose(arrays(few, "_ncp/time_constants_median")[0], TAU, rtol=2e-3)
-    instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
     looked = []
     monkeypatch.setattr(
         "ncp_callbacks.callbacks.time_constants.callback.jacobian_diagonal",
-        lambda replay, t, *rest, **units: (
-            looked.append(t) or jacobian_diagonal(replay, t, *rest, **units)
+        lambda stepper, t, *rest, **units: (
+            looked.append(t) or jacobian_diagonal(stepper, t, *rest, **units)
         ),
     )
-    look = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    look = ncp.Observation(runner, 0, {ncp.Need.STATES})
     list(TimeConstants(steps=3).measure(look))
     assert looked == [0, 4, 8]
 
@@ -852,10 +852,10 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
 def test_the_diagonal_is_that_of_the_whole_jacobian(at_once, monkeypatch):
     monkeypatch.setattr("ncp_callbacks.model.liquid._AT_ONCE", at_once)
     for model in (LTC(F, H), CfC(F, AutoNCP(9, 2, seed=3))):
-        _, replay = seen(model, *batch())
+        _, stepper = seen(model, *batch())
         for t in (0, 4):
-            whole = np.diagonal(replay.jacobian(t), axis1=1, axis2=2)
-            found = jacobian_diagonal(replay, t, synapses=H * H)
+            whole = np.diagonal(stepper.jacobian(t), axis1=1, axis2=2)
+            found = jacobian_diagonal(stepper, t, synapses=H * H)
             np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6)
 
 

@@ -213,8 +213,8 @@ def test_motor_neurons_are_those_that_the_model_puts_out(wiring, model):
         made = CfC(F, wiring(), mode="pure" if "pure" in model else "default")
     else:
         made = zoo.PortRNN(model(LTC(F, wiring()).cell), units=wiring().units)
-    _, replay = seen(made, x, dt)
-    groups = {group.name: group.columns for group in neuron_groups(replay)}
+    _, stepper = seen(made, x, dt)
+    groups = {group.name: group.columns for group in neuron_groups(stepper)}
     assert list(groups) == ["inter", "command", "motor"]
     built = wiring()
     for name, columns in groups.items():
@@ -223,12 +223,12 @@ def test_motor_neurons_are_those_that_the_model_puts_out(wiring, model):
     assert sorted(np.concatenate(list(groups.values()))) == list(range(built.units))
     if model in ("ltc", "cfc", "cfc-pure"):
         outputs, _ = made(mx.array(x), mx.array(dt))
-        np.testing.assert_allclose(replay.after(4)[:, groups["motor"]], outputs[:, 4], atol=1e-6)
+        np.testing.assert_allclose(stepper.after(4)[:, groups["motor"]], outputs[:, 4], atol=1e-6)
 
 
 def test_one_layer_of_neurons_ends_with_the_motor_neurons():
-    _, replay = seen(LTC(F, Random(7, 2, sparsity_level=0.3)), *batch())
-    groups = neuron_groups(replay)
+    _, stepper = seen(LTC(F, Random(7, 2, sparsity_level=0.3)), *batch())
+    groups = neuron_groups(stepper)
     assert [(g.name, g.columns.tolist()) for g in groups] == [
         ("inter", [2, 3, 4, 5, 6]),
         ("motor", [0, 1]),
@@ -237,8 +237,8 @@ def test_one_layer_of_neurons_ends_with_the_motor_neurons():
 
 def test_no_wiring_no_kinds():
     for model in (CfC(F, 5), zoo.Stack(nn.GRU(F, 5))):
-        _, replay = seen(model, batch()[0], None)
-        assert neuron_groups(replay) == ()
+        _, stepper = seen(model, batch()[0], None)
+        assert neuron_groups(stepper) == ()
 
 
 # ---- the callback
@@ -356,7 +356,7 @@ def test_shares_of_neurons_are_those_of_their_groups_told_apart():
         assert share.sum() == pytest.approx(1.0)
 
 
-class Chain(Wiring_):
+class Recurrence(Wiring_):
     """2 → 1 → 0, which is put out, and 0 → 3 → 4, which nobody listens to."""
 
     def __init__(self):
@@ -373,7 +373,7 @@ class Chain(Wiring_):
 
 
 def test_only_who_has_a_way_to_the_motor_neuron_is_dark():
-    writer, _ = looked(LTC(F, Chain()))
+    writer, _ = looked(LTC(F, Recurrence()))
     (share,) = arrays(writer, "_ncp/wiring_attribution")
     assert (share[:3] > 0).all()
     assert not share[3:].any()

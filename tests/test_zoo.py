@@ -14,22 +14,22 @@ from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
 
 import ncp_callbacks as ncp
 from ncp_callbacks.held_out import to_numpy
-from ncp_callbacks.model import Instrument, ModelError
-from ncp_callbacks.model.cell_stepper import Replay
+from ncp_callbacks.model import ModelError, ModelRunner
+from ncp_callbacks.model.cell_stepper import CellStepper
 
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
 def looked_at(name, *needs, **options):
-    """The example, its inputs, the instrument and what it sees."""
+    """The example, its inputs, the runner and what it sees."""
     case = EXAMPLES[name]
     x, dt = zoo.data(case)
     model = zoo.made(case)
     if name.startswith("enhanced/"):
         case.plain(model, x, dt)  # which makes its weights
-    instrument = Instrument(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
-    with instrument.analysing():
-        return case, x, dt, instrument, ncp.Observation(instrument, 0, needs)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
+    with runner.analysing():
+        return case, x, dt, runner, ncp.Observation(runner, 0, needs)
 
 
 def built(name):
@@ -55,15 +55,15 @@ def close(seen, expected, tolerance=1e-6):
 
 @every_example
 def test_calling_cells_and_layers_are_found(name):
-    case, x, dt, instrument, seen = looked_at(name)
-    sites = instrument.sites
+    case, x, dt, runner, seen = looked_at(name)
+    hook_points = runner.hook_points
     reference = case.states(built(name)[3], x, dt)
-    assert instrument.calling.time_argument == case.time
-    assert [site.name for site in sites.cells] == list(reference)
-    assert {site.name for site in sites.cells if site.reverse} == case.reverse
-    assert [(s.name, s.activation) for s in sites.layers] == list(case.layers.items())
+    assert runner.calling.time_argument == case.time
+    assert [hook.name for hook in hook_points.cells] == list(reference)
+    assert {hook.name for hook in hook_points.cells if hook.reverse} == case.reverse
+    assert [(s.name, s.activation) for s in hook_points.layers] == list(case.layers.items())
     assert seen.outputs.shape == (BATCH, *case.outputs)
-    notes = (*instrument.notes, *instrument.missing)
+    notes = (*runner.notes, *runner.missing)
     assert len(notes) == len(case.notes), notes
     for word, note in zip(case.notes, notes, strict=True):
         assert word in note
@@ -104,13 +104,13 @@ def test_gradients_are_those_of_a_plain_function(name):
 
 @every_example
 def test_targets_at_scaled_intervals_are_those_of_plain_calls(name):
-    case, x, dt, instrument, seen = looked_at(name, target=0)
+    case, x, dt, runner, seen = looked_at(name, target=0)
     if dt is None:
         with pytest.raises(RuntimeError, match="takes no intervals"):
             seen.values_at_scales((2.0,))
         return
     model = built(name)[3]
-    with instrument.analysing():
+    with runner.analysing():
         values = seen.values_at_scales((0.5, 1.0, 3.0))
     for scale in (0.5, 1.0, 3.0):
         outputs = case.plain(model, x, dt * scale)
@@ -229,12 +229,12 @@ def test_a_model_whose_weights_are_not_made_yet(name):
     x, dt = zoo.data(case)
     model = zoo.made(case)
     keys = {path: list(module) for path, module in model.named_modules()}
-    instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
-    before = ncp.Observation(instrument, 0, set(ncp.Need))
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
+    before = ncp.Observation(runner, 0, set(ncp.Need))
     assert {path: list(module) for path, module in model.named_modules()} == keys
     model(x, time_delta=dt)  # makes them, as the first training step does
     model.train()
-    after = ncp.Observation(instrument, 1, set(ncp.Need))
+    after = ncp.Observation(runner, 1, set(ncp.Need))
     expected = case.states(built(name)[3], x, dt)
     for seen in (before, after):
         for cell in seen.states:
@@ -251,8 +251,8 @@ def test_any_number_of_sequences(batch):
         case = EXAMPLES[name]
         x, dt = zoo.data(case, batch=batch)
         model = zoo.made(case)
-        instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
-        seen = ncp.Observation(instrument, 0, set(ncp.Need))
+        runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
+        seen = ncp.Observation(runner, 0, set(ncp.Need))
         expected = case.states(built(name)[3], x, dt)
         assert [c.cell for c in seen.states] == list(expected)
         for cell in seen.states:
@@ -261,17 +261,17 @@ def test_any_number_of_sequences(batch):
 
 def test_sequences_of_one_step_have_no_states_handed_on():
     model = zoo.made(EXAMPLES["port/cfc-default"])
-    instrument = Instrument(model, ncp.HeldOutBatch(mx.ones((3, 1, FEATURES)), 0.5))
-    assert not instrument.sites.cells
-    assert "one step" in instrument.missing[0]
+    runner = ModelRunner(model, ncp.HeldOutBatch(mx.ones((3, 1, FEATURES)), 0.5))
+    assert not runner.hook_points.cells
+    assert "one step" in runner.missing[0]
 
 
 def test_inputs_that_never_change_leave_the_direction_open():
     case = EXAMPLES["hand/both-ways"]
     x = mx.broadcast_to(mx.random.normal((3, 1, FEATURES)), (3, STEPS, FEATURES))
-    instrument = Instrument(zoo.made(case), ncp.HeldOutBatch(x, 0.5))
-    assert [site.name for site in instrument.sites.cells] == list(zoo._WAYS)
-    assert sum("which way it runs" in note for note in instrument.notes) == 4
+    runner = ModelRunner(zoo.made(case), ncp.HeldOutBatch(x, 0.5))
+    assert [hook.name for hook in runner.hook_points.cells] == list(zoo._WAYS)
+    assert sum("which way it runs" in note for note in runner.notes) == 4
 
 
 @pytest.mark.parametrize("name", ["hand/state-tuple", "hand/between-held"])
@@ -280,8 +280,8 @@ def test_nan_in_a_state_is_followed(name):
     x, _ = zoo.data(case)
     values = to_numpy(x)
     values[0, 2, 1] = np.nan
-    instrument = Instrument(zoo.made(case), ncp.HeldOutBatch(values))
-    states = ncp.Observation(instrument, 0, {ncp.Need.STATES}).states
+    runner = ModelRunner(zoo.made(case), ncp.HeldOutBatch(values))
+    states = ncp.Observation(runner, 0, {ncp.Need.STATES}).states
     assert states[0].cell == "cell"
     assert np.isnan(states[0].values[0, 2:]).any()
     assert np.isfinite(states[0].values[1:]).all()
@@ -294,8 +294,8 @@ def test_two_steps_are_enough(name):
     case = EXAMPLES[name]
     x, dt = zoo.data(case)
     model = zoo.made(case)
-    instrument = Instrument(model, ncp.HeldOutBatch(x[:, :2], None if dt is None else dt[:, :2]))
-    seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    runner = ModelRunner(model, ncp.HeldOutBatch(x[:, :2], None if dt is None else dt[:, :2]))
+    seen = ncp.Observation(runner, 0, {ncp.Need.STATES})
     expected = case.states(built(name)[3], x, dt)
     assert [cell.cell for cell in seen.states] == list(expected)
     for cell in seen.states:
@@ -357,10 +357,10 @@ def test_a_layer_that_several_runs_share_is_read_once_for_each():
 
 
 def test_a_stack_named_as_layer_tells_its_activation():
-    *_, instrument, seen = looked_at(
-        "hand/backbone-block", ncp.Need.ACTIVATIONS, layers="cell.block"
-    )
-    assert [(s.name, s.activation) for s in instrument.sites.layers] == [("cell.block", "sigmoid")]
+    *_, runner, seen = looked_at("hand/backbone-block", ncp.Need.ACTIVATIONS, layers="cell.block")
+    assert [(s.name, s.activation) for s in runner.hook_points.layers] == [
+        ("cell.block", "sigmoid")
+    ]
     assert seen.activations[0].values.min() > 0
 
 
@@ -389,21 +389,21 @@ def test_a_model_that_wants_time_first_is_not_mistaken():
     model = zoo.made(EXAMPLES["port/cfc-time-first"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
     with pytest.raises(ModelError, match=r"as though the batch were time.*transpose in\s+forward="):
-        Instrument(model, ncp.HeldOutBatch(x))
+        ModelRunner(model, ncp.HeldOutBatch(x))
 
 
 def test_intervals_that_a_model_has_no_keyword_for_are_refused():
     model = zoo.made(EXAMPLES["port/node-without-keyword"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
     with pytest.raises(ModelError, match=r"takes no keyword for it.*forward="):
-        Instrument(model, ncp.HeldOutBatch(x, 0.5))
+        ModelRunner(model, ncp.HeldOutBatch(x, 0.5))
 
 
 def test_intervals_that_a_model_needs_are_asked_for():
     model = zoo.made(EXAMPLES["hand/time-ByPosition"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
     with pytest.raises(ModelError, match="maybe time_delta is missing"):
-        Instrument(model, ncp.HeldOutBatch(x))
+        ModelRunner(model, ncp.HeldOutBatch(x))
 
 
 # ---- what can't be found is said
@@ -440,9 +440,9 @@ class Inlined(nn.Module):
 def test_no_cell_is_said_with_what_might_be_one(rule, message):
     model = Inlined(rule)
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    instrument = Instrument(model, ncp.HeldOutBatch(x))
-    assert not instrument.sites.cells
-    note = next(n for n in instrument.missing if n.startswith("no recurrent cell was found"))
+    runner = ModelRunner(model, ncp.HeldOutBatch(x))
+    assert not runner.hook_points.cells
+    note = next(n for n in runner.missing if n.startswith("no recurrent cell was found"))
     assert re.search(message, note), note
 
 
@@ -451,9 +451,9 @@ def test_a_cell_called_too_often_can_not_be_named():
     with pytest.raises(
         ModelError, match=r"wh was called 5 times for 6 steps and returned \(2, 5\)"
     ):
-        Instrument(Inlined("missing a step"), ncp.HeldOutBatch(x), cells="wh")
+        ModelRunner(Inlined("missing a step"), ncp.HeldOutBatch(x), cells="wh")
     with pytest.raises(ModelError, match="wh was called 5 times for 6 steps"):
-        Instrument(Inlined("missing a step"), ncp.HeldOutBatch(x), layers="wh")
+        ModelRunner(Inlined("missing a step"), ncp.HeldOutBatch(x), layers="wh")
 
 
 class KeepsItsState(nn.Module):
@@ -482,9 +482,9 @@ def test_a_cell_that_keeps_its_state_can_be_named():
     mx.random.seed(0)
     model = WithStatefulCell()
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    assert "cells='cell'" in Instrument(model, ncp.HeldOutBatch(x)).missing[0]
-    instrument = Instrument(model, ncp.HeldOutBatch(x), cells="cell")
-    seen = ncp.Observation(instrument, 0, {ncp.Need.STATES})
+    assert "cells='cell'" in ModelRunner(model, ncp.HeldOutBatch(x)).missing[0]
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="cell")
+    seen = ncp.Observation(runner, 0, {ncp.Need.STATES})
     close(seen.states[0].values, model(x))
 
 
@@ -505,10 +505,10 @@ class Vmapped(nn.Module):
 
 def test_calls_inside_vmap_can_not_be_seen_and_that_is_said():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    instrument = Instrument(Vmapped(), ncp.HeldOutBatch(x))
-    assert not instrument.sites.cells
-    assert "mx.vmap" in instrument.notes[0]
-    seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
+    runner = ModelRunner(Vmapped(), ncp.HeldOutBatch(x))
+    assert not runner.hook_points.cells
+    assert "mx.vmap" in runner.notes[0]
+    seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
     assert np.abs(seen.input_gradient).max() > 0
     assert not seen.states
 
@@ -532,11 +532,11 @@ def test_calls_that_come_and_go_are_not_assigned_to_steps():
     x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
     x[:, 1] = 0.7
     x[3] = 1.5  # beyond the two sequences that are looked at first
-    instrument = Instrument(Adaptive(), ncp.HeldOutBatch(x))
-    assert [site.name for site in instrument.sites.cells] == ["cell"]
+    runner = ModelRunner(Adaptive(), ncp.HeldOutBatch(x))
+    assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
     with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
-        ncp.Observation(instrument, 0, {ncp.Need.STATES})
-    ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
+        ncp.Observation(runner, 0, {ncp.Need.STATES})
+    ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
 
 
 class BatchMean(nn.Module):
@@ -550,7 +550,7 @@ class BatchMean(nn.Module):
 
 def test_sequences_that_act_on_each_other_are_mentioned():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    notes = Instrument(BatchMean(), ncp.HeldOutBatch(x)).notes
+    notes = ModelRunner(BatchMean(), ncp.HeldOutBatch(x)).notes
     assert "depend on the other sequences in the batch" in notes[0]
 
 
@@ -569,10 +569,10 @@ class Noisy(nn.Module):
 
 def test_noise_is_not_mistaken_for_sequences_that_act_on_each_other():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    instrument = Instrument(Noisy(), ncp.HeldOutBatch(x))
-    assert [site.name for site in instrument.sites.cells] == ["gru"]
-    assert instrument.notes == ()
-    assert "backbone" in instrument.missing[0]
+    runner = ModelRunner(Noisy(), ncp.HeldOutBatch(x))
+    assert [hook.name for hook in runner.hook_points.cells] == ["gru"]
+    assert runner.notes == ()
+    assert "backbone" in runner.missing[0]
 
 
 class Attentive(nn.Module):
@@ -593,9 +593,9 @@ class Attentive(nn.Module):
 
 def test_a_direction_that_can_not_be_told_is_mentioned():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    instrument = Instrument(Attentive(), ncp.HeldOutBatch(x))
-    assert [site.name for site in instrument.sites.cells] == ["cell"]
-    assert any("which way it runs can't be told" in note for note in instrument.notes)
+    runner = ModelRunner(Attentive(), ncp.HeldOutBatch(x))
+    assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
+    assert any("which way it runs can't be told" in note for note in runner.notes)
 
 
 class FixedBatch(nn.Module):
@@ -616,14 +616,14 @@ def test_a_model_for_one_batch_size_with_another_input():
     case = EXAMPLES["hand/sub-steps"]
     x, dt = zoo.data(case)
     static, model = mx.random.normal((BATCH, 2)), FixedBatch()
-    instrument = Instrument(
+    runner = ModelRunner(
         model,
         ncp.HeldOutBatch(x, dt),
         forward=lambda model, x, dt: model(x, static, dt),
         target=0,
     )
-    assert instrument.small() is instrument
-    seen = ncp.Observation(instrument, 0, set(ncp.Need))
+    assert runner.small() is runner
+    seen = ncp.Observation(runner, 0, set(ncp.Need))
     scaled = seen.values_at_scales((2.0, 3.0))
     close(scaled[2.0], model(x, static, 2 * dt)[:, 0])
     close(scaled[3.0], model(x, static, 3 * dt)[:, 0])
@@ -645,7 +645,7 @@ class Iterated(nn.Module):
 
 def test_a_block_applied_repeatedly_is_no_cell():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    assert not Instrument(Iterated(), ncp.HeldOutBatch(x)).sites.cells
+    assert not ModelRunner(Iterated(), ncp.HeldOutBatch(x)).hook_points.cells
 
 
 class PassesThrough(nn.Module):
@@ -690,14 +690,14 @@ class Encoder(nn.Module):
 
 def test_zeros_that_meet_zeros_are_no_state():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    instrument = Instrument(Flagged(), ncp.HeldOutBatch(x))
-    assert [site.name for site in instrument.sites.cells] == ["cell"]
+    runner = ModelRunner(Flagged(), ncp.HeldOutBatch(x))
+    assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
 
 
 def test_what_is_only_passed_through_is_no_state():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    instrument = Instrument(PassesThrough(), ncp.HeldOutBatch(x))
-    assert [site.name for site in instrument.sites.cells] == ["cell"]
+    runner = ModelRunner(PassesThrough(), ncp.HeldOutBatch(x))
+    assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
 
 
 # ---- tokens
@@ -728,9 +728,9 @@ def test_tokens_are_looked_at_as_what_they_are_embedded_as(embedded):
         options = {"forward": lambda model, x, dt: model.read(x)}
     else:
         held_out, options = ncp.HeldOutBatch(tokens), {}
-    instrument = Instrument(model, held_out, target=0, **options)
-    assert [site.name for site in instrument.sites.cells] == ["cell"]
-    seen = ncp.Observation(instrument, 0, {ncp.Need.INPUT_GRADIENT})
+    runner = ModelRunner(model, held_out, target=0, **options)
+    assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
+    seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT})
     expected = mx.grad(lambda x: model.read(x)[:, 0].sum())(model.embedding(tokens))
     close(seen.input_gradient, expected)
     close(seen.outputs, model(tokens))
@@ -742,24 +742,24 @@ def test_zeros_to_start_from_are_not_taken_for_a_relu():
     for cell in (model.cell, model.backward_cell):
         cell.wx.bias = cell.wx.bias - 10.0
     _, x, dt, _ = built("port/states-in-lists-both-ways")
-    assert not Instrument(model, ncp.HeldOutBatch(x, dt)).sites.layers
+    assert not ModelRunner(model, ncp.HeldOutBatch(x, dt)).hook_points.layers
 
 
 def test_steps_run_again_start_from_bare_states_too():
     """A cell may be started with a state and then be handed lists; a reverse one starts last."""
     _, x, dt, model = built("port/states-in-lists-both-ways")
-    instrument = Instrument(model, ncp.HeldOutBatch(x, dt))
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
     expected = zoo.merged_states(model, x, dt)
-    for site in instrument.sites.cells:
-        replay = Replay(instrument, site)
-        after = np.stack([to_numpy(a) for a in expected[site.name]], axis=1)
+    for hook in runner.hook_points.cells:
+        stepper = CellStepper(runner, hook)
+        after = np.stack([to_numpy(a) for a in expected[hook.name]], axis=1)
         start = np.full((BATCH, UNITS), 0.5, np.float32)
-        order = range(STEPS)[:: -1 if site.reverse else 1]
-        cell = dict(model.items())[site.name]
+        order = range(STEPS)[:: -1 if hook.reverse else 1]
+        cell = dict(model.items())[hook.name]
         for before, t in zip([None, *order], order, strict=False):
             came = start if before is None else after[:, before]
-            close(replay.before(t), came, 1e-6)
-            close(replay.after(t), after[:, t], 1e-6)
+            close(stepper.before(t), came, 1e-6)
+            close(stepper.after(t), after[:, t], 1e-6)
             by_hand = [
                 to_numpy(
                     mx.vjp(
@@ -770,7 +770,7 @@ def test_steps_run_again_start_from_bare_states_too():
                 )
                 for row in mx.eye(UNITS)
             ]
-            close(replay.jacobian(t), np.stack(by_hand, axis=1), 1e-5)
+            close(stepper.jacobian(t), np.stack(by_hand, axis=1), 1e-5)
 
 
 def test_the_zoo_is_complete():

@@ -66,7 +66,7 @@ def _full() -> list[Callback]:
         SanityCheck(),
     ]
     for callback in expensive:
-        callback.one_in = 10
+        callback.every_nth = 10
     return [*_standard(), integrated, *expensive]
 
 

@@ -1,28 +1,28 @@
 """How a model is looked at without touching it."""
 
 from .conventions import TIME_KEYWORDS, Calling, Forward
-from .errors import ModelError, NothingToObserve
-from .hook_points import CellSite, LayerSite, Sites
+from .errors import ModelError, NotApplicable
+from .hook_points import CellHook, HookPoints, LayerHook
 from .memory import Memory
 from .model_copy import CopyError, ModelCopy, Subject
-from .probe import Instrument, Pass
+from .runner import ModelRunner, Pass
 from .target import At, Target, TargetLike
 
 __all__ = [
     "TIME_KEYWORDS",
     "At",
     "Calling",
-    "CellSite",
+    "CellHook",
     "CopyError",
     "Forward",
-    "Instrument",
-    "LayerSite",
+    "HookPoints",
+    "LayerHook",
     "Memory",
     "ModelCopy",
     "ModelError",
-    "NothingToObserve",
+    "ModelRunner",
+    "NotApplicable",
     "Pass",
-    "Sites",
     "Subject",
     "Target",
     "TargetLike",

@@ -11,11 +11,11 @@ import mlx.nn as nn
 import numpy as np
 
 from ..callbacks.backbone_activations.analysis import recognise_activation
-from .hook_points import LayerSite
+from .hook_points import LayerHook
 from .pytrees import Path, leaves
 from .recording import Call, Values
 
-__all__ = ["activation_of", "is_layer", "layer_sites"]
+__all__ = ["activation_of", "is_layer", "layer_hooks"]
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -24,19 +24,19 @@ def is_layer(module: nn.Module) -> bool:
     return any(array.ndim > 1 for _, array in leaves(own))
 
 
-def layer_sites(
+def layer_hooks(
     steps: Sequence[Call],
     cells: Iterable[Call],
     by_module: Mapping[str, Sequence[Call]],
     values: Values,
-) -> list[LayerSite]:
+) -> list[LayerHook]:
     """Hidden layers inside one cell, where a module takes them or a stack of modules returns them.
 
     Args:
         steps: The cell's calls that end each step, in order of time.
         cells: Calls of all cells; those inside this one are looked at for themselves.
     """
-    sites = []
+    hook_points = []
     # In the last step run: what a cell starts from are often zeros, which tell nothing.
     last = max(steps, key=lambda call: call.number)
     for shown in _Cell(last, cells, values).hidden():
@@ -46,8 +46,8 @@ def layer_sites(
             continue
         arrays = [(c.inputs if shown.at_input else c.outputs).get(shown.place) for c in at]
         befores = [[_first(s.outputs) for s in sources], *_on_the_way(shown.trail, steps)]
-        sites.append(
-            LayerSite(
+        hook_points.append(
+            LayerHook(
                 name=shown.source.name,
                 module=shown.call.path,
                 path=shown.place,
@@ -57,7 +57,7 @@ def layer_sites(
                 calls_in_all=len(by_module[shown.call.path]),
             )
         )
-    return sites
+    return hook_points
 
 
 def activation_of(calls: Sequence[Call], values: Values) -> str:

@@ -16,8 +16,8 @@ from ..held_out import to_numpy
 from ..results import FloatArray
 from ..target_values import TargetValues
 from .errors import ModelError
-from .hook_points import CellSite, LayerSite
-from .probe import Instrument, Pass, Variants
+from .hook_points import CellHook, LayerHook
+from .runner import ModelRunner, Pass, Variants
 
 __all__ = ["EvaluatedPass", "as_points", "in_parts", "joined", "points", "run_in_batches"]
 
@@ -27,12 +27,12 @@ _LOG = logging.getLogger("ncp_callbacks")
 class EvaluatedPass:
     """Hold one evaluated pass over some sequences, and convert its arrays when asked to."""
 
-    def __init__(self, instrument: Instrument, computed: Pass) -> None:
+    def __init__(self, runner: ModelRunner, computed: Pass) -> None:
         self._pass = computed
-        self._batch, self._steps, _ = instrument.held_out.inputs_shape
+        self._batch, self._steps, _ = runner.held_out.inputs_shape
 
     def array(self, name: str) -> FloatArray:
-        """Return an array of :class:`~.probe.Pass` by its name there."""
+        """Return an array of :class:`~.runner.Pass` by its name there."""
         return to_numpy(getattr(self._pass, name))
 
     @property
@@ -40,16 +40,16 @@ class EvaluatedPass:
         """Return ``(B,)``, the output followed in each sequence; None without a choice."""
         return None if self._pass.chosen is None else np.array(self._pass.chosen)
 
-    def states(self, site: CellSite) -> FloatArray:
+    def states(self, hook: CellHook) -> FloatArray:
         """Return the states ``(B, T, H)``; several state arrays are side by side."""
-        parts = [self._over_time(site, a, site.reverse) for a in self._pass.states[site.name]]
+        parts = [self._over_time(hook, a, hook.reverse) for a in self._pass.states[hook.name]]
         return np.concatenate(parts, axis=-1)
 
-    def initial(self, site: CellSite) -> FloatArray | None:
+    def initial(self, hook: CellHook) -> FloatArray | None:
         """Return the initial states ``(B, H)``, or None where the model passed none."""
-        if site.name not in self._pass.initial:
+        if hook.name not in self._pass.initial:
             return None
-        arrays = [to_numpy(a) for a in self._pass.initial[site.name]]
+        arrays = [to_numpy(a) for a in self._pass.initial[hook.name]]
         # One state for all sequences is common.
         parts = [
             a.reshape(self._batch, -1)
@@ -59,57 +59,57 @@ class EvaluatedPass:
         ]
         return np.concatenate(parts, axis=-1)
 
-    def activations(self, site: LayerSite) -> FloatArray:
+    def activations(self, hook: LayerHook) -> FloatArray:
         """Return the activations ``(B, T, N)``."""
-        return self._over_time(site, self._pass.activations[site.name], False)
+        return self._over_time(hook, self._pass.activations[hook.name], False)
 
     def _over_time(
-        self, site: CellSite | LayerSite, arrays: Sequence[mx.array], reverse: bool
+        self, hook: CellHook | LayerHook, arrays: Sequence[mx.array], reverse: bool
     ) -> FloatArray:
         """Return ``(B, T, N)`` from one array over all time steps, or from one for each of them."""
         shape = tuple(arrays[0].shape)
-        if shape[:1] != (self._batch,) or (site.whole_sequence and shape[1:2] != (self._steps,)):
+        if shape[:1] != (self._batch,) or (hook.whole_sequence and shape[1:2] != (self._steps,)):
             raise ModelError(
-                f"{site.name} gave an array of shape {shape} for {self._batch} sequences of "
+                f"{hook.name} gave an array of shape {shape} for {self._batch} sequences of "
                 f"{self._steps} steps: its first axis must be the batch"
             )
-        if site.whole_sequence:
+        if hook.whole_sequence:
             values = to_numpy(arrays[0])
             return values[:, ::-1] if reverse else values
         # One conversion is much faster than one for every step.
         return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
 
 
-def run_in_batches(instrument: Instrument, wanted: dict[str, bool]) -> Iterator[EvaluatedPass]:
+def run_in_batches(runner: ModelRunner, wanted: dict[str, bool]) -> Iterator[EvaluatedPass]:
     """Yield passes over the whole batch, in order, each over as many sequences as memory allows.
 
     Args:
-        instrument: The model and the batch.
-        wanted: Keywords of :meth:`Instrument.run`.
+        runner: The model and the batch.
+        wanted: Keywords of :meth:`ModelRunner.run`.
 
     Raises:
         MemoryError, RuntimeError: If one sequence, or a batch that can't be divided, does not fit
             into memory.
     """
-    batch, start = len(instrument.held_out), 0
+    batch, start = len(runner.held_out), 0
     while start < batch:
-        stop = min(batch, start + (instrument.most_rows or batch))
+        stop = min(batch, start + (runner.most_rows or batch))
         whole = stop - start == batch
-        part = instrument if whole else instrument.take(slice(start, stop))
+        part = runner if whole else runner.take(slice(start, stop))
         try:
             computed = part.run(**wanted)
             mx.eval(computed.arrays())
         except (MemoryError, RuntimeError) as error:
-            if not (_out_of_memory(error) and instrument.divisible and stop - start > 1):
+            if not (_out_of_memory(error) and runner.divisible and stop - start > 1):
                 raise
-            _take_fewer(instrument, stop - start)
+            _take_fewer(runner, stop - start)
         else:
             yield EvaluatedPass(part, computed)
             start = stop
 
 
 def points(
-    instrument: Instrument,
+    runner: ModelRunner,
     sequences: FloatArray | None,
     time_deltas: FloatArray | None,
     chosen: npt.NDArray[np.integer[Any]] | None,
@@ -132,7 +132,7 @@ def points(
     """
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
 
-    def run(some: Instrument, here: slice, at: slice) -> TargetValues:
+    def run(some: ModelRunner, here: slice, at: slice) -> TargetValues:
         return _points(
             some,
             None if sequences is None else sequences[at, here],
@@ -142,12 +142,12 @@ def points(
             loss,
         )
 
-    return in_parts(instrument, run, count, rows=rows, copies=copies)
+    return in_parts(runner, run, count, rows=rows, copies=copies)
 
 
 def in_parts(
-    instrument: Instrument,
-    run: Callable[[Instrument, slice, slice], TargetValues],
+    runner: ModelRunner,
+    run: Callable[[ModelRunner, slice, slice], TargetValues],
     count: int,
     *,
     rows: int,
@@ -159,14 +159,14 @@ def in_parts(
         run: Some variants, the last argument, of some sequences, the other two.
         rows, copies: See :func:`points`.
     """
-    batch = len(instrument.held_out)
-    size = min(rows, batch) if instrument.divisible else batch
+    batch = len(runner.held_out)
+    size = min(rows, batch) if runner.divisible else batch
     # Few sequences leave room for more variants of them.
     copies = max(1, copies * rows // size)
     parts: list[TargetValues] = []
     for begin in range(0, batch, size):
         here = slice(begin, min(batch, begin + size))
-        some = instrument if size == batch else instrument.take(here)
+        some = runner if size == batch else runner.take(here)
         done: list[TargetValues] = []
         start = 0
         while start < count:
@@ -184,7 +184,7 @@ def in_parts(
 
 
 def _points(
-    instrument: Instrument,
+    runner: ModelRunner,
     sequences: FloatArray | None,
     time_deltas: FloatArray | None,
     chosen: npt.NDArray[np.integer[Any]] | None,
@@ -200,13 +200,13 @@ def _points(
         if given is None
         else mx.array(given).astype(own.dtype)
         for given, own in (
-            (sequences, instrument.sequence()),
-            (time_deltas, instrument.time_delta),
+            (sequences, runner.sequence()),
+            (time_deltas, runner.time_delta),
         )
     )
     assert x is not None
     followed = None if chosen is None else mx.array(chosen)
-    return as_points(instrument.variants(x, dt, followed, gradient=gradient, loss=loss))
+    return as_points(runner.variants(x, dt, followed, gradient=gradient, loss=loss))
 
 
 def as_points(variants: Variants) -> TargetValues:
@@ -224,9 +224,9 @@ def joined(parts: Sequence[TargetValues], axis: int) -> TargetValues:
     return TargetValues(*[None if c[0] is None else np.concatenate(c, axis=axis) for c in columns])  # type: ignore[arg-type]
 
 
-def _take_fewer(instrument: Instrument, tried: int) -> None:
+def _take_fewer(runner: ModelRunner, tried: int) -> None:
     """Run at most half as many sequences at once from now on."""
-    instrument.most_rows = tried // 2
+    runner.most_rows = tried // 2
     _LOG.warning(
         "running %d sequences at once ran out of memory; from now on at most %d",
         tried,

@@ -1,8 +1,8 @@
 """One recurrent cell, run again step by step from any state: Jacobians and what else a step holds.
 
-replay = Replay(instrument, site)        # inside instrument.preserved()
-replay.step(3, state)                    # what step 3 makes of another state
-replay.jacobian(3)                       # (B, H, H), d state after step 3 / d state before
+stepper = CellStepper(runner, hook)        # inside runner.preserved()
+stepper.step(3, state)                    # what step 3 makes of another state
+stepper.jacobian(3)                       # (B, H, H), d state after step 3 / d state before
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import numpy as np
 
 from ..held_out import to_numpy
 from ..results import FloatArray
-from .errors import NothingToObserve
-from .hook_points import CellSite
-from .probe import Instrument, recorded_calls
+from .errors import NotApplicable
+from .hook_points import CellHook
 from .pytrees import get_leaf, leaves, modules, replace_leaf
+from .runner import ModelRunner, recorded_calls
 
-__all__ = ["Replay"]
+__all__ = ["CellStepper"]
 
 # Relative to the largest state: float32 rounding over a few layers.
 _TOLERANCE = 1e-3
 
 
-class Replay:
-    """The steps of one cell over the sequences of an instrument, and their like.
+class CellStepper:
+    """The steps of one cell over the sequences of an runner, and their like.
 
-    Makes one forward pass. Only inside ``instrument.preserved()``.
+    Makes one forward pass. Only inside ``runner.preserved()``.
 
     Args:
-        instrument: Few sequences: a step's Jacobian takes ``H`` copies of each.
-        site: The cell.
+        runner: Few sequences: a step's Jacobian takes ``H`` copies of each.
+        hook: The cell.
 
     Raises:
-        NothingToObserve: If a step can't be run again by itself, or doesn't give what it gave.
+        NotApplicable: If a step can't be run again by itself, or doesn't give what it gave.
 
     Attributes:
         module: The cell.
@@ -45,12 +45,12 @@ class Replay:
         sizes: Units of each state array; ``H`` is their sum.
     """
 
-    def __init__(self, instrument: Instrument, site: CellSite) -> None:
-        self.site = site
-        self._batch, self.steps, _ = instrument.held_out.inputs_shape
-        self.module: nn.Module = dict(modules(instrument.model))[site.module]
-        calls = recorded_calls(instrument, site)
-        split = self._split_whole if site.whole_sequence else self._split_steps
+    def __init__(self, runner: ModelRunner, hook: CellHook) -> None:
+        self.hook = hook
+        self._batch, self.steps, _ = runner.held_out.inputs_shape
+        self.module: nn.Module = dict(modules(runner.model))[hook.module]
+        calls = recorded_calls(runner, hook)
+        split = self._split_whole if hook.whole_sequence else self._split_steps
         self._inputs, self._outputs, self._call = split(calls)
         self.sizes = [a.shape[-1] for a in self._outputs[0]]
         self._check()
@@ -58,21 +58,21 @@ class Replay:
     # What the cell was given and what it gave: state arrays (B, units) of each step.
 
     def _split_steps(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
-        site = self.site
-        if not site.in_paths:
-            raise NothingToObserve(
-                f"{site.name} isn't given its state from outside, so a step of it can't be run "
+        hook = self.hook
+        if not hook.in_paths:
+            raise NotApplicable(
+                f"{hook.name} isn't given its state from outside, so a step of it can't be run "
                 "again by itself"
             )
-        shown = [calls[number] for number in site.calls]
-        inputs = [[get_leaf(given, path) for path in site.in_paths] for given, _ in shown]
-        outputs = [[get_leaf(made, path) for path in site.out_paths] for _, made in shown]
+        shown = [calls[number] for number in hook.calls]
+        inputs = [[get_leaf(given, path) for path in hook.in_paths] for given, _ in shown]
+        outputs = [[get_leaf(made, path) for path in hook.out_paths] for _, made in shown]
         # Of the first step run, many are given nothing: they start from zeros of their own.
-        first = self.steps - 1 if site.reverse else 0
+        first = self.steps - 1 if hook.reverse else 0
         later = inputs[:first] + inputs[first + 1 :]
         if not all(_is_batch_of_states(a, self._batch) for step in later for a in step):
-            raise NothingToObserve(
-                f"{site.name} is given no state (batch, units) at every step, so that its steps "
+            raise NotApplicable(
+                f"{hook.name} is given no state (batch, units) at every step, so that its steps "
                 "can't be run again by themselves"
             )
         shapes = [a.shape[1:] for a in later[-1]]
@@ -82,12 +82,12 @@ class Replay:
             given = shown[step][0]
             if copies > 1:
                 given = self._repeated(given, copies)
-            for path, state, shape in zip(site.in_paths, states, shapes, strict=True):
+            for path, state, shape in zip(hook.in_paths, states, shapes, strict=True):
                 if get_leaf(given, path) is not None:
                     given = replace_leaf(given, path, state.reshape(-1, *shape))
             args, kwargs = given if change is None else change(given)
             made = self.module(*args, **kwargs)
-            return [_flat(get_leaf(made, path)) for path in site.out_paths]
+            return [_flat(get_leaf(made, path)) for path in hook.out_paths]
 
         self.given = [given for given, _ in shown]
         flat = [[_flat(a) for a in step] for step in outputs]
@@ -97,12 +97,12 @@ class Replay:
 
     def _split_whole(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
         """A layer such as ``nn.GRU`` takes the sequence and then its states, and gives all."""
-        site = self.site
-        (args, kwargs), made = calls[site.calls[0]]
-        arrays = [get_leaf(made, path) for path in site.out_paths]
-        if site.reverse or not args or not isinstance(args[0], mx.array) or args[0].ndim != 3:
-            raise NothingToObserve(
-                f"{site.name} runs over the whole sequence in a way of its own, so that its steps "
+        hook = self.hook
+        (args, kwargs), made = calls[hook.calls[0]]
+        arrays = [get_leaf(made, path) for path in hook.out_paths]
+        if hook.reverse or not args or not isinstance(args[0], mx.array) or args[0].ndim != 3:
+            raise NotApplicable(
+                f"{hook.name} runs over the whole sequence in a way of its own, so that its steps "
                 "can't be run again by themselves"
             )
         x = args[0]
@@ -113,7 +113,7 @@ class Replay:
             copies = len(states[0]) // self._batch
             at = mx.concatenate([x[:, step : step + 1]] * copies)
             made = self.module(at, *states)
-            return [get_leaf(made, path)[:, 0] for path in site.out_paths]
+            return [get_leaf(made, path)[:, 0] for path in hook.out_paths]
 
         self.given = [((x[:, t],), kwargs) for t in range(self.steps)]
         return inputs, outputs, call
@@ -135,11 +135,11 @@ class Replay:
         try:
             again = self._call(step, states, None)
             mx.eval(again, self._outputs[step])
-        except NothingToObserve:
+        except NotApplicable:
             raise
         except Exception as error:
-            raise NothingToObserve(
-                f"a step of {self.site.name} can't be run again by itself "
+            raise NotApplicable(
+                f"a step of {self.hook.name} can't be run again by itself "
                 f"({type(error).__name__}: {error})"
             ) from error
         for now, was in zip(again, self._outputs[step], strict=True):
@@ -148,8 +148,8 @@ class Replay:
             if seen.shape != expected.shape or not np.allclose(
                 seen, expected, rtol=0, atol=_TOLERANCE * size, equal_nan=True
             ):
-                raise NothingToObserve(
-                    f"a step of {self.site.name} run again by itself gives another state: it "
+                raise NotApplicable(
+                    f"a step of {self.hook.name} run again by itself gives another state: it "
                     "depends on more than its arguments"
                 )
 
@@ -206,7 +206,7 @@ class Replay:
         forward derivatives of some operations.
 
         Raises:
-            NothingToObserve: If the cell has no second derivatives.
+            NotApplicable: If the cell has no second derivatives.
         """
         before, given = self._copies(number, vectors)
 
@@ -218,8 +218,8 @@ class Replay:
             _, (found,) = mx.vjp(transposed, [mx.zeros_like(before)], [given])
             return self._as_vectors(found, vectors)
         except Exception as error:
-            raise NothingToObserve(
-                f"derivatives of a step of {self.site.name} can't be differentiated again "
+            raise NotApplicable(
+                f"derivatives of a step of {self.hook.name} can't be differentiated again "
                 f"({type(error).__name__}: {error})"
             ) from error
 

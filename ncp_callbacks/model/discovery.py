@@ -15,16 +15,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from .backbone import activation_of, is_layer, layer_sites
+from .backbone import activation_of, is_layer, layer_hooks
 from .errors import ModelError
-from .hook_points import CellSite, LayerSite, Sites
+from .hook_points import CellHook, HookPoints, LayerHook
 from .model_copy import ModelCopy
 from .pytrees import Path, modules
 from .recording import Call, Values, record
-from .recurrence import Chain, find_chains, outermost
+from .recurrence import Recurrence, find_recurrences, outermost
 from .time_order import SEQUENCE_LAYERS, TimeOrder
 
-__all__ = ["find_sites"]
+__all__ = ["find_hook_points"]
 
 _NO_LAYERS = (
     "no backbone was found: no hidden layer inside the recurrent cell. To look at layers "
@@ -34,14 +34,14 @@ _NO_LAYERS = (
 _SHOWN = 4
 
 
-def find_sites(
+def find_hook_points(
     copy: ModelCopy,
     inputs: mx.array,
     run: Callable[[mx.array], Any],
     *,
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
-) -> Sites:
+) -> HookPoints:
     """Record ``run(inputs)`` and find cells and backbone layers in it.
 
     Args:
@@ -55,7 +55,7 @@ def find_sites(
     finder = _Finder(copy, inputs, run)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     found_layers = finder.layers() if layers is None else finder.named_layers(layers)
-    return Sites(
+    return HookPoints(
         tuple(found),
         tuple(found_layers),
         tuple(dict.fromkeys(finder.notes)),
@@ -83,30 +83,35 @@ class _Finder:
             self.by_module.setdefault(call.path, []).append(call)
         self.rank = {path: number for number, path in enumerate(self.by_module)}
         found = {
-            key: find_chains(calls, self.values, self.batch, self.steps)
+            key: find_recurrences(calls, self.values, self.batch, self.steps)
             for key, calls in self.by_module.items()
         }
-        chains = [chain for listed in found.values() for chain in listed]
-        self.order = TimeOrder(copy, self.inputs, run, self.calls, chains, self.values)
-        self.chains = {
-            key: [part for chain in chains for part in self._sweeps(chain)]
-            for key, chains in found.items()
-            if chains
+        recurrences = [recurrence for listed in found.values() for recurrence in listed]
+        self.order = TimeOrder(copy, self.inputs, run, self.calls, recurrences, self.values)
+        self.recurrences = {
+            key: [part for recurrence in recurrences for part in self._sweeps(recurrence)]
+            for key, recurrences in found.items()
+            if recurrences
         }
 
     # ---- time
 
-    def _sweeps(self, chain: Chain) -> list[Chain]:
-        """A chain that runs over the sequence repeatedly with one state, as one chain each time."""
+    def _sweeps(self, recurrence: Recurrence) -> list[Recurrence]:
+        """A recurrence that runs over the sequence repeatedly with one state, as one recurrence each time."""
         steps = self.steps
-        again = len(chain.calls) > steps and self.order.notices(
-            chain.calls[steps], 0, chain.in_paths
+        again = len(recurrence.calls) > steps and self.order.notices(
+            recurrence.calls[steps], 0, recurrence.in_paths
         )
-        if not again or self.order.notices(chain.calls[1], 0, chain.in_paths):
-            return [chain]
+        if not again or self.order.notices(recurrence.calls[1], 0, recurrence.in_paths):
+            return [recurrence]
         return [
-            Chain(chain.calls[i : i + steps], chain.out_paths, chain.in_paths, chain.altered)
-            for i in range(0, len(chain.calls), steps)
+            Recurrence(
+                recurrence.calls[i : i + steps],
+                recurrence.out_paths,
+                recurrence.in_paths,
+                recurrence.altered,
+            )
+            for i in range(0, len(recurrence.calls), steps)
         ]
 
     def _ends_of_steps(
@@ -132,47 +137,49 @@ class _Finder:
 
     # ---- cells
 
-    def cells(self) -> list[CellSite]:
-        kept = outermost(self.chains, self.values)
-        sites = [s for key in kept for s in self._chain_sites(kept[key])]
-        inside = {id(c) for found in kept.values() for chain in found for c in chain.calls}
+    def cells(self) -> list[CellHook]:
+        kept = outermost(self.recurrences, self.values)
+        hook_points = [s for key in kept for s in self._recurrence_hooks(kept[key])]
+        inside = {
+            id(c) for found in kept.values() for recurrence in found for c in recurrence.calls
+        }
         for key, calls in self.by_module.items():
             if (
                 isinstance(calls[0].module, SEQUENCE_LAYERS)
-                and key not in self.chains
+                and key not in self.recurrences
                 and calls[0].within(inside) is None
             ):
-                sites += self._sequence_sites(calls)
-        return sorted(sites, key=lambda s: self.rank[s.module])
+                hook_points += self._sequence_hooks(calls)
+        return sorted(hook_points, key=lambda s: self.rank[s.module])
 
-    def _chain_sites(self, chains: Sequence[Chain]) -> list[CellSite]:
-        sites = []
-        for name, chain in zip(
-            _numbered(chains[0].calls[0].name, len(chains)), chains, strict=True
+    def _recurrence_hooks(self, recurrences: Sequence[Recurrence]) -> list[CellHook]:
+        hook_points = []
+        for name, recurrence in zip(
+            _numbered(recurrences[0].calls[0].name, len(recurrences)), recurrences, strict=True
         ):
-            ends, reverse = self._ends_of_steps(name, chain.calls, chain.in_paths)
-            if chain.altered:
+            ends, reverse = self._ends_of_steps(name, recurrence.calls, recurrence.in_paths)
+            if recurrence.altered:
                 self.notes.append(
                     f"the states of {name} shown are those it returns: between its calls the model "
                     "writes over some of them, as masks do"
                 )
-            sites.append(
-                CellSite(
+            hook_points.append(
+                CellHook(
                     name=name,
-                    module=chain.calls[0].path,
-                    out_paths=chain.out_paths,
-                    in_paths=chain.in_paths,
+                    module=recurrence.calls[0].path,
+                    out_paths=recurrence.out_paths,
+                    in_paths=recurrence.in_paths,
                     calls=tuple(call.number for call in ends),
-                    first=chain.calls[0].number,
-                    calls_in_all=len(self.by_module[chain.calls[0].path]),
+                    first=recurrence.calls[0].number,
+                    calls_in_all=len(self.by_module[recurrence.calls[0].path]),
                     reverse=reverse,
                 )
             )
-        return sites
+        return hook_points
 
-    def _sequence_sites(self, calls: Sequence[Call]) -> list[CellSite]:
+    def _sequence_hooks(self, calls: Sequence[Call]) -> list[CellHook]:
         """Of a layer whose every call returns the states of all steps."""
-        sites = []
+        hook_points = []
         for name, call in zip(_numbered(calls[0].name, len(calls)), calls, strict=True):
             places = [
                 place
@@ -181,8 +188,8 @@ class _Finder:
             ]
             if not places:
                 return []
-            sites.append(
-                CellSite(
+            hook_points.append(
+                CellHook(
                     name=name,
                     module=call.path,
                     out_paths=tuple(places),
@@ -194,19 +201,19 @@ class _Finder:
                     whole_sequence=True,
                 )
             )
-        return sites
+        return hook_points
 
-    def named_cells(self, patterns: Sequence[str]) -> list[CellSite]:
-        sites: list[CellSite] = []
+    def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
+        hook_points: list[CellHook] = []
         for calls in self._matching(patterns, "cells"):
-            if calls[0].path in self.chains:
-                sites += self._chain_sites(self.chains[calls[0].path])
+            if calls[0].path in self.recurrences:
+                hook_points += self._recurrence_hooks(self.recurrences[calls[0].path])
                 continue
-            whole = self._sequence_sites(calls)
-            sites += whole or [self._unchained_site(calls, patterns)]
-        return sites
+            whole = self._sequence_hooks(calls)
+            hook_points += whole or [self._hook_without_recurrence(calls, patterns)]
+        return hook_points
 
-    def _unchained_site(self, calls: Sequence[Call], patterns: Sequence[str]) -> CellSite:
+    def _hook_without_recurrence(self, calls: Sequence[Call], patterns: Sequence[str]) -> CellHook:
         first = calls[0]
         places = [
             place
@@ -220,7 +227,7 @@ class _Finder:
                 f"(batch, units) once per step, or (batch, {self.steps}, units)"
             )
         ends, reverse = self._ends_of_steps(first.name, calls)
-        return CellSite(
+        return CellHook(
             name=first.name,
             module=first.path,
             out_paths=(places[-1],),
@@ -276,19 +283,26 @@ class _Finder:
 
     # ---- layers
 
-    def layers(self) -> list[LayerSite]:
-        in_chains = [c for found in self.chains.values() for chain in found for c in chain.calls]
-        sites: list[LayerSite] = []
-        for chains in self.chains.values():
+    def layers(self) -> list[LayerHook]:
+        in_chains = [
+            c
+            for found in self.recurrences.values()
+            for recurrence in found
+            for c in recurrence.calls
+        ]
+        hook_points: list[LayerHook] = []
+        for recurrences in self.recurrences.values():
             found = []
-            for chain in chains:
-                ends, _ = self._ends_of_steps(chain.calls[0].name, chain.calls, chain.in_paths)
-                found += layer_sites(ends, in_chains, self.by_module, self.values)
-            sites += _told_apart(found)
-        return sorted(sites, key=lambda s: self.rank.get(s.name.split("#")[0], 0))
+            for recurrence in recurrences:
+                ends, _ = self._ends_of_steps(
+                    recurrence.calls[0].name, recurrence.calls, recurrence.in_paths
+                )
+                found += layer_hooks(ends, in_chains, self.by_module, self.values)
+            hook_points += _told_apart(found)
+        return sorted(hook_points, key=lambda s: self.rank.get(s.name.split("#")[0], 0))
 
-    def named_layers(self, patterns: Sequence[str]) -> list[LayerSite]:
-        sites: list[LayerSite] = []
+    def named_layers(self, patterns: Sequence[str]) -> list[LayerHook]:
+        hook_points: list[LayerHook] = []
         for calls in self._matching(patterns, "layers"):
             first = calls[0]
             place, array = next(iter(first.outputs.items()), ((), None))
@@ -302,9 +316,9 @@ class _Finder:
                     f"and returned {_shapes(first)}; expected (batch, units) once per step or "
                     f"(batch, {self.steps}, units)"
                 )
-            sites += _told_apart(
+            hook_points += _told_apart(
                 [
-                    LayerSite(
+                    LayerHook(
                         name=first.name,
                         module=first.path,
                         path=place,
@@ -317,16 +331,20 @@ class _Finder:
                     for group in groups
                 ]
             )
-        return sites
+        return hook_points
 
     def _by_step(self, calls: Sequence[Call]) -> list[list[Call]]:
-        """One call for each step, in order of time; once for each chain of cell calls they are in.
+        """One call for each step, in order of time; once for each recurrence of cell calls they are in.
 
         Empty where there is not one for each step.
         """
         groups = []
-        for chain in (chain for chains in self.chains.values() for chain in chains):
-            ends, _ = self._ends_of_steps(chain.calls[0].name, chain.calls, chain.in_paths)
+        for recurrence in (
+            recurrence for recurrences in self.recurrences.values() for recurrence in recurrences
+        ):
+            ends, _ = self._ends_of_steps(
+                recurrence.calls[0].name, recurrence.calls, recurrence.in_paths
+            )
             ids = {id(end) for end in ends}
             last = {id(call.within(ids)): call for call in calls}
             if all(id(end) in last for end in ends):
@@ -336,11 +354,11 @@ class _Finder:
         return [self._ends_of_steps(calls[0].name, calls)[0]]
 
 
-def _told_apart(sites: Sequence[LayerSite]) -> list[LayerSite]:
-    """Sites with a number after names that occur repeatedly."""
-    names = [site.name for site in sites]
+def _told_apart(hook_points: Sequence[LayerHook]) -> list[LayerHook]:
+    """HookPoints with a number after names that occur repeatedly."""
+    names = [hook.name for hook in hook_points]
     numbers = {name: iter(_numbered(name, names.count(name))) for name in names}
-    return [dataclasses.replace(site, name=next(numbers[site.name])) for site in sites]
+    return [dataclasses.replace(hook, name=next(numbers[hook.name])) for hook in hook_points]
 
 
 def _numbered(name: str, count: int) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["ModelError", "NothingToObserve"]
+__all__ = ["ModelError", "NotApplicable"]
 
 
 class ModelError(ValueError):
     """The model can't be looked at as configured; the message says how to mend it."""
 
 
-class NothingToObserve(Exception):
+class NotApplicable(Exception):
     """Raised by a callback's ``measure`` when the model has nothing for it to look at.
 
     The monitor says the reason once and leaves the callback out from then on.

@@ -1,6 +1,6 @@
 """Further passes: slopes with gradients of their own, targets at every step, states held fixed.
 
-Call them inside ``instrument.preserved()``, as :meth:`Instrument.run`.
+Call them inside ``runner.preserved()``, as :meth:`ModelRunner.run`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .capture import Around, Tap
-from .errors import NothingToObserve
-from .hook_points import CellSite
-from .probe import Instrument, Variants, listening, recorded_calls
+from .errors import NotApplicable
+from .hook_points import CellHook
 from .pytrees import Path, get_leaf, modules, replace_leaf
+from .runner import ModelRunner, Variants, listening, recorded_calls
 
 __all__ = ["finer_solver", "held_states", "slopes", "state_gradients", "step_gradients"]
 
 
 def slopes(
-    instrument: Instrument,
+    runner: ModelRunner,
     sequences: mx.array,
     time_deltas: mx.array | None,
     along: mx.array,
@@ -37,16 +37,16 @@ def slopes(
     differentiation, since MLX lacks forward derivatives of some operations.
 
     Args:
-        sequences, time_deltas, chosen: As for :meth:`Instrument.variants`.
+        sequences, time_deltas, chosen: As for :meth:`ModelRunner.variants`.
         along: ``(K, B, T, F)``.
         time_along: ``(K, B, T)``; None: intervals stay.
     """
-    takes_time = instrument.takes_time
+    takes_time = runner.takes_time
     kept: list[mx.array] = []
 
     def targets(x: mx.array, dt: mx.array | None) -> mx.array:
-        parts = instrument.outputs_of_variants(x, dt)
-        return mx.stack([instrument.target(part, chosen) for part in parts]).sum()
+        parts = runner.outputs_of_variants(x, dt)
+        return mx.stack([runner.target(part, chosen) for part in parts]).sum()
 
     def slope(x: mx.array, dt: mx.array | None) -> mx.array:
         if takes_time and time_along is not None:
@@ -58,7 +58,7 @@ def slopes(
         total: mx.array = values.sum()
         return total
 
-    with listening(instrument):
+    with listening(runner):
         wanted = [0, 1] if takes_time else [0]
         gradients = mx.grad(slope, argnums=wanted)(sequences, time_deltas)
     if isinstance(gradients, mx.array):
@@ -67,7 +67,7 @@ def slopes(
 
 
 def step_gradients(
-    instrument: Instrument,
+    runner: ModelRunner,
     steps: npt.NDArray[np.bool_],
     sequences: mx.array | None = None,
     time_deltas: mx.array | None = None,
@@ -85,9 +85,9 @@ def step_gradients(
         hold_states: Whether the states that cells are given count as constants.
 
     Raises:
-        NothingToObserve: If they are to be held but can't be.
+        NotApplicable: If they are to be held but can't be.
     """
-    own, delta = instrument.sequence(), instrument.time_delta
+    own, delta = runner.sequence(), runner.time_delta
     copies = len(steps)
     x, dt = (
         given if mine is None or given is not None else mx.broadcast_to(mine, (copies, *mine.shape))
@@ -98,8 +98,8 @@ def step_gradients(
     kept: list[mx.array] = []
 
     def total(x: mx.array, dt: mx.array | None) -> mx.array:
-        parts = instrument.outputs_of_variants(x, dt)
-        every = [instrument.target.every_step(part, follow) for part in parts]
+        parts = runner.outputs_of_variants(x, dt)
+        every = [runner.target.every_step(part, follow) for part in parts]
         values = mx.stack(
             [
                 mx.where(weight, part, mx.zeros_like(part)).sum(axis=1)
@@ -109,8 +109,8 @@ def step_gradients(
         kept.append(values)
         return values.sum()
 
-    with held_states(instrument) if hold_states else listening(instrument):
-        wanted = [0, 1] if instrument.takes_time else [0]
+    with held_states(runner) if hold_states else listening(runner):
+        wanted = [0, 1] if runner.takes_time else [0]
         gradients = mx.grad(total, argnums=wanted)(x, dt)
     if isinstance(gradients, mx.array):
         gradients = (gradients,)
@@ -118,28 +118,28 @@ def step_gradients(
 
 
 @contextmanager
-def held_states(instrument: Instrument) -> Iterator[None]:
+def held_states(runner: ModelRunner) -> Iterator[None]:
     """No gradient goes through the states that recurrent cells are given at the start of a step.
 
     Raises:
-        NothingToObserve: For a cell that hands its states on inside itself.
+        NotApplicable: For a cell that hands its states on inside itself.
     """
     paths: dict[str, dict[int, list[Path]]] = {}
     in_all: dict[str, int] = {}
-    for site in instrument.sites.cells:
-        if site.whole_sequence:
-            raise NothingToObserve(
-                f"{site.name} runs over the whole sequence by itself, so that its states can't be "
+    for hook in runner.hook_points.cells:
+        if hook.whole_sequence:
+            raise NotApplicable(
+                f"{hook.name} runs over the whole sequence by itself, so that its states can't be "
                 "held fixed at each step"
             )
-        if not site.in_paths:
-            raise NothingToObserve(
-                f"{site.name} isn't given its state from outside, so that it can't be held fixed"
+        if not hook.in_paths:
+            raise NotApplicable(
+                f"{hook.name} isn't given its state from outside, so that it can't be held fixed"
             )
-        in_all[site.module] = site.calls_in_all
-        for number in _begins(site):
-            paths.setdefault(site.module, {}).setdefault(number, []).extend(site.in_paths)
-    found = dict(modules(instrument.model))
+        in_all[hook.module] = hook.calls_in_all
+        for number in _begins(hook):
+            paths.setdefault(hook.module, {}).setdefault(number, []).extend(hook.in_paths)
+    found = dict(modules(runner.model))
     with Tap().on([(found[name], _holding(paths[name], in_all[name])) for name in paths]):
         yield
 
@@ -149,7 +149,7 @@ def finer_solver(model: nn.Module) -> Iterator[None]:
     """Solvers of the cells make twice as many sub-steps (``ode_unfolds``); then as many as before.
 
     Raises:
-        NothingToObserve: If no module has such a setting.
+        NotApplicable: If no module has such a setting.
     """
     found = [
         (module, name, count)
@@ -158,7 +158,7 @@ def finer_solver(model: nn.Module) -> Iterator[None]:
         if isinstance(count := getattr(module, name, None), int) and not isinstance(count, bool)
     ]
     if not found:
-        raise NothingToObserve(
+        raise NotApplicable(
             "no module of the model has ode_unfolds, sub-steps of a solver that could be doubled"
         )
     try:
@@ -171,34 +171,34 @@ def finer_solver(model: nn.Module) -> Iterator[None]:
 
 
 def state_gradients(
-    instrument: Instrument, site: CellSite, chosen: mx.array | None
+    runner: ModelRunner, hook: CellHook, chosen: mx.array | None
 ) -> tuple[mx.array, mx.array]:
     """States that a cell is given at its second and later steps, and the targets' gradients there.
 
     One forward pass and one gradient pass.
 
     Args:
-        site: The cell.
-        chosen: As for :meth:`Instrument.variants`.
+        hook: The cell.
+        chosen: As for :meth:`ModelRunner.variants`.
 
     Returns:
         Twice ``(B, T - 1, H)``, in the order in which the cell makes its steps.
 
     Raises:
-        NothingToObserve: For a cell that hands its states on inside itself.
+        NotApplicable: For a cell that hands its states on inside itself.
     """
-    if site.whole_sequence or not site.in_paths:
-        raise NothingToObserve(
-            f"{site.name} isn't given its state at each step from outside, so that there is no "
+    if hook.whole_sequence or not hook.in_paths:
+        raise NotApplicable(
+            f"{hook.name} isn't given its state at each step from outside, so that there is no "
             "gradient with respect to it"
         )
-    shown = recorded_calls(instrument, site)
-    begins = _begins(site)[1:]
-    states = [[get_leaf(shown[number][0], path) for path in site.in_paths] for number in begins]
+    shown = recorded_calls(runner, hook)
+    begins = _begins(hook)[1:]
+    states = [[get_leaf(shown[number][0], path) for path in hook.in_paths] for number in begins]
     if not states or not all(isinstance(a, mx.array) for step in states for a in step):
-        raise NothingToObserve(f"{site.name} is given no state at its second and later steps")
+        raise NotApplicable(f"{hook.name} is given no state at its second and later steps")
     at = {number: i for i, number in enumerate(begins)}
-    module = dict(modules(instrument.model))[site.module]
+    module = dict(modules(runner.model))[hook.module]
 
     def total(added: list[list[mx.array]]) -> mx.array:
         calls = 0
@@ -208,16 +208,16 @@ def state_gradients(
             given: Any = (args, kwargs)
             step = at.get(calls)
             if step is not None:
-                for path, more in zip(site.in_paths, added[step], strict=True):
+                for path, more in zip(hook.in_paths, added[step], strict=True):
                     given = replace_leaf(given, path, get_leaf(given, path) + more)
             calls += 1
             return call(*given[0], **given[1])
 
         with Tap().on([(module, wrapper)]):
-            outputs = instrument.outputs(instrument.sequence(), instrument.time_delta)
-        return instrument.target(outputs, chosen).sum()
+            outputs = runner.outputs(runner.sequence(), runner.time_delta)
+        return runner.target(outputs, chosen).sum()
 
-    with listening(instrument):
+    with listening(runner):
         gradients = mx.grad(total)([[mx.zeros_like(a) for a in step] for step in states])
 
     def side_by_side(steps: list[list[mx.array]]) -> mx.array:
@@ -227,10 +227,10 @@ def state_gradients(
     return side_by_side(states), side_by_side(gradients)
 
 
-def _begins(site: CellSite) -> list[int]:
+def _begins(hook: CellHook) -> list[int]:
     """Numbers of the calls that begin a step: several calls may make one, as a solver's do."""
-    ends = sorted(site.calls)
-    return [end - (ends[0] - site.first) for end in ends]
+    ends = sorted(hook.calls)
+    return [end - (ends[0] - hook.first) for end in ends]
 
 
 def _holding(paths: dict[int, list[Path]], in_all: int) -> Around:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from .pytrees import Path
 
-__all__ = ["CellSite", "LayerSite", "Sites"]
+__all__ = ["CellHook", "HookPoints", "LayerHook"]
 
 
 @dataclass(frozen=True, eq=False)
-class CellSite:
+class CellHook:
     """Where the states of one recurrent cell can be read.
 
     Attributes:
@@ -39,7 +39,7 @@ class CellSite:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerSite:
+class LayerHook:
     """Where the activations of one hidden layer can be read.
 
     Attributes:
@@ -65,7 +65,7 @@ class LayerSite:
 
 
 @dataclass(frozen=True)
-class Sites:
+class HookPoints:
     """What was found.
 
     Attributes:
@@ -76,8 +76,8 @@ class Sites:
         no_layers: Likewise.
     """
 
-    cells: tuple[CellSite, ...]
-    layers: tuple[LayerSite, ...]
+    cells: tuple[CellHook, ...]
+    layers: tuple[LayerHook, ...]
     notes: tuple[str, ...]
     no_cells: str
     no_layers: str

@@ -1,7 +1,7 @@
 """Liquid cells: recognised by what they hold, and read step by step.
 
-replay = observation.replay(cell)           # inside instrument.preserved()
-reading = read_liquid(replay, observation.time_delta)
+stepper = observation.cell_stepper(cell)           # inside runner.preserved()
+reading = read_liquid(stepper, observation.time_delta)
 match reading:
     case LTCReading(): ...                  # parameters, inputs and states
     case GateReading(): ...                 # a CfC's rate and offset, with the sign they act with
@@ -30,9 +30,9 @@ from ..callbacks.wiring.analysis import NeuronGroup
 from ..held_out import to_numpy
 from ..results import FloatArray
 from .capture import Around, Tap
-from .cell_stepper import Replay
+from .cell_stepper import CellStepper
 from .conventions import TIME_KEYWORDS
-from .errors import NothingToObserve
+from .errors import NotApplicable
 from .pytrees import get_leaf, leaves, modules, replace_leaf
 
 __all__ = [
@@ -143,23 +143,23 @@ class DecayReading:
 Reading: TypeAlias = "LTCReading | GateReading | DecayReading"
 
 
-def read_liquid(replay: Replay, time_delta: FloatArray | None) -> Reading | None:
+def read_liquid(stepper: CellStepper, time_delta: FloatArray | None) -> Reading | None:
     """What kind of liquid cell this is, and what its steps hold; None if it is none.
 
     Makes every step once more, and a few of them with other intervals.
 
     Args:
-        replay: The cell.
+        stepper: The cell.
         time_delta: ``(S, T)``, the intervals of its sequences, or None.
 
     Raises:
-        NothingToObserve: If it holds what such a cell holds, but does something else with it.
+        NotApplicable: If it holds what such a cell holds, but does something else with it.
     """
-    inside = modules(replay.module)
+    inside = modules(stepper.module)
     for names, read in ((_LTC, _read_ltc), (_GATE, _read_gates), (_DECAY, _read_decays)):
         holders = [m for _, m in inside if all(_held(m, name) is not None for name in names)]
         if holders:
-            return read(replay, holders, time_delta)
+            return read(stepper, holders, time_delta)
     return None
 
 
@@ -203,11 +203,11 @@ class _Watched:
     made: list[Any] = field(default_factory=list)
 
 
-def _watch(replay: Replay, watched: Sequence[nn.Module]) -> list[_Watched]:
+def _watch(stepper: CellStepper, watched: Sequence[nn.Module]) -> list[_Watched]:
     """Every step once more, with the calls of some modules recorded.
 
     Raises:
-        NothingToObserve: If one isn't called once in each step.
+        NotApplicable: If one isn't called once in each step.
     """
     found = [_Watched(module) for module in watched]
 
@@ -221,12 +221,12 @@ def _watch(replay: Replay, watched: Sequence[nn.Module]) -> list[_Watched]:
         return wrapper
 
     with Tap().on([(each.module, around(each)) for each in found]):
-        for t in range(replay.steps):
-            mx.eval(replay.step(t))
+        for t in range(stepper.steps):
+            mx.eval(stepper.step(t))
             for each in found:
                 if len(each.made) != t + 1:
-                    raise NothingToObserve(
-                        f"{type(each.module).__name__} in {replay.site.name} isn't called once in "
+                    raise NotApplicable(
+                        f"{type(each.module).__name__} in {stepper.hook.name} isn't called once in "
                         "each step"
                     )
     return found
@@ -326,13 +326,13 @@ def _positional(module: nn.Module) -> list[str]:
     return [name for name, p in _parameters(module).items() if p.kind in kinds]
 
 
-def _scale(replay: Replay, own: FloatArray, time_delta: FloatArray | None) -> float:
+def _scale(stepper: CellStepper, own: FloatArray, time_delta: FloatArray | None) -> float:
     """The cell's unit of time in units of ``time_delta``.
 
     A model may multiply the intervals before it hands them on, which changes the unit, or solve a
     step in several sub-steps, which doesn't.
     """
-    if time_delta is None or replay.site.calls_in_all != replay.steps:
+    if time_delta is None or stepper.hook.calls_in_all != stepper.steps:
         return 1.0
     known = np.isfinite(own) & np.isfinite(time_delta) & (time_delta > 0)
     ratio = own[known] / time_delta[known]
@@ -342,23 +342,23 @@ def _scale(replay: Replay, own: FloatArray, time_delta: FloatArray | None) -> fl
     return 1.0 / middle if np.allclose(ratio, middle, rtol=1e-4) else math.nan
 
 
-def intervals_of(replay: Replay, time_delta: FloatArray | None) -> FloatArray:
+def intervals_of(stepper: CellStepper, time_delta: FloatArray | None) -> FloatArray:
     """``(S, T)``, the time that one call of the cell covers, in units of ``time_delta``.
 
     Ones where there is no ``time_delta``.
     """
-    calls = 1 if replay.site.whole_sequence else replay.site.calls_in_all // replay.steps
+    calls = 1 if stepper.hook.whole_sequence else stepper.hook.calls_in_all // stepper.steps
     if time_delta is None:
-        return np.ones((len(replay.before(0)), replay.steps)) / max(1, calls)
+        return np.ones((len(stepper.before(0)), stepper.steps)) / max(1, calls)
     if calls > 1:
-        own = _Intervals(_Watched(replay.module, list(replay.given)), None, len(time_delta))
+        own = _Intervals(_Watched(stepper.module, list(stepper.given)), None, len(time_delta))
         if own.found and np.isfinite(own.values).all():
             return own.values
     return np.asarray(time_delta, np.float64) / max(1, calls)
 
 
 def jacobian_diagonal(
-    replay: Replay,
+    stepper: CellStepper,
     step: int,
     synapses: int = 0,
     *,
@@ -369,13 +369,13 @@ def jacobian_diagonal(
     Costs a backward step of ``K`` copies of each sequence.
 
     Args:
-        replay: The cell.
+        stepper: The cell.
         step: Which time step.
         synapses: How many numbers it computes for each sequence where that is more than those of
             its units.
         units: ``(K,)``, which units; None: all ``H``.
     """
-    before = mx.array(replay.before(step)).astype(replay.step(step).dtype)
+    before = mx.array(stepper.before(step)).astype(stepper.step(step).dtype)
     batch, width = before.shape
     wanted_units = np.arange(width) if units is None else units
     most = max(1, _AT_ONCE // (batch * max(synapses, 8 * width)))
@@ -386,22 +386,22 @@ def jacobian_diagonal(
         copies = mx.concatenate([before] * len(own))
         wanted = np.repeat(np.eye(width, dtype=np.float32)[own], batch, axis=0)
         _, (rows,) = mx.vjp(
-            lambda state: replay.step(step, state), [copies], [mx.array(wanted, copies.dtype)]
+            lambda state: stepper.step(step, state), [copies], [mx.array(wanted, copies.dtype)]
         )
         found = to_numpy(rows).reshape(len(own), batch, width)
         diagonal[:, start : start + len(own)] = found[np.arange(len(own)), :, own].T
     return diagonal
 
 
-def _tolerance(replay: Replay) -> float:
+def _tolerance(stepper: CellStepper) -> float:
     """What rounding in the state's own precision allows."""
-    dtype = replay.step(0).dtype
+    dtype = stepper.step(0).dtype
     coarse = {mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}.get(dtype, 0.0)
     return max(TOLERANCE, 8 * coarse)
 
 
-def _not_finite(name: str) -> NothingToObserve:
-    return NothingToObserve(f"the states of {name} are not finite")
+def _not_finite(name: str) -> NotApplicable:
+    return NotApplicable(f"the states of {name} are not finite")
 
 
 def _larger(one: float, other: float) -> float:
@@ -409,26 +409,26 @@ def _larger(one: float, other: float) -> float:
     return float(np.fmax(one, other))
 
 
-def _states(replay: Replay, which: Callable[[int], FloatArray]) -> FloatArray:
-    return np.stack([which(t) for t in range(replay.steps)], axis=1).astype(np.float64)
+def _states(stepper: CellStepper, which: Callable[[int], FloatArray]) -> FloatArray:
+    return np.stack([which(t) for t in range(stepper.steps)], axis=1).astype(np.float64)
 
 
 # ---- LTC
 
 
 def _read_ltc(
-    replay: Replay, holders: Sequence[nn.Module], time_delta: FloatArray | None
+    stepper: CellStepper, holders: Sequence[nn.Module], time_delta: FloatArray | None
 ) -> LTCReading:
-    name = replay.site.name
+    name = stepper.hook.name
     if len(holders) > 1:
-        raise NothingToObserve(f"{name} has several LTC cells inside; name them with cells=")
-    (watched,) = _watch(replay, holders)
-    before, after = _states(replay, replay.before), _states(replay, replay.after)
+        raise NotApplicable(f"{name} has several LTC cells inside; name them with cells=")
+    (watched,) = _watch(stepper, holders)
+    before, after = _states(stepper, stepper.before), _states(stepper, stepper.after)
     rows, _, units = before.shape
     parameters = _ltc_parameters(watched.module)
     inputs = _ltc_inputs(watched, parameters, before)
     if parameters.units != units or inputs is None:
-        raise NothingToObserve(
+        raise NotApplicable(
             f"{name} has the parameters of an LTC of {parameters.units} neurons and "
             f"{parameters.inputs} inputs, but isn't called with them"
         )
@@ -439,8 +439,8 @@ def _read_ltc(
     error = _ltc_error(parameters, inputs, before, after, given)
     if math.isnan(error):
         raise _not_finite(name)
-    if not error <= _tolerance(replay):
-        raise NothingToObserve(
+    if not error <= _tolerance(stepper):
+        raise NotApplicable(
             f"{name} has the parameters of an LTC, but the fused Euler steps of one don't give its "
             f"next state (they differ by {error:.1e} of the largest)"
         )
@@ -450,7 +450,7 @@ def _read_ltc(
         before,
         after,
         given,
-        _scale(replay, given, time_delta),
+        _scale(stepper, given, time_delta),
         error,
         watched.module,
     )
@@ -543,44 +543,44 @@ def _state_of(made: Any) -> mx.array:
 
 
 def _layers(
-    replay: Replay, watched: Sequence[_Watched], time_delta: FloatArray | None
+    stepper: CellStepper, watched: Sequence[_Watched], time_delta: FloatArray | None
 ) -> list[_Layer]:
     """In the order of the state, which must be that of their calls."""
-    found, start, rows = [], 0, len(replay.before(0))
+    found, start, rows = [], 0, len(stepper.before(0))
     for each in watched:
         width = _state_of(each.made[0]).shape[-1]
         place = _Intervals(each, time_delta, rows)
         if not place.found:
-            raise NothingToObserve(
-                f"{replay.site.name} has the parameters of a CfC, but where it is given its "
+            raise NotApplicable(
+                f"{stepper.hook.name} has the parameters of a CfC, but where it is given its "
                 f"interval could not be found: name the parameter one of {', '.join(TIME_KEYWORDS)}"
             )
         found.append(_Layer(each, place, slice(start, start + width)))
         start += width
-    for t in _spread(replay.steps):
+    for t in _spread(stepper.steps):
         made = np.concatenate([to_numpy(_state_of(each.made[t])) for each in watched], axis=-1)
-        if made.shape != replay.after(t).shape or not np.array_equal(
-            made, replay.after(t), equal_nan=True
+        if made.shape != stepper.after(t).shape or not np.array_equal(
+            made, stepper.after(t), equal_nan=True
         ):
-            raise NothingToObserve(
-                f"{replay.site.name} has the parameters of a CfC, but its state isn't what its "
+            raise NotApplicable(
+                f"{stepper.hook.name} has the parameters of a CfC, but its state isn't what its "
                 "layers give, one after the other"
             )
     return found
 
 
 def _read_gates(
-    replay: Replay, holders: Sequence[nn.Module], time_delta: FloatArray | None
+    stepper: CellStepper, holders: Sequence[nn.Module], time_delta: FloatArray | None
 ) -> GateReading:
     inner = [part for holder in holders for part in _gate_parts(holder)]
-    seen = _watch(replay, [*holders, *inner])
+    seen = _watch(stepper, [*holders, *inner])
     known = {id(each.module): each for each in seen}
-    layers = _layers(replay, seen[: len(holders)], time_delta)
+    layers = _layers(stepper, seen[: len(holders)], time_delta)
     a, b = (
-        _concatenated([_affine(layer.watched, name, known) for layer in layers], replay)
+        _concatenated([_affine(layer.watched, name, known) for layer in layers], stepper)
         for name in _GATE
     )
-    tried = [(layer, t) for layer in layers for t in _spread(replay.steps)]
+    tried = [(layer, t) for layer in layers for t in _spread(stepper.steps)]
     left, worst = {+1: 0.0, -1: 0.0}, {+1: math.nan, -1: math.nan}
     for layer, t in tried:
         own_a, own_b = a[:, t, layer.columns].ravel(), b[:, t, layer.columns].ravel()
@@ -595,15 +595,15 @@ def _read_gates(
             worst[sign] = _larger(worst[sign], share)
     sign = +1 if left[+1] <= left[-1] else -1
     if math.isnan(worst[sign]):
-        raise _not_finite(replay.site.name)
-    if not worst[sign] <= _tolerance(replay):
-        raise NothingToObserve(
-            f"{replay.site.name} has the parameters of a CfC, but no sigmoid of time_a × interval "
+        raise _not_finite(stepper.hook.name)
+    if not worst[sign] <= _tolerance(stepper):
+        raise NotApplicable(
+            f"{stepper.hook.name} has the parameters of a CfC, but no sigmoid of time_a × interval "
             f"+ time_b explains its states after other intervals (they differ by {worst[sign]:.1e} "
             "of the largest)"
         )
     given = layers[0].place.values
-    scale = _scale(replay, given, time_delta)
+    scale = _scale(stepper, given, time_delta)
     unit = 1.0 if math.isnan(scale) else scale
     return GateReading(
         rate=sign * a / unit,
@@ -643,7 +643,7 @@ def _affine(layer: _Watched, name: str, known: Mapping[int, _Watched]) -> FloatA
     else:
         shared = [_concatenation(given, len(kernel)) for given in layer.given]
     if kernel.ndim != 2 or shared[0].shape[-1] != len(kernel):
-        raise NothingToObserve(f"what {name} is applied to could not be found")
+        raise NotApplicable(f"what {name} is applied to could not be found")
     bias = _array(layer.module, f"{name}_bias")
     values: FloatArray = np.stack(shared, axis=1).astype(np.float64) @ kernel
     return values if bias is None else values + bias
@@ -658,11 +658,11 @@ def _concatenation(given: Given, width: int) -> FloatArray:
     return np.concatenate(parts, axis=-1)
 
 
-def _concatenated(parts: Sequence[FloatArray], replay: Replay) -> FloatArray:
+def _concatenated(parts: Sequence[FloatArray], stepper: CellStepper) -> FloatArray:
     whole = np.concatenate(parts, axis=-1)
-    if whole.shape[-1] != sum(replay.sizes):
-        raise NothingToObserve(
-            f"{replay.site.name} has the parameters of a CfC, but not one gate for each unit"
+    if whole.shape[-1] != sum(stepper.sizes):
+        raise NotApplicable(
+            f"{stepper.hook.name} has the parameters of a CfC, but not one gate for each unit"
         )
     return whole
 
@@ -674,13 +674,13 @@ def _at_intervals(layer: _Layer, step: int, intervals: FloatArray) -> FloatArray
 
 
 def _read_decays(
-    replay: Replay, holders: Sequence[nn.Module], time_delta: FloatArray | None
+    stepper: CellStepper, holders: Sequence[nn.Module], time_delta: FloatArray | None
 ) -> DecayReading:
-    layers = _layers(replay, _watch(replay, holders), time_delta)
-    rate = np.concatenate([_decay(layer, replay.steps) for layer in layers], axis=-1)
+    layers = _layers(stepper, _watch(stepper, holders), time_delta)
+    rate = np.concatenate([_decay(layer, stepper.steps) for layer in layers], axis=-1)
     worst = math.nan
     for layer in layers:
-        for t in _spread(replay.steps):
+        for t in _spread(stepper.steps):
             own = rate[:, t, layer.columns].ravel()
             size = own[np.isfinite(own) & (own > 0)]
             intervals = np.array(_TRIALS) * (1.0 / float(np.median(size)) if size.size else 1.0)
@@ -689,14 +689,14 @@ def _read_decays(
                 left = np.exp(-np.outer(intervals, own))
             worst = _larger(worst, explained_by(states, left)[1])
     if math.isnan(worst):
-        raise _not_finite(replay.site.name)
-    if not worst <= _tolerance(replay):
-        raise NothingToObserve(
-            f"{replay.site.name} has the parameters of a pure CfC, but its states after other "
+        raise _not_finite(stepper.hook.name)
+    if not worst <= _tolerance(stepper):
+        raise NotApplicable(
+            f"{stepper.hook.name} has the parameters of a pure CfC, but its states after other "
             f"intervals are no exponentials of them (they differ by {worst:.1e} of the largest)"
         )
     given = layers[0].place.values
-    scale = _scale(replay, given, time_delta)
+    scale = _scale(stepper, given, time_delta)
     return DecayReading(rate / (1.0 if math.isnan(scale) else scale), given, scale, worst)
 
 
@@ -723,7 +723,7 @@ def _decay(layer: _Layer, steps: int) -> FloatArray:
 # ---- wiring
 
 
-def neuron_groups(replay: Replay) -> tuple[NeuronGroup, ...]:
+def neuron_groups(stepper: CellStepper) -> tuple[NeuronGroup, ...]:
     """The neurons of a wired cell by kind, from the inputs' side to the outputs'.
 
     The state of an LTC is in the order of the wiring's neurons, motor neurons first; that of a
@@ -732,11 +732,11 @@ def neuron_groups(replay: Replay) -> tuple[NeuronGroup, ...]:
     Returns:
         Empty for a cell without a wiring.
     """
-    inside = [module for _, module in modules(replay.module)]
+    inside = [module for _, module in modules(stepper.module)]
     wiring = next(filter(None, map(_wiring, inside)), None)
     if wiring is None:
         return ()
-    units = sum(replay.sizes)
+    units = sum(stepper.sizes)
     layers = [list(wiring.get_neurons_of_layer(i)) for i in range(wiring.num_layers)]
     in_layers = [int(neuron) for layer in layers for neuron in layer]
     layered = any(all(_held(m, n) is not None for n in names) for m in inside for names in _CFC)

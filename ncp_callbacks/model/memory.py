@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from .probe import Instrument
+from .runner import ModelRunner
 
 __all__ = ["Memory"]
 
@@ -44,19 +44,19 @@ class Memory:
             self.per_sequence = (peak - held) / rows
 
     @contextlib.contextmanager
-    def bounding(self, instrument: Instrument, training_peak: int) -> Iterator[None]:
+    def bounding(self, runner: ModelRunner, training_peak: int) -> Iterator[None]:
         """Bound an analysis, beside a training that has used so many bytes so far."""
         before = mx.get_peak_memory()
-        if self._bounded and instrument.divisible and self._most is None:
+        if self._bounded and runner.divisible and self._most is None:
             self._most = max(ENOUGH, _TIMES * training_peak)
-            self._fit(instrument)
+            self._fit(runner)
         yield
         peak = mx.get_peak_memory()
         if not self._bounded or self._most is None or peak <= max(before, self._most):
             return
-        rows = instrument.most_rows or len(instrument.held_out)
+        rows = runner.most_rows or len(runner.held_out)
         if rows > 1:
-            instrument.most_rows = rows // 2
+            runner.most_rows = rows // 2
             _LOG.info(
                 "looking at %d sequences at once took %.0f MB, more than twice what training did; "
                 "from now on %d",
@@ -65,10 +65,10 @@ class Memory:
                 rows // 2,
             )
 
-    def _fit(self, instrument: Instrument) -> None:
+    def _fit(self, runner: ModelRunner) -> None:
         assert self._most is not None
         if self.per_sequence is None:
             return
         rows = max(1, int((self._most - mx.get_active_memory()) / self.per_sequence))
-        if rows < len(instrument.held_out):
-            instrument.most_rows = rows
+        if rows < len(runner.held_out):
+            runner.most_rows = rows

@@ -1,6 +1,6 @@
 """Taking away what a model has learnt, stage by stage, and giving it back.
 
-    with randomised(instrument, stages=6) as cascade:       # inside instrument.preserved()
+    with randomised(runner, stages=6) as cascade:       # inside runner.preserved()
         for names in cascade:
             ...                                             # these are randomised now, too
 
@@ -25,10 +25,10 @@ import numpy as np
 
 from ..held_out import to_numpy
 from .capture import Around, Tap
-from .errors import NothingToObserve
+from .errors import NotApplicable
 from .model_copy import set_evaluation_mode
-from .probe import Instrument
 from .pytrees import modules
+from .runner import ModelRunner
 
 __all__ = ["randomised"]
 
@@ -48,7 +48,7 @@ class _Parameter:
 
 
 @contextlib.contextmanager
-def randomised(instrument: Instrument, stages: int = 6) -> Iterator[Iterator[tuple[str, ...]]]:
+def randomised(runner: ModelRunner, stages: int = 6) -> Iterator[Iterator[tuple[str, ...]]]:
     """Iterate over stages, from the output towards the input; on any exit all is as it was.
 
     Frozen parameters are what training can't change, and stay.
@@ -57,7 +57,7 @@ def randomised(instrument: Instrument, stages: int = 6) -> Iterator[Iterator[tup
     it was; the same one every time.
 
     Args:
-        instrument: Its model is run once, to see which modules come last.
+        runner: Its model is run once, to see which modules come last.
         stages: At most so many: modules next to each other are taken together.
 
     Yields:
@@ -65,15 +65,15 @@ def randomised(instrument: Instrument, stages: int = 6) -> Iterator[Iterator[tup
         they belong to; ``""`` for the model itself.
 
     Raises:
-        NothingToObserve: If the model has no trainable parameters that can change places.
+        NotApplicable: If the model has no trainable parameters that can change places.
     """
-    model = instrument.model
+    model = runner.model
     # All of it: what a model makes of its parameters and keeps must go with them.
-    with instrument.preserved():
-        first = _first_calls(instrument)
+    with runner.preserved():
+        first = _first_calls(runner)
         groups = _by_stage(_owned(model), first, stages)
         if not groups:
-            raise NothingToObserve("the model has no trainable parameters that can change places")
+            raise NotApplicable("the model has no trainable parameters that can change places")
         # By identity, so that what is held in two places is still one.
         changed: dict[int, tuple[mx.array, mx.array]] = {}
 
@@ -144,10 +144,10 @@ def _owned(model: nn.Module) -> list[tuple[str, list[_Parameter]]]:
     return list(owned.items())
 
 
-def _first_calls(instrument: Instrument) -> dict[str, int]:
+def _first_calls(runner: ModelRunner) -> dict[str, int]:
     """When each module was first called in a pass, by path."""
-    model, first = instrument.model, dict[str, int]()
-    small = instrument.small()
+    model, first = runner.model, dict[str, int]()
+    small = runner.small()
 
     def around(path: str) -> Around:
         def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -162,7 +162,7 @@ def _first_calls(instrument: Instrument) -> dict[str, int]:
     if len(modules(model)) > len(listed):
         # Made just now, in train mode, and seen from the second call on.
         set_evaluation_mode(model)
-        return _first_calls(instrument)
+        return _first_calls(runner)
     return first
 
 

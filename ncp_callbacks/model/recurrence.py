@@ -1,6 +1,6 @@
 """Calls that hand a state on: what makes a module a recurrent cell.
 
-A chain is a series of calls of one module in which an array that one call returns is an argument of
+A recurrence is a series of calls of one module in which an array that one call returns is an argument of
 the next. Arrays are followed by identity; where the model makes new ones of them (slices, casts)
 by value; and where it writes over some sequences' states between the calls (masks, resets), by the
 value of each sequence.
@@ -19,14 +19,14 @@ import numpy as np
 from .pytrees import Path
 from .recording import Call, Values
 
-__all__ = ["Chain", "find_chains", "outermost"]
+__all__ = ["Recurrence", "find_recurrences", "outermost"]
 
 # An output's place and an argument's place that hold the same state, one call apart.
 _Pair: TypeAlias = "tuple[Path, Path]"
 
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class Recurrence:
     """Calls of one module, each given what the one before returned.
 
     Attributes:
@@ -55,7 +55,9 @@ class _Link:
     altered: bool = False
 
 
-def find_chains(calls: Sequence[Call], values: Values, batch: int, steps: int) -> list[Chain]:
+def find_recurrences(
+    calls: Sequence[Call], values: Values, batch: int, steps: int
+) -> list[Recurrence]:
     """Chains among one module's calls that cover all steps, as often as one likes."""
     if len(calls) < steps or steps < 2:
         return []
@@ -68,7 +70,7 @@ def find_chains(calls: Sequence[Call], values: Values, batch: int, steps: int) -
                 taken.update(dict.fromkeys(run, run))
                 by_calls[run].append((pair, altered))
     return [
-        Chain(
+        Recurrence(
             tuple(calls[number] for number in run),
             *_places([pair for pair, _ in pairs], calls[run[0]].outputs),
             altered=any(altered for _, altered in pairs),
@@ -200,18 +202,22 @@ def _order(path: Path) -> tuple[str, ...]:
     return tuple(f"{key:09d}" if isinstance(key, int) else str(key) for key in path)
 
 
-def outermost(chains: Mapping[str, list[Chain]], values: Values) -> dict[str, list[Chain]]:
+def outermost(
+    recurrences: Mapping[str, list[Recurrence]], values: Values
+) -> dict[str, list[Recurrence]]:
     """Of cells inside cells the outer one, unless it only bundles the states of the inner ones."""
-    kept = dict(chains)
-    for key, outer in chains.items():
+    kept = dict(recurrences)
+    for key, outer in recurrences.items():
         if key not in kept:
             continue
-        calls = {id(call) for chain in outer for call in chain.calls}
-        inner = {k: c for k, c in chains.items() if k != key and c[0].calls[0].within(calls)}
+        calls = {id(call) for recurrence in outer for call in recurrence.calls}
+        inner = {k: c for k, c in recurrences.items() if k != key and c[0].calls[0].within(calls)}
         if not inner:
             continue
         states = outer[0].states(-1)
-        inside = [state for c in inner.values() for chain in c for state in chain.states(-1)]
+        inside = [
+            state for c in inner.values() for recurrence in c for state in recurrence.states(-1)
+        ]
         bundled = all(any(values.same(a, b) for b in inside) for a in states)
         if len(states) > 1 and bundled:
             del kept[key]

@@ -17,7 +17,7 @@ import numpy as np
 from .model_copy import ModelCopy
 from .pytrees import Path, get_leaf, replace_leaf
 from .recording import Call, Values, record
-from .recurrence import Chain
+from .recurrence import Recurrence
 
 __all__ = ["SEQUENCE_LAYERS", "TimeOrder"]
 
@@ -34,7 +34,7 @@ class TimeOrder:
 
     Args:
         calls: All calls of ``run(inputs)``.
-        chains: Calls of cells among them.
+        recurrences: Calls of cells among them.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class TimeOrder:
         inputs: mx.array,
         run: Callable[[mx.array], Any],
         calls: Sequence[Call],
-        chains: Iterable[Chain],
+        recurrences: Iterable[Recurrence],
         values: Values,
     ) -> None:
         self._copy, self._inputs, self._run = copy, inputs, run
         self._calls, self._values = calls, values
         self._before = {(call.path, call.number): call for call in calls}
         self._states: dict[tuple[str, int], dict[Path, mx.array]] = {}
-        for chain in chains:
-            for call in chain.calls:
-                states = {p: call.inputs[p] for p in chain.in_paths if p in call.inputs}
+        for recurrence in recurrences:
+            for call in recurrence.calls:
+                states = {p: call.inputs[p] for p in recurrence.in_paths if p in call.inputs}
                 self._states.setdefault((call.path, call.number), {}).update(states)
         self._runs: dict[int, dict[int, Call]] = {}
 

@@ -26,7 +26,7 @@ class InLoopObserver:
     def submit(self, request: Request) -> bool:
         """Analyse a snapshot and deliver what came of it; return True, as nothing is dropped."""
         # An interrupt may have come while the last one cleaned up.
-        self._observer.instrument.restore_process()
+        self._observer.runner.restore_process()
         self._deliver(self._observer.analyse(request))
         return True
 
@@ -49,5 +49,5 @@ class InLoopObserver:
 
     def close(self, timeout: float | None = None) -> int:
         """Put the process back to how it was; return how many snapshots were dropped."""
-        self._observer.instrument.restore_process()
+        self._observer.runner.restore_process()
         return 0

@@ -23,7 +23,7 @@ import numpy as np
 from ..callback import Callback
 from ..errors import one_line, traceback_of
 from ..held_out import HeldOutBatch
-from ..model import At, Instrument, Memory, ModelCopy, NothingToObserve, TargetLike
+from ..model import At, Memory, ModelCopy, ModelRunner, NotApplicable, TargetLike
 from ..model.model_copy import array_bytes
 from ..observation import Need, Observation
 from ..progress import progress
@@ -168,7 +168,7 @@ class Observer:
         self._callbacks = {callback.name: callback for callback in callbacks}
         self._batch = len(held_out)
         self._memory = Memory(bounded=settings.chunk_size is None)
-        self.instrument = Instrument(
+        self.runner = ModelRunner(
             copy,
             held_out,
             target=settings.target,
@@ -196,9 +196,9 @@ class Observer:
             RuntimeError: If one fails.
         """
         records: list[Record] = []
-        notes: list[str] = [*self.instrument.notes, *self._check_reproducible()]
+        notes: list[str] = [*self.runner.notes, *self._check_reproducible()]
         not_applicable: list[str] = []
-        small = self.instrument.small()
+        small = self.runner.small()
         callbacks = list(self._callbacks.values())
         with small.analysing(), one_blas_thread():
             with self._memory.of_rows(len(small.held_out)):
@@ -214,7 +214,7 @@ class Observer:
                     limited = observation.limited(rehearsal.max_sequences)
                     found = checked_records(rehearsal, rehearsal.measure(limited))
                     records += [record for record in found if not isinstance(record, Note)]
-                except NothingToObserve as reason:
+                except NotApplicable as reason:
                     not_applicable.append(callback.name)
                     notes.append(f"{callback.name} doesn't apply to this model: {reason}")
                 except Exception as error:
@@ -229,7 +229,7 @@ class Observer:
 
     def _check_reproducible(self) -> Iterator[str]:
         """Yield a note if two runs from the same start differ, or change something outside."""
-        small = self.instrument.small()
+        small = self.runner.small()
         before = values_outside(self._copy.model)
         outputs: list[bytes] = []
         for _ in range(2):
@@ -282,8 +282,8 @@ class Observer:
         try:
             self._loader.load(request.snapshot)
             with (
-                self.instrument.analysing(),
-                self._memory.bounding(self.instrument, request.training_peak),
+                self.runner.analysing(),
+                self._memory.bounding(self.runner, request.training_peak),
                 one_blas_thread(),
             ):
                 for group in self._groups(due):
@@ -321,7 +321,7 @@ class Observer:
     def _observe(self, analysis: Analysis, callbacks: Sequence[Callback]) -> Observation:
         with _timing(analysis, "pass"):
             return Observation(
-                self.instrument,
+                self.runner,
                 analysis.step,
                 _needs(callbacks),
                 max_sequences=max(map(self._size, callbacks)),
@@ -361,7 +361,7 @@ class Observer:
                     analysis.notes.append(record.message)
                 else:
                     analysis.records.append(record)
-        except NothingToObserve as reason:
+        except NotApplicable as reason:
             analysis.notes.append(f"{callback.name} is skipped from now on: {reason}")
             analysis.not_applicable.append(callback.name)
             self._disable([callback.name])

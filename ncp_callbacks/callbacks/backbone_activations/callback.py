@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...callback import AxisLimit, Callback, PairedChanges, scalar_with_ci, small_batch_note
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...observation import Activations, Need, Observation
 from ...records import Figure, Histogram, Note, Record
 from ...scheduling import ScheduleLike
@@ -82,7 +82,7 @@ class BackboneActivations(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         layers = observation.activations
         if not layers:
-            raise NothingToObserve(observation.no_layers)
+            raise NotApplicable(observation.no_layers)
         if len(layers) > self._MOST:
             yield Note(
                 f"{self.name}: {len(layers)} layers were found, the first {self._MOST} are logged; "

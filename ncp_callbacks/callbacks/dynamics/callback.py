@@ -18,7 +18,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...observation import Need, Observation, Trajectory
 from ...records import Array, Figure, Histogram, Note, Record, Scalar
 from ...results import FloatArray
@@ -186,9 +186,9 @@ class Dynamics(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
-            raise NothingToObserve(observation.no_cells)
+            raise NotApplicable(observation.no_cells)
         if observation.inputs.shape[1] < 2:
-            raise NothingToObserve("the held-out sequences have one step: nothing moves")
+            raise NotApplicable("the held-out sequences have one step: nothing moves")
         yield from small_batch_note(observation)
         for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             yield from self._of(cell, self.name + short, observation)
@@ -343,7 +343,7 @@ class Dynamics(Callback):
                 memory = estimated_memory(products, **how, directions=self._max_units)
                 radius, norm, owner = leading_gains(products, mask=mask)
                 exponents = leading_exponents(products, **how, count=self._exponents)
-        except NothingToObserve as reason:
+        except NotApplicable as reason:
             self._without.add(cell.cell)
             found.append(
                 Note(f"{group}: memory, Lyapunov exponents, radius and norm are left out: {reason}")

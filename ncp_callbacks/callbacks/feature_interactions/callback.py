@@ -16,7 +16,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...observation import Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...scheduling import ScheduleLike
@@ -141,7 +141,7 @@ class FeatureInteractions(Callback):
         if dt is not None:
             names = [*names, "intervals" if "intervals" not in names else "time intervals"]
         if len(names) < 2:
-            raise NothingToObserve(
+            raise NotApplicable(
                 f"there is nothing but {names[0]} for the target to depend on, and a pair takes two"
             )
         result = self._method.interactions(

@@ -27,7 +27,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...observation import Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
@@ -144,9 +144,9 @@ class OutputTime(Callback):
                     "target= is a function of all outputs, so there is none of a step: give "
                     "'prediction', 'loss' or an output's index"
                 )
-            raise NothingToObserve(why)
+            raise NotApplicable(why)
         if observation.inputs.shape[1] < 2:
-            raise NothingToObserve("the held-out sequences have one step")
+            raise NotApplicable("the held-out sequences have one step")
         target, slug = named
         group = self.name + slug
         result = self._over_time(observation, target)
@@ -270,7 +270,7 @@ class OutputTime(Callback):
         left_out = f"{group}/local is left out: "
         try:
             found, error, mixed = _to_own_steps(observation, method)
-        except NothingToObserve as reason:
+        except NotApplicable as reason:
             yield Note(f"{left_out}{reason}")
             return
         if mixed:

@@ -20,7 +20,7 @@ from ...callback import (
     small_batch_note,
 )
 from ...held_out import HeldOutBatch, to_numpy
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...model.liquid import neuron_groups
 from ...observation import Need, Observation, Trajectory
 from ...records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
@@ -146,7 +146,7 @@ class StateSpace(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
-            raise NothingToObserve(observation.no_cells)
+            raise NotApplicable(observation.no_cells)
         batch = _batch(observation)
         for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             shown = self._without_motor(cell, observation)
@@ -246,8 +246,8 @@ class StateSpace(Callback):
 def _others(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:
     """Columns of the neurons that are not motor neurons; None for a cell that has no such parts."""
     try:
-        groups = neuron_groups(observation.replay(cell.cell, 1))
-    except NothingToObserve:
+        groups = neuron_groups(observation.cell_stepper(cell.cell, 1))
+    except NotApplicable:
         return None
     columns = [group.columns for group in groups if group.name != "motor"]
     if not columns or len(columns) == len(groups):

@@ -17,7 +17,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...observation import Need, Observation, Trajectory
 from ...records import Array, Histogram, Note, Record
 from ...scheduling import ScheduleLike
@@ -107,9 +107,9 @@ class StateTransitions(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
-            raise NothingToObserve(observation.no_cells)
+            raise NotApplicable(observation.no_cells)
         if observation.inputs.shape[1] < 2:
-            raise NothingToObserve("the held-out sequences have one step: nothing moves")
+            raise NotApplicable("the held-out sequences have one step: nothing moves")
         for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             yield from self._of(cell, self.name + short, observation)
 

@@ -20,8 +20,8 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...model import NothingToObserve
-from ...model.cell_stepper import Replay
+from ...model import NotApplicable
+from ...model.cell_stepper import CellStepper
 from ...model.liquid import (
     DecayReading,
     GateReading,
@@ -185,7 +185,7 @@ class TimeConstants(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
-            raise NothingToObserve(observation.no_cells)
+            raise NotApplicable(observation.no_cells)
         part = observation.limited(self._sequences)
         yield from small_batch_note(observation)
         shorts = per_cell_names([c.cell for c in cells])
@@ -196,15 +196,15 @@ class TimeConstants(Callback):
         yield from for_each_supported_cell(of_each, self.name, "it has no time constants here")
 
     def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
-        replay = part.replay(cell.cell)
+        stepper = part.cell_stepper(cell.cell)
         delta = part.time_delta
         reading: Reading | None = None
         try:
-            reading = read_liquid(replay, delta if part.takes_time else None)
-        except NothingToObserve as reason:
+            reading = read_liquid(stepper, delta if part.takes_time else None)
+        except NotApplicable as reason:
             yield Note(f"{group}: {reason}; its effective time constants are logged instead")
-        real = np.ones((len(part.inputs), replay.steps), bool) if part.mask is None else part.mask
-        look = _Look(cell.cell, group, replay, real, delta)
+        real = np.ones((len(part.inputs), stepper.steps), bool) if part.mask is None else part.mask
+        look = _Look(cell.cell, group, stepper, real, delta)
         # Of how many units the pictures are, where not of all.
         result, shown = None, ""
         if reading is not None:
@@ -217,7 +217,7 @@ class TimeConstants(Callback):
             look.numbers.update(result.estimates())
             yield from _said_of(look, reading, result, equilibria)
         if reading is None or self._steps:
-            width = sum(replay.sizes)
+            width = sum(stepper.sizes)
             chosen = spread_units(width, self._max_units)
             some = ""
             if len(chosen) < width:
@@ -258,10 +258,10 @@ class TimeConstants(Callback):
                 reading.parameters.units + reading.parameters.inputs
             )
         some = np.linspace(0, steps - 1, min(self._steps or self._STEPS, steps)).round().astype(int)
-        intervals = intervals_of(look.replay, look.delta)
+        intervals = intervals_of(look.stepper, look.delta)
         values = np.full((len(look.real), steps, len(units)), np.nan)
         for t in np.unique(some):
-            diagonal = jacobian_diagonal(look.replay, int(t), synapses, units=units)
+            diagonal = jacobian_diagonal(look.stepper, int(t), synapses, units=units)
             values[:, t] = effective_time_constants(diagonal, intervals[:, t])
         looked_at = np.zeros_like(look.real)
         looked_at[:, some] = True
@@ -354,7 +354,7 @@ class _Look:
 
     cell: str
     group: str
-    replay: Replay
+    stepper: CellStepper
     real: BoolArray
     delta: FloatArray | None
     # What is known of how sure numbers are, by name.
@@ -370,7 +370,7 @@ class _Look:
 
     @property
     def steps(self) -> int:
-        return self.replay.steps
+        return self.stepper.steps
 
     def typical(self) -> tuple[float, float]:
         """Median interval and median duration of a sequence, both above 0."""

@@ -17,7 +17,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...scheduling import ScheduleLike
@@ -126,7 +126,7 @@ class TimeSensitivity(Callback):
             missing = "the held-out batch has no time_delta"
             if observation.time_delta is not None:
                 missing = "the model takes no intervals"
-            raise NothingToObserve(f"{missing}, so there is no time to scale")
+            raise NotApplicable(f"{missing}, so there is no time to scale")
         result = sensitivity(observation, self.scales)
         group = self.name + observation.target_slug
         yield from non_finite_count(
@@ -239,7 +239,7 @@ class TimeSensitivity(Callback):
         values = observation.values_at_scales(self.scales)
         try:
             finer = observation.values_with_finer_solver(self.scales)
-        except NothingToObserve as reason:
+        except NotApplicable as reason:
             yield Note(f"{self.name}: there is no solver error: {reason}")
             return
         for scale in self.scales:

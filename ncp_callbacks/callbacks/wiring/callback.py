@@ -21,7 +21,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...model import NothingToObserve
+from ...model import NotApplicable
 from ...model.liquid import LTCReading, neuron_groups, read_liquid
 from ...observation import Need, Observation, Trajectory
 from ...records import Array, Figure, Note, Record, Scalar
@@ -146,7 +146,7 @@ class Wiring(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = observation.states
         if not cells:
-            raise NothingToObserve(observation.no_cells)
+            raise NotApplicable(observation.no_cells)
         part = observation.limited(self._sequences)
         yield from small_batch_note(observation)
         shorts = per_cell_names([c.cell for c in cells])
@@ -157,13 +157,13 @@ class Wiring(Callback):
         yield from for_each_supported_cell(of_each, self.name, "nothing is logged of it here")
 
     def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
-        replay = part.replay(cell.cell)
-        groups = neuron_groups(replay)
+        stepper = part.cell_stepper(cell.cell)
+        groups = neuron_groups(stepper)
         reading = None
         numbers: dict[str, Estimate] = {}
         try:
-            reading = read_liquid(replay, part.time_delta if part.takes_time else None)
-        except NothingToObserve as reason:
+            reading = read_liquid(stepper, part.time_delta if part.takes_time else None)
+        except NotApplicable as reason:
             if not groups:
                 raise
             yield Note(f"{group}: {reason}, so that its synapses are left out")
@@ -174,7 +174,7 @@ class Wiring(Callback):
             look = _Look(cell.cell, group, groups, attributed, numbers)
             yield from self._synapses(look, reading, part)
         elif not groups:
-            raise NothingToObserve(f"{cell.cell} has no wiring")
+            raise NotApplicable(f"{cell.cell} has no wiring")
         else:
             if reading is not None:
                 yield Note(
@@ -373,7 +373,7 @@ def _attributed(cell: str, groups: tuple[NeuronGroup, ...], part: Observation) -
         return _Attributed({}, None, 0)
     try:
         found = part.state_x_gradient(cell)
-    except NothingToObserve as reason:
+    except NotApplicable as reason:
         return _Attributed({}, None, 0, str(reason))
     shares, sequences = group_attribution(found, groups)
     return _Attributed(shares, neuron_attribution(found) if shares else None, sequences)

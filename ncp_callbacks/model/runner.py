@@ -22,15 +22,15 @@ from ..held_out import HeldOutBatch, to_numpy
 from .capture import Around, Tap, subnormal_flush
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
-from .discovery import find_sites
+from .discovery import find_hook_points
 from .embedding import find_embedding
 from .errors import ModelError
-from .hook_points import CellSite, LayerSite, Sites
+from .hook_points import CellHook, HookPoints, LayerHook
 from .model_copy import ModelCopy, Subject, set_evaluation_mode
 from .pytrees import Path, get_leaf, modules, replace_leaf
 from .target import At, Target, TargetLike
 
-__all__ = ["COPIES", "Instrument", "Pass", "Variants", "listening", "recorded_calls"]
+__all__ = ["COPIES", "ModelRunner", "Pass", "Variants", "listening", "recorded_calls"]
 
 # Of the batch, run at once without gradients. They keep nothing, so that more of them fit.
 COPIES = 4
@@ -54,10 +54,10 @@ class Pass:
         chosen: ``(B,)``, followed outputs, or None.
         input_gradient: ``(B, T, F)`` or None where it was not asked for.
         time_gradient: ``(B, T)`` or None.
-        states: Per cell site, state arrays each as a list over steps of ``(B, H)``, or one
+        states: Per cell hook, state arrays each as a list over steps of ``(B, H)``, or one
             ``(B, T, H)``.
-        initial: Per cell site, state arrays ``(B, H)`` before the first step; empty if not given.
-        activations: Per layer site, likewise a list over steps, or one ``(B, T, N)``.
+        initial: Per cell hook, state arrays ``(B, H)`` before the first step; empty if not given.
+        activations: Per layer hook, likewise a list over steps, or one ``(B, T, N)``.
     """
 
     sequence: mx.array
@@ -104,8 +104,8 @@ class _Recorder:
     def __init__(
         self,
         tap: Tap,
-        cells: Sequence[CellSite],
-        layers: Sequence[LayerSite],
+        cells: Sequence[CellHook],
+        layers: Sequence[LayerHook],
         *,
         flush: bool,
     ) -> None:
@@ -115,8 +115,8 @@ class _Recorder:
 
     @contextmanager
     def listening(self, model: nn.Module) -> Iterator[None]:
-        sites: list[CellSite | LayerSite] = [*self._cells, *self._layers]
-        watched = dict.fromkeys(site.module for site in sites)
+        hook_points: list[CellHook | LayerHook] = [*self._cells, *self._layers]
+        watched = dict.fromkeys(hook.module for hook in hook_points)
         found = dict(modules(model))
         missing = [path for path in watched if path not in found]
         if missing:
@@ -127,9 +127,9 @@ class _Recorder:
     def _around(self, module: str) -> Around:
         handed_on = {
             path: None
-            for site in self._cells
-            if site.module == module and not site.whole_sequence
-            for path in site.out_paths
+            for hook in self._cells
+            if hook.module == module and not hook.whole_sequence
+            for path in hook.out_paths
         }
 
         def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -164,22 +164,22 @@ class _Recorder:
                 for number in layer.calls
             ]
 
-    def calls(self, site: CellSite | LayerSite) -> list[tuple[Any, Any]]:
-        shown = self._shown.get(site.module, [])
-        if len(shown) != site.calls_in_all:
+    def calls(self, hook: CellHook | LayerHook) -> list[tuple[Any, Any]]:
+        shown = self._shown.get(hook.module, [])
+        if len(shown) != hook.calls_in_all:
             raise ModelError(
-                f"{site.name} was called {len(shown)} times, but {site.calls_in_all} times when "
+                f"{hook.name} was called {len(shown)} times, but {hook.calls_in_all} times when "
                 "the model was looked at first: with calls that come and go there is no telling "
                 "which belong to which step"
             )
         return shown
 
     @staticmethod
-    def _array(tree: Any, path: Path, site: CellSite | LayerSite) -> mx.array:
+    def _array(tree: Any, path: Path, hook: CellHook | LayerHook) -> mx.array:
         array = get_leaf(tree, path)
         if not isinstance(array, mx.array):
             raise ModelError(
-                f"{site.name} gave no array where it had given one when the model was looked at "
+                f"{hook.name} gave no array where it had given one when the model was looked at "
                 "first"
             )
         return array
@@ -224,7 +224,7 @@ def _patterns(given: Any, what: str) -> Sequence[str] | None:
     return given
 
 
-class Instrument:
+class ModelRunner:
     """A copy of a model, a held-out batch and a target, understood well enough to be analysed.
 
     Making one runs the copy a few times, mostly on the batch's first two sequences.
@@ -243,10 +243,10 @@ class Instrument:
         ModelError: If they don't fit each other or the arguments.
 
     Attributes:
-        calling, target, sites: What was found out.
+        calling, target, hook_points: What was found out.
         whole_batch: How many sequences the batch has of which these may be some.
         notes: What the user should know about it, one sentence each.
-        missing: Which kinds of sites were not found, and why, one sentence each.
+        missing: Which kinds of hook_points were not found, and why, one sentence each.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class Instrument:
         self._tap = Tap()
         self._compilation = CompilationSwitch()
         with self.analysing():
-            self.calling, self.sites = self._look(
+            self.calling, self.hook_points = self._look(
                 _patterns(cells, "cells"), _patterns(layers, "layers")
             )
             self.outputs(self.sequence(), self.time_delta)
@@ -297,8 +297,8 @@ class Instrument:
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
         interact = () if apart else (_SEQUENCES_INTERACT,)
-        self.notes = (*self.calling.notes, *self.sites.notes, *interact)
-        self.missing = tuple(filter(None, (self.sites.no_cells, self.sites.no_layers)))
+        self.notes = (*self.calling.notes, *self.hook_points.notes, *interact)
+        self.missing = tuple(filter(None, (self.hook_points.no_cells, self.hook_points.no_layers)))
 
     @property
     def model(self) -> nn.Module:
@@ -360,13 +360,13 @@ class Instrument:
         """Whether parts of the batch can be looked at by themselves."""
         return not self.one_batch_size and not callable(self._wanted[0])
 
-    def take(self, rows: slice | npt.NDArray[np.intp]) -> Instrument:
+    def take(self, rows: slice | npt.NDArray[np.intp]) -> ModelRunner:
         """The same for some sequences of the batch."""
         part = self._of(rows)
         part.target = Target(*self._wanted, part.held_out, self.calling)
         return part
 
-    def _of(self, rows: slice | npt.NDArray[np.intp]) -> Instrument:
+    def _of(self, rows: slice | npt.NDArray[np.intp]) -> ModelRunner:
         """The same, which has no target yet."""
         part = copy.copy(self)
         part.held_out = self.held_out.take(rows)
@@ -390,13 +390,13 @@ class Instrument:
         except ModelError:
             return None
 
-    def small(self) -> Instrument:
+    def small(self) -> ModelRunner:
         """The same for the batch's first two sequences, or for all where only all will do."""
         return self.take(slice(0, 2)) if self.divisible else self
 
     def _look(
         self, cells: Sequence[str] | None, layers: Sequence[str] | None
-    ) -> tuple[Calling, Sites]:
+    ) -> tuple[Calling, HookPoints]:
         held_out = self.held_out.take(slice(0, 2))
         self.one_batch_size = False
         try:
@@ -413,14 +413,14 @@ class Instrument:
         with self.preserved():
             sequence = probed.sequence()
             mx.eval(sequence)
-        sites = find_sites(
+        hook_points = find_hook_points(
             self.copy,
             sequence,
             lambda inputs: probed.outputs(inputs, probed.time_delta),
             cells=cells,
             layers=layers,
         )
-        return calling, sites
+        return calling, hook_points
 
     def sequence(self) -> mx.array:
         """``(B, T, F)``, what gradients are taken of: inputs, or what tokens are embedded as."""
@@ -488,7 +488,7 @@ class Instrument:
             loss: Whether :attr:`loss` is, too; not with gradients.
         """
         self._ready()
-        cells = self.sites.cells if gradient else ()
+        cells = self.hook_points.cells if gradient else ()
         recorder = _Recorder(self._tap, cells, (), flush=gradient)
         losses: list[mx.array] = []
 
@@ -538,8 +538,8 @@ class Instrument:
         gradient = input_gradient or time_gradient
         recorder = _Recorder(
             self._tap,
-            self.sites.cells if states or gradient else (),
-            self.sites.layers if activations else (),
+            self.hook_points.cells if states or gradient else (),
+            self.hook_points.layers if activations else (),
             flush=gradient,
         )
 
@@ -579,18 +579,18 @@ class Instrument:
 
 
 @contextmanager
-def listening(instrument: Instrument) -> Iterator[None]:
+def listening(runner: ModelRunner) -> Iterator[None]:
     """For gradients taken elsewhere: those of the states that cells hand on don't get subnormal."""
-    instrument._ready()
-    cells = instrument.sites.cells
-    with _Recorder(instrument._tap, cells, (), flush=True).listening(instrument.model):
+    runner._ready()
+    cells = runner.hook_points.cells
+    with _Recorder(runner._tap, cells, (), flush=True).listening(runner.model):
         yield
 
 
-def recorded_calls(instrument: Instrument, site: CellSite) -> list[tuple[Any, Any]]:
+def recorded_calls(runner: ModelRunner, hook: CellHook) -> list[tuple[Any, Any]]:
     """``((args, kwargs), output)`` of every call of a cell in one forward pass."""
-    instrument._ready()
-    recorder = _Recorder(instrument._tap, [site], (), flush=False)
-    with recorder.listening(instrument.model):
-        instrument.outputs(instrument.sequence(), instrument.time_delta)
-    return recorder.calls(site)
+    runner._ready()
+    recorder = _Recorder(runner._tap, [hook], (), flush=False)
+    with recorder.listening(runner.model):
+        runner.outputs(runner.sequence(), runner.time_delta)
+    return recorder.calls(hook)
