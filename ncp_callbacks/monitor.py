@@ -7,7 +7,7 @@
 
 Entering copies the model and runs every callback once on the copy, on two sequences, so that errors
 in the configuration show before the first step. Afterwards nothing that goes wrong in analysing or
-writing ends the training: it is reported once, and the callback or the writer concerned is skipped.
+writing ends the training: it is reported once, and the callback or the writer concerned is disabled.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .callback import Callback
 from .callbacks.sets import callback_set
 from .console import closing, opening, show
 from .errors import one_line
+from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
 from .model import At, CopyError, Forward, ModelCopy, ModelError, Subject, TargetLike
 from .model.model_copy import check_copy
@@ -62,53 +63,65 @@ _LOG = logging.getLogger("ncp_callbacks")
 class Monitor:
     """Analyses a model while it trains, and logs what it finds.
 
+    The model is read, and never run or changed: training with and without the monitor is
+    bit-identical. At a due step the monitor reads what has changed in the model, and hands it to an
+    observer, which analyses a copy of the model and draws the pictures.
+
     Args:
-        model: Any ``mlx.nn.Module``. It is read, and never run or changed: training with and
-            without the monitor is bit-identical.
+        model: Any ``mlx.nn.Module``.
         held_out: The batch that every analysis runs on.
-        callbacks: What to analyse, or the name of a set: ``"standard"``, which None also is:
+        callbacks: A list of callbacks, or the name of a set. None and ``"standard"`` are
             :class:`GradientAttribution`, :class:`TimeSensitivity`, :class:`StateTransitions`,
-            :class:`StateSpace`, :class:`BackboneActivations`; ``"light"``: the first and the third,
-            on 16 sequences; ``"full"``: all there is, expensive ones at every tenth snapshot only.
-        log_dir: Directory of this run's TensorBoard log; one that holds a run gets a number.
-        writer: Instead of ``log_dir``: a :class:`Writer`, or a ``tensorboardX.SummaryWriter``.
-        every: When callbacks are due that name no schedule: steps, a schedule or any callable
-            ``step -> bool``.
-        train_every: When the keywords of ``on_step_end`` are logged; None: whenever a callback is
-            due (or would be, had it not been disabled).
-        target: What is attributed: ``"prediction"``: the only output, or with several the largest
-            one of each sequence; an output's index; ``"loss"``; or a callable
-            ``(outputs, targets) -> (B,)``.
-        at: Where in the sequence: ``"last"`` real step, ``"mean"`` over real steps, or an index.
+            :class:`StateSpace` and :class:`BackboneActivations`. ``"light"`` is
+            :class:`GradientAttribution` and :class:`StateTransitions` on 16 sequences. ``"full"``
+            is every callback; the expensive ones run at every tenth snapshot.
+        log_dir: Directory of this run's TensorBoard log. One that holds a run already is left
+            alone, and this run gets a directory with a number.
+        writer: A :class:`Writer` or ``tensorboardX.SummaryWriter`` to use instead of ``log_dir``.
+            It is flushed at the end and stays open; only a signal that ends the process closes it.
+        every: Schedule of the callbacks that have no ``every=`` of their own: a number of steps, a
+            schedule, or any callable ``step -> bool``.
+        train_every: Schedule of the numbers that ``on_step_end`` is given. None: they are logged at
+            the steps of the callbacks' schedules.
+        target: What is attributed. ``"prediction"`` is the only output, or with several outputs the
+            largest one of each sequence. A number chooses an output. ``"loss"`` is the loss on the
+            held-out targets. A callable takes all outputs and the held-out targets, and returns one
+            number for each of the ``B`` sequences, ``(B,)``.
+        at: The time step of the target: the ``"last"`` real one, the ``"mean"`` over real time
+            steps, or an index.
         forward: ``callable(model, inputs, time_delta) -> outputs``, for a model that is not called
-            as ``model(inputs)`` or ``model(inputs, time_delta=...)`` (other usual keywords are
-            found).
-        cells: Module paths or globs of the recurrent cells, instead of finding them.
-        layers: Module paths or globs of the backbone's layers, instead of finding them.
-        chunk_size: How many sequences are run through the model at once; None: all, or as many as
-            need no more than twice the memory that training has needed so far, or 256 MB.
-        max_overhead: Share of the wall time that the monitor may take of the loop, such as 0.02:
-            snapshots that would take more are skipped, which is reported and counted. None: any.
-        background: Whether a process of its own analyses, on a core that training leaves; else the
-            loop waits for each analysis. None: wherever the model and the callbacks can be sent
-            there and there is a second core. The log says which, and why.
-        make_model: ``callable() -> model`` that builds a model of the same structure, where the
-            model holds something that can't be copied. Then only its arrays are read.
-        observer_device: Where the observer's process computes, ``"cpu"`` or ``"gpu"``; None: as
-            MLX does by default.
-        log_on_all_ranks: Whether to log in every process of a group (of ``mlx.launch``, MPI or
-            SLURM), not in rank 0 only: for processes that train different models.
-        verbose: Whether to print where the log goes and how to open it, and at the end what became
-            of it. None: to a terminal or notebook. It is logged at INFO either way.
+            as ``model(inputs)`` or with elapsed time under one of the usual keywords.
+        cells: Module paths or globs of the recurrent cells, if they aren't found.
+        layers: Module paths or globs of the backbone's layers, if they aren't found.
+        chunk_size: Number of sequences that run through the model at once. None: all, or as many as
+            need no more than 256 MB or twice the memory that training has needed. Last digits can
+            depend on it.
+        max_overhead: Share of the wall time, such as 0.02, that the monitor may take of the loop.
+            Snapshots that would take more are skipped, which is reported and counted. None: no
+            bound.
+        background: True: the observer runs in a process of its own, at a lower priority. False: it
+            runs in the training loop, which waits for it. None: in a process of its own, unless
+            there is one core only, the model takes more than a quarter of the memory, the model or
+            a callback can't be sent to another process, or ``on_error="raise"``. The log's run card
+            tells where it runs and why.
+        make_model: ``callable() -> model``, for a model that holds something that can't be copied.
+            It builds a model of the same structure, which is then given the arrays of yours; other
+            values that change during training are not sent.
+        observer_device: Device on which the observer's process computes, ``"cpu"`` or ``"gpu"``.
+            None: MLX's default.
+        log_on_all_ranks: True: every process of a group (of ``mlx.launch``, MPI or SLURM) logs, for
+            processes that train different models. False: rank 0 logs, and the others do nothing.
+        verbose: True: print where the log is and how to open it, and a summary at the end. False:
+            don't. None: print to a terminal or a notebook. Both are logged at INFO in any case.
         run_config: Hyper-parameters of the run, for TensorBoard's HParams.
-        resume_step: Continue the run in ``log_dir``: the last step done. What was logged for later
-            steps is hidden.
-        on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``, which analyses in
-            the loop unless ``background=True``.
+        resume_step: The last step that was done of the run in ``log_dir``, which goes on; pass its
+            saved state to :meth:`load_state_dict`. TensorBoard hides what was logged for later
+            steps.
+        on_error: ``"disable"``: a callback that fails is disabled and training goes on.
+            ``"raise"``: its error is raised; from a process of its own, at one of the next calls.
 
     Raises:
-        TypeError, ValueError: For arguments that can't be meant, when made or entered. Errors of
-            the model or a callback in the dry run come out of ``__enter__``.
+        TypeError, ValueError: If an argument has the wrong type or value.
     """
 
     def __init__(
@@ -220,8 +233,11 @@ class Monitor:
     def start(self) -> Monitor:
         """Begin the run, as entering the ``with`` block does; :meth:`close` ends it.
 
+        The model is copied, and every callback runs once on the copy, on two sequences.
+
         Raises:
             RuntimeError: If this monitor was started before, or a callback fails in the dry run.
+            CopyError: If the model can't be copied.
             ModelError, TypeError, ValueError: If the arguments don't fit each other.
         """
         if self._state != "new":
@@ -266,20 +282,27 @@ class Monitor:
             place,
         )
         try:
-            self._open_log(card, dry_run)
+            texts = [
+                Text("about/run", card),
+                Text(
+                    "about/fingerprint",
+                    fingerprint(self._held_out, self.callbacks, observer.runner.target.name),
+                ),
+            ]
+            self._open_log(texts, dry_run)
         except BaseException:
             self._close_observer(0.0)
             raise
         self._entered = time.perf_counter()
 
-    def _open_log(self, card: str, dry_run: DryRun) -> None:
+    def _open_log(self, texts: Sequence[Text], dry_run: DryRun) -> None:
         # Only now: a configuration that fails must not leave an empty run behind.
         self._writer = self._open_writer()
         self._log.rehearse(dry_run.records)
         self._log.open(self._writer, self._run_config)
         step = 0 if self._resume_step is None else self._resume_step + 1
         self._log.last_step = step
-        self._log.write(step, [Text("about/run", card)])
+        self._log.write(step, texts)
         self._on_signals = ClosesOnSignals(self._close_on_signal)
         # After the writer's: what is registered last runs first.
         atexit.register(self._exit_hook)

@@ -1,0 +1,57 @@
+"""Describe what a run was analysed on, so that runs are compared only where that makes sense."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .callback import Callback
+from .held_out import HeldOutBatch, to_numpy
+
+__all__ = ["batch_digest", "fingerprint"]
+
+
+def fingerprint(held_out: HeldOutBatch, callbacks: Iterable[Callback], target: str) -> str:
+    """Return JSON with the held-out batch's digest, feature names, target and methods.
+
+    Args:
+        held_out: The batch.
+        callbacks: Those that run; the ones with a ``method_name`` have it listed.
+        target: Name of the target.
+    """
+    methods = {
+        callback.name: name
+        for callback in callbacks
+        if (name := getattr(callback, "method_name", None)) is not None
+    }
+    content: dict[str, Any] = {
+        "held_out": batch_digest(held_out),
+        "feature_names": list(held_out.feature_names),
+        "target": target,
+        "method": methods,
+    }
+    return json.dumps(content, sort_keys=True)
+
+
+def batch_digest(held_out: HeldOutBatch) -> str:
+    """Return a digest of inputs, elapsed time, mask and targets.
+
+    Features are taken in the order of their names, so that the same data with its columns in
+    another order, named alike, is the same batch.
+    """
+    order = np.argsort(np.array(held_out.feature_names))
+    inputs = to_numpy(held_out.inputs)
+    arrays = [inputs if held_out.tokens else inputs[..., order]]
+    for given in (held_out.flat_time_delta, held_out.targets):
+        if hasattr(given, "astype") and not isinstance(given, np.ndarray):
+            arrays.append(to_numpy(given))
+    arrays.append(held_out.mask_array.astype(np.float32))
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+    return digest.hexdigest()[:32]
