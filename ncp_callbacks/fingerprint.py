@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from .callback import Callback
@@ -47,7 +48,7 @@ def batch_digest(held_out: HeldOutBatch) -> str:
     inputs = to_numpy(held_out.inputs)
     arrays = [inputs if held_out.tokens else inputs[..., order]]
     for given in (held_out.flat_time_delta, held_out.targets):
-        if hasattr(given, "astype") and not isinstance(given, np.ndarray):
+        if isinstance(given, mx.array):
             arrays.append(to_numpy(given))
     arrays.append(held_out.mask_array.astype(np.float32))
     digest = hashlib.sha256()

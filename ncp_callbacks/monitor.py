@@ -7,7 +7,8 @@
 
 Entering copies the model and runs every callback once on the copy, on two sequences, so that errors
 in the configuration show before the first step. Afterwards nothing that goes wrong in analysing or
-writing ends the training: it is reported once, and the callback or the writer concerned is disabled.
+writing ends the training: it is reported once, and the callback or the writer that failed is
+disabled.
 """
 
 from __future__ import annotations

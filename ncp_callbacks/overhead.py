@@ -87,7 +87,7 @@ class Overhead:
 
     @property
     def is_large(self) -> bool:
-        """Whether the share has been so large for so long that the user should be told."""
+        """Whether the share has been so large for so long that it deserves a report."""
         if self._began is None or self._ended is None or self._max_share is not None:
             return False
         long = self._ended - self._began > _LONG_ENOUGH
