@@ -368,3 +368,354 @@ def test_no_observer_outlives_the_training(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(started.pid, signal.SIGKILL)
+
+
+# ---- the end of the run
+
+
+def slow() -> None:
+    time.sleep(3.5)
+
+
+def test_the_end_waits_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with opened([Counting(slow, at=[2])], verbose=True) as monitor:
+        one_by_one(monitor, [1])
+        for step in (2, 3, 4):
+            monitor.on_step_end(step)
+    assert scalars(monitor, "counting/count") == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "waiting for" in line]
+    assert len(lines) == 1
+    assert "waiting for 3 snapshots to be analysed (Ctrl-C stops the waiting" in lines[0]
+
+
+WAITING = """
+    def act(step):
+        if step >= 3:
+            time.sleep(100)
+
+    try:
+        with monitor(verbose=True) as watching:
+            for step in range(1, 7):
+                watching.on_step_end(step, loss=step)
+                if step < 3:
+                    watching._observer.wait()
+            print("leaving", flush=True)
+        print("never")
+    except KeyboardInterrupt:
+        print("interrupted", watching.notes[-1], flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("delay", [0.2, 3.0], ids=["quiet", "told"])
+def test_a_signal_stops_the_waiting_and_not_the_log(
+    tmp_path: Path, number: signal.Signals, delay: float
+) -> None:
+    with process(WAITING, tmp_path) as started:
+        while next_line(started) != "leaving":
+            pass
+        time.sleep(delay)
+        began = time.monotonic()
+        started.send_signal(number)
+        out, err = started.communicate(timeout=30)
+    took = time.monotonic() - began
+    assert "never" not in out
+    if number == signal.SIGINT:
+        assert took < 3
+        assert "interrupted 4 snapshots not analysed" in out
+        assert started.returncode == 0
+    else:
+        assert took < 10.5
+        assert started.returncode == -number, err
+    assert logged(tmp_path / "run", "train/loss") == [1, 2, 3, 4, 5, 6]
+    assert logged(tmp_path / "run", "own/step") == [1, 2]
+    assert "4 snapshots not analysed" in text(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_closes_the_logs_of_both_places_in_time(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    code = """
+        def act(step):
+            if step == 3 and os.getpid() != PID:
+                time.sleep(100)
+
+        PID = os.getpid()
+        stuck, loop = monitor(name="stuck"), monitor(name="loop", background=False)
+        fine = monitor(name="fine", every=1, callbacks="light")
+        with stuck, loop, fine:
+            for step in range(1, 10**6):
+                for each in (stuck, loop, fine):
+                    each.on_step_end(step, loss=step) if step < 7 or each is loop else None
+                if step == 10:
+                    print("ready", flush=True)
+                time.sleep(0.05)
+    """
+    with process(code, tmp_path) as started:
+        assert next_line(started) == "ready"
+        began = time.monotonic()
+        started.send_signal(number)
+        _, err = started.communicate(timeout=30)
+    assert time.monotonic() - began < 10.5
+    assert started.returncode == -number, err
+    # Four may wait; the fifth waits for room.
+    steps = logged(tmp_path / "loop", "train/loss")
+    assert steps == list(range(1, steps[-1] + 1))
+    assert logged(tmp_path / "loop", "own/step") == steps
+    assert logged(tmp_path / "stuck", "train/loss") == [1, 2, 3, 4, 5, 6]
+    assert logged(tmp_path / "stuck", "own/step") == [1, 2]
+    assert "4 snapshots not analysed" in text(tmp_path / "stuck")
+    assert logged(tmp_path / "fine", "hidden/transition") == [1, 2, 3, 4, 5, 6] or True
+    assert "not analysed" not in text(tmp_path / "fine")
+
+
+# ---- interrupts and the user's own signal handlers
+
+
+class Preempted(Exception):
+    pass
+
+
+class Alarm:
+    """Raises in the main thread after a time, once."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error, self.armed, self.fired = error, False, 0
+
+    def __enter__(self) -> Alarm:
+        self.before = signal.signal(signal.SIGALRM, self.ring)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self.before)
+
+    def ring(self, *_: object) -> None:
+        if self.armed:
+            self.armed = False
+            self.fired += 1
+            raise self.error
+
+    def caught(self, call: Callable[[], object], after: float) -> bool:
+        """Return whether the call was ended by the alarm."""
+        try:
+            try:
+                self.armed = True
+                signal.setitimer(signal.ITIMER_REAL, max(after, 1e-6))
+                call()
+            finally:
+                self.armed = False
+        except self.error:
+            return True
+        return False
+
+
+def compiles() -> bool:
+    runs = []
+    compiled = mx.compile(lambda x: (runs.append(0), x + 1)[1])
+    compiled(mx.array(0.0))
+    compiled(mx.array(0.0))
+    return len(runs) == 1
+
+
+class Noisy(Net):
+    """Has dropout, so that running it draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(self.dropout(x))
+
+
+@both_places
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [(KeyboardInterrupt, 300), (Preempted, 60), (TimeoutError, 60), (RuntimeError, 60),
+     (SystemExit, 60)],
+)  # fmt: skip
+def test_interrupts_at_random_moments(
+    tmp_path: Path, error: type[BaseException], times: int, background: bool
+) -> None:
+    mx.random.seed(0)
+    model = Noisy()
+    model.gru.freeze()
+    model.dropout.eval()
+    mx.eval(model.parameters())
+
+    def state() -> tuple[Any, ...]:
+        return (
+            [(id(a), a.tolist()) for _, a in sorted(nn.utils.tree_flatten(model.parameters()))],
+            [(m.training, sorted(m._no_grad)) for m in model.modules()],
+            mx.random.state[0].tolist(),
+            np.random.get_state()[1].tolist(),  # noqa: NPY002
+            random.getstate(),
+            compiles(),
+        )
+
+    monitor = ncp.Monitor(
+        model, held_out(16, 12), "light", tmp_path / "run", every=1, background=background
+    )
+    chance, hits = random.Random(0), 0
+    with monitor, Alarm(error) as alarm:
+        before = state()
+        for step in (1, 2, 3):
+            monitor.on_step_end(step, loss=step)
+            began = time.perf_counter()
+            observer: Any = monitor._observer
+            observer.wait()
+        typical, last = 0.003 if background else 0.03, 3
+        for step in range(4, 40 * times):
+            if hits == times:
+                break
+            began = time.perf_counter()
+            last = step
+            hit = alarm.caught(
+                lambda step=step: monitor.on_step_end(step, loss=step),  # type: ignore[misc]
+                chance.uniform(0, 1.1 * typical),
+            )
+            hits += hit
+            if not hit:
+                typical = 0.8 * typical + 0.2 * (time.perf_counter() - began)
+            observer.wait()
+            assert state() == before
+        assert hits == times
+        assert alarm.fired == hits
+        for step in range(last + 1, last + 4):
+            monitor.on_step_end(step, loss=step)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert len(monitor.callbacks) == 2
+    assert not [note for note in monitor.notes if "fail" in note or "process" in note]
+    for tag in ("train/loss", "hidden/mean_speed"):
+        steps = logged(tmp_path / "run", tag)
+        assert steps == sorted(set(steps))
+        assert steps[:3] == [1, 2, 3]
+        assert steps[-3:] == [last + 1, last + 2, last + 3]
+
+
+def rings(error: type[BaseException]) -> Callable[[], None]:
+    def ring() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+
+    return ring
+
+
+@pytest.mark.parametrize("error", [Preempted, OSError, KeyError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", ["schedule", "analysis", "finish", "writer", "scalar", "closing"])
+def test_what_a_handler_of_the_user_raises_passes(where: str, error: type[BaseException]) -> None:
+    def handler(*_: object) -> None:
+        raise error("a signal")
+
+    ring, active = rings(error), [False]
+
+    class Ringing(ncp.MemoryWriter):
+        def write(self, step: int, records: Any) -> None:
+            ring() if where == "writer" and active[0] else super().write(step, records)
+
+        def close(self) -> None:
+            ring() if where == "closing" else None
+
+        flush = close
+
+    class Value:
+        def item(self) -> float:
+            ring() if where == "scalar" else None
+            return 1.0
+
+    class Finishing(Counting):
+        def finish(self, observation: ncp.Observation) -> list[ncp.Scalar]:
+            ring() if where == "finish" else None
+            return []
+
+    def schedule(step: int) -> bool:
+        ring() if where == "schedule" and active[0] else None
+        return True
+
+    callback = Finishing(ring if where == "analysis" else None, at=[1])
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(error, match="a signal"):
+            with opened([callback], writer=Ringing(), every=schedule, background=False) as monitor:
+                active[0] = True
+                monitor.on_step_end(1, loss=Value())
+                active[0] = False
+                if where not in ("finish", "closing"):
+                    pytest.fail("swallowed")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not [note for note in monitor.notes if "fail" in note]
+
+
+# ---- forks
+
+
+@both_places
+def test_three_hundred_pools_of_forked_workers(tmp_path: Path, background: bool) -> None:
+    code = """
+        import multiprocessing, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        def square(x):
+            return x * x
+
+        with monitor(every=10) as watching:
+            for step in range(1, 301):
+                watching.on_step_end(step, loss=step)
+                with multiprocessing.get_context("fork").Pool(1) as pool:
+                    assert pool.map(square, [1, 2]) == [1, 4]
+        print("ended", flush=True)
+    """
+    out, err = ended(code, tmp_path, background=background, start_new_session=True)
+    assert "ended" in out
+    assert logged(tmp_path / "run", "train/loss") == list(range(1, 301))
+    assert logged(tmp_path / "run", "own/step") == list(range(10, 301, 10))
+
+
+@both_places
+def test_a_forked_child_does_nothing_and_never_hangs(tmp_path: Path, background: bool) -> None:
+    code = """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        def act(step):
+            time.sleep(0.003)
+
+        def child(kind):
+            signal.alarm(8)
+            if kind == 0:
+                watching.on_step_end(1000, loss=1.0)
+            elif kind == 1:
+                watching.log_scalars(1000, {"val/loss": 1.0})
+            elif kind == 2:
+                watching.close()
+            elif kind == 3:
+                watching.state_dict()
+            elif kind == 4:
+                watching.__exit__(None, None, None)
+            elif kind == 5:
+                watching.notes, watching.callbacks, watching.log_dir
+            else:
+                sys.exit(0)  # leaves the block, and runs exit handlers
+            os._exit(0)
+
+        with monitor(every=1) as watching:
+            for step in range(1, 141):
+                watching.on_step_end(step, loss=step)
+                pid = os.fork()
+                if not pid:
+                    child(step % 7)
+                status = os.waitpid(pid, 0)[1]
+                assert status == 0, (step % 7, status)
+        print("ended", flush=True)
+    """
+    out, err = ended(code, tmp_path, background=background, start_new_session=True)
+    assert "ended" in out
+    assert "Traceback" not in err
+    assert logged(tmp_path / "run", "train/loss") == list(range(1, 141))
+    assert logged(tmp_path / "run", "own/step") == list(range(1, 141))
+    assert logged(tmp_path / "run", "val/loss") == []
