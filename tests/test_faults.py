@@ -21,7 +21,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from promises import told
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncp_callbacks as ncp
@@ -107,10 +106,9 @@ def text(run: Path | str, tag: str = "about/notes") -> str:
     """Return the last text of a tag in a log on disk."""
     events = EventAccumulator(str(run), size_guidance={"tensors": 0})
     events.Reload()
-    name = f"{tag}/text_summary"
-    if name not in events.Tags()["tensors"]:
+    if tag not in events.Tags()["tensors"]:
         return ""
-    return events.Tensors(name)[-1].tensor_proto.string_val[0].decode()
+    return events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
 
 
 # ---- scripts in a process of their own
@@ -383,7 +381,7 @@ def test_the_end_waits_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> N
         for step in (2, 3, 4):
             monitor.on_step_end(step)
     assert scalars(monitor, "counting/count") == [(1, 1), (2, 2), (3, 3), (4, 4)]
-    lines = [line for line in capsys.readouterr().out.splitlines() if "waiting for" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "waiting for" in line]
     assert len(lines) == 1
     assert "waiting for 3 snapshots to be analysed (Ctrl-C stops the waiting" in lines[0]
 
@@ -466,7 +464,6 @@ def test_a_signal_closes_the_logs_of_both_places_in_time(
     assert logged(tmp_path / "stuck", "train/loss") == [1, 2, 3, 4, 5, 6]
     assert logged(tmp_path / "stuck", "own/step") == [1, 2]
     assert "4 snapshots not analysed" in text(tmp_path / "stuck")
-    assert logged(tmp_path / "fine", "hidden/transition") == [1, 2, 3, 4, 5, 6] or True
     assert "not analysed" not in text(tmp_path / "fine")
 
 
@@ -590,7 +587,7 @@ def test_interrupts_at_random_moments(
     assert time.monotonic() - began < 10
     assert len(monitor.callbacks) == 2
     assert not [note for note in monitor.notes if "fail" in note or "process" in note]
-    for tag in ("train/loss", "hidden/mean_speed"):
+    for tag in ("train/loss", "monitor/seconds/pass"):
         steps = logged(tmp_path / "run", tag)
         assert steps == sorted(set(steps))
         assert steps[:3] == [1, 2, 3]

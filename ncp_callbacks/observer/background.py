@@ -132,7 +132,9 @@ class BackgroundObserver:
         self._process: subprocess.Popen[bytes] | None = None
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # Reentrant, for a signal handler that closes while `submit` holds it.
-        self._changed = threading.Condition(threading.RLock())
+        # Entered as a lock: an interrupt inside Condition.__enter__ would leave it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # Bytes of each snapshot that was handed over and has not come back, by number.
         self._waiting: dict[int, int] = {}
         self._number = 0
@@ -178,7 +180,7 @@ class BackgroundObserver:
             return False
         size = request.snapshot.nbytes
         began = time.monotonic()
-        with self._changed:
+        with self._lock:
             progress, since = self._progress, began
             while not self.lost and not self._has_room(size):
                 now = time.monotonic()
@@ -263,7 +265,7 @@ class BackgroundObserver:
         if os.getpid() != self._pid:  # a fork has none of the threads
             return 0
         began = time.monotonic()
-        with self._changed:
+        with self._lock:
             progress, since = self._progress, began
             while not (self.lost or done()):
                 now = time.monotonic()
@@ -286,7 +288,7 @@ class BackgroundObserver:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(2.0)
-        with self._changed:
+        with self._lock:
             # What it has sent still counts.
             self._changed.wait_for(lambda: self._received, 2.0)
             self.dropped += len(self._waiting)
@@ -310,7 +312,7 @@ class BackgroundObserver:
             _LOG.exception("reading from the observer failed")
         if not (self._closed or self._closing):
             self._lose(process)
-        with self._changed:
+        with self._lock:
             self._received = True
             self._changed.notify_all()
 
@@ -324,7 +326,7 @@ class BackgroundObserver:
             self._deliver.dropped_pictures(*content)
         elif kind == "note":
             self._deliver.note(*content)
-        with self._changed:
+        with self._lock:
             self._progress += 1
             if kind == "analysis":
                 number, analysis = content
@@ -351,7 +353,7 @@ class BackgroundObserver:
                 how = f"was ended by {signal.Signals(-code).name}"
         elif code is not None:
             how = f"ended with exit status {code}"
-        with self._changed:
+        with self._lock:
             if not self.lost:
                 self.unfit = not self._ready
                 when = "" if self._ready else " before it could analyse"
