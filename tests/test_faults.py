@@ -1,4 +1,4 @@
-"""Runs in which something fails: the observer, the training process, the machine, the user's code."""
+"""Runs in which something fails: the observer, the training, the machine, the user's code."""
 
 from __future__ import annotations
 
@@ -635,13 +635,17 @@ def test_what_a_handler_of_the_user_raises_passes(where: str, error: type[BaseEx
     callback = Finishing(ring if where == "analysis" else None, at=[1])
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        with pytest.raises(error, match="a signal"):
-            with opened([callback], writer=Ringing(), every=schedule, background=False) as monitor:
-                active[0] = True
+        monitor = opened([callback], writer=Ringing(), every=schedule, background=False).start()
+        active[0] = True
+        if where in ("finish", "closing"):
+            monitor.on_step_end(1, loss=Value())
+            with pytest.raises(error, match="a signal"):
+                monitor.close()
+        else:
+            with pytest.raises(error, match="a signal"):
                 monitor.on_step_end(1, loss=Value())
-                active[0] = False
-                if where not in ("finish", "closing"):
-                    pytest.fail("swallowed")
+            active[0] = False
+            monitor.close()
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert not [note for note in monitor.notes if "fail" in note]
@@ -666,7 +670,7 @@ def test_three_hundred_pools_of_forked_workers(tmp_path: Path, background: bool)
                     assert pool.map(square, [1, 2]) == [1, 4]
         print("ended", flush=True)
     """
-    out, err = ended(code, tmp_path, background=background, start_new_session=True)
+    out, _ = ended(code, tmp_path, background=background, start_new_session=True)
     assert "ended" in out
     assert logged(tmp_path / "run", "train/loss") == list(range(1, 301))
     assert logged(tmp_path / "run", "own/step") == list(range(10, 301, 10))
