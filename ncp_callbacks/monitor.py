@@ -210,11 +210,13 @@ class Monitor:
         self._resume_step = resume_step
         self._rank = 0 if log_on_all_ranks else rank()
         self._state: Literal["new", "open", "closed"] = "new"
+        self._ended = False
         self._log = RunLog()
         self._writer: Writer | None = None
         self._reader: SnapshotReader | None = None
         self._observer: InLoopObserver | BackgroundObserver | None = None
         self._restarted = False
+        self._dropped = 0
         self._on_signals: ClosesOnSignals | None = None
         self._groups: list[tuple[Schedule, list[Callback]]] = []
         self._disabled: set[str] = set()
@@ -328,11 +330,9 @@ class Monitor:
     def _close(self, *, finish: bool) -> None:
         if self._state != "open" or os.getpid() != self._pid:
             return
-        self._state = "closed"
-        if self._writer is None:
-            return
         try:
-            if finish:
+            self._state = "closed"
+            if finish and self._writer is not None:
                 self._finish()
         finally:
             self._end()
@@ -351,34 +351,47 @@ class Monitor:
         Args:
             grace: Seconds for what is outstanding; None: as long as it takes.
         """
+        if self._writer is None or self._ended:
+            return
+        end = None if grace is None else time.monotonic() + grace
         try:
             self._close_observer(grace)
         finally:
             if self._observer is not None:
                 self._final_state = self._observer.known_state
             atexit.unregister(self._exit_hook)
-            if self._given_writer is self._writer and grace is None:
+            if self._given_writer is self._writer and end is None:
                 self._log.flush()  # the user's, who may go on with it
             else:
-                self._log.close(grace)
+                self._log.close(None if end is None else max(1.0, end - time.monotonic()))
+            self._ended = True
             if self._on_signals is not None:
                 self._on_signals.undo()
             self._show_closing()
 
     def _close_observer(self, grace: float | None = None) -> None:
-        dropped = 0 if self._observer is None else self._observer.close(grace)
-        if dropped:
-            self._log.report(
-                f"{dropped} snapshot{'s' * (dropped != 1)} not analysed: the run ended, the "
-                "observer was lost, or there was no room for them",
-                topic="dropped snapshots",
-            )
+        try:
+            if self._observer is not None:
+                self._observer.close(grace)
+        finally:
+            dropped = self._dropped_snapshots
+            if dropped:
+                self._log.report(
+                    f"{dropped} snapshot{'s' * (dropped != 1)} not analysed: the run ended, the "
+                    "observer was lost, or there was no room for them",
+                    topic="dropped snapshots",
+                )
+
+    @property
+    def _dropped_snapshots(self) -> int:
+        now = self._observer.dropped if isinstance(self._observer, BackgroundObserver) else 0
+        return self._dropped + now
 
     def _close_on_signal(self, seconds: float) -> None:
         """Write what can be had; the process is about to end."""
-        if self._state == "open":
-            self._state = "closed"
-            self._end(grace=seconds)
+        # Also where the end of the run was waiting: that would go on for too long now.
+        self._state = "closed"
+        self._end(grace=seconds)
 
     def _open_writer(self) -> Writer:
         if self._given_writer is not None:
@@ -438,6 +451,10 @@ class Monitor:
             why = placement.why_in_loop(nbytes)
             if why is None and self._on_error == "raise":
                 why = "on_error='raise'"
+        else:
+            why = placement.no_interpreter()
+            if why is not None:
+                self._log.report(f"analyses run in the training loop: {why}")
         if why is None:
             try:
                 self._start_process(observer.memory_per_sequence)
@@ -461,7 +478,9 @@ class Monitor:
         self._reader.restart(as_bytes=True)
         snapshot = self._reader.read(extra=(self._held_out, list(self.callbacks)))
         process = BackgroundObserver(_Delivery(self))
-        state = self._observer.known_state if isinstance(self._observer, BackgroundObserver) else {}
+        state = {c.name: plain(c.state_dict()) for c in self.callbacks}
+        if isinstance(self._observer, BackgroundObserver):
+            state.update(self._observer.known_state)
         settings = dataclasses.replace(self._settings, raise_errors=False, isolated=True)
         process.start(Start(snapshot, settings, state, memory_per_sequence, self._device))
         self._observer = process
@@ -483,6 +502,7 @@ class Monitor:
         except (CopyError, ModelError, OSError) as error:
             self._log.fail("the observer can't be started again", error)
             return False
+        self._dropped += lost.dropped
         return True
 
     def _observe_in_loop(self) -> None:
@@ -551,7 +571,9 @@ class Monitor:
             raise ValueError(
                 "this is no state of a monitor: pass the dict that monitor.state_dict() returned"
             )
-        known, self._last_step = state["callbacks"], state.get("step")
+        known, step = state["callbacks"], state.get("step")
+        if self._last_step is None or (step is not None and step > self._last_step):
+            self._last_step = step
         self._occasions = {str(k): int(v) for k, v in state.get("occasions", {}).items()}
         for callback in self.callbacks:
             if callback.name not in known:
@@ -634,6 +656,8 @@ class Monitor:
         with self._overhead.occupying():
             try:
                 if not self._revive():
+                    self._dropped += 1
+                    self._report_waiting(step)
                     return
                 assert self._observer is not None
                 snapshot = self._reader.read()
@@ -651,6 +675,21 @@ class Monitor:
             self._log.report(
                 f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
                 "behind without a value. Analyses use the value that it had before, or zeros"
+            )
+        self._report_waiting(step)
+
+    def _report_waiting(self, step: int) -> None:
+        if self._dropped_snapshots:
+            self._log.write(
+                step,
+                [
+                    Scalar(
+                        "monitor/dropped_snapshots",
+                        self._dropped_snapshots,
+                        "Snapshots that were not analysed, because the observer was lost or made "
+                        "no progress",
+                    )
+                ],
             )
         if isinstance(self._observer, BackgroundObserver) and self._observer.waited > 1.0:
             self._log.report(
@@ -770,8 +809,14 @@ class _Delivery:
             verbose=self._monitor._verbose,
         )
 
-    def fault(self, message: str, details: str) -> None:
-        self._monitor._log.fail(message, details)
+    def fault(self, message: str, details: str, *, unfit: bool) -> None:
+        if self._monitor._restarted:
+            then = "it is not started again: analyses end here, the loop's own numbers go on"
+        elif unfit:
+            then = "the next snapshot is analysed in the training loop"
+        else:
+            then = "the next snapshot starts it again, once"
+        self._monitor._log.fail(f"{message}; {then}", details)
 
 
 _STATES = {"new": "not started", "open": "open", "closed": "closed"}

@@ -54,9 +54,9 @@ class RunLog:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was reported so far: at most 100 notes, and how many more there were."""
-        with self._lock:
-            more = (f"and {self._more_notes} more",) if self._more_notes else ()
-            return (*self._notes, *more)
+        # Without the lock, which another thread may have held when this process was forked.
+        more = (f"and {self._more_notes} more",) if self._more_notes else ()
+        return (*self._notes, *more)
 
     # ---- the writer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
@@ -16,7 +17,7 @@ def raised_by_signal_handler(error: BaseException) -> bool:
     Batch systems warn by signals, and a handler may raise to end the training in good order. The
     traceback has a frame of the handler then.
     """
-    codes = {code for number in signal.valid_signals() if (code := _code(number)) is not None}
+    codes = {code for number in signal.valid_signals() for code in _codes(number)}
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -29,17 +30,21 @@ def raised_by_signal_handler(error: BaseException) -> bool:
     return False
 
 
-def _code(number: int) -> CodeType | None:
+def _codes(number: int) -> Iterator[CodeType]:
+    """Iterate over the code of a handler and of the functions that it wraps."""
     try:
         handler: Any = signal.getsignal(number)
     except ValueError:
-        return None
+        return
     if not callable(handler) or handler is signal.default_int_handler:
-        return None
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    handler = getattr(handler, "__wrapped__", handler)
-    function = getattr(handler, "__func__", handler)
-    if not hasattr(function, "__code__"):
-        function = vars(type(handler)).get("__call__")
-    return getattr(function, "__code__", None)
+        return
+    while handler is not None:
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        function = getattr(handler, "__func__", handler)
+        if not hasattr(function, "__code__"):
+            function = type(handler).__call__
+        code = getattr(function, "__code__", None)
+        if code is not None:
+            yield code
+        handler = getattr(handler, "__wrapped__", None)

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..held_out import HeldOutBatch
+from ..signal_handlers import raised_by_signal_handler
 from .errors import ModelError
 from .model_copy import ModelCopy
 
@@ -165,6 +166,8 @@ class _Way:
                 outputs = primary_output(self.call(self._pack(inputs), time_delta))
                 mx.eval(outputs)
         except Exception as error:  # whatever a user's model raises: reported with its cause
+            if raised_by_signal_handler(error):
+                raise
             self.error = error
             return None
         return outputs

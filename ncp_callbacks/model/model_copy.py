@@ -45,6 +45,8 @@ __all__ = [
     "check_copy",
     "difference",
     "pack",
+    "random_states",
+    "restore_random_states",
     "set_evaluation_mode",
 ]
 
@@ -195,11 +197,11 @@ class ModelCopy:
     @contextlib.contextmanager
     def preserved(self) -> Iterator[None]:
         """On any exit put the copy and the random states back."""
-        states = _random_states()
+        states = random_states()
         try:
             yield
         finally:
-            _restore_random_states(states)
+            restore_random_states(states)
             self.reload()
 
 
@@ -619,14 +621,16 @@ class _RandomStates(NamedTuple):
     python: Any
 
 
-def _random_states() -> _RandomStates:
+def random_states() -> _RandomStates:
+    """Return the states of the global generators of MLX, numpy and Python."""
     key = mx.random.state[0].tolist()  # type: ignore[index]
     if _shared_by_threads():
         return _RandomStates(key, None, None)
     return _RandomStates(key, np.random.get_state(), random.getstate())  # noqa: NPY002
 
 
-def _restore_random_states(states: _RandomStates) -> None:
+def restore_random_states(states: _RandomStates) -> None:
+    """Put the global generators back to how :func:`random_states` found them."""
     # `state` can't be assigned to in recent MLX; this seed gives the same key in all versions.
     mx.random.seed((states.mlx[0] << 32) | states.mlx[1])
     # Another thread that was started meanwhile may have drawn: its numbers must not come again.

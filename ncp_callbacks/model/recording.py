@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..held_out import to_numpy
+from ..signal_handlers import raised_by_signal_handler
 from .capture import Around, Tap
 from .model_copy import set_evaluation_mode
 from .pytrees import Path, leaves, modules
@@ -118,7 +119,9 @@ def record(
 def _evaluated(calls: Iterable[Call]) -> bool:
     try:
         mx.eval([array for c in calls for array in (*c.inputs.values(), *c.outputs.values())])
-    except RuntimeError:
+    except RuntimeError as error:
+        if raised_by_signal_handler(error):
+            raise
         return False
     return True
 

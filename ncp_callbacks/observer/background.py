@@ -43,16 +43,18 @@ _COMMAND = (
     "import pickle, struct, sys; "
     "read = sys.stdin.buffer.read; "
     "sys.path[:] = pickle.loads(read(struct.unpack('<Q', read(8))[0])); "
-    f"from {__name__} import serve; serve()"
+    f"from {__name__} import serve; serve(int(sys.argv[1]))"
 )
 _NICE = 10
-# Variables by which MLX, MPI and batch systems make a process a member of a group.
-_LAUNCHER_PREFIXES = ("MLX_", "OMPI_", "PMI_", "PMIX_", "HYDRA_", "SLURM_")
-# Seconds without any progress after which a full queue or the end no longer wait.
-_PATIENCE = 300.0
+# Variables by which MLX, MPI and batch systems make a process a member of a group. Other variables
+# of MLX are settings, which hold for the analyses, too.
+_LAUNCHER_PREFIXES = (
+    *("MLX_RANK", "MLX_WORLD_SIZE", "MLX_HOSTFILE", "MLX_RING_", "MLX_IBV_", "MLX_JACCL_"),
+    *("MLX_MPI_", "NCCL_HOST_IP", "NCCL_PORT"),
+    *("OMPI_", "PMI_", "PMIX_", "HYDRA_", "MPI_LOCAL", "SLURM_"),
+)
 # Seconds of waiting that need no message.
 _QUIET = 2.0
-_WAIT_FOR_ROOM = 60.0
 
 
 class Deliver(Protocol):
@@ -64,8 +66,8 @@ class Deliver(Protocol):
     def picture(self, step: int, wall_time: float, picture: Picture) -> None:
         """Take a picture of an analysis that came before."""
 
-    def fault(self, message: str, details: str) -> None:
-        """Take the news that the process is gone or can't begin."""
+    def fault(self, message: str, details: str, *, unfit: bool) -> None:
+        """Take the news that the process is gone, or that it can't begin (``unfit``)."""
 
     def dropped_pictures(self, count: int) -> None:
         """Take the number of pictures that weren't drawn so far."""
@@ -106,7 +108,10 @@ class BackgroundObserver:
 
     Attributes:
         lost: Whether the process is gone.
-        unfit: Whether the model or the callbacks couldn't be rebuilt there.
+        unfit: Whether the process ended before it could analyse, or the model or the callbacks
+            couldn't be rebuilt there.
+        patience: Seconds without any progress after which the end of the run no longer waits.
+        patience_for_room: Seconds without any progress after which :meth:`submit` no longer waits.
         waited: Seconds that :meth:`submit` has waited in all.
         dropped: Snapshots that were not analysed: lost with the process, or for which there was no
             room.
@@ -118,6 +123,7 @@ class BackgroundObserver:
         self, deliver: Deliver, *, max_waiting: int = 4, max_bytes: int = 256 << 20
     ) -> None:
         self.lost = self.unfit = False
+        self.patience, self.patience_for_room = 300.0, 60.0
         self.waited = 0.0
         self.dropped = 0
         self.current = ""
@@ -126,11 +132,16 @@ class BackgroundObserver:
         self._process: subprocess.Popen[bytes] | None = None
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # Reentrant, for a signal handler that closes while `submit` holds it.
-        self._changed = threading.Condition(threading.RLock())
-        self._waiting: list[int] = []
+        # Entered as a lock: an interrupt inside Condition.__enter__ would leave it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        # Bytes of each snapshot that was handed over and has not come back, by number.
+        self._waiting: dict[int, int] = {}
+        self._number = 0
         self._progress = 0
         self._state: dict[str, Any] = {}
-        self._closing = self._closed = self._stuck = False
+        self._ready = self._closing = self._closed = self._stuck = False
+        self._received = False
         self._pid = os.getpid()
 
     def start(self, start: Start) -> None:
@@ -143,48 +154,60 @@ class BackgroundObserver:
         self._process = process = _started()
         assert process.stdin is not None
         assert process.stdout is not None
-        self._outgoing.put([os.path.abspath(path) for path in sys.path])
+        self._outgoing.put(_search_path())
         self._outgoing.put(start)
-        for target, pipe in ((self._send, process.stdin), (self._receive, process.stdout)):
-            threading.Thread(
-                target=target, args=(process, pipe), name="ncp_callbacks observer", daemon=True
-            ).start()
+        try:
+            for target, pipe in ((self._receive, process.stdout), (self._send, process.stdin)):
+                threading.Thread(
+                    target=target, args=(process, pipe), name="ncp_callbacks observer", daemon=True
+                ).start()
+        except BaseException as error:
+            process.kill()
+            if isinstance(error, RuntimeError):
+                raise OSError(f"its threads can't be started: {error}") from error
+            raise
 
     # ---- the loop's thread
 
     def submit(self, request: Request) -> bool:
         """Hand over a snapshot, once there is room; return False if it was dropped.
 
-        It waits no longer than a minute without any progress; until there is some again, further
-        snapshots are dropped at once.
+        It waits no longer than ``patience_for_room`` without any progress; until there is some
+        again, further snapshots are dropped at once.
         """
         if self.lost or self._closing or os.getpid() != self._pid:
             self.dropped += 1
             return False
         size = request.snapshot.nbytes
         began = time.monotonic()
-        with self._changed:
+        with self._lock:
             progress, since = self._progress, began
             while not self.lost and not self._has_room(size):
                 now = time.monotonic()
                 if self._progress != progress:
                     progress, since, self._stuck = self._progress, now, False
-                if self._stuck or now - since > _WAIT_FOR_ROOM:
+                if self._stuck or now - since > self.patience_for_room:
                     self._stuck = True
-                    self.dropped += 1
-                    return False
-                self._changed.wait(1.0)
+                    break
+                self._changed.wait(min(1.0, self.patience_for_room))
             self.waited += time.monotonic() - began
-            if self.lost:
+            if self.lost or self._stuck:
                 self.dropped += 1
                 return False
-            self._waiting.append(size)
-        self._outgoing.put(request)
+            self._number = number = self._number + 1
+            try:
+                self._waiting[number] = size
+                self._outgoing.put(("request", number, request))
+            except BaseException:
+                # An interrupt: nobody must wait for what may not have been handed over.
+                self._waiting.pop(number, None)
+                raise
         return True
 
     def _has_room(self, size: int) -> bool:
         full = len(self._waiting) >= self._max_waiting
-        return not self._waiting or not (full or sum(self._waiting) + size > self._max_bytes)
+        held = sum(self._waiting.values())
+        return not self._waiting or not (full or held + size > self._max_bytes)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, once every snapshot so far is analysed."""
@@ -198,14 +221,15 @@ class BackgroundObserver:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Give the callbacks what :meth:`state` returned."""
-        self._state = dict(state)
+        self.wait()  # What comes back of earlier snapshots must not replace it.
+        self._state.update(state)
         self._outgoing.put(("state", dict(state)))
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the snapshots that were handed over; return how many still wait.
 
         Args:
-            timeout: Seconds; None: as long as there is progress every five minutes.
+            timeout: Seconds; None: as long as there is progress within ``patience``.
         """
         return self._wait(lambda: not self._waiting, timeout)
 
@@ -241,13 +265,13 @@ class BackgroundObserver:
         if os.getpid() != self._pid:  # a fork has none of the threads
             return 0
         began = time.monotonic()
-        with self._changed:
+        with self._lock:
             progress, since = self._progress, began
             while not (self.lost or done()):
                 now = time.monotonic()
                 if self._progress != progress:
                     progress, since = self._progress, now
-                limit = since + _PATIENCE if timeout is None else began + timeout
+                limit = since + self.patience if timeout is None else began + timeout
                 if now >= limit:
                     break
                 self._changed.wait(min(1.0, limit - now))
@@ -258,15 +282,17 @@ class BackgroundObserver:
         if process is None:
             return
         self._closing = True
-        with self._changed:
-            self.dropped += len(self._waiting)
-            self._waiting.clear()
         self._outgoing.put(None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(2.0 if self._closed else 0.0)
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(2.0)
+        with self._lock:
+            # What it has sent still counts.
+            self._changed.wait_for(lambda: self._received, 2.0)
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
 
     # ---- threads
 
@@ -286,26 +312,30 @@ class BackgroundObserver:
             _LOG.exception("reading from the observer failed")
         if not (self._closed or self._closing):
             self._lose(process)
-        with self._changed:
+        with self._lock:
+            self._received = True
             self._changed.notify_all()
 
     def _take(self, message: Any) -> None:
         kind, *content = message
         if kind == "analysis":
-            self._deliver.analysis(*content)
+            self._deliver.analysis(content[1])
         elif kind == "picture":
             self._deliver.picture(*content)
         elif kind == "dropped_pictures":
             self._deliver.dropped_pictures(*content)
         elif kind == "note":
             self._deliver.note(*content)
-        with self._changed:
+        with self._lock:
             self._progress += 1
             if kind == "analysis":
-                self._waiting.pop(0)
-                self._state.update(content[0].state)
+                number, analysis = content
+                self._waiting.pop(number, None)
+                self._state.update(analysis.state)
             elif kind == "running":
                 self.current = content[0]
+            elif kind == "ready":
+                self._ready = True
             elif kind == "failed":
                 self.unfit = True
                 self._fail("the model can't be rebuilt in another process", content[0])
@@ -323,9 +353,11 @@ class BackgroundObserver:
                 how = f"was ended by {signal.Signals(-code).name}"
         elif code is not None:
             how = f"ended with exit status {code}"
-        with self._changed:
+        with self._lock:
             if not self.lost:
-                self._fail(f"the observer's process {how}", "")
+                self.unfit = not self._ready
+                when = "" if self._ready else " before it could analyse"
+                self._fail(f"the observer's process {how}{when}", "")
 
     def _fail(self, what: str, details: str) -> None:
         count = len(self._waiting)
@@ -333,7 +365,8 @@ class BackgroundObserver:
         self.dropped += count
         self._waiting.clear()
         snapshots = f"{count} snapshot{'s' * (count != 1)}"
-        self._deliver.fault(f"{what}; {snapshots} lost with it" if count else what, details)
+        message = f"{what}; {snapshots} lost with it" if count else what
+        self._deliver.fault(message, details, unfit=self.unfit)
 
 
 def _started() -> subprocess.Popen[bytes]:
@@ -342,15 +375,26 @@ def _started() -> subprocess.Popen[bytes]:
     }
     # Beside a training, threads that wait for each other are slower than one.
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    # It draws without a window, whatever the script shows.
+    others = {**threads, "MPLBACKEND": "agg"}
     return subprocess.Popen(
-        [sys.executable, "-I", "-c", _COMMAND],
+        [sys.executable, "-I", "-c", _COMMAND, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=None if _is_open(2) else subprocess.DEVNULL,
+        # Where it was closed at the start, its number may be that of another file by now.
+        stderr=None if sys.__stderr__ is not None and _is_open(2) else subprocess.DEVNULL,
         # What is meant for this process, such as Ctrl-C, is not meant for that one.
         start_new_session=True,
-        env={**environment, **threads},
+        env={**environment, **others},
     )
+
+
+def _search_path() -> list[str]:
+    found: list[str] = []
+    for path in sys.path:
+        with contextlib.suppress(OSError, TypeError):  # The working directory may be gone.
+            found.append(os.path.abspath(path))
+    return found
 
 
 def _is_open(descriptor: int) -> bool:
@@ -368,6 +412,14 @@ def _write(pipe: IO[bytes], message: Any) -> None:
     pipe.flush()
 
 
+def _travels(value: Any) -> bool:
+    try:
+        pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return False
+    return True
+
+
 def _read(pipe: IO[bytes]) -> Any:
     header = pipe.read(8)
     if len(header) < 8:
@@ -382,8 +434,12 @@ def _read(pipe: IO[bytes]) -> Any:
 # ---- the other process
 
 
-def serve() -> None:
-    """Analyse what comes through standard input until it ends; the whole life of the process."""
+def serve(parent: int) -> None:
+    """Analyse what comes through standard input until it ends; the whole life of the process.
+
+    Args:
+        parent: Process id of the training process.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # The training process gets these as well, and ends this one when it has what it needs.
         signal.signal(number, signal.SIG_IGN)
@@ -392,7 +448,7 @@ def serve() -> None:
     # What anything prints must not get between the messages.
     results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    _Server(sys.stdin.buffer, results).run()
+    _Server(sys.stdin.buffer, results, parent).run()
     # The threads that read and draw may be in the midst of something; nothing depends on it.
     results.flush()
     os._exit(0)
@@ -416,8 +472,8 @@ class _Notes(logging.Handler):
 class _Server:
     """The other process: reads on one thread, analyses on the main one, draws on a third."""
 
-    def __init__(self, source: IO[bytes], results: IO[bytes]) -> None:
-        self._source, self._results = source, results
+    def __init__(self, source: IO[bytes], results: IO[bytes], parent: int) -> None:
+        self._source, self._results, self._parent = source, results, parent
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -433,25 +489,27 @@ class _Server:
         except Exception:
             self._tell("failed", traceback.format_exc())
             return
+        self._tell("ready")
         _LOG.addHandler(_Notes(self._tell))
         _LOG.propagate = False
         renderer = Renderer(self._send_picture)
         dropped = 0
         while (message := self._inbox.get()) != "close":
-            if isinstance(message, Request):
+            kind, *content = message
+            if kind == "request":
+                number, request = content
                 analysis = observer.analyse(
-                    message, reached=lambda name: self._tell("running", name)
+                    request, reached=lambda name: self._tell("running", name)
                 )
                 figures = [r for r in analysis.records if isinstance(r, Figure)]
                 analysis.records = [r for r in analysis.records if not isinstance(r, Figure)]
-                self._tell("analysis", analysis)
+                self._send_analysis(number, analysis)
                 renderer.submit(analysis.step, analysis.wall_time, figures)
                 if renderer.dropped + renderer.failed != dropped:
                     dropped = renderer.dropped + renderer.failed
                     self._tell("dropped_pictures", dropped)
             else:
-                _, state = message
-                observer.load_state(state)
+                observer.load_state(*content)
         renderer.close()
         self._tell("dropped_pictures", renderer.dropped + renderer.failed)
         self._tell("closed")
@@ -472,15 +530,30 @@ class _Server:
         observer.load_state(start.state)
         return observer
 
-    def _tell_running(self, name: str) -> None:
-        self._tell("running", name)
+    def _send_analysis(self, number: int, analysis: Analysis) -> None:
+        try:
+            self._tell("analysis", number, analysis)
+        except (pickle.PicklingError, AttributeError, TypeError, RecursionError) as error:
+            # Something of a class that only this process knows costs itself and nothing else.
+            lost = [record.tag for record in analysis.records if not _travels(record)]
+            lost += [f"the state of {n}" for n, v in analysis.state.items() if not _travels(v)]
+            analysis.records = [record for record in analysis.records if _travels(record)]
+            analysis.state = {n: v for n, v in analysis.state.items() if _travels(v)}
+            analysis.notes.append(
+                f"{', '.join(lost)} can't be sent from the observer's process: {one_line(error)}. "
+                "Use numbers, strings, arrays, lists and dicts there, or pass background=False"
+            )
+            self._tell("analysis", number, analysis)
 
     def _send_picture(self, step: int, wall_time: float, picture: Picture) -> None:
         self._tell("picture", step, wall_time, picture)
 
     def _tell(self, kind: str, *content: Any) -> None:
         with self._lock:
-            _write(self._results, (kind, *content))
+            try:
+                _write(self._results, (kind, *content))
+            except BrokenPipeError:
+                os._exit(0)
 
     def _read_all(self) -> None:
         try:
@@ -489,12 +562,14 @@ class _Server:
                 self._inbox.put(message)
                 if message == "close":
                     return
-        except Exception:
+        except (OSError, EOFError):
             os._exit(0)  # the training process is gone: there is nobody to work for
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
 
     def _watch_parent(self) -> None:
         # A pipe doesn't end while a fork of the training process holds it, too.
-        parent = os.getppid()
-        while os.getppid() == parent:
+        while os.getppid() == self._parent:
             time.sleep(1.0)
         os._exit(0)

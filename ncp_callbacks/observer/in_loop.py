@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..model.model_copy import random_states, restore_random_states
 from .observer import Analysis, Observer, Request
 
 __all__ = ["InLoopObserver"]
@@ -25,9 +26,16 @@ class InLoopObserver:
 
     def submit(self, request: Request) -> bool:
         """Analyse a snapshot and deliver what came of it; return True, as nothing is dropped."""
-        # An interrupt may have come while the last one cleaned up.
-        self._observer.runner.restore_process()
-        self._deliver(self._observer.analyse(request))
+        states = random_states()
+        try:
+            analysis = self._observer.analyse(request)
+        except BaseException:
+            # An interrupt may have come while the analysis cleaned up.
+            restore_random_states(states)
+            raise
+        finally:
+            self._observer.runner.restore_process()
+        self._deliver(analysis)
         return True
 
     def state(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["why_in_loop"]
+__all__ = ["no_interpreter", "why_in_loop"]
 
 # Share of the machine's memory that a model may take to be held twice.
 _MAX_SHARE_OF_MEMORY = 0.25
@@ -17,9 +17,8 @@ def why_in_loop(nbytes: int) -> str | None:
     Args:
         nbytes: Size of the model's arrays.
     """
-    # In a frozen application the executable is the user's program.
-    if not sys.executable or getattr(sys, "frozen", False):
-        return "there is no Python interpreter to start"
+    if (why := no_interpreter()) is not None:
+        return why
     if _cores() < 2:
         return "there is one core only"
     memory = _memory()
@@ -28,6 +27,16 @@ def why_in_loop(nbytes: int) -> str | None:
             f"the model takes {nbytes / 1e9:.1f} GB, more than a quarter of the memory, and would "
             "have to be held twice"
         )
+    return None
+
+
+def no_interpreter() -> str | None:
+    """Return why no Python interpreter can be started, or None where one can."""
+    if not sys.executable:
+        return "sys.executable names no Python interpreter to start"
+    # The executable is the user's program then.
+    if getattr(sys, "frozen", False):
+        return "a frozen application has no Python interpreter to start"
     return None
 
 

@@ -122,7 +122,9 @@ class Renderer:
         self._pid = os.getpid()
 
         # Reentrant, for a signal handler that closes while `submit` holds it.
-        self._changed = threading.Condition(threading.RLock())
+        # Entered as a lock: an interrupt inside Condition.__enter__ would leave it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._jobs: deque[_Job] = deque()
         self._current: _Job | None = None
         self._bytes = 0
@@ -145,7 +147,7 @@ class Renderer:
             if figure.tag not in self._given_up
         ]
         size = sum(job.size for job in jobs)
-        with self._changed:
+        with self._lock:
             self._fail(len(figures) - len(jobs))
             crowded = self._jobs and len(self._jobs) + len(jobs) > self._max_figures
             busy = self._jobs or self._current is not None
@@ -180,7 +182,7 @@ class Renderer:
         ):
             return True
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             while (self._jobs or self._current is not None) and not self._ended:
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
@@ -198,10 +200,10 @@ class Renderer:
         if os.getpid() != self._pid or self._ended:
             return
         self._closing = True
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
         if not self.flush(self._timeout if timeout is None else timeout):
-            with self._changed:
+            with self._lock:
                 left = [job for job in (self._current, *self._jobs) if job is not None]
                 self.dropped += len(left)
                 self._end()
@@ -246,13 +248,13 @@ class Renderer:
         self.flush(self._timeout)
 
     def _end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closing = self._ended = True
             self._jobs.clear()
             self._changed.notify_all()
 
     def _fail(self, count: int) -> None:
-        with self._changed:
+        with self._lock:
             self.failed += count
 
     def _report_once(
@@ -268,7 +270,7 @@ class Renderer:
         try:
             while (job := self._next()) is not None:
                 self._draw(job)
-                with self._changed:
+                with self._lock:
                     self._current = None
                     self._bytes -= job.size
                     self._changed.notify_all()
@@ -283,7 +285,7 @@ class Renderer:
 
     def _next(self) -> _Job | None:
         """Return the next job, or None when there will be none."""
-        with self._changed:
+        with self._lock:
             while not self._jobs:
                 if self._closing:
                     return None

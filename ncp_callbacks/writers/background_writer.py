@@ -99,7 +99,9 @@ class BackgroundWriter:
         self._pid = os.getpid()
 
         # Reentrant, for a signal handler that closes while `put` holds it.
-        self._changed = threading.Condition(threading.RLock())
+        # Entered as a lock: an interrupt inside Condition.__enter__ would leave it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[_Entry] = deque()
         self._bytes = 0
         self._writing = False
@@ -124,7 +126,7 @@ class BackgroundWriter:
             return
         pictures = [record for record in records if isinstance(record, Picture)]
         others = [record for record in records if not isinstance(record, Picture)]
-        with self._changed:
+        with self._lock:
             kept = [
                 *self._fitting(step, others, self._max_bytes),
                 *self._fitting(step, pictures, self._max_bytes // 2),
@@ -203,7 +205,7 @@ class BackgroundWriter:
 
         Exit handlers that were registered earlier run later, and may still log something.
         """
-        with self._changed:
+        with self._lock:
             self._exiting = self._unflushed = True
         self.flush()
 
@@ -212,7 +214,7 @@ class BackgroundWriter:
         if os.getpid() != self._pid or threading.current_thread() is self._thread:
             return True
         limit = self._timeout if timeout is None else timeout
-        with self._changed:
+        with self._lock:
             self._callers += 1
             self._changed.notify_all()
             try:
@@ -230,7 +232,7 @@ class BackgroundWriter:
                 self._callers -= 1
 
     def _end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._waiting.clear()
             self._changed.notify_all()
@@ -260,7 +262,7 @@ class BackgroundWriter:
     def _loop(self) -> None:
         next_flush = -math.inf
         while True:
-            with self._changed:
+            with self._lock:
                 now = time.monotonic()
                 due = now >= next_flush or self._callers > 0 or self._closing
                 pending = bool(self._waiting) or self._unflushed
@@ -281,7 +283,7 @@ class BackgroundWriter:
             if due:
                 self._sink.flush()
                 next_flush = time.monotonic() + self._flush_seconds
-            with self._changed:
+            with self._lock:
                 self._unflushed = not due or exiting != self._exiting
                 self._writing = False
                 self._bytes -= sum(entry.size for entry in work)
