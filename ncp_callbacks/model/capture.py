@@ -69,6 +69,10 @@ class Tap:
             self._classes[cls] = type.__new__(type(cls), cls.__name__, bases, body)
         return self._classes[cls]
 
+    def forget(self) -> None:
+        """Forget the modules of a block that an interrupt kept from ending in good order."""
+        self._around.clear()
+
     @contextlib.contextmanager
     def on(self, pairs: Iterable[tuple[nn.Module, Around]]) -> Iterator[None]:
         """Open the tap; modules have their own class again on any exit."""

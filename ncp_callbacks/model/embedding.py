@@ -42,6 +42,7 @@ class Embedding:
 
     def run(self, model: nn.Module, vectors: mx.array, call: Callable[[], mx.array]) -> mx.array:
         """``call()``, with the embedding giving ``vectors`` instead of its own."""
+        self._tap.forget()
         with self._tap.on([(self._module(model), lambda *_: vectors)]):
             return call()
 

@@ -308,6 +308,7 @@ class ModelRunner:
     @contextmanager
     def analysing(self) -> Iterator[None]:
         """Turn compilation off; on any exit put it, the random states and the copy back."""
+        self._tap.forget()
         with self._compilation.off(), self.copy.preserved():
             yield
 
