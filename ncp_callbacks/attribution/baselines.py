@@ -1,4 +1,4 @@
-"""Baselines: the inputs that a method compares the sequences with."""
+"""Make baselines: the inputs that a method compares the sequences with."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ __all__ = ["baseline_sequences", "checked_word", "constant_baseline", "finite_me
 
 
 def checked_word(given: Any, name: str, words: tuple[str, ...] = ("mean", "zeros")) -> None:
-    """Raise where a baseline is a word, and not one of ``words``.
+    """Raise if a baseline is a word that is not one of ``words``.
+
+    Args:
+        given: The baseline, a word or an array.
+        name: The argument's name, for the message.
+        words: The known words.
 
     Raises:
-        ValueError: With the argument's name, the word, and those that are known.
+        ValueError: If it is an unknown word.
     """
     if isinstance(given, str) and given not in words:
         raise ValueError(
@@ -36,21 +41,21 @@ def constant_baseline(
     """Return a baseline as large as ``values``, ``(B, T, F)`` or ``(B, T)``.
 
     Args:
-        given: ``"mean"`` of each feature over sequences and real steps, of what is finite there;
+        given: ``"mean"`` of the finite values of each feature over sequences and real time steps;
             ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``; for
             time_delta a number, ``(T,)`` or ``(B, T)``.
-        values: What is attributed.
-        mask: ``(B, T)``, true at real steps; None: all are.
+        values: The inputs or elapsed times to compare with the baseline.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
         name: The argument's name, for messages.
-        whole: ``(N, T, F)`` or ``(N, T)``, the sequences of which ``"mean"`` is the mean; None:
-            ``values``.
-        whole_mask: ``(N, T)``, true at their real steps.
+        whole: ``(N, T, F)`` or ``(N, T)``, the sequences of which ``"mean"`` is the mean; None
+            for ``values``.
+        whole_mask: ``(N, T)``, true at their real time steps.
 
     Returns:
         float64. In padding it equals ``values``, so that padding gets no attribution.
 
     Raises:
-        ValueError: For other words, shapes that don't fit, and numbers that aren't finite.
+        ValueError: If it is an unknown word, has a shape that doesn't fit, or isn't finite.
     """
     real = np.ones(values.shape[:2], bool) if mask is None else mask
     own = values.astype(np.float64)
@@ -63,8 +68,8 @@ def constant_baseline(
         base = np.asarray(given, np.float64)
         if not np.isfinite(base).all():
             raise ValueError(
-                f"{name} holds NaN or infinity: a baseline is an input to the model, pass finite "
-                "numbers"
+                f"{name} holds NaN or infinity: pass finite numbers, because the model runs on a "
+                "baseline"
             )
     try:
         filled = np.broadcast_to(base, own.shape)
@@ -73,7 +78,8 @@ def constant_baseline(
             f"{name} has shape {base.shape}, which doesn't fit {own.shape}: pass one number per "
             f"feature, {own.shape[2:] or 'one'}, or an array of shape {own.shape[1:]}"
             + (
-                ". A set of baselines is for a method that draws them, as 'expected_gradients'"
+                ". To pass a set of baselines, set a method that draws them, like "
+                "'expected_gradients'"
                 if base.ndim == own.ndim == 3
                 else ""
             )
@@ -83,25 +89,34 @@ def constant_baseline(
 
 
 def baseline_sequences(given: Any, values: FloatArray) -> FloatArray:
-    """Return ``(N, T, F)``, checked sequences that baselines are drawn from.
+    """Return ``(N, T, F)``, the checked sequences that baselines are drawn from.
+
+    Args:
+        given: The sequences.
+        values: ``(B, T, F)``, the held-out inputs.
 
     Raises:
-        ValueError: If they don't fit ``values``, ``(B, T, F)``.
+        ValueError: If they don't fit ``values``.
     """
-    draws = np.asarray(given, np.float32)
-    if draws.ndim != 3 or draws.shape[1:] != values.shape[1:] or not len(draws):
+    sequences = np.asarray(given, np.float32)
+    fits = sequences.ndim == 3 and sequences.shape[1:] == values.shape[1:]
+    if not fits or not len(sequences):
         raise ValueError(
-            f"baseline has shape {draws.shape}; a method that draws its baselines takes (n, "
-            f"{values.shape[1]}, {values.shape[2]}): pass sequences like those of the held-out "
-            "batch"
+            f"baseline has shape {sequences.shape}, but the method draws its baselines: pass "
+            f"sequences like those of the held-out batch, (n, {values.shape[1]}, "
+            f"{values.shape[2]})"
         )
-    return draws
+    return sequences
 
 
 def finite_mean(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
-    """Return the mean ``(F,)`` or ``()`` over sequences and real steps of what is finite.
+    """Return the mean of the finite values over sequences and real time steps, ``(F,)`` or ``()``.
 
     A sequence with NaN must not make the baseline of all others NaN.
+
+    Args:
+        values: ``(N, T, F)`` or ``(N, T)``.
+        mask: ``(N, T)``, true at real time steps; None if all are real.
     """
     real = values.reshape(-1, *values.shape[2:]) if mask is None else values[mask]
     real = real.astype(np.float64)

@@ -1,4 +1,4 @@
-"""The methods that can be named."""
+"""List the methods that have a name, and return a method by its name."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DEFAULT_METHOD = InputXGradient()
 
 
 def method_from(given: str | AttributionMethod, argument: str = "method") -> AttributionMethod:
-    """Return the method of this name with its default settings, or the object passed.
+    """Return the method of a name, with its default settings, or the method passed.
 
     Args:
-        given: A name of one of :data:`BUILT_IN`, or a method.
-        argument: What the caller names it, for messages.
+        given: The name of one of :data:`BUILT_IN`, or a method.
+        argument: The argument's name, for messages.
 
     Raises:
         ValueError: If there is no method of this name.
