@@ -289,7 +289,7 @@ def test_how_far_a_map_is_from_the_last_looks_and_from_another_methods() -> None
     signed = np.stack([m.mean(axis=0).ravel() for m in maps])
     sizes = np.stack([np.abs(m).mean(axis=0).ravel() for m in maps])
     change, ranks = (
-        dict(writer.scalars(f"attribution/{n}")) for n in ("change", "change_of_ranks")
+        dict(writer.scalars(f"attribution/{n}")) for n in ("change", "rank_change")
     )
     assert set(change) == set(ranks) == {2, 3}
     assert change[2] == pytest.approx(cosine_distance(signed[0], signed[1]), abs=1e-6)
