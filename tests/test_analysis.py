@@ -1000,7 +1000,7 @@ def test_non_finite_activations_are_counted_and_do_not_spread(bad):
 
 
 def test_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match=r"activation='swish' is unknown: pass one of relu, .*unknown"):
+    with pytest.raises(ValueError, match=r"'swish' is unknown: pass one of relu, .*unknown"):
         layer_statistics(np.ones((1, 1, 1)), activation="swish")
 
 

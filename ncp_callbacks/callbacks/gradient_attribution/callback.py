@@ -233,23 +233,8 @@ class _FeatureShares:
             ValueError: If a requested feature doesn't exist.
         """
         if self._curves is None:
-            self._curves = self._choose(result)
+            self._curves = _features_with_curve(self._requested, result)
         return self._curves
-
-    def _choose(self, result: TemporalImportance) -> list[str]:
-        names = list(result.feature_names)
-        if self._requested is not None:
-            unknown = [name for name in self._requested if name not in names]
-            if unknown:
-                raise ValueError(
-                    f"features has {unknown[0]!r}, but the held-out batch has {', '.join(names)}: "
-                    "pass some of these"
-                )
-            return list(self._requested)
-        if len(names) <= _MAX_CURVES:
-            return names
-        strongest = np.argsort(-result.feature_share, kind="stable")[: _MAX_CURVES - 1]
-        return [names[i] for i in sorted(strongest)]
 
     def scalars(self, result: TemporalImportance, group: str) -> Iterator[Scalar]:
         """Yield the share of each feature that has a curve, and of all others together."""
@@ -275,6 +260,27 @@ class _FeatureShares:
                 Estimate.ratio(whole - parts[:, own].sum(axis=1), whole, SHARE),
                 "Share of all features without a curve",
             )
+
+
+def _features_with_curve(requested: Sequence[str] | None, result: TemporalImportance) -> list[str]:
+    """Return the requested features; for None all, or the 11 strongest of more than 12.
+
+    Raises:
+        ValueError: If a requested feature doesn't exist.
+    """
+    names = list(result.feature_names)
+    if requested is not None:
+        unknown = [name for name in requested if name not in names]
+        if unknown:
+            raise ValueError(
+                f"features has {unknown[0]!r}, but the held-out batch has {', '.join(names)}: "
+                "pass some of these"
+            )
+        return list(requested)
+    if len(names) <= _MAX_CURVES:
+        return names
+    strongest = np.argsort(-result.feature_share, kind="stable")[: _MAX_CURVES - 1]
+    return [names[i] for i in sorted(strongest)]
 
 
 class _MapChanges:

@@ -26,6 +26,7 @@ from ...observation import Need, Observation, Trajectory
 from ...records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
+from ...stats import Estimate
 from ...stats.state_samples import fingerprint, state_sample
 from .analysis import Basis, state_space
 from .analysis import StateSpace as StateSpaceResult
@@ -156,45 +157,42 @@ class StateSpace(Callback):
         """Yield the states of each cell to be shown, and the group of its tags."""
         cells = observation.states
         for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
-            if self._exclude_motor:
-                if cell.cell not in self._units:
-                    self._units[cell.cell] = _without_motor(cell, observation)
-                units = self._units[cell.cell]
-                if units is not None:
-                    cell = dataclasses.replace(cell, values=cell.values[..., units])
-            yield cell, self.name + short
+            if cell.cell not in self._units:
+                motor_shown = not self._exclude_motor
+                self._units[cell.cell] = None if motor_shown else _without_motor(cell, observation)
+            units = self._units[cell.cell]
+            shown = cell.values if units is None else cell.values[..., units]
+            yield dataclasses.replace(cell, values=shown), self.name + short
 
     def _of(
         self, cell: Trajectory, group: str, observation: Observation, batch: FloatArray
     ) -> Iterable[Record | Note]:
         """Yield the records of one cell."""
-        axes = self._axes.get(cell.cell, _Axes())
-        result = state_space(
-            cell.values,
-            mask=observation.mask,
-            basis=axes.basis,
-            refit_below=self._refit_below,
-            cell=cell.cell,
-        )
+        axes = self._axes.setdefault(cell.cell, _Axes())
+        result = axes.project(cell, observation.mask, self._refit_below)
         yield from non_finite_count(group, result.non_finite, "states", "of NaN or infinity")
         if not result.samples:
             return
-        self._axes[cell.cell] = axes
         yield from axes.update(result, group, self._refit_below)
         yield _picture(result, group, axes, observation)
         yield from small_batch_note(observation)
-        numbers = result.estimates
-        if result.refitted:
-            # Shares along new axes differ even if the states didn't move.
-            numbers = {k: v for k, v in numbers.items() if k == "participation_ratio"}
         yield from self._changes.compare(
-            group, numbers, observation, "participation_ratio", "participation"
+            group, _comparable(result), observation, "participation_ratio", "participation"
         )
         yield from _scalars(result, group)
         yield Scalar(f"{group}/basis_refits", axes.refits, _SCALARS["basis_refits"])
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
         yield Array(f"_ncp/{group}_sample", state_sample(cell.values, observation.mask))
         yield Array(f"_ncp/{group}_held_out", batch)
+
+
+def _comparable(result: StateSpaceResult) -> dict[str, Estimate]:
+    """Return the numbers that can be compared with those of the previous snapshot."""
+    numbers = dict(result.estimates)
+    if result.refitted:
+        # Shares along new axes differ even if the states didn't move.
+        return {k: v for k, v in numbers.items() if k == "participation_ratio"}
+    return numbers
 
 
 @dataclasses.dataclass
@@ -210,6 +208,14 @@ class _Axes:
     basis: Basis | None = None
     refits: int = 0
     limit: AxisLimit = dataclasses.field(default_factory=AxisLimit)
+
+    def project(
+        self, cell: Trajectory, mask: np.ndarray | None, refit_below: float
+    ) -> StateSpaceResult:
+        """Return the states of a cell along these axes, or along new ones."""
+        return state_space(
+            cell.values, mask=mask, basis=self.basis, refit_below=refit_below, cell=cell.cell
+        )
 
     def update(self, result: StateSpaceResult, group: str, refit_below: float) -> Iterator[Note]:
         """Keep the axes of a result, and yield a note if they replace earlier ones."""

@@ -132,20 +132,10 @@ class TimeSensitivity(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limit = AxisLimit(float(state["limit"]))
         self._changes.load_state_dict(state.get("changes", {}))
-        first = state["first"]
-        if first is not None:
-            first = {k: np.asarray(v) if isinstance(v, list) else v for k, v in first.items()}
-            # A curve to compare with has no numbers of single sequences.
-            first.setdefault("by_sequence", np.empty((len(first["scales"]), 0)))
-            first.setdefault("ci", np.empty((2, 0)))
-        self._first = None if first is None else TimeSensitivityResult(**first)
+        self._first = None if state["first"] is None else _restored(state["first"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        if not observation.takes_time:
-            missing = "the held-out batch has no time_delta, pass it to HeldOutBatch"
-            if observation.time_delta is not None:
-                missing = "the model takes no elapsed time"
-            raise NotApplicable(f"there is no time to scale: {missing}")
+        _check_takes_time(observation)
         result = sensitivity(observation, self.scales)
         group = self.name + observation.target_slug
         yield from non_finite_count(
@@ -159,7 +149,11 @@ class TimeSensitivity(Callback):
         yield from _notes(result, self.name)
         if _has_curve(result):
             numbers = result.estimates()
-            yield self._curve(result, group, observation.step)
+            limit = self._limit.covering(_extent(result))
+            options = {"reference": self._first, "limit": limit, "step": observation.step}
+            yield _curve(result, group, options)
+            if self._first is None:
+                self._first = _without_sequences(result)
             yield from _numbers(result, group, numbers)
             if self._solver_error:
                 yield from _solver_errors(observation, self.scales, self.name, group)
@@ -173,22 +167,45 @@ class TimeSensitivity(Callback):
         yield Array(f"_ncp/{group}_curve", curve)
         yield Array(f"_ncp/{group}_by_step", result.elasticity_by_step.mean(axis=0))
 
-    def _curve(self, result: TimeSensitivityResult, group: str, step: int) -> Figure:
-        """Return the picture, with the first snapshot's curve to compare with."""
-        reference = self._first
-        if reference is None:
-            self._first = replace(
-                result, by_sequence=result.by_sequence[:, :0], ci=result.ci[:, :0]
-            )
-        return Figure(
-            f"{group}/curve",
-            plot_time_sensitivity,
-            result,
-            {"reference": reference, "limit": self._limit.covering(_extent(result)), "step": step},
-            f"Change of the {result.target} when all elapsed times are multiplied by a factor; "
-            "RMS over held-out sequences, in SDs of the target over sequences; whiskers are "
-            f"its 95 % CI{ci_caveat(result.sequences)}. Dashed: the first snapshot.",
-        )
+
+def _check_takes_time(observation: Observation) -> None:
+    """Raise if there are no elapsed times to scale.
+
+    Raises:
+        NotApplicable: If the model takes none, or the held-out batch has none.
+    """
+    if not observation.takes_time:
+        missing = "the held-out batch has no time_delta, pass it to HeldOutBatch"
+        if observation.time_delta is not None:
+            missing = "the model takes no elapsed time"
+        raise NotApplicable(f"there is no time to scale: {missing}")
+
+
+def _without_sequences(result: TimeSensitivityResult) -> TimeSensitivityResult:
+    """Return the curve alone, to compare with: numbers of single sequences would take memory."""
+    return replace(result, by_sequence=result.by_sequence[:, :0], ci=result.ci[:, :0])
+
+
+def _restored(state: Mapping[str, Any]) -> TimeSensitivityResult:
+    """Return the curve to compare with, from its state."""
+    fields: dict[str, Any] = {
+        k: np.asarray(v) if isinstance(v, list) else v for k, v in state.items()
+    }
+    fields.setdefault("by_sequence", np.empty((len(fields["scales"]), 0)))
+    fields.setdefault("ci", np.empty((2, 0)))
+    return TimeSensitivityResult(**fields)
+
+
+def _curve(result: TimeSensitivityResult, group: str, options: dict[str, Any]) -> Figure:
+    return Figure(
+        f"{group}/curve",
+        plot_time_sensitivity,
+        result,
+        options,
+        f"Change of the {result.target} when all elapsed times are multiplied by a factor; RMS "
+        "over held-out sequences, in SDs of the target over sequences; whiskers are its 95 % CI"
+        f"{ci_caveat(result.sequences)}. Dashed: the first snapshot.",
+    )
 
 
 def _has_curve(result: TimeSensitivityResult) -> bool:
