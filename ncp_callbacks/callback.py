@@ -2,12 +2,12 @@
 
 - :func:`scalar_with_ci` makes a scalar with its 95 % confidence interval from an
   :class:`~.stats.Estimate`;
-- :class:`PairedChanges` compares numbers with the previous snapshot of the same sequences;
+- :class:`PairedChanges` compares numbers of equal sequences with the previous snapshot;
 - :class:`AxisLimit` keeps the axes of pictures comparable between steps;
 - :func:`per_cell_names` gives each recurrent cell a name for its tags;
 - :func:`for_each_supported_cell` skips the cells that an analysis does not apply to, with a note;
 - :func:`small_batch_note` warns once that the held-out batch is small;
-- :func:`non_finite_count` logs how many values were skipped.
+- :func:`non_finite_count` logs the number of skipped values.
 
 For example, a callback that logs the mean norm of the last state with its CI and its change::
 
@@ -265,7 +265,7 @@ class AxisLimit:
 
 
 class PairedChanges:
-    """Compare numbers of a snapshot with those of the previous one, for the same sequences.
+    """Compare numbers with those of the previous snapshot, if the sequences are equal.
 
     A curve that moves by less than its CI may still have moved beyond chance, because sequences
     differ more from each other than each does from itself.
@@ -382,7 +382,7 @@ def non_finite_count(group: str, count: int, what: str, why: str) -> Iterator[Sc
 
 
 def per_cell_names(paths: Sequence[str]) -> list[str]:
-    """Return the parts of module paths that tell cells apart, for tags; ``""`` for a single one.
+    """Return the parts of module paths that distinguish cells, for tags; ``""`` for a single one.
 
     ``["encoder.cell", "decoder.cell"]`` become ``["_encoder", "_decoder"]``.
     """

@@ -12,25 +12,25 @@ from ..results import FloatArray
 __all__ = ["baseline_sequences", "checked_word", "constant_baseline", "finite_mean"]
 
 
-def checked_word(given: Any, name: str, words: tuple[str, ...] = ("mean", "zeros")) -> None:
+def checked_word(baseline: Any, name: str, words: tuple[str, ...] = ("mean", "zeros")) -> None:
     """Raise if a baseline is a word that is not one of ``words``.
 
     Args:
-        given: The baseline, a word or an array.
+        baseline: The baseline, a word or an array.
         name: The argument's name, for the message.
         words: The known words.
 
     Raises:
         ValueError: If it is an unknown word.
     """
-    if isinstance(given, str) and given not in words:
+    if isinstance(baseline, str) and baseline not in words:
         raise ValueError(
-            f"{name}={given!r} is unknown: pass {', '.join(map(repr, words))} or an array"
+            f"{name}={baseline!r} is unknown: pass {', '.join(map(repr, words))} or an array"
         )
 
 
 def constant_baseline(
-    given: str | npt.ArrayLike,
+    baseline: str | npt.ArrayLike,
     values: FloatArray,
     mask: npt.NDArray[np.bool_] | None,
     name: str,
@@ -41,8 +41,8 @@ def constant_baseline(
     """Return a baseline as large as ``values``, ``(B, T, F)`` or ``(B, T)``.
 
     Args:
-        given: ``"mean"`` of the finite values of each feature over sequences and real time steps;
-            ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``; for
+        baseline: ``"mean"`` of the finite values of each feature over sequences and real time
+            steps; ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``; for
             time_delta a number, ``(T,)`` or ``(B, T)``.
         values: The inputs or elapsed times to compare with the baseline.
         mask: ``(B, T)``, true at real time steps; None if all are real.
@@ -52,20 +52,20 @@ def constant_baseline(
         whole_mask: ``(N, T)``, true at their real time steps.
 
     Returns:
-        float64. In padding it equals ``values``, so that padding gets no attribution.
+        The baseline, float64. In padding it equals ``values``, so padding gets no attribution.
 
     Raises:
         ValueError: If it is an unknown word, has a shape that doesn't fit, or isn't finite.
     """
     real = np.ones(values.shape[:2], bool) if mask is None else mask
     own = values.astype(np.float64)
-    checked_word(given, name)
-    if isinstance(given, str):
+    checked_word(baseline, name)
+    if isinstance(baseline, str):
         if whole is None:
             whole, whole_mask = own, mask
-        base = finite_mean(whole, whole_mask) if given == "mean" else np.zeros(())
+        base = finite_mean(whole, whole_mask) if baseline == "mean" else np.zeros(())
     else:
-        base = np.asarray(given, np.float64)
+        base = np.asarray(baseline, np.float64)
         if not np.isfinite(base).all():
             raise ValueError(
                 f"{name} holds NaN or infinity: pass finite numbers, because the model runs on a "
@@ -88,17 +88,17 @@ def constant_baseline(
     return np.where(padded, own, filled)
 
 
-def baseline_sequences(given: Any, values: FloatArray) -> FloatArray:
+def baseline_sequences(baseline: Any, values: FloatArray) -> FloatArray:
     """Return ``(N, T, F)``, the checked sequences that baselines are drawn from.
 
     Args:
-        given: The sequences.
+        baseline: The sequences.
         values: ``(B, T, F)``, the held-out inputs.
 
     Raises:
         ValueError: If they don't fit ``values``.
     """
-    sequences = np.asarray(given, np.float32)
+    sequences = np.asarray(baseline, np.float32)
     fits = sequences.ndim == 3 and sequences.shape[1:] == values.shape[1:]
     if not fits or not len(sequences):
         raise ValueError(

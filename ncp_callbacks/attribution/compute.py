@@ -92,10 +92,10 @@ class Attributor:
         It is the method's baseline. For a method that draws its baselines, it is the mean of each
         feature, or the mean of the array passed.
         """
-        given = self._baseline
+        baseline = self._baseline
         if self.method.draws_baselines:
-            given = "mean" if isinstance(given, str) else np.asarray(given).mean(axis=0)
-        return baseline_of(observation, given)
+            baseline = "mean" if isinstance(baseline, str) else np.asarray(baseline).mean(axis=0)
+        return baseline_of(observation, baseline)
 
     def _baselines(self, observation: Observation) -> tuple[FloatArray, FloatArray | None]:
         """Return the baselines of inputs and of time_delta, None where the model takes none."""
@@ -156,18 +156,18 @@ def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
     return evaluate
 
 
-def baseline_of(observation: Observation, given: Any) -> FloatArray:
+def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
     """Return the baseline ``(B, T, F)`` of an observation's inputs.
 
     Args:
         observation: The observation.
-        given: See :class:`Attributor`.
+        baseline: See :class:`Attributor`.
 
     Raises:
         ValueError: If the baseline doesn't fit the held-out batch.
     """
     return constant_baseline(
-        _of_analysed(observation, given, observation.inputs.ndim),
+        _of_analysed(observation, baseline, observation.inputs.ndim),
         observation.inputs,
         observation.mask,
         "baseline",
@@ -176,12 +176,12 @@ def baseline_of(observation: Observation, given: Any) -> FloatArray:
     )
 
 
-def time_baseline_of(observation: Observation, given: Any) -> FloatArray | None:
+def time_baseline_of(observation: Observation, baseline: Any) -> FloatArray | None:
     """Return the baseline ``(B, T)`` of time_delta; None where the model takes none.
 
     Args:
         observation: The observation.
-        given: See :class:`Attributor`.
+        baseline: See :class:`Attributor`.
 
     Raises:
         ValueError: If the baseline doesn't fit the held-out batch.
@@ -189,7 +189,7 @@ def time_baseline_of(observation: Observation, given: Any) -> FloatArray | None:
     if not observation.takes_time or observation.time_delta is None:
         return None
     return constant_baseline(
-        _of_analysed(observation, given, observation.time_delta.ndim),
+        _of_analysed(observation, baseline, observation.time_delta.ndim),
         observation.time_delta,
         observation.mask,
         "time_baseline",
