@@ -299,7 +299,7 @@ def test_how_far_a_map_is_from_the_previous_one_and_from_another_methods() -> No
                 monitor.load_state_dict(state)
     signed = np.stack([m.mean(axis=0).ravel() for m in maps])
     sizes = np.stack([np.abs(m).mean(axis=0).ravel() for m in maps])
-    change, ranks = (dict(writer.scalars(f"attribution/{n}")) for n in ("change", "rank_change"))
+    change, ranks = (dict(writer.scalars(f"attribution/{n}")) for n in ("change", "rank_distance"))
     assert set(change) == set(ranks) == {2, 3}
     assert change[2] == pytest.approx(cosine_distance(signed[0], signed[1]), abs=1e-6)
     assert ranks[2] == pytest.approx(1 - spearmanr(sizes[0], sizes[1]).statistic, abs=1e-12)

@@ -42,8 +42,8 @@ def constant_baseline(
 
     Args:
         baseline: ``"mean"`` of the finite values of each feature over sequences and real time
-            steps; ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``; for
-            time_delta a number, ``(T,)`` or ``(B, T)``.
+            steps; ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``;
+            for time_delta a number, ``(T,)`` or ``(B, T)``.
         values: The inputs or elapsed times to compare with the baseline.
         mask: ``(B, T)``, true at real time steps; None if all are real.
         name: The argument's name, for messages.

@@ -51,7 +51,7 @@ _SCALARS = {
     "them: 1 other sequences would show the same map, 0 it is noise",
     "change": "Cosine distance of the map to that of the previous snapshot: 0 the same up to a "
     "factor, 1 unrelated, 2 opposite",
-    "rank_change": "1 minus Spearman's rank correlation of the mean absolute map with that of the "
+    "rank_distance": "1 minus Spearman's rank correlation of the mean absolute map with that of the "
     "previous snapshot: 0 the same order of importance, 1 unrelated, 2 the opposite",
     "agreement": "Rank correlation of the map with that of {other} on the same {sequences} "
     "sequences: 1 the same order of importance",
@@ -88,7 +88,7 @@ class GradientAttribution(Callback):
     ``attribution/reliability``          scalar    1: other sequences would show the same map
     ``attribution/change``               scalar    cosine distance of the map to the map of the
                                                    previous snapshot
-    ``attribution/rank_change``          scalar    rank distance of the map to the map of the
+    ``attribution/rank_distance``        scalar    rank distance of the map to the map of the
                                                    previous snapshot: 0 if the order is unchanged
     ``attribution/strength_change``      scalar    relative change of the strength since the
                                                    previous snapshot, paired on equal sequences
@@ -312,7 +312,7 @@ class _MapChanges:
         if self._absolute is not None and self._absolute.shape == result.importance.shape:
             correlation = order_correlation(self._absolute, result.importance)
             if correlation is not None:
-                yield Scalar(f"{group}/rank_change", 1.0 - correlation, _SCALARS["rank_change"])
+                yield Scalar(f"{group}/rank_distance", 1.0 - correlation, _SCALARS["rank_distance"])
         self._signed, self._absolute = result.signed, result.importance
 
 
