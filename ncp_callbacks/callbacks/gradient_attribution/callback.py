@@ -51,8 +51,8 @@ _SCALARS = {
     "them: 1 other sequences would show the same map, 0 it is noise",
     "change": "Cosine distance of the map to that of the previous snapshot: 0 the same up to a "
     "factor, 1 unrelated, 2 opposite",
-    "rank_distance": "1 minus Spearman's rank correlation of the mean absolute map with that of the "
-    "previous snapshot: 0 the same order of importance, 1 unrelated, 2 the opposite",
+    "rank_distance": "1 minus Spearman's rank correlation of the mean absolute map with that of "
+    "the previous snapshot: 0 the same order of importance, 1 unrelated, 2 the opposite",
     "agreement": "Rank correlation of the map with that of {other} on the same {sequences} "
     "sequences: 1 the same order of importance",
     "completeness_error": "Difference between a sequence's attributions, summed, and the change of "
