@@ -212,7 +212,7 @@ class _FeatureShares:
                 f"features={features!r}: pass a list of at most {_MAX_CURVES} feature names"
             )
         if features is not None and len(set(features)) < len(features):
-            raise ValueError(f"features={features!r}: a name is repeated, pass each name once")
+            raise ValueError(f"features={features!r}: a name occurs more than once, pass it once")
         self._requested = features
         self._curves: list[str] | None = None
         self._charts: list[str] | None = None
