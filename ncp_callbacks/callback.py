@@ -1,13 +1,13 @@
-"""The base class of callbacks, and the toolkit of the shipped ones for callbacks of your own.
+"""Define the base class of callbacks, and tools for callbacks of your own.
 
 - :func:`scalar_with_ci` makes a scalar with its 95 % confidence interval from an
   :class:`~.stats.Estimate`;
-- :class:`PairedChanges` compares numbers with the previous snapshot of the same sequences;
+- :class:`PairedChanges` compares numbers of equal sequences with the previous snapshot;
 - :class:`AxisLimit` keeps the axes of pictures comparable between steps;
 - :func:`per_cell_names` gives each recurrent cell a name for its tags;
 - :func:`for_each_supported_cell` skips the cells that an analysis does not apply to, with a note;
 - :func:`small_batch_note` warns once that the held-out batch is small;
-- :func:`non_finite_count` logs how many values were skipped.
+- :func:`non_finite_count` logs the number of skipped values.
 
 For example, a callback that logs the mean norm of the last state with its CI and its change::
 
@@ -66,7 +66,7 @@ __all__ = [
     "small_batch_note",
 ]
 
-# Numbers of the batch that are compared to tell whether it is the same.
+# Largest number of values of the batch in its checksum.
 _MAX_COMPARED = 4096
 
 
@@ -79,17 +79,17 @@ class Callback(abc.ABC):
     Args:
         every: The steps to analyse: a number of steps, a schedule or any callable
             ``step -> bool``; None for every snapshot of the monitor.
-        name: First part of the callback's tags; None for the class's own. Names within a monitor
-            must differ.
+        name: First part of the callback's tags; None for the class's own name. Names within a
+            monitor must differ.
         max_sequences: Largest number of held-out sequences to analyse, spread over the batch; None
-            for all. Passes that callbacks share cost once.
+            for all. A pass that callbacks share runs once.
 
     Raises:
-        TypeError, ValueError: For an invalid ``every``, ``name`` or ``max_sequences``.
+        TypeError, ValueError: If ``every``, ``name`` or ``max_sequences`` is invalid.
     """
 
     needs: frozenset[Need] = frozenset()
-    # The scales that it passes to `Observation.values_at_scales`.
+    # The scales that the callback passes to `Observation.values_at_scales`.
     time_scales: Sequence[float] = ()
     default_name: ClassVar[str] = ""
 
@@ -97,7 +97,7 @@ class Callback(abc.ABC):
     every: Schedule | None = None
     name: str = ""
     max_sequences: int | None = None
-    # Analyse the first of so many due snapshots only.
+    # Analyse every n-th due snapshot only, beginning with the first.
     every_nth: int = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -127,7 +127,8 @@ class Callback(abc.ABC):
             whole = hasattr(max_sequences, "__index__") and not isinstance(max_sequences, bool)
             if not whole or operator.index(max_sequences) < 1:
                 raise ValueError(
-                    f"max_sequences={max_sequences!r}: pass 1 or more, or None for all"
+                    f"max_sequences={max_sequences!r}: pass a whole number of at least 1, or None "
+                    "for all"
                 )
             self.max_sequences = operator.index(max_sequences)
 
@@ -144,7 +145,10 @@ class Callback(abc.ABC):
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must survive an interruption: numbers, strings, lists, arrays, dicts."""
+        """Return the state to restore after an interruption.
+
+        It may hold numbers, strings, lists, arrays and dicts.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional)
@@ -161,7 +165,7 @@ def for_each_supported_cell(
     """Yield the records of each cell that an analysis applies to, and a note on the other cells.
 
     Args:
-        measures: By the group of a cell, a function that returns its records.
+        measures: For the group of each cell, a function that returns its records.
         name: Name of the callback, for the note.
         lacking: End of the note: "<reason>, so that <lacking>".
 
@@ -186,10 +190,10 @@ def as_ci(ends: npt.ArrayLike | None) -> tuple[float, float] | None:
     """Return the two ends of a confidence interval as a record takes them.
 
     Args:
-        ends: ``(2,)``, or None.
+        ends: ``(2,)``, or None for no CI.
 
     Returns:
-        None where there is none, or an end is not finite.
+        None if there is no CI, or an end is not finite.
     """
     if ends is None or not np.isfinite(ends).all():
         return None
@@ -198,7 +202,7 @@ def as_ci(ends: npt.ArrayLike | None) -> tuple[float, float] | None:
 
 
 def ci_caveat(sequences: int) -> str:
-    """Return what follows "95 % CI" in a description: a caveat for fewer than 16 sequences."""
+    """Return a caveat to write after "95 % CI": empty with 16 or more sequences."""
     if sequences >= MIN_SEQUENCES_FOR_CI:
         return ""
     return f" (unreliable: fewer than {MIN_SEQUENCES_FOR_CI} sequences)"
@@ -235,7 +239,7 @@ def scalar_with_ci(
         value: The number.
         estimate: The number as an estimate over sequences; None for no CI.
         description: See :class:`Scalar`; a note on the CI is added.
-        chart: Whether the number is one of the few that Custom Scalars shows with its CI.
+        chart: True for one of the few numbers that Custom Scalars shows with their CIs.
     """
     ci = None if estimate is None else estimate.ci()
     if estimate is not None and estimate.sequences > 1:
@@ -255,13 +259,13 @@ class AxisLimit:
             self.value = nice_limit(largest)
 
     def covering(self, largest: float) -> float:
-        """Return the limit, grown to cover ``largest``; 1 as long as nothing was above 0."""
+        """Return the limit, grown to cover ``largest``; 1 while nothing was above 0."""
         self.cover(largest)
         return self.value or 1.0
 
 
 class PairedChanges:
-    """Compare numbers of a snapshot with those of the previous one, for the same sequences.
+    """Compare numbers with those of the previous snapshot, if the sequences are equal.
 
     A curve that moves by less than its CI may still have moved beyond chance, because sequences
     differ more from each other than each does from itself.
@@ -272,7 +276,7 @@ class PairedChanges:
         self._before: dict[str, dict[str, Estimate]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must survive an interruption, ready for JSON."""
+        """Return the state to restore after an interruption, ready for JSON."""
         return {
             group: {
                 "batch": self._batch[group],
@@ -283,10 +287,10 @@ class PairedChanges:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; an empty state is a fresh start."""
-        self._batch = {group: int(of["batch"]) for group, of in state.items()}
+        self._batch = {group: int(saved["batch"]) for group, saved in state.items()}
         self._before = {
-            group: {name: Estimate.from_state(s) for name, s in of["numbers"].items()}
-            for group, of in state.items()
+            group: {name: Estimate.from_state(s) for name, s in saved["numbers"].items()}
+            for group, saved in state.items()
         }
 
     def compare(
@@ -297,16 +301,16 @@ class PairedChanges:
         headline: str | None = None,
         called: str | None = None,
     ) -> Iterator[Scalar]:
-        """Yield how many numbers changed beyond chance, and the change of one of them.
+        """Yield the number of numbers that changed beyond chance, and the change of one of them.
 
-        Yields nothing at the first snapshot, and where the previous one was of other sequences.
+        It yields nothing at the first snapshot, or if the sequences are others than before.
 
         Args:
             group: First part of the tags.
             now: The numbers of this snapshot, by name.
             observation: The observation that they are computed from.
             headline: Name of the number whose change is logged.
-            called: Its name in the tag of the change, if another one.
+            called: Name of ``headline`` in the tag of the change; None for ``headline`` itself.
         """
         whole = len(observation.indices)
         # Where sequences were skipped, or an influence is infinite, estimates can't be paired.
@@ -351,16 +355,16 @@ class PairedChanges:
 
 def _checksum(observation: Observation) -> int:
     """Return a checksum of the sequences of a snapshot."""
-    found = zlib.crc32(np.ascontiguousarray(observation.indices).tobytes())
+    checksum = zlib.crc32(np.ascontiguousarray(observation.indices).tobytes())
     held_out = observation.held_out
     # The embedding of tokens changes while the model learns.
     inputs = to_numpy(held_out.inputs) if held_out.tokens else observation.inputs
     for array in (inputs, observation.time_delta):
         if array is not None:
             flat = array.reshape(-1)
-            some = flat[:: max(1, flat.size // _MAX_COMPARED)]
-            found = zlib.crc32(np.ascontiguousarray(some).tobytes(), found)
-    return found
+            compared = flat[:: max(1, flat.size // _MAX_COMPARED)]
+            checksum = zlib.crc32(np.ascontiguousarray(compared).tobytes(), checksum)
+    return checksum
 
 
 def non_finite_count(group: str, count: int, what: str, why: str) -> Iterator[Scalar | Note]:
@@ -368,7 +372,7 @@ def non_finite_count(group: str, count: int, what: str, why: str) -> Iterator[Sc
 
     Args:
         group: First part of the tag.
-        count: How many were skipped.
+        count: Number of skipped values.
         what: Plural name of the values.
         why: The reason, as a clause.
     """
@@ -378,7 +382,7 @@ def non_finite_count(group: str, count: int, what: str, why: str) -> Iterator[Sc
 
 
 def per_cell_names(paths: Sequence[str]) -> list[str]:
-    """Return the parts of module paths that tell cells apart, for tags; ``""`` for a single one.
+    """Return the parts of module paths that distinguish cells, for tags; ``""`` for a single one.
 
     ``["encoder.cell", "decoder.cell"]`` become ``["_encoder", "_decoder"]``.
     """

@@ -790,7 +790,7 @@ def test_state_space_when_nothing_is_finite(width):
 
 
 def test_state_space_needs_an_axis():
-    with pytest.raises(ValueError, match="components=0: give the number of axes"):
+    with pytest.raises(ValueError, match="components=0: pass the number of axes"):
         state_space(np.ones((1, 2, 3)), components=0)
 
 
@@ -1000,7 +1000,7 @@ def test_non_finite_activations_are_counted_and_do_not_spread(bad):
 
 
 def test_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match=r"activation='swish' is none of relu, .*use 'unknown'"):
+    with pytest.raises(ValueError, match=r"'swish' is unknown: pass one of relu, .*unknown"):
         layer_statistics(np.ones((1, 1, 1)), activation="swish")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -94,6 +95,16 @@ def test_the_docstring_lists_every_tag_and_no_other(cls: type[ncp.Callback]) -> 
 
 
 @every_callback
+def test_every_description_is_of_a_tag_of_the_docstring(cls: type[ncp.Callback]) -> None:
+    table = inspect.getmodule(cls)._SCALARS  # type: ignore[union-attr]
+    tags = [pattern(tag) for tag, kind in promised(cls).items() if kind == "scalar"]
+    separator = "/layer0_" if cls is ncp.BackboneActivations else "/"
+    for name in table:
+        tag = f"{cls.default_name}{separator}{re.sub('<[a-z]+>', '1', name)}"
+        assert any(tag_pattern.match(tag) for tag_pattern in tags), tag
+
+
+@every_callback
 def test_common_keywords(cls: type[ncp.Callback]) -> None:
     parameters = inspect.signature(cls).parameters
     assert {"every", "name"} <= set(parameters)
@@ -119,7 +130,7 @@ def test_scalars_do_not_depend_on_company(cls: type[ncp.Callback]) -> None:
 @every_callback
 def test_every_tag_is_explained(cls: type[ncp.Callback]) -> None:
     writer = logged([cls()])
-    # Of the last one: what a second look adds is explained as soon as it is there.
+    # Of the last one: tags that a second snapshot adds are explained as soon as they are there.
     guide = [r.markdown for _, r in writer.records if r.tag == "about/guide"][-1]
     for record in own(writer):
         if not record.tag.startswith("_ncp/"):
@@ -221,7 +232,7 @@ def test_a_single_sequence_has_no_sd() -> None:
 
 @pytest.mark.parametrize("limit", [None, 2])
 def test_a_baseline_for_each_sequence(limit: int | None) -> None:
-    """With the inputs themselves as the baseline nothing is owed to them; with the intervals so."""
+    """Nothing is attributed to inputs and elapsed times that are their own baselines."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((6, 5, 3)).astype(np.float32)
     dt = rng.uniform(0.5, 2.0, (6, 5)).astype(np.float32)
@@ -236,7 +247,7 @@ def test_a_baseline_for_each_sequence(limit: int | None) -> None:
             model, held_out, [callback], writer=writer, every=1, on_error="raise"
         ) as monitor:
             monitor.on_step_end(1)
-        # Only the first feature differs from its baseline, and no interval does.
+        # Only the first feature differs from its baseline, and no elapsed time does.
         assert writer.scalars("attribution_share/feature 0") == [(1, 1.0)], method
         assert writer.scalars("attribution/time_share") == [(1, 0.0)], method
 
@@ -272,7 +283,7 @@ def cubes() -> np.ndarray:
     return np.random.default_rng(7).normal(size=(8, 5, 3)).astype(np.float32)
 
 
-def test_how_far_a_map_is_from_the_last_looks_and_from_another_methods() -> None:
+def test_how_far_a_map_is_from_the_previous_one_and_from_another_methods() -> None:
     x, writer, model = cubes(), ncp.MemoryWriter(), Cubes(0)
     maps = []
     callback = ncp.GradientAttribution(agreement="gradient")
@@ -283,14 +294,12 @@ def test_how_far_a_map_is_from_the_last_looks_and_from_another_methods() -> None
             maps.append(3 * np.array(model.w, np.float64) * x.astype(np.float64) ** 3)
             monitor.on_step_end(step)
             if step == 2:
-                # What is kept for the next look survives an interruption.
+                # The map of the previous snapshot survives an interruption.
                 state = json.loads(json.dumps(monitor.state_dict()))
                 monitor.load_state_dict(state)
     signed = np.stack([m.mean(axis=0).ravel() for m in maps])
     sizes = np.stack([np.abs(m).mean(axis=0).ravel() for m in maps])
-    change, ranks = (
-        dict(writer.scalars(f"attribution/{n}")) for n in ("change", "change_of_ranks")
-    )
+    change, ranks = (dict(writer.scalars(f"attribution/{n}")) for n in ("change", "rank_distance"))
     assert set(change) == set(ranks) == {2, 3}
     assert change[2] == pytest.approx(cosine_distance(signed[0], signed[1]), abs=1e-6)
     assert ranks[2] == pytest.approx(1 - spearmanr(sizes[0], sizes[1]).statistic, abs=1e-12)

@@ -52,7 +52,7 @@ EXACT = {
     r"time_delta/outside_x.*": "exact: the held-out batch stays as it is",
     # Of a map, whose own check they are.
     r".*/reliability": "how sure the map is",
-    r"(attribution|integrated_gradients)/change(_of_ranks)?": "a distance, larger by noise",
+    r"(attribution|integrated_gradients)/(change|rank_distance)": "a distance, larger by noise",
     r".*/agreement": "a rank correlation of two maps",
     # Of one sequence.
     r"predictions/.*": "no statistic over sequences",

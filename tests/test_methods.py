@@ -725,7 +725,7 @@ def test_forms_of_a_baseline():
         (np.zeros(2), r"shape \(2,\), which doesn't fit \(5, 4, 3\): pass one number per feature"),
         (
             np.zeros((3, T, F)),
-            r"shape \(3, 4, 3\), which doesn't fit.*draws them, as 'expected_gradients'",
+            r"shape \(3, 4, 3\), which doesn't fit.*draws them, like 'expected_gradients'",
         ),
         (np.zeros((1, B, T, F)), r"shape \(1, 5, 4, 3\), which doesn't fit"),
         ([0.0, np.nan, 0.0], "holds NaN or infinity"),
@@ -1030,10 +1030,13 @@ class Wrong(AttributionMethod):
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        (AttributionMaps(np.zeros((B, F, T))), r"returned inputs of shape \(5, 3, 4\); expected "),
+        (
+            AttributionMaps(np.zeros((B, F, T))),
+            r"returned inputs of shape \(5, 3, 4\); return \(5, 4, 3\)",
+        ),
         (
             AttributionMaps(np.zeros((B, T, F)), np.zeros(B)),
-            r"returned time_delta of shape \(5,\); expected \(5, 4\)",
+            r"returned time_delta of shape \(5,\); return \(5, 4\)",
         ),
     ],
 )
@@ -1244,5 +1247,5 @@ def test_baseline_sequences_that_do_not_fit():
     x, dt, _ = sequences(np.random.default_rng(0), 3)
     observation = observe(Golden("cfc"), x, dt)
     for draws in (np.zeros(3), np.zeros((5, STEPS, 2)), np.zeros((0, STEPS, 3))):
-        with pytest.raises(ValueError, match=r"draws its baselines takes \(n, 6, 3\): pass"):
+        with pytest.raises(ValueError, match=r"draws its baselines: pass .*batch, \(n, 6, 3\)"):
             Attributor("expected_gradients", draws).attribute(observation)

@@ -1,4 +1,6 @@
-"""Attribution methods, one class for each, and what is summarized from their maps.
+"""Attribute a target to inputs and elapsed time, and summarize the attributions.
+
+A method is one class. Its settings are arguments::
 
     from ncp_callbacks.attribution import IntegratedGradients
 

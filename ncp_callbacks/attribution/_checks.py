@@ -1,4 +1,4 @@
-"""Checks of settings, and groups of passes, that methods share."""
+"""Check settings and group passes, for all methods."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ __all__ = ["checked_count", "groups"]
 
 
 def checked_count(name: str, value: int) -> None:
-    """Raise where a setting is not a whole number of at least 1.
+    """Raise if a setting is not a whole number of at least 1.
+
+    Args:
+        name: The setting's name, for the message.
+        value: The setting's value.
 
     Raises:
-        ValueError: With the setting's name and value.
+        ValueError: If it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r}: pass a whole number of at least 1")
@@ -23,6 +27,6 @@ def checked_count(name: str, value: int) -> None:
 def groups(count: int) -> Sequence[npt.NDArray[np.intp]]:
     """Return indices below ``count`` in groups of about 8.
 
-    Gradients are then kept of one group at a time, whatever the count.
+    Memory then holds the gradients of one group at a time, whatever the count.
     """
     return np.array_split(np.arange(count), max(1, count // 8))

@@ -1,4 +1,4 @@
-"""The contract of an attribution method, and what a method returns.
+"""Declare what an attribution method has to do, and what it returns.
 
 A method is one class. A caller asks it for its properties, never for its name::
 
@@ -46,8 +46,8 @@ class AttributionMaps:
     Attributes:
         inputs: ``(B, T, F)``.
         time_delta: ``(B, T)``; None where the method attributes nothing to elapsed time.
-        target_at_baseline: ``(B,)``, what a complete method compares the target with; None: the
-            target at the baseline, which is then evaluated.
+        target_at_baseline: ``(B,)``, the value that a complete method compares the target with;
+            None for the target at the baseline, which is then evaluated.
     """
 
     inputs: FloatArray
@@ -59,10 +59,10 @@ class AttributionMaps:
 class AttributionMethod(abc.ABC):
     """Attribute a scalar target per sequence to inputs and elapsed time.
 
-    A subclass sets the class variables, and has its settings as fields of a frozen dataclass.
+    A subclass sets the class variables. Its settings are the fields of a frozen dataclass.
 
     Attributes:
-        name: Snake case.
+        name: The method's name, in snake case.
         label: The name in running text and titles.
         is_slope: True where attributions are slopes, in units of the target per unit of the input.
             False where they are parts of the target's change, in units of the target.
@@ -90,7 +90,7 @@ class AttributionMethod(abc.ABC):
 
     @property
     def title(self) -> str:
-        """Return the label as a title begins with it."""
+        """Return the label with a capital, for the begin of a title."""
         return self.label[0].upper() + self.label[1:]
 
     @property
@@ -102,9 +102,14 @@ class AttributionMethod(abc.ABC):
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
         """Return how many passes of each sequence the method costs.
 
-        Passes that all callbacks share are not counted: the forward pass, and the gradient pass of
-        methods with ``gradient_at_inputs``. The forward pass at the baseline that measures the
-        completeness error is.
+        The passes that all callbacks share are not counted: the forward pass, and the gradient
+        pass of methods with ``gradient_at_inputs``. The forward pass at the baseline, which
+        measures the completeness error, is counted.
+
+        Args:
+            n_time_steps: Length of the sequences.
+            n_features: Number of features.
+            takes_time: True if the model takes time_delta.
         """
 
     @abc.abstractmethod
@@ -127,9 +132,9 @@ class AttributionMethod(abc.ABC):
             time_delta: ``(B, T)``; None where the model takes none.
             baseline: ``(B, T, F)``, equal to ``inputs`` in padding; with ``draws_baselines``
                 ``(N, T, F)``.
-            time_baseline: ``(B, T)`` or ``(N, T)``; None: time_delta stays as it is.
-            mask: ``(B, T)``, true at real steps; None: all are. The caller sets maps to 0 in
-                padding.
+            time_baseline: ``(B, T)`` or ``(N, T)``; None if time_delta stays as it is.
+            mask: ``(B, T)``, true at real time steps; None if all are real. The caller sets maps
+                to 0 in padding.
         """
 
     def run(
@@ -144,7 +149,13 @@ class AttributionMethod(abc.ABC):
     ) -> Attribution:
         """Return the maps, with 0 in padding, and how complete they are.
 
-        Args: As for :meth:`attribute`.
+        Args:
+            evaluate: See :meth:`attribute`.
+            inputs: ``(B, T, F)``.
+            time_delta: ``(B, T)``; None where the model takes none.
+            baseline: See :meth:`attribute`.
+            time_baseline: See :meth:`attribute`.
+            mask: ``(B, T)``, true at real time steps; None if all are real.
 
         Raises:
             ValueError: If the method returns maps of another shape.
@@ -156,7 +167,7 @@ class AttributionMethod(abc.ABC):
         )
         assert x is not None
         assert x0 is not None
-        # A sequence with NaN or infinity has NaN in its own maps only, and is counted later.
+        # A sequence with NaN or infinity has NaN in its own maps alone, and is counted later.
         with np.errstate(invalid="ignore", over="ignore"):
             maps = self.attribute(evaluate, x, dt, baseline=x0, time_baseline=dt0, mask=mask)
             self._check(maps, x)
@@ -185,16 +196,19 @@ class AttributionMethod(abc.ABC):
             if array is not None and np.shape(array) != shape:
                 raise ValueError(
                     f"{type(self).__name__}.attribute returned {what} of shape {np.shape(array)}; "
-                    f"expected {shape}, one number for each of the batch's"
+                    f"return {shape}, one number for each of the batch's"
                 )
         if self.complete and self.draws_baselines and maps.target_at_baseline is None:
             raise ValueError(
-                f"{type(self).__name__} draws its baselines and is declared complete: return "
-                "target_at_baseline, the mean target at the baselines drawn"
+                f"{type(self).__name__} draws its baselines and is declared complete, but returned "
+                "no target_at_baseline: return the mean target at the baselines drawn, or set "
+                "complete = False"
             )
 
 
 def _in_single_precision(evaluate: Evaluate) -> Evaluate:
+    """Return an ``evaluate`` that passes on float32 arrays."""
+
     def single(
         inputs: FloatArray | None = None,
         time_delta: FloatArray | None = None,
@@ -213,6 +227,7 @@ def _in_single_precision(evaluate: Evaluate) -> Evaluate:
 
 
 def _zero_in_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
+    """Return ``values`` as float64, with 0 in padding."""
     values = np.asarray(values, np.float64)
     if mask is None:
         return values
@@ -221,17 +236,17 @@ def _zero_in_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Hold what of each sequence's target is attributed to which input.
+    """Hold how much of each sequence's target is attributed to each input and elapsed time.
 
     Attributes:
-        method: The method that made it.
+        method: The method that computed it.
         inputs: ``(B, T, F)``, in :attr:`AttributionMethod.unit`; 0 in padding.
-        time_delta: ``(B, T)``, attributed to the elapsed time before each step; None where there
-            is none.
-        change: ``(B,)``, target minus target at the baseline, which a complete attribution sums
-            to; None for methods that are not complete.
-        rounding: ``(B,)``, how far ``change`` may be off as a difference of two float32 numbers;
-            None: not at all.
+        time_delta: ``(B, T)``, attributed to the elapsed time before each time step; None if
+            nothing is attributed to elapsed time.
+        change: ``(B,)``, target minus target at the baseline, the sum of a complete attribution;
+            None for methods that are not complete.
+        rounding: ``(B,)``, the rounding error of ``change`` as a difference of two float32
+            numbers; None for no error.
     """
 
     method: AttributionMethod
@@ -244,9 +259,10 @@ class Attribution:
     def error(self) -> FloatArray | None:
         """Return ``(B,)``, ``|sum - change|`` over the RMS change of all sequences.
 
-        What rounding explains is subtracted: where a target hardly moves, as a probability near 1,
-        the change itself is not known better. 0 where nothing changed and nothing was attributed,
-        infinity where nothing changed and something was. None where the method is not complete.
+        The rounding error is subtracted: where a target hardly moves, like a probability near 1,
+        the change itself is known no better. The error is 0 if nothing changed and nothing was
+        attributed, and infinity if nothing changed but something was attributed. It is None if
+        the method is not complete.
         """
         if self.change is None:
             return None
@@ -266,10 +282,10 @@ class Attribution:
         )
         return error
 
-    def of(self, rows: npt.NDArray[np.intp]) -> Attribution:
-        """Return that of some sequences."""
+    def of(self, sequences: npt.NDArray[np.intp]) -> Attribution:
+        """Return the attribution of some sequences, by their indices."""
         others = (
-            None if array is None else array[rows]
+            None if array is None else array[sequences]
             for array in (self.time_delta, self.change, self.rounding)
         )
-        return Attribution(self.method, self.inputs[rows], *others)
+        return Attribution(self.method, self.inputs[sequences], *others)

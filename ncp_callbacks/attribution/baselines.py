@@ -1,4 +1,4 @@
-"""Baselines: the inputs that a method compares the sequences with."""
+"""Make baselines: the inputs that a method compares the sequences with."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from ..results import FloatArray
 __all__ = ["baseline_sequences", "checked_word", "constant_baseline", "finite_mean"]
 
 
-def checked_word(given: Any, name: str, words: tuple[str, ...] = ("mean", "zeros")) -> None:
-    """Raise where a baseline is a word, and not one of ``words``.
+def checked_word(baseline: Any, name: str, words: tuple[str, ...] = ("mean", "zeros")) -> None:
+    """Raise if a baseline is a word that is not one of ``words``.
+
+    Args:
+        baseline: The baseline, a word or an array.
+        name: The argument's name, for the message.
+        words: The known words.
 
     Raises:
-        ValueError: With the argument's name, the word, and those that are known.
+        ValueError: If it is an unknown word.
     """
-    if isinstance(given, str) and given not in words:
+    if isinstance(baseline, str) and baseline not in words:
         raise ValueError(
-            f"{name}={given!r} is unknown: pass {', '.join(map(repr, words))} or an array"
+            f"{name}={baseline!r} is unknown: pass {', '.join(map(repr, words))} or an array"
         )
 
 
 def constant_baseline(
-    given: str | npt.ArrayLike,
+    baseline: str | npt.ArrayLike,
     values: FloatArray,
     mask: npt.NDArray[np.bool_] | None,
     name: str,
@@ -36,35 +41,35 @@ def constant_baseline(
     """Return a baseline as large as ``values``, ``(B, T, F)`` or ``(B, T)``.
 
     Args:
-        given: ``"mean"`` of each feature over sequences and real steps, of what is finite there;
-            ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``; for
-            time_delta a number, ``(T,)`` or ``(B, T)``.
-        values: What is attributed.
-        mask: ``(B, T)``, true at real steps; None: all are.
+        baseline: ``"mean"`` of the finite values of each feature over sequences and real time
+            steps; ``"zeros"``; or an array that broadcasts: ``(F,)``, ``(T, F)``, ``(B, T, F)``;
+            for time_delta a number, ``(T,)`` or ``(B, T)``.
+        values: The inputs or elapsed times to compare with the baseline.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
         name: The argument's name, for messages.
-        whole: ``(N, T, F)`` or ``(N, T)``, the sequences of which ``"mean"`` is the mean; None:
-            ``values``.
-        whole_mask: ``(N, T)``, true at their real steps.
+        whole: ``(N, T, F)`` or ``(N, T)``, the sequences of which ``"mean"`` is the mean; None
+            for ``values``.
+        whole_mask: ``(N, T)``, true at their real time steps.
 
     Returns:
-        float64. In padding it equals ``values``, so that padding gets no attribution.
+        The baseline, float64. In padding it equals ``values``, so padding gets no attribution.
 
     Raises:
-        ValueError: For other words, shapes that don't fit, and numbers that aren't finite.
+        ValueError: If it is an unknown word, has a shape that doesn't fit, or isn't finite.
     """
     real = np.ones(values.shape[:2], bool) if mask is None else mask
     own = values.astype(np.float64)
-    checked_word(given, name)
-    if isinstance(given, str):
+    checked_word(baseline, name)
+    if isinstance(baseline, str):
         if whole is None:
             whole, whole_mask = own, mask
-        base = finite_mean(whole, whole_mask) if given == "mean" else np.zeros(())
+        base = finite_mean(whole, whole_mask) if baseline == "mean" else np.zeros(())
     else:
-        base = np.asarray(given, np.float64)
+        base = np.asarray(baseline, np.float64)
         if not np.isfinite(base).all():
             raise ValueError(
-                f"{name} holds NaN or infinity: a baseline is an input to the model, pass finite "
-                "numbers"
+                f"{name} holds NaN or infinity: pass finite numbers, because the model runs on a "
+                "baseline"
             )
     try:
         filled = np.broadcast_to(base, own.shape)
@@ -73,7 +78,8 @@ def constant_baseline(
             f"{name} has shape {base.shape}, which doesn't fit {own.shape}: pass one number per "
             f"feature, {own.shape[2:] or 'one'}, or an array of shape {own.shape[1:]}"
             + (
-                ". A set of baselines is for a method that draws them, as 'expected_gradients'"
+                ". To pass a set of baselines, set a method that draws them, like "
+                "'expected_gradients'"
                 if base.ndim == own.ndim == 3
                 else ""
             )
@@ -82,26 +88,35 @@ def constant_baseline(
     return np.where(padded, own, filled)
 
 
-def baseline_sequences(given: Any, values: FloatArray) -> FloatArray:
-    """Return ``(N, T, F)``, checked sequences that baselines are drawn from.
+def baseline_sequences(baseline: Any, values: FloatArray) -> FloatArray:
+    """Return ``(N, T, F)``, the checked sequences that baselines are drawn from.
+
+    Args:
+        baseline: The sequences.
+        values: ``(B, T, F)``, the held-out inputs.
 
     Raises:
-        ValueError: If they don't fit ``values``, ``(B, T, F)``.
+        ValueError: If they don't fit ``values``.
     """
-    draws = np.asarray(given, np.float32)
-    if draws.ndim != 3 or draws.shape[1:] != values.shape[1:] or not len(draws):
+    sequences = np.asarray(baseline, np.float32)
+    fits = sequences.ndim == 3 and sequences.shape[1:] == values.shape[1:]
+    if not fits or not len(sequences):
         raise ValueError(
-            f"baseline has shape {draws.shape}; a method that draws its baselines takes (n, "
-            f"{values.shape[1]}, {values.shape[2]}): pass sequences like those of the held-out "
-            "batch"
+            f"baseline has shape {sequences.shape}, but the method draws its baselines: pass "
+            f"sequences like those of the held-out batch, (n, {values.shape[1]}, "
+            f"{values.shape[2]})"
         )
-    return draws
+    return sequences
 
 
 def finite_mean(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
-    """Return the mean ``(F,)`` or ``()`` over sequences and real steps of what is finite.
+    """Return the mean of the finite values over sequences and real time steps, ``(F,)`` or ``()``.
 
     A sequence with NaN must not make the baseline of all others NaN.
+
+    Args:
+        values: ``(N, T, F)`` or ``(N, T)``.
+        mask: ``(N, T)``, true at real time steps; None if all are real.
     """
     real = values.reshape(-1, *values.shape[2:]) if mask is None else values[mask]
     real = real.astype(np.float64)

@@ -1,4 +1,4 @@
-"""From an observation to an attribution: what callbacks and the offline functions share."""
+"""Compute attributions of observations, for callbacks and for the offline functions."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Attributor:
 
     Attributes:
         method: The method.
-        needs: What it takes from the pass that all callbacks share.
+        needs: What the method needs of the pass that all callbacks share.
 
     Args:
         method: A name or a method; see :func:`~.registry.method_from`.
         baseline: ``"mean"`` of each feature over the whole held-out batch, ``"zeros"``, or an array
             ``(F,)``, ``(T, F)`` or ``(B, T, F)``; for methods that draw their baselines
-            ``"held_out"`` or an array ``(N, T, F)``. None: the method's default.
-        time_baseline: ``"mean"``, ``"zeros"``, a number, or an array ``(T,)`` or ``(B, T)``. None:
-            the method's default.
+            ``"held_out"`` or an array ``(N, T, F)``. None for the method's default.
+        time_baseline: ``"mean"``, ``"zeros"``, a number, or an array ``(T,)`` or ``(B, T)``. None
+            for the method's default.
 
     Raises:
-        ValueError, TypeError: For an unknown method or baseline.
+        ValueError, TypeError: If the method or a baseline is unknown.
     """
 
     def __init__(
@@ -52,19 +52,17 @@ class Attributor:
         self._time_baseline = (
             self.method.default_time_baseline if time_baseline is None else time_baseline
         )
-        if self.method.draws_baselines:
-            checked_word(self._baseline, "baseline", ("held_out",))
-        else:
-            checked_word(self._baseline, "baseline")
+        words = ("held_out",) if self.method.draws_baselines else ("mean", "zeros")
+        checked_word(self._baseline, "baseline", words)
         checked_word(self._time_baseline, "time_baseline")
 
     def attribute(self, observation: Observation) -> Attribution:
-        """Return what of each target is attributed to which input and elapsed time.
+        """Return the attribution of each sequence's target to inputs and elapsed times.
 
-        That of tokens is summed over the dimensions of their embedding.
+        The attribution of a token is the sum over the dimensions of its embedding.
 
         Raises:
-            ValueError: For baselines that don't fit the held-out batch.
+            ValueError: If a baseline doesn't fit the held-out batch.
         """
         baseline, time_baseline = self._baselines(observation)
         found = self.method.run(
@@ -89,16 +87,18 @@ class Attributor:
         return self.method.extra_passes(n_time_steps, n_features, takes_time=observation.takes_time)
 
     def removal_baseline(self, observation: Observation) -> FloatArray:
-        """Return ``(B, T, F)``, what an input that is removed is set to.
+        """Return ``(B, T, F)``, the values that removed inputs are set to.
 
-        It is the method's baseline; where that is drawn, the mean of each feature, or of the array.
+        It is the method's baseline. For a method that draws its baselines, it is the mean of each
+        feature, or the mean of the array passed.
         """
-        given = self._baseline
+        baseline = self._baseline
         if self.method.draws_baselines:
-            given = "mean" if isinstance(given, str) else np.asarray(given).mean(axis=0)
-        return baseline_of(observation, given)
+            baseline = "mean" if isinstance(baseline, str) else np.asarray(baseline).mean(axis=0)
+        return baseline_of(observation, baseline)
 
     def _baselines(self, observation: Observation) -> tuple[FloatArray, FloatArray | None]:
+        """Return the baselines of inputs and of time_delta, None where the model takes none."""
         x = observation.inputs
         if not self.method.draws_baselines:
             return (
@@ -113,16 +113,19 @@ class Attributor:
                 if observation.takes_time and times is not None
                 else None,
             )
-        draws = baseline_sequences(self._baseline, x)
+        sequences = baseline_sequences(self._baseline, x)
         times = time_baseline_of(observation, self._time_baseline)
         if times is not None:
             # Baselines that are passed come without times of their own.
-            times = np.broadcast_to(times.mean(axis=0), draws.shape[:2])
-        return draws, times
+            times = np.broadcast_to(times.mean(axis=0), sequences.shape[:2])
+        return sequences, times
 
 
 def _without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
-    """Return sequences with the mean over real steps in padding, as a longer one may meet it."""
+    """Return sequences with the mean over real time steps in padding.
+
+    A longer sequence may be compared with the padding of a shorter one.
+    """
     if mask is None:
         return values
     real = mask if values.ndim == 2 else mask[..., None]
@@ -130,7 +133,7 @@ def _without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> 
 
 
 def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
-    """Return an ``evaluate`` that takes what is of the batch itself from the shared pass."""
+    """Return an ``evaluate`` that takes results for the unchanged batch from the shared pass."""
 
     def evaluate(
         inputs: FloatArray | None = None,
@@ -139,8 +142,8 @@ def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
         rows: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
     ) -> TargetValues:
-        itself = inputs is None and time_delta is None and rows is None
-        if not itself or (gradient and not gradient_at_inputs):
+        unchanged = inputs is None and time_delta is None and rows is None
+        if not unchanged or (gradient and not gradient_at_inputs):
             return observation.evaluate(inputs, time_delta, rows=rows, gradient=gradient)
         values = observation.target_values[None]
         if not gradient:
@@ -153,14 +156,18 @@ def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
     return evaluate
 
 
-def baseline_of(observation: Observation, given: Any) -> FloatArray:
-    """Return the baseline ``(B, T, F)`` of an observation's inputs; see :class:`Attributor`.
+def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
+    """Return the baseline ``(B, T, F)`` of an observation's inputs.
+
+    Args:
+        observation: The observation.
+        baseline: See :class:`Attributor`.
 
     Raises:
-        ValueError: If it doesn't fit the held-out batch.
+        ValueError: If the baseline doesn't fit the held-out batch.
     """
     return constant_baseline(
-        _of_these(observation, given, observation.inputs.ndim),
+        _of_analysed(observation, baseline, observation.inputs.ndim),
         observation.inputs,
         observation.mask,
         "baseline",
@@ -169,16 +176,20 @@ def baseline_of(observation: Observation, given: Any) -> FloatArray:
     )
 
 
-def time_baseline_of(observation: Observation, given: Any) -> FloatArray | None:
+def time_baseline_of(observation: Observation, baseline: Any) -> FloatArray | None:
     """Return the baseline ``(B, T)`` of time_delta; None where the model takes none.
 
+    Args:
+        observation: The observation.
+        baseline: See :class:`Attributor`.
+
     Raises:
-        ValueError: If it doesn't fit the held-out batch.
+        ValueError: If the baseline doesn't fit the held-out batch.
     """
     if not observation.takes_time or observation.time_delta is None:
         return None
     return constant_baseline(
-        _of_these(observation, given, observation.time_delta.ndim),
+        _of_analysed(observation, baseline, observation.time_delta.ndim),
         observation.time_delta,
         observation.mask,
         "time_baseline",
@@ -187,8 +198,8 @@ def time_baseline_of(observation: Observation, given: Any) -> FloatArray | None:
     )
 
 
-def _of_these(observation: Observation, baseline: Any, ndim: int) -> Any:
-    """Return the part for the sequences analysed, of a baseline for the whole held-out batch."""
+def _of_analysed(observation: Observation, baseline: Any, ndim: int) -> Any:
+    """Return a baseline for the whole held-out batch, cut to the sequences analysed."""
     if isinstance(baseline, str) or np.ndim(baseline) != ndim:
         return baseline
     each = np.asarray(baseline)
@@ -196,7 +207,7 @@ def _of_these(observation: Observation, baseline: Any, ndim: int) -> Any:
 
 
 def importance_of(observation: Observation, found: Attribution) -> TemporalImportance:
-    """Return an attribution of the observation's sequences, summarized over them."""
+    """Return the summary of an attribution of the observation's sequences."""
     return summarize(
         found,
         target_values=observation.target_values,

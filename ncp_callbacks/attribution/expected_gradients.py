@@ -1,4 +1,4 @@
-"""Expected gradients: integrated gradients averaged over baselines that are drawn."""
+"""Average integrated gradients over baselines that are drawn."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["ExpectedGradients"]
 
 @dataclass(frozen=True)
 class ExpectedGradients(AttributionMethod):
-    """Average integrated gradients over baselines that are drawn, one point of the way for each.
+    """Average integrated gradients over baselines that are drawn, one point of the line for each.
 
-    A sample is a pair of a baseline and a place on the way from it; the places are stratified. The
-    samples are the same for every call with the same seed. The maps are complete in expectation:
-    the completeness error says how far from it they are.
+    A sample is a baseline and a place on the straight line from it to the input. Places are
+    stratified. The seed alone decides the samples, so calls are comparable. The maps are complete
+    in expectation; the completeness error measures how far they are from it.
 
     Attributes:
-        n_samples: Number of samples, a gradient and a forward pass for each.
+        n_samples: Number of samples; each costs a gradient and a forward pass.
         seed: Seed of the samples.
 
     Raises:
-        ValueError: For fewer than 1 of ``n_samples``.
+        ValueError: If ``n_samples`` is not a whole number of at least 1.
 
     Source: Erion et al. 2021 (arXiv:1906.10670).
     """
@@ -50,7 +50,7 @@ class ExpectedGradients(AttributionMethod):
         checked_count("n_samples", self.n_samples)
 
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
-        """Return a gradient pass for each sample, and a forward pass at each of the baselines."""
+        """Return a gradient pass and a forward pass at the baseline for each sample."""
         return ExtraPasses(forward=self.n_samples, gradient=self.n_samples)
 
     def attribute(
@@ -63,12 +63,15 @@ class ExpectedGradients(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
-        """Return the mean maps over samples.
+        """Return the mean of the maps over samples.
 
         Args:
-            evaluate, inputs, time_delta, mask: As for :meth:`AttributionMethod.attribute`.
-            baseline: ``(N, T, F)``; those that are not finite are not drawn.
-            time_baseline: ``(N, T)``, drawn along with them; None: time_delta stays as it is.
+            evaluate: Returns targets and gradients; see :meth:`AttributionMethod.attribute`.
+            inputs: ``(B, T, F)``, float64.
+            time_delta: ``(B, T)``; None where the model takes none.
+            baseline: ``(N, T, F)``, sequences to draw from; those that are not finite are skipped.
+            time_baseline: ``(N, T)``, their elapsed times; None if time_delta stays as it is.
+            mask: ``(B, T)``, true at real time steps; None if all are real.
         """
         real = np.ones(inputs.shape[:2], bool) if mask is None else mask
         drawn, places = self._samples(baseline, time_baseline, len(inputs))
@@ -77,18 +80,18 @@ class ExpectedGradients(AttributionMethod):
         at_baseline = np.zeros(len(inputs))
         for group in groups(self.n_samples):
             start = np.where(real[..., None], baseline[drawn[group]], inputs)
-            way, share = inputs - start, places[group][..., None]
+            difference, share = inputs - start, places[group][..., None]
             time_start = times = None
             if time_delta is not None and time_baseline is not None:
                 time_start = np.where(real, time_baseline[drawn[group]], time_delta)
                 times = time_start + share * (time_delta - time_start)
-            found = evaluate(start + share[..., None] * way, times, gradient=True)
+            found = evaluate(start + share[..., None] * difference, times, gradient=True)
             assert found.input_gradient is not None
-            by_input += (found.input_gradient * way).sum(axis=0) / self.n_samples
+            by_input += (found.input_gradient * difference).sum(axis=0) / self.n_samples
             if by_time is not None and time_delta is not None and time_start is not None:
                 assert found.time_gradient is not None
-                time_way = time_delta - time_start
-                by_time += (found.time_gradient * time_way).sum(axis=0) / self.n_samples
+                time_difference = time_delta - time_start
+                by_time += (found.time_gradient * time_difference).sum(axis=0) / self.n_samples
             targets = evaluate(start, time_start).values
             at_baseline += targets.sum(axis=0, dtype=np.float64) / self.n_samples
         return AttributionMaps(by_input, by_time, at_baseline)
@@ -102,8 +105,7 @@ class ExpectedGradients(AttributionMethod):
         if time_baseline is not None:
             usable &= np.isfinite(time_baseline).all(axis=1)
         pool = np.flatnonzero(usable) if usable.any() else np.arange(len(baseline))
-        # Every sequence has its own order, and every baseline its turn before one comes again,
-        # further on the way.
+        # Each sequence draws every baseline once before one is drawn again, at a later place.
         turns = -(-self.n_samples // len(pool))
         orders = [
             np.concatenate([rng.permutation(pool) for _ in range(turns)])[: self.n_samples]

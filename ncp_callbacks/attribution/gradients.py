@@ -1,4 +1,4 @@
-"""Methods from gradients at, or near, the inputs."""
+"""Attribute by gradients at the inputs, or near them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Gradient", "InputXGradient", "SmoothGrad"]
 
 @dataclass(frozen=True)
 class Gradient(AttributionMethod):
-    """Return the gradient itself: how fast the target changes with each input.
+    """Attribute by the gradient: how fast the target changes with each input.
 
     Source: Simonyan et al. 2013 (arXiv:1312.6034).
     """
@@ -29,7 +29,7 @@ class Gradient(AttributionMethod):
     gradient_at_inputs: ClassVar[bool] = True
 
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
-        """Return none: the shared pass has the gradient."""
+        """Return no passes: the shared pass contains the gradient."""
         return ExtraPasses()
 
     def attribute(
@@ -42,7 +42,7 @@ class Gradient(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
-        """Return the gradients; the baselines play no part."""
+        """Return the gradients; the baselines are not used."""
         found = evaluate(gradient=True)
         assert found.input_gradient is not None
         by_time = None if found.time_gradient is None else found.time_gradient[0]
@@ -53,8 +53,8 @@ class Gradient(AttributionMethod):
 class InputXGradient(AttributionMethod):
     """Multiply the gradient by the difference of input and baseline.
 
-    With zeros as the baseline it is input × gradient. It saturates: where the target has levelled
-    off, it is small, whatever led there.
+    With a baseline of zeros this is input × gradient. It saturates: where the target has levelled
+    off, attributions are small, even if the inputs moved the target a lot before.
 
     Source: Shrikumar et al. 2016 (arXiv:1605.01713).
     """
@@ -65,7 +65,7 @@ class InputXGradient(AttributionMethod):
     default_baseline: ClassVar[str] = "zeros"
 
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
-        """Return none: the shared pass has the gradient."""
+        """Return no passes: the shared pass contains the gradient."""
         return ExtraPasses()
 
     def attribute(
@@ -78,7 +78,7 @@ class InputXGradient(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
-        """Return ``(inputs - baseline) * gradient``, and that of elapsed time."""
+        """Return ``(inputs - baseline) * gradient``, and this product for elapsed times."""
         found = evaluate(gradient=True)
         assert found.input_gradient is not None
         by_time = None
@@ -92,16 +92,18 @@ class InputXGradient(AttributionMethod):
 class SmoothGrad(AttributionMethod):
     """Average the gradient over copies of the inputs with Gaussian noise.
 
-    The noise is the same for every call, so that maps of different training steps compare. Elapsed
-    times are left as they are; their gradients are averaged, too.
+    The seed alone decides the noise, so maps of different training steps are comparable. Elapsed
+    times get no noise; their gradients are averaged too.
 
     Attributes:
         n_samples: Number of noisy copies.
-        noise: SD of the noise, over the range of a feature over sequences and real steps.
+        noise: SD of the noise, as a fraction of a feature's range over sequences and real time
+            steps.
         seed: Seed of the noise.
 
     Raises:
-        ValueError: For fewer than 1 of ``n_samples``, and ``noise`` that isn't above 0.
+        ValueError: If ``n_samples`` is not a whole number of at least 1, or ``noise`` is not a
+            finite number above 0.
 
     Source: Smilkov et al. 2017 (arXiv:1706.03825).
     """
@@ -117,7 +119,9 @@ class SmoothGrad(AttributionMethod):
     def __post_init__(self) -> None:
         checked_count("n_samples", self.n_samples)
         if not 0 < self.noise < np.inf:
-            raise ValueError(f"noise={self.noise!r}: pass a number above 0, in ranges of a feature")
+            raise ValueError(
+                f"noise={self.noise!r}: pass a number above 0, a fraction of a feature's range"
+            )
 
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
         """Return a gradient pass for each noisy copy."""
@@ -133,7 +137,7 @@ class SmoothGrad(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
-        """Return the mean gradients; the baselines play no part."""
+        """Return the mean gradients; the baselines are not used."""
         real = np.ones(inputs.shape[:2], bool) if mask is None else mask
         spread = self.noise * _finite_range(inputs[real])
         rng = np.random.default_rng(self.seed)
@@ -150,6 +154,7 @@ class SmoothGrad(AttributionMethod):
 
 
 def _finite_range(values: FloatArray) -> FloatArray:
+    """Return ``(F,)``, the range of the finite values ``(N, F)`` of each feature."""
     known = np.isfinite(values)
     low = np.where(known, values, np.inf).min(axis=0)
     high = np.where(known, values, -np.inf).max(axis=0)

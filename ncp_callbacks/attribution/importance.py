@@ -1,4 +1,4 @@
-"""Temporal importance: an attribution summarized over sequences."""
+"""Summarize an attribution over sequences, as temporal importance."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ __all__ = ["TemporalImportance", "summarize", "temporal_importance"]
 
 @dataclass(frozen=True, eq=False)
 class TemporalImportance(ArrayResult):
-    """Summarize the attribution of one scalar target per sequence over sequences.
+    """Hold the attribution of one scalar target per sequence, summarized over sequences.
 
-    As an array it is ``importance``. ``A[b,t,f]`` is what is attributed to input ``f`` at time step
-    ``t`` of sequence ``b``, and "unit" is the method's.
+    As an array it is ``importance``. ``A[b,t,f]`` is the part attributed to input ``f`` at time
+    step ``t`` of sequence ``b``, in the method's unit.
 
     Attributes:
         importance: ``(T, F)``, mean over sequences of ``|A|``, in ``unit``.
-        signed: ``(T, F)``, mean over sequences of ``A``: above 0 raises the target.
+        signed: ``(T, F)``, mean over sequences of ``A``; above 0, the input raises the target.
         sign_agreement: ``(T, F)`` in [0, 1], ``|signed| / importance``; 0 where importance is 0.
-        feature_share: ``(F,)``, importance summed over time, as shares that sum to 1
-            (all 0 when nothing matters).
+        feature_share: ``(F,)``, importance summed over time, as shares that sum to 1; all 0 if
+            every attribution is 0.
         time_share: ``(T,)``, importance summed over features, as shares that sum to 1.
         target_values: ``(B,)``, the target of each sequence.
         target: Name of the target.
         method: Name of the attribution method.
-        label: Its name in running text.
-        unit: What attributions are in: "units of the target", and so on.
+        label: The method's name in running text.
+        unit: The unit of the attributions, for example "units of the target".
         sequences: Number of sequences in the means.
         non_finite: Number of sequences skipped because their attribution had NaN or infinity.
         mean_lag: Importance-weighted mean number of time steps between an input and its sequence's
-            last real step; NaN when nothing matters.
+            last real time step; NaN if every attribution is 0.
         feature_names: One name per feature.
         by_sequence: ``(S, F)``, strength of each feature in each sequence of the means, in the
             order of the batch; its mean over sequences is ``importance`` summed over time.
         lag_by_sequence: ``(S, 2)``, sum of each sequence's strengths, and of strength times lag.
-        time_delta_by_sequence: ``(S,)``, strength of elapsed time in each; None where nothing is
-            attributed to it.
+        time_delta_by_sequence: ``(S,)``, strength of elapsed time in each sequence; None if
+            nothing is attributed to elapsed time.
         share_ci: ``(2, F)``, 95 % CI of ``feature_share`` over sequences.
         strength_ci: ``(2,)``, 95 % CI of ``importance.sum()`` over sequences.
-        reliability: Split-half reliability over sequences of the map ``importance``: 1 another
-            batch would show the same map, 0 the map is noise; see
+        reliability: Split-half reliability over sequences of the map ``importance``: 1 if another
+            batch would show an equal map, 0 if the map is noise; see
             :func:`~ncp_callbacks.stats.reliability.split_half`.
         time_delta_importance: ``(T,)``, mean over sequences of ``|A|`` of the time elapsed before
-            each step; None where nothing is attributed to it.
-        time_delta_signed: ``(T,)``, mean over sequences of that ``A``; None in the same case.
-        time_delta_share: Share of elapsed time in the strength of inputs and elapsed time together:
-            how much of the target is attributed to when rather than what. None where nothing is
-            attributed to it, and for slopes, which are in different units; NaN when nothing
-            matters.
-        time_delta_share_ci: ``(2,)``, its 95 % CI.
+            each time step; None if nothing is attributed to elapsed time.
+        time_delta_signed: ``(T,)``, mean over sequences of this ``A``, with its sign; None if
+            nothing is attributed to elapsed time.
+        time_delta_share: Share of elapsed time in the strength of inputs and elapsed time
+            together. None if nothing is attributed to elapsed time, and for slopes, which are in
+            different units; NaN if every attribution is 0.
+        time_delta_share_ci: ``(2,)``, 95 % CI of ``time_delta_share``.
         error: ``(S,)``, completeness error of each sequence, see
-            :attr:`~ncp_callbacks.attribution.Attribution.error`; None where the method is not
+            :attr:`~ncp_callbacks.attribution.Attribution.error`; None if the method is not
             complete.
     """
 
@@ -99,11 +99,10 @@ class TemporalImportance(ArrayResult):
 
     @property
     def entropy(self) -> float:
-        """Return the entropy of ``feature_share`` over that of equal shares.
+        """Return the entropy of ``feature_share``, as a fraction of the entropy of equal shares.
 
-        1: spread evenly. 0: all on one feature.
-
-        NaN when nothing matters; 0 with one feature.
+        1 if all features matter equally, 0 if one feature has everything or is the only one. NaN
+        if every attribution is 0.
         """
         p = self.feature_share[self.feature_share > 0].astype(np.float64)
         if not p.size:
@@ -113,10 +112,13 @@ class TemporalImportance(ArrayResult):
         return float(-(p * np.log(p)).sum() / np.log(len(self.feature_share)))
 
     def estimates(self, features: Sequence[str] = ()) -> dict[str, Estimate]:
-        """Return ``strength``, ``entropy``, ``mean_lag`` and ``time_share``, as far as known.
+        """Return estimates over sequences, each with its CI, by name.
 
-        They come with a CI over sequences, and with them shares of ``features``, as
-        ``share/<feature>``.
+        They are ``strength``, ``mean_lag``, ``entropy`` and ``time_share``, as far as they are
+        defined.
+
+        Args:
+            features: Names of features whose shares are added, as ``share/<feature>``.
         """
         parts = self.by_sequence.astype(np.float64)
         whole = parts.sum(axis=1)
@@ -140,19 +142,20 @@ class TemporalImportance(ArrayResult):
 
 
 def _entropy(strength: FloatArray) -> FloatArray:
-    """Return the entropy of ``(..., F)`` strengths, over that of equal ones."""
+    """Return the entropy of ``(..., F)`` strengths, as a fraction of that of equal strengths."""
     p = strength / strength.sum(axis=-1, keepdims=True)
     terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.asarray(-terms.sum(axis=-1) / np.log(strength.shape[-1]))
 
 
 def _share_cis(parts: FloatArray) -> FloatArray:
-    """Return ``(2, F)`` CIs of the shares of ``(S, F)`` parts in their total."""
+    """Return ``(2, F)``, the CIs of the shares of ``(S, F)`` parts in their total."""
     whole = parts.sum(axis=1)
     return ci_array([Estimate.ratio(part, whole, SHARE) for part in parts.T]).astype(np.float32)
 
 
 def _shares(strength: FloatArray) -> FloatArray:
+    """Return strengths as shares of their sum; all 0 if the sum is 0."""
     total = strength.sum()
     return strength / total if total > 0 else np.zeros_like(strength)
 
@@ -166,12 +169,15 @@ def temporal_importance(
     target: str = "prediction at last step",
     feature_names: tuple[str, ...] | None = None,
 ) -> TemporalImportance:
-    """Return input × gradient, summarized over sequences; see :func:`summarize`.
+    """Return the summary of input × gradient over sequences; see :func:`summarize`.
 
     Args:
         inputs: ``(B, T, F)``.
         gradient: ``(B, T, F)``, gradient of each sequence's target with respect to its inputs.
-        target_values, mask, target, feature_names: See :func:`summarize`.
+        target_values: See :func:`summarize`.
+        mask: See :func:`summarize`.
+        target: See :func:`summarize`.
+        feature_names: See :func:`summarize`.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         product = inputs.astype(np.float64) * gradient.astype(np.float64)
@@ -192,19 +198,18 @@ def summarize(
     target: str = "prediction at last step",
     feature_names: tuple[str, ...] | None = None,
 ) -> TemporalImportance:
-    """Return an attribution, summarized over sequences.
+    """Return the summary of an attribution over sequences.
 
-    A sequence whose attribution has a non-finite entry is skipped and counted.
+    A sequence whose attribution has a non-finite entry is skipped and counted. The sign agreement
+    distinguishes a feature that always pushes one way from one whose pushes cancel.
 
     Args:
         attribution: The maps of ``B`` sequences.
-        target_values: ``(B,)``; NaN where not passed.
-        mask: ``(B, T)``, true at real steps. Padding gets no attribution, and a step's mean is
-            over the sequences that have it.
+        target_values: ``(B,)``; None for NaN.
+        mask: ``(B, T)``, true at real time steps. Padding gets no attribution, and the mean of a
+            time step is over the sequences that have it.
         target: Name of the target.
-        feature_names: ``F`` names; ``feature 0`` … where not passed.
-
-    The sign agreement tells a feature that always pushes one way from one whose pushes cancel.
+        feature_names: ``F`` names; None for ``feature 0``, ``feature 1`` and so on.
     """
     batch, steps, features = attribution.inputs.shape
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
@@ -227,9 +232,9 @@ def summarize(
     weight = strength.sum(axis=2)
     lag = last[finite][:, None] - np.arange(steps)
     total = weight.sum()
-    # Steps that fewer sequences have count for more in each of these.
-    each = len(kept) / count
-    by_sequence = np.einsum("stf,t->sf", strength, each)
+    # A time step that fewer sequences have counts for more in each of them.
+    step_weight = len(kept) / count
+    by_sequence = np.einsum("stf,t->sf", strength, step_weight)
     error = attribution.error
     return TemporalImportance(
         importance=compact(importance),
@@ -253,7 +258,7 @@ def summarize(
         share_ci=_share_cis(by_sequence),
         strength_ci=compact(ci_array([Estimate.mean(by_sequence.sum(axis=1), SIZE)])[:, 0]),
         reliability=split_half(strength, kept_real),
-        **_of_time(
+        **_time_delta_fields(
             None if by_time is None else by_time[finite],
             by_sequence,
             count,
@@ -263,32 +268,39 @@ def summarize(
     )
 
 
-def _of_time(
+def _time_delta_fields(
     values: FloatArray | None,
     by_sequence: FloatArray,
     count: npt.NDArray[np.integer[Any]],
     *,
     is_slope: bool,
 ) -> dict[str, Any]:
-    """Return the fields about elapsed time, from its attributions ``(S, T)``."""
+    """Return the fields on elapsed time.
+
+    Args:
+        values: ``(S, T)``, attributed to elapsed time.
+        by_sequence: ``(S, F)``, strength of each feature in each sequence.
+        count: ``(T,)``, number of sequences that have each time step.
+        is_slope: True if the attributions are slopes.
+    """
     if values is None:
         names = ("importance", "signed", "share", "share_ci", "by_sequence")
         return dict.fromkeys(f"time_delta_{name}" for name in names)
     importance = np.abs(values).sum(axis=0) / count
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
     both = np.stack([own, by_sequence.sum(axis=1)], axis=1)
-    # So that a share of all is exactly 1.
+    # Summed apart, so that a share of everything is exactly 1.
     total = float(own.sum()) + float(by_sequence.sum())
     if is_slope:
-        # Per unit of an input and per unit of time: these have no common total.
-        share, bounds = None, None
+        # Slopes per unit of an input and per unit of time have no common total.
+        share, ci = None, None
     else:
         share = float(own.sum()) / total if total > 0 else float("nan")
-        bounds = _share_cis(both)[:, 0]
+        ci = _share_cis(both)[:, 0]
     return {
         "time_delta_importance": compact(importance),
         "time_delta_signed": compact(values.sum(axis=0) / count),
         "time_delta_share": share,
         "time_delta_by_sequence": own,
-        "time_delta_share_ci": bounds,
+        "time_delta_share_ci": ci,
     }

@@ -1,4 +1,4 @@
-"""Integrated gradients: gradients averaged along the straight line from a baseline."""
+"""Average gradients along the straight line from a baseline."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["IntegratedGradients"]
 
 @dataclass(frozen=True)
 class IntegratedGradients(AttributionMethod):
-    """Average gradients along the straight line from the baseline, times the way.
+    """Average gradients along the straight line from the baseline, times input minus baseline.
 
-    Inputs and elapsed times move together, so that one attribution says how much of the change is
-    attributed to what was measured, and how much to when. The maps sum to the change of the target
-    from the baseline (completeness). The integral is taken by Gauss-Legendre quadrature, which is
-    exact where the target is a polynomial of degree ``2 n_steps`` along the line.
+    Inputs and elapsed times move together, so one attribution covers what was measured and when.
+    The maps sum to the change of the target from the baseline (completeness). The integral is
+    computed by Gauss-Legendre quadrature, which is exact if the target is a polynomial of degree
+    ``2 n_steps`` along the line.
 
-    More steps don't help where the target jumps on the way, as that of a bistable state does: the
-    completeness error is then large, and what the maps say of such a model is not to be trusted.
+    More points don't help where the target jumps along the line, as that of a bistable state does.
+    The completeness error is then large, and the maps of such a model are not reliable.
 
     Attributes:
-        n_steps: Number of points along the line, a gradient pass for each. In trained CfCs and
+        n_steps: Number of points along the line; each costs a gradient pass. In trained CfCs and
             LTCs, feature shares hardly change above 8; an error below 5 % may take 64.
 
     Raises:
-        ValueError: For fewer than 1 of ``n_steps``.
+        ValueError: If ``n_steps`` is not a whole number of at least 1.
 
     Source: Sundararajan et al. 2017 (arXiv:1703.01365).
     """
@@ -44,8 +44,8 @@ class IntegratedGradients(AttributionMethod):
     label: ClassVar[str] = "integrated gradients"
     complete: ClassVar[bool] = True
     incomplete_fix: ClassVar[str] = (
-        "Set a larger n_steps=, which helps where the target is smooth on the way from the "
-        "baseline. Where it jumps, as that of a state with two stable values does, set another "
+        "Set a larger n_steps=, which helps if the target is smooth along the line from the "
+        "baseline. If it jumps, as that of a state with two stable values does, set another "
         'baseline= or method="occlusion"'
     )
 
@@ -53,7 +53,7 @@ class IntegratedGradients(AttributionMethod):
         checked_count("n_steps", self.n_steps)
 
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
-        """Return a gradient pass for each step, and the forward pass at the baseline."""
+        """Return a gradient pass for each point, and the forward pass at the baseline."""
         return ExtraPasses(forward=1, gradient=self.n_steps)
 
     def attribute(
@@ -66,10 +66,10 @@ class IntegratedGradients(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
-        """Return the maps by all steps."""
-        places, weights = np.polynomial.legendre.leggauss(self.n_steps)
+        """Return the maps of the quadrature rule with all points."""
+        points, weights = np.polynomial.legendre.leggauss(self.n_steps)
         (maps,) = _integrals(
-            evaluate, inputs, time_delta, baseline, time_baseline, places, weights[None]
+            evaluate, inputs, time_delta, baseline, time_baseline, points, weights[None]
         )
         return maps
 
@@ -83,20 +83,26 @@ class IntegratedGradients(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> tuple[AttributionMaps, FloatArray]:
-        """Return the maps, and how far those by every other step are from them.
+        """Return the maps, and their distance from the maps of every other point.
 
-        It costs no more passes, and needs no change that the maps should sum to.
+        The distance costs no extra passes.
 
-        Args: As for :meth:`attribute`.
+        Args:
+            evaluate: Returns targets and gradients; see :meth:`AttributionMethod.attribute`.
+            inputs: ``(B, T, F)``, float64.
+            time_delta: ``(B, T)``; None where the model takes none.
+            baseline: ``(B, T, F)``.
+            time_baseline: ``(B, T)``; None if time_delta stays as it is.
+            mask: ``(B, T)``, true at real time steps; None if all are real.
 
         Returns:
-            The maps, and ``(B,)``: norm of the difference of the maps of inputs, over the RMS norm
-            of all sequences. It is an upper estimate of the error. NaN with one step.
+            The maps, and ``(B,)``: the norm of the difference of the maps of inputs, over the RMS
+            norm of all sequences. It is an upper estimate of the error. NaN with one point.
         """
-        places, weights = np.polynomial.legendre.leggauss(self.n_steps)
-        both = np.stack([weights, _every_other(places)])
+        points, weights = np.polynomial.legendre.leggauss(self.n_steps)
+        both = np.stack([weights, _every_other(points)])
         maps, fewer = _integrals(
-            evaluate, inputs, time_delta, baseline, time_baseline, places, both
+            evaluate, inputs, time_delta, baseline, time_baseline, points, both
         )
         full, half = (
             m.inputs if mask is None else np.where(mask[..., None], m.inputs, 0.0)
@@ -117,52 +123,58 @@ def _integrals(
     time_delta: FloatArray | None,
     baseline: FloatArray,
     time_baseline: FloatArray | None,
-    places: FloatArray,
+    points: FloatArray,
     weights: FloatArray,
 ) -> list[AttributionMaps]:
-    """Return the maps by each of ``W`` quadrature rules on [-1, 1] with the same places.
+    """Return the maps by each of ``W`` quadrature rules on [-1, 1] that share their points.
 
     Args:
-        evaluate, inputs, time_delta, baseline, time_baseline: As for
-            :meth:`AttributionMethod.attribute`.
-        places: ``(n,)``.
-        weights: ``(W, n)``, each adding up to 2.
+        evaluate: Returns targets and gradients; see :meth:`AttributionMethod.attribute`.
+        inputs: ``(B, T, F)``, float64.
+        time_delta: ``(B, T)``; None where the model takes none.
+        baseline: ``(B, T, F)``.
+        time_baseline: ``(B, T)``; None if time_delta stays as it is.
+        points: ``(n,)``.
+        weights: ``(W, n)``; the weights of each rule add up to 2.
     """
-    way = inputs - baseline
-    time_way = None
+    difference = inputs - baseline
+    time_difference = None
     if time_delta is not None and time_baseline is not None:
-        time_way = time_delta - time_baseline
+        time_difference = time_delta - time_baseline
     by_input = np.zeros((len(weights), *inputs.shape))
     by_time = np.zeros((len(weights), *inputs.shape[:2]))
-    for group in groups(len(places)):
-        share = (places[group] + 1) / 2
+    for group in groups(len(points)):
+        share = (points[group] + 1) / 2
         times = None
-        if time_way is not None and time_baseline is not None:
-            times = time_baseline + share[:, None, None] * time_way
-        found = evaluate(baseline + share[:, None, None, None] * way, times, gradient=True)
+        if time_difference is not None and time_baseline is not None:
+            times = time_baseline + share[:, None, None] * time_difference
+        found = evaluate(baseline + share[:, None, None, None] * difference, times, gradient=True)
         assert found.input_gradient is not None
         part = weights[:, group] / 2
         by_input += np.tensordot(part, found.input_gradient.astype(np.float64), 1)
-        if time_way is not None:
+        if time_difference is not None:
             assert found.time_gradient is not None
             by_time += np.tensordot(part, found.time_gradient.astype(np.float64), 1)
     with np.errstate(invalid="ignore", over="ignore"):
         return [
-            AttributionMaps(of_inputs * way, None if time_way is None else of_time * time_way)
+            AttributionMaps(
+                of_inputs * difference,
+                None if time_difference is None else of_time * time_difference,
+            )
             for of_inputs, of_time in zip(by_input, by_time, strict=True)
         ]
 
 
-def _every_other(places: FloatArray) -> FloatArray:
-    """Return the weights of a rule on [-1, 1] that takes every other place.
+def _every_other(points: FloatArray) -> FloatArray:
+    """Return the weights of a rule on [-1, 1] that uses every other point; other weights are 0.
 
-    It is exact for polynomials of a degree below their number. The other weights are 0.
+    The rule is exact for polynomials of a degree below the number of points that it uses.
     """
-    chosen = np.arange(0, len(places), 2)
+    chosen = np.arange(0, len(points), 2)
     moments = np.zeros(len(chosen))
     moments[0] = 2.0
-    weights: FloatArray = np.zeros(len(places))
+    weights: FloatArray = np.zeros(len(points))
     weights[chosen] = np.linalg.solve(
-        np.polynomial.legendre.legvander(places[chosen], len(chosen) - 1).T, moments
+        np.polynomial.legendre.legvander(points[chosen], len(chosen) - 1).T, moments
     )
     return weights

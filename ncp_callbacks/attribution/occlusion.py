@@ -1,4 +1,4 @@
-"""Occlusion: the change of the target when one input is replaced by its baseline."""
+"""Measure the change of the target when one input is replaced by its baseline."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Occlusion"]
 class Occlusion(AttributionMethod):
     """Measure how much the target falls when one input, or one time_delta, is at its baseline.
 
-    It needs no gradients, and is right also where the target jumps. The maps don't sum to the
-    change of the target.
+    It needs no gradients and stays valid where the target jumps. The maps don't sum to the change
+    of the target.
 
-    Source: Zeiler & Fergus 2014 (arXiv:1311.2901), with patches of one cell.
+    Source: Zeiler & Fergus 2014 (arXiv:1311.2901), with patches of one input.
     """
 
     name: ClassVar[str] = "occlusion"
@@ -42,19 +42,19 @@ class Occlusion(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
-        """Return the target minus the target with the cell at its baseline."""
+        """Return the target minus the target with one input or time_delta at its baseline."""
         _, n_time_steps, n_features = inputs.shape
         values = evaluate().values[0].astype(np.float64)
         by_input = np.zeros(inputs.shape)
-        every = np.arange(n_features)
-        for step in range(n_time_steps):
+        features = np.arange(n_features)
+        for time_step in range(n_time_steps):
             variants = np.repeat(inputs[None], n_features, axis=0)
-            variants[every, :, step, every] = baseline[:, step].T
-            by_input[:, step] = (values - evaluate(variants).values).T
+            variants[features, :, time_step, features] = baseline[:, time_step].T
+            by_input[:, time_step] = (values - evaluate(variants).values).T
         by_time = None
         if time_delta is not None and time_baseline is not None:
             by_time = np.zeros(time_delta.shape)
-            # In groups of steps, so that memory doesn't grow with the square of their number.
+            # In groups of time steps, so that memory doesn't grow with the square of their number.
             for group in np.array_split(np.arange(n_time_steps), -(-n_time_steps // 16)):
                 times = np.repeat(time_delta[None], len(group), axis=0)
                 times[np.arange(len(group)), :, group] = time_baseline[:, group].T

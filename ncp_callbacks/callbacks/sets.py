@@ -1,4 +1,4 @@
-"""Sets of callbacks that ``Monitor(callbacks=...)`` takes by name."""
+"""Make the sets of callbacks that ``Monitor(callbacks=...)`` takes by name."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,13 @@ __all__ = ["callback_set"]
 
 
 def callback_set(name: str) -> list[Callback]:
-    """Return the callbacks of a set, new ones each time.
+    """Return new callbacks of a set.
+
+    Args:
+        name: ``"light"``, ``"standard"`` or ``"full"``.
 
     Raises:
-        ValueError: If there is none of this name.
+        ValueError: If there is no set of this name.
     """
     if name not in _SETS:
         raise ValueError(

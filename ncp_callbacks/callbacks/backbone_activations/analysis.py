@@ -1,4 +1,4 @@
-"""Backbone layers: how their units are used, by a measure that suits their activation."""
+"""Measure how the units of backbone layers are used, depending on their activation function."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LECUN_BOUND = 1.7159
 
 @dataclass(frozen=True)
 class ActivationKind:
-    """An activation function and what "switched off" or "stuck" means for its output.
+    """Describe an activation function, and which of its outputs count as off or stuck.
 
     Attributes:
-        name: Its usual name.
-        sparse_means: What ``inactive`` counts, in words.
-        inactive: From outputs to a boolean array: where the unit is off or stuck.
+        name: The function's usual name.
+        sparse_means: The outputs that ``inactive`` counts, in words.
+        inactive: Returns a boolean array from outputs: true where the unit is off or stuck.
         function: The function itself, to recognise it by.
     """
 
@@ -99,11 +99,15 @@ ACTIVATIONS: Mapping[str, ActivationKind] = {k.name: k for k in (*_KINDS, UNKNOW
 
 
 def recognise_activation(before: FloatArray, after: FloatArray) -> str | None:
-    """Name of the activation that turns ``before`` into ``after``, or None if it is none we know.
+    """Return the name of the activation that turns ``before`` into ``after``; None if unknown.
 
-    The one that comes closest by value, within 1 %, so that a function, a module, a user's own
-    class and a half-precision one are all recognised. Of candidates that the inputs don't tell
-    apart (all positive: relu or identity) the first in :data:`ACTIVATIONS` is named.
+    It is the activation whose values come closest, within 1 %. Functions, modules, a user's own
+    classes and half-precision versions are all recognised. If several fit equally (relu and
+    identity on positive inputs), the first in :data:`ACTIVATIONS` is returned.
+
+    Args:
+        before: Inputs of the activation.
+        after: Its outputs, of the same shape.
     """
     if before.shape != after.shape or not before.size:
         return None
@@ -123,24 +127,24 @@ def recognise_activation(before: FloatArray, after: FloatArray) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics(MappingResult):
-    """Activations of one layer over all sequences and real steps.
+    """Hold statistics of the activations of one layer over all sequences and real time steps.
 
     Attributes:
         layer: Name of the layer: its module path.
         activation: Name of its activation function, a key of :data:`ACTIVATIONS`.
         mean: Mean activation.
         std: Standard deviation of the activations.
-        sparsity: Share of activations that are off or stuck, as ``sparse_means`` says.
-        sparse_means: What ``sparsity`` counts for this activation.
-        dead_units: Number of units that have the same value for every sequence and step.
+        sparsity: Share of activations that are off or stuck; see ``sparse_means``.
+        sparse_means: The values that ``sparsity`` counts for this activation function, in words.
+        dead_units: Number of units that have one value for all sequences and time steps.
         units: Number of units.
-        treves_rolls: ``(mean |a|)^2 / mean a^2`` over units, averaged over samples: 1 when all
-            units are equally active, ``1/units`` when one is; NaN where all activations are 0.
-        active_fraction: ``(N,)``, per unit, share of samples that don't count as ``sparsity``.
-        dead: ``(N,)`` bool.
-        samples: Sequences times real steps that went in.
-        non_finite: How many were left out because of NaN or infinity.
-        estimates: ``mean``, ``std``, ``sparsity`` and ``treves_rolls`` with their intervals over
+        treves_rolls: ``(mean |a|)^2 / mean a^2`` over units, averaged over samples: 1 if all units
+            are equally active, ``1/units`` if one unit is; NaN if all activations are 0.
+        active_fraction: ``(N,)``, share of samples in which each unit is neither off nor stuck.
+        dead: ``(N,)`` bool, true for units that have one value.
+        samples: Number of samples used: real time steps of all sequences.
+        non_finite: Number of samples skipped because of NaN or infinity.
+        estimates: ``mean``, ``std``, ``sparsity`` and ``treves_rolls`` as estimates over
             sequences, as far as they are known.
     """
 
@@ -162,7 +166,7 @@ class LayerStatistics(MappingResult):
 
 @dataclass(frozen=True, eq=False)
 class BackboneReport(Pictured, Sequence[LayerStatistics]):
-    """One :class:`LayerStatistics` per layer, in the order of the forward pass."""
+    """Hold the :class:`LayerStatistics` of each layer, in the order of the forward pass."""
 
     _plot = "plot_unit_activity"
 
@@ -192,31 +196,31 @@ def layer_statistics(
     activation: str = "unknown",
     mask: np.ndarray | None = None,
 ) -> LayerStatistics:
-    """Statistics of ``(B, T, N)`` activations.
+    """Return statistics of the activations of one layer.
 
     Args:
         activations: ``(B, T, N)``.
         layer: Name of the layer.
-        activation: A key of :data:`ACTIVATIONS`; it decides what ``sparsity`` counts, because
-            "exactly 0" never happens to tanh and its kin.
-        mask: ``(B, T)``, true at real steps.
+        activation: A key of :data:`ACTIVATIONS`. It decides which values ``sparsity`` counts,
+            because bounded functions like tanh are hardly ever exactly 0.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
 
     Raises:
-        ValueError: For an unknown ``activation``.
+        ValueError: If ``activation`` is unknown.
 
-    Source: sparseness after Treves & Rolls 1991 (doi 10.1088/0954-898X_2_4_004), with ``|a|`` so
-    that it holds for activations of both signs.
+    Source: sparseness after Treves & Rolls 1991 (doi 10.1088/0954-898X_2_4_004), with ``|a|`` to
+    allow activations of both signs.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}; use 'unknown'"
+            f"activation={activation!r} is unknown: pass one of {', '.join(ACTIVATIONS)}"
         )
     kind = ACTIVATIONS[activation]
     units = activations.shape[-1]
     real = np.ones(activations.shape[:2], bool) if mask is None else np.asarray(mask, bool)
     raw = activations.reshape(-1, units) if real.all() else activations[real]
     samples = raw.astype(np.float64)
-    # Sums over units of finite float32 are finite, and none other.
+    # The sum over units is finite exactly if all of them are: they are float32.
     finite = np.isfinite(samples.sum(axis=1))
     if not finite.all():
         raw, samples = raw[finite], samples[finite]
@@ -276,28 +280,37 @@ def _estimates(
     sequence: npt.NDArray[np.intp],
     sequences: int,
 ) -> dict[str, Estimate]:
-    """From sums over units, ``(M,)`` each, and from which sequence each is.
+    """Return the estimates of a layer from sums over units, ``(M,)`` for ``M`` samples.
 
-    ``centred`` and ``squares`` are of the activations less their mean, ``power`` and ``size`` are
-    means of squares and of sizes.
+    Args:
+        mean: Mean activation.
+        centred: Sum over units of the activations minus ``mean``.
+        squares: Sum over units of the squares of the activations minus ``mean``.
+        inactive: Number of units that are off or stuck.
+        power: Mean over units of the squares of the activations.
+        size: Mean over units of the absolute activations.
+        units: Number of units.
+        sequence: Index of each sample's sequence.
+        sequences: Number of sequences.
     """
 
     def summed(values: FloatArray) -> FloatArray:
+        """Return sums over the samples of each sequence."""
         total: FloatArray = np.bincount(sequence, values, sequences).astype(np.float64)
         return total
 
-    cells = units * np.bincount(sequence, minlength=sequences).astype(np.float64)
+    entries = units * np.bincount(sequence, minlength=sequences).astype(np.float64)
     shift = summed(centred)
     active = power > 0
     sparseness = np.divide(size**2, power, out=np.zeros_like(power), where=active)
     return {
-        "mean": Estimate.ratio(shift + mean * cells, cells),
+        "mean": Estimate.ratio(shift + mean * entries, entries),
         "std": Estimate.of_sums(
             sd_of_sums,
-            np.stack([cells, shift, summed(squares)], axis=1),
+            np.stack([entries, shift, summed(squares)], axis=1),
             SIZE,
         ),
-        "sparsity": Estimate.ratio(summed(inactive), cells, SHARE),
+        "sparsity": Estimate.ratio(summed(inactive), entries, SHARE),
         "treves_rolls": Estimate.ratio(
             summed(sparseness), summed(active.astype(np.float64)), SHARE
         ),

@@ -1,33 +1,48 @@
-"""How the units of the backbone are used."""
+"""Log how the units of the backbone are used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...callback import AxisLimit, Callback, PairedChanges, scalar_with_ci, small_batch_note
 from ...model import NotApplicable
 from ...observation import Activations, Need, Observation
-from ...records import Figure, Histogram, Note, Record
+from ...records import Figure, Histogram, Note, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import Estimate
-from .analysis import ACTIVATIONS, BackboneReport, layer_statistics
+from .analysis import ACTIVATIONS, BackboneReport, LayerStatistics, layer_statistics
 from .plot import plot_unit_activity
 
 __all__ = ["BackboneActivations", "backbone"]
 
 
+# Tags are ``<layer>_<name>``. Parts in braces are filled with the values of a layer.
+_SCALARS = {
+    "mean": "Mean activation of {layer}",
+    "std": "SD of the activations of {layer}",
+    "sparsity": "Share of activations of {layer} that are off or stuck: {sparse_means}",
+    "dead_units": "Units of {layer} that never change",
+    "treves_rolls": "1: all units of {layer} equally active",
+    "nonfinite": "Samples of {layer} skipped because of NaN or infinity",
+}
+_MAX_LAYERS, _MAX_CHARTS = 8, 4
+_BINS, _MAX_VALUES = 40, 65_536
+
+
 class BackboneActivations(Callback):
-    """Activity, sparsity and dead units of the hidden layers inside the recurrent cell.
+    """Measure activity, sparsity and dead units of the hidden layers inside the recurrent cell.
 
-    Sparsity counts what it means for the layer's activation function, found by looking: exact
-    zeros for relu, saturation for tanh and its kin, the flat side for silu and gelu.
+    The values that sparsity counts depend on the layer's activation function, which is recognised
+    by its values: exact zeros for relu, saturation for bounded functions like tanh, the flat side
+    for silu and gelu.
 
-    Costs one forward pass, or nothing beside a callback that needs a gradient. Left out, with a
-    message, for a model without a backbone.
+    It costs one forward pass, or nothing if another callback needs a gradient. It does not apply
+    to a model without a backbone.
 
     ================================= ========= ===================================================
     Tag                               Record    What
@@ -36,25 +51,27 @@ class BackboneActivations(Callback):
     ``backbone/<layer>_mean``         scalar    mean activation
     ``backbone/<layer>_std``          scalar    SD of the activations
     ``backbone/<layer>_sparsity``     scalar    share of activations that are off or stuck
-    ``backbone/<layer>_dead_units``   scalar    units with one value for all sequences and steps
+    ``backbone/<layer>_dead_units``   scalar    units with one value for all sequences and time
+                                                steps
     ``backbone/<layer>_treves_rolls`` scalar    1: all units equally active, 1/units: one is
-    ``backbone/<layer>_nonfinite``    scalar    samples left out because of NaN or infinity
-    ``backbone/numbers_changed``      scalar    how many of these numbers changed since the last
-                                                look beyond chance
+    ``backbone/<layer>_nonfinite``    scalar    samples skipped because of NaN or infinity
+    ``backbone/numbers_changed``      scalar    number of these that changed beyond chance since the
+                                                previous snapshot
     ``backbone_hist/<layer>``         histogram activations, without exact zeros
     ================================= ========= ===================================================
 
-    Layers are called ``layer0``, ``layer1``, … in the order of the forward pass; the guide says
-    which modules they are. At most 8 are logged. Mean, SD, sparsity and ``treves_rolls`` come with
-    95 % CIs over sequences; of fewer than 16 sequences they are unreliable.
+    Layers are called ``layer0``, ``layer1``, … in the order of the forward pass; the guide in
+    TensorBoard names their modules. At most 8 are logged. Mean, SD, sparsity and ``treves_rolls``
+    come with 95 % CIs over sequences, which are unreliable with fewer than 16 sequences.
 
     Args:
-        every, name, max_sequences: See :class:`Callback`.
+        every: See :class:`Callback`.
+        name: See :class:`Callback`.
+        max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.ACTIVATIONS})
     default_name = "backbone"
-    _MOST, _BINS, _MAX_VALUES, _CHARTS = 8, 40, 65_536, 4
 
     def __init__(
         self,
@@ -83,74 +100,87 @@ class BackboneActivations(Callback):
         layers = observation.activations
         if not layers:
             raise NotApplicable(observation.no_layers)
-        if len(layers) > self._MOST:
+        if len(layers) > _MAX_LAYERS:
             yield Note(
-                f"{self.name}: {len(layers)} layers were found, the first {self._MOST} are logged; "
-                "choose others with layers="
+                f"{self.name}: {len(layers)} layers were found, the first {_MAX_LAYERS} are "
+                "logged; to choose others, pass layers= to the Monitor"
             )
-        report = backbone(observation, self._MOST)
+        report = backbone(observation, _MAX_LAYERS)
         if any(stats.samples for stats in report):
-            yield Figure(
-                f"{self.name}/unit_activity",
-                plot_unit_activity,
-                report,
-                {"step": observation.step},
-                "Share of held-out samples in which each unit is active, units sorted; shaded: "
-                "units with one value for all sequences and steps.",
-            )
+            yield _unit_activity(report, self.name, observation.step)
         yield from small_batch_note(observation)
         numbers: dict[str, Estimate] = {}
         for index, (stats, layer) in enumerate(zip(report, layers, strict=False)):
-            short = f"{self.name}/layer{index}"
-            where = f"{stats.layer} ({stats.activation}, {stats.units} units)"
-            sparse = f"Share of activations of {where} that are off or stuck: {stats.sparse_means}"
-            for key, value, text in (
-                ("mean", stats.mean, f"Mean activation of {where}"),
-                ("std", stats.std, f"SD of the activations of {where}"),
-                ("sparsity", stats.sparsity, sparse),
-                ("dead_units", stats.dead_units, f"Units of {where} that never change"),
-                ("treves_rolls", stats.treves_rolls, f"1: all units of {where} equally active"),
-                ("nonfinite", stats.non_finite, "Samples left out because of NaN or infinity"),
-            ):
-                if not math.isnan(value):
-                    number = stats.estimates.get(key)
-                    if number is not None:
-                        numbers[f"layer{index}_{key}"] = number
-                    chart = key == "sparsity" and index < self._CHARTS
-                    yield scalar_with_ci(f"{short}_{key}", value, number, text, chart=chart)
+            short = f"layer{index}"
+            yield from _scalars(stats, f"{self.name}/{short}", chart=index < _MAX_CHARTS)
+            numbers |= {
+                f"{short}_{name}": number
+                for name, number in stats.estimates.items()
+                if not math.isnan(stats[name])
+            }
             if stats.samples:
-                yield from self._histogram(layer, f"{self.name}_hist/layer{index}", observation)
-            if stats.activation == "unknown":
-                yield Note(
-                    f"{short}: the activation function after {stats.layer} is none that is known; "
-                    f"its sparsity counts values that are {ACTIVATIONS['unknown'].sparse_means}"
-                )
-
+                limits = self._limits.setdefault(layer.layer, (AxisLimit(), AxisLimit()))
+                yield from _histogram(layer, f"{self.name}_hist/{short}", observation.mask, *limits)
         yield from self._changes.compare(self.name, numbers, observation)
 
-    def _histogram(
-        self, layer: Activations, tag: str, observation: Observation
-    ) -> Iterable[Record | Note]:
-        values = layer.values if observation.mask is None else layer.values[observation.mask]
-        values = values.ravel()
-        # An odd stride: an even one would pick the same units every time.
-        values = values[:: (values.size // self._MAX_VALUES) | 1]
-        values = values[np.isfinite(values) & (values != 0)]
-        if values.size:
-            below, above = self._limits.setdefault(layer.layer, (AxisLimit(), AxisLimit()))
-            low, high = np.quantile(values, [0.005, 0.995])
-            below.cover(float(-low))
-            above.cover(float(high))
-            yield Histogram(
-                tag,
-                values,
-                np.linspace(-below.value, above.value or 1.0, self._BINS + 1),
-                f"Activations of {layer.layer} that are not exactly 0",
+
+def _unit_activity(report: BackboneReport, group: str, step: int) -> Figure:
+    return Figure(
+        f"{group}/unit_activity",
+        plot_unit_activity,
+        report,
+        {"step": step},
+        "Share of held-out samples in which each unit is active, units sorted; shaded: units with "
+        "one value for all sequences and time steps.",
+    )
+
+
+def _scalars(stats: LayerStatistics, tag: str, *, chart: bool) -> Iterator[Scalar | Note]:
+    """Yield the numbers of one layer, and a note if its activation function is unknown."""
+    layer = f"{stats.layer} ({stats.activation}, {stats.units} units)"
+    for name, description in _SCALARS.items():
+        value = stats.non_finite if name == "nonfinite" else stats[name]
+        if not math.isnan(value):
+            yield scalar_with_ci(
+                f"{tag}_{name}",
+                value,
+                stats.estimates.get(name),
+                description.format(layer=layer, sparse_means=stats.sparse_means),
+                chart=chart and name == "sparsity",
             )
+    if stats.activation == "unknown":
+        yield Note(
+            f"{tag}: the activation function after {stats.layer} is unknown; its sparsity counts "
+            f"values that are {ACTIVATIONS['unknown'].sparse_means}"
+        )
+
+
+def _histogram(
+    layer: Activations,
+    tag: str,
+    mask: npt.NDArray[np.bool_] | None,
+    below: AxisLimit,
+    above: AxisLimit,
+) -> Iterator[Histogram]:
+    """Yield the distribution of activations; the limits grow to cover them."""
+    values = (layer.values if mask is None else layer.values[mask]).ravel()
+    # An odd stride: an even one would pick the same units every time.
+    values = values[:: (values.size // _MAX_VALUES) | 1]
+    values = values[np.isfinite(values) & (values != 0)]
+    if values.size:
+        low, high = np.quantile(values, [0.005, 0.995])
+        below.cover(float(-low))
+        above.cover(float(high))
+        yield Histogram(
+            tag,
+            values,
+            np.linspace(-below.value, above.value or 1.0, _BINS + 1),
+            f"Activations of {layer.layer} that are not exactly 0",
+        )
 
 
 def backbone(observation: Observation, max_layers: int | None = None) -> BackboneReport:
-    """Return the statistics of the first ``max_layers`` backbone layers; None: of all."""
+    """Return the statistics of the first ``max_layers`` backbone layers, or of all for None."""
     return BackboneReport(
         tuple(
             layer_statistics(

@@ -1,4 +1,4 @@
-"""Use of a backbone's units, as a profile of each layer."""
+"""Draw how the units of a backbone are used, as a profile of each layer."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ def plot_unit_activity(
     *,
     step: int | None = None,
 ) -> None:
-    """Draw how often each unit is active, a panel for each of the first three layers.
+    """Draw how often each unit is active, in a panel for each of the first three layers.
 
-    A bar is the share of all time steps and sequences in which a unit is neither off nor stuck, by
-    the measure of its layer's activation; units are sorted, the dead ones (one value everywhere)
-    last and shaded.
+    A bar is the share of all time steps and sequences in which a unit is neither off nor stuck;
+    what counts as off depends on the activation function. Units are sorted. Dead units, which have
+    one value everywhere, come last and are shaded.
 
     Args:
+        page: The page to draw on.
         report: A :class:`~ncp_callbacks.analysis.BackboneReport`, or its layers.
         step: Training step, for the title.
 
     Raises:
-        ValueError: For a report without layers.
+        ValueError: If the report has no layers.
     """
     layers = [report] if isinstance(report, LayerStatistics) else list(report)
     if not layers:
@@ -78,6 +79,7 @@ def plot_unit_activity(
 
 
 def _heading(page: Page, x: float, y: float, right: float, layer: LayerStatistics) -> None:
+    """Write the name of a layer and its numbers, as far as there is room."""
     words = [("·", INK), ("no finite values", GREY)]
     if layer.samples:
         dead = f"dead {layer.dead_units / layer.units:.0%}"

@@ -1,4 +1,4 @@
-"""Which features the target depends on, and at which steps."""
+"""Log the features that the target depends on, and the time steps at which it does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ...attribution import (
     DEFAULT_METHOD,
     Attribution,
     AttributionMethod,
+    ExtraPasses,
     TemporalImportance,
     method_from,
 )
@@ -26,7 +27,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...observation import Observation
+from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, Estimate
@@ -35,41 +36,72 @@ from .plot import plot_feature_importance
 
 __all__ = ["GradientAttribution"]
 
+# Parts of descriptions in braces are filled with the fields of the result, and of the method.
+_SCALARS = {
+    "strength": "Mean absolute {label} of the {target}, summed over time steps and features; in "
+    "{unit}",
+    "entropy": "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
+    "sign_agreement": "1: inputs push the target the same way in all sequences; 0: pushes cancel",
+    "mean_lag": "Mean distance from a sequence's last time step, weighted by importance; in time "
+    "steps",
+    "time_share": "Share of elapsed time in the attribution of inputs and elapsed time together: 0 "
+    "only what was measured counts, 1 only when",
+    "sequences": "Held-out sequences that were attributed",
+    "reliability": "Correlation of the maps of two halves of the sequences, stepped up to all of "
+    "them: 1 other sequences would show the same map, 0 it is noise",
+    "change": "Cosine distance of the map to that of the previous snapshot: 0 the same up to a "
+    "factor, 1 unrelated, 2 opposite",
+    "rank_distance": "1 minus Spearman's rank correlation of the mean absolute map with that of "
+    "the previous snapshot: 0 the same order of importance, 1 unrelated, 2 the opposite",
+    "agreement": "Rank correlation of the map with that of {other} on the same {sequences} "
+    "sequences: 1 the same order of importance",
+    "completeness_error": "Difference between a sequence's attributions, summed, and the change of "
+    "its target from the baseline; 99th percentile over sequences, in RMS changes",
+    "incomplete": "Share of sequences whose error is above 5 %",
+    "extra_passes": "Passes of each sequence beyond the pass that callbacks share: {gradient} "
+    "gradient and {forward} forward passes",
+}
+_MAX_CURVES, _MAX_CHARTS = 12, 4
+# Sequences on which two methods are compared.
+_COMPARED_SEQUENCES = 8
+
 
 class GradientAttribution(Callback):
-    """Log what of the target is attributed to which feature and time step, and to elapsed time.
+    """Attribute the target to features, time steps and elapsed time.
 
     It costs one gradient pass by default, shared with :class:`TimeSensitivity`. Integrated
     gradients, SmoothGrad and expected gradients run a gradient pass of each sequence for each of
-    their ``n_steps`` or ``n_samples``, occlusion a forward pass for each of its ``T (F + 1)``
-    cells: set ``max_sequences`` for them. ``attribution/extra_passes`` says how many.
+    their ``n_steps`` or ``n_samples``. Occlusion runs a forward pass for each of ``T (F + 1)``
+    inputs and elapsed times. Set ``max_sequences`` for these methods.
+    ``attribution/extra_passes`` logs the number of extra passes.
 
     ==================================== ========= ==============================================
     Tag                                  Record    What
     ==================================== ========= ==============================================
-    ``attribution/heatmap``              image     mean attribution over sequences, step by feature
+    ``attribution/heatmap``              image     mean attribution, time steps by features
     ``attribution/strength``             scalar    sum over the map of mean absolute attribution
     ``attribution/entropy``              scalar    1: all features matter equally, 0: one does
     ``attribution/sign_agreement``       scalar    1: every push has the same sign in all sequences
-    ``attribution/mean_lag``             scalar    how many steps before the last one, on average
+    ``attribution/mean_lag``             scalar    mean number of time steps before the last
     ``attribution/time_share``           scalar    share of elapsed time in the strength of inputs
                                                    and elapsed time together
     ``attribution/reliability``          scalar    1: other sequences would show the same map
-    ``attribution/change``               scalar    cosine distance of the map to the last look's
-    ``attribution/change_of_ranks``      scalar    rank distance of the map to the last look's: 0
-                                                   the same order of importance
-    ``attribution/strength_change``      scalar    relative change of the strength since the last
-                                                   look, paired on the same sequences
-    ``attribution/numbers_changed``      scalar    how many of strength, entropy, lag and shares
+    ``attribution/change``               scalar    cosine distance of the map to the map of the
+                                                   previous snapshot
+    ``attribution/rank_distance``        scalar    rank distance of the map to the map of the
+                                                   previous snapshot: 0 if the order is unchanged
+    ``attribution/strength_change``      scalar    relative change of the strength since the
+                                                   previous snapshot, paired on equal sequences
+    ``attribution/numbers_changed``      scalar    number of strength, entropy, lag and shares that
                                                    changed beyond chance
     ``attribution/agreement``            scalar    rank correlation with the map of the method
                                                    ``agreement``
-    ``attribution/completeness_error``   scalar    99th percentile over sequences, of complete
+    ``attribution/completeness_error``   scalar    99th percentile over sequences; for complete
                                                    methods
     ``attribution/incomplete``           scalar    share of sequences whose error is above 5 %
     ``attribution/extra_passes``         scalar    passes of each sequence beyond the shared pass
-    ``attribution/sequences``            scalar    sequences that went in
-    ``attribution/nonfinite``            scalar    sequences left out because of NaN or infinity
+    ``attribution/sequences``            scalar    number of sequences attributed
+    ``attribution/nonfinite``            scalar    sequences skipped because of NaN or infinity
     ``attribution_share/<feature>``      scalar    share of a feature in the strength; at most 11
                                                    and ``attribution_share/other``
     ``_ncp/attribution_strength``        array     ``(T, F)``, mean over sequences of the absolute
@@ -78,35 +110,38 @@ class GradientAttribution(Callback):
     ``_ncp/attribution_time_delta``      array     ``(2, T)``, these two means of elapsed time
     ==================================== ========= ==============================================
 
-    With a target other than the prediction at the last step, ``attribution`` is followed by its
-    name, as in ``attribution_loss/heatmap``. Strength, entropy, mean lag and shares come with 95 %
-    intervals over sequences; of fewer than 16 sequences they are indicative. The sign agreement has
-    none: of pushes that only cancel by chance it is about 0.8 over the root of their number.
+    With a target other than the prediction at the last time step, ``attribution`` is followed by
+    its name, as in ``attribution_loss/heatmap``. Strength, entropy, mean lag and shares come with
+    95 % CIs over sequences, which are unreliable with fewer than 16 sequences. The sign agreement
+    has no CI: for pushes with random signs it is about 0.8 over the root of their number.
 
     Args:
         method: A name or an object of :mod:`ncp_callbacks.attribution`, or a method of your own
-            (:class:`~ncp_callbacks.attribution.AttributionMethod`). ``"input_x_gradient"``;
-            ``"gradient"``; ``"integrated_gradients"``, by Gauss-Legendre quadrature;
-            ``"smooth_grad"``, the mean gradient at noisy inputs; ``"expected_gradients"``, over
-            baselines that are drawn; ``"occlusion"``, one input replaced at a time. An object has
-            settings: ``IntegratedGradients(n_steps=32)``.
-        baseline: What inputs are compared with: ``"mean"`` of each feature over all held-out
-            sequences and their steps, ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or
-            ``(B, T, F)``; for expected gradients ``"held_out"``, all held-out sequences, or
-            ``(N, T, F)``, sequences to draw from. None: the method's default, which is zeros for
-            input × gradient, ``"held_out"`` for expected gradients, and else the mean.
-        time_baseline: What elapsed times are compared with: ``"mean"`` (the default), ``"zeros"``,
-            or an array ``(T,)`` or ``(B, T)``. With the mean, elapsed times that are all alike have
-            no part in anything.
+            (:class:`~ncp_callbacks.attribution.AttributionMethod`). Names are
+            ``"input_x_gradient"``; ``"gradient"``; ``"integrated_gradients"``, by Gauss-Legendre
+            quadrature; ``"smooth_grad"``, the mean gradient at noisy inputs;
+            ``"expected_gradients"``, over random baselines; ``"occlusion"``, which replaces one
+            input at a time. Pass an object to set options: ``IntegratedGradients(n_steps=32)``.
+        baseline: The inputs to compare with: ``"mean"`` of each feature over all held-out
+            sequences and their time steps, ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or
+            ``(B, T, F)``. For expected gradients, ``"held_out"`` for all held-out sequences, or
+            ``(N, T, F)``, sequences to draw from. None for the method's default: zeros for
+            input × gradient, ``"held_out"`` for expected gradients, and the mean for others.
+        time_baseline: The elapsed times to compare with: ``"mean"`` (the default), ``"zeros"``, or
+            an array ``(T,)`` or ``(B, T)``. With the mean, nothing is attributed to elapsed times
+            that are all equal.
         agreement: Another method, whose map is compared with this one on 8 sequences.
-        features: Names of the features whose share is logged as a curve, at most 12; by default
-            all, or of more than 12 the 11 strongest at the first look.
-        every, name, max_sequences: See :class:`Callback`.
+        features: Names of the features whose shares are logged as curves, at most 12. None for
+            all, or, of more than 12, for the 11 strongest at the first snapshot.
+        every: See :class:`Callback`.
+        name: See :class:`Callback`.
+        max_sequences: See :class:`Callback`.
+
+    Raises:
+        ValueError, TypeError: If the method, a baseline or the list of features is invalid.
     """
 
     default_name = "attribution"
-    _MOST, _BANDS = 12, 4
-    _COMPARED = 8
 
     def __init__(
         self,
@@ -121,235 +156,93 @@ class GradientAttribution(Callback):
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        if features is not None and (isinstance(features, str) or len(features) > self._MOST):
-            raise ValueError(
-                f"features={features!r}: give a list of at most {self._MOST} feature names"
-            )
-        if features is not None and len(set(features)) < len(features):
-            raise ValueError(f"features={features!r}: a name stands there more than once")
+        self._shares = _FeatureShares(features)
         self._attributor = Attributor(method, baseline, time_baseline)
-        self.needs = self._attributor.needs
-        self._other = None
-        if agreement is not None:
-            other = method_from(agreement, "agreement")
-            if other == self._attributor.method:
-                raise ValueError(f"agreement={agreement!r} is the method itself: pass another one")
-            self._other = Attributor(other, None, time_baseline)
-            self.needs |= self._other.needs
-        self._given = features
-        self._shown: list[str] | None = None
+        self._other = _other_attributor(agreement, self._attributor.method, time_baseline)
+        others: frozenset[Need] = frozenset() if self._other is None else self._other.needs
+        self.needs = self._attributor.needs | others
         self._limit = AxisLimit()
-        # Means of the last look, with signs and of absolute values.
-        self._previous: np.ndarray | None = None
-        self._previous_size: np.ndarray | None = None
-        self._charts: list[str] | None = None
+        self._map_changes = _MapChanges()
         self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
-        previous, size = (
-            None if values is None else values.tolist()
-            for values in (self._previous, self._previous_size)
-        )
         return {
-            "shown": self._shown,
-            "charts": self._charts,
             "limit": self._limit.value,
-            "previous": previous,
-            "previous_size": size,
             "changes": self._changes.state_dict(),
+            **self._shares.state_dict(),
+            **self._map_changes.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._shown = None if state["shown"] is None else list(state["shown"])
-        charts = state.get("charts")
-        self._charts = None if charts is None else list(charts)
         self._limit = AxisLimit(float(state["limit"]))
         self._changes.load_state_dict(state.get("changes", {}))
-        self._previous, self._previous_size = (
-            None if values is None else np.asarray(values)
-            for values in (state["previous"], state.get("previous_size"))
-        )
+        self._shares.load_state_dict(state)
+        self._map_changes.load_state_dict(state)
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)
         result = importance_of(observation, found)
-        group = self.name + observation.target_slug
+        method, group = self._attributor.method, self.name + observation.target_slug
         if result.sequences:
-            names = list(result.feature_names)
-            if self._shown is None:
-                self._shown = self._choose(names, result.feature_share)
-            numbers = result.estimates(self._shown)
-            yield from self._map(result, group, observation.step)
-            yield from self._numbers(result, group, numbers)
+            limit = self._limit.covering(float(np.abs(result.signed).max()))
+            numbers = result.estimates(self._shares.features(result))
+            yield _heatmap(result, group, method, {"limit": limit, "step": observation.step})
+            yield from _numbers(result, group, numbers)
             yield from small_batch_note(observation)
             yield from self._changes.compare(group, numbers, observation, "strength")
-            if not result.importance.any():
-                yield Note(
-                    f"{group}: every attribution is exactly 0. Either the inputs are 0 or at their "
-                    "baseline, or no gradient reaches them: stop_gradient, rounding or numpy in "
-                    "the model's forward end it, also where the target does depend on the inputs"
-                )
-            yield from self._checks(result, group, observation)
-            yield from self._agreement(found, group, observation)
-            yield from self._shares(result, group)
-            yield Array(f"_ncp/{group}_strength", result.importance)
-            yield Array(f"_ncp/{group}_signed", result.signed)
-            if result.time_delta_importance is not None and result.time_delta_signed is not None:
-                yield Array(
-                    f"_ncp/{group}_time_delta",
-                    np.stack([result.time_delta_importance, result.time_delta_signed]),
-                )
+            yield from _checks(result, group)
+            yield from self._map_changes.compare(result, group)
+            yield from _completeness(result, group, method)
+            yield from _extra_passes(self._attributor.extra_passes(observation), group)
+            if self._other is not None:
+                yield from _agreement(found, self._other, group, observation)
+            yield from self._shares.scalars(result, group)
+            yield from _arrays(result, group)
         yield from non_finite_count(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
 
-    def _map(self, result: TemporalImportance, group: str, step: int) -> Iterator[Record]:
-        yield Figure(
-            f"{group}/heatmap",
-            plot_feature_importance,
-            result,
-            {"limit": self._limit.covering(float(np.abs(result.signed).max())), "step": step},
-            f"{self._attributor.method.title} of the {result.target}, mean over held-out "
-            "sequences: orange raises the target, purple lowers it. Bars: share of each feature in "
-            f"the mean absolute value, with whiskers that are its 95 % CI over sequences"
-            f"{ci_caveat(result.sequences)}. Unit: {result.unit}.",
+
+class _FeatureShares:
+    """Log shares of features as curves, for features that stay those of the first snapshot."""
+
+    def __init__(self, features: Sequence[str] | None) -> None:
+        if features is not None and (isinstance(features, str) or len(features) > _MAX_CURVES):
+            raise ValueError(
+                f"features={features!r}: pass a list of at most {_MAX_CURVES} feature names"
+            )
+        if features is not None and len(set(features)) < len(features):
+            raise ValueError(f"features={features!r}: a name occurs more than once, pass it once")
+        self._requested = features
+        self._curves: list[str] | None = None
+        self._charts: list[str] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shown": self._curves, "charts": self._charts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._curves, self._charts = (
+            None if names is None else list(names)
+            for names in (state["shown"], state.get("charts"))
         )
 
-    def _numbers(
-        self, result: TemporalImportance, group: str, numbers: Mapping[str, Estimate]
-    ) -> Iterator[Record]:
-        weight = result.importance.astype(np.float64)
-        strength = float(weight.sum())
-        what = f"{result.label} of the {result.target}"
-        yield Scalar(
-            f"{group}/strength",
-            strength,
-            f"Mean absolute {what}, summed over steps and features; in {result.unit}"
-            f"{ci_suffix(result.sequences)}",
-            ci=as_ci(result.strength_ci),
-        )
-        if strength > 0:
-            yield scalar_with_ci(
-                f"{group}/entropy",
-                result.entropy,
-                numbers.get("entropy"),
-                "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
-            )
-            yield Scalar(
-                f"{group}/sign_agreement",
-                float((result.sign_agreement * weight).sum() / strength),
-                "1: inputs push the target the same way in all sequences; 0: pushes cancel",
-            )
-            yield scalar_with_ci(
-                f"{group}/mean_lag",
-                result.mean_lag,
-                numbers.get("mean_lag"),
-                "Mean distance from a sequence's last step, weighted by importance; in steps",
-                chart=True,
-            )
-        share = result.time_delta_share
-        if share is not None and np.isfinite(share):
-            yield Scalar(
-                f"{group}/time_share",
-                share,
-                "Share of elapsed time in the attribution of inputs and elapsed time together: 0 "
-                f"only what was measured counts, 1 only when{ci_suffix(result.sequences)}",
-                ci=as_ci(result.time_delta_share_ci),
-            )
+    def features(self, result: TemporalImportance) -> list[str]:
+        """Return the features that have a curve.
 
-    def _checks(
-        self, result: TemporalImportance, group: str, observation: Observation
-    ) -> Iterator[Record | Note]:
-        """Yield how far the map can be trusted."""
-        yield Scalar(
-            f"{group}/sequences",
-            result.sequences,
-            f"Held-out sequences that that were attributed{ci_caveat(result.sequences)}",
-        )
-        if np.isfinite(result.reliability):
-            yield Scalar(
-                f"{group}/reliability",
-                result.reliability,
-                "Correlation of the maps of two halves of the sequences, stepped up to all of "
-                "them: 1 other sequences would show the same map, 0 it is noise",
-            )
-        if self._previous is not None and self._previous.shape == result.signed.shape:
-            alike = cosine(self._previous, result.signed)
-            if np.isfinite(alike):
-                yield Scalar(
-                    f"{group}/change",
-                    1.0 - alike,
-                    "Cosine distance of the map to that of the last look: 0 the same up to a "
-                    "factor, 1 unrelated, 2 opposite",
-                )
-        size = self._previous_size
-        if size is not None and size.shape == result.importance.shape:
-            ranks = order_correlation(size, result.importance)
-            if ranks is not None:
-                yield Scalar(
-                    f"{group}/change_of_ranks",
-                    1.0 - ranks,
-                    "1 minus Spearman's rank correlation of the mean absolute map with that of the "
-                    "last look: 0 the same order of importance, 1 unrelated, 2 the opposite",
-                )
-        self._previous, self._previous_size = result.signed, result.importance
-        error = result.error
-        # Infinite where targets didn't change at all and yet something was attributed.
-        known = np.empty(0) if error is None else error[~np.isnan(error)].astype(np.float64)
-        if known.size:
-            above = float((known > 0.05).mean())
-            if np.isfinite(known).all():
-                yield Scalar(
-                    f"{group}/completeness_error",
-                    float(np.quantile(known, 0.99)),
-                    "Difference between a sequence's attributions, summed, and the change of its "
-                    "target from the baseline; 99th percentile over sequences, in RMS changes",
-                )
-            yield Scalar(
-                f"{group}/incomplete", above, "Share of sequences whose error is above 5 %"
-            )
-            if above > 0:
-                yield Note(
-                    f"{group}: attributions of some sequences don't sum to the change of their "
-                    f"target within 5 %; {group}/incomplete is their share. "
-                    f"{self._attributor.method.incomplete_fix}. Until then don't trust the map and "
-                    "its shares"
-                )
-        passes = self._attributor.extra_passes(observation)
-        if any(passes):
-            yield Scalar(
-                f"{group}/extra_passes",
-                sum(passes),
-                "Passes of each sequence beyond the pass that callbacks share: "
-                f"{passes.gradient} gradient and {passes.forward} forward passes",
-            )
+        Raises:
+            ValueError: If a requested feature doesn't exist.
+        """
+        if self._curves is None:
+            self._curves = _features_with_curve(self._requested, result)
+        return self._curves
 
-    def _agreement(
-        self, found: Attribution, group: str, observation: Observation
-    ) -> Iterator[Record]:
-        if self._other is None:
-            return
-        few = observation.limited(self._COMPARED)
-        rows = np.searchsorted(observation.indices, few.indices)
-        own, other = importance_of(few, found.of(rows)), self._other.importance(few)
-        if own.sequences and other.sequences:
-            alike = order_correlation(own.importance, other.importance)
-            if alike is not None:
-                yield Scalar(
-                    f"{group}/agreement",
-                    alike,
-                    f"Rank correlation of the map with that of {self._other.method.label} "
-                    f"on the same {own.sequences} sequences: 1 the same order of importance",
-                )
-
-    def _shares(self, result: TemporalImportance, group: str) -> Iterable[Record | Note]:
-        names = list(result.feature_names)
-        assert self._shown is not None
+    def scalars(self, result: TemporalImportance, group: str) -> Iterator[Scalar]:
+        """Yield the share of each feature that has a curve, and of all others together."""
+        names, curves = list(result.feature_names), self.features(result)
         share = dict(zip(names, result.feature_share.tolist(), strict=True))
         if self._charts is None:
-            strongest = sorted(self._shown, key=lambda feature: -share[feature])
-            self._charts = strongest[: self._BANDS]
-        for feature in self._shown:
+            self._charts = sorted(curves, key=lambda feature: -share[feature])[:_MAX_CHARTS]
+        for feature in curves:
             yield Scalar(
                 f"{group}_share/{feature}",
                 share[feature],
@@ -357,27 +250,200 @@ class GradientAttribution(Callback):
                 ci=as_ci(result.share_ci[:, names.index(feature)]),
                 chart=feature in self._charts,
             )
-        if len(self._shown) < len(names):
-            rest = 1.0 - sum(share[f] for f in self._shown)
-            other = "other" if "other" not in self._shown else "other_features"
-            parts, own = result.by_sequence, [names.index(f) for f in self._shown]
+        if len(curves) < len(names):
+            rest = 1.0 - sum(share[feature] for feature in curves)
+            parts, own = result.by_sequence, [names.index(feature) for feature in curves]
             whole = parts.sum(axis=1, dtype=np.float64)
             yield scalar_with_ci(
-                f"{group}_share/{other}",
+                f"{group}_share/{'other' if 'other' not in curves else 'other_features'}",
                 max(0.0, rest),
                 Estimate.ratio(whole - parts[:, own].sum(axis=1), whole, SHARE),
                 "Share of all features without a curve",
             )
 
-    def _choose(self, names: list[str], share: np.ndarray) -> list[str]:
-        if self._given is not None:
-            unknown = [f for f in self._given if f not in names]
-            if unknown:
-                raise ValueError(
-                    f"features has {unknown[0]!r}, but the held-out batch has {', '.join(names)}"
-                )
-            return list(self._given)
-        if len(names) <= self._MOST:
-            return names
-        strongest = np.argsort(-share, kind="stable")[: self._MOST - 1]
-        return [names[i] for i in sorted(strongest)]
+
+def _features_with_curve(requested: Sequence[str] | None, result: TemporalImportance) -> list[str]:
+    """Return the requested features; for None all, or the 11 strongest of more than 12.
+
+    Raises:
+        ValueError: If a requested feature doesn't exist.
+    """
+    names = list(result.feature_names)
+    if requested is not None:
+        unknown = [name for name in requested if name not in names]
+        if unknown:
+            raise ValueError(
+                f"features has {unknown[0]!r}, but the held-out batch has {', '.join(names)}: "
+                "pass some of these"
+            )
+        return list(requested)
+    if len(names) <= _MAX_CURVES:
+        return names
+    strongest = np.argsort(-result.feature_share, kind="stable")[: _MAX_CURVES - 1]
+    return [names[i] for i in sorted(strongest)]
+
+
+class _MapChanges:
+    """Compare the map with that of the previous snapshot."""
+
+    def __init__(self) -> None:
+        # Means over sequences, with signs and of absolute values.
+        self._signed: np.ndarray | None = None
+        self._absolute: np.ndarray | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        signed, absolute = (
+            None if values is None else values.tolist() for values in (self._signed, self._absolute)
+        )
+        return {"previous": signed, "previous_size": absolute}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._signed, self._absolute = (
+            None if values is None else np.asarray(values)
+            for values in (state["previous"], state.get("previous_size"))
+        )
+
+    def compare(self, result: TemporalImportance, group: str) -> Iterator[Scalar]:
+        """Yield the distances of the map to the previous one, and keep the map."""
+        if self._signed is not None and self._signed.shape == result.signed.shape:
+            similarity = cosine(self._signed, result.signed)
+            if np.isfinite(similarity):
+                yield Scalar(f"{group}/change", 1.0 - similarity, _SCALARS["change"])
+        if self._absolute is not None and self._absolute.shape == result.importance.shape:
+            correlation = order_correlation(self._absolute, result.importance)
+            if correlation is not None:
+                yield Scalar(f"{group}/rank_distance", 1.0 - correlation, _SCALARS["rank_distance"])
+        self._signed, self._absolute = result.signed, result.importance
+
+
+def _other_attributor(
+    agreement: str | AttributionMethod | None, method: AttributionMethod, time_baseline: Any
+) -> Attributor | None:
+    """Return what computes the map to compare with.
+
+    Raises:
+        ValueError: If ``agreement`` is the method itself, or unknown.
+    """
+    if agreement is None:
+        return None
+    other = method_from(agreement, "agreement")
+    if other == method:
+        raise ValueError(f"agreement={agreement!r} is the method itself: pass another one")
+    return Attributor(other, None, time_baseline)
+
+
+def _heatmap(
+    result: TemporalImportance, group: str, method: AttributionMethod, options: dict[str, Any]
+) -> Figure:
+    return Figure(
+        f"{group}/heatmap",
+        plot_feature_importance,
+        result,
+        options,
+        f"{method.title} of the {result.target}, mean over held-out sequences: orange raises the "
+        "target, purple lowers it. Bars: share of each feature in the mean absolute value, with "
+        f"whiskers that are its 95 % CI over sequences{ci_caveat(result.sequences)}. Unit: "
+        f"{result.unit}.",
+    )
+
+
+def _numbers(
+    result: TemporalImportance, group: str, numbers: Mapping[str, Estimate]
+) -> Iterator[Record | Note]:
+    """Yield the strength of the map and its distribution over features and time steps."""
+    weight = result.importance.astype(np.float64)
+    strength = float(weight.sum())
+    yield Scalar(
+        f"{group}/strength",
+        strength,
+        _SCALARS["strength"].format(label=result.label, target=result.target, unit=result.unit)
+        + ci_suffix(result.sequences),
+        ci=as_ci(result.strength_ci),
+    )
+    if strength > 0:
+        for name, value in (("entropy", result.entropy), ("mean_lag", result.mean_lag)):
+            yield scalar_with_ci(
+                f"{group}/{name}",
+                value,
+                numbers.get(name),
+                _SCALARS[name],
+                chart=name == "mean_lag",
+            )
+        agreement = float((result.sign_agreement * weight).sum() / strength)
+        yield Scalar(f"{group}/sign_agreement", agreement, _SCALARS["sign_agreement"])
+    else:
+        yield Note(
+            f"{group}: every attribution is exactly 0. Either the inputs are 0 or at their "
+            "baseline: pass another baseline=. Or no gradient reaches them, because "
+            "stop_gradient, rounding or numpy in the model's forward pass ends it, even if the "
+            'target depends on the inputs: set method="occlusion"'
+        )
+    share = result.time_delta_share
+    if share is not None and np.isfinite(share):
+        yield Scalar(
+            f"{group}/time_share",
+            share,
+            _SCALARS["time_share"] + ci_suffix(result.sequences),
+            ci=as_ci(result.time_delta_share_ci),
+        )
+
+
+def _checks(result: TemporalImportance, group: str) -> Iterator[Scalar]:
+    """Yield the number of sequences, and how much the map depends on which ones they are."""
+    count = result.sequences
+    yield Scalar(f"{group}/sequences", count, _SCALARS["sequences"] + ci_caveat(count))
+    if np.isfinite(result.reliability):
+        yield Scalar(f"{group}/reliability", result.reliability, _SCALARS["reliability"])
+
+
+def _completeness(
+    result: TemporalImportance, group: str, method: AttributionMethod
+) -> Iterator[Scalar | Note]:
+    """Yield the completeness error, and a note where it is large."""
+    if result.error is None:
+        return
+    # Infinite where targets didn't change and yet something was attributed.
+    error = result.error[~np.isnan(result.error)].astype(np.float64)
+    if not error.size:
+        return
+    if np.isfinite(error).all():
+        percentile = float(np.quantile(error, 0.99))
+        yield Scalar(f"{group}/completeness_error", percentile, _SCALARS["completeness_error"])
+    above = float((error > 0.05).mean())
+    yield Scalar(f"{group}/incomplete", above, _SCALARS["incomplete"])
+    if above > 0:
+        yield Note(
+            f"{group}: attributions of some sequences don't sum to the change of their target "
+            f"within 5 %; {group}/incomplete is their share. {method.incomplete_fix}. Until then "
+            "don't trust the map and its shares"
+        )
+
+
+def _extra_passes(passes: ExtraPasses, group: str) -> Iterator[Scalar]:
+    if any(passes):
+        description = _SCALARS["extra_passes"].format(**passes._asdict())
+        yield Scalar(f"{group}/extra_passes", sum(passes), description)
+
+
+def _agreement(
+    found: Attribution, other: Attributor, group: str, observation: Observation
+) -> Iterator[Scalar]:
+    """Yield the rank correlation with the map of another method, on a few sequences."""
+    few = observation.limited(_COMPARED_SEQUENCES)
+    own = importance_of(few, found.of(np.searchsorted(observation.indices, few.indices)))
+    theirs = other.importance(few)
+    if own.sequences and theirs.sequences:
+        correlation = order_correlation(own.importance, theirs.importance)
+        if correlation is not None:
+            description = _SCALARS["agreement"].format(
+                other=other.method.label, sequences=own.sequences
+            )
+            yield Scalar(f"{group}/agreement", correlation, description)
+
+
+def _arrays(result: TemporalImportance, group: str) -> Iterator[Array]:
+    yield Array(f"_ncp/{group}_strength", result.importance)
+    yield Array(f"_ncp/{group}_signed", result.signed)
+    if result.time_delta_importance is not None and result.time_delta_signed is not None:
+        both = np.stack([result.time_delta_importance, result.time_delta_signed])
+        yield Array(f"_ncp/{group}_time_delta", both)

@@ -1,4 +1,4 @@
-"""Importance of features over time, as a map."""
+"""Draw the importance of features over time, as a map."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["plot_feature_importance"]
 
 Array = npt.NDArray[np.float64]
 
-ALL_LABELS, TOP_LABELS = 12, 5  # With more features than that, so many are named.
+ALL_LABELS, TOP_LABELS = 12, 5  # Up to 12 features are all named; of more, the top 5.
 MAX_COLUMNS = 200
-NAMES = 200  # Pixels for names, at most.
-BARS = 64  # Pixels of a bar of 100 %.
+MAX_NAME_WIDTH = 200  # Pixels.
+BAR_WIDTH = 64  # Pixels of a bar of 100 %.
 BAR = "#a6a6a6"
 
 
@@ -39,21 +39,22 @@ def plot_feature_importance(
 
     A result is drawn with its signs: orange raises the target, purple lowers it. An array without
     negative values is drawn from dark (0) to yellow (``limit``). NaN is grey. The bars are the
-    features' shares in the mean absolute value. Above 12 features, the 5 with the largest shares
-    are named; above 200 time steps, columns are means over equally many of them. A line over each
-    bar is the 95 % CI of the share over sequences. Below stands the share of the elapsed time (Δt)
-    in the strength of inputs and elapsed time together, where the model takes it.
+    features' shares in the mean absolute value. A line over each bar is the 95 % CI of the share
+    over sequences. Above 12 features, the 5 with the largest shares are named. Above 200 time
+    steps, a column is the mean of several of them. If the model takes elapsed time (Δt), its share
+    in the strength of inputs and elapsed time together is written below the map.
 
     Args:
+        page: The page to draw on.
         importance: A :class:`~ncp_callbacks.attribution.TemporalImportance`, or importance
             ``(T, F)``.
-        feature_names: ``F`` names; those of the result, or ``feature 0`` …, where None.
+        feature_names: ``F`` names; None for the names of the result, or ``feature 0`` and so on.
         limit: Colours span ±``limit`` (0 to ``limit`` for unsigned arrays), in units of the target.
         step: Training step, for the title.
-        target: Name of what the importance is of; that of the result where None.
+        target: Name of the target; None for the name in the result.
 
     Raises:
-        ValueError: For an array that is not ``(T, F)``, names that are not ``F``, or a limit that
+        ValueError: If the array is not ``(T, F)``, the number of names is not ``F``, or the limit
             is not above 0.
     """
     result = importance if isinstance(importance, TemporalImportance) else None
@@ -62,7 +63,7 @@ def plot_feature_importance(
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(
             f"importance has shape {values.shape}: pass (T, F), time steps × features, both at "
-            "least 1 (the mean over sequences, if there are several)"
+            "least 1; average over sequences first, if there are several"
         )
     steps, features = values.shape
     if feature_names is None:
@@ -81,9 +82,9 @@ def plot_feature_importance(
     columns, size = _binned(values)
     limit = checked_limit(limit, columns)
 
-    names = short_names([str(name) for name in feature_names], NAMES)
+    names = short_names([str(name) for name in feature_names], MAX_NAME_WIDTH)
     many = features > ALL_LABELS
-    # The margin depends on all names: with those named now alone, the map would jump.
+    # The margin depends on all names, not on the few named now, or else the map would jump.
     end = LEFT + max(map(text_width, names))
     left, right = end + (22 if many else 8), RIGHT - text_width("100%") - 5
     for i, y in name_strongest(
@@ -91,7 +92,7 @@ def plot_feature_importance(
     ):
         page.text(RIGHT, y, f"{share[i]:.0%}", ha="right", va="center_baseline")
     rows = (features - 0.5, -0.5)
-    stop = right - BARS - 10
+    stop = right - BAR_WIDTH - 10
     xlabel = "time step" if size == 1 else f"time step (means of {size})"
     axes = page.axes(
         left, BOTTOM, stop, TOP, xlim=(-0.5, steps - 0.5), ylim=rows, ticks="x", xlabel=xlabel,
@@ -100,10 +101,10 @@ def plot_feature_importance(
     extent = (-0.5, columns.shape[1] * size - 0.5, features - 0.5, -0.5)
     cmap, low = (SIGNED, -limit) if signed else (UNSIGNED, 0.0)
     heat_map(axes, columns, low, limit, cmap=cmap, extent=extent)
-    # With many features none has a large share: full width is then the largest, rounded.
+    # Many features have small shares: the full width is then the largest share, rounded.
     full = min(1.0, nice_limit(float(share.max()))) if many else 1.0
     beside = page.axes(
-        right - BARS, BOTTOM, right, TOP, xlim=(0, full), ylim=rows, spines=["left"], ticks=""
+        right - BAR_WIDTH, BOTTOM, right, TOP, xlim=(0, full), ylim=rows, spines=["left"], ticks=""
     )
     bars(beside, np.zeros(features), share, BAR, 0.7)
     if result is not None and not many:
@@ -133,6 +134,7 @@ def plot_feature_importance(
 
 
 def _share(values: Array) -> Array:
+    """Return the features' shares ``(F,)`` in the absolute values ``(T, F)``."""
     strength = np.nansum(np.abs(values), axis=0)
     total = strength.sum()
     share: Array = strength / total if total > 0 else np.zeros_like(strength)
@@ -140,7 +142,7 @@ def _share(values: Array) -> Array:
 
 
 def _binned(values: Array) -> tuple[Array, int]:
-    """Return ``(F, columns)`` means of ``size`` time steps without NaN, and ``size``."""
+    """Return ``(F, columns)``, means without NaN of ``size`` time steps, and ``size``."""
     size = -(-len(values) // MAX_COLUMNS)
     starts = np.arange(0, len(values), size)
     known = np.isfinite(values)

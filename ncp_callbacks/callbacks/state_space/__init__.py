@@ -1,1 +1,1 @@
-"""Show where the hidden state goes, along axes that stay put."""
+"""Show where the hidden state goes, along axes that are kept."""

@@ -1,4 +1,4 @@
-"""State space: principal components of hidden trajectories, comparable between steps."""
+"""Project hidden trajectories on principal components that stay comparable between steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """An orthonormal basis to look at states in.
+    """Hold an orthonormal basis to show states in.
 
     Attributes:
         mean: ``(H,)``.
@@ -36,26 +36,26 @@ class Basis:
 
 @dataclass(frozen=True, eq=False)
 class StateSpace(ArrayResult):
-    """Hidden trajectories in ``k`` dimensions. As an array it is ``scores``.
+    """Hold hidden trajectories in ``k`` dimensions. As an array it is ``scores``.
 
     Attributes:
-        scores: ``(B, T, k)``, states in the basis; NaN at padding and non-finite states.
+        scores: ``(B, T, k)``, states in the basis; NaN in padding and for non-finite states.
         basis: The basis used, with the mean that was subtracted.
         axis_variance_ratio: ``(k,)``, share of the states' variance along each axis of the basis.
         explained_variance_ratio: ``(H,)``, spectrum of the states' own principal components, as
             shares of the total, decreasing.
         captured: Variance within the basis over that within the best ``k``-dimensional one, in
             [0, 1]; 1 for a basis just fitted or constant states.
-        refitted: Whether the basis was fitted to these very states.
-        participation_ratio: ``(sum l)^2 / sum l^2`` of the spectrum: between 1 and H, the number of
-            dimensions in use; NaN for constant states. Biased low when states are few.
-        samples: How many states went in.
-        non_finite: How many real states were left out because of NaN or infinity.
+        refitted: True if the basis was fitted to these states.
+        participation_ratio: ``(sum l)^2 / sum l^2`` of the spectrum, the number of dimensions in
+            use, between 1 and H; NaN for constant states. It is biased low if there are few states.
+        samples: Number of states used.
+        non_finite: Number of states at real time steps that were skipped because of NaN or
+            infinity.
         cell: Name of the recurrent cell.
-        estimates: ``pc<i>_share``, ``basis_captured`` and ``participation_ratio`` with their
-            intervals over sequences, as far as they are known. That of the participation ratio is
-            of the states that a large batch would show, without the bias of few: it lies above the
-            number itself where that is biased.
+        estimates: ``pc<i>_share``, ``basis_captured`` and ``participation_ratio`` as estimates over
+            sequences, as far as they are known. The CI of the participation ratio is corrected for
+            the bias of few states, so it may lie above the number itself.
     """
 
     _plot = "plot_state_space"
@@ -78,18 +78,18 @@ class StateSpace(ArrayResult):
 
 
 def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the mean, variances along principal axes (decreasing) and the axes of samples.
+    """Return the mean of samples, the variances along their principal axes, and the axes.
 
-    The axes come from :class:`sklearn.decomposition.PCA` by eigendecomposition of the covariance,
+    The axes are computed by :class:`sklearn.decomposition.PCA` as eigenvectors of the covariance,
     which for tall data is far cheaper than a singular value decomposition. With more units than
-    samples they come from the samples' scalar products, which have the same eigenvalues but for
-    zeros. Variances are those of the samples themselves, with ``N`` in the denominator.
+    samples they are computed from the samples' scalar products, whose non-zero eigenvalues are
+    those of the covariance. Variances have ``N`` in the denominator.
 
     Args:
         samples: ``(N, H)``.
 
     Returns:
-        ``(H,)``, ``(H,)``, and ``(min(N, H), H)`` with axes as rows.
+        The mean ``(H,)``, the variances ``(H,)``, decreasing, and the axes ``(min(N, H), H)``.
     """
     # Imported here, since it takes half a second.
     from sklearn.decomposition import PCA
@@ -98,13 +98,13 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
     count, width = x.shape
     mean = x.mean(axis=0)
     variances = np.zeros(width)
-    # Centred here: the solver subtracts the mean from squares, which loses digits.
+    # Centred here, because the solver subtracts the mean from squares, which loses digits.
     x -= mean
     if not x.any():
         return mean, variances, np.eye(width)[:count]
     if width > count:
         values, vectors = np.linalg.eigh(x @ x.T / count)
-        # Orthonormal also where a variance is 0 but for rounding, as at least one is.
+        # The axes are orthonormal also where a variance is only a rounding error; one always is.
         axes, signs = np.linalg.qr(x.T @ vectors[:, ::-1])
         axes = axes * np.where(np.diagonal(signs) < 0, -1.0, 1.0)
         variances[:count] = np.maximum(values[::-1], 0.0)
@@ -115,10 +115,15 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
 
 
 def fit_basis(samples: FloatArray, components: int, like: Basis | None = None) -> Basis:
-    """The first ``components`` principal axes of ``(N, H)`` samples.
+    """Return the first principal axes of samples as a basis.
 
-    The sign of an axis is arbitrary: it is chosen to agree with ``like``, or else so that the
-    largest weight is positive. With fewer units than components, the rest is zero.
+    The sign of an axis is arbitrary. It is chosen to agree with ``like``, or else to make the
+    largest weight positive. With fewer units than components, the remaining axes are 0.
+
+    Args:
+        samples: ``(N, H)``.
+        components: Number of axes.
+        like: An earlier basis; None for none.
     """
     mean, _, axes = explained_variance(samples)
     axes = axes[:components]
@@ -142,26 +147,28 @@ def state_space(
     refit_below: float = 0.8,
     cell: str = "cell",
 ) -> StateSpace:
-    """Project trajectories on a basis that stays as long as it captures enough.
+    """Project trajectories on a basis that is kept as long as it captures enough variance.
+
+    Fitting the axes again at every snapshot would let them turn and flip between pictures without
+    the states moving.
 
     Args:
         states: ``(B, T, H)``.
-        mask: ``(B, T)``, true at real steps.
-        basis: Basis of an earlier look, kept unless ``captured`` falls below ``refit_below`` or its
-            shape isn't ``(components, H)``; ``None`` fits one.
-        components: Dimensions ``k`` of a fitted basis.
-        refit_below: Least ``captured`` at which ``basis`` is kept.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
+        basis: Basis of an earlier snapshot. It is kept unless ``captured`` falls below
+            ``refit_below`` or its shape isn't ``(components, H)``. None to fit one.
+        components: Number ``k`` of axes.
+        refit_below: Smallest ``captured`` at which ``basis`` is kept.
         cell: Name of the recurrent cell.
 
     Raises:
-        ValueError: For ``components`` below 1.
+        ValueError: If ``components`` is below 1.
 
     Source: principal components of hidden states as in Lechner et al. 2020 (doi
-    10.1038/s42256-020-00237-3); participation ratio, Gao et al. 2017 (bioRxiv 214262). Re-fitting
-    at every look would let axes turn and flip between pictures without the states moving.
+    10.1038/s42256-020-00237-3); participation ratio, Gao et al. 2017 (bioRxiv 214262).
     """
     if components < 1:
-        raise ValueError(f"components={components}: give the number of axes, at least 1")
+        raise ValueError(f"components={components}: pass the number of axes, at least 1")
     batch, steps, width = states.shape
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     finite = np.isfinite(states).all(axis=2)
@@ -179,11 +186,12 @@ def state_space(
         )  # fmt: skip
     mean, variances, axes = explained_variance(samples)
     total = float(variances.sum())
-    # Below this, differences between states are rounding errors of float32.
+    # Below this limit, differences between states are rounding errors of float32.
     if total <= width * (1e-7 * float(np.abs(samples).max())) ** 2:
         variances, total = np.zeros_like(variances), 0.0
 
     def share(of: Basis) -> tuple[FloatArray, float]:
+        """Return the shares of variance along the axes of a basis, and what it captures."""
         if not total:
             return np.zeros(len(of.components)), 1.0
         along = np.var((samples - mean) @ of.components.T, axis=0)
@@ -226,10 +234,14 @@ def state_space(
 
 
 def centred_for_estimates(centred: FloatArray, use: np.ndarray) -> FloatArray:
-    """``(B, T, H)`` of the used samples ``(N, H)``, 0 elsewhere, in a unit of their own.
+    """Return centred samples at their places ``(B, T, H)``, rescaled, with 0 elsewhere.
 
-    As float32, half as dear, and enough for how sure a number is. The unit, a power of two, keeps
-    their products from being too large or too small for it.
+    They are float32, which is fast and precise enough for a CI. They are rescaled by a power of
+    two, because float32 might not hold their products otherwise.
+
+    Args:
+        centred: ``(N, H)``, the used samples minus their mean.
+        use: ``(B, T)``, true where a sample is used.
     """
     _, exponent = np.frexp(np.abs(centred).max(initial=0.0))
     found = np.zeros((*use.shape, centred.shape[1]), np.float32)
@@ -238,30 +250,35 @@ def centred_for_estimates(centred: FloatArray, use: np.ndarray) -> FloatArray:
 
 
 def _shares(centred: FloatArray, shown: FloatArray, best: FloatArray) -> dict[str, Estimate]:
-    """Variance along axes, of ``(B, T, H)`` states around their mean, 0 at padding.
+    """Return the shares of variance along axes, and what the axes capture, as estimates.
 
-    To first order a variance along a principal axis changes as if the axis stayed.
+    To first order, the variance along a principal axis changes as if the axis were fixed.
+
+    Args:
+        centred: ``(B, T, H)``, states minus their mean; 0 where none is used.
+        shown: ``(k, H)``, the axes shown.
+        best: ``(k, H)``, the first principal axes.
     """
     along = ((centred @ shown.T.astype(np.float32)) ** 2).sum(axis=1)
     whole = np.einsum("bth,bth->b", centred, centred)
-    most = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=1).sum(axis=1)
+    captured = ((centred @ best.T.astype(np.float32)) ** 2).sum(axis=1).sum(axis=1)
     found = {
         f"pc{axis}_share": Estimate.ratio(own, whole, SHARE)
         for axis, own in enumerate(along.T, start=1)
     }
-    return found | {"basis_captured": Estimate.ratio(along.sum(axis=1), most, SHARE)}
+    return found | {"basis_captured": Estimate.ratio(along.sum(axis=1), captured, SHARE)}
 
 
-# Elements of second moments that are held at once.
+# Largest number of elements of second moments in memory.
 _MAX_ELEMENTS = 1 << 20
 
 
 def participation_ratios_without_each(centred: FloatArray, use: np.ndarray) -> FloatArray:
-    """Return ``(B,)``, the participation ratio of ``(B, T, H)`` states without each sequence.
+    """Return ``(B,)``, the participation ratio of all states but those of each sequence.
 
     Args:
-        centred: States around their common mean, 0 where they aren't used.
-        use: ``(B, T)``.
+        centred: ``(B, T, H)``, states minus their mean; 0 where none is used.
+        use: ``(B, T)``, true where a state is used.
     """
     count, width = use.sum(axis=1), centred.shape[2]
     flat = centred.reshape(-1, width)
@@ -272,11 +289,11 @@ def participation_ratios_without_each(centred: FloatArray, use: np.ndarray) -> F
     first = centred.sum(axis=1, dtype=np.float64)
     mean = (first.sum(axis=0) - first) / others[:, None]
     size = (mean**2).sum(axis=1)
-    # <S, S_b>, |S_b|^2 and m' S_b m of the second moments S_b of each sequence, some at a time.
+    # <S, S_b>, |S_b|^2 and m' S_b m of the second moments S_b of each sequence, in groups.
     inner, own, along = np.empty((3, len(count)))
-    some = max(1, _MAX_ELEMENTS // width**2)
-    for start in range(0, len(count), some):
-        at = slice(start, start + some)
+    size_of_group = max(1, _MAX_ELEMENTS // width**2)
+    for start in range(0, len(count), size_of_group):
+        at = slice(start, start + size_of_group)
         second = centred[at].transpose(0, 2, 1) @ centred[at]
         rows = second.reshape(len(second), -1)
         inner[at] = rows @ total.ravel()
@@ -292,7 +309,7 @@ def participation_ratios_without_each(centred: FloatArray, use: np.ndarray) -> F
 
 
 def _without_each_by_products(centred: FloatArray, count: np.ndarray) -> FloatArray:
-    """With more units than samples: from scalar products of the samples, as float64."""
+    """Return the ratios if there are more units than samples, from the samples' scalar products."""
     batch, steps, width = centred.shape
     flat = centred.reshape(-1, width).astype(np.float64)
     gram = flat @ flat.T
@@ -315,6 +332,7 @@ def _without_each_by_products(centred: FloatArray, count: np.ndarray) -> FloatAr
 
 
 def _ratio(trace: FloatArray, squares: FloatArray) -> FloatArray:
+    """Return participation ratios from traces and sums of squares of covariances."""
     ratio: FloatArray = np.divide(
         trace**2, squares, out=np.full(len(trace), np.nan), where=squares > 0
     )

@@ -1,9 +1,9 @@
-"""Where the hidden state goes: trajectories in a basis that stays put."""
+"""Log where the hidden state goes, as trajectories along axes that are kept."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -26,15 +26,17 @@ from ...observation import Need, Observation, Trajectory
 from ...records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
+from ...stats import Estimate
 from ...stats.state_samples import fingerprint, state_sample
 from .analysis import Basis, state_space
+from .analysis import StateSpace as StateSpaceResult
 from .plot import plot_state_space
 
 __all__ = ["StateSpace", "sequence_classes"]
 
 
 def sequence_classes(held_out: HeldOutBatch) -> np.ndarray | None:
-    """``(B,)``, the class of each sequence where the targets say so: integers, one a sequence."""
+    """Return ``(B,)``, the class of each sequence; None if targets are not one integer for each."""
     targets = held_out.targets
     if not isinstance(targets, mx.array) or mx.issubdtype(targets.dtype, mx.floating):
         return None
@@ -43,53 +45,70 @@ def sequence_classes(held_out: HeldOutBatch) -> np.ndarray | None:
     return np.array(targets).reshape(-1)
 
 
+# ``pc<i>_share`` stands for the tags of both axes; ``{axis}`` is filled with their number.
+_SCALARS = {
+    "pc<i>_share": "Share of the states' variance along axis {axis} of the picture",
+    "participation_ratio": "Number of dimensions in use: (sum l)^2 / sum l^2 of the covariance's "
+    "eigenvalues. Too small if there are few states; the CI is corrected for this bias and then "
+    "lies above the number",
+    "basis_captured": "Variance in the plane of the picture over that in the best plane",
+    "basis_refits": "Number of times that the picture's axes were fitted anew",
+}
+
+
 class StateSpace(Callback):
-    """Hidden trajectories in the plane of two principal axes, for every recurrent cell.
+    """Draw hidden trajectories in the plane of two principal axes, for every recurrent cell.
 
-    The axes of the first look are kept, so that pictures compare; they are fitted anew, and the
-    picture says so, once they hold too little of what two axes could.
+    The axes of the first snapshot are kept, so pictures are comparable. They are fitted anew, and
+    the picture is marked, once they capture too little of the variance that two axes could.
 
-    Costs one forward pass, or nothing beside a callback that needs a gradient.
+    It costs one forward pass, or nothing if another callback needs a gradient.
 
     =================================== ======== ==================================================
     Tag                                 Record   What
     =================================== ======== ==================================================
     ``hidden/pca``                      image    trajectories, coloured by time, ends by class
     ``hidden/pc1_share``                scalar   share of variance along the first axis shown
-    ``hidden/pc2_share``                scalar   and along the second
+    ``hidden/pc2_share``                scalar   share of variance along the second axis shown
     ``hidden/participation_ratio``      scalar   number of dimensions in use
     ``hidden/basis_captured``           scalar   variance in the plane shown over that in the best
-    ``hidden/basis_refits``             scalar   how often the axes were fitted anew
+    ``hidden/basis_refits``             scalar   number of times that the axes were fitted anew
     ``hidden/participation_change``     scalar   relative change of ``participation_ratio`` since
-                                                 the last look, paired on the same sequences
-    ``hidden/numbers_changed``          scalar   how many of these changed beyond chance
-    ``hidden/nonfinite``                scalar   states left out because of NaN or infinity
+                                                 the previous snapshot, paired on equal sequences
+    ``hidden/numbers_changed``          scalar   number of these that changed beyond chance
+    ``hidden/nonfinite``                scalar   states skipped because of NaN or infinity
     ``_ncp/hidden_spectrum``            array    ``(H,)``, variance shares, decreasing
-    ``_ncp/hidden_sample``              array    ``(N, H)``, states at up to 64 real steps, the same
-                                                 at every look and in every run with a batch of this
-                                                 shape and mask; of more units ``(N, N)``, rotated
+    ``_ncp/hidden_sample``              array    ``(N, H)``, states at up to 64 real time steps,
+                                                 equal for all snapshots and all runs with a batch
+                                                 of this shape and mask; with more units than that
+                                                 ``(N, N)``, rotated
     ``_ncp/hidden_held_out``            array    ``(2, 8)``, random projections of the inputs and
-                                                 mask, and of the intervals: which batch it is
+                                                 mask, and of time_delta, to identify the batch
     ``hidden/states``                   points   once, when the run ends: up to 2,000 states for the
                                                  Projector, with class, time, step and sequence
     =================================== ======== ==================================================
 
     With several cells the name of a cell is added, as in ``hidden_encoder/pca``. Shares and the
-    participation ratio come with 95 % CIs over sequences; of fewer than 16 sequences they are
-    unreliable. Few states that depend on each other make the participation ratio too small; its
-    interval is without that bias and may lie above it, which is how a reader sees the bias.
+    participation ratio come with 95 % CIs over sequences, which are unreliable with fewer than 16
+    sequences. Few, dependent states make the participation ratio too small. Its CI is corrected
+    for this bias, so a CI that lies above the number shows the bias.
 
-    From ``_ncp/hidden_sample``, ``ncp-callbacks compare`` says how alike the states of two runs
-    are, whatever the rotation, order and number of their units, if by ``_ncp/hidden_held_out`` both
-    looked at the same sequences.
+    ``ncp-callbacks compare`` computes the similarity of the states of two runs from
+    ``_ncp/hidden_sample``, for any rotation, order and number of their units, if both runs have
+    equal sequences by ``_ncp/hidden_held_out``.
 
     Args:
-        exclude_motor: Whether to leave the motor neurons of wired cells out of everything here:
-            they are the outputs, which axes would show again (Lechner et al. 2020). Cells without
-            a wiring, and such with motor neurons only, are shown whole. Costs a forward pass at the
-            first look.
-        refit_below: Least share of the best plane's variance at which the axes are kept.
-        every, name, max_sequences: See :class:`Callback`.
+        exclude_motor: True to skip the motor neurons of wired cells in all of these records. They
+            are the outputs, which axes would show again (Lechner et al. 2020). Cells without a
+            wiring, and cells that have only motor neurons, are shown whole. It costs a forward
+            pass at the first snapshot.
+        refit_below: Smallest share of the best plane's variance at which the axes are kept.
+        every: See :class:`Callback`.
+        name: See :class:`Callback`.
+        max_sequences: See :class:`Callback`.
+
+    Raises:
+        ValueError: If ``refit_below`` is not between 0 and 1.
     """
 
     needs = frozenset({Need.STATES})
@@ -106,145 +125,173 @@ class StateSpace(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         if not 0 <= refit_below <= 1:
-            raise ValueError(f"refit_below={refit_below}: give a share between 0 and 1")
+            raise ValueError(f"refit_below={refit_below}: pass a share between 0 and 1")
         self._refit_below = refit_below
         self._exclude_motor = exclude_motor
-        self._kept: dict[str, npt.NDArray[np.intp] | None] = {}
-        self._bases: dict[str, Basis] = {}
-        self._refits: dict[str, int] = {}
-        self._limits: dict[str, AxisLimit] = {}
+        self._units: dict[str, npt.NDArray[np.intp] | None] = {}
+        self._axes: dict[str, _Axes] = {}
         self._changes = PairedChanges()
 
-    def finish(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = observation.states
-        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
-            shown = self._without_motor(cell, observation)
-            points = _points(f"{self.name}{short}/states", shown, observation)
-            if points is not None:
-                yield points
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "bases": {
-                cell: {"mean": b.mean, "components": b.components}
-                for cell, b in self._bases.items()
-            },
-            "refits": dict(self._refits),
-            "limits": {cell: limit.value for cell, limit in self._limits.items()},
-            "changes": self._changes.state_dict(),
-        }
+        cells = {cell: axes.state_dict() for cell, axes in self._axes.items()}
+        return {"cells": cells, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._bases = {
-            cell: Basis(np.asarray(b["mean"]), np.asarray(b["components"]))
-            for cell, b in state["bases"].items()
-        }
-        self._refits = {cell: int(n) for cell, n in state["refits"].items()}
-        self._limits = {cell: AxisLimit(float(v)) for cell, v in state["limits"].items()}
+        self._axes = {cell: _Axes.from_state(axes) for cell, axes in state["cells"].items()}
         self._changes.load_state_dict(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = observation.states
-        if not cells:
+        if not observation.states:
             raise NotApplicable(observation.no_cells)
         batch = _batch(observation)
-        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
-            shown = self._without_motor(cell, observation)
-            yield from self._of(shown, self.name + short, observation, batch)
+        for cell, group in self._cells(observation):
+            yield from self._of(cell, group, observation, batch)
 
-    def _without_motor(self, cell: Trajectory, observation: Observation) -> Trajectory:
-        if not self._exclude_motor:
-            return cell
-        if cell.cell not in self._kept:
-            self._kept[cell.cell] = _others(cell, observation)
-        kept = self._kept[cell.cell]
-        return cell if kept is None else dataclasses.replace(cell, values=cell.values[..., kept])
+    def finish(self, observation: Observation) -> Iterable[Record | Note]:
+        for cell, group in self._cells(observation):
+            points = _points(f"{group}/states", cell, observation)
+            if points is not None:
+                yield points
+
+    def _cells(self, observation: Observation) -> Iterator[tuple[Trajectory, str]]:
+        """Yield the states of each cell to be shown, and the group of its tags."""
+        cells = observation.states
+        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
+            if cell.cell not in self._units:
+                motor_shown = not self._exclude_motor
+                self._units[cell.cell] = None if motor_shown else _without_motor(cell, observation)
+            units = self._units[cell.cell]
+            shown = cell.values if units is None else cell.values[..., units]
+            yield dataclasses.replace(cell, values=shown), self.name + short
 
     def _of(
         self, cell: Trajectory, group: str, observation: Observation, batch: FloatArray
     ) -> Iterable[Record | Note]:
-        known = self._bases.get(cell.cell)
-        result = state_space(
-            cell.values,
-            mask=observation.mask,
-            basis=known,
-            refit_below=self._refit_below,
-            cell=cell.cell,
-        )
+        """Yield the records of one cell."""
+        axes = self._axes.setdefault(cell.cell, _Axes())
+        result = axes.project(cell, observation.mask, self._refit_below)
         yield from non_finite_count(group, result.non_finite, "states", "of NaN or infinity")
         if not result.samples:
             return
-        limit = self._limits.setdefault(cell.cell, AxisLimit())
-        self._refits.setdefault(cell.cell, 0)
-        if result.refitted:
-            self._bases[cell.cell] = result.basis
-            if known is not None:
-                self._refits[cell.cell] += 1
-                yield Note(
-                    f"{group}/pca: the axes held less than {self._refit_below:.0%} of what two "
-                    "axes can and were fitted anew; pictures before and after it have different "
-                    f"axes, and {group}/basis_refits counts how often that happened"
-                )
-        yield Figure(
-            f"{group}/pca",
-            plot_state_space,
-            # The first axes are not new to anybody.
-            result if known is not None else dataclasses.replace(result, refitted=False),
-            {
-                "time_delta": observation.time_delta,
-                "classes": sequence_classes(observation.held_out),
-                "class_names": observation.held_out.class_names,
-                "limit": limit.covering(float(np.nanmax(np.abs(result.scores)))),
-                "step": observation.step,
-            },
-            f"States of {cell.cell} along two principal axes, fitted at the first look and kept. "
-            "Colour: time since the sequence's start; end markers: class.",
-        )
-        numbers = result.estimates
+        yield from axes.update(result, group, self._refit_below)
+        yield _picture(result, group, axes, observation)
         yield from small_batch_note(observation)
-        # Along other axes shares are others, though nothing moved.
-        compared = numbers
-        if result.refitted:
-            compared = {k: v for k, v in numbers.items() if k == "participation_ratio"}
         yield from self._changes.compare(
-            group, compared, observation, "participation_ratio", "participation"
+            group, _comparable(result), observation, "participation_ratio", "participation"
         )
-        for axis, value in enumerate(result.axis_variance_ratio[:2], start=1):
-            yield scalar_with_ci(
-                f"{group}/pc{axis}_share",
-                float(value),
-                numbers.get(f"pc{axis}_share"),
-                f"Share of the states' variance along axis {axis} of the picture",
-                chart=axis == 1,
-            )
-        if np.isfinite(result.participation_ratio):
-            yield scalar_with_ci(
-                f"{group}/participation_ratio",
-                result.participation_ratio,
-                numbers.get("participation_ratio"),
-                "Number of dimensions in use: (sum l)^2 / sum l^2 of the covariance's eigenvalues. "
-                "Too small where states are few; the interval is without that bias and lies above "
-                "it then",
-                chart=True,
-            )
-        yield scalar_with_ci(
-            f"{group}/basis_captured",
-            result.captured,
-            numbers.get("basis_captured"),
-            "Variance in the plane of the picture over that in the best plane",
-        )
-        yield Scalar(
-            f"{group}/basis_refits",
-            self._refits[cell.cell],
-            "How often the picture's axes were fitted anew",
-        )
+        yield from _scalars(result, group)
+        yield Scalar(f"{group}/basis_refits", axes.refits, _SCALARS["basis_refits"])
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
         yield Array(f"_ncp/{group}_sample", state_sample(cell.values, observation.mask))
         yield Array(f"_ncp/{group}_held_out", batch)
 
 
-def _others(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:
-    """Columns of the neurons that are not motor neurons; None for a cell that has no such parts."""
+def _comparable(result: StateSpaceResult) -> dict[str, Estimate]:
+    """Return the numbers that can be compared with those of the previous snapshot."""
+    numbers = dict(result.estimates)
+    if result.refitted:
+        # Shares along new axes differ even if the states didn't move.
+        return {k: v for k, v in numbers.items() if k == "participation_ratio"}
+    return numbers
+
+
+@dataclasses.dataclass
+class _Axes:
+    """Hold the axes of one cell's pictures.
+
+    Attributes:
+        basis: The axes that are kept; None before the first snapshot.
+        refits: Number of times that they were fitted anew.
+        limit: Limit of both axes.
+    """
+
+    basis: Basis | None = None
+    refits: int = 0
+    limit: AxisLimit = dataclasses.field(default_factory=AxisLimit)
+
+    def project(
+        self, cell: Trajectory, mask: np.ndarray | None, refit_below: float
+    ) -> StateSpaceResult:
+        """Return the states of a cell along these axes, or along new ones."""
+        return state_space(
+            cell.values, mask=mask, basis=self.basis, refit_below=refit_below, cell=cell.cell
+        )
+
+    def update(self, result: StateSpaceResult, group: str, refit_below: float) -> Iterator[Note]:
+        """Keep the axes of a result, and yield a note if they replace earlier ones."""
+        if not result.refitted:
+            return
+        if self.basis is not None:
+            self.refits += 1
+            yield Note(
+                f"{group}/pca: the axes captured less than {refit_below:.0%} of the variance that "
+                "two axes can and were fitted anew. Don't compare pictures before and after: "
+                f"their axes differ. {group}/basis_refits counts how often that happened; to keep "
+                "axes longer, set a smaller refit_below="
+            )
+        self.basis = result.basis
+
+    def state_dict(self) -> dict[str, Any]:
+        basis = None
+        if self.basis is not None:
+            basis = {"mean": self.basis.mean, "components": self.basis.components}
+        return {"basis": basis, "refits": self.refits, "limit": self.limit.value}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> _Axes:
+        """Return axes from what :meth:`state_dict` returned."""
+        basis = state["basis"]
+        if basis is not None:
+            basis = Basis(np.asarray(basis["mean"]), np.asarray(basis["components"]))
+        return cls(basis, int(state["refits"]), AxisLimit(float(state["limit"])))
+
+
+def _picture(result: StateSpaceResult, group: str, axes: _Axes, observation: Observation) -> Figure:
+    return Figure(
+        f"{group}/pca",
+        plot_state_space,
+        # "new axes" is written only where they replaced others.
+        dataclasses.replace(result, refitted=result.refitted and axes.refits > 0),
+        {
+            "time_delta": observation.time_delta,
+            "classes": sequence_classes(observation.held_out),
+            "class_names": observation.held_out.class_names,
+            "limit": axes.limit.covering(float(np.nanmax(np.abs(result.scores)))),
+            "step": observation.step,
+        },
+        f"States of {result.cell} along two principal axes, fitted at the first snapshot and kept. "
+        "Colour: time since the sequence's start; end markers: class.",
+    )
+
+
+def _scalars(result: StateSpaceResult, group: str) -> Iterator[Scalar]:
+    numbers = result.estimates
+    for axis, value in enumerate(result.axis_variance_ratio[:2], start=1):
+        yield scalar_with_ci(
+            f"{group}/pc{axis}_share",
+            float(value),
+            numbers.get(f"pc{axis}_share"),
+            _SCALARS["pc<i>_share"].format(axis=axis),
+            chart=axis == 1,
+        )
+    if np.isfinite(result.participation_ratio):
+        yield scalar_with_ci(
+            f"{group}/participation_ratio",
+            result.participation_ratio,
+            numbers.get("participation_ratio"),
+            _SCALARS["participation_ratio"],
+            chart=True,
+        )
+    yield scalar_with_ci(
+        f"{group}/basis_captured",
+        result.captured,
+        numbers.get("basis_captured"),
+        _SCALARS["basis_captured"],
+    )
+
+
+def _without_motor(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:
+    """Return the columns of all but motor neurons; None for a cell that is shown whole."""
     try:
         groups = neuron_groups(observation.cell_stepper(cell.cell, 1))
     except NotApplicable:
@@ -256,14 +303,14 @@ def _others(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] 
 
 
 def _batch(observation: Observation) -> FloatArray:
-    """The fingerprint of the sequences; of tokens themselves, not of what they are embedded as."""
+    """Return the fingerprint of the sequences, for tokens that of the tokens themselves."""
     held_out = observation.held_out
     inputs = to_numpy(held_out.inputs)[..., None] if held_out.tokens else observation.inputs
     return fingerprint(inputs, observation.time_delta, observation.mask)
 
 
 def _points(tag: str, cell: Trajectory, observation: Observation) -> Embedding | None:
-    """States of real steps, spread over all, and what is known of each; None if none is finite."""
+    """Return states of real time steps with labels, spread over all; None if none is finite."""
     batch, steps, units = cell.values.shape
     mask = np.ones((batch, steps), bool) if observation.mask is None else observation.mask
     real = np.flatnonzero(mask.reshape(-1) & np.isfinite(cell.values).all(axis=-1).reshape(-1))

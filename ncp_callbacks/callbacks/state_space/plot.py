@@ -1,4 +1,4 @@
-"""Hidden states as trajectories in the plane of their principal components."""
+"""Draw hidden states as trajectories in the plane of their principal components."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Array = npt.NDArray[np.float64]
 
 TOP = 388
 MAX_TRAJECTORIES = 12
-MAX_POINTS = 300  # Of a trajectory: more segments than this can't be told apart.
+MAX_POINTS = 300  # Of a trajectory: more segments are too short to distinguish.
 MAX_CLASSES = 6
 # Neighbours differ in lightness as well as in shape.
 END_MARKERS = (
@@ -46,13 +46,16 @@ END_MARKERS = (
 )  # fmt: skip
 OTHER_MARKER = ("o", LIGHT)
 BEGIN = "#440154"  # The first colour of viridis.
-LATEST = 0.92  # How far the colours of time go; the rest of viridis is too light on white.
-BANDS = 64  # Of time: more can't be told apart.
+LATEST = 0.92  # Fraction of viridis used; the rest is too light on white.
+TIME_COLORS = 64  # Colours of time: more are too similar to distinguish.
 
 
 @dataclass(frozen=True)
 class _Classes:
-    """Hold the class of each sequence as an index into ``names``; ``own`` first ones are single."""
+    """Hold the class of each sequence, as an index into ``names``.
+
+    The first ``own`` names are single classes. A last one may stand for all other classes.
+    """
 
     index: npt.NDArray[np.int64]
     names: list[str]
@@ -74,23 +77,24 @@ def plot_state_space(
 ) -> None:
     """Draw trajectories of hidden states, coloured by the time since each sequence's start.
 
-    Small dots mark the starts, large markers the ends, by class. Of more than 12 sequences, the
-    mean trajectory of each class is drawn with the ends of all sequences; without classes, 12
-    sequences evenly chosen. States of one dimension are drawn against time.
+    Small dots mark the starts, large markers the ends, by class. With more than 12 sequences, the
+    mean trajectory of each class is drawn, with the ends of all sequences; without classes, 12
+    sequences are drawn, spread evenly. States of one dimension are drawn against time.
 
     Args:
+        page: The page to draw on.
         states: A :class:`~ncp_callbacks.analysis.StateSpace`, or ``(B, T, 2)`` or ``(B, T, 1)``
             states; NaN is padding.
-        time_delta: ``(B, T)`` or ``(B, T, 1)`` elapsed times; colours count time steps where None.
-        classes: ``(B,)`` class of each sequence.
-        class_names: Names of classes 0, 1, …; the classes themselves where None.
+        time_delta: ``(B, T)`` or ``(B, T, 1)`` elapsed times; None for colours by time step.
+        classes: ``(B,)``, class of each sequence.
+        class_names: Names of classes 0, 1, …; None to write the classes themselves.
         limit: Both axes span ±``limit``, in units of the state.
-        step: Training step, for the title; a result whose axes were fitted at this step then says
-            "new axes".
+        step: Training step, for the title. The picture of a result whose axes were fitted at this
+            step is marked "new axes".
         mask: ``(B, T)``, true at real time steps.
 
     Raises:
-        ValueError: For shapes that don't fit, and a limit that is not above 0.
+        ValueError: If shapes don't fit, or the limit is not above 0.
     """
     variance: Sequence[float] = ()
     if isinstance(states, StateSpace):
@@ -101,14 +105,14 @@ def plot_state_space(
     if scores.ndim != 3 or scores.shape[-1] not in (1, 2) or 0 in scores.shape:
         raise ValueError(
             f"states have shape {scores.shape}: pass (B, T, 2), sequences × time steps × "
-            "components: one sequence as states[None], hidden states as state_space(states)"
+            "components; pass one sequence as states[None], hidden states as state_space(states)"
         )
     batch, steps, _ = scores.shape
     if mask is not None:
         scores[~_fitting(mask, "mask", batch, steps).astype(bool)] = np.nan
     real = np.asarray(np.isfinite(scores).all(axis=-1))
     scores[~real] = np.nan
-    # Padding before a sequence is not its time.
+    # Padding before a sequence takes no time.
     begun = np.maximum.accumulate(real, axis=1)
     if time_delta is None:
         elapsed = np.maximum(np.cumsum(begun, axis=1) - 1.0, 0.0)
@@ -174,6 +178,11 @@ def plot_state_space(
 
 
 def _fitting(values: npt.ArrayLike, name: str, batch: int, steps: int) -> npt.NDArray[Any]:
+    """Return values as ``(B, T)``.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
     array = np.asarray(values)
     if array.shape == (batch, steps, 1):
         array = array[..., 0]
@@ -186,11 +195,14 @@ def _fitting(values: npt.ArrayLike, name: str, batch: int, steps: int) -> npt.ND
 
 
 def _grouped(classes: npt.ArrayLike, class_names: Sequence[str] | None, batch: int) -> _Classes:
+    """Return the classes of sequences with names and markers, the last ones joined as others."""
     array = np.asarray(classes)
     if array.shape == (batch, 1):
         array = array[:, 0]
     if array.shape != (batch,):
-        raise ValueError(f"classes have shape {array.shape}: pass ({batch},), one a sequence")
+        raise ValueError(
+            f"classes have shape {array.shape}: pass ({batch},), one for each sequence"
+        )
     values, index = np.unique(array, return_inverse=True)
     names = []
     for value in values.tolist():
@@ -251,22 +263,22 @@ def _draw(
 
 
 def _lines(axes: Any, pieces: list[tuple[Array, Array]], latest: float, width: float) -> None:
-    """Draw segments, those of about one time as one path: a path for each would be slow."""
+    """Draw segments. Those with one colour are one path, because many paths are slow."""
     from matplotlib import colormaps
     from matplotlib.collections import LineCollection
     from matplotlib.colors import ListedColormap, Normalize
 
     segments = np.concatenate([np.empty((0, 2, 2)), *(s for s, _ in pieces)])
     times = np.concatenate([np.empty(0), *(t for _, t in pieces)])
-    band = np.minimum(times / latest * BANDS, BANDS - 1).astype(np.int64)
-    order = np.argsort(band, kind="stable")
-    used, first = np.unique(band[order], return_index=True)
-    # NaN between segments keeps them apart.
-    apart = np.concatenate([segments, np.full((len(segments), 1, 2), np.nan)], axis=1)[order]
+    color = np.minimum(times / latest * TIME_COLORS, TIME_COLORS - 1).astype(np.int64)
+    order = np.argsort(color, kind="stable")
+    used, first = np.unique(color[order], return_index=True)
+    # NaN between segments separates them.
+    separated = np.concatenate([segments, np.full((len(segments), 1, 2), np.nan)], axis=1)[order]
     lines = LineCollection(
-        [group.reshape(-1, 2) for group in np.split(apart, first[1:])] if len(used) else [],
-        array=(used + 0.5) / BANDS * latest,
-        cmap=ListedColormap(colormaps["viridis"](np.linspace(0, LATEST, BANDS))),
+        [group.reshape(-1, 2) for group in np.split(separated, first[1:])] if len(used) else [],
+        array=(used + 0.5) / TIME_COLORS * latest,
+        cmap=ListedColormap(colormaps["viridis"](np.linspace(0, LATEST, TIME_COLORS))),
         norm=Normalize(0.0, latest), linewidths=points(width), capstyle="round",
         linestyles="solid", zorder=3,
     )  # fmt: skip
@@ -276,9 +288,9 @@ def _lines(axes: Any, pieces: list[tuple[Array, Array]], latest: float, width: f
 def _mean(
     path: Array, elapsed: Array, real: npt.NDArray[np.bool_], members: npt.NDArray[np.intp]
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    """Return the mean trajectory of sequences, as far as half of them go.
+    """Return the mean trajectory of sequences, its times, and where at least half of them are.
 
-    Further on it would jump wherever a sequence ends.
+    With fewer sequences it would jump wherever one ends.
     """
     known = real[members]
     count = known.sum(axis=0)
@@ -290,7 +302,7 @@ def _mean(
 
 
 def _segments(line: Array, times: Array, known: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Return ``(N, 2, 2)`` segments of a trajectory, none across a gap, and their end times."""
+    """Return the segments ``(N, 2, 2)`` of a trajectory and their end times, skipping gaps."""
     at = np.flatnonzero(known)
     if len(at) > MAX_POINTS:
         at = at[np.round(np.linspace(0, len(at) - 1, MAX_POINTS)).astype(int)]
@@ -301,7 +313,7 @@ def _segments(line: Array, times: Array, known: npt.NDArray[np.bool_]) -> tuple[
 
 
 def _legend(page: Page, x: float, groups: _Classes) -> float:
-    """Write markers and names of the classes; return the height below which there is room."""
+    """Write markers and names of the classes, and return the height of the free space below."""
     y = TOP - 14.0
     page.text(x, y, "ends", color=GREY)
     for name, style in zip(short_names(groups.names, RIGHT - x - 26), groups.markers, strict=True):

@@ -1,4 +1,4 @@
-"""State transitions: how far, how fast and how straight the hidden state moves."""
+"""Measure how far, how fast and how straight the hidden state moves."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ DEAD = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class TransitionStatistics(MappingResult):
-    """Transitions ``dh_bt = h_b,t+1 - h_bt`` between consecutive real steps.
+    """Hold statistics of the transitions ``dh_bt = h_b,t+1 - h_bt`` between real time steps.
 
     Attributes:
-        magnitude_mean: Mean of ``||dh||`` over sequences and steps, in units of the state.
-        magnitude_std: Its standard deviation over sequences and steps.
+        magnitude_mean: Mean of ``||dh||`` over sequences and time steps, in units of the state.
+        magnitude_std: Standard deviation of ``||dh||`` over sequences and time steps.
         magnitude_std_within: Root mean square over sequences of the SD along a sequence.
         magnitude_std_between: SD over sequences of the mean along a sequence.
-        direction_consistency: Alignment: do different sequences move the same way at the same
-            step? Mean cosine between the directions of two sequences, averaged over steps: 1 all
-            alike, 0 unrelated. NaN with one sequence.
-        direction_persistence: Mean cosine between consecutive transitions of a sequence: 1 straight
-            on, -1 back and forth.
-        speed_mean: Mean of ``||dh|| / dt``, per unit of ``time_delta`` (without: per step).
-        speed_max: Its maximum.
-        unit_speed_max: ``(H,)``, maximum of ``|dh_i| / dt`` per unit.
+        direction_consistency: Mean cosine between the directions of two sequences at one time step,
+            averaged over time steps: 1 if all sequences move in one direction, 0 if directions are
+            unrelated. NaN with one sequence.
+        direction_persistence: Mean cosine between consecutive transitions of a sequence: 1 if it
+            goes straight on, -1 if it goes back and forth.
+        speed_mean: Mean of ``||dh|| / dt``, per unit of ``time_delta``, or per time step without
+            it.
+        speed_max: Maximum of ``||dh|| / dt``.
+        unit_speed_max: ``(H,)``, maximum of ``|dh_i| / dt`` of each unit.
         relative_magnitude: ``magnitude_mean`` over the RMS distance of the states from their mean.
         saturation: Share of state components beyond 95 % of ``bound``; NaN without a bound.
-        dead_units: Number of units whose SD over sequences and steps is below 0.1 % of the median
-            unit's, or 0.
-        magnitudes: ``(B, T-1)``, ``||dh||``; NaN where either step is padding or not finite.
-        speeds: ``(B, T-1)``, likewise.
-        transitions: How many transitions went in.
-        non_finite: How many between real steps were left out because of NaN or infinity.
+        dead_units: Number of units whose SD over sequences and time steps is below 0.1 % of the
+            median unit's, or 0.
+        magnitudes: ``(B, T-1)``, ``||dh||``; NaN where either state is padding or not finite.
+        speeds: ``(B, T-1)``, ``||dh|| / dt``; NaN where ``magnitudes`` is.
+        transitions: Number of transitions used.
+        non_finite: Number of transitions between real time steps that were skipped because of NaN
+            or infinity.
         cell: Name of the recurrent cell.
         estimates: ``magnitude_mean``, ``magnitude_std``, ``direction_consistency``,
-            ``direction_persistence``, ``speed_mean`` and ``saturation`` with their intervals over
+            ``direction_persistence``, ``speed_mean`` and ``saturation`` as estimates over
             sequences, as far as they are known.
     """
 
@@ -73,6 +75,7 @@ class TransitionStatistics(MappingResult):
 
 
 def _mean(values: npt.NDArray[Any]) -> float:
+    """Return the mean; NaN if there are no values."""
     return float(values.mean()) if values.size else float("nan")
 
 
@@ -84,8 +87,8 @@ def _alignment(sums: FloatArray) -> FloatArray:
             number of sequences that move.
     """
     count = sums[..., -1]
-    # ||sum u||^2 = n + sum over pairs of cosines, so this is the mean over pairs: unbiased, which
-    # the resultant length itself is not (it is near 1/sqrt(n) for unrelated directions).
+    # ||sum u||^2 = n + sum over pairs of cosines, so the mean over pairs is unbiased. The resultant
+    # length itself is biased: it is near 1/sqrt(n) for unrelated directions.
     square = np.einsum("nth,nth->nt", sums[..., :-1], sums[..., :-1])
     pairs = count * (count - 1)
     enough = count >= 2
@@ -94,7 +97,13 @@ def _alignment(sums: FloatArray) -> FloatArray:
 
 
 def stays_within(states: FloatArray, mask: np.ndarray | None, bound: float) -> bool:
-    """Whether no finite component of ``(B, T, H)`` states at real steps is beyond ``bound``."""
+    """Return True if all finite components of states at real time steps are within ``bound``.
+
+    Args:
+        states: ``(B, T, H)``.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
+        bound: Largest absolute value.
+    """
     real = states if mask is None else states[mask]
     return bool((np.abs(real[np.isfinite(real)]) <= bound).all())
 
@@ -108,26 +117,27 @@ def transition_statistics(
     bound: float | None = None,
     cell: str = "cell",
 ) -> TransitionStatistics:
-    """Statistics of the steps of ``(B, T, H)`` states.
+    """Return statistics of the transitions between hidden states.
 
     Args:
         states: ``(B, T, H)``.
-        time_delta: ``(B, T)``, intervals; the transition to step ``t`` took ``time_delta[:, t]``.
-        mask: ``(B, T)``, true at real steps.
-        initial: ``(B, H)``, state before the first step; given, its transition is included.
-        bound: Largest possible absolute value of a state component, if there is one.
+        time_delta: ``(B, T)``; the transition to time step ``t`` took ``time_delta[:, t]``. None
+            if every transition took 1.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
+        initial: ``(B, H)``, state before the first time step; None to skip the first transition.
+        bound: Largest possible absolute value of a state component; None for no bound.
         cell: Name of the recurrent cell.
 
     Source: speed along the data as in Lechner et al. 2020, algorithm 8 (doi
     10.1038/s42256-020-00237-3); mean resultant length and its bias, Mardia & Jupp, Directional
-    Statistics (2000), section 9. Norms are per sequence: a norm over the whole batch grows with
-    its size.
+    Statistics (2000), section 9. Norms are per sequence, because a norm over the whole batch
+    grows with its size.
     """
     batch, steps, width = states.shape
     h = states.astype(np.float64)
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     dt = np.ones((batch, steps)) if time_delta is None else time_delta.astype(np.float64)
-    # Sums over units of finite float32 are finite, and none other.
+    # The sum over units is finite exactly if all of them are: they are float32.
     use = real & np.isfinite(h.sum(axis=2))
     if initial is not None:
         h = np.concatenate([initial.astype(np.float64)[:, None], h], axis=1)
@@ -144,7 +154,7 @@ def transition_statistics(
         dh[~valid] = 0.0
     norm = np.sqrt(np.einsum("bth,bth->bt", dh, dh))
     magnitudes = np.where(valid, norm, np.nan)
-    # Padding may hold any interval, 0 and NaN included.
+    # Padding may hold any elapsed time, 0 and NaN included.
     dt = np.where(valid, dt, 1.0)
     speeds = np.where(valid, norm / dt, np.nan)
 
@@ -153,10 +163,10 @@ def transition_statistics(
         (samples.max(axis=0), samples.min(axis=0)) if samples.size else (np.zeros(1), np.zeros(1))
     )
     largest = float(max(highest.max(), -lowest.min()))
-    # Directions of rounding errors say nothing.
+    # Rounding errors have no meaningful direction.
     moving = valid & (norm > 1e-6 * largest)
     unit_speed_max = (np.abs(dh) / dt[..., None]).max(axis=(0, 1), initial=0.0)
-    # 0 for those that don't move; in place.
+    # In place; 0 for transitions that don't move.
     directions = dh
     directions *= np.divide(1.0, norm, out=np.zeros_like(norm), where=moving)[..., None]
     pairs = moving[:, 1:] & moving[:, :-1]
@@ -171,7 +181,7 @@ def transition_statistics(
 
     unit_sd = np.zeros(width)
     if len(samples):
-        # The mean of equal values is rounded: their SD need not come out as 0.
+        # The mean of equal values is rounded, so their computed SD may not be 0.
         unit_sd = np.where(highest > lowest, samples.std(axis=0), 0.0)
     spread = float(np.linalg.norm(unit_sd))
     all_valid = norm[valid]

@@ -1,9 +1,9 @@
-"""How far, how fast and how straight the hidden state moves."""
+"""Log how far, how fast and how straight the hidden state moves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,65 +19,67 @@ from ...callback import (
 )
 from ...model import NotApplicable
 from ...observation import Need, Observation, Trajectory
-from ...records import Array, Histogram, Note, Record
+from ...records import Array, Histogram, Note, Record, Scalar
 from ...scheduling import ScheduleLike
 from .analysis import TransitionStatistics, stays_within, transition_statistics
 
 __all__ = ["StateTransitions"]
 
 _SCALARS = {
-    "magnitude_mean": "Mean ||dh|| between consecutive steps; in units of the state",
-    "magnitude_std": "SD of ||dh|| over sequences and steps",
-    "speed_mean": "Mean ||dh||/dt; in units of the state per unit of time_delta (or per step)",
+    "magnitude_mean": "Mean ||dh|| between consecutive time steps; in units of the state",
+    "magnitude_std": "SD of ||dh|| over sequences and time steps",
+    "speed_mean": "Mean ||dh||/dt; in units of the state per unit of time_delta (or per time step)",
     "speed_max": "Largest ||dh||/dt",
-    "direction_consistency": "Mean cosine between the moves of two sequences at the same step: "
-    "1 all move alike, 0 unrelated",
+    "direction_consistency": "Mean cosine between the moves of two sequences at one time step: "
+    "1 all move in one direction, 0 unrelated",
     "direction_persistence": "Mean cosine between consecutive moves of a sequence: 1 straight on, "
     "-1 back and forth",
     "saturation": "Share of state components beyond 95 % of their bound of 1",
     "dead_units": "Units whose SD is below 0.1 % of the median unit's, or 0",
 }
-
-
 _CHARTS = {"magnitude_mean", "direction_consistency", "saturation"}
+_BINS = 40
 
 
 class StateTransitions(Callback):
-    """Statistics of the steps of the hidden state, for every recurrent cell.
+    """Measure how far, how fast and how straight the hidden state of every recurrent cell moves.
 
-    Costs one forward pass, or nothing beside a callback that needs a gradient.
+    It costs one forward pass, or nothing if another callback needs a gradient.
 
     ======================================= ========= =============================================
     Tag                                     Record    What
     ======================================= ========= =============================================
-    ``transitions/magnitude_mean``          scalar    mean length of a step, ``||dh||``
-    ``transitions/magnitude_std``           scalar    its SD over sequences and steps
+    ``transitions/magnitude_mean``          scalar    mean length of a transition, ``||dh||``
+    ``transitions/magnitude_std``           scalar    its SD over sequences and time steps
     ``transitions/speed_mean``              scalar    mean of ``||dh|| / dt``
     ``transitions/speed_max``               scalar    its maximum
-    ``transitions/direction_consistency``   scalar    do sequences move alike at the same step?
-    ``transitions/direction_persistence``   scalar    does a sequence keep its direction?
+    ``transitions/direction_consistency``   scalar    1: sequences move in one direction at each
+                                                      time step
+    ``transitions/direction_persistence``   scalar    1: a sequence keeps its direction
     ``transitions/saturation``              scalar    share of components near their bound; only for
                                                       states that never left [-1, 1]
-    ``transitions/dead_units``              scalar    units that don't move
+    ``transitions/dead_units``              scalar    number of units that don't move
     ``transitions/magnitude_change``        scalar    relative change of ``magnitude_mean`` since
-                                                      the last look, paired on the same sequences
-    ``transitions/numbers_changed``         scalar    how many of these changed beyond chance
-    ``transitions/nonfinite``               scalar    transitions left out: NaN or infinity
+                                                      the previous snapshot, paired on equal
+                                                      sequences
+    ``transitions/numbers_changed``         scalar    number of these that changed beyond chance
+    ``transitions/nonfinite``               scalar    transitions skipped because of NaN or infinity
     ``transitions/magnitude``               histogram ``||dh||``
     ``_ncp/transitions_unit_speed_max``     array     ``(H,)``, largest ``|dh_i|/dt`` of each unit
     ======================================= ========= =============================================
 
     With several cells the name of a cell is added, as in ``transitions_encoder/magnitude_mean``.
-    All but maxima and counts come with 95 % CIs over sequences; of fewer than 16 sequences
-    they are unreliable.
+    All numbers but maxima and counts come with 95 % CIs over sequences, which are unreliable with
+    fewer than 16 sequences.
 
     Args:
-        every, name, max_sequences: See :class:`Callback`.
+        every: See :class:`Callback`.
+        name: See :class:`Callback`.
+        max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.STATES})
     default_name = "transitions"
-    _BINS = 40
 
     def __init__(
         self,
@@ -109,13 +111,14 @@ class StateTransitions(Callback):
         if not cells:
             raise NotApplicable(observation.no_cells)
         if observation.inputs.shape[1] < 2:
-            raise NotApplicable("the held-out sequences have one step: nothing moves")
+            raise NotApplicable("the held-out sequences have one time step: pass longer ones")
         for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             yield from self._of(cell, self.name + short, observation)
 
     def _of(
         self, cell: Trajectory, group: str, observation: Observation
     ) -> Iterable[Record | Note]:
+        """Yield the records of one cell."""
         if not stays_within(cell.values, observation.mask, 1.0):
             self._unbounded.add(cell.cell)
         result = transition_statistics(
@@ -125,34 +128,46 @@ class StateTransitions(Callback):
             bound=None if cell.cell in self._unbounded else 1.0,
             cell=cell.cell,
         )
-        yield from self._scalars(result, group)
+        yield from non_finite_count(group, result.non_finite, "transitions", "of NaN or infinity")
+        if result.transitions:
+            yield from _scalars(result, group)
         yield from small_batch_note(observation)
         yield from self._changes.compare(
             group, result.estimates, observation, "magnitude_mean", "magnitude"
         )
-        lengths = result.magnitudes[np.isfinite(result.magnitudes)]
-        if lengths.size:
-            limit = self._limits.setdefault(cell.cell, AxisLimit())
-            top = limit.covering(float(np.quantile(lengths, 0.99)))
-            yield Histogram(
-                f"{group}/magnitude",
-                lengths,
-                np.linspace(0.0, top, self._BINS + 1),
-                f"||dh|| of {cell.cell} over sequences and steps; the last bin holds all beyond",
-            )
-            yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max)
+        yield from _histogram(result, group, self._limits.setdefault(cell.cell, AxisLimit()))
 
-    def _scalars(self, result: TransitionStatistics, group: str) -> Iterable[Record | Note]:
-        yield from non_finite_count(group, result.non_finite, "transitions", "of NaN or infinity")
-        for name, description in _SCALARS.items() if result.transitions else ():
-            value = float(result[name])
-            if not math.isnan(value):
-                number = result.estimates.get(name)
-                yield scalar_with_ci(
-                    f"{group}/{name}", value, number, description, chart=name in _CHARTS
-                )
-            elif name == "direction_consistency":
-                yield Note(
-                    f"{group}: direction_consistency compares sequences that move at the same "
-                    "step; there were fewer than two, so it is not logged"
-                )
+
+def _scalars(result: TransitionStatistics, group: str) -> Iterator[Scalar | Note]:
+    for name, description in _SCALARS.items():
+        value = float(result[name])
+        if not math.isnan(value):
+            yield scalar_with_ci(
+                f"{group}/{name}",
+                value,
+                result.estimates.get(name),
+                description,
+                chart=name in _CHARTS,
+            )
+        elif name == "direction_consistency":
+            yield Note(
+                f"{group}: direction_consistency is not logged, because it compares sequences that "
+                "move at one time step, and there were fewer than two: hold out more sequences"
+            )
+
+
+def _histogram(
+    result: TransitionStatistics, group: str, limit: AxisLimit
+) -> Iterator[Histogram | Array]:
+    """Yield the distribution of ``||dh||``, and the fastest speed of each unit."""
+    lengths = result.magnitudes[np.isfinite(result.magnitudes)]
+    if not lengths.size:
+        return
+    top = limit.covering(float(np.quantile(lengths, 0.99)))
+    yield Histogram(
+        f"{group}/magnitude",
+        lengths,
+        np.linspace(0.0, top, _BINS + 1),
+        f"||dh|| of {result.cell} over sequences and time steps; the last bin holds all beyond",
+    )
+    yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max)

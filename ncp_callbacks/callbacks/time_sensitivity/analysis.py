@@ -1,4 +1,4 @@
-"""Sensitivity to elapsed time: what happens to the target when all intervals are stretched."""
+"""Measure how the target changes when all elapsed times are multiplied by a factor."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class TimeSensitivity(MappingResult):
-    """How one scalar target per sequence reacts to time.
+    """Hold how one scalar target per sequence reacts to elapsed time.
 
     Attributes:
-        scales: ``(S,)``, factors by which all intervals were multiplied, increasing.
+        scales: ``(S,)``, factors by which all elapsed times were multiplied, increasing.
         sensitivities: ``(S,)``, ``RMS_b(y(s) - y(1)) / SD_b(y(1))``; exactly 0 at scale 1. NaN
-            where the target moved but is the same for all sequences, so that there is no SD.
-        rms_change: ``(S,)``, the numerator, in units of the target.
+            where the target moved but is equal for all sequences, so its SD is 0.
+        rms_change: ``(S,)``, ``RMS_b(y(s) - y(1))``, in units of the target.
         mean_change: ``(S,)``, mean over sequences of ``y(s) - y(1)``, with its sign.
         target_mean: Mean over sequences of ``y(1)``.
         target_sd: Standard deviation over sequences of ``y(1)``.
         elasticity: ``(B,)``, ``dy/dln s`` at ``s = 1`` of each sequence, ``sum_t dt_t dy/d dt_t``;
-            in units of the target. NaN where no gradient was given.
-        elasticity_by_step: ``(B, T)``, the terms ``dt_t dy/d dt_t``; 0 at padding.
+            in units of the target. NaN if no gradient was passed.
+        elasticity_by_step: ``(B, T)``, the terms ``dt_t dy/d dt_t`` at each time step; 0 in
+            padding.
         target: Name of the target.
-        sequences: How many sequences went in.
-        non_finite: How many were left out because of NaN or infinity at any scale.
+        sequences: Number of sequences used.
+        non_finite: Number of sequences skipped because of NaN or infinity at any scale.
         by_sequence: ``(S, B)``, the target of each sequence at each scale.
-        ci: ``(2, S)``, 95 % CIs over sequences of ``sensitivities``; of ``rms_change``
-            where the target has no SD. 0 where nothing moved, NaN where there are none.
+        ci: ``(2, S)``, 95 % CIs over sequences of ``sensitivities``, or of ``rms_change`` if the
+            SD of the target is 0. 0 where nothing moved, NaN where no CI is known.
     """
 
     _plot = "plot_time_sensitivity"
@@ -60,24 +61,25 @@ class TimeSensitivity(MappingResult):
     ci: FloatArray
 
     def _per_sd(self, value: float) -> float:
+        """Return a value in SDs of the target; NaN if it is not 0 and the SD is."""
         if value == 0.0:
             return 0.0
         return value / self.target_sd if self.target_sd > 0 else float("nan")
 
     @property
     def relative_elasticity(self) -> float:
-        """RMS over sequences of the elasticity, in SDs of the target."""
+        """Return the RMS over sequences of the elasticity, in SDs of the target."""
         return self._per_sd(float(np.sqrt(np.mean(np.square(self.elasticity, dtype=np.float64)))))
 
     @property
     def mean_elasticity(self) -> float:
-        """Mean over sequences of the elasticity, in SDs of the target; its sign says which way."""
+        """Return the mean over sequences of the elasticity, with its sign, in SDs of the target."""
         return self._per_sd(float(np.mean(self.elasticity, dtype=np.float64)))
 
     def estimates(self) -> dict[str, Estimate]:
         """Return ``sensitivity_x<scale>``, ``elasticity`` and ``elasticity_rms`` as estimates.
 
-        They are in SDs of the target, which are uncertain, too.
+        They are in SDs of the target. The CIs include the uncertainty of the SD.
         """
         base = self.by_sequence[list(self.scales).index(1.0)]
         found = {
@@ -92,7 +94,7 @@ class TimeSensitivity(MappingResult):
 
     @property
     def ignores_time(self) -> bool:
-        """Whether neither scaling nor the gradient moved any target at all."""
+        """Return True if neither scaling nor the gradient moved any target."""
         moved = bool(self.rms_change.any()) or bool(np.nan_to_num(self.elasticity_by_step).any())
         return not moved and self.sequences > 0
 
@@ -122,41 +124,44 @@ def _drawn_cis(estimates: list[Estimate]) -> FloatArray:
 
 
 def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Scales as increasing floats with 1 among them.
+    """Return scales as increasing floats that include 1.
 
     Raises:
-        ValueError: If one is not finite and above 0.
+        TypeError: If ``scales`` is not a sequence of numbers.
+        ValueError: If a scale is not finite and above 0, or two are equal to six digits.
     """
     try:
         listed = [float(s) for s in scales]
     except TypeError:
-        raise TypeError(f"scales={scales!r}: give a sequence of factors, e.g. (0.5, 2)") from None
+        raise TypeError(f"scales={scales!r}: pass a sequence of factors, e.g. (0.5, 2)") from None
     bad = [s for s in listed if not 0 < s < float("inf")]
     if bad or not listed:
-        raise ValueError(f"scales={list(scales)}: give finite factors above 0, e.g. (0.5, 1, 2, 5)")
+        raise ValueError(f"scales={list(scales)}: pass finite factors above 0, e.g. (0.5, 1, 2, 5)")
     ordered = tuple(sorted({*listed, 1.0}))
     if len({f"{s:g}" for s in ordered}) < len(ordered):
-        raise ValueError(f"scales={list(scales)}: two are equal to six digits")
+        raise ValueError(f"scales={list(scales)}: two are equal to six digits, pass one of them")
     return ordered
 
 
 def share_outside(time_delta: FloatArray, scale: float, *, mask: np.ndarray | None = None) -> float:
-    """Share of the intervals that lie outside their own 1 % and 99 % quantiles when scaled.
+    """Return the share of elapsed times that scaling moves outside their 1 % and 99 % quantiles.
+
+    The quantiles are those of the unscaled elapsed times.
 
     Args:
         time_delta: ``(B, T)``, unscaled.
         scale: The factor.
-        mask: ``(B, T)``, true at real steps.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
 
     Returns:
-        NaN where no interval is finite.
+        The share of finite elapsed times; NaN if none is finite.
     """
     real = np.isfinite(time_delta) if mask is None else mask & np.isfinite(time_delta)
     known = time_delta[real].astype(np.float64)
     if not known.size:
         return float("nan")
     low, high = np.quantile(known, (0.01, 0.99))
-    # Rounding must not put intervals that are all alike outside.
+    # Rounding must not put elapsed times outside that are all equal.
     room = 1e-6 * np.abs(known).max()
     scaled = scale * known
     return float(((scaled < low - room) | (scaled > high + room)).mean())
@@ -165,15 +170,15 @@ def share_outside(time_delta: FloatArray, scale: float, *, mask: np.ndarray | No
 def solver_share(
     values: Mapping[float, FloatArray], finer: Mapping[float, FloatArray], scale: float
 ) -> float:
-    """RMS over sequences of what a finer solver alters in the change from scale 1, in SDs.
+    """Return how much a finer solver alters the change of the target from scale 1 to a scale.
 
     Args:
-        values: Targets ``(B,)`` by scale, 1 among them.
-        finer: Likewise, by a finer solver.
-        scale: Which scale.
+        values: Targets ``(B,)`` by scale, including scale 1.
+        finer: Targets ``(B,)`` by scale, computed with a finer solver.
+        scale: The scale.
 
     Returns:
-        In SDs over sequences of the target, as ``sensitivities``; NaN where there is no SD.
+        RMS over sequences, in SDs of the target as ``sensitivities`` are; NaN if the SD is 0.
     """
     base, moved, finer_base, finer_moved = (
         np.asarray(of[at], np.float64)
@@ -195,24 +200,25 @@ def time_sensitivity(
     mask: np.ndarray | None = None,
     target: str = "prediction at last step",
 ) -> TimeSensitivity:
-    """Scale curve and elasticity from targets evaluated at several time scales.
+    """Return the curve over time scales, and the elasticity, from targets at several scales.
+
+    Dividing by the SD over sequences makes the curve independent of the target's unit and offset.
+    The elasticity is the slope of the curve at scale 1, so both agree for small changes.
 
     Args:
-        values: Targets ``(B,)`` by scale; scale 1 must be among them.
-        time_delta: ``(B, T)``, the unscaled intervals.
-        time_gradient: ``(B, T)``, ``dy_b/d dt_bt`` at scale 1.
-        mask: ``(B, T)``, true at real steps.
+        values: Targets ``(B,)`` by scale, including scale 1.
+        time_delta: ``(B, T)``, unscaled; None for no elasticity.
+        time_gradient: ``(B, T)``, ``dy_b/d dt_bt`` at scale 1; None for no elasticity.
+        mask: ``(B, T)``, true at real time steps; None if all are real.
         target: Name of the target.
 
     Raises:
         ValueError: If scale 1 is missing.
-
-    Dividing by the SD over sequences makes the curve independent of the target's unit and offset;
-    the elasticity is its slope at 1, so both agree for small changes.
     """
     if 1.0 not in values:
         raise ValueError(
-            f"scale 1 is missing among {sorted(values)}: it is what others compare with"
+            f"scale 1 is missing among {sorted(values)}: pass the targets at scale 1, which "
+            "the others are compared with"
         )
     scales = np.array(sorted(values), dtype=np.float64)
     y = np.stack([np.asarray(values[s], np.float64) for s in scales])

@@ -1,4 +1,4 @@
-"""The reaction of the target to stretched time, as curves."""
+"""Draw the reaction of the target to scaled elapsed times."""
 
 from __future__ import annotations
 
@@ -42,26 +42,27 @@ def plot_time_sensitivity(
 ) -> None:
     """Draw how far the target moves when all elapsed times are multiplied by a factor.
 
-    The thick line is the RMS change over sequences, the shaded band its positive and negative
-    side. The mean change, a thin line, always lies within the band: at its edge where all sequences
-    move alike, at 0 where they cancel out. Both are in SDs of the target over sequences; in units
-    of the target where that SD is 0. Whiskers are 95 % CIs of the RMS change over sequences. The
-    dotted line marks the elapsed times of the data.
+    The thick line is the RMS change over sequences. The area between plus and minus the RMS change
+    is shaded. The mean change, a thin line, always lies within it: at its edge where all sequences
+    change equally, at 0 where their changes cancel. Both are in SDs of the target over sequences,
+    or in units of the target if that SD is 0. Whiskers are 95 % CIs of the RMS change over
+    sequences. The dotted line marks the elapsed times of the data.
 
     Args:
-        result: What to draw.
+        page: The page to draw on.
+        result: The result to draw.
         reference: An earlier result to compare with; its RMS change is dashed.
         limit: The vertical axis spans ±``limit``.
         step: Training step, for the title.
 
     Raises:
-        ValueError: For scales that are not above 0, and a limit that is not above 0.
+        ValueError: If a scale or the limit is not above 0.
     """
     for scales in (result.scales, *(() if reference is None else (reference.scales,))):
         if not len(scales) or not (np.asarray(scales) > 0).all():
             raise ValueError(
-                f"scales are {np.asarray(scales).tolist()}: pass at least one, and all above 0, "
-                "because the axis is logarithmic"
+                f"scales are {np.asarray(scales).tolist()}: pass at least one, and only scales "
+                "above 0, because the axis is logarithmic"
             )
     in_sd = bool(np.isfinite(result.sensitivities).all()) or not result.rms_change.any()
     rms, mean = _curves(result, in_sd)
@@ -103,16 +104,15 @@ def plot_time_sensitivity(
 
 
 def _finding(result: TimeSensitivity, x: Array, rms: Array, unit: str) -> str:
+    """Return the title: the scale that moves the target the most."""
     if (x == 1).all():
         return "no other time scale was tried"
     if result.ignores_time:
         return "the model ignores time"
     if not np.isfinite(rms).any():
         return "no finite sequences"
-    most = int(np.nanargmax(rms))
-    return (
-        f"Δt ×{number(float(x[most]), 2)} moves the target by {number(float(rms[most]), 2)} {unit}"
-    )
+    top = int(np.nanargmax(rms))
+    return f"Δt ×{number(float(x[top]), 2)} moves the target by {number(float(rms[top]), 2)} {unit}"
 
 
 def _curves(result: TimeSensitivity, in_sd: bool) -> tuple[Array, Array]:
@@ -131,7 +131,12 @@ def factor_ticks(
 ) -> list[float]:
     """Return ticks of a logarithmic axis of factors that don't crowd.
 
-    1 comes first, then the ``preferred`` ones, and then round numbers.
+    The factor 1 has priority, then the preferred factors, then round numbers.
+
+    Args:
+        xlim: Ends of the axis.
+        width: Length of the axis in pixels.
+        preferred: Factors to label.
     """
     low, high = xlim
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
