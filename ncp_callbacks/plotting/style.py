@@ -18,7 +18,7 @@ LINE_HEIGHT = 25  # Pixels between baselines.
 FONT, FONT_SIZE = "DejaVu Sans", 16  # The font comes with matplotlib.
 
 INK, GREY, LIGHT, MISSING = "#1a1a1a", "#666666", "#d9d9d9", "#bdbdbd"
-# Okabe and Ito's palette can be told apart with any colour vision.
+# Okabe and Ito's palette is safe for any colour vision.
 BLUE, VERMILION, ORANGE, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
 GREEN, PURPLE = "#009E73", "#CC79A7"
 PALE = "#A3CBE3"  # A pale blue, for what is less certain.
