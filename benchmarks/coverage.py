@@ -29,8 +29,13 @@ import mlx.optimizers as optim
 import numpy as np
 from ncps.wirings import AutoNCP
 
-from ncp_callbacks.analysis import summarize, time_sensitivity, transition_statistics
-from ncp_callbacks.attribution import Attribution, InputXGradient, IntegratedGradients
+from ncp_callbacks.analysis import time_sensitivity, transition_statistics
+from ncp_callbacks.attribution import (
+    Attribution,
+    InputXGradient,
+    IntegratedGradients,
+    summarize,
+)
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.stats import Estimate, t_quantile
 

@@ -425,7 +425,7 @@ def test_a_model_of_two_known_pairs(method: str) -> None:
     for i, j in ((0, 1), (0, 2), (1, 3), (2, 3)):
         np.testing.assert_allclose(found.pairs[:, i, j], 0.0, atol=1e-4)
     strength = np.abs(part * with_time).mean(), np.abs(part * together).mean()
-    assert records["interactions_pair/a_x_intervals"].value == pytest.approx(strength[0], rel=1e-3)
+    assert records["interactions_pair/a_x_time_delta"].value == pytest.approx(strength[0], rel=1e-3)
     assert records["interactions/time_share"].value == pytest.approx(
         strength[0] / sum(strength), rel=1e-3
     )

@@ -212,7 +212,8 @@ class Faithfulness(Callback):
                 "inputs are equal to the baseline, pass another baseline="
             )
             return
-        yield from self._curves(result, group, observation)
+        method = self._attributor.method.label
+        yield from _curves(result, group, method, observation, self._limit)
         yield from _order_scalars(result, group, observation.target)
         yield from _infidelity_scalars(result, group)
 
@@ -222,20 +223,6 @@ class Faithfulness(Callback):
         if self._perturbations:
             yield from _sensitivity(attribute, group, observation, found, self._perturbations)
         yield from _similarities(attribute, group, observation, found, self._variances)
-
-    def _curves(self, result: Deletion, group: str, observation: Observation) -> Iterator[Record]:
-        curves, method = rms_curves(result), self._attributor.method.label
-        options = {
-            "method": method,
-            "target": observation.target,
-            "limit": self._limit.covering(float(curves.max())),
-            "step": observation.step,
-        }
-        description = _DESCRIPTIONS["curves"].format(target=observation.target, method=method)
-        description += f". {_ci_legend(result.sequences)}"
-        yield Figure(f"{group}/curves", plot_faithfulness, result, options, description)
-        random = curves[2:].mean(axis=0)
-        yield Array(f"_ncp/{group}_curves", np.stack([result.shares, curves[0], random, curves[1]]))
 
 
 def _checked_variances(variances: Sequence[float]) -> tuple[float, ...]:
@@ -267,6 +254,23 @@ def _change(result: Deletion, group: str, target: str) -> Scalar:
     estimate = Estimate.rms(squares) if result.change else None
     description = _DESCRIPTIONS["change"].format(target=target, group=group)
     return scalar_with_ci(f"{group}/change", result.change, estimate, description)
+
+
+def _curves(
+    result: Deletion, group: str, method: str, observation: Observation, limit: AxisLimit
+) -> Iterator[Record]:
+    curves = rms_curves(result)
+    options = {
+        "method": method,
+        "target": observation.target,
+        "limit": limit.covering(float(curves.max())),
+        "step": observation.step,
+    }
+    description = _DESCRIPTIONS["curves"].format(target=observation.target, method=method)
+    description += f". {_ci_legend(result.sequences)}"
+    yield Figure(f"{group}/curves", plot_faithfulness, result, options, description)
+    random = curves[2:].mean(axis=0)
+    yield Array(f"_ncp/{group}_curves", np.stack([result.shares, curves[0], random, curves[1]]))
 
 
 def _order_scalars(result: Deletion, group: str, target: str) -> Iterator[Record | Note]:

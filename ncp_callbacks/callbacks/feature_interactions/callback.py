@@ -170,26 +170,13 @@ class FeatureInteractions(Callback):
             if self._pairs is None:
                 self._pairs = _strongest_pairs(result)
             yield from small_batch_note(observation)
-            yield self._matrix(result, group, observation)
+            yield _matrix(result, group, observation, self._limit, self._bars)
             yield from _scalars(result, group, target, self._method.complete, dt is not None)
             yield from _pair_scalars(result, self._pairs, group, target)
-            main = np.diag(result.main_strength)
-            yield Array(f"_ncp/{group}_strength", result.strength + main)
-            yield Array(f"_ncp/{group}_signed", result.signed + np.diag(result.main.mean(axis=0)))
+            yield from _arrays(result, group)
         yield from non_finite_count(
             group, result.non_finite, "sequences", "their interactions had NaN or infinity"
         )
-
-    def _matrix(self, result: Interactions, group: str, observation: Observation) -> Record:
-        bars = result.main_strength + result.strength.sum(axis=1) / 2
-        options = {
-            "limit": self._limit.covering(float(result.strength.max())),
-            "bars": self._bars.covering(float(bars.max())),
-            "target": observation.target,
-            "step": observation.step,
-        }
-        description = _DESCRIPTIONS["matrix"].format(target=observation.target)
-        return Figure(f"{group}/matrix", plot_interactions, result, options, description)
 
 
 def _times(observation: Observation, baseline: Any) -> tuple[FloatArray | None, FloatArray | None]:
@@ -236,6 +223,20 @@ def _strongest_pairs(result: Interactions) -> list[tuple[str, str]]:
     rows, columns = np.tril_indices(len(result.names), -1)
     order = np.argsort(-result.strength[rows, columns], kind="stable")[:_PAIR_CURVES]
     return [(result.names[columns[k]], result.names[rows[k]]) for k in order]
+
+
+def _matrix(
+    result: Interactions, group: str, observation: Observation, limit: AxisLimit, bars: AxisLimit
+) -> Figure:
+    longest = (result.main_strength + result.strength.sum(axis=1) / 2).max()
+    options = {
+        "limit": limit.covering(float(result.strength.max())),
+        "bars": bars.covering(float(longest)),
+        "target": observation.target,
+        "step": observation.step,
+    }
+    description = _DESCRIPTIONS["matrix"].format(target=observation.target)
+    return Figure(f"{group}/matrix", plot_interactions, result, options, description)
 
 
 def _scalars(
@@ -289,6 +290,12 @@ def _pair_scalars(
             ci=result.strength_ci(i, j),
             chart=place < _PAIR_CHARTS,
         )
+
+
+def _arrays(result: Interactions, group: str) -> Iterator[Array]:
+    strength = result.strength + np.diag(result.main_strength)
+    yield Array(f"_ncp/{group}_strength", strength)
+    yield Array(f"_ncp/{group}_signed", result.signed + np.diag(result.main.mean(axis=0)))
 
 
 def _rest_in_rms_changes(result: Interactions) -> Estimate:

@@ -181,45 +181,52 @@ class SanityCheck(Callback):
         )
         yield from small_batch_note(observation)
         yield from _similarities(result, group)
-        yield from self._warning(result, group, observation.step)
+        if self._first is not None and not self._warned and _keeps_order(result):
+            self._warned = True
+            yield Note(
+                f"{group}: at step {observation.step} the maps keep most of their order (rank "
+                f"correlation {result.curve[0, -1]:.2f}) with all trainable parameters randomised: "
+                "they show the inputs and the architecture more than what was learnt. Watch "
+                f"{group}/rank_correlation, and try another method="
+            )
         yield from _measures(result, group, method=method, target=observation.target)
-        yield from self._figures(result, group, observation)
+        yield from _figures(result, group, method, observation, self._first, self._first_curve)
         yield Array(f"_ncp/{group}_cascade", result.curve)
         if self._first is None:
             self._first, self._first_curve = result.randomised, result.curve[0]
 
-    def _figures(self, result: Cascade, group: str, observation: Observation) -> Iterator[Figure]:
-        method = self._attributor.method.label
-        stages = ", ".join(f"{number} {name}" for number, name in enumerate(result.stages, start=1))
-        caveat = ci_caveat(len(_finite_values(result.rank_correlation[-1])))
-        options: dict[str, Any] = {"first": self._first, "step": observation.step}
-        yield Figure(
-            f"{group}/cascade",
-            plot_sanity,
-            result,
-            {**options, "first_curve": self._first_curve, "method": method},
-            _DESCRIPTIONS["cascade"].format(
-                method=method, target=observation.target, caveat=caveat, stages=stages
-            ),
-        )
-        yield Figure(
-            f"{group}/measures", plot_sanity_measures, result, options, _DESCRIPTIONS["measures"]
-        )
 
-    def _warning(self, result: Cascade, group: str, step: int) -> Iterator[Note]:
-        ranks = _finite_values(result.rank_correlation[-1])
-        if self._first is None or self._warned or not ranks.size:
-            return
-        mean = float(ranks.mean())
-        lowest, _ = Estimate.mean(ranks, CORRELATION).ci() or (mean, 1.0)
-        if lowest > ALIKE:
-            self._warned = True
-            yield Note(
-                f"{group}: at step {step} the maps keep most of their order (rank correlation "
-                f"{mean:.2f}) with all trainable parameters randomised: they show the inputs and "
-                f"the architecture more than what was learnt. Watch {group}/rank_correlation, and "
-                "try another method="
-            )
+def _keeps_order(result: Cascade) -> bool:
+    """Return whether the rank correlation is beyond :data:`ALIKE` with its whole CI."""
+    ranks = _finite_values(result.rank_correlation[-1])
+    if not ranks.size:
+        return False
+    lowest, _ = Estimate.mean(ranks, CORRELATION).ci() or (float(ranks.mean()), 1.0)
+    return lowest > ALIKE
+
+
+def _figures(
+    result: Cascade,
+    group: str,
+    method: str,
+    observation: Observation,
+    first: Measures | None,
+    first_curve: FloatArray | None,
+) -> Iterator[Figure]:
+    stages = ", ".join(f"{number} {name}" for number, name in enumerate(result.stages, start=1))
+    caveat = ci_caveat(len(_finite_values(result.rank_correlation[-1])))
+    options: dict[str, Any] = {"first": first, "step": observation.step}
+    yield Figure(
+        f"{group}/cascade",
+        plot_sanity,
+        result,
+        {**options, "first_curve": first_curve, "method": method},
+        _DESCRIPTIONS["cascade"].format(
+            method=method, target=observation.target, caveat=caveat, stages=stages
+        ),
+    )
+    tag = f"{group}/measures"
+    yield Figure(tag, plot_sanity_measures, result, options, _DESCRIPTIONS["measures"])
 
 
 def _cascade(observation: Observation, attributor: Attributor, stages: int) -> Cascade:

@@ -15,7 +15,7 @@ from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
-from ..state_space.analysis import Basis, state_space
+from ..state_space.analysis import Basis, StateSpace, state_space
 from ..state_space.callback import sequence_classes
 from ..time_sensitivity.analysis import checked_scales
 from .plot import Prediction, plot_prediction
@@ -121,7 +121,10 @@ class SinglePredictions(Callback):
         here = observation.indices.tolist()
         places = [here.index(s) if s in here else i % len(here)
                   for i, s in enumerate(self._sequences)]  # fmt: skip
-        coordinates = self._coordinates(observation)
+        space = _state_space(observation, self._basis)
+        if space is not None and space.samples:
+            self._basis = space.basis
+        coordinates = None if space is None else space.scores
         changes = _target_changes(observation, np.array(places), self._scales)
         if changes is None:
             yield Note(
@@ -135,9 +138,9 @@ class SinglePredictions(Callback):
             if found is not None:
                 shown.append((found, place))
         for found, _ in shown:
-            self._grow_limits(found)
+            _grow(self._limits, found)
         for found, place in shown:
-            yield self._overview(found, group, observation.step)
+            yield _overview(found, self._limits, group, observation.step)
             yield from _scalars(found, group, observation, place)
         yield from non_finite_count(
             group,
@@ -145,38 +148,6 @@ class SinglePredictions(Callback):
             "sequences",
             "their target or its gradient had NaN or infinity",
         )
-
-    def _coordinates(self, observation: Observation) -> FloatArray | None:
-        """Return ``(B, T, k)`` coordinates of the last cell's states; None without cells."""
-        if not observation.states:
-            return None
-        cell = observation.states[-1]
-        result = state_space(
-            cell.values, mask=observation.mask, basis=self._basis, components=_COMPONENTS,
-            cell=cell.cell,
-        )  # fmt: skip
-        if result.samples:
-            self._basis = result.basis
-        return result.scores
-
-    def _grow_limits(self, found: Prediction) -> None:
-        """Grow the limits, which all sequences share so that their pictures compare."""
-        shown = {"attribution": found.attribution, "state": found.states, "change": found.changes}
-        for name, values in shown.items():
-            if values is not None:
-                finite = values[np.isfinite(values)]
-                self._limits[name].cover(float(np.abs(finite).max(initial=0.0)))
-
-    def _overview(self, found: Prediction, group: str, step: int) -> Figure:
-        options = {
-            "limit": self._limits["attribution"].covering(0.0),
-            "state_limit": self._limits["state"].covering(0.0),
-            "change_limit": self._limits["change"].covering(0.0),
-            "step": step,
-        }
-        description = _DESCRIPTIONS["overview"].format(index=found.sequence, target=found.target)
-        tag = f"{group}/sequence_{found.sequence}/overview"
-        return Figure(tag, plot_prediction, found, options, description)
 
 
 def _checked_sequences(sequences: Sequence[int]) -> list[int]:
@@ -192,6 +163,16 @@ def _checked_sequences(sequences: Sequence[int]) -> list[int]:
             f"sequences={indices}: pass 1 to {_MAX_SEQUENCES} different indices from 0 on"
         )
     return indices
+
+
+def _state_space(observation: Observation, basis: Basis | None) -> StateSpace | None:
+    """Return the last cell's states along principal axes; None without cells."""
+    if not observation.states:
+        return None
+    cell = observation.states[-1]
+    return state_space(
+        cell.values, mask=observation.mask, basis=basis, components=_COMPONENTS, cell=cell.cell
+    )
 
 
 def _target_changes(
@@ -253,6 +234,27 @@ def _class_name(held_out: HeldOutBatch, place: int) -> str:
         return ""
     own = int(classes[place])
     return names[own] if names is not None and 0 <= own < len(names) else f"class {own}"
+
+
+def _grow(limits: Mapping[str, AxisLimit], found: Prediction) -> None:
+    """Grow the limits, which all sequences share so that their pictures compare."""
+    shown = {"attribution": found.attribution, "state": found.states, "change": found.changes}
+    for name, values in shown.items():
+        if values is not None:
+            finite = values[np.isfinite(values)]
+            limits[name].cover(float(np.abs(finite).max(initial=0.0)))
+
+
+def _overview(found: Prediction, limits: Mapping[str, AxisLimit], group: str, step: int) -> Figure:
+    options = {
+        "limit": limits["attribution"].covering(0.0),
+        "state_limit": limits["state"].covering(0.0),
+        "change_limit": limits["change"].covering(0.0),
+        "step": step,
+    }
+    description = _DESCRIPTIONS["overview"].format(index=found.sequence, target=found.target)
+    tag = f"{group}/sequence_{found.sequence}/overview"
+    return Figure(tag, plot_prediction, found, options, description)
 
 
 def _scalars(
