@@ -1,4 +1,4 @@
-"""The page that a picture is drawn on, and that keeps what stays the same in the next one."""
+"""The page that a picture is drawn on. It keeps the parts that the next picture shares."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["FrameChangedError", "Page", "redrawable"]
 
 P = ParamSpec("P")
-# What changes is drawn over what is kept, and spines over that.
+# Changing artists are drawn over the kept ones, and spines over both.
 OVER, SPINES = 10, 30
 
 
@@ -68,10 +68,10 @@ def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure
 class Page:
     """Lay out a figure of 640 × 430 pixels, with places in pixels from its lower left corner.
 
-    What the methods of a page make (axes with their ticks, labels and limits; text) is kept while
-    it stays the same. What is drawn on axes with matplotlib's own methods is drawn again for each
-    picture, over what is kept. Settings of axes belong into the call of :meth:`axes`: a picture
-    that changes them afterwards is drawn correctly, but afresh each time.
+    Axes with their ticks, labels and limits, and text, are kept between pictures as long as the
+    methods of the page are called with equal arguments. Artists that matplotlib's own methods add
+    to the axes are drawn again for each picture, over the kept ones. Pass the settings of axes to
+    :meth:`axes`: a picture that changes them afterwards is correct, but is drawn afresh each time.
 
     Args:
         changing: Positions, in the order of calls, of texts that change from picture to picture.
@@ -182,7 +182,7 @@ class Page:
             color: Colour of the letters.
             rotation: Angle in degrees.
         """
-        # At whole pixels the same text has the same pixels everywhere.
+        # At whole pixels, equal texts have equal pixels everywhere.
         place = (round(x), round(y), text, ha, va, color, rotation)
         slot = len(self._texts)
         self._texts.append(place)
@@ -300,7 +300,7 @@ class Page:
             renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
             for text in self.figure.texts:
                 slot, extent = getattr(text, "slot", None), text.get_window_extent(renderer)
-                # Text that axes could cover can't be below what changes.
+                # Text that axes could cover can't be below the changing artists.
                 covered = any(extent.overlaps(axes.bbox) for axes in self.figure.axes)
                 if slot is not None and slot not in self.changing and not covered:
                     self._kept_texts[slot] = text

@@ -1,4 +1,4 @@
-"""Draw the pictures of many tags again and again, and keep what stays the same."""
+"""Draw the pictures of many tags again and again, and keep their unchanged parts."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class _DrawingThread:
         self._thread.start()
 
     def draw(self, figure: Figure, timeout: float) -> bytes | BaseException | None:
-        """Return the PNG, or what the plot function raised, or None after ``timeout`` seconds."""
+        """Return the PNG, or the plot function's exception, or None after ``timeout`` seconds."""
         self._figures.put(figure)
         for _ in range(_PARTS):
             with contextlib.suppress(queue.Empty):
@@ -139,7 +139,7 @@ class Renderer:
         self._then: Callable[[], None] | None = None
 
     def submit(self, step: int, wall_time: float, figures: Sequence[Figure]) -> None:
-        """Queue the figures of a step without waiting.
+        """Add the figures of a step to the queue, without waiting.
 
         Args:
             step: Training step.

@@ -181,7 +181,7 @@ class Estimate:
 
         Args:
             function: Maps sums ``(N, ...)`` to ``(N,)``.
-            parts: ``(S, ...)``, what each sequence adds to the sums.
+            parts: ``(S, ...)``, contribution of each sequence to the sums.
             scale: Range of the number.
             weights: ``(S,)``, see the class.
         """
@@ -252,13 +252,13 @@ class Estimate:
         bias_corrected: bool = False,
         weights: FloatArray | None = None,
     ) -> Estimate:
-        """Return a number, given what it is without each sequence or group of sequences.
+        """Return a number, given its values without each sequence or group of sequences.
 
         Args:
             value: The number with all of them.
             without_each: ``(S,)``.
             scale: Range of the number.
-            bias_corrected: Whether the CI is about the number without its bias of order ``1/S``.
+            bias_corrected: True if the CI is about the number without its bias of order ``1/S``.
             weights: ``(S,)``, see the class.
         """
         without_each = np.asarray(without_each, np.float64)
@@ -404,7 +404,7 @@ class Estimate:
     # --- state
 
     def to_state(self) -> dict[str, Any]:
-        """Return what :meth:`change` needs, as plain numbers, strings and lists for JSON.
+        """Return the parts that :meth:`change` needs, as numbers, strings and lists for JSON.
 
         Influences that are not finite are no better than unknown, and not kept.
         """
