@@ -66,10 +66,11 @@ def debiased_cka(a: FloatArray, b: FloatArray) -> float | None:
     Both are the states at ``N`` places of the batch.
 
     It is 1 for states that are equal up to rotation, order of units, scale and offset, 0 on average
-    for unrelated states, and at least -1. The usual CKA of few places against the number of units is near 1 even for
-    unrelated states (at 64 places and 64 units it is about 0.5), and the more units, the nearer;
-    here its HSIC is replaced by the unbiased estimator, ``<K~, L~> / (n (n - 3))`` of
-    U-centred Gram matrices. The estimator assumes independent places; those of one sequence are not.
+    for unrelated states, and at least -1. The usual CKA of few places against the number of units
+    is near 1 even for unrelated states: at 64 places and 64 units it is about 0.5, and with more
+    units it is higher. Here its HSIC is replaced by the unbiased estimator,
+    ``<K~, L~> / (n (n - 3))`` of U-centred Gram matrices. The estimator assumes independent places;
+    those of one sequence are not.
 
     Places that are not finite on either side are skipped.
 
