@@ -1,4 +1,4 @@
-"""How often do the 95 % CIs of a held-out batch cover the truth?
+"""Measure how often the 95 % CIs of a held-out batch cover the true value.
 
     python benchmarks/coverage.py             # some minutes; stores coverage.csv
     python benchmarks/coverage.py --quick     # does it run? (stores nothing)
@@ -7,7 +7,7 @@
 Small recurrent networks are trained, and their numbers computed on a pool of 4,096 sequences. The
 statistic over the pool is the truth. Then batches of 16 and of 32 sequences are drawn from the
 pool, and the CI of each is compared with it. ``untransformed`` is what the same jackknife covers
-without the logarithm, the logit or Fisher's z: the linearised interval of the textbooks.
+without the logarithm, the logit or Fisher's z: the linearised CI of the textbooks.
 
 The task: the target is the sum of the last 4 values of the first of 3 features, with the sign of
 its first value. Elapsed times are exponential, so that a few are much longer than the others. The
@@ -27,10 +27,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from ncp_callbacks.analysis.methods import Attribution
 from ncps.wirings import AutoNCP
 
-from ncp_callbacks.analysis import summarize, time_sensitivity, transition_statistics
+from ncp_callbacks.analysis import time_sensitivity, transition_statistics
+from ncp_callbacks.attribution import (
+    Attribution,
+    InputXGradient,
+    IntegratedGradients,
+    summarize,
+)
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.stats import Estimate, t_quantile
 
@@ -103,7 +108,7 @@ def gradients(model: Net, x: mx.array, delta: mx.array) -> tuple[mx.array, mx.ar
 
 
 class Pool:
-    """What one model does with all sequences, from which batches are drawn."""
+    """Results of one model for all sequences, from which batches are drawn."""
 
     def __init__(self, model: Net, rng: np.random.Generator, size: int) -> None:
         x, delta, _ = batch(rng, size)
@@ -111,33 +116,31 @@ class Pool:
         self.values = {scale: np.array(model(x, scale * delta)) for scale in SCALES}
         gx, gd = gradients(model, x, delta)
         self.time_gradient = np.array(gd)
-        self.maps = {"input_x_gradient": (np.array(gx * x), np.array(gd * delta))}
+        self.maps = [Attribution(InputXGradient(), np.array(gx * x), np.array(gd * delta))]
         # From the mean, by 8 Gauss-Legendre points.
         x0, d0, sx, sd = x.mean((0, 1)), delta.mean(), 0.0, 0.0
-        nodes, weights = np.polynomial.legendre.leggauss(8)
-        for a, w in zip((nodes + 1) / 2, weights / 2, strict=True):
+        points, weights = np.polynomial.legendre.leggauss(8)
+        for a, w in zip((points + 1) / 2, weights / 2, strict=True):
             gx, gd = gradients(model, x0 + float(a) * (x - x0), d0 + float(a) * (delta - d0))
             sx, sd = sx + float(w) * gx, sd + float(w) * gd
-        self.maps["integrated_gradients"] = (
-            np.array(sx * (x - x0)), np.array(sd * (delta - d0)),
-        )  # fmt: skip
+        maps = np.array(sx * (x - x0)), np.array(sd * (delta - d0))
+        self.maps.append(Attribution(IntegratedGradients(8), *maps))
 
-    def estimates(self, rows: slice | np.ndarray) -> Iterator[tuple[str, Estimate]]:
-        """Yield the numbers that callbacks log, of some sequences."""
+    def estimates(self, sequences: slice | np.ndarray) -> Iterator[tuple[str, Estimate]]:
+        """Yield the numbers that callbacks log for some sequences."""
         names = tuple(f"feature {i}" for i in range(FEATURES))
-        for method, (inputs, times) in self.maps.items():
-            count = np.ones(len(inputs[rows]), int)
-            attribution = Attribution(method, inputs[rows], times[rows], None, count)
-            short = {"input_x_gradient": "x*grad", "integrated_gradients": "ig"}[method]
+        for short, whole in zip(("x*grad", "ig"), self.maps, strict=True):
+            times = None if whole.time_delta is None else whole.time_delta[sequences]
+            attribution = Attribution(whole.method, whole.inputs[sequences], times)
             for name, number in summarize(attribution).estimates(names).items():
                 yield f"{short} {name.replace('share/', 'share of ')}", number
         sensitivity = time_sensitivity(
-            {scale: values[rows] for scale, values in self.values.items()},
-            time_delta=self.delta[rows],
-            time_gradient=self.time_gradient[rows],
+            {scale: values[sequences] for scale, values in self.values.items()},
+            time_delta=self.delta[sequences],
+            time_gradient=self.time_gradient[sequences],
         )
         yield from sensitivity.estimates().items()
-        steps = transition_statistics(self.states[rows], time_delta=self.delta[rows])
+        steps = transition_statistics(self.states[sequences], time_delta=self.delta[sequences])
         yield from ((f"transitions {n}", number) for n, number in steps.estimates.items())
 
 
@@ -155,8 +158,8 @@ def measure(kind: str, draws: int, steps: int, size: int) -> Iterator[tuple[obje
     for sequences in SIZES:
         held = {name: [0, 0, 0] for name in truth}
         for draw in range(draws):
-            rows = np.random.default_rng(draw).choice(size, sequences, replace=False)
-            for name, number in pool.estimates(rows):
+            chosen = np.random.default_rng(draw).choice(size, sequences, replace=False)
+            for name, number in pool.estimates(chosen):
                 counts, ci = held[name], number.ci()
                 counts[0] += ci is not None and ci[0] <= truth[name] <= ci[1]
                 low, high = untransformed(number)

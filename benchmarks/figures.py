@@ -1,4 +1,4 @@
-"""What a picture costs from its second on: drawn by the log writer's drawer, and afresh.
+"""What a picture costs from its second on: redrawn as the log writer does it, and afresh.
 
     python benchmarks/figures.py                  # prints a table
     python benchmarks/figures.py --repeats 51
@@ -33,7 +33,7 @@ from ncp_callbacks.plots import (
     plot_unit_activity,
     to_png,
 )
-from ncp_callbacks.plotting.drawer import Drawer
+from ncp_callbacks.plotting.redraw import Redrawer
 
 Options = dict[str, Any]
 Picture = tuple[Any, Options]
@@ -132,8 +132,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=25)
     repeats = parser.parse_args().repeats
-    drawer = Drawer()
-    print("| picture | afresh, ms | drawer, ms | ratio | kB | stall afresh | stall drawer |")
+    redrawer = Redrawer()
+    print("| picture | afresh, ms | redrawn, ms | ratio | kB | stall afresh | stall redrawn |")
     print("|---|---|---|---|---|---|---|")
     for kind, (plot, make) in KINDS.items():
         pictures = [
@@ -146,7 +146,7 @@ def main() -> None:
             return to_png(plot(data, **options))
 
         def again(i: int, pictures: Any = pictures, plot: Any = plot, tag: str = kind) -> bytes:
-            return drawer.png(tag, plot, pictures[i][0], pictures[i][1])
+            return redrawer.png(tag, plot, pictures[i][0], pictures[i][1])
 
         ways = (afresh, again)
         times = [[cpu(lambda w=way, i=i: w(i)) for way in ways] for i in range(len(pictures))]

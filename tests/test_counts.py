@@ -14,8 +14,8 @@ import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
 from ncp_callbacks.model import ModelRunner, batching
 from ncp_callbacks.models import CfC
-from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.plotting.page import Page
+from ncp_callbacks.plotting.redraw import Redrawer
 
 B, T, F = 6, 5, 3
 calls: list[int] = []
@@ -116,7 +116,7 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
             mock.patch.object(
                 Page, "_new_axes", autospec=True, side_effect=Page._new_axes
             ) as framed,
-            mock.patch.object(Drawer, "png", autospec=True, side_effect=Drawer.png) as drawn,
+            mock.patch.object(Redrawer, "png", autospec=True, side_effect=Redrawer.png) as drawn,
         ):
             for step in (3, 4, 5):
                 monitor.on_step_end(step)

@@ -42,8 +42,8 @@ from ncp_callbacks.callbacks.dynamics.plot import needed_decades
 from ncp_callbacks.models import CfC
 from ncp_callbacks.observation import Trajectory
 from ncp_callbacks.plots import plot_dynamics, to_png
-from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.plotting.page import Page
+from ncp_callbacks.plotting.redraw import Redrawer
 from ncp_callbacks.writers.base import clean_tag
 
 seeds = st.integers(0, 2**32 - 1)
@@ -669,13 +669,13 @@ def test_frames_are_kept(monkeypatch):
     made = []
     new = Page.__init__
     monkeypatch.setattr(Page, "__init__", lambda self, *a: made.append(a) or new(self, *a))
-    drawer = Drawer()
+    redrawer = Redrawer()
     for step, keep in enumerate((0.8, 0.85, 0.9) * 2):
         if step == 3:
             # By now it is known which texts change.
             made.clear()
         options = {"memory": some_memory(keep), "decades": (5, 0), "step": step}
-        drawer.png("tag", plot_dynamics, correlations(), options)
+        redrawer.png("tag", plot_dynamics, correlations(), options)
     assert not made
 
 

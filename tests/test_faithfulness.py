@@ -140,23 +140,23 @@ def test_pushes_that_cancel_are_seen_one_by_one() -> None:
     sizes = np.arange(20, 0, -1).reshape(4, 5) + 0.0
     x = np.repeat((signs * sizes)[None], 3, axis=0)
     white = White(lambda v: v.sum(axis=(-2, -1)))
-    found = deletion(white, x, x, baseline=0 * x, steps=20)
+    found = deletion(white, x, x, baseline=0 * x, n_groups=20)
     # 20 - 19 + 18 - 17: four cells, all of which matter.
     np.testing.assert_allclose(found.comprehensiveness(0.2) * found.change, 2.0, rtol=1e-6)
     np.testing.assert_allclose(found.cpd * found.change, 20 + 19 + 18 + 17, rtol=1e-6)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([10, 20, 30]))
-def test_an_exact_map_beats_random_beats_reversed(seed: int, steps: int) -> None:
+def test_an_exact_map_beats_random_beats_reversed(seed: int, n_groups: int) -> None:
     x = data(seed, (3, 7, 4))
-    found = of_squares(x, steps=steps)
+    found = of_squares(x, n_groups=n_groups)
     slack = 1e-6
     for share in (0.1, 0.2, 0.5):
         assert (found.comprehensiveness(share) > found.comprehensiveness_random(share)).all()
         assert (found.sufficiency(share) < found.sufficiency_random(share)).all()
     assert (found.cpd > found.cpd_random).all()
     assert (found.cpd_random > found.cpp - slack).all()
-    reversed_ = of_squares(x, 1 / x, steps=steps)
+    reversed_ = of_squares(x, 1 / x, n_groups=n_groups)
     np.testing.assert_allclose(reversed_.cpp, found.cpd, rtol=0.3)
     assert (reversed_.cpd < found.cpd_random).all()
 
@@ -190,7 +190,7 @@ def test_against_one_removal_at_a_time() -> None:
     def function(v: np.ndarray) -> np.ndarray:
         return np.tanh((weights * v).sum(axis=(-2, -1))) * v[..., 0, 0] + v[..., 3, 1] ** 2
 
-    found = deletion(White(function), x, attributed, baseline=x0, steps=10, top=0.5)
+    found = deletion(White(function), x, attributed, baseline=x0, n_groups=10, top=0.5)
     changes = []
     for b in range(4):
         ranking = sorted(np.ndindex(6, 3), key=lambda cell: -abs(attributed[(b, *cell)]))
@@ -210,7 +210,7 @@ def test_against_one_removal_at_a_time() -> None:
 
 def test_it_costs_what_it_says() -> None:
     x, white = data(), squares(np.ones((T, F)))
-    deletion(white, x, x, baseline=0 * x, steps=10, orders=3)
+    deletion(white, x, x, baseline=0 * x, n_groups=10, orders=3)
     assert white.seen == (2 + 3) * 9 + 2
 
 
@@ -246,15 +246,15 @@ def test_sensitivity_of_a_constant_gradient_is_none() -> None:
 def test_sensitivity_of_input_times_a_constant_is_that_of_the_input() -> None:
     weights, x = np.random.default_rng(1).normal(size=(T, F)), data()
     reach = 0.1 * x.std(axis=(0, 1))
-    found = max_sensitivity(lambda v: weights * v, x, weights * x, draws=50)
+    found = max_sensitivity(lambda v: weights * v, x, weights * x, n_samples=50)
     largest = np.linalg.norm((weights * reach).ravel())
     sizes = np.linalg.norm((weights * x).reshape(B, -1), axis=1)
     assert (found <= largest / sizes).all()
     # Uniform draws have a mean square of a third; the largest of many is above that.
     assert (found >= math.sqrt(1 / 3) * largest / sizes).all()
-    again = max_sensitivity(lambda v: 7 * weights * v, x, 7 * weights * x, draws=50)
+    again = max_sensitivity(lambda v: 7 * weights * v, x, 7 * weights * x, n_samples=50)
     np.testing.assert_allclose(again, found, rtol=1e-4)
-    few = max_sensitivity(lambda v: weights * v, x, weights * x, draws=2)
+    few = max_sensitivity(lambda v: weights * v, x, weights * x, n_samples=2)
     assert (few <= found).all()
 
 
@@ -379,7 +379,7 @@ def test_similarity_under_noise_of_maps_that_are_known() -> None:
 
 def test_similarity_under_noise_is_logged_as_the_definition_says() -> None:
     weights, x = np.random.default_rng(0).normal(size=(10, 4)), planted(8, 1)[0]
-    callback = ncp.Faithfulness(baseline="mean", noise=(0.05, 0.2))
+    callback = ncp.Faithfulness(baseline="mean", noise_variances=(0.05, 0.2))
     found = scalars(look_at_plain(weights, callback, x)[0])
     maps: list[np.ndarray] = []
     mean = x.mean(axis=(0, 1))
@@ -399,7 +399,7 @@ def test_similarity_under_noise_is_logged_as_the_definition_says() -> None:
         assert found[f"faithfulness/ssim_noise_{percent}"].value == pytest.approx(1.0)
     assert "faithfulness/max_sensitivity" not in found
     # And without.
-    found = scalars(look_at_plain(weights, ncp.Faithfulness(noise=()), x)[0])
+    found = scalars(look_at_plain(weights, ncp.Faithfulness(noise_variances=()), x)[0])
     assert not any("ssim" in tag for tag in found)
     assert "faithfulness/max_sensitivity" in found
 
@@ -485,7 +485,7 @@ def test_a_map_of_equal_values_is_a_random_order() -> None:
     batch = 400
     x = np.ones((batch, 10, 1))
     first_step = White(lambda v: v[..., 0, 0])
-    found = deletion(first_step, x, np.zeros_like(x), baseline=0 * x, steps=10, top=0.5)
+    found = deletion(first_step, x, np.zeros_like(x), baseline=0 * x, n_groups=10, top=0.5)
     # The step that counts is among the first half of them by even chance.
     for values in (found.cpd, found.cpp):
         assert set(np.round(values, 6)) == {0.0, 1.0}
@@ -494,7 +494,7 @@ def test_a_map_of_equal_values_is_a_random_order() -> None:
 
 
 def test_only_shares_of_the_grid() -> None:
-    with pytest.raises(ValueError, match=r"share=0\.13: give a multiple of 0\.05"):
+    with pytest.raises(ValueError, match=r"share=0\.13: pass a multiple of 0\.05"):
         of_squares(data()).comprehensiveness(0.13)
 
 
@@ -703,7 +703,7 @@ def test_sequences_with_nan_are_counted() -> None:
     writer = ncp.MemoryWriter()
     model = Breaks(np.random.default_rng(0).normal(size=(10, 4)))
     with ncp.Monitor(
-        model, ncp.HeldOutBatch(x), [ncp.Faithfulness(steps=10)], writer=writer, every=1
+        model, ncp.HeldOutBatch(x), [ncp.Faithfulness(n_groups=10)], writer=writer, every=1
     ) as monitor:
         monitor.on_step_end(1)
         assert any("skipped" in note for note in monitor.notes)
@@ -783,10 +783,12 @@ def test_tokens() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"steps": 15}, "multiple of 10"), ({"steps": 0}, "multiple of 10"),
+        ({"n_groups": 15}, "multiple of 10"), ({"n_groups": 0}, "multiple of 10"),
         ({"orders": 0}, "at least 1"), ({"perturbations": -1}, "0 for none"),
-        ({"noise": (0.1, 0.0)}, "variances above 0"), ({"noise": [-0.1]}, "variances above 0"),
-        ({"noise": (math.nan,)}, "variances above 0"), ({"noise": (0.1, 0.1)}, "once"),
+        ({"noise_variances": (0.1, 0.0)}, "variances above 0"),
+        ({"noise_variances": [-0.1]}, "variances above 0"),
+        ({"noise_variances": (math.nan,)}, "variances above 0"),
+        ({"noise_variances": (0.1, 0.1)}, "once"),
         ({"method": "magic"}, "unknown"), ({"max_sequences": 0}, "max_sequences=0"),
     ],
 )  # fmt: skip

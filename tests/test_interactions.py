@@ -394,7 +394,7 @@ def test_both_methods_agree_on_a_random_network(seed: int) -> None:
         "baseline": np.zeros_like(x),
         "time_baseline": np.full_like(dt, dt.mean()),
         "groups": [np.array([i]) for i in range(F)],
-        "names": ["a", "b", "c", "intervals"],
+        "names": ["a", "b", "c", "time_delta"],
     }
     seen = observe(model, ncp.HeldOutBatch(x, dt), target=0)
     cheap = archipelago(seen.evaluate, x, dt, **common)
@@ -414,7 +414,7 @@ def test_a_model_of_two_known_pairs(method: str) -> None:
         ncp.FeatureInteractions(method=method, baseline="zeros"), Gated(), held_out, steps=1
     )
     found = records["interactions/matrix"].data
-    assert found.names == ("a", "b", "c", "intervals")
+    assert found.names == ("a", "b", "c", "time_delta")
     wide = x.astype(np.float64)
     with_time = (wide[..., 0] * (dt - dt.mean(dtype=np.float64))).sum(axis=1)
     together = wide[..., 1].sum(axis=1) * wide[..., 2].sum(axis=1)
@@ -425,7 +425,7 @@ def test_a_model_of_two_known_pairs(method: str) -> None:
     for i, j in ((0, 1), (0, 2), (1, 3), (2, 3)):
         np.testing.assert_allclose(found.pairs[:, i, j], 0.0, atol=1e-4)
     strength = np.abs(part * with_time).mean(), np.abs(part * together).mean()
-    assert records["interactions_pair/a_x_intervals"].value == pytest.approx(strength[0], rel=1e-3)
+    assert records["interactions_pair/a_x_time_delta"].value == pytest.approx(strength[0], rel=1e-3)
     assert records["interactions/time_share"].value == pytest.approx(
         strength[0] / sum(strength), rel=1e-3
     )
@@ -464,7 +464,7 @@ def test_models_of_many_kinds(model: Any, method: str) -> None:
     assert not notes
     assert found.sequences == B
     assert found.non_finite == 0
-    names = (*held_out.feature_names, *(() if model is nn.GRU else ("intervals",)))
+    names = (*held_out.feature_names, *(() if model is nn.GRU else ("time_delta",)))
     assert found.names == names
     # All parts sum to the change from the baseline, for pairs only where they are complete.
     if method == "integrated_hessians":
@@ -542,7 +542,7 @@ def test_the_docstring_lists_every_tag(method: str) -> None:
 def test_intervals_that_are_all_alike_are_left_out() -> None:
     x, _ = data()
     records, notes = logged(ncp.FeatureInteractions(), Net(), ncp.HeldOutBatch(x, 0.7), steps=2)
-    assert sum("intervals are all at their baseline" in note for note in notes) == 1
+    assert sum("all elapsed times are equal to their baseline" in note for note in notes) == 1
     assert records["interactions/matrix"].data.names == ("feature 0", "feature 1", "feature 2")
     assert "interactions/time_share" not in records
 
@@ -551,7 +551,7 @@ def test_one_feature_alone_has_no_pair() -> None:
     x, _ = data(features=1)
     records, notes = logged(ncp.FeatureInteractions(), nn.GRU(1, 4), ncp.HeldOutBatch(x))
     assert not records
-    assert any("a pair takes two" in note for note in notes)
+    assert any("interactions need two" in note for note in notes)
 
 
 def test_at_most_eight_sequences_by_default() -> None:
@@ -600,7 +600,7 @@ PICTURES = [
 
 
 def check_picture(plot: Any, data: Any, options: dict[str, Any]) -> None:
-    """Its text fits, and what a drawer makes of it a second time looks the same."""
+    """Its text fits, and what a redrawer makes of it a second time looks the same."""
     check_redraws(plot, (data, options))
 
 

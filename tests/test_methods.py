@@ -877,7 +877,7 @@ def test_infidelity_equals_captum(golden, captum, name):
         own,
         baseline=x0,
         effects=own * (x - x0) if name == "saliency" else own,
-        steps=10,
+        n_groups=10,
         orders=4,
     )
     theirs, zeros = (case[f"infidelity/{of}"] for of in (name, "zeros"))
@@ -894,7 +894,7 @@ def test_sensitivity_equals_captum(golden, name):
         slopes = observation.evaluate(inputs[None], gradient=True).input_gradient[0]
         return slopes if name == "saliency" else inputs * slopes
 
-    found = max_sensitivity(attribute, x, attribute(x), radius=0.1, draws=4)
+    found = max_sensitivity(attribute, x, attribute(x), radius=0.1, n_samples=4)
     close(found, case[f"sensitivity_max/{name}"], 1e-3)
 
 

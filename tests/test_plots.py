@@ -42,9 +42,9 @@ from ncp_callbacks.plots import (
     plot_unit_activity,
     to_png,
 )
-from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.plotting.limits import integer_ticks
 from ncp_callbacks.plotting.page import Page, redrawable
+from ncp_callbacks.plotting.redraw import Redrawer
 from ncp_callbacks.plotting.text import number, short_names, spread, text_width
 
 WIDTH, HEIGHT = 640, 430
@@ -897,12 +897,12 @@ def check_redraws(plot: Any, *pictures: tuple[Any, dict[str, Any]]) -> None:
 
     Each comes twice with another step, so that pages are kept and redrawn, then once more.
     """
-    drawer = Drawer()
+    redrawer = Redrawer()
     for step, (data, options) in enumerate([p for p in pictures for _ in range(2)] + [pictures[0]]):
         options = {**options, "step": int(10 ** (step / 4))}
         figure = plot(data, **options)
         check_text(figure)
-        expected, png = drawn(figure), drawer.png("a/tag", plot, data, options)
+        expected, png = drawn(figure), redrawer.png("a/tag", plot, data, options)
         assert png == to_png(figure)
         change = np.abs(shown(png).astype(int) - expected).max(axis=-1)
         assert (change > 24).mean() < 0.002
@@ -925,33 +925,33 @@ def test_a_page_is_made_again_only_when_its_axes_change(
     monkeypatch.setattr(Page, "__init__", lambda self, *a: (made.append(1), new(self, *a))[0])
     plot, pictures = LOOKS[kind]
     data, options = pictures[0]
-    drawer = Drawer()
+    redrawer = Redrawer()
     for step in range(5):
-        drawer.png("tag", plot, data, {**options, "step": step})
+        redrawer.png("tag", plot, data, {**options, "step": step})
     # The first picture, and the second, in which the number of the step turns out to change.
     assert len(made) == 2
     if kind in ("states", "time"):  # Others have no axis in the unit of the limit.
-        drawer.png("tag", plot, data, {**options, "limit": 1000.0})
+        redrawer.png("tag", plot, data, {**options, "limit": 1000.0})
         assert len(made) == 3
 
 
 def test_pages_are_dropped() -> None:
-    drawer = Drawer(max_pages=2)
+    redrawer = Redrawer(max_pages=2)
     plot, pictures = LOOKS["units"]
-    expected = drawer.png("0", plot, *pictures[0])
+    expected = redrawer.png("0", plot, *pictures[0])
     for step in range(9):
-        drawer.png(str(step % 3), plot, pictures[0][0], {"step": step})
-    assert list(drawer._pages) == ["1", "2"]
-    assert drawer.png("0", plot, *pictures[0]) == expected
+        redrawer.png(str(step % 3), plot, pictures[0][0], {"step": step})
+    assert list(redrawer._pages) == ["1", "2"]
+    assert redrawer.png("0", plot, *pictures[0]) == expected
 
 
 def test_a_kept_page_does_not_grow() -> None:
-    drawer = Drawer()
+    redrawer = Redrawer()
     plot, pictures = LOOKS["states"]
     sizes = set()
     for step in range(6):
-        drawer.png("tag", plot, pictures[0][0], {**pictures[0][1], "step": 100 + step})
-        ((_, page),) = drawer._pages.values()
+        redrawer.png("tag", plot, pictures[0][0], {**pictures[0][1], "step": 100 + step})
+        ((_, page),) = redrawer._pages.values()
         sizes.add(len(page.figure.findobj()))
     assert len(sizes) == 1
 
@@ -978,9 +978,9 @@ def test_axes_may_be_set_by_matplotlibs_methods(setting: str) -> None:
         axes.plot([0, 1], [1, data])
         SETTINGS[setting](axes, data)
 
-    drawer = Drawer()
+    redrawer = Redrawer()
     for value in (1, 2, 2, 3, 1):
-        assert drawer.png("tag", plot, value, {}) == to_png(plot(value))
+        assert redrawer.png("tag", plot, value, {}) == to_png(plot(value))
 
 
 def test_text_over_axes_and_what_is_drawn_below_it() -> None:
@@ -992,22 +992,22 @@ def test_text_over_axes_and_what_is_drawn_below_it() -> None:
         for i in range(int(10 * data)):
             page.text(20, 40 + 30 * i, f"{i}")
 
-    drawer = Drawer()
+    redrawer = Redrawer()
     for value in (0.2, 0.8, 0.8, 0.3, 0.9):
-        assert drawer.png("tag", plot, value, {}) == to_png(plot(value))
+        assert redrawer.png("tag", plot, value, {}) == to_png(plot(value))
 
 
 def test_a_picture_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     plot, pictures = LOOKS["states"]
-    drawer = Drawer()
-    expected = drawer.png("tag", plot, *pictures[0])
+    redrawer = Redrawer()
+    expected = redrawer.png("tag", plot, *pictures[0])
     with monkeypatch.context() as patch:
         patch.setattr(LineCollection, "draw", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            drawer.png("tag", plot, *pictures[1])
+            redrawer.png("tag", plot, *pictures[1])
     with pytest.raises(ValueError, match="limit="):
-        drawer.png("tag", plot, pictures[0][0], {"limit": -1.0})
-    assert drawer.png("tag", plot, *pictures[0]) == expected
+        redrawer.png("tag", plot, pictures[0][0], {"limit": -1.0})
+    assert redrawer.png("tag", plot, *pictures[0]) == expected
 
 
 def test_a_tag_may_change_its_plot_and_users_plots_are_drawn_afresh() -> None:
@@ -1017,29 +1017,29 @@ def test_a_tag_may_change_its_plot_and_users_plots_are_drawn_afresh() -> None:
         figure.axes[0].plot(data)
         return figure
 
-    drawer = Drawer()
+    redrawer = Redrawer()
     for plot, pictures in LOOKS.values():
-        assert drawer.png("tag", own, [1, 2], {"title": "a"}) == to_png(own([1, 2], title="a"))
-        assert drawer.png("tag", plot, *pictures[0]) == Drawer().png("tag", plot, *pictures[0])
+        assert redrawer.png("tag", own, [1, 2], {"title": "a"}) == to_png(own([1, 2], title="a"))
+        assert redrawer.png("tag", plot, *pictures[0]) == Redrawer().png("tag", plot, *pictures[0])
 
 
 def test_next_pictures_look_the_same_whatever_the_users_style() -> None:
     for plot, pictures in LOOKS.values():
-        plain, drawer = Drawer().png("tag", plot, *pictures[0]), Drawer()
+        plain, redrawer = Redrawer().png("tag", plot, *pictures[0]), Redrawer()
         with matplotlib.rc_context():
             matplotlib.style.use("dark_background")
-            assert drawer.png("tag", plot, *pictures[0]) == plain
-            assert drawer.png("tag", plot, *pictures[0]) == plain
+            assert redrawer.png("tag", plot, *pictures[0]) == plain
+            assert redrawer.png("tag", plot, *pictures[0]) == plain
 
 
-def test_drawers_on_many_threads_do_not_mind_each_other() -> None:
-    expected = {kind: [Drawer().png("tag", p, *picture) for picture in all_[:3]]
+def test_redrawers_on_many_threads_do_not_mind_each_other() -> None:
+    expected = {kind: [Redrawer().png("tag", p, *picture) for picture in all_[:3]]
                 for kind, (p, all_) in LOOKS.items()}  # fmt: skip
     results: dict[str, list[bytes]] = {}
 
     def work(kind: str) -> None:
-        drawer, (plot, pictures) = Drawer(), LOOKS[kind]
-        results[kind] = [drawer.png("tag", plot, *picture) for picture in pictures[:3]]
+        redrawer, (plot, pictures) = Redrawer(), LOOKS[kind]
+        results[kind] = [redrawer.png("tag", plot, *picture) for picture in pictures[:3]]
 
     threads = [threading.Thread(target=work, args=(kind,)) for kind in LOOKS]
     for thread in threads:
@@ -1058,8 +1058,8 @@ def test_plots_show_their_arguments_and_can_be_sent_to_other_processes() -> None
 
 def test_the_backend_of_the_environment_does_not_matter() -> None:
     code = (
-        "import numpy, ncp_callbacks.plots as p, ncp_callbacks.plotting.drawer as d;"
-        "print(len(d.Drawer().png('a', p.plot_feature_importance, numpy.eye(3), {})))"
+        "import numpy, ncp_callbacks.plots as p, ncp_callbacks.plotting.redraw as d;"
+        "print(len(d.Redrawer().png('a', p.plot_feature_importance, numpy.eye(3), {})))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,

@@ -1,4 +1,4 @@
-"""Single predictions: what a sheet shows of a sequence whose gradients are known in closed form."""
+"""Pictures and numbers of single sequences whose gradients are known in closed form."""
 
 from __future__ import annotations
 
@@ -26,56 +26,56 @@ SCALES = (0.5, 1.0, 3.0)
 
 
 def look(
-    model: nn.Module, held_out: ncp.HeldOutBatch, samples: Any = (0, 2), **more: Any
+    model: nn.Module, held_out: ncp.HeldOutBatch, sequences: Any = (0, 2), **more: Any
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    callback = ncp.SinglePredictions(samples=samples, scales=SCALES)
+    callback = ncp.SinglePredictions(sequences=sequences, scales=SCALES)
     return run(callback, model, held_out, **more)
 
 
-def test_a_sheet_of_leaky_integrators() -> None:
+def test_a_picture_of_leaky_integrators() -> None:
     p, (x, dt) = parameters(), data()
-    records, notes = look(TimeDeltaBank(p), ncp.HeldOutBatch(x, dt), samples=[3, 1], target=1)
+    records, notes = look(TimeDeltaBank(p), ncp.HeldOutBatch(x, dt), sequences=[3, 1], target=1)
     assert not notes
     known, weight = Closed(p, x, dt), at_step(-1, 1)
     owed = known.x * known.input_gradient(weight)
     spectrum = PCA(3).fit(known.states.reshape(B * T, -1))
     for sample in (3, 1):
-        tag = f"predictions_output1/sample_{sample}"
-        sheet = records[f"{tag}/sheet"].data
+        tag = f"predictions_output1/sequence_{sample}"
+        picture = records[f"{tag}/overview"].data
         value = known.outputs[sample, -1, 1]
-        assert sheet.sample == sample
-        assert sheet.value == pytest.approx(value, rel=1e-5)
-        assert records[f"{tag}/target"].value == sheet.value
-        close(sheet.attribution, owed[sample])
-        close(records[f"_ncp/predictions_output1_sample_{sample}"].values, owed[sample])
+        assert picture.sequence == sample
+        assert picture.value == pytest.approx(value, rel=1e-5)
+        assert records[f"{tag}/target"].value == picture.value
+        close(picture.attribution, owed[sample])
+        close(records[f"_ncp/predictions_output1_sequence_{sample}"].values, owed[sample])
         strength = np.abs(owed[sample]).sum(axis=0)
         assert records[f"{tag}/top_share"].value == pytest.approx(
             strength.max() / strength.sum(), rel=1e-5
         )
         slope = (known.dt * known.time_gradient(weight))[sample].sum()
         assert records[f"{tag}/elasticity"].value == pytest.approx(slope, rel=1e-4)
-        np.testing.assert_array_equal(sheet.scales, SCALES)
+        np.testing.assert_array_equal(picture.scales, SCALES)
         moved = [Closed(p, x, dt, s).outputs[sample, -1, 1] - value for s in SCALES]
-        close(sheet.changes, moved)
-        assert sheet.changes[1] == 0.0
+        close(picture.changes, moved)
+        assert picture.changes[1] == 0.0
         scores = spectrum.transform(known.states[sample])
         # Signs of axes are a matter of taste.
-        close(np.abs(sheet.states), np.abs(scores), 1e-4)
-        np.testing.assert_array_equal(sheet.steps, np.arange(T))
-        assert sheet.feature_names == ("feature 0", "feature 1", "feature 2")
+        close(np.abs(picture.states), np.abs(scores), 1e-4)
+        np.testing.assert_array_equal(picture.time_steps, np.arange(T))
+        assert picture.feature_names == ("feature 0", "feature 1", "feature 2")
 
 
 def test_only_real_steps_are_shown() -> None:
     p, (x, dt) = parameters(), data()
     x = np.where(MASK[..., None], x, np.nan).astype(np.float32)
-    records, _ = look(TimeDeltaBank(p), ncp.HeldOutBatch(x, dt, mask=MASK), samples=(0, 1))
+    records, _ = look(TimeDeltaBank(p), ncp.HeldOutBatch(x, dt, mask=MASK), sequences=(0, 1))
     for sample, steps in ((0, [1, 2, 3, 4, 5]), (1, [0, 1, 2])):
-        sheet = records[f"predictions/sample_{sample}/sheet"].data
-        assert sheet.steps.tolist() == steps
-        assert sheet.attribution.shape == (len(steps), F)
-        assert sheet.states.shape == (len(steps), 3)
-        assert np.isfinite(sheet.attribution).all()
-        whole = records[f"_ncp/predictions_sample_{sample}"].values
+        picture = records[f"predictions/sequence_{sample}/overview"].data
+        assert picture.time_steps.tolist() == steps
+        assert picture.attribution.shape == (len(steps), F)
+        assert picture.states.shape == (len(steps), 3)
+        assert np.isfinite(picture.attribution).all()
+        whole = records[f"_ncp/predictions_sequence_{sample}"].values
         assert whole.shape == (T, F)
         assert not whole[~MASK[sample]].any()
         # The target is the output at the last real step.
@@ -83,20 +83,20 @@ def test_only_real_steps_are_shown() -> None:
                        dt[sample : sample + 1, : steps[-1] + 1])  # fmt: skip
         if sample == 1:
             values = known.outputs[0, -1]
-            assert sheet.value == pytest.approx(values.max(), rel=1e-5)
+            assert picture.value == pytest.approx(values.max(), rel=1e-5)
 
 
 def test_every_sequence_can_be_one_of_them_and_no_other() -> None:
     mx.random.seed(0)
     held_out = ncp.HeldOutBatch(*data())
     # The dry run sees two sequences only; what it can't see it must not refuse.
-    records, notes = look(Net(), held_out, samples=[B - 1])
+    records, notes = look(Net(), held_out, sequences=[B - 1])
     assert not notes
-    assert f"predictions/sample_{B - 1}/sheet" in records
+    assert f"predictions/sequence_{B - 1}/overview" in records
     with (
-        pytest.raises(RuntimeError, match=f"samples has {B}, but the held-out batch has {B}"),
+        pytest.raises(RuntimeError, match=rf"sequences=\[{B}\]: the held-out batch has {B}"),
         ncp.Monitor(
-            Net(), held_out, [ncp.SinglePredictions(samples=[B])], writer=ncp.MemoryWriter()
+            Net(), held_out, [ncp.SinglePredictions(sequences=[B])], writer=ncp.MemoryWriter()
         ),
     ):
         pass
@@ -105,24 +105,27 @@ def test_every_sequence_can_be_one_of_them_and_no_other() -> None:
 def test_the_guide_names_the_tags_of_the_sequences_chosen() -> None:
     writer = ncp.MemoryWriter()
     held_out = ncp.HeldOutBatch(*data())
-    callback = ncp.SinglePredictions(samples=[3])
+    callback = ncp.SinglePredictions(sequences=[3])
     with ncp.Monitor(Net(), held_out, [callback], writer=writer, every=1):
         pass
     guide = next(r.markdown for _, r in writer.records if r.tag == "about/guide")
-    assert "`predictions/sample_3/target`" in guide
+    assert "`predictions/sequence_3/target`" in guide
     assert "sample_0" not in guide
 
 
 def test_a_chosen_sequence_is_itself_whatever_others_look_at() -> None:
     mx.random.seed(0)
     model, held_out = Net(), ncp.HeldOutBatch(*data())
-    alone, _ = look(model, held_out, samples=[3])
+    alone, _ = look(model, held_out, sequences=[3])
     writer = ncp.MemoryWriter()
-    callbacks = [ncp.StateSpace(max_sequences=2), ncp.SinglePredictions(samples=[3], scales=SCALES)]
+    callbacks = [
+        ncp.StateSpace(max_sequences=2),
+        ncp.SinglePredictions(sequences=[3], scales=SCALES),
+    ]
     with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1) as monitor:
         monitor.on_step_end(1)
-    (_, value), *_ = writer.scalars("predictions/sample_3/target")
-    assert value == pytest.approx(alone["predictions/sample_3/target"].value, rel=1e-5)
+    (_, value), *_ = writer.scalars("predictions/sequence_3/target")
+    assert value == pytest.approx(alone["predictions/sequence_3/target"].value, rel=1e-5)
 
 
 def test_costs_nothing_but_the_scales_of_these_sequences() -> None:
@@ -131,7 +134,7 @@ def test_costs_nothing_but_the_scales_of_these_sequences() -> None:
     sizes: list[int] = []
     call = Net.__call__
     writer = ncp.MemoryWriter()
-    callbacks = [ncp.GradientAttribution(), ncp.SinglePredictions(samples=[0, 2], scales=SCALES)]
+    callbacks = [ncp.GradientAttribution(), ncp.SinglePredictions(sequences=[0, 2], scales=SCALES)]
     with (
         mock.patch.object(
             Net, "__call__", lambda self, x, **k: (sizes.append(len(x)), call(self, x, **k))[1]
@@ -166,13 +169,13 @@ def test_what_a_model_does_not_have_is_said_once_and_left_out() -> None:
     mx.random.seed(0)
     records, notes = look(EveryGRU(), ncp.HeldOutBatch(x))
     assert [("reaction to time" in note) for note in notes] == [True]
-    sheet = records["predictions/sample_0/sheet"].data
-    assert sheet.scales is sheet.changes is None
-    assert sheet.states.shape == (T, 3)
-    assert "predictions/sample_0/elasticity" not in records
+    picture = records["predictions/sequence_0/overview"].data
+    assert picture.scales is picture.changes is None
+    assert picture.states.shape == (T, 3)
+    assert "predictions/sequence_0/elasticity" not in records
     records, notes = look(nn.Linear(F, 2), ncp.HeldOutBatch(x))
     assert sum("without states, because no recurrent cell" in note for note in notes) == 1
-    assert records["predictions/sample_0/sheet"].data.states is None
+    assert records["predictions/sequence_0/overview"].data.states is None
 
 
 def test_tokens() -> None:
@@ -180,10 +183,10 @@ def test_tokens() -> None:
     held_out = ncp.HeldOutBatch(np.random.default_rng(0).integers(0, 7, (B, T)), data()[1])
     records, notes = look(Tokens(), held_out)
     assert not notes
-    sheet = records["predictions/sample_2/sheet"].data
-    assert sheet.attribution.shape == (T, 1)
-    assert sheet.feature_names == ("token",)
-    assert records["predictions/sample_2/top_share"].value == pytest.approx(1.0)
+    picture = records["predictions/sequence_2/overview"].data
+    assert picture.attribution.shape == (T, 1)
+    assert picture.feature_names == ("token",)
+    assert records["predictions/sequence_2/top_share"].value == pytest.approx(1.0)
 
 
 def test_a_sequence_that_is_not_finite_is_left_out() -> None:
@@ -193,45 +196,47 @@ def test_a_sequence_that_is_not_finite_is_left_out() -> None:
     records, notes = look(Net(), ncp.HeldOutBatch(x, dt))
     assert records["predictions/nonfinite"].value == 1
     assert any("NaN or infinity" in note for note in notes)
-    assert "predictions/sample_0/sheet" in records
+    assert "predictions/sequence_0/overview" in records
     assert not any("sample_2" in tag for tag in records)
 
 
 def test_classes_have_their_names() -> None:
     mx.random.seed(0)
     held_out = ncp.HeldOutBatch(*data(), targets=np.arange(B) % 2, class_names=["stable", "worse"])
-    records, _ = look(Net(), held_out, samples=[1, 2])
-    assert records["predictions/sample_1/sheet"].data.label == "worse"
-    assert records["predictions/sample_2/sheet"].data.label == "stable"
+    records, _ = look(Net(), held_out, sequences=[1, 2])
+    assert records["predictions/sequence_1/overview"].data.label == "worse"
+    assert records["predictions/sequence_2/overview"].data.label == "stable"
     held_out = ncp.HeldOutBatch(*data(), targets=np.arange(B) % 2)
-    records, _ = look(Net(), held_out, samples=[1])
-    assert records["predictions/sample_1/sheet"].data.label == "class 1"
+    records, _ = look(Net(), held_out, sequences=[1])
+    assert records["predictions/sequence_1/overview"].data.label == "class 1"
 
 
 def test_axes_are_shared_stay_and_survive_an_interruption() -> None:
     mx.random.seed(0)
     model, held_out = Net(), ncp.HeldOutBatch(*data())
-    first = ncp.SinglePredictions(samples=[0, 2])
+    first = ncp.SinglePredictions(sequences=[0, 2])
     before, _ = run(first, model, held_out, steps=1)
-    second = ncp.SinglePredictions(samples=[0, 2])
+    second = ncp.SinglePredictions(sequences=[0, 2])
     second.load_state_dict(first.state_dict())
     model.head.weight = model.head.weight / 100
     after, _ = run(second, model, held_out, steps=1)
-    options = [r[f"predictions/sample_{s}/sheet"].options for r in (before, after) for s in (0, 2)]
+    options = [
+        r[f"predictions/sequence_{s}/overview"].options for r in (before, after) for s in (0, 2)
+    ]
     assert all({**o, "step": 0} == {**options[0], "step": 0} for o in options)
     # The states are the same, and so are the axes that they are shown along.
-    states = [r["predictions/sample_0/sheet"].data.states for r in (before, after)]
+    states = [r["predictions/sequence_0/overview"].data.states for r in (before, after)]
     np.testing.assert_allclose(states[0], states[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("samples", "error"),
+    ("sequences", "error"),
     [([], ValueError), ([0, 0], ValueError), ([-1], ValueError), (range(5), ValueError),
      ([1.5], TypeError), (3, TypeError)],
 )  # fmt: skip
-def test_samples_that_can_not_be_meant(samples: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="samples="):
-        ncp.SinglePredictions(samples=samples)
+def test_sequences_that_can_not_be_meant(sequences: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="sequences="):
+        ncp.SinglePredictions(sequences=sequences)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -248,8 +253,9 @@ def example(
 ) -> Prediction:
     rng = np.random.default_rng(steps + features)
     return Prediction(
-        sample=5, value=-1.2345, target="prediction at last step",
-        steps=np.arange(first, first + steps), attribution=rng.normal(size=(steps, features)) ** 3,
+        sequence=5, value=-1.2345, target="prediction at last step",
+        time_steps=np.arange(first, first + steps),
+        attribution=rng.normal(size=(steps, features)) ** 3,
         feature_names=tuple(f"heart rate {i}" for i in range(features)),
         states=rng.normal(size=(steps, states)).cumsum(axis=0) if states else None,
         scales=np.geomspace(*span, scales) if scales else None,
@@ -285,7 +291,7 @@ def test_a_picture_shows_the_sequence() -> None:
     lines = [line for line in lower.lines if line.get_zorder() >= 12]
     assert len(lines) == 3
     for line in lines:
-        np.testing.assert_array_equal(line.get_xdata(), prediction.steps)
+        np.testing.assert_array_equal(line.get_xdata(), prediction.time_steps)
         assert any(np.array_equal(line.get_ydata(), s) for s in prediction.states.T)
     (line,) = (line for line in curve.lines if line.get_zorder() >= 12)
     np.testing.assert_array_equal(line.get_ydata(), prediction.changes)
@@ -298,7 +304,7 @@ def test_a_gap_between_real_steps_is_a_gap() -> None:
     full = example(10)
     keep = np.array([0, 1, 2, 6, 7, 8, 9])
     partial = Prediction(
-        sample=0, value=0.0, target="", steps=keep, attribution=full.attribution[keep],
+        sequence=0, value=0.0, target="", time_steps=keep, attribution=full.attribution[keep],
         feature_names=full.feature_names, states=full.states[keep],
     )  # fmt: skip
     upper, lower, _ = plot_prediction(partial).axes

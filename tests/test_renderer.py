@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure as Drawn
 
 from ncp_callbacks.plots import plot_feature_importance, to_png
-from ncp_callbacks.plotting.drawer import Drawer
+from ncp_callbacks.plotting.redraw import Redrawer
 from ncp_callbacks.plotting.renderer import Renderer
 from ncp_callbacks.records import Figure, Picture
 
@@ -90,7 +90,7 @@ def figure(tag: str = "a/b", plot: Callable[..., Drawn] = lines, data: Any = (1,
     return Figure(tag, plot, data)
 
 
-def test_pictures_are_those_of_a_drawer(delivered: Delivered) -> None:
+def test_pictures_are_those_of_a_redrawer(delivered: Delivered) -> None:
     states = np.random.default_rng(1).standard_normal((40, 2))
     renderer = Renderer(delivered)
     for step in (1, 2):
@@ -103,12 +103,12 @@ def test_pictures_are_those_of_a_drawer(delivered: Delivered) -> None:
             ],
         )
     renderer.close()
-    drawer = Drawer()
+    redrawer = Redrawer()
     assert delivered == [
         (
             step,
             step + 0.5,
-            Picture(tag, drawer.png(tag, plot, data, options), description),
+            Picture(tag, redrawer.png(tag, plot, data, options), description),
         )
         for step in (1, 2)
         for tag, plot, data, options, description in (

@@ -267,7 +267,10 @@ def test_training_is_bit_identical(name: str, compiled: bool) -> None:
 
         state = [model.state, optimizer.state]
         run = mx.compile(step, inputs=state, outputs=state) if compiled else step
-        callbacks = [ncp.SanityCheck(max_sequences=3), ncp.Faithfulness(max_sequences=3, steps=10)]
+        callbacks = [
+            ncp.SanityCheck(max_sequences=3),
+            ncp.Faithfulness(max_sequences=3, n_groups=10),
+        ]
         losses = []
         with ncp.Monitor(
             model, ncp.HeldOutBatch(x[:4], dt[:4]), callbacks if watched else [],

@@ -1241,7 +1241,7 @@ def test_a_map_of_nothing_is_grey():
     drawn(figure)
 
 
-def test_a_drawer_draws_the_same_picture():
+def test_a_redrawer_draws_the_same_picture():
     first = result(seed=1).unit_median
     options = {"first": first, "duration": 30.0, "step": 7}
     check_redraws(

@@ -726,7 +726,7 @@ def test_arguments_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("wiring", [ncp_wiring, lambda: AutoNCP(70, 4)])
-def test_a_drawer_draws_the_same_picture(wiring):
+def test_a_redrawer_draws_the_same_picture(wiring):
     record = shown(wiring())
     many = {**record.options, "limit": 1.0}
     check_redraws(plot_wiring, (record.data, record.options), (record.data, many))

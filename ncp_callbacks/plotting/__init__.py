@@ -1,4 +1,4 @@
-"""Shared parts of all pictures.
+"""Draw and encode pictures.
 
 A picture is one function that draws with ordinary matplotlib on a :class:`~.page.Page`::
 
@@ -14,8 +14,11 @@ A picture is one function that draws with ordinary matplotlib on a :class:`~.pag
 
     figure = plot_loss([0.5, 0.2, 0.4], step=100)
 
-``page.py`` has the page and the decorator, ``drawer.py`` redraws pictures quickly, ``style.py``
-has colours and fonts, ``text.py`` shortens and places names, ``limits.py`` rounds limits and
-ticks, ``parts.py`` has the heat map, the colour bar, bars, whiskers and bands of confidence
-intervals, and ``png.py`` encodes.
+- :mod:`.page` has the page and the decorator.
+- :mod:`.parts` has the heat map, the colour bar, bars, and the marks of confidence intervals.
+- :mod:`.style` has sizes, colours and fonts.
+- :mod:`.text` writes numbers, and shortens and places names.
+- :mod:`.limits` rounds limits and ticks.
+- :mod:`.renderer` draws pictures on a thread, :mod:`.redraw` keeps their pages, and :mod:`.png`
+  encodes them.
 """

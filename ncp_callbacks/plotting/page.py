@@ -1,4 +1,4 @@
-"""The page that a picture is drawn on, of which as much is kept as stays the same."""
+"""The page that a picture is drawn on. It keeps the parts that the next picture shares."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 __all__ = ["FrameChangedError", "Page", "redrawable"]
 
 P = ParamSpec("P")
-# What changes is drawn over what is kept, and spines over that.
+# Changing artists are drawn over the kept ones, and spines over both.
 OVER, SPINES = 10, 30
 
 
 class FrameChangedError(Exception):
-    """The axes of a kept page are others than those that the picture needs now."""
+    """Report that a kept page does not fit the next picture, which needs a new one."""
 
 
 def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure]:
-    """Make a plot function, which returns a new figure, of one that draws on a page.
+    """Turn a function that draws on a page into a plot function that returns a new figure.
 
-    A :class:`~.drawer.Drawer` redraws its pictures quickly: it keeps the page of the last one.
+    A :class:`~.redraw.Redrawer` redraws such pictures quickly, because it keeps their last page.
     """
 
     @functools.wraps(draw)
@@ -66,15 +66,15 @@ def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure
 
 
 class Page:
-    """A figure of 640 × 430 pixels, with places in pixels from its lower left corner.
+    """Lay out a figure of 640 × 430 pixels, with places in pixels from its lower left corner.
 
-    What the methods of a page make (axes with their ticks, labels and limits; text) is kept while
-    it stays the same. What is drawn on axes with matplotlib's own methods is drawn again for each
-    picture, over what is kept. Settings of axes belong into the call of :meth:`axes`: a picture
-    that changes them afterwards is drawn correctly, but afresh each time.
+    Axes with their ticks, labels and limits, and text, are kept between pictures as long as the
+    methods of the page are called with equal arguments. Artists that matplotlib's own methods add
+    to the axes are drawn again for each picture, over the kept ones. Pass the settings of axes to
+    :meth:`axes`: a picture that changes them afterwards is correct, but is drawn afresh each time.
 
     Args:
-        changing: Which texts, by the order of calls, are known to change from picture to picture.
+        changing: Positions, in the order of calls, of texts that change from picture to picture.
     """
 
     def __init__(self, changing: frozenset[int] = frozenset()) -> None:
@@ -87,14 +87,14 @@ class Page:
         self.figure.set_layout_engine("none")
         self.changing = changing
         self._axes: list[tuple[dict[str, Any], Axes]] = []
-        self._kept: list[set[Artist]] = []  # Parts of each axes that stay.
+        self._kept: list[set[Artist]] = []  # Parts of each axes that are kept.
         self._texts: list[tuple[Any, ...]] = []
         self._kept_texts: dict[int, Artist] = {}
         self._background: Any = None
         self.keepable = True  # Axes are as the calls of :meth:`axes` made them.
-        self._used = 0  # How many of the kept axes this picture has asked for.
+        self._used = 0  # Number of kept axes that this picture has used.
 
-    # --- what a picture calls ---------------------------------------------------------------------
+    # --- called by a picture ----------------------------------------------------------------------
 
     def axes(
         self,
@@ -118,15 +118,21 @@ class Page:
         """Return axes between these pixels.
 
         Args:
-            left, bottom, right, top: Ends of the axes.
-            spines: Which of them are drawn.
-            xticks, yticks: Positions of ticks.
-            xticklabels, yticklabels: Their labels; bare ticks where None.
+            left: Left end of the axes.
+            bottom: Lower end of the axes.
+            right: Right end of the axes.
+            top: Upper end of the axes.
+            spines: Spines to draw.
+            xticks: Positions of ticks on the horizontal axis.
+            yticks: Positions of ticks on the vertical axis.
+            xticklabels: Labels of the horizontal axis's ticks; None for bare ticks.
+            yticklabels: Labels of the vertical axis's ticks; None for bare ticks.
             ticks: Axes with visible tick marks: ``"both"``, ``"x"``, ``"y"`` or ``""``.
-            grid: Axes at whose ticks there are pale lines, in the same words.
-            xlabel, ylabel: Labels, below and at the left edge of the page.
-            gradient: Name of a colour map that fills the axes along their longer side, and how
-                much of it.
+            grid: Axes with pale lines at their ticks: ``"both"``, ``"x"``, ``"y"`` or ``""``.
+            xlabel: Label below the axes.
+            ylabel: Label at the left edge of the page.
+            gradient: Name of a colour map that fills the axes along their longer side, and the
+                share of the map to use.
             properties: Any other property of axes, such as ``xlim`` or ``xscale``.
         """
         if xlabel:
@@ -151,7 +157,7 @@ class Page:
         if gradient:
             _fill(axes, *gradient)
         self._axes.append((spec, axes))
-        self._kept.append(_settled(axes))
+        self._kept.append(_unchanged_parts(axes))
         return axes
 
     def text(
@@ -165,8 +171,18 @@ class Page:
         color: Any = INK,
         rotation: float = 0.0,
     ) -> None:
-        """Write ``text`` at a place in pixels."""
-        # At whole pixels the same text has the same pixels everywhere.
+        """Write a text at a place in pixels.
+
+        Args:
+            x: Horizontal place.
+            y: Vertical place.
+            text: What to write.
+            ha: Horizontal alignment to the place.
+            va: Vertical alignment to the place.
+            color: Colour of the letters.
+            rotation: Angle in degrees.
+        """
+        # At whole pixels, equal texts have equal pixels everywhere.
         place = (round(x), round(y), text, ha, va, color, rotation)
         slot = len(self._texts)
         self._texts.append(place)
@@ -181,7 +197,13 @@ class Page:
         artist.place, artist.slot = place, slot  # type: ignore[attr-defined]
 
     def words(self, x: float, y: float, *words: tuple[str, Any]) -> float:
-        """Write texts with their colours one after the other; return where the last ends."""
+        """Write texts one after the other, and return where the last one ends.
+
+        Args:
+            x: Where the first text begins.
+            y: Baseline.
+            words: Texts with their colours.
+        """
         for text, color in words:
             if text:
                 self.text(x, y, text, color=color)
@@ -192,8 +214,8 @@ class Page:
         """Write colours with their meanings below the title, and a note in grey after them.
 
         Args:
-            entries: A colour and its name each.
-            note: What follows, shortened to the room that is left.
+            entries: Colours with their meanings.
+            note: Text after the legend, shortened to the room that is left.
             x: Where the legend begins.
 
         Returns:
@@ -206,7 +228,12 @@ class Page:
         return end
 
     def title(self, text: str, step: int | None = None) -> None:
-        """Write the title, which states a finding or a quantity with its unit."""
+        """Write the title.
+
+        Args:
+            text: A finding, or a quantity with its unit.
+            step: Training step, written at the end.
+        """
         # The number is a text of its own, since it is new in every picture.
         count = "" if step is None else f"{int(step):,}"
         last = " · step" if count else ""
@@ -231,10 +258,10 @@ class Page:
 
         self.figure.add_artist(Line2D([x / WIDTH], [y / HEIGHT], **style))
 
-    # --- what a drawer calls ----------------------------------------------------------------------
+    # --- called by a Redrawer ---------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Remove what is not kept, for the next picture."""
+        """Remove all artists that are not kept, for the next picture."""
         for artist in self._moving():
             artist.remove()
         for _, axes in self._axes:
@@ -242,10 +269,10 @@ class Page:
         self._used, self._texts = 0, []
 
     def finish(self) -> None:
-        """Put what is not kept over what is kept.
+        """Put the artists that are not kept over those that are kept.
 
         Raises:
-            FrameChangedError: If what is kept doesn't fit the picture.
+            FrameChangedError: If the kept artists don't fit the picture.
         """
         for artist in self._moving():
             if artist.get_zorder() < OVER:
@@ -262,7 +289,7 @@ class Page:
             raise FrameChangedError
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Draw, and return ``(height, width, 4)`` pixels that the next picture overwrites."""
+        """Draw and return the pixels, ``(height, width, 4)``, which the next picture overwrites."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         if self._background is None:
@@ -273,7 +300,7 @@ class Page:
             renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
             for text in self.figure.texts:
                 slot, extent = getattr(text, "slot", None), text.get_window_extent(renderer)
-                # Text that axes could cover can't be below what changes.
+                # Text that axes could cover can't be below the changing artists.
                 covered = any(extent.overlaps(axes.bbox) for axes in self.figure.axes)
                 if slot is not None and slot not in self.changing and not covered:
                     self._kept_texts[slot] = text
@@ -294,7 +321,7 @@ class Page:
     # ----------------------------------------------------------------------------------------------
 
     def _moving(self) -> list[Artist]:
-        """Return what is not kept."""
+        """Return the artists that are not kept."""
         kept = {self.figure.patch, *self.figure.axes, *self._kept_texts.values()}
         own = [child for child in self.figure.get_children() if child not in kept]
         for (_, axes), stay in zip(self._axes, self._kept, strict=True):
@@ -302,7 +329,7 @@ class Page:
         return own
 
     def _drawn_over(self) -> list[Artist]:
-        """Return what is drawn over the background, in matplotlib's order."""
+        """Return the artists that are drawn over the background, in matplotlib's order."""
         over: list[Artist] = []
         moving = set(self._moving())
         for axes in self.figure.axes:
@@ -322,7 +349,7 @@ class Page:
         for name, spine in axes.spines.items():
             spine.set_visible(name in spec["spines"])
             spine.set(edgecolor=INK, linewidth=points(2), zorder=SPINES)
-        # A style sheet may have ticks on any side.
+        # The user's matplotlib style may have ticks on any side.
         axes.tick_params(
             which="both", bottom=True, top=False, left=True, right=False, labelbottom=True,
             labeltop=False, labelleft=True, labelright=False, direction="out",
@@ -360,7 +387,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _settled(axes: Axes) -> set[Artist]:
+def _unchanged_parts(axes: Axes) -> set[Artist]:
     """Return the parts of new axes, marked as unchanged."""
     parts = {*axes.get_children(), axes.xaxis.label, axes.yaxis.label}
     for part in parts:

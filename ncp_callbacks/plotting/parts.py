@@ -1,4 +1,4 @@
-"""Parts that many pictures have."""
+"""Draw the parts that many pictures have."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bars",
-    "ci_band",
     "color_bar",
     "end_labels",
     "heat_map",
     "left_margin",
     "name_strongest",
+    "shade_ci",
     "sorted_bars",
     "strongest",
     "time_steps",
@@ -71,12 +71,13 @@ def heat_map(
     """Draw ``(rows, columns)`` values as colours from ``low`` to ``high``, the first row on top.
 
     Args:
-        axes: Where to draw; their limits are left alone.
-        values: What to draw; NaN has the colour ``bad``.
-        low, high: Values of the first and the last colour.
-        cmap: Name of a colour map, or one.
-        bad: Colour of what is not finite.
-        extent: Left, right, bottom and top; cell i is around i where None.
+        axes: Axes to draw on; their limits don't change.
+        values: Values of the cells; NaN has the colour ``bad``.
+        low: Value of the first colour.
+        high: Value of the last colour.
+        cmap: Name of a colour map, or a colour map.
+        bad: Colour of values that are not finite.
+        extent: Left, right, bottom and top; None to draw cell ``i`` around ``i``.
     """
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
@@ -110,10 +111,11 @@ def color_bar(
     """Draw a colour bar below the title, with the meanings of its ends and a note after it.
 
     Args:
-        page: Where to draw.
-        low, high: What the first and the last colour mean.
+        page: Page to draw on.
+        low: Meaning of the first colour.
+        high: Meaning of the last colour.
         cmap: Name of the colour map.
-        note: What follows in grey, shortened to the room that is left.
+        note: Text in grey after the bar, shortened to the room that is left.
         x: Where the bar begins.
 
     Returns:
@@ -172,8 +174,8 @@ def whiskers(axes: Axes, at: npt.ArrayLike, ci: npt.ArrayLike, *, horizontal: bo
         axes.plot(*((along, across) if horizontal else (across, along)), **style)
 
 
-def ci_band(axes: Axes, x: npt.ArrayLike, ci: npt.ArrayLike, color: Any, alpha: float) -> None:
-    """Shade ``(2, N)`` confidence intervals of a curve, cut where axes end."""
+def shade_ci(axes: Axes, x: npt.ArrayLike, ci: npt.ArrayLike, color: Any, alpha: float) -> None:
+    """Shade ``(2, N)`` confidence intervals of a curve, clipped to the axes."""
     bottom, top = axes.get_ylim()
     # Far beyond the axes, coordinates of pixels overflow.
     room = 10 * (top - bottom)
@@ -207,6 +209,15 @@ def name_strongest(
 ) -> list[tuple[int, float]]:
     """Name rows between two heights; of too many rows only the strongest, joined by lines.
 
+    Args:
+        page: Page to draw on.
+        names: ``N`` names, the first row's on top.
+        strength: ``(N,)``, which decides the rows named.
+        end: Where the names end, in pixels.
+        ends: Lower and upper end of the rows, in pixels.
+        all_labels: Number of rows up to which all are named.
+        few: Number of rows named of more.
+
     Returns:
         The rows named, and the heights of their names.
     """
@@ -229,8 +240,16 @@ def name_strongest(
 def strongest(values: Array, rows: int, columns: int) -> tuple[Array, int, int]:
     """Return the value farthest from 0 of each block of cells, for at most so many cells.
 
-    Where cells are smaller than pixels, means fade a few strong ones among none. NaN is skipped
-    unless there is nothing else. Returns the values, and the height and width of a block.
+    Where cells are smaller than pixels, a mean over a block would hide a single strong cell. NaN is
+    skipped unless a block has nothing else.
+
+    Args:
+        values: Values of the cells.
+        rows: Largest number of rows.
+        columns: Largest number of columns.
+
+    Returns:
+        The values, and the height and width of a block in cells.
     """
     up, across = (-(-n // most) for n, most in zip(values.shape, (rows, columns), strict=True))
     padded = np.pad(

@@ -1,11 +1,13 @@
-"""Draw pictures on a thread, so that nothing else waits for them::
+"""Draw pictures on a thread, so that nothing else waits for them.
+
+::
 
     renderer = Renderer(deliver)
     renderer.submit(step, time.time(), figures)  # microseconds
     renderer.close()
 
-Each ``Figure`` becomes a ``Picture``, which ``deliver(step, wall_time, picture)`` takes. A plot
-function may be slow, fail or never return: this costs its own picture and no other.
+Each ``Figure`` becomes a ``Picture``, which is passed to ``deliver(step, wall_time, picture)``. A
+plot function that is slow, fails or never returns costs its own picture and no other.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class _Job(NamedTuple):
 
 
 class _DrawingThread:
-    """A daemon thread with a Drawer of its own. It is abandoned when a plot function is stuck."""
+    """Draw on a daemon thread, which is abandoned when a plot function is stuck."""
 
     def __init__(self) -> None:
         # SimpleQueue: its put may be called again from a signal handler.
@@ -53,7 +55,7 @@ class _DrawingThread:
         self._thread.start()
 
     def draw(self, figure: Figure, timeout: float) -> bytes | BaseException | None:
-        """Return the PNG, or what the plot function raised, or None after ``timeout`` seconds."""
+        """Return the PNG, or the plot function's exception, or None after ``timeout`` seconds."""
         self._figures.put(figure)
         for _ in range(_PARTS):
             with contextlib.suppress(queue.Empty):
@@ -69,14 +71,14 @@ class _DrawingThread:
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:
-        drawer = None
+        redrawer = None
         while (figure := self._figures.get()) is not None:
             try:
-                if drawer is None:
-                    from .drawer import Drawer
+                if redrawer is None:
+                    from .redraw import Redrawer
 
-                    drawer = Drawer()
-                result: bytes | BaseException = drawer.png(
+                    redrawer = Redrawer()
+                result: bytes | BaseException = redrawer.png(
                     figure.tag, figure.plot, figure.data, figure.options
                 )
             # SystemExit and KeyboardInterrupt of a plot function end nothing but its picture.
@@ -87,22 +89,23 @@ class _DrawingThread:
 
 
 class Renderer:
-    """Draws figures in the order in which they come, and delivers the pictures.
+    """Draw figures in the order in which they come, and deliver the pictures.
 
     A picture that takes longer than ``timeout`` is given up, and its tag isn't drawn again. In a
     forked child, a renderer of the parent does nothing.
 
     Args:
-        deliver: Takes ``(step, wall_time, picture)``; it is called on a thread of the renderer, one
-            picture after the other.
-        max_figures: How many figures may wait. Beyond, all figures of a step are dropped, unless
-            none waits.
-        max_bytes: How much memory they may hold. Only what is bigger by itself may exceed it.
-        timeout: Seconds for one picture; the first one includes the import of matplotlib.
+        deliver: Function of ``(step, wall_time, picture)``; it is called on a thread of the
+            renderer, for one picture after the other.
+        max_figures: Largest number of figures that wait. Beyond, all figures of a step are
+            dropped, unless none waits.
+        max_bytes: Largest memory of the figures that wait. Only the figures of a single step may
+            exceed it.
+        timeout: Seconds for one picture. The first one includes the import of matplotlib.
 
     Attributes:
-        dropped: How many figures found no place, or were given up by :meth:`close`.
-        failed: How many could not be drawn or delivered.
+        dropped: Number of figures that were dropped, or given up by :meth:`close`.
+        failed: Number of figures that could not be drawn or delivered.
     """
 
     def __init__(
@@ -138,7 +141,13 @@ class Renderer:
         self._then: Callable[[], None] | None = None
 
     def submit(self, step: int, wall_time: float, figures: Sequence[Figure]) -> None:
-        """Queue the figures of a step; never waits."""
+        """Add the figures of a step to the queue, without waiting.
+
+        Args:
+            step: Training step.
+            wall_time: Unix time in seconds.
+            figures: Figures of the step.
+        """
         if not figures or self._closing or os.getpid() != self._pid:
             return
         jobs = [
@@ -155,8 +164,8 @@ class Renderer:
                 self.dropped += len(jobs)
                 self._report_once(
                     "dropped",
-                    "pictures come faster than they are drawn: dropping some from step %d on; "
-                    "log less often, or fewer pictures",
+                    "pictures come faster than they are drawn: dropping some from step %d on; log "
+                    "less often (every=), or fewer pictures",
                     step,
                 )
             elif jobs and self._started():
@@ -191,7 +200,7 @@ class Renderer:
         return True
 
     def close(self, timeout: float | None = None) -> None:
-        """Draw what waits, and end the thread. Calling it again does nothing.
+        """Draw the figures that wait, and end the thread. Calling it again does nothing.
 
         Args:
             timeout: Seconds after which the pictures left are given up, all together. None: the
@@ -218,7 +227,7 @@ class Renderer:
             self._thread.join(1.0)
 
     def abandon(self, then: Callable[[], None] | None = None) -> None:
-        """Let the thread end by itself when all is drawn, and then call ``then``.
+        """Let the thread end by itself when all figures are drawn, and then call ``then``.
 
         It takes no lock, as the garbage collector may call it at any place.
         """
@@ -243,7 +252,7 @@ class Renderer:
         return True
 
     def _at_exit(self) -> None:
-        """Draw what waits; later, exit handlers registered earlier still may submit figures."""
+        """Draw the figures that wait; exit handlers that run later may still submit figures."""
         self._exiting = True
         self.flush(self._timeout)
 
@@ -321,8 +330,8 @@ class Renderer:
             self._drawing = None
             self._given_up.add(figure.tag)
             logger.warning(
-                "the picture %r of step %d takes longer than %g s: it is given up, and not drawn "
-                "again; numbers and other pictures go on",
+                "the picture %r of step %d takes longer than %g s: it is skipped from now on; "
+                "numbers and other pictures go on. Make its plot function faster",
                 figure.tag,
                 job.step,
                 self._timeout,
@@ -338,7 +347,7 @@ class Renderer:
 
 
 def memory_of(value: Any) -> int:
-    """Return about how many bytes are held by keeping a record, or what is in one."""
+    """Return about how many bytes a record, or a value in one, holds."""
     if isinstance(value, np.ndarray):
         return value.nbytes
     if isinstance(value, str | bytes):

@@ -18,10 +18,10 @@ LINE_HEIGHT = 25  # Pixels between baselines.
 FONT, FONT_SIZE = "DejaVu Sans", 16  # The font comes with matplotlib.
 
 INK, GREY, LIGHT, MISSING = "#1a1a1a", "#666666", "#d9d9d9", "#bdbdbd"
-# Okabe and Ito's palette can be told apart with any colour vision.
+# Okabe and Ito's palette is safe for any colour vision.
 BLUE, VERMILION, ORANGE, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
 GREEN, PURPLE = "#009E73", "#CC79A7"
-PALE = "#A3CBE3"  # A pale blue, for what is less certain.
+PALE = "#A3CBE3"  # A pale blue, for less certain values.
 # Colour maps of signed and of unsigned values, both safe for the colour-blind.
 SIGNED, UNSIGNED = "PuOr_r", "cividis"
 RAISES, LOWERS = "#c96d0d", "#5c348e"  # Orange and purple of the signed map.

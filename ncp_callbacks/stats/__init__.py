@@ -5,7 +5,7 @@
 - :mod:`.reliability`: correlations of maps, and their split-half reliability.
 - :mod:`.run_groups`: tests between two groups of runs.
 - :mod:`.distances`: distances between maps, states and histograms.
-- :mod:`.state_samples`: a few states that stand for all, and the fingerprint of a batch.
+- :mod:`.state_samples`: a sample of the states of a batch, and a fingerprint of it.
 
 SciPy is imported by the functions that need it, since its import takes a second.
 """

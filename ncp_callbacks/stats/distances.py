@@ -48,7 +48,8 @@ def shift(a: FloatArray, b: FloatArray) -> float | None:
     """Return half the L1 difference of two maps, each over its own L1 norm.
 
     For maps without signs this is the total variation distance, the share of one that must move to
-    make the other: 0 the same, 1 nothing in common. Signed maps are 1 apart when opposite, too.
+    make the other: 0 for equal maps, 1 for maps with nothing in common. Opposite signed maps are 1
+    apart, too.
 
     Returns:
         None where a map is all zeros or not finite.
@@ -62,18 +63,19 @@ def shift(a: FloatArray, b: FloatArray) -> float | None:
 def debiased_cka(a: FloatArray, b: FloatArray) -> float | None:
     """Return the linear centred kernel alignment of states ``(N, H)`` and ``(N, K)``.
 
-    The states are those of the same ``N`` places.
+    Both are the states at ``N`` places of the batch.
 
-    1: the same up to rotation, order of units, scale and offset; 0 on average for unrelated states;
-    at least -1. The usual CKA of few places against the number of units is near 1 even for
-    unrelated states (at 64 places and 64 units it is about 0.5), and the more units, the nearer;
-    here the HSIC in it is replaced by its unbiased estimator, ``<K~, L~> / (n (n - 3))`` of
-    U-centred Gram matrices. It takes places for independent; those of one sequence are not.
+    It is 1 for states that are equal up to rotation, order of units, scale and offset, 0 on average
+    for unrelated states, and at least -1. The usual CKA of few places against the number of units
+    is near 1 even for unrelated states: at 64 places and 64 units it is about 0.5, and with more
+    units it is higher. Here its HSIC is replaced by the unbiased estimator,
+    ``<K~, L~> / (n (n - 3))`` of U-centred Gram matrices. The estimator assumes independent places;
+    those of one sequence are not.
 
     Places that are not finite on either side are skipped.
 
     Returns:
-        None with fewer than 4 places, or where all states of a side are the same.
+        None with fewer than 4 places, or where all states of a side are equal.
 
     Source: Nguyen et al. 2021 (arXiv:2010.15327), equation 3, with the estimator of Song et al.
     2012 (JMLR 13, 1393-1434) in the form of Székely & Rizzo 2014 (arXiv:1310.2926).

@@ -9,7 +9,7 @@ An :class:`Estimate` holds a number and the influence of each sequence on it::
 
 All influences come from the delete-one jackknife: the number is computed again without each
 sequence. For a function of sums over sequences (:meth:`Estimate.of_sums`) that takes one
-subtraction per sequence. Only sequences are independent, so each is left out as a whole, however
+subtraction per sequence. Only sequences are independent, so each is removed as a whole, however
 many time steps it has.
 
 The standard error is taken on the scale on which the number's errors are roughly symmetric: the
@@ -166,7 +166,7 @@ class Estimate:
     bias: float = 0.0
     known_ci: tuple[float, float] | None = None
 
-    # --- ways to make one
+    # --- constructors
 
     @classmethod
     def of_sums(
@@ -181,7 +181,7 @@ class Estimate:
 
         Args:
             function: Maps sums ``(N, ...)`` to ``(N,)``.
-            parts: ``(S, ...)``, what each sequence adds to the sums.
+            parts: ``(S, ...)``, contribution of each sequence to the sums.
             scale: Range of the number.
             weights: ``(S,)``, see the class.
         """
@@ -223,7 +223,7 @@ class Estimate:
         """Return the median of one number above 0 per sequence, ``(S,)``.
 
         The standard error is ``sqrt(pi / 2)`` times that of the mean of logarithms, as it is for
-        values whose logarithms are normal. Intervals from ranks would need six sequences, but
+        values whose logarithms are normal. CIs from ranks would need six sequences, but
         Jacobians are computed for four.
         """
         values = np.asarray(values, np.float64)
@@ -252,13 +252,13 @@ class Estimate:
         bias_corrected: bool = False,
         weights: FloatArray | None = None,
     ) -> Estimate:
-        """Return a number, given what it is without each sequence or group of sequences.
+        """Return a number, given its values without each sequence or group of sequences.
 
         Args:
             value: The number with all of them.
             without_each: ``(S,)``.
             scale: Range of the number.
-            bias_corrected: Whether the CI is about the number without its bias of order ``1/S``.
+            bias_corrected: True if the CI is about the number without its bias of order ``1/S``.
             weights: ``(S,)``, see the class.
         """
         without_each = np.asarray(without_each, np.float64)
@@ -282,7 +282,7 @@ class Estimate:
         with np.errstate(invalid="ignore", over="ignore"):
             return cls(value, scale.derivative(value) * np.asarray(effects, np.float64), scale)
 
-    # --- what it tells
+    # --- results
 
     @property
     def sequences(self) -> int:
@@ -396,15 +396,15 @@ class Estimate:
 
     @property
     def _effects(self) -> FloatArray:
-        """``(S,)``, influences in units of the number itself."""
+        """Return ``(S,)`` influences in units of the number itself."""
         slope = self.scale.derivative(self.value)
         # At the end of a range, where the slope is infinite, no sequence is known to differ.
         return self.influence / slope if math.isfinite(slope) else np.zeros(self.sequences)
 
-    # --- saving it
+    # --- state
 
     def to_state(self) -> dict[str, Any]:
-        """Return what :meth:`change` needs, as plain numbers, strings and lists for JSON.
+        """Return the parts that :meth:`change` needs, as numbers, strings and lists for JSON.
 
         Influences that are not finite are no better than unknown, and not kept.
         """
@@ -414,7 +414,7 @@ class Estimate:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Estimate:
-        """Return the estimate of a state that :meth:`to_state` gave."""
+        """Return the estimate from a state of :meth:`to_state`."""
         influence = np.asarray(state["influence"], np.float64)
         return cls(float(state["value"]), influence, _SCALES[state["scale"]])
 

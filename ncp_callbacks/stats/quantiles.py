@@ -1,4 +1,4 @@
-"""Quantiles of values of which many belong to one sequence."""
+"""Estimate quantiles of values when each sequence has many of them."""
 
 from __future__ import annotations
 

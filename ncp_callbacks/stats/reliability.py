@@ -1,4 +1,4 @@
-"""Correlations of maps, and how reliable the mean map of a batch is."""
+"""Correlate maps, and estimate the reliability of the mean map of a batch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tests of the difference between two groups of runs, given one number of each run.
+"""Test the difference between two groups of runs, given one number of each run.
 
-One run on each side says nothing about a difference, however many steps it has, and two say next to
-nothing. The functions are for three runs or more on both sides.
+Single runs say nothing about a difference, however many steps they have, and two on each side say
+little. Pass three runs or more on both sides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A few states that stand for all, and the fingerprint of the batch that they belong to.
+"""Take a sample of the states of a batch, and a fingerprint of the batch.
 
     sample = state_sample(states, mask)           # (N, K), at most 64 states
     mark = fingerprint(inputs, time_delta, mask)  # (2, 8)
@@ -42,9 +42,14 @@ def sample_places(real: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
 
 
 def spread_units(units: int, max_units: int) -> npt.NDArray[np.intp]:
-    """``(min(units, max_units),)``, units in order: one in each of equal parts, always the same.
+    """Return ``(min(units, max_units),)`` units in order, one from each of equal parts.
 
-    At a point that differs from part to part, so that a pattern in the units' order does no harm.
+    The point within a part differs from part to part, so that a pattern in the units' order does no
+    harm. It does not differ between calls.
+
+    Args:
+        units: Number of units.
+        max_units: Largest number of units to return.
     """
     count = min(units, max_units)
     part = np.arange(count + 1)
@@ -61,7 +66,7 @@ def state_sample(states: FloatArray, mask: npt.NDArray[np.bool_] | None = None) 
 
     Args:
         states: ``(B, T, H)``; states that are not finite become NaN as a whole.
-        mask: ``(B, T)``, true at real steps.
+        mask: ``(B, T)``, true at real time steps.
     """
     batch, steps, units = states.shape
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
@@ -91,20 +96,20 @@ def fingerprint(
     Args:
         inputs: ``(B, T, F)``, floating, or tokens ``(B, T, 1)``.
         time_delta: ``(B, T)``.
-        mask: ``(B, T)``, true at real steps.
+        mask: ``(B, T)``, true at real time steps.
     """
     batch, steps, features = inputs.shape
     real = np.ones((batch, steps), bool) if mask is None else np.asarray(mask, bool)
     columns = np.concatenate([_standardised(inputs, real), real[..., None]], axis=2)
-    # One more for the mask, and one for intervals.
-    by_row, by_step, by_column = np.split(
+    # One more for the mask, and one for elapsed times.
+    by_sequence, by_time_step, by_column = np.split(
         _weights(batch + steps + features + 2), [batch, batch + steps], axis=1
     )
 
     def projected(values: FloatArray, along: FloatArray) -> FloatArray:
         # A product of weights for each axis, or there would be as many weights as inputs.
-        by_place = (values @ along.T) * by_step.T
-        total: FloatArray = (by_place.sum(axis=1) * by_row.T).sum(axis=0)
+        by_place = (values @ along.T) * by_time_step.T
+        total: FloatArray = (by_place.sum(axis=1) * by_sequence.T).sum(axis=0)
         return total / math.sqrt(values.size)
 
     marks = np.full((2, _PROJECTIONS), np.nan)
@@ -133,7 +138,7 @@ def _weights(count: int) -> FloatArray:
 
 
 def _standardised(values: FloatArray, real: npt.NDArray[np.bool_]) -> FloatArray:
-    """Return ``(B, T, F)`` with mean 0 and SD 1 over real steps; 0 where unknown."""
+    """Return ``(B, T, F)`` with mean 0 and SD 1 over real time steps; 0 where unknown."""
     use = real[..., None] & np.isfinite(values)
     count = np.maximum(use.sum(axis=(0, 1)), 1)
     x = np.where(use, values, 0.0).astype(np.float64)

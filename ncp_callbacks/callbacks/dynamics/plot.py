@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ...plotting.limits import decade_ticks, integer_ticks
 from ...plotting.page import Page, redrawable
-from ...plotting.parts import ci_band, end_labels, left_margin, sorted_bars
+from ...plotting.parts import end_labels, left_margin, shade_ci, sorted_bars
 from ...plotting.style import (
     BLUE,
     BOTTOM,
@@ -105,7 +105,7 @@ def _memory(
         ends.append(("first", GREY, float(before[-1])))
     if len(now):
         ci = np.clip(_logarithm(memory.ci), -below, above)
-        ci_band(axes, np.arange(len(now)), ci, BLUE, 0.16)
+        shade_ci(axes, np.arange(len(now)), ci, BLUE, 0.16)
         axes.plot(np.arange(len(now)), now, zorder=4, **line(BLUE, 4))
         ends.append(("now", BLUE, float(now[-1])))
     end_labels(page, right + 10, axes, ends)

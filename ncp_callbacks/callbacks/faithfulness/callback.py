@@ -1,4 +1,4 @@
-"""Whether removing what an attribution map calls important changes the target."""
+"""Log whether removing the inputs that an attribution map calls important changes the target."""
 
 from __future__ import annotations
 
@@ -28,23 +28,61 @@ from .plot import plot_faithfulness, rms_curves
 
 __all__ = ["Faithfulness"]
 
+_TOP, _PORTIONS, _RADIUS = 0.2, (0.1, 0.2, 0.5), 0.1
 _CHARTS = ("cpd", "cpd_random", "cpd_advantage", "infidelity")
+_DESCRIPTIONS = {
+    "change": "RMS over sequences of the change of the {target} when all inputs are removed, in "
+    "its own units: the unit of {group}",
+    "curves": "RMS change of the {target} over sequences while inputs are removed; 1 is the change "
+    "without any. Blue: largest {method} first; grey: at random; vermilion: smallest first. For a "
+    "map that knows what matters, blue is above grey and grey above vermilion. The dotted line is "
+    "where cpd and cpp end",
+    "cpd": "Path length of the {target} while the {top:.0%} of the inputs with the largest "
+    "attribution are removed in groups, in RMS changes when all are: high if the map knows what "
+    "matters",
+    "cpd_random": "Path length of the {target} while a random {top:.0%} of the inputs are removed, "
+    "in RMS changes when all are",
+    "cpd_advantage": "cpd minus cpd_random of the same sequences: above 0 the map knows more than "
+    "chance",
+    "cpp": "Path length of the {target} while the {top:.0%} of the inputs with the smallest "
+    "attribution are removed, in RMS changes when all are: low if the map knows what doesn't "
+    "matter",
+    "comprehensiveness": "Mean absolute change of the {target} without the {share:.0%} of the "
+    "inputs with the largest attribution, in RMS changes without any: high is good",
+    "comprehensiveness_random": "Mean absolute change of the {target} without a random {share:.0%} "
+    "of the inputs, in RMS changes without any",
+    "sufficiency": "Mean absolute change of the {target} with only the {share:.0%} of the inputs "
+    "with the largest attribution left, in RMS changes without any: low is good",
+    "sufficiency_random": "Mean absolute change of the {target} with only a random {share:.0%} of "
+    "the inputs left, in RMS changes without any",
+    "infidelity": "Mean squared difference between the change of the target that the map predicts "
+    "for the removal of a random set of inputs, and the real one; over that of a map of zeros: 0 "
+    "exact",
+    "infidelity_random": "Infidelity of the map with its values shuffled over inputs and time "
+    "steps",
+    "max_sensitivity": "Largest change of a sequence's map, over its norm, when each input changes "
+    "by at most {radius:g} SD of its feature, of {count} random changes: 0 the map stays, 1 it "
+    "changes by as much as it is large",
+    "ssim_noise": "Structural similarity (SSIM) of a sequence's map with the map under Gaussian "
+    "noise of {percent:g} % of each feature's variance ({sds:.2g} SDs): 1 the same map, 0 an "
+    "unrelated one",
+}
 
 
 class Faithfulness(Callback):
-    """Inputs are removed in the order of a map, and the target watched: does the map know them?
+    """Remove inputs in the order of an attribution map, and measure the change of the target.
 
-    Costs ``(2 + orders) (steps - 1) + 2`` forward passes of each sequence, 116 by default, and
-    ``1 + perturbations + len(noise)`` times what the map itself costs, 8 by default: look at few
-    sequences, rarely. An input at one step is removed by setting it to the map's baseline;
-    intervals are left as they are.
+    This takes ``(2 + orders) (n_groups - 1) + 2`` forward passes of each sequence, 116 by default,
+    and ``1 + perturbations + len(noise_variances)`` times the cost of the map, 8 times by default.
+    Analyse few sequences, rarely. An input at one time step is removed by setting it to the map's
+    baseline; elapsed times stay as they are.
 
     Numbers are in RMS changes: 1 is the RMS over sequences of the change of the target when all
-    inputs are removed, so that looks compare while the target grows. They come with 95 % intervals
-    over sequences, in which this unit is taken as given, and the curves with bands, in which it is
-    as uncertain as they are: 1 where all is removed, exactly. Of fewer than 16 sequences, as by
-    default, they are indicative. A random order, mean over ``orders`` that are the same at every
-    look, is what a map that knows nothing would have.
+    inputs are removed. So snapshots compare while the target grows. Numbers come with 95 % CIs over
+    sequences that take this unit as exact. The CIs of the curves include its uncertainty, so that
+    the curves end at exactly 1. For fewer than 16 sequences, the default, CIs are unreliable. A
+    random order shows what a map without knowledge would reach: the mean over ``orders`` fixed
+    random orders.
 
     =================================================== ====== =====================================
     Tag                                                 Record What
@@ -52,61 +90,62 @@ class Faithfulness(Callback):
     ``faithfulness/curves``                             image  change of the target while inputs are
                                                                removed: largest attribution first,
                                                                at random, smallest first; shaded:
-                                                               95 % intervals over sequences
-    ``faithfulness/cpd``                                scalar way that the target goes while the
+                                                               95 % CIs over sequences
+    ``faithfulness/cpd``                                scalar path length of the target while the
                                                                largest 20 % are removed in groups:
                                                                high is good
-    ``faithfulness/cpd_random``                         scalar the same in random order
+    ``faithfulness/cpd_random``                         scalar path length in random order
     ``faithfulness/cpd_advantage``                      scalar ``cpd - cpd_random`` of the same
                                                                sequences: above 0 the map knows
                                                                something
-    ``faithfulness/cpp``                                scalar the same way while the smallest 20 %
+    ``faithfulness/cpp``                                scalar path length while the smallest 20 %
                                                                are removed, the ``cpd`` of the
                                                                reversed order: low is good
-    ``faithfulness/comprehensiveness_<percent>``        scalar change without the largest so many
-                                                               percent: high is good
-    ``faithfulness/comprehensiveness_random_<percent>`` scalar without a random share
-    ``faithfulness/sufficiency_<percent>``              scalar change with only the largest so many
-                                                               percent left: low is good
-    ``faithfulness/sufficiency_random_<percent>``       scalar with only a random share left
-    ``faithfulness/infidelity``                         scalar squared error of what the map says
-                                                               that removing random sets does: 0
-                                                               exact, 1 no better than a map of
-                                                               zeros
-    ``faithfulness/infidelity_random``                  scalar the same of the shuffled map
+    ``faithfulness/comprehensiveness_<percent>``        scalar change without this percentage of the
+                                                               largest: high is good
+    ``faithfulness/comprehensiveness_random_<percent>`` scalar change without a random share
+    ``faithfulness/sufficiency_<percent>``              scalar change with only this percentage of
+                                                               the largest left: low is good
+    ``faithfulness/sufficiency_random_<percent>``       scalar change with only a random share left
+    ``faithfulness/infidelity``                         scalar squared error of the change that the
+                                                               map predicts for removing random
+                                                               sets: 0 exact, 1 no better than a map
+                                                               of zeros
+    ``faithfulness/infidelity_random``                  scalar infidelity of the shuffled map
     ``faithfulness/max_sensitivity``                    scalar largest change of the map when inputs
                                                                change by at most 0.1 SD, over its
                                                                norm
     ``faithfulness/ssim_noise_<percent>``               scalar structural similarity of the map with
-                                                               that under noise of so many percent
-                                                               of the inputs' variance: 1 the same,
-                                                               0 unrelated
+                                                               the map under noise of this
+                                                               percentage of the inputs' variance: 1
+                                                               equal, 0 unrelated
     ``faithfulness/change``                             scalar the unit, in units of the target
-    ``faithfulness/sequences``                          scalar sequences that went in
-    ``faithfulness/nonfinite``                          scalar sequences left out: NaN or infinity
+    ``faithfulness/sequences``                          scalar sequences analysed
+    ``faithfulness/nonfinite``                          scalar sequences skipped because of NaN or
+                                                               infinity
     ``_ncp/faithfulness_curves``                        array  ``(4, K + 1)``: share removed, and
                                                                RMS change: largest first, random,
                                                                smallest first
     =================================================== ====== =====================================
 
-    With a target other than the prediction at the last step, ``faithfulness`` is followed by its
-    name, as in ``faithfulness_loss/cpd``.
+    With a target other than the prediction at the last time step, ``faithfulness`` is followed by
+    its name, as in ``faithfulness_loss/cpd``.
 
-    Inputs with features removed are unlike those that the model was trained with, and what it makes
-    of them may be chance. That holds for the random order too: trust the advantage, not the curve.
+    The model was not trained with inputs whose features are removed, and its output for them may be
+    arbitrary. That holds for the random order too: trust the advantage rather than the curve.
 
-    A map that is stable under noise need not be right: one that never changes is, too. Where it is
-    a product with the input, it also changes by as much as the input does.
+    A map that is stable under noise need not be right, since a map that never changes is stable,
+    too. A map that is a product with the input also changes by as much as the input does.
 
     Args:
-        method, baseline, time_baseline: Which map, see :class:`GradientAttribution`. Inputs that
-            are removed are set to the baseline of the map; where that is drawn, to its mean.
-        steps: In how many groups all inputs are removed, a multiple of 10.
-        orders: How many random orders.
-        perturbations: For ``max_sensitivity``, how many slightly different inputs; 0 leaves it out.
-        noise: For ``ssim_noise``, variances of the noise that is added to inputs, in units of each
-            feature's; the same noise at every look. Those of Lechner et al. 2020 by default; ``()``
-            leaves it out.
+        method, baseline, time_baseline: The map, see :class:`GradientAttribution`. Inputs are
+            removed by setting them to the baseline of the map, or to its mean if it is random.
+        n_groups: Number of groups in which all inputs are removed, a multiple of 10.
+        orders: Number of random orders.
+        perturbations: Number of slightly different inputs for ``max_sensitivity``; 0 for none.
+        noise_variances: Variances of the noise that is added to the inputs for ``ssim_noise``, in
+            units of each feature's variance; ``()`` for none. The noise is fixed. The defaults are
+            those of Lechner et al. 2020.
         every, name, max_sequences: See :class:`Callback`.
 
     Raises:
@@ -114,7 +153,6 @@ class Faithfulness(Callback):
     """
 
     default_name = "faithfulness"
-    _TOP, _PORTIONS, _RADIUS = 0.2, (0.1, 0.2, 0.5), 0.1
 
     def __init__(
         self,
@@ -122,33 +160,25 @@ class Faithfulness(Callback):
         method: str | AttributionMethod = DEFAULT_METHOD,
         baseline: Any = None,
         time_baseline: Any = None,
-        steps: int = 20,
+        n_groups: int = 20,
         orders: int = 4,
         perturbations: int = 4,
-        noise: Sequence[float] = (0.1, 0.2, 0.3),
+        noise_variances: Sequence[float] = (0.1, 0.2, 0.3),
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = 8,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        if steps < 10 or steps % 10:
-            raise ValueError(f"steps={steps!r}: give a multiple of 10, at least 10")
+        if n_groups < 10 or n_groups % 10:
+            raise ValueError(f"n_groups={n_groups!r}: pass a multiple of 10, at least 10")
         if orders < 1:
-            raise ValueError(f"orders={orders!r}: give at least 1 random order to compare with")
+            raise ValueError(f"orders={orders!r}: pass at least 1 random order to compare with")
         if perturbations < 0:
-            raise ValueError(f"perturbations={perturbations!r}: give how many, or 0 for none")
+            raise ValueError(f"perturbations={perturbations!r}: pass a number, or 0 for none")
         self._attributor = Attributor(method, baseline, time_baseline)
         self.needs = self._attributor.needs
-        self._noise = tuple(noise)
-        wrong = [variance for variance in self._noise if not 0 < variance < math.inf]
-        if wrong:
-            raise ValueError(
-                f"noise={noise!r}: give variances above 0, in units of the feature's own, or () "
-                "for none"
-            )
-        if len({f"{100 * variance:g}" for variance in self._noise}) < len(self._noise):
-            raise ValueError(f"noise={noise!r}: give each variance once")
-        self._steps, self._orders, self._perturbations = steps, orders, perturbations
+        self._variances = _checked_variances(noise_variances)
+        self._n_groups, self._orders, self._perturbations = n_groups, orders, perturbations
         self._limit = AxisLimit()
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,228 +191,164 @@ class Faithfulness(Callback):
         found = self._attributor.attribute(observation)
         x0 = self._attributor.removal_baseline(observation)
         result = deletion(
-            observation.evaluate,
-            observation.inputs,
-            found.inputs,
-            baseline=x0,
-            effects=self._effects(found, observation, x0),
-            mask=observation.mask,
-            steps=self._steps,
-            orders=self._orders,
-            top=self._TOP,
-        )
+            observation.evaluate, observation.inputs, found.inputs,
+            baseline=x0, effects=_predicted_effects(found, observation, x0), mask=observation.mask,
+            n_groups=self._n_groups, orders=self._orders, top=_TOP,
+        )  # fmt: skip
         group = self.name + observation.target_slug
         yield from non_finite_count(
-            group,
-            result.non_finite,
-            "sequences",
+            group, result.non_finite, "sequences",
             "their map, or their target with inputs removed, had NaN or infinity",
-        )
-        yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences that went in")
+        )  # fmt: skip
+        yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences analysed")
         if not result.sequences:
             return
         yield from small_batch_note(observation)
-        with np.errstate(invalid="ignore"):
-            moved = np.square(result.decreasing[:, -1].astype(np.float64) * result.change)
-        yield scalar_with_ci(
-            f"{group}/change",
-            result.change,
-            Estimate.rms(moved) if result.change else None,
-            f"RMS over sequences of the change of the {observation.target} when all inputs are "
-            f"removed, in its own units: the unit of {group}",
-        )
+        yield _change(result, group, observation.target)
         if result.change == 0:
             yield Note(
-                f"{group}: the {observation.target} is the same with all inputs removed, so there "
-                "is nothing for a map to be faithful to, and only that is logged while it is so. "
-                "Perhaps the baseline is what the inputs are; baseline= gives another"
+                f"{group}: removing all inputs does not change the {observation.target}, so there "
+                "is nothing for a map to be faithful to, and only the change is logged. If the "
+                "inputs are equal to the baseline, pass another baseline="
             )
             return
-        yield from self._curves(result, group, observation)
-        yield from self._order(result, group, observation.target)
-        yield from self._map(result, group, observation, found)
-
-    def _effects(
-        self, found: Attribution, observation: Observation, x0: FloatArray
-    ) -> FloatArray | None:
-        """Return by how much the map says that the target falls when a cell is removed."""
-        if not found.method.is_slope:
-            return found.inputs
-        if found.inputs.shape != x0.shape:
-            return None  # Slopes that are summed over what a token is embedded as say nothing.
-        with np.errstate(invalid="ignore", over="ignore"):
-            return found.inputs * (observation.inputs - x0)
-
-    def _curves(self, result: Deletion, group: str, observation: Observation) -> Iterator[Record]:
-        curves = rms_curves(result)
         method = self._attributor.method.label
-        yield Figure(
-            f"{group}/curves",
-            plot_faithfulness,
-            result,
-            {
-                "method": method,
-                "target": observation.target,
-                "limit": self._limit.covering(float(curves.max())),
-                "step": observation.step,
-            },
-            f"RMS change of the {observation.target} over sequences while inputs are removed; 1 is "
-            f"that without any. Blue: those of largest {method} first; grey: at random; vermilion: "
-            "smallest first. A map that knows what matters has blue above grey above vermilion; "
-            f"the dotted line is where cpd and cpp end. {_shaded(result.sequences)}",
-        )
-        random = curves[2:].mean(axis=0)
-        yield Array(f"_ncp/{group}_curves", np.stack([result.shares, curves[0], random, curves[1]]))
-
-    def _order(self, result: Deletion, group: str, target: str) -> Iterator[Record | Note]:
-        """What only the order of the map decides."""
-        first, way = f"{self._TOP:.0%}", f"Way of the {target} while"
-        unit = "in RMS changes when all are"
-        advantage = result.cpd - result.cpd_random
-        yield _mean(
-            f"{group}/cpd",
-            result.cpd,
-            f"{way} the {first} of the inputs with the largest attribution are removed in groups, "
-            f"{unit}: high where the map knows what matters",
-        )
-        yield _mean(f"{group}/cpd_random", result.cpd_random, f"{way} a random {first} are, {unit}")
-        yield _mean(
-            f"{group}/cpd_advantage",
-            advantage,
-            "cpd minus cpd_random of the same sequences: above 0 the map knows more than chance",
-            REAL,
-        )
-        yield _mean(
-            f"{group}/cpp",
-            result.cpp,
-            f"{way} the {first} with the smallest attribution are removed, {unit}: low where the "
-            "map knows what doesn't matter",
-        )
-        low_high = Estimate.mean(advantage).ci() or (math.nan, math.nan)
-        if low_high[1] < 0:
-            yield Note(
-                f"{group}: removing what the map calls important changes the {target} less than "
-                f"removing inputs at random ({group}/cpd_advantage is below 0 with its whole "
-                "interval): don't read the map as importance"
-            )
-        for share in self._PORTIONS:
-            percent, much = f"{100 * share:g}", f"{share:.0%}"
-            for tag, values, what in (
-                (
-                    "comprehensiveness",
-                    result.comprehensiveness(share),
-                    f"without the {much} of the inputs with the largest attribution; high is good",
-                ),
-                (
-                    "comprehensiveness_random",
-                    result.comprehensiveness_random(share),
-                    f"without a random {much} of the inputs",
-                ),
-                (
-                    "sufficiency",
-                    result.sufficiency(share),
-                    f"with only the {much} of the inputs with the largest attribution left; low is "
-                    "good",
-                ),
-                (
-                    "sufficiency_random",
-                    result.sufficiency_random(share),
-                    f"with only a random {much} of the inputs left",
-                ),
-            ):
-                yield _mean(
-                    f"{group}/{tag}_{percent}",
-                    values,
-                    f"Mean absolute change of the {target} {what}. In RMS changes without any",
-                )
-
-    def _map(
-        self, result: Deletion, group: str, observation: Observation, found: Attribution
-    ) -> Iterator[Record]:
-        """What its numbers decide."""
-        if result.infidelity is not None and result.infidelity_random is not None:
-            yield _mean(
-                f"{group}/infidelity",
-                result.infidelity,
-                "Mean squared difference between what the map says that removing a random set of "
-                "inputs does to the target, and what it does; over that of a map of zeros: 0 exact",
-            )
-            yield _mean(
-                f"{group}/infidelity_random",
-                result.infidelity_random,
-                "Infidelity of the map with its values shuffled over inputs and steps",
-            )
+        yield from _curves(result, group, method, observation, self._limit)
+        yield from _order_scalars(result, group, observation.target)
+        yield from _infidelity_scalars(result, group)
 
         def attribute(inputs: FloatArray) -> FloatArray:
             return self._attributor.attribute(observation.again(inputs)).inputs
 
         if self._perturbations:
-            yield from self._sensitivity(attribute, group, observation, found)
-        yield from self._similarity(attribute, group, observation, found)
+            yield from _sensitivity(attribute, group, observation, found, self._perturbations)
+        yield from _similarities(attribute, group, observation, found, self._variances)
 
-    def _sensitivity(
-        self,
-        attribute: Callable[[FloatArray], FloatArray],
-        group: str,
-        observation: Observation,
-        found: Attribution,
-    ) -> Iterator[Record]:
-        moved = max_sensitivity(
-            attribute,
-            observation.inputs,
-            found.inputs,
-            mask=observation.mask,
-            radius=self._RADIUS,
-            draws=self._perturbations,
+
+def _checked_variances(variances: Sequence[float]) -> tuple[float, ...]:
+    if not all(0 < variance < math.inf for variance in variances):
+        raise ValueError(
+            f"noise_variances={variances!r}: pass variances above 0, in units of the feature's "
+            "own, or () for none"
         )
-        moved = moved[np.isfinite(moved)]
-        if moved.size:
+    if len({f"{100 * variance:g}" for variance in variances}) < len(variances):
+        raise ValueError(f"noise_variances={variances!r}: pass each variance once")
+    return tuple(variances)
+
+
+def _predicted_effects(
+    found: Attribution, observation: Observation, baseline: FloatArray
+) -> FloatArray | None:
+    """Return the fall of the target that the map predicts for the removal of each cell."""
+    if not found.method.is_slope:
+        return found.inputs
+    if found.inputs.shape != baseline.shape:
+        return None  # Slopes that are summed over the embedding of a token predict nothing.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return found.inputs * (observation.inputs - baseline)
+
+
+def _change(result: Deletion, group: str, target: str) -> Scalar:
+    with np.errstate(invalid="ignore"):
+        squares = np.square(result.decreasing[:, -1].astype(np.float64) * result.change)
+    estimate = Estimate.rms(squares) if result.change else None
+    description = _DESCRIPTIONS["change"].format(target=target, group=group)
+    return scalar_with_ci(f"{group}/change", result.change, estimate, description)
+
+
+def _curves(
+    result: Deletion, group: str, method: str, observation: Observation, limit: AxisLimit
+) -> Iterator[Record]:
+    curves = rms_curves(result)
+    options = {
+        "method": method,
+        "target": observation.target,
+        "limit": limit.covering(float(curves.max())),
+        "step": observation.step,
+    }
+    description = _DESCRIPTIONS["curves"].format(target=observation.target, method=method)
+    description += f". {_ci_legend(result.sequences)}"
+    yield Figure(f"{group}/curves", plot_faithfulness, result, options, description)
+    random = curves[2:].mean(axis=0)
+    yield Array(f"_ncp/{group}_curves", np.stack([result.shares, curves[0], random, curves[1]]))
+
+
+def _order_scalars(result: Deletion, group: str, target: str) -> Iterator[Record | Note]:
+    """Yield the numbers that depend on the order of the map only."""
+    for name in ("cpd", "cpd_random", "cpd_advantage", "cpp"):
+        values = getattr(result, name)
+        scale = REAL if name == "cpd_advantage" else SIZE
+        yield _mean(group, name, values, scale, target=target, top=_TOP)
+    ci = Estimate.mean(result.cpd_advantage).ci()
+    if ci is not None and ci[1] < 0:
+        yield Note(
+            f"{group}: removing what the map calls important changes the {target} less than "
+            f"removing inputs at random ({group}/cpd_advantage is below 0 with its whole 95 % CI): "
+            "don't read the map as importance; try another method="
+        )
+    for share in _PORTIONS:
+        for name in (
+            "comprehensiveness", "comprehensiveness_random", "sufficiency", "sufficiency_random",
+        ):  # fmt: skip
+            values, end = getattr(result, name)(share), f"_{100 * share:g}"
+            yield _mean(group, name, values, end=end, target=target, share=share)
+
+
+def _infidelity_scalars(result: Deletion, group: str) -> Iterator[Record]:
+    if result.infidelity is not None and result.infidelity_random is not None:
+        yield _mean(group, "infidelity", result.infidelity)
+        yield _mean(group, "infidelity_random", result.infidelity_random)
+
+
+def _sensitivity(
+    attribute: Callable[[FloatArray], FloatArray],
+    group: str,
+    observation: Observation,
+    found: Attribution,
+    count: int,
+) -> Iterator[Record]:
+    values = max_sensitivity(
+        attribute, observation.inputs, found.inputs, mask=observation.mask, radius=_RADIUS,
+        n_samples=count,
+    )  # fmt: skip
+    values = values[np.isfinite(values)]
+    if values.size:
+        yield _mean(group, "max_sensitivity", values, radius=_RADIUS, count=count)
+
+
+def _similarities(
+    attribute: Callable[[FloatArray], FloatArray],
+    group: str,
+    observation: Observation,
+    found: Attribution,
+    variances: Sequence[float],
+) -> Iterator[Record]:
+    similar = noise_similarity(
+        attribute, observation.inputs, found.inputs, variances=variances, mask=observation.mask
+    )
+    for variance, all_values in zip(variances, similar, strict=True):
+        values, percent = all_values[np.isfinite(all_values)], 100 * variance
+        if values.size:
             yield _mean(
-                f"{group}/max_sensitivity",
-                moved,
-                "Largest change of a sequence's map, over its norm, when each input changes by at "
-                f"most {self._RADIUS:g} SD of its feature, of {self._perturbations} random ones: 0 "
-                "the map is the same, 1 it changes by as much as it is large",
-            )
-
-    def _similarity(
-        self,
-        attribute: Callable[[FloatArray], FloatArray],
-        group: str,
-        observation: Observation,
-        found: Attribution,
-    ) -> Iterator[Record]:
-        similar = noise_similarity(
-            attribute,
-            observation.inputs,
-            found.inputs,
-            variances=self._noise,
-            mask=observation.mask,
-        )
-        for variance, values in zip(self._noise, similar, strict=True):
-            known = values[np.isfinite(values)]
-            if known.size:
-                yield _mean(
-                    f"{group}/ssim_noise_{100 * variance:g}",
-                    known,
-                    "Structural similarity (SSIM) of a sequence's map with that of the inputs "
-                    f"under Gaussian noise of {100 * variance:g} % of each feature's variance "
-                    f"({math.sqrt(variance):.2g} SDs): 1 the same map, 0 an unrelated one",
-                    CORRELATION,
-                )
+                group, "ssim_noise", values, CORRELATION,
+                end=f"_{percent:g}", percent=percent, sds=math.sqrt(variance),
+            )  # fmt: skip
 
 
-def _shaded(sequences: int) -> str:
+def _ci_legend(sequences: int) -> str:
     if sequences < 2:
         return "One sequence has no CI."
     return f"Shaded blue and vermilion: 95 % CIs of these curves{ci_caveat(sequences)}."
 
 
-def _mean(tag: str, values: FloatArray, description: str, scale: Scale = SIZE) -> Scalar:
+def _mean(
+    group: str, name: str, values: FloatArray, scale: Scale = SIZE, *, end: str = "", **words: Any
+) -> Scalar:
+    """Return the scalar of a mean over sequences, with the words of its description."""
     return scalar_with_ci(
-        tag,
+        f"{group}/{name}{end}",
         float(values.mean()),
         Estimate.mean(values, scale),
-        description,
-        chart=tag.split("/")[-1] in _CHARTS,
+        _DESCRIPTIONS[name].format(**words),
+        chart=name in _CHARTS,
     )

@@ -1,4 +1,4 @@
-"""The change of the target while inputs are removed, as curves."""
+"""Draw the change of the target while inputs are removed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ...plotting.limits import checked_limit
 from ...plotting.page import Page, redrawable
-from ...plotting.parts import ci_band, left_margin
+from ...plotting.parts import left_margin, shade_ci
 from ...plotting.style import (
     BLUE,
     BOTTOM,
@@ -26,7 +26,7 @@ __all__ = ["plot_faithfulness", "rms_curves"]
 
 Array = npt.NDArray[np.float64]
 TOP = 354
-MAX_MARKERS = 50  # Of more points only the line is drawn.
+MAX_MARKERS = 50  # With more points only the line is drawn.
 
 
 @redrawable
@@ -41,14 +41,15 @@ def plot_faithfulness(
 ) -> None:
     """Draw the RMS change of the target against the share of inputs removed, in three orders.
 
-    Blue: those of largest attribution first; vermilion: the smallest first; grey: in random order,
-    with the range of the orders. A faithful attribution has blue above grey above vermilion. Shaded
-    blue and vermilion are the 95 % CIs of their curves over sequences, cut where the axis ends;
-    below 16 sequences they cover the true value less often, and of one sequence there are none. The
-    dotted line is where CPD and CPP end.
+    Blue: largest attribution first; vermilion: smallest first; grey: random orders, with their
+    range. For a faithful attribution, blue is above grey and grey above vermilion. Shaded blue and
+    vermilion are the 95 % CIs of the curves over sequences, clipped to the axis. With fewer than 16
+    sequences they cover the true value less often, and one sequence has none. The dotted line is
+    where CPD and CPP end.
 
     Args:
-        result: What to draw.
+        page: The page to draw on; :func:`~.page.redrawable` passes it.
+        result: The changes.
         method: Name of the attribution method, for the title.
         target: Name of the target.
         limit: The vertical axis spans 0 to ``limit``.
@@ -77,16 +78,16 @@ def plot_faithfulness(
         axes.fill_between(shares, random.min(axis=0), random.max(axis=0), **fill(GREY, 0.25))
         axes.plot(shares, random.mean(axis=0), zorder=3, **line(GREY, 3))
     for i, color in ((1, VERMILION), (0, BLUE)):
-        ci_band(axes, shares, result.rms_ci[:, i], color, 0.16)
+        shade_ci(axes, shares, result.rms_ci[:, i], color, 0.16)
     axes.plot(shares, curves[1], zorder=4, **line(VERMILION, 3))
     marker = "o" if len(shares) <= MAX_MARKERS else ""
     axes.plot(shares, curves[0], zorder=5, **line(BLUE, 4, marker=marker))
 
 
 def rms_curves(result: Deletion) -> Array:
-    """Return ``(2 + R, K + 1)``, RMS over sequences: by decreasing, by increasing, in random order.
+    """Return ``(2 + R, K + 1)`` RMS changes: in decreasing, increasing and random orders.
 
-    All go from 0 to 1; NaN without sequences.
+    All go from 0 to 1. They are NaN without sequences.
     """
     curves = np.stack([result.decreasing, result.increasing, *result.random]).astype(np.float64)
     if not result.sequences:

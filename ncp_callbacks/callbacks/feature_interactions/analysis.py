@@ -1,11 +1,11 @@
-"""Interactions: which inputs act on the target together, rather than each by itself.
+"""Compute interactions: effects of two groups of inputs together, beyond those of each alone.
 
     found = archipelago(observation.evaluate, inputs, time_delta, baseline=..., groups=...)
-    found.strength                 # (G, G), mean over sequences of what a pair adds
-    found.share                    # of pairs in all that acts
+    found.strength                 # (G, G), mean absolute effect of each pair
+    found.share                    # share of pairs in all effects
 
-Inputs act in groups, a group being all time steps of a feature, or all intervals. With the
-intervals among them, a pair says whether a feature matters only when it is recent.
+A group of inputs is a feature at all time steps, or all elapsed times. A pair with the elapsed
+times shows whether a feature matters only when it is recent.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = [
     "interaction_method",
 ]
 
-# Variants of the batch that are made at once.
-_AT_ONCE = 32
+# Number of variants of the batch in one call.
+_MAX_VARIANTS = 32
 
 Indices = npt.NDArray[np.intp]
 
 
 class Slopes(Protocol):
-    """What :func:`integrated_hessians` asks of a model; see :meth:`Observation.slopes`."""
+    """Compute derivatives along a direction and their gradients; see :meth:`Observation.slopes`."""
 
     def __call__(
         self,
@@ -56,16 +56,16 @@ class Slopes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """What groups of inputs do to the target, each alone and in pairs, on the way from a baseline.
+    """Effects of groups of inputs on the target, alone and in pairs, relative to a baseline.
 
     Attributes:
         method: Name of the method.
-        names: ``(G,)``, of the groups.
-        main: ``(S, G)``, what each does alone, in units of the target.
-        pairs: ``(S, G, G)``, what each pair does beyond that; symmetric, 0 on the diagonal.
-        change: ``(S,)``, target minus that at the baseline.
-        passes: Forward passes, or Hessian products, for each sequence.
-        non_finite: How many sequences were left out because of NaN or infinity.
+        names: ``G`` names of the groups.
+        main: ``(S, G)``, effect of each group alone, in units of the target.
+        pairs: ``(S, G, G)``, effect of each pair beyond that; symmetric, 0 on the diagonal.
+        change: ``(S,)``, target minus the target at the baseline.
+        passes: Number of forward passes, or Hessian products, for each sequence.
+        non_finite: Number of sequences that were skipped because of NaN or infinity.
     """
 
     method: str
@@ -78,37 +78,37 @@ class Interactions:
 
     @property
     def sequences(self) -> int:
-        """How many went in."""
+        """Return the number of sequences ``S``."""
         return len(self.main)
 
     @property
     def main_strength(self) -> FloatArray:
-        """``(G,)``, mean over sequences of ``|main|``."""
+        """Return ``(G,)`` means over sequences of ``|main|``."""
         strength: FloatArray = np.abs(self.main).mean(axis=0)
         return strength
 
     @property
     def strength(self) -> FloatArray:
-        """``(G, G)``, mean over sequences of ``|pairs|``."""
+        """Return ``(G, G)`` means over sequences of ``|pairs|``."""
         strength: FloatArray = np.abs(self.pairs).mean(axis=0)
         return strength
 
     @property
     def signed(self) -> FloatArray:
-        """``(G, G)``, mean over sequences of ``pairs``: above 0, the two raise it together."""
+        """Return ``(G, G)`` means over sequences of ``pairs``; above 0 a pair raises the target."""
         signed: FloatArray = self.pairs.mean(axis=0)
         return signed
 
     @property
     def _totals(self) -> FloatArray:
-        """``(S, 2)``: pairs and main effects."""
+        """Return ``(S, 2)`` sums of absolute pairs and of absolute main effects."""
         return np.stack(
             [np.abs(self.pairs).sum(axis=(1, 2)) / 2, np.abs(self.main).sum(axis=1)], axis=1
         )
 
     @property
     def share(self) -> float:
-        """Share of pairs in the strength of pairs and main effects; NaN where nothing acts."""
+        """Return the share of pairs in all effects; NaN where there are no effects."""
         pairs, main = self._totals.sum(axis=0)
         return float(pairs / (pairs + main)) if pairs + main > 0 else float("nan")
 
@@ -124,9 +124,9 @@ class Interactions:
 
     @property
     def rest(self) -> FloatArray:
-        """``(S,)``, what of ``change`` the sum of main effects and pairs leaves, in RMS changes.
+        """Return ``(S,)``: ``change`` less all main effects and pairs, in RMS changes.
 
-        0 where nothing changed and nothing acted.
+        0 where neither a change nor an effect is.
         """
         half = self.pairs.sum(axis=(1, 2)) / 2
         gap = self.change - self.main.sum(axis=1) - half
@@ -138,7 +138,7 @@ class Interactions:
 
 
 class _Points:
-    """The batch with some groups as they are and the others as at the baseline."""
+    """Make batches with some groups present and all others at the baseline."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Points:
         time_baseline: FloatArray | None,
         groups: Sequence[Indices],
     ) -> None:
-        self.x, self.way = baseline.astype(np.float64), inputs.astype(np.float64) - baseline
+        self.x, self.difference = baseline.astype(np.float64), inputs.astype(np.float64) - baseline
         self.groups = list(groups)
         self.dt: FloatArray | None = None
         self.elapsed: FloatArray | None = None
@@ -158,48 +158,50 @@ class _Points:
 
     @property
     def count(self) -> int:
-        """Groups, the intervals last."""
+        """Return the number of groups; the elapsed times are the last."""
         return len(self.groups) + (self.dt is not None)
 
-    def way_of(self, group: int) -> tuple[FloatArray, FloatArray | None]:
-        """From baseline to input, of this group only."""
-        along = np.zeros_like(self.way)
+    def difference_of(self, group: int) -> tuple[FloatArray, FloatArray | None]:
+        """Return the difference between inputs and baseline, for one group only."""
+        along = np.zeros_like(self.difference)
         if group < len(self.groups):
             features = self.groups[group]
-            along[..., features] = self.way[..., features]
+            along[..., features] = self.difference[..., features]
             return along, None if self.elapsed is None else np.zeros_like(self.elapsed)
         return along, self.elapsed
 
     def at(self, present: frozenset[int]) -> tuple[FloatArray, FloatArray | None]:
+        """Return inputs and elapsed times with these groups present."""
         x, dt = self.x.copy(), self.dt
         for group in present:
             if group < len(self.groups):
                 features = self.groups[group]
-                x[..., features] += self.way[..., features]
+                x[..., features] += self.difference[..., features]
             elif dt is not None and self.elapsed is not None:
                 dt = dt + self.elapsed
         return x, dt
 
 
 class _Cache:
-    """Targets with every asked-for set of groups present, each set run once."""
+    """Evaluate the target for sets of present groups, each set once."""
 
     def __init__(self, evaluate: Evaluate, points: _Points) -> None:
         self._evaluate, self._points = evaluate, points
         self._known: dict[frozenset[int], FloatArray] = {}
 
-    def learn(self, sets: Sequence[frozenset[int]]) -> None:
+    def evaluate(self, sets: Sequence[frozenset[int]]) -> None:
+        """Evaluate the sets that are not known yet."""
         missing = [s for s in dict.fromkeys(sets) if s not in self._known]
-        for start in range(0, len(missing), _AT_ONCE):
-            some = missing[start : start + _AT_ONCE]
+        for start in range(0, len(missing), _MAX_VARIANTS):
+            some = missing[start : start + _MAX_VARIANTS]
             at = [self._points.at(s) for s in some]
-            seen = self._evaluate(
+            found = self._evaluate(
                 np.stack([x for x, _ in at]).astype(np.float32),
                 None
                 if self._points.dt is None
                 else np.stack([dt for _, dt in at if dt is not None]).astype(np.float32),
             )
-            values = seen.values.astype(np.float64)
+            values = found.values.astype(np.float64)
             self._known.update(zip(some, values, strict=True))
 
     def __getitem__(self, present: frozenset[int]) -> FloatArray:
@@ -210,7 +212,7 @@ class _Cache:
 
     @property
     def largest(self) -> FloatArray:
-        """``(B,)``, of the absolute targets."""
+        """Return ``(B,)``, the largest absolute target of each sequence."""
         sizes: FloatArray = np.abs(np.stack(list(self._known.values()))).max(axis=0)
         return sizes
 
@@ -218,17 +220,18 @@ class _Cache:
 def group_effects(
     evaluate: Evaluate, inputs: FloatArray, *, baseline: FloatArray, groups: Sequence[Indices]
 ) -> FloatArray:
-    """``(G,)``, RMS change of the target when a group alone is replaced by its baseline.
+    """Return ``(G,)`` RMS changes of the target when one group is replaced by its baseline.
 
     Args:
-        evaluate: Targets at points.
-        inputs, baseline: ``(B, T, F)``.
-        groups: Indices of the features of each group; each feature in one.
+        evaluate: Function that evaluates the target.
+        inputs: ``(B, T, F)``.
+        baseline: ``(B, T, F)``.
+        groups: Indices of the features of each group; each feature is in one group.
     """
     points = _Points(inputs, baseline, None, None, groups)
     cache, everything = _Cache(evaluate, points), frozenset(range(points.count))
     without = [everything - {g} for g in range(points.count)]
-    cache.learn([everything, *without])
+    cache.evaluate([everything, *without])
     changes = np.stack([cache[everything] - cache[s] for s in without])
     effects: FloatArray = np.sqrt(np.nanmean(np.where(np.isfinite(changes), changes, 0.0) ** 2, 1))
     return effects
@@ -244,24 +247,28 @@ def archipelago(
     groups: Sequence[Indices],
     names: Sequence[str],
 ) -> Interactions:
-    """What changes when two groups are replaced together, beyond what each changes by itself.
+    """Replace pairs of groups by their baseline, and return the effects beyond those of each.
 
-    ``w_ij = f(i, j) - f(i) - f(j) + f()``, the mean of two: among inputs where all others are as
-    they are, and where all others are as at the baseline. What a group does alone is its change,
-    the mean of the same two, less half of its pairs, so that for a target of effects of one and two
-    groups all of them sum to the change of the target; :attr:`Interactions.rest` is what only
-    three or more do together. What the rounding of float32 targets explains is 0.
-    ``G (G - 1) + 2 G + 2`` forward passes.
+    The effect of a pair is ``w_ij = f(i, j) - f(i) - f(j) + f()``. It is computed with all other
+    groups at the inputs and with all other groups at the baseline, and the two are averaged. The
+    effect of a group alone is its change, averaged in this way too, less half of its pairs. If the
+    target is a sum of effects of one and of two groups, all of them sum to the change of the
+    target. :attr:`Interactions.rest` is then 0; otherwise it is the effect of three or more groups
+    together. Effects within the rounding error of float32 targets are set to 0.
+
+    This takes ``G (G - 1) + 2 G + 2`` forward passes.
 
     Args:
-        evaluate: Targets at points.
-        inputs, time_delta: ``(B, T, F)``, ``(B, T)``.
-        baseline, time_baseline: Likewise; without ``time_baseline`` the intervals are no group.
-        groups: Indices of the features of each group; each feature in one.
-        names: Of the groups, of the intervals last.
+        evaluate: Function that evaluates the target.
+        inputs: ``(B, T, F)``.
+        time_delta: ``(B, T)``.
+        baseline: ``(B, T, F)``.
+        time_baseline: ``(B, T)``; None if the elapsed times are no group.
+        groups: Indices of the features of each group; each feature is in one group.
+        names: Names of the groups, that of the elapsed times last.
 
-    Source: ArchDetect of Tsang et al. 2020 (arXiv:2006.10965), which takes the mean of the two
-    squares; here the signs are kept.
+    Source: ArchDetect of Tsang et al. 2020 (arXiv:2006.10965), which averages the squares of
+    the two effects; here the signs are kept.
     """
     points = _Points(inputs, baseline, time_delta, time_baseline, groups)
     count = points.count
@@ -270,7 +277,7 @@ def archipelago(
     one = [frozenset({i}) for i in range(count)]
     two = {(i, j): frozenset({i, j}) for i in range(count) for j in range(i)}
     few = [frozenset[int](), *one, *two.values()]
-    cache.learn(few + [everything - s for s in few])
+    cache.evaluate(few + [everything - s for s in few])
     full, empty = cache[everything], cache[frozenset()]
     alone = np.stack([(full - cache[everything - s] + cache[s] - empty) / 2 for s in one], axis=1)
     pairs = np.zeros((len(full), count, count))
@@ -279,7 +286,7 @@ def archipelago(
         at_input = at_input + cache[everything - both]
         at_baseline = cache[both] - cache[one[i]] - cache[one[j]] + empty
         pairs[:, i, j] = pairs[:, j, i] = (at_input + at_baseline) / 2
-    # Of the eight targets that half of a pair is made of.
+    # A pair is half of a sum of eight targets.
     rounding = 4 * np.finfo(np.float32).eps * cache.largest
     with np.errstate(invalid="ignore"):
         pairs = np.where(np.abs(pairs) <= rounding[:, None, None], 0.0, pairs)
@@ -300,20 +307,29 @@ def integrated_hessians(
     names: Sequence[str],
     n_steps: int = 16,
 ) -> Interactions:
-    """Second derivatives of the target averaged along the line from the baseline, times the ways.
+    """Average second derivatives of the target along the line from the baseline.
 
-    Of features ``a`` and ``b`` with ways ``d_a``, ``d_b``: ``d_a d_b ∫∫ uv H_ab(x' + uv d) du dv``,
-    and for ``a = b`` also ``d_a ∫∫ f_a(x' + uv d) du dv``; summed over the features of two groups.
-    Since ``z = uv`` has the density ``-ln z``, both are one integral, ``∫ -z ln z H dz`` and
-    ``∫ -ln z f dz``, taken by Gauss-Legendre quadrature in the cube root of ``z``. Complete: all
-    together sum to the change of the target, up to the quadrature's error,
-    :attr:`Interactions.rest`. A pair is the sum of its two equal entries; what a group does alone
-    is its own. ``G n_steps`` products of a Hessian with a vector.
+    With the differences ``d = x - x'`` between inputs and baseline, the interaction of two features
+    is ``d_a d_b ∫∫ uv H_ab(x' + uv d) du dv``, and for ``a = b`` also ``d_a ∫∫ f_a(x' + uv d) du
+    dv``. It is summed over the features of two groups. Since ``z = uv`` has the density ``-ln z``,
+    these are single integrals, ``∫ -z ln z H dz`` and ``∫ -ln z f dz``, which are computed by
+    Gauss-Legendre quadrature in the cube root of ``z``.
+
+    All interactions together sum to the change of the target, up to the error of the quadrature,
+    :attr:`Interactions.rest`. A pair is the sum of its two equal entries, and the effect of a group
+    alone is its entry on the diagonal.
+
+    This takes ``G n_steps`` products of a Hessian with a vector.
 
     Args:
-        evaluate: Targets at points.
-        slopes: Derivatives along a direction, and their gradients.
-        inputs, time_delta, baseline, time_baseline, groups, names: See :func:`archipelago`.
+        evaluate: Function that evaluates the target.
+        slopes: Function that computes derivatives along a direction, and their gradients.
+        inputs: ``(B, T, F)``.
+        time_delta: ``(B, T)``.
+        baseline: ``(B, T, F)``.
+        time_baseline: ``(B, T)``; None if the elapsed times are no group.
+        groups: Indices of the features of each group; each feature is in one group.
+        names: Names of the groups, that of the elapsed times last.
         n_steps: Number of points of the quadrature.
 
     Source: Janizek et al. 2021 (arXiv:2002.04138).
@@ -322,9 +338,9 @@ def integrated_hessians(
     count = points.count
     everything = frozenset(range(count))
     cache = _Cache(evaluate, points)
-    cache.learn([everything, frozenset()])
+    cache.evaluate([everything, frozenset()])
     change = cache[everything] - cache[frozenset()]
-    ways = [points.way_of(g) for g in range(count)]
+    differences = [points.difference_of(g) for g in range(count)]
     u, weights = np.polynomial.legendre.leggauss(n_steps)
     u, weights = (u + 1) / 2, weights / 2
     z = u**3
@@ -333,27 +349,31 @@ def integrated_hessians(
     of_hessian = z * of_slope
     found = np.zeros((len(change), count, count))
     for some in np.array_split(np.arange(n_steps), max(1, n_steps // 8)):
-        at = points.x + z[some, None, None, None] * points.way
+        at = points.x + z[some, None, None, None] * points.difference
         elapsed = None
         if points.dt is not None and points.elapsed is not None:
             elapsed = (points.dt + z[some, None, None] * points.elapsed).astype(np.float32)
-        for g, (along, time_along) in enumerate(ways):
-            seen = slopes(
+        for g, (along, time_along) in enumerate(differences):
+            derivative = slopes(
                 at.astype(np.float32),
                 elapsed,
                 along=along.astype(np.float32),
                 time_along=None if time_along is None else time_along.astype(np.float32),
             )
-            assert seen.input_gradient is not None
-            product = np.tensordot(of_hessian[some], seen.input_gradient.astype(np.float64), 1)
+            assert derivative.input_gradient is not None
+            product = np.tensordot(
+                of_hessian[some], derivative.input_gradient.astype(np.float64), 1
+            )
             by_time = None
-            if points.elapsed is not None and seen.time_gradient is not None:
-                by_time = np.tensordot(of_hessian[some], seen.time_gradient.astype(np.float64), 1)
-            for h, (other, time_other) in enumerate(ways):
+            if points.elapsed is not None and derivative.time_gradient is not None:
+                by_time = np.tensordot(
+                    of_hessian[some], derivative.time_gradient.astype(np.float64), 1
+                )
+            for h, (other, time_other) in enumerate(differences):
                 found[:, g, h] += (product * other).sum(axis=(1, 2))
                 if by_time is not None and time_other is not None:
                     found[:, g, h] += (by_time * time_other).sum(axis=1)
-            found[:, g, g] += np.tensordot(of_slope[some], seen.values.astype(np.float64), 1)
+            found[:, g, g] += np.tensordot(of_slope[some], derivative.values.astype(np.float64), 1)
     main = np.einsum("sgg->sg", found).copy()
     pairs = found + np.swapaxes(found, 1, 2)
     pairs[:, np.arange(count), np.arange(count)] = 0.0
@@ -362,13 +382,13 @@ def integrated_hessians(
 
 @dataclass(frozen=True)
 class InteractionMethod(abc.ABC):
-    """Measure what groups of inputs do to the target, each alone and in pairs.
+    """Measure the effects of groups of inputs on the target, each alone and in pairs.
 
     Attributes:
-        name: Snake case.
-        complete: True where pairs and single effects sum to the change of the target from the
-            baseline, so that what is missing is an error; False where it is what three or more do
-            together.
+        name: Name of the method in snake case.
+        complete: True if pairs and single effects sum to the change of the target from the
+            baseline, so that any rest is an error; False if the rest is the effect of three or more
+            groups together.
     """
 
     name: ClassVar[str]
@@ -387,7 +407,7 @@ class InteractionMethod(abc.ABC):
         groups: Sequence[Indices],
         names: Sequence[str],
     ) -> Interactions:
-        """Return the interactions; for the arguments see :func:`integrated_hessians`."""
+        """Return the interactions; :func:`integrated_hessians` describes the arguments."""
 
 
 @dataclass(frozen=True)
@@ -409,7 +429,7 @@ class Archipelago(InteractionMethod):
         groups: Sequence[Indices],
         names: Sequence[str],
     ) -> Interactions:
-        """Return the interactions; ``slopes`` plays no part."""
+        """Return the interactions; ``slopes`` is not used."""
         return archipelago(
             evaluate, inputs, time_delta,
             baseline=baseline, time_baseline=time_baseline, groups=groups, names=names,
@@ -424,7 +444,7 @@ class IntegratedHessians(InteractionMethod):
         n_steps: Number of points of the quadrature.
 
     Raises:
-        ValueError: For fewer than 1 of ``n_steps``.
+        ValueError: For an ``n_steps`` below 1.
     """
 
     n_steps: int = 16
@@ -456,7 +476,10 @@ class IntegratedHessians(InteractionMethod):
 
 
 def interaction_method(given: str | InteractionMethod) -> InteractionMethod:
-    """Return the method of this name with its default settings, or the object passed.
+    """Return the method of a name with its default settings, or the object passed.
+
+    Args:
+        given: Name of a method, or a method.
 
     Raises:
         ValueError: If there is no method of this name.
@@ -481,7 +504,7 @@ def _checked(
     change: FloatArray,
     passes: int,
 ) -> Interactions:
-    """The sequences without NaN or infinity."""
+    """Return the interactions of the sequences without NaN or infinity."""
     finite = np.isfinite(main).all(axis=1) & np.isfinite(pairs).all(axis=(1, 2))
     finite &= np.isfinite(change)
     return Interactions(

@@ -1,4 +1,4 @@
-"""Which features act on the target together."""
+"""Log which features act on the target together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...callback import (
 from ...model import NotApplicable
 from ...observation import Observation
 from ...records import Array, Figure, Note, Record, Scalar
+from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, SIZE, Estimate
 from .analysis import (
@@ -33,14 +34,35 @@ from .plot import plot_interactions
 
 __all__ = ["FeatureInteractions"]
 
+_MAX_FEATURES, _PAIR_CURVES, _PAIR_CHARTS = 12, 6, 3
+_MAX_COMPLETENESS_ERROR = 0.05
+
+_DESCRIPTIONS = {
+    "matrix": "Effect of each pair on the {target} beyond the effects of its two alone: mean "
+    "absolute value over held-out sequences, in units of the target. Bars: each alone, and its "
+    "part in all its pairs",
+    "sequences": "Held-out sequences analysed",
+    "share": "Share of pairs in the strength of pairs and of features alone: 0 each feature acts "
+    "on the {target} by itself",
+    "time_share": "Share of pairs with the elapsed time in the strength of all pairs: features "
+    "that matter more, or less, when they are recent",
+    "higher_order": "RMS over sequences of the part of the change from the baseline that neither "
+    "pairs nor features alone explain, in RMS changes: three or more act together",
+    "completeness_error": "RMS difference between the sum of all interactions and the change from "
+    "the baseline, in RMS changes: the error of the quadrature",
+    "pair": "Mean absolute effect of {first} and {second} together on the {target}, beyond the "
+    "effects of each alone; in units of the target",
+}
+
 
 class FeatureInteractions(Callback):
-    """Which features act on the target together, rather than each by itself.
+    """Measure how strongly pairs of features act on the target, beyond the effects of each alone.
 
-    Features are taken over all time steps, and the intervals are one more, whose pairs say whether
-    a feature matters only when it is recent. With ``G`` of them, a look takes up to ``G² + G + 2``
-    forward passes of ``max_sequences`` sequences; ``integrated_hessians`` ``G n_steps`` products of
-    a Hessian with a vector, each some four gradient passes. So look rarely: ``every=``.
+    A feature stands for its values at all time steps. The elapsed times count as one more feature,
+    whose pairs show whether a feature matters only when it is recent. With ``G`` features,
+    ``archipelago`` takes up to ``G² + G + 2`` forward passes of ``max_sequences`` sequences, and
+    ``integrated_hessians`` ``G n_steps`` products of a Hessian with a vector, each of about four
+    gradient passes. This is expensive: set ``every=``.
 
     ======================================== ====== ==============================================
     Tag                                      Record What
@@ -49,46 +71,46 @@ class FeatureInteractions(Callback):
                                                     alone
     ``interactions/share``                   scalar share of pairs in the strength of pairs and of
                                                     features alone: 0 each acts by itself
-    ``interactions/time_share``              scalar share of pairs with the intervals in that of all
-                                                    pairs
-    ``interactions/higher_order``            scalar what neither pairs nor features alone explain
-                                                    (``archipelago``)
+    ``interactions/time_share``              scalar share of pairs with the elapsed time in the
+                                                    strength of all pairs
+    ``interactions/higher_order``            scalar the part that neither pairs nor features alone
+                                                    explain (``archipelago``)
     ``interactions/completeness_error``      scalar error of the quadrature
                                                     (``integrated_hessians``)
-    ``interactions/sequences``               scalar sequences that went in
-    ``interactions/nonfinite``               scalar sequences left out because of NaN or infinity
-    ``interactions_pair/<pair>``             scalar strength of a pair: the 6 strongest at the first
-                                                    look
+    ``interactions/sequences``               scalar sequences analysed
+    ``interactions/nonfinite``               scalar sequences skipped because of NaN or infinity
+    ``interactions_pair/<pair>``             scalar strength of a pair, for the 6 strongest at the
+                                                    first snapshot
     ``_ncp/interactions_strength``           array  ``(G, G)``, mean over sequences of the absolute
-                                                    value; on the diagonal features alone
+                                                    value; features alone on the diagonal
     ``_ncp/interactions_signed``             array  ``(G, G)``, mean over sequences
     ======================================== ====== ==============================================
 
-    With a target other than the prediction at the last step, ``interactions`` is followed by its
-    name, as in ``interactions_loss/matrix``. Shares, pairs and the rest come with 95 % CIs
-    over sequences, which of fewer than 16, as by default, are unreliable. Everything is relative
-    to the baseline: two features that are always at it have no part in anything.
+    With a target other than the prediction at the last time step, ``interactions`` is followed by
+    its name, as in ``interactions_loss/matrix``. Shares, pairs and the rest come with 95 % CIs over
+    sequences, which are unreliable for fewer than 16, the default. All effects are relative to the
+    baseline: a feature that is always at its baseline has none.
 
     Args:
-        method: ``"archipelago"``: what changes when two features are replaced by their baseline
-            together, beyond what each changes by itself; or ``"integrated_hessians"``: second
-            derivatives averaged along the line from the baseline, which share a product of two
-            features among the pair and the features alone; or an object,
-            ``IntegratedHessians(n_steps=32)`` of :mod:`ncp_callbacks.callbacks.feature_interactions.analysis`.
-        baseline: ``"mean"`` of each feature over all held-out sequences and their steps,
-            ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or ``(B, T, F)``, ``B`` being all held-out
-            sequences or those analysed.
-        time_baseline: ``"mean"``, ``"zeros"``, or an array ``(T,)`` or ``(B, T)``, for elapsed
-            times.
+        method: ``"archipelago"`` replaces features by their baseline and takes the change for two
+            together beyond the changes for each; ``"integrated_hessians"`` averages second
+            derivatives along the line from the baseline, which divides a product of two features
+            between the pair and the features alone. Or an object of
+            :mod:`ncp_callbacks.callbacks.feature_interactions.analysis`, such as
+            ``IntegratedHessians(n_steps=32)``.
+        baseline: ``"mean"`` of each feature over all held-out sequences and their time steps,
+            ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or ``(B, T, F)``, where ``B`` counts all
+            held-out sequences or those analysed.
+        time_baseline: Baseline of the elapsed times: ``"mean"``, ``"zeros"``, or an array ``(T,)``
+            or ``(B, T)``.
         every, name, max_sequences: See :class:`Callback`.
 
-    With more than 12 features, the 11 whose replacement changes the target most at the first look
-    are looked at by themselves, and the others as one.
+    Of more than 12 features, the 11 whose replacement changes the target most at the first snapshot
+    are analysed separately, and all others as one.
     """
 
     default_name = "interactions"
     max_sequences: int | None = 8
-    _MOST, _CURVES, _BANDS = 12, 6, 3
 
     def __init__(
         self,
@@ -122,159 +144,162 @@ class FeatureInteractions(Callback):
         self._limit, self._bars = (AxisLimit(float(v)) for v in state["limits"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        group = self.name + observation.target_slug
-        x = observation.inputs
+        group, target = self.name + observation.target_slug, observation.target
         x0 = baseline_of(observation, self._baseline)
-        dt = dt0 = None
-        if observation.takes_time:
-            dt = observation.time_delta
-            assert dt is not None
-            dt0 = time_baseline_of(observation, self._time_baseline)
-            assert dt0 is not None
-            if np.allclose(dt, dt0, rtol=1e-6, atol=0.0):
-                dt = dt0 = None
-                yield Note(
-                    f"{group}: the intervals are all at their baseline and so have no part in "
-                    "anything; give another time_baseline=, such as one that is shorter"
-                )
-        names, groups = self._groups(observation, x0)
+        dt, dt0 = _times(observation, self._time_baseline)
+        if observation.takes_time and dt is None:
+            yield Note(
+                f"{group}: all elapsed times are equal to their baseline, so they have no effect; "
+                "pass another time_baseline=, such as shorter elapsed times"
+            )
+        if self._own is None:
+            self._own = _strongest_features(observation, x0)
+        names, groups = _groups(observation, self._own)
         if dt is not None:
-            names = [*names, "intervals" if "intervals" not in names else "time intervals"]
+            names = [*names, "time_delta" if "time_delta" not in names else "elapsed_time"]
         if len(names) < 2:
             raise NotApplicable(
-                f"there is nothing but {names[0]} for the target to depend on, and a pair takes two"
+                f"{names[0]} is the only feature that the target depends on, and interactions need "
+                "two; pass inputs with at least two features, or elapsed times"
             )
         result = self._method.interactions(
-            observation.evaluate, observation.slopes, x, dt,
+            observation.evaluate, observation.slopes, observation.inputs, dt,
             baseline=x0, time_baseline=dt0, groups=groups, names=names,
         )  # fmt: skip
         if result.sequences:
+            if self._pairs is None:
+                self._pairs = _strongest_pairs(result)
             yield from small_batch_note(observation)
-            if not (result.main.any() or result.pairs.any()):
-                yield Note(
-                    f"{group}: the {observation.target} is the same, up to rounding, with any of "
-                    "its features at the baseline: nothing acts on it, alone or together"
-                )
-            yield self._matrix(result, group, observation)
-            yield from self._numbers(result, group, observation, with_time=dt is not None)
-            yield from self._curves(result, group, observation.target)
-            main = np.diag(result.main_strength)
-            yield Array(f"_ncp/{group}_strength", result.strength + main)
-            yield Array(f"_ncp/{group}_signed", result.signed + np.diag(result.main.mean(axis=0)))
+            yield _matrix(result, group, observation, self._limit, self._bars)
+            yield from _scalars(result, group, target, self._method.complete, dt is not None)
+            yield from _pair_scalars(result, self._pairs, group, target)
+            yield from _arrays(result, group)
         yield from non_finite_count(
             group, result.non_finite, "sequences", "their interactions had NaN or infinity"
         )
 
-    def _groups(
-        self, observation: Observation, baseline: np.ndarray
-    ) -> tuple[list[str], list[Indices]]:
-        """Names of the groups of features, and their features."""
-        names = list(observation.held_out.feature_names)
-        if observation.held_out.tokens:
-            return names, [np.arange(observation.inputs.shape[2])]
-        each = [np.array([i]) for i in range(len(names))]
-        if self._own is None:
-            self._own = names
-            if len(names) > self._MOST:
-                effects = group_effects(
-                    observation.evaluate, observation.inputs, baseline=baseline, groups=each
-                )
-                strongest = np.argsort(-effects, kind="stable")[: self._MOST - 1]
-                self._own = [names[i] for i in sorted(strongest)]
-        own = [i for i, name in enumerate(names) if name in self._own]
-        others = np.array([i for i in range(len(names)) if i not in own], np.intp)
-        if not others.size:
-            return names, each
-        other = "others" if "others" not in self._own else "other features"
-        return [*(names[i] for i in own), other], [*(each[i] for i in own), others]
 
-    def _matrix(self, result: Interactions, group: str, observation: Observation) -> Record:
-        bars = result.main_strength + result.strength.sum(axis=1) / 2
-        return Figure(
-            f"{group}/matrix",
-            plot_interactions,
-            result,
-            {
-                "limit": self._limit.covering(float(result.strength.max())),
-                "bars": self._bars.covering(float(bars.max())),
-                "target": observation.target,
-                "step": observation.step,
-            },
-            f"What each pair does to the {observation.target} together, beyond what each does "
-            "alone: mean absolute value over held-out sequences, in units of the target. Bars: "
-            "each alone, and its part in all its pairs.",
+def _times(observation: Observation, baseline: Any) -> tuple[FloatArray | None, FloatArray | None]:
+    """Return elapsed times and their baseline; None for both where they have no effect."""
+    if not observation.takes_time:
+        return None, None
+    dt, dt0 = observation.time_delta, time_baseline_of(observation, baseline)
+    assert dt is not None
+    assert dt0 is not None
+    if np.allclose(dt, dt0, rtol=1e-6, atol=0.0):
+        return None, None
+    return dt, dt0
+
+
+def _strongest_features(observation: Observation, baseline: FloatArray) -> list[str]:
+    """Return the names of the features that are analysed separately."""
+    names = list(observation.held_out.feature_names)
+    if observation.held_out.tokens or len(names) <= _MAX_FEATURES:
+        return names
+    each = [np.array([i]) for i in range(len(names))]
+    effects = group_effects(
+        observation.evaluate, observation.inputs, baseline=baseline, groups=each
+    )
+    strongest = np.argsort(-effects, kind="stable")[: _MAX_FEATURES - 1]
+    return [names[i] for i in sorted(strongest)]
+
+
+def _groups(observation: Observation, separate: list[str]) -> tuple[list[str], list[Indices]]:
+    """Return the names of the groups of features, and the indices of their features."""
+    names = list(observation.held_out.feature_names)
+    if observation.held_out.tokens:
+        return names, [np.arange(observation.inputs.shape[2])]
+    own = [i for i, name in enumerate(names) if name in separate]
+    others = np.array([i for i in range(len(names)) if i not in own], np.intp)
+    each = [np.array([i]) for i in own]
+    if not others.size:
+        return names, each
+    other = "others" if "others" not in separate else "other features"
+    return [*(names[i] for i in own), other], [*each, others]
+
+
+def _strongest_pairs(result: Interactions) -> list[tuple[str, str]]:
+    """Return the names of the pairs that get a curve."""
+    rows, columns = np.tril_indices(len(result.names), -1)
+    order = np.argsort(-result.strength[rows, columns], kind="stable")[:_PAIR_CURVES]
+    return [(result.names[columns[k]], result.names[rows[k]]) for k in order]
+
+
+def _matrix(
+    result: Interactions, group: str, observation: Observation, limit: AxisLimit, bars: AxisLimit
+) -> Figure:
+    longest = (result.main_strength + result.strength.sum(axis=1) / 2).max()
+    options = {
+        "limit": limit.covering(float(result.strength.max())),
+        "bars": bars.covering(float(longest)),
+        "target": observation.target,
+        "step": observation.step,
+    }
+    description = _DESCRIPTIONS["matrix"].format(target=observation.target)
+    return Figure(f"{group}/matrix", plot_interactions, result, options, description)
+
+
+def _scalars(
+    result: Interactions, group: str, target: str, complete: bool, with_time: bool
+) -> Iterator[Record | Note]:
+    if not (result.main.any() or result.pairs.any()):
+        yield Note(
+            f"{group}: replacing any feature by its baseline does not change the {target} beyond "
+            "rounding: nothing acts on it, alone or together. Pass another baseline= if this is "
+            "unexpected"
+        )
+    yield Scalar(f"{group}/sequences", result.sequences, _DESCRIPTIONS["sequences"])
+    if np.isfinite(result.share):
+        description = _DESCRIPTIONS["share"].format(target=target) + ci_suffix(result.sequences)
+        yield Scalar(f"{group}/share", result.share, description, ci=result.share_ci)
+    total = result.strength.sum() / 2
+    if with_time and total > 0:
+        pairs = np.abs(result.pairs)
+        yield scalar_with_ci(
+            f"{group}/time_share",
+            float(result.strength[-1].sum() / total),
+            Estimate.ratio(pairs[:, -1].sum(axis=1), pairs.sum(axis=(1, 2)) / 2, SHARE),
+            _DESCRIPTIONS["time_share"],
+        )
+    rest = float(np.sqrt(np.mean(result.rest**2)))
+    if not complete:
+        estimate = _rest_in_rms_changes(result)
+        yield scalar_with_ci(f"{group}/higher_order", rest, estimate, _DESCRIPTIONS["higher_order"])
+        return
+    tag = f"{group}/completeness_error"
+    yield Scalar(tag, rest, _DESCRIPTIONS["completeness_error"])
+    if rest > _MAX_COMPLETENESS_ERROR:
+        yield Note(
+            f"{group}: the interactions of some snapshots don't sum to the change of the target "
+            f"within {_MAX_COMPLETENESS_ERROR:.0%}, see {tag}: set a larger n_steps="
         )
 
-    def _numbers(
-        self, result: Interactions, group: str, observation: Observation, with_time: bool
-    ) -> Iterator[Record | Note]:
+
+def _pair_scalars(
+    result: Interactions, pairs: list[tuple[str, str]], group: str, target: str
+) -> Iterator[Record]:
+    for place, (first, second) in enumerate(pairs):
+        if first not in result.names or second not in result.names:
+            continue
+        i, j = result.names.index(first), result.names.index(second)
+        description = _DESCRIPTIONS["pair"].format(first=first, second=second, target=target)
         yield Scalar(
-            f"{group}/sequences",
-            result.sequences,
-            "Held-out sequences that went in",
+            f"{group}_pair/{first}_x_{second}",
+            float(result.strength[i, j]),
+            description + ci_suffix(result.sequences),
+            ci=result.strength_ci(i, j),
+            chart=place < _PAIR_CHARTS,
         )
-        if np.isfinite(result.share):
-            yield Scalar(
-                f"{group}/share",
-                result.share,
-                "Share of pairs in the strength of pairs and of features alone: 0 each feature "
-                f"acts on the {observation.target} by itself{ci_suffix(result.sequences)}",
-                ci=result.share_ci,
-            )
-        total = result.strength.sum() / 2
-        if with_time and total > 0:
-            pairs = np.abs(result.pairs)
-            yield scalar_with_ci(
-                f"{group}/time_share",
-                float(result.strength[-1].sum() / total),
-                Estimate.ratio(pairs[:, -1].sum(axis=1), pairs.sum(axis=(1, 2)) / 2, SHARE),
-                "Share of pairs with the intervals in the strength of all pairs: features that "
-                "matter more, or less, when they are recent",
-            )
-        rest = np.sqrt(np.mean(result.rest**2))
-        if not self._method.complete:
-            yield scalar_with_ci(
-                f"{group}/higher_order",
-                float(rest),
-                _in_rms_changes(result),
-                "RMS over sequences of what neither pairs nor features alone explain of the "
-                "change from the baseline, in RMS changes: three or more acting together",
-            )
-        else:
-            yield Scalar(
-                f"{group}/completeness_error",
-                float(rest),
-                "RMS difference between the sum of all interactions and the change from the "
-                "baseline, in RMS changes: the error of the quadrature",
-            )
-            if rest > 0.05:
-                yield Note(
-                    f"{group}: the interactions of some snapshots don't sum to the change of the "
-                    f"target within 5 %, see {group}/completeness_error: set a larger n_steps="
-                )
-
-    def _curves(self, result: Interactions, group: str, target: str) -> Iterator[Record]:
-        names = result.names
-        rows, columns = np.tril_indices(len(names), -1)
-        if self._pairs is None:
-            order = np.argsort(-result.strength[rows, columns], kind="stable")[: self._CURVES]
-            self._pairs = [(names[columns[k]], names[rows[k]]) for k in order]
-        for place, (first, second) in enumerate(self._pairs):
-            if first not in names or second not in names:
-                continue
-            i, j = names.index(first), names.index(second)
-            yield Scalar(
-                f"{group}_pair/{first}_x_{second}",
-                float(result.strength[i, j]),
-                f"Mean absolute effect of {first} and {second} together on the {target}, beyond "
-                f"what each does alone; in units of the target{ci_suffix(result.sequences)}",
-                ci=result.strength_ci(i, j),
-                chart=place < self._BANDS,
-            )
 
 
-def _in_rms_changes(result: Interactions) -> Estimate:
-    """RMS of the rest, and how sure it is with the unit that it is in."""
+def _arrays(result: Interactions, group: str) -> Iterator[Array]:
+    strength = result.strength + np.diag(result.main_strength)
+    yield Array(f"_ncp/{group}_strength", strength)
+    yield Array(f"_ncp/{group}_signed", result.signed + np.diag(result.main.mean(axis=0)))
+
+
+def _rest_in_rms_changes(result: Interactions) -> Estimate:
+    """Return the RMS of the rest; its CI includes the uncertainty of its unit."""
     change = np.square(result.change, dtype=np.float64)
     rest = result.rest.astype(np.float64) ** 2 * change.mean()
     parts = np.stack([rest, change], axis=1)

@@ -1,4 +1,4 @@
-"""Interactions of features, as a triangle of pairs."""
+"""Draw interactions of features as a triangle of pairs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ Array = npt.NDArray[np.float64]
 
 NAMES = 150  # Pixels for names, at most.
 BARS = 96  # Pixels of the longest bar.
-LISTED = 3  # Pairs in words.
-MAX_LINES = 40  # Cells are not kept apart where there are more rows.
-MAX_CELLS = 150  # Rows and columns of the triangle; of more, the strongest of each block.
-CLOSEST = 21  # Pixels between names of neighbouring rows.
-TOP_LABELS = 5  # Rows with a name, where they are closer.
+LISTED = 3  # Pairs named in the corner.
+MAX_LINES = 40  # With more rows there are no lines between cells.
+MAX_CELLS = 150  # Rows and columns of the triangle; with more, the strongest of each block.
+CLOSEST = 21  # Pixels between the names of neighbouring rows, at least.
+TOP_LABELS = 5  # Named rows, if all names would be closer.
 ALONE = "#4d4d4d"
 
 
@@ -57,14 +57,15 @@ def plot_interactions(
     """Draw how strongly each pair of inputs acts together, as a triangle, and each input alone.
 
     A cell is the mean over sequences of the absolute effect of a pair, from dark (0) to yellow
-    (``limit``); the strongest pairs are named in the free corner. A bar is what an input does
-    alone, and behind that its part in all its pairs, half of each.
+    (``limit``). The strongest pairs are named in the free corner. A bar is the effect of an input
+    alone, followed by half of the effects of all its pairs.
 
     Args:
-        result: What to draw.
+        page: The page to draw on; :func:`~.page.redrawable` passes it.
+        result: The interactions.
         limit: Colours span 0 to ``limit``, in units of the target.
         bars: Full length of the bars, in units of the target.
-        target: Name of what is acted on.
+        target: Name of the target.
         step: Training step, for the title.
 
     Raises:

@@ -1,6 +1,6 @@
-"""How alike maps stay when what a model has learnt is taken away.
+"""Compare the maps and measures of a model with those of a randomised copy.
 
-    alike = map_similarity(trained_map, randomised_map, mask)     # per sequence
+    similar = map_similarity(trained_map, randomised_map, mask)     # per sequence
 
 Source: Adebayo et al. 2018, Sanity checks for saliency maps (arXiv:1810.03292).
 """
@@ -20,30 +20,32 @@ from ...stats.reliability import cosine, order_correlation
 
 __all__ = ["ALIKE", "Cascade", "Measures", "map_similarity"]
 
-# Of two rank correlations, the square is the share of one order's variance that the other explains:
-# above this, more than half of a map's order is there without what was learnt.
+# The square of a rank correlation is the share of one order's variance that the other explains.
+# Above this value, more than half of a map's order does not depend on what was learnt.
 ALIKE = math.sqrt(0.5)
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What callbacks measure, of one model on the same sequences; NaN where there is none.
+    """Numbers of several callbacks, for one model; NaN where a number does not apply.
 
     Attributes:
         strength: Mean over sequences of the sum of the absolute attribution.
-        entropy: Of the feature shares: 1 all features matter equally, 0 one does.
-        elasticity: RMS over sequences of the slope of the target in ln(time scale), in SDs of it.
+        entropy: Entropy of the feature shares: 1 all features matter equally, 0 only one does.
+        elasticity: RMS over sequences of the slope of the target in ln(time scale), in SDs of the
+            target.
         target_sd: SD of the target over sequences.
         magnitude: Mean length of the steps of the last cell's state.
-        mean_lag: Mean number of steps between an input and its sequence's last, by importance.
-        time_share: Share of the intervals in the strength of inputs and intervals together.
+        mean_lag: Mean number of time steps between an input and its sequence's last, weighted by
+            importance.
+        time_share: Share of the elapsed times in the strength of inputs and elapsed times.
         participation: Number of dimensions that the last cell's states use.
     """
 
-    strength: float
-    entropy: float
-    elasticity: float
-    target_sd: float
+    strength: float = float("nan")
+    entropy: float = float("nan")
+    elasticity: float = float("nan")
+    target_sd: float = float("nan")
     magnitude: float = float("nan")
     mean_lag: float = float("nan")
     time_share: float = float("nan")
@@ -52,17 +54,18 @@ class Measures:
 
 @dataclass(frozen=True, eq=False)
 class Cascade(MappingResult):
-    """Similarity to the trained model's maps, parameters randomised stage by stage.
+    """Similarity to the trained model's maps while parameters are randomised in stages.
 
     Attributes:
         stages: ``N`` names, from the output towards the input; each adds to those before.
-        rank_correlation: ``(N + 1, B)``, of absolute maps; the first is the trained model itself.
-            NaN where a map isn't finite or all the same.
-        cosine: ``(N + 1, B)``, of maps with their signs.
-        non_finite: How many sequences had NaN or infinity in a map, at any stage.
-        trained, randomised: Measures before, and after the last stage.
-        estimates: Of both, by name, with their intervals over sequences, as far as they are known.
-        error: ``(B,)``, completeness error of the trained model's maps; None where their method
+        rank_correlation: ``(N + 1, B)``, rank correlation of absolute maps; the first row is the
+            trained model itself. NaN if a map isn't finite or constant.
+        cosine: ``(N + 1, B)``, cosine of signed maps.
+        non_finite: Number of sequences with NaN or infinity in a map, at any stage.
+        trained: Measures of the trained model.
+        randomised: Measures after the last stage.
+        estimates: Estimates over sequences of both models' measures, by name, where there are any.
+        error: ``(B,)``, completeness error of the trained model's maps; None if their method
             promises no completeness.
     """
 
@@ -81,7 +84,7 @@ class Cascade(MappingResult):
 
     @property
     def curve(self) -> FloatArray:
-        """``(2, N + 1)``: rank correlation and cosine, mean over sequences; NaN without any."""
+        """Return ``(2, N + 1)`` means over sequences: rank correlation and cosine; NaN without."""
         return np.stack([_mean_known(self.rank_correlation), _mean_known(self.cosine)])
 
     @property
@@ -102,15 +105,19 @@ def _mean_known(values: FloatArray) -> FloatArray:
 def map_similarity(
     one: FloatArray, other: FloatArray, mask: npt.NDArray[np.bool_] | None = None
 ) -> FloatArray:
-    """``(2, B)``: rank correlation of ``|maps|``, and cosine of maps, of each sequence.
+    """Return ``(2, B)``: the rank correlation of absolute maps, and the cosine of maps.
 
-    Over the cells of real steps only, the rank correlation over those of them that are not 0 in
-    both, as they are after the target's step. NaN where a map isn't finite; the rank correlation
-    also of equal values and of fewer than 3 cells, the cosine of zeros.
+    Both are over the cells of real time steps. The rank correlation skips cells that are 0 in both
+    maps, as all are after the target's time step.
 
     Args:
-        one, other: ``(B, T, F)``.
-        mask: ``(B, T)``, true at real steps.
+        one: ``(B, T, F)``.
+        other: ``(B, T, F)``.
+        mask: ``(B, T)``, true at real time steps.
+
+    Returns:
+        NaN for maps that are not finite, for the rank correlation of equal values or of fewer than
+        3 cells, and for the cosine of zeros.
     """
     found = np.full((2, len(one)), math.nan)
     for b in range(len(one)):

@@ -1,4 +1,4 @@
-"""Whether attribution maps depend on what the model has learnt."""
+"""Log whether attribution maps depend on what the model has learnt."""
 
 from __future__ import annotations
 
@@ -32,93 +32,109 @@ from .plot import plot_sanity, plot_sanity_measures
 
 __all__ = ["SanityCheck"]
 
-_MEASURES = (
-    ("strength", "Mean absolute {method} of the {target}, summed over steps and features"),
-    ("entropy", "Entropy of the feature shares: 1 all features matter equally, 0 only one does"),
-    (
-        "elasticity",
-        "RMS over sequences of the slope of the {target} in ln(time scale), in SDs of the target",
-    ),
-    ("target_sd", "SD of the {target} over sequences"),
-    ("magnitude", "Mean length of the steps of the last cell's state"),
-    ("mean_lag", "Mean distance from a sequence's last step, weighted by importance; in steps"),
-    ("time_share", "Share of the intervals in the attribution of inputs and intervals together"),
-    ("participation", "Number of dimensions that the last cell's states use"),
-)
+_DESCRIPTIONS = {
+    "rank_correlation": "Rank correlation of a sequence's absolute map with the map of the "
+    "randomised model, mean over sequences: 1 the map doesn't depend on what was learnt",
+    "cosine": "Cosine of a sequence's map with the map of the randomised model, mean over "
+    "sequences: 1 equal up to a factor, 0 unrelated",
+    "completeness_error": "Difference between a sequence's attributions, summed, and the change of "
+    "its target from the baseline; 99th percentile over sequences, in RMS changes",
+    "cascade": "Left: similarity of {method} of the {target} to that of the trained model while "
+    "parameters are randomised from the output towards the input, mean over sequences; it should "
+    "fall. Whiskers: 95 % CI{caveat}. Stages: {stages}. Right: measures of both models. Dashed: "
+    "the randomised one, as the baseline; dash-dotted: the first snapshot",
+    "measures": "Measures of the trained model (blue) and of the model with its parameters "
+    "randomised (grey), for the same sequences, each pair on a scale of its own. Dashed: the "
+    "randomised one, as the baseline; dash-dotted: the first snapshot",
+}
+_MEASURES = {
+    "strength": "Mean absolute {method} of the {target}, summed over time steps and features",
+    "entropy": "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
+    "elasticity": "RMS over sequences of the slope of the {target} in ln(time scale), in SDs of "
+    "the target",
+    "target_sd": "SD of the {target} over sequences",
+    "magnitude": "Mean length of the steps of the last cell's state",
+    "mean_lag": "Mean distance from a sequence's last time step, weighted by importance; in time "
+    "steps",
+    "time_share": "Share of the elapsed times in the attribution of inputs and elapsed times",
+    "participation": "Number of dimensions that the last cell's states use",
+}
 
 
 class SanityCheck(Callback):
-    """Maps of the model against maps of the same model with its parameters randomised.
+    """Compare the model with a copy whose parameters are randomised: its maps and its numbers.
 
-    What a map shows without what was learnt comes from the inputs and the architecture: recurrent
-    networks attend to the last steps, and input × gradient to large inputs, before any training. So
-    the likeness must fall while parameters are randomised, module by module from the output towards
-    the input; and what is measured of the trained model means something only beside the same number
-    of the randomised one.
+    A map of the randomised model shows the inputs and the architecture only. Even before training,
+    recurrent networks attend to the last time steps, and input × gradient to large inputs. So the
+    similarity of the maps should fall while parameters are randomised, module by module from the
+    output towards the input. A number of the trained model means something only if it differs from
+    that of the randomised one.
 
-    Randomised: the entries of each trainable array change places, always in the same way. Its
-    distribution stays, and with it how far activations are driven, and the signs that LTCs rely on.
-    What is frozen stays, and so do integers, booleans and zeros: masks, and connections that are
-    not there. An array of one entry, or of equal ones, can't change. Afterwards the model is what
-    it was, bit by bit.
+    The entries of each trainable array are shuffled, with a fixed seed. This keeps their
+    distribution, and so how far activations are driven, and the signs that LTCs rely on. Frozen
+    parameters, integers, booleans and zeros stay: masks, and connections that don't exist. An array
+    of one entry, or of equal ones, can't change. Afterwards the parameters are restored bit by bit.
 
-    Costs for each stage a gradient pass and what the map itself costs; with input × gradient and
-    gradient that pass is all. And one forward pass.
+    Each stage takes a gradient pass and the passes of the map; for input × gradient and gradient
+    the gradient pass suffices. One forward pass more is needed.
 
     ===================================== ====== ===================================================
     Tag                                   Record What
     ===================================== ====== ===================================================
-    ``sanity_check/cascade``              image  likeness after each stage; measures of both models
-    ``sanity_check/measures``             image  all that is measured of both models
+    ``sanity_check/cascade``              image  similarity after each stage; measures of both
+                                                 models
+    ``sanity_check/measures``             image  all measures of both models
     ``sanity_check/rank_correlation``     scalar Spearman's, of absolute maps of a sequence, all
                                                  parameters randomised: 1 the same order of
                                                  importance
-    ``sanity_check/cosine``               scalar the same of maps with their signs
+    ``sanity_check/cosine``               scalar cosine of the signed maps
     ``sanity_check/strength``             scalar as in ``attribution/strength``, of these sequences
-    ``sanity_check/strength_random``      scalar the same of the randomised model
+    ``sanity_check/strength_random``      scalar ``strength`` of the randomised model
     ``sanity_check/entropy``              scalar as in ``attribution/entropy``
-    ``sanity_check/entropy_random``       scalar the same of the randomised model
-    ``sanity_check/elasticity``           scalar as in ``time_delta/elasticity_rms``; with intervals
-    ``sanity_check/elasticity_random``    scalar the same of the randomised model
+    ``sanity_check/entropy_random``       scalar ``entropy`` of the randomised model
+    ``sanity_check/elasticity``           scalar as in ``time_delta/elasticity_rms``; for models
+                                                 that take elapsed times
+    ``sanity_check/elasticity_random``    scalar ``elasticity`` of the randomised model
     ``sanity_check/target_sd``            scalar SD of the target over sequences
-    ``sanity_check/target_sd_random``     scalar the same of the randomised model
+    ``sanity_check/target_sd_random``     scalar ``target_sd`` of the randomised model
     ``sanity_check/magnitude``            scalar as in ``transitions/magnitude_mean`` of the last
-                                                 cell; with a recurrent cell
-    ``sanity_check/magnitude_random``     scalar the same of the randomised model
+                                                 cell; for models with a recurrent cell
+    ``sanity_check/magnitude_random``     scalar ``magnitude`` of the randomised model
     ``sanity_check/mean_lag``             scalar as in ``attribution/mean_lag``
-    ``sanity_check/mean_lag_random``      scalar the same of the randomised model
-    ``sanity_check/time_share``           scalar as in ``attribution/time_share``; with intervals
-    ``sanity_check/time_share_random``    scalar the same of the randomised model
+    ``sanity_check/mean_lag_random``      scalar ``mean_lag`` of the randomised model
+    ``sanity_check/time_share``           scalar as in ``attribution/time_share``; for models that
+                                                 take elapsed times
+    ``sanity_check/time_share_random``    scalar ``time_share`` of the randomised model
     ``sanity_check/participation``        scalar as in ``hidden/participation_ratio`` of the last
-                                                 cell; with a recurrent cell
-    ``sanity_check/participation_random`` scalar the same of the randomised model
-    ``sanity_check/completeness_error``   scalar of the map, where its method promises completeness:
-                                                 as in ``attribution/completeness_error``
+                                                 cell; for models with a recurrent cell
+    ``sanity_check/participation_random`` scalar ``participation`` of the randomised model
+    ``sanity_check/completeness_error``   scalar of the map, if its method promises completeness: as
+                                                 in ``attribution/completeness_error``
     ``sanity_check/sequences``            scalar sequences that were compared
     ``sanity_check/nonfinite``            scalar sequences with NaN or infinity in a map
     ``_ncp/sanity_check_cascade``         array  ``(2, stages + 1)``: mean rank correlation and
                                                  cosine after 0, 1, … stages
     ===================================== ====== ===================================================
 
-    With a target other than the prediction at the last step, ``sanity_check`` is followed by its
-    name, as in ``sanity_check_loss/cosine``. In the pictures the randomised model is dashed, as the
-    baseline of the trained one, and the first look dash-dotted. Numbers come with 95 % intervals
-    over sequences, which of fewer than 16, as by default, are indicative.
+    With a target other than the prediction at the last time step, ``sanity_check`` is followed by
+    its name, as in ``sanity_check_loss/cosine``. In the pictures the randomised model is dashed, as
+    the baseline of the trained one, and the first snapshot dash-dotted. Numbers come with 95 % CIs
+    over sequences, which are unreliable for fewer than 16, the default.
 
-    From the second look on, a note says once when the rank correlation is above 0.71 with its whole
-    95 % interval: then its square, the share of the order of the map that is there without what was
-    learnt, is above a half.
+    From the second snapshot on, a note warns once when the rank correlation is above 0.71 with its
+    whole 95 % CI. Then its square is above a half: more than half of the order of the map does not
+    depend on what was learnt.
 
     Args:
-        method, baseline, time_baseline: Which map, see :class:`GradientAttribution`.
-        stages: At most so many; modules next to each other are randomised together.
+        method, baseline, time_baseline: The map, see :class:`GradientAttribution`.
+        stages: Largest number of stages; neighbouring modules are randomised together.
         every, name, max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than one of ``stages``.
+        ValueError: For ``stages`` below 1.
 
-    Source: Adebayo et al. 2018 (arXiv:1810.03292), the cascading model parameter test; there
-    parameters are drawn anew.
+    Source: the cascading test of Adebayo et al. 2018 (arXiv:1810.03292), which draws new parameters
+    instead of shuffling them.
     """
 
     default_name = "sanity_check"
@@ -136,7 +152,7 @@ class SanityCheck(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         if stages < 1:
-            raise ValueError(f"stages={stages!r}: give at least 1")
+            raise ValueError(f"stages={stages!r}: pass at least 1")
         self._attributor = Attributor(method, baseline, time_baseline)
         self.needs = self._attributor.needs | {Need.TIME_GRADIENT, Need.STATES}
         self._stages = stages
@@ -158,178 +174,168 @@ class SanityCheck(Callback):
         self._warned = bool(state["warned"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        result = self._cascade(observation)
-        group = self.name + observation.target_slug
+        result = _cascade(observation, self._attributor, self._stages)
+        group, method = self.name + observation.target_slug, self._attributor.method.label
         yield from non_finite_count(
             group, result.non_finite, "sequences", "a map, at some stage, had NaN or infinity"
         )
-        compared = int(np.isfinite(result.rank_correlation[-1]).sum())
-        yield Scalar(f"{group}/sequences", compared, "Sequences whose maps were compared")
-        if result.error is not None and np.isfinite(result.error).any():
-            yield Scalar(
-                f"{group}/completeness_error",
-                float(np.quantile(result.error[np.isfinite(result.error)], 0.99)),
-                "Difference between a sequence's attributions, summed, and the change of its "
-                "target from the baseline; 99th percentile over sequences, in RMS changes",
-            )
         yield from small_batch_note(observation)
-        yield from self._likeness(result, group, observation)
-        yield from self._measures(result, group, observation.target)
-        yield Figure(
-            f"{group}/cascade",
-            plot_sanity,
-            result,
-            {
-                "first": self._first,
-                "first_curve": self._first_curve,
-                "method": self._attributor.method.label,
-                "step": observation.step,
-            },
-            f"Left: likeness of {self._attributor.method.label} of the {observation.target} "
-            "to that of the trained model, while parameters are randomised from the output towards "
-            "the input, mean over sequences; it must fall. Whiskers: 95 % CI"
-            f"{ci_caveat(compared)}. Stages: {_listed(result.stages)}. "
-            "Right: the same measures of both models. Dashed: the randomised one, as the baseline; "
-            "dash-dotted: the first look.",
-        )
-        yield Figure(
-            f"{group}/measures",
-            plot_sanity_measures,
-            result,
-            {"first": self._first, "step": observation.step},
-            "What is measured of the trained model (blue) and of it with its parameters randomised "
-            "(grey), on the same sequences, each pair on a scale of its own. Dashed: the "
-            "randomised one, as the baseline; dash-dotted: the first look.",
-        )
+        yield from _similarities(result, group)
+        if self._first is not None and not self._warned and _keeps_order(result):
+            self._warned = True
+            yield Note(
+                f"{group}: at step {observation.step} the maps keep most of their order (rank "
+                f"correlation {result.curve[0, -1]:.2f}) with all trainable parameters randomised: "
+                "they show the inputs and the architecture more than what was learnt. Watch "
+                f"{group}/rank_correlation, and try another method="
+            )
+        yield from _measures(result, group, method=method, target=observation.target)
+        yield from _figures(result, group, method, observation, self._first, self._first_curve)
         yield Array(f"_ncp/{group}_cascade", result.curve)
         if self._first is None:
             self._first, self._first_curve = result.randomised, result.curve[0]
 
-    def _cascade(self, observation: Observation) -> Cascade:
-        own = self._attributor.attribute(observation)
-        alike = [map_similarity(own.inputs, own.inputs, observation.mask)]
-        finite = _finite(own, observation.mask)
-        stages: list[tuple[str, ...]] = []
-        trained, numbers = _measured(observation, own)
-        seen, found = observation, own
-        with observation.randomised(self._stages) as cascade:
-            for modules, seen in cascade:
-                found = self._attributor.attribute(seen)
-                alike.append(map_similarity(own.inputs, found.inputs, seen.mask))
-                finite &= _finite(found, seen.mask)
-                stages.append(modules)
-            # Here the model is still that of the last stage.
-            randomised, others = _measured(seen, found)
-        return Cascade(
-            _stage_names(stages),
-            np.stack([a[0] for a in alike]),
-            np.stack([a[1] for a in alike]),
-            int((~finite).sum()),
-            trained,
-            randomised,
-            (numbers, others),
-            own.error,
-        )
 
-    def _likeness(
-        self, result: Cascade, group: str, observation: Observation
-    ) -> Iterator[Record | Note]:
-        ranks, cosines = (
-            values[-1][np.isfinite(values[-1])]
-            for values in (result.rank_correlation, result.cosine)
-        )
-        if ranks.size:
-            mean = Estimate.mean(ranks, CORRELATION)
-            yield scalar_with_ci(
-                f"{group}/rank_correlation",
-                float(ranks.mean()),
-                mean,
-                "Rank correlation of a sequence's absolute map with that of the randomised model, "
-                "mean over sequences: 1 the map doesn't depend on what was learnt",
-                chart=True,
-            )
-            lowest, _ = mean.ci() or (float(ranks.mean()), 1.0)
-            if self._first is not None and not self._warned and lowest > ALIKE:
-                self._warned = True
-                yield Note(
-                    f"{group}: at step {observation.step} the maps keep most of their order "
-                    f"(rank correlation {ranks.mean():.2f}) with all trainable parameters "
-                    "randomised: they show the inputs and the architecture more than what was "
-                    f"learnt. Look at {group}/rank_correlation, and try another method="
-                )
-        if cosines.size:
-            yield scalar_with_ci(
-                f"{group}/cosine",
-                float(cosines.mean()),
-                Estimate.mean(cosines, CORRELATION),
-                "Cosine of a sequence's map with that of the randomised model, mean over "
-                "sequences: 1 the same up to a factor, 0 unrelated",
-                chart=True,
-            )
+def _keeps_order(result: Cascade) -> bool:
+    """Return whether the rank correlation is beyond :data:`ALIKE` with its whole CI."""
+    ranks = _finite_values(result.rank_correlation[-1])
+    if not ranks.size:
+        return False
+    lowest, _ = Estimate.mean(ranks, CORRELATION).ci() or (float(ranks.mean()), 1.0)
+    return lowest > ALIKE
 
-    def _measures(self, result: Cascade, group: str, target: str) -> Iterator[Record]:
-        both = zip(_MEASURES, astuple(result.trained), astuple(result.randomised), strict=True)
-        method = self._attributor.method.label
-        for (name, what), own, other in both:
-            description = what.format(method=method, target=target)
-            if np.isfinite(own):
-                known = result.estimates[0].get(name)
-                yield scalar_with_ci(f"{group}/{name}", own, known, description)
-            if np.isfinite(other):
-                yield scalar_with_ci(
-                    f"{group}/{name}_random",
-                    other,
-                    result.estimates[1].get(name),
-                    f"{description}; of the model with its parameters randomised",
-                )
+
+def _figures(
+    result: Cascade,
+    group: str,
+    method: str,
+    observation: Observation,
+    first: Measures | None,
+    first_curve: FloatArray | None,
+) -> Iterator[Figure]:
+    stages = ", ".join(f"{number} {name}" for number, name in enumerate(result.stages, start=1))
+    caveat = ci_caveat(len(_finite_values(result.rank_correlation[-1])))
+    options: dict[str, Any] = {"first": first, "step": observation.step}
+    yield Figure(
+        f"{group}/cascade",
+        plot_sanity,
+        result,
+        {**options, "first_curve": first_curve, "method": method},
+        _DESCRIPTIONS["cascade"].format(
+            method=method, target=observation.target, caveat=caveat, stages=stages
+        ),
+    )
+    tag = f"{group}/measures"
+    yield Figure(tag, plot_sanity_measures, result, options, _DESCRIPTIONS["measures"])
+
+
+def _cascade(observation: Observation, attributor: Attributor, stages: int) -> Cascade:
+    """Return the maps' similarity to those of the trained model, and measures of both models."""
+    own = attributor.attribute(observation)
+    similar = [map_similarity(own.inputs, own.inputs, observation.mask)]
+    finite = _finite(own, observation.mask)
+    names: list[tuple[str, ...]] = []
+    trained, trained_estimates = _measured(observation, own)
+    shuffled, found = observation, own
+    with observation.randomised(stages) as cascade:
+        for modules, shuffled in cascade:
+            found = attributor.attribute(shuffled)
+            similar.append(map_similarity(own.inputs, found.inputs, shuffled.mask))
+            finite &= _finite(found, shuffled.mask)
+            names.append(modules)
+        # Here the model is still that of the last stage.
+        randomised, randomised_estimates = _measured(shuffled, found)
+    return Cascade(
+        _stage_names(names),
+        np.stack([s[0] for s in similar]),
+        np.stack([s[1] for s in similar]),
+        int((~finite).sum()),
+        trained,
+        randomised,
+        (trained_estimates, randomised_estimates),
+        own.error,
+    )
+
+
+def _similarities(result: Cascade, group: str) -> Iterator[Scalar]:
+    compared = len(_finite_values(result.rank_correlation[-1]))
+    yield Scalar(f"{group}/sequences", compared, "Sequences whose maps were compared")
+    if result.error is not None and np.isfinite(result.error).any():
+        yield Scalar(
+            f"{group}/completeness_error",
+            float(np.quantile(_finite_values(result.error), 0.99)),
+            _DESCRIPTIONS["completeness_error"],
+        )
+    for name in ("rank_correlation", "cosine"):
+        values = _finite_values(getattr(result, name)[-1])
+        if values.size:
+            estimate, mean = Estimate.mean(values, CORRELATION), float(values.mean())
+            yield scalar_with_ci(f"{group}/{name}", mean, estimate, _DESCRIPTIONS[name], chart=True)
+
+
+def _measures(result: Cascade, group: str, **words: str) -> Iterator[Scalar]:
+    """Yield the measures of both models, with the words of their descriptions."""
+    trained, randomised = result.estimates
+    for name, text in _MEASURES.items():
+        description = text.format(**words)
+        value = getattr(result.trained, name)
+        if np.isfinite(value):
+            yield scalar_with_ci(f"{group}/{name}", value, trained.get(name), description)
+        value = getattr(result.randomised, name)
+        if np.isfinite(value):
+            description += "; of the model with its parameters randomised"
+            estimate = randomised.get(name)
+            yield scalar_with_ci(f"{group}/{name}_random", value, estimate, description)
+
+
+def _finite_values(values: FloatArray) -> FloatArray:
+    return values[np.isfinite(values)]
 
 
 def _finite(found: Attribution, mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    """Return ``(B,)``, true for the sequences whose map is finite."""
     values = found.inputs if mask is None else np.where(mask[..., None], found.inputs, 0.0)
     return np.asarray(np.isfinite(values).all(axis=(1, 2)))
 
 
-def _measured(seen: Observation, found: Attribution) -> tuple[Measures, dict[str, Estimate]]:
-    importance = summarize(found, mask=seen.mask)
+def _measured(observation: Observation, found: Attribution) -> tuple[Measures, dict[str, Estimate]]:
+    """Return the measures of a model, and those of them that have an estimate."""
+    importance = summarize(found, mask=observation.mask)
     time = time_sensitivity(
-        {1.0: seen.target_values},
-        time_delta=seen.time_delta,
-        time_gradient=seen.time_gradient,
-        mask=seen.mask,
+        {1.0: observation.target_values},
+        time_delta=observation.time_delta,
+        time_gradient=observation.time_gradient,
+        mask=observation.mask,
     )
-    steps = space = None
-    if seen.states:
-        steps = transition_statistics(seen.states[-1].values, mask=seen.mask)
-        space = state_space(seen.states[-1].values, mask=seen.mask)
-    measures = Measures(
-        strength=float(importance.importance.sum()) if importance.sequences else float("nan"),
-        entropy=importance.entropy,
-        elasticity=time.relative_elasticity if time.sequences else float("nan"),
-        target_sd=time.target_sd,
-        magnitude=float("nan") if steps is None else steps.magnitude_mean,
-        mean_lag=importance.mean_lag,
-        time_share=float("nan")
-        if importance.time_delta_share is None
-        else importance.time_delta_share,
-        participation=float("nan") if space is None else space.participation_ratio,
-    )
-    numbers = importance.estimates() if importance.sequences else {}
-    if steps is not None and "magnitude_mean" in steps.estimates:
-        numbers["magnitude"] = steps.estimates["magnitude_mean"]
-    if space is not None and "participation_ratio" in space.estimates:
-        numbers["participation"] = space.estimates["participation_ratio"]
+    values, estimates = {"target_sd": time.target_sd}, {}
+    if importance.sequences:
+        values["strength"] = float(importance.importance.sum())
+        estimates.update(importance.estimates())
+    values["entropy"], values["mean_lag"] = importance.entropy, importance.mean_lag
+    if importance.time_delta_share is not None:
+        values["time_share"] = importance.time_delta_share
+    if observation.states:
+        states = observation.states[-1].values
+        steps = transition_statistics(states, mask=observation.mask)
+        space = state_space(states, mask=observation.mask)
+        values["magnitude"] = steps.magnitude_mean
+        values["participation"] = space.participation_ratio
+        if "magnitude_mean" in steps.estimates:
+            estimates["magnitude"] = steps.estimates["magnitude_mean"]
+        if "participation_ratio" in space.estimates:
+            estimates["participation"] = space.estimates["participation_ratio"]
     if time.sequences:
+        values["elasticity"] = time.relative_elasticity
         y = time.by_sequence[0] - time.target_mean
         parts = np.stack([np.ones(len(y)), y, y**2], axis=1)
-        numbers["target_sd"] = Estimate.of_sums(sd_of_sums, parts, SIZE)
-        of_time = time.estimates()
-        if "elasticity_rms" in of_time:
-            numbers["elasticity"] = of_time["elasticity_rms"]
-    return measures, numbers
+        estimates["target_sd"] = Estimate.of_sums(sd_of_sums, parts, SIZE)
+        if (elasticity := time.estimates().get("elasticity_rms")) is not None:
+            estimates["elasticity"] = elasticity
+    return Measures(**values), estimates
 
 
 def _stage_names(stages: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Of each stage's first module the end of its path that no other has, and how many more."""
+    """Return for each stage the shortest distinct path of its first module, and how many more."""
     paths = [path for modules in stages for path in modules]
 
     def short(path: str) -> str:
@@ -345,7 +351,3 @@ def _stage_names(stages: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         short(modules[0]) + (f" +{len(modules) - 1}" if len(modules) > 1 else "")
         for modules in stages
     )
-
-
-def _listed(stages: tuple[str, ...]) -> str:
-    return ", ".join(f"{number} {name}" for number, name in enumerate(stages, start=1))

@@ -1,4 +1,4 @@
-"""How similar maps stay while the model's parameters are randomised, from the output on."""
+"""Draw how similar maps stay while the model's parameters are randomised."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Array = npt.NDArray[np.float64]
 TOP = 354
 MIDDLE = 404  # Where the right part begins.
 NAMES = 150  # Pixels for names of stages, at most.
-# There is room for so many, of these the first that are known.
+# Number of measures that there is room for; the first that are known are drawn.
 MAX_MEASURES = 4
 MEASURES = {
     "strength": "strength",
@@ -44,17 +44,17 @@ MEASURES = {
     "magnitude": "state steps",
     "target_sd": "target SD",
 }
-# Of a picture of their own, in two columns.
+# The two columns of the picture of all measures.
 ALL = (
     {"strength": "strength", "entropy": "entropy", "mean_lag": "mean lag",
      "time_share": "share of Δt"},
     {"elasticity": "elasticity", "target_sd": "target SD", "magnitude": "state steps",
      "participation": "dimensions"},
 )  # fmt: skip
-BAR = 20  # Pixels of height for a bar and its number …
-NUMBERS = 102  # … which has so many to the right of it.
-FIRST = (0, (4, 1.2, 1, 1.2))  # Dashes of the first snapshot …
-BASELINE = (0, (2, 1))  # … and of the randomised model.
+BAR = 20  # Pixels of height for a bar and its number.
+NUMBERS = 102  # Pixels of width for the numbers.
+FIRST = (0, (4, 1.2, 1, 1.2))  # Dashes of the first snapshot.
+BASELINE = (0, (2, 1))  # Dashes of the randomised model.
 
 
 @redrawable
@@ -69,16 +69,17 @@ def plot_sanity(
 ) -> None:
     """Draw how similar maps stay to the trained model's, stage by stage, and measures of both.
 
-    Left, from above: the trained model, then more and more of its parameters randomised, from the
-    output towards the input. Blue: rank correlation of absolute maps, vermilion: cosine; both mean
-    over sequences, with whiskers that are the 95 % CI of the rank correlation. Right of the
-    dotted line more than half of the variance of ranks is left: what the map shows is then mostly
-    not what was learnt. Right: measures of the trained model (blue) and the randomised one
-    (grey, and dashed through both as the baseline), each pair on a scale of its own; for cells
-    there is the length of the state's steps, and else the SD of the target.
+    Left: the first row is the trained model; the rows below have more of its parameters randomised,
+    from the output towards the input. Blue: mean rank correlation of absolute maps, with its 95 %
+    CI; vermilion: mean cosine. Right of the dotted line more than half of the variance of ranks is
+    left: the map then shows mostly something else than what was learnt. Right: measures of the
+    trained model (blue) and of the randomised one (grey, and dashed as the baseline), each pair on
+    a scale of its own. For models with cells the length of the state's steps is among them, and
+    otherwise the SD of the target.
 
     Args:
-        result: What to draw.
+        page: The page to draw on; :func:`~.page.redrawable` passes it.
+        result: The similarities and measures.
         first: Measures of the randomised model at the first snapshot, dash-dotted.
         first_curve: ``(N + 1,)``, rank correlations at the first snapshot, dash-dotted.
         method: Name of the attribution method, for the title.
@@ -101,7 +102,8 @@ def plot_sanity_measures(
     pair on a scale of its own.
 
     Args:
-        result: What to draw.
+        page: The page to draw on; :func:`~.page.redrawable` passes it.
+        result: The similarities and measures.
         first: Measures of the randomised model at the first snapshot, dash-dotted.
         step: Training step, for the title.
     """
@@ -150,7 +152,7 @@ def _measures(
     left: float,
     right: float,
 ) -> None:
-    """Draw those measures that are known, one below the other."""
+    """Draw the measures that are known, one below the other."""
     models = (result.trained, result.randomised)
     pitch = (TOP - BOTTOM - 4) / MAX_MEASURES
     place = 0
@@ -181,7 +183,7 @@ def _measures(
 
 
 def _short(value: float) -> str:
-    """Return two digits, in no more room than there is."""
+    """Return a number with two digits, short enough for its place."""
     if not np.isfinite(value):
         return "–"
     if value == 0 or 1e-3 <= abs(value) < 9950:

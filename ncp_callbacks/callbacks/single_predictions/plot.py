@@ -1,4 +1,4 @@
-"""One prediction: what it is attributed to, the state on the way, its reaction to elapsed time."""
+"""Draw one prediction: its attribution, the state over time, the reaction to elapsed time."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ COLORS = (BLUE, VERMILION, GREEN)
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Hold what is known of one sequence.
+    """One prediction of the model, in detail.
 
     Attributes:
-        sample: Its index in the held-out batch.
-        value: Its target.
+        sequence: Index of the sequence in the held-out batch.
+        value: The target's value.
         target: The target's name.
-        steps: ``(R,)``, its real time steps.
+        time_steps: ``(R,)``, the sequence's real time steps.
         attribution: ``(R, F)``, the signed attribution of the target to each input.
         feature_names: ``F`` names.
-        states: ``(R, k)``, coordinates of its state along principal axes; None without cells.
+        states: ``(R, k)``, coordinates of the state along principal axes; None without cells.
         scales: ``(S,)``, factors that all elapsed times were multiplied by; None without them.
-        changes: ``(S,)``, by how much that changes the target.
-        label: Its class; "" where it is not known.
+        changes: ``(S,)``, changes of the target under these factors.
+        label: Name of the sequence's class; "" if it is not known.
     """
 
-    sample: int
+    sequence: int
     value: float
     target: str
-    steps: npt.NDArray[np.intp]
+    time_steps: npt.NDArray[np.intp]
     attribution: FloatArray
     feature_names: tuple[str, ...]
     states: FloatArray | None = None
@@ -93,11 +93,12 @@ def plot_prediction(
 
     In the map orange raises the target and purple lowers it. Below it, over the same time steps,
     are the coordinates of the state along the first principal axes of all held-out states. Right:
-    the change of the target when all elapsed times (Δt) are multiplied by a factor. Neither what is
-    not known nor padding is drawn.
+    the change of the target when all elapsed times (Δt) are multiplied by a factor. Padding and
+    unknown parts are not drawn.
 
     Args:
-        prediction: What to draw.
+        page: The page to draw on; :func:`~.page.redrawable` passes it.
+        prediction: The prediction.
         limit: Colours span ±``limit``, in units of the target.
         state_limit: The states' axis spans ±``state_limit``.
         change_limit: The curve's axis spans ±``change_limit``, in units of the target.
@@ -107,14 +108,14 @@ def plot_prediction(
         ValueError: For limits that are not above 0.
     """
     values = np.asarray(prediction.attribution, np.float64)
-    steps = np.asarray(prediction.steps)
+    steps = np.asarray(prediction.time_steps)
     limit = checked_limit(limit, values)
     value, label = number(prediction.value, 3), ""
     if prediction.label:
-        # The value comes after it, and matters more.
-        others = f"sequence {prediction.sample} (): {value} · step {step or 0:,}0"
+        # The value comes after the label, and matters more, so the label is shortened.
+        others = f"sequence {prediction.sequence} (): {value} · step {step or 0:,}0"
         label = f" ({shorten(prediction.label, RIGHT - LEFT - text_width(others))})"
-    page.title(f"sequence {prediction.sample}{label}: {value}", step)
+    page.title(f"sequence {prediction.sequence}{label}: {value}", step)
 
     with_states = prediction.states is not None
     bottom = BOTTOM + STATES + GAP if with_states else BOTTOM

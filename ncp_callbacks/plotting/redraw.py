@@ -1,4 +1,4 @@
-"""Pictures of many tags, of which as much is kept as stays the same."""
+"""Draw the pictures of many tags again and again, and keep their unchanged parts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .png import encode_png, to_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Drawer"]
+__all__ = ["Redrawer"]
 
 
-class Drawer:
-    """Draws pictures of many tags; for the use of one thread.
+class Redrawer:
+    """Draw the pictures of many tags on one thread, each on the page of the last one.
 
     It keeps the page of the last picture of each tag and draws only what changed over it, as
-    matplotlib's guide on faster rendering by blitting describes it. Other plot functions than those
+    matplotlib's guide on faster rendering by blitting describes it. Plot functions that were not
     made by :func:`~.page.redrawable` are drawn afresh.
 
     Args:
-        max_pages: How many pages are kept, about 2 MB each; beyond, those of the tags that were
-            not drawn for longest are dropped.
+        max_pages: Number of pages to keep, about 2 MB each. Beyond, the pages of the tags that
+            were not drawn for longest are dropped.
     """
 
     def __init__(self, max_pages: int = 32) -> None:
@@ -36,13 +36,19 @@ class Drawer:
     ) -> bytes:
         """Return ``plot(data, **options)`` as a PNG, the next picture of this tag.
 
+        Args:
+            tag: Tag of the picture.
+            plot: Plot function.
+            data: What it draws.
+            options: Its other arguments.
+
         Raises:
             Exception: What the plot function raises.
         """
         draw = getattr(plot, "draw_on_page", None)
         if draw is None:
             return to_png(plot(data, **options))
-        # The page comes back when all went well: else artists would be left on it.
+        # The page is kept only if all goes well: an error would leave artists on it.
         last, page = self._pages.pop(tag, (None, None))
         if page is None or last is not plot:
             page = Page()
