@@ -59,6 +59,7 @@ def plot_dynamics(
     are pale.
 
     Args:
+        page: The page to draw on.
         correlations: Of the units with the target.
         memory: What to draw on the left.
         first: ``(K,)``, the ``curve`` of an earlier snapshot to compare with, dashed.

@@ -51,6 +51,7 @@ def plot_output_time(
     rows of the map are sums of equally many steps.
 
     Args:
+        page: The page to draw on.
         result: What to draw.
         limit: Colours span 0 to ``limit``, in units of the target.
         share: The profiles span 0 to ``share``.

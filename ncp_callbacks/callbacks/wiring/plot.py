@@ -83,6 +83,7 @@ def plot_wiring(
     Inputs have none: attribution is of states.
 
     Args:
+        page: The page to draw on.
         flow: What to draw; None for a cell without synapses, of which neurons are drawn alone.
         groups: ``(name, columns of the state)`` of each group of neurons.
         input_names: Names of the inputs.
