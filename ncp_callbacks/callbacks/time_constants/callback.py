@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from ...callback import (
     for_each_supported_cell,
     non_finite_count,
     per_cell_names,
-    scalar_with_ci,
     small_batch_note,
 )
 from ...model import NotApplicable
@@ -37,6 +36,7 @@ from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, Estimate, quantile_estimates
 from ...stats.state_samples import spread_units
+from ..record_log import RecordLog
 from .analysis import (
     KINDS,
     SHARES,
@@ -276,43 +276,27 @@ class _Axes:
         return cls(first, (int(low), int(high)), (float(short), float(long)))
 
 
-@dataclass(eq=False)
-class _CellLog:
+class _CellLog(RecordLog):
     """Collect the records of one cell at one snapshot.
 
-    Attributes:
+    Args:
         cell: Name of the cell.
         group: First part of the tags.
         stepper: The cell.
         real: ``(S, T)``, true at real time steps.
         time_delta: ``(S, T)``, None where there is none.
-        records: The records.
-        estimates: By name, the numbers that can be compared with the previous snapshot.
     """
 
-    cell: str
-    group: str
-    stepper: CellStepper
-    real: BoolArray
-    time_delta: FloatArray | None
-    records: list[Record | Note] = field(default_factory=list)
-    estimates: dict[str, Estimate] = field(default_factory=dict)
-
-    def scalar(
+    def __init__(
         self,
-        name: str,
-        value: float,
-        estimate: Estimate | None = None,
-        *,
-        entry: str | None = None,
-        **words: str,
+        cell: str,
+        group: str,
+        stepper: CellStepper,
+        real: BoolArray,
+        time_delta: FloatArray | None,
     ) -> None:
-        """Log a scalar, described by its entry in ``SCALARS``: its name where ``entry`` is None."""
-        if estimate is not None:
-            self.estimates[name] = estimate
-        description = SCALARS[entry or name].format(cell=self.cell, **words)
-        tag, chart = f"{self.group}/{name}", name in _CHARTS
-        self.records.append(scalar_with_ci(tag, value, estimate, description, chart=chart))
+        super().__init__(group, SCALARS, charts=_CHARTS, cell=cell)
+        self.cell, self.stepper, self.real, self.time_delta = cell, stepper, real, time_delta
 
     def mean(
         self,
@@ -327,10 +311,6 @@ class _CellLog:
             sums = np.where(use, values, 0.0).sum(axis=(1, 2))
             estimate = Estimate.ratio(sums, use.sum(axis=(1, 2)), SHARE)
             self.scalar(name, float(values[use].mean()), estimate, entry=entry)
-
-    def note(self, message: str) -> None:
-        """Log a note that begins with the group."""
-        self.records.append(Note(f"{self.group}: {message}"))
 
     @functools.cached_property
     def typical_times(self) -> tuple[float, float]:
