@@ -16,6 +16,7 @@ NOT_YET = (
     "ncp_callbacks/callback.py",
     "ncp_callbacks/callbacks/time_constants/callback.py",
     "ncp_callbacks/callbacks/wiring/callback.py",
+    "ncp_callbacks/callbacks/dynamics/plot.py",
     "ncp_callbacks/callbacks/gradient_attribution/",
     "ncp_callbacks/callbacks/time_sensitivity/",
     "ncp_callbacks/callbacks/state_transitions/",

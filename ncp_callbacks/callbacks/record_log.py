@@ -24,6 +24,7 @@ class RecordLog:
         group: First part of the tags.
         records: The records collected so far.
         estimates: Estimates of the scalars that have one, by name.
+        words: What stands for the placeholders that many descriptions share.
     """
 
     def __init__(
@@ -37,7 +38,8 @@ class RecordLog:
         self.group = group
         self.records: list[Record | Note] = []
         self.estimates: dict[str, Estimate] = {}
-        self._descriptions, self._charts, self._words = descriptions, charts, words
+        self.words = words
+        self._descriptions, self._charts = descriptions, charts
 
     def scalar(
         self,
@@ -63,7 +65,7 @@ class RecordLog:
         """
         if estimate is not None:
             self.estimates[name] = estimate
-        description = self._descriptions[entry or name].format(**{**self._words, **words})
+        description = self._descriptions[entry or name].format(**{**self.words, **words})
         chart = name in self._charts if chart is None else chart
         self.records.append(
             scalar_with_ci(
