@@ -14,8 +14,6 @@ NOT_YET = (
     "examples/",
     "ncp_callbacks/attribution/",
     "ncp_callbacks/callback.py",
-    "ncp_callbacks/callbacks/time_constants/callback.py",
-    "ncp_callbacks/callbacks/wiring/callback.py",
     "ncp_callbacks/callbacks/dynamics/plot.py",
     "ncp_callbacks/callbacks/gradient_attribution/",
     "ncp_callbacks/callbacks/time_sensitivity/",

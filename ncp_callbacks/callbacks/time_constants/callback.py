@@ -26,9 +26,9 @@ from ...model.liquid import (
     GateReading,
     LTCReading,
     Reading,
-    intervals_of,
     jacobian_diagonal,
     read_liquid,
+    time_delta_per_call,
 )
 from ...observation import Need, Observation
 from ...records import Array, Figure, Histogram, Note, Record
@@ -362,7 +362,7 @@ def _unit(reading: Reading) -> float:
 
 def _elapsed(reading: GateReading | DecayReading) -> FloatArray:
     """Return ``(S, T, 1)``, elapsed times in the unit of the rates."""
-    return np.asarray((reading.intervals * _unit(reading))[..., None])
+    return np.asarray((reading.time_delta * _unit(reading))[..., None])
 
 
 def _log_bounds(log: _CellLog, reading: LTCReading, result: UnitTimeConstants) -> None:
@@ -455,7 +455,7 @@ def _effective(
     if isinstance(reading, LTCReading):
         synapses = reading.parameters.units * (reading.parameters.units + reading.parameters.inputs)
     chosen = np.linspace(0, steps - 1, min(time_steps, steps)).round().astype(int)
-    elapsed = intervals_of(log.stepper, log.time_delta)
+    elapsed = time_delta_per_call(log.stepper, log.time_delta)
     values = np.full((len(log.real), steps, len(units)), np.nan)
     for t in np.unique(chosen):
         diagonal = jacobian_diagonal(log.stepper, int(t), synapses, units=units)

@@ -310,7 +310,7 @@ def _log_synapses(cell: _WiredCell, reading: LTCReading, part: Observation) -> S
         reading.inputs,
         reading.before,
         reading.after,
-        reading.intervals,
+        reading.time_delta,
         mask=part.mask,
         cell=cell.name,
     )
