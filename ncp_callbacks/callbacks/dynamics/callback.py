@@ -235,61 +235,22 @@ class Dynamics(Callback):
             _log_dimensions(log, states, mask)
             memory = None
             if self._jacobians and cell.cell not in self._without_jacobians:
-                memory = self._log_jacobians(log, cell, observation)
-            skipped += 0 if memory is None else memory.non_finite
+                part = observation.limited(self._sequences)
+                try:
+                    memory, numbers = _log_jacobians(
+                        log, cell, part, self._max_units, self._exponents
+                    )
+                except NotApplicable as reason:
+                    self._without_jacobians.add(cell.cell)
+                    log.note(f"memory, Lyapunov exponents, radius and norm are skipped: {reason}")
+                else:
+                    skipped += memory.non_finite
+                    log.records += self._changes.compare(group, numbers, part, "lyapunov_1")
             log.records += _overview(log, history, observation, states, real, memory)
         yield from non_finite_count(
             group, skipped, "states and sequences of Jacobians", "of NaN or infinity"
         )
         yield from log.records
-
-    def _log_jacobians(
-        self, log: RecordLog, cell: Trajectory, observation: Observation
-    ) -> Memory | None:
-        """Log the numbers from Jacobians, and return the memory; None without Jacobians."""
-        part = observation.limited(self._sequences)
-        delta, mask = _as_stepped(part.time_delta, cell), _as_stepped(part.mask, cell)
-        units = cell.values.shape[2]
-        over: dict[str, Any] = {"time_delta": delta, "mask": mask}
-        directions = gains = ""
-        try:
-            if units <= self._max_units:
-                jacobians = part.state_jacobian(cell.cell, None)
-                memory = memory_horizon(jacobians, **over)
-                radius, norm = jacobian_gains(jacobians, mask=mask)
-                owner = gain_sequences(jacobians, mask=mask)
-                exponents = lyapunov_exponents(jacobians, **over, count=self._exponents)
-            else:
-                products = part.jacobian_products(cell.cell, None)
-                count = min(self._max_units, _MAX_DIRECTIONS)
-                memory = estimated_memory(products, **over, directions=count)
-                radius, norm, owner = leading_gains(products, mask=mask)
-                exponents = leading_exponents(products, **over, count=self._exponents)
-                directions = f"; estimated from {count} random directions of {units} units"
-                gains = (
-                    "; estimated at few time steps, from products with few vectors of "
-                    f"{units} units"
-                )
-        except NotApplicable as reason:
-            self._without_jacobians.add(cell.cell)
-            log.note(f"memory, Lyapunov exponents, radius and norm are skipped: {reason}")
-            return None
-        if directions:
-            log.note(
-                f"the state has {units} units, more than max_units={self._max_units}, so memory, "
-                "radius and norm are estimated from products of the Jacobians with few vectors; "
-                f"pass max_units={units} for whole Jacobians"
-            )
-        compared = memory.estimates() if memory.sequences else {}
-        for name, values in (("radius", radius), ("norm", norm)):
-            shares = (0.5, 0.9)
-            estimates = quantile_estimates(values, owner, shares)
-            _log_quantiles(log, name, values, shares, estimates, some=gains)
-        compared |= _log_exponents(log, exponents, timed=delta is not None)
-        if memory.sequences:
-            _log_memory(log, memory, compared, directions, timed=delta is not None)
-        log.records += self._changes.compare(log.group, compared, part, "lyapunov_1")
-        return memory
 
 
 class _CellHistory:
@@ -406,6 +367,48 @@ def _log_drift(log: RecordLog, history: _CellHistory, states: FloatArray, real: 
 
 
 # ---- from Jacobians
+
+
+def _log_jacobians(
+    log: RecordLog, cell: Trajectory, part: Observation, max_units: int, exponents: int
+) -> tuple[Memory, dict[str, Estimate]]:
+    """Log the numbers from Jacobians, and return the memory and the numbers to compare.
+
+    Raises:
+        NotApplicable: If the steps of the cell can't be run by themselves.
+    """
+    delta, mask = _as_stepped(part.time_delta, cell), _as_stepped(part.mask, cell)
+    units = cell.values.shape[2]
+    over: dict[str, Any] = {"time_delta": delta, "mask": mask}
+    directions = gains = ""
+    if units <= max_units:
+        jacobians = part.state_jacobian(cell.cell, None)
+        memory = memory_horizon(jacobians, **over)
+        radius, norm = jacobian_gains(jacobians, mask=mask)
+        owner = gain_sequences(jacobians, mask=mask)
+        values = lyapunov_exponents(jacobians, **over, count=exponents)
+    else:
+        products = part.jacobian_products(cell.cell, None)
+        count = min(max_units, _MAX_DIRECTIONS)
+        memory = estimated_memory(products, **over, directions=count)
+        radius, norm, owner = leading_gains(products, mask=mask)
+        values = leading_exponents(products, **over, count=exponents)
+        directions = f"; estimated from {count} random directions of {units} units"
+        gains = f"; estimated at few time steps, from products with few vectors of {units} units"
+        log.note(
+            f"the state has {units} units, more than max_units={max_units}, so memory, radius and "
+            "norm are estimated from products of the Jacobians with few vectors; pass "
+            f"max_units={units} for whole Jacobians"
+        )
+    compared = memory.estimates() if memory.sequences else {}
+    shares = (0.5, 0.9)
+    for name, of_steps in (("radius", radius), ("norm", norm)):
+        estimates = quantile_estimates(of_steps, owner, shares)
+        _log_quantiles(log, name, of_steps, shares, estimates, some=gains)
+    compared |= _log_exponents(log, values, timed=delta is not None)
+    if memory.sequences:
+        _log_memory(log, memory, compared, directions, timed=delta is not None)
+    return memory, compared
 
 
 def _log_exponents(log: RecordLog, exponents: FloatArray, *, timed: bool) -> dict[str, Estimate]:

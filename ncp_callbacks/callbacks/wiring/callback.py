@@ -173,43 +173,14 @@ class Wiring(Callback):
         cell = _WiredCell.of(states.cell, group, part)
         flow = None if cell.reading is None else _log_synapses(cell, cell.reading, part)
         if flow is not None or (cell.reading is None and cell.attribution.neurons is not None):
-            cell.log.records.append(self._graph(cell, flow, part))
+            synapses = self._limits.setdefault(cell.name, AxisLimit())
+            neurons = self._neuron_limits.setdefault(cell.name, AxisLimit())
+            cell.log.records.append(_graph(cell, flow, part, synapses, neurons))
         _log_activity(cell, states, part)
         _log_attribution(cell, part)
         log = cell.log
         log.records += self._changes.compare(group, log.estimates, part)
         return log.records
-
-    def _graph(self, cell: _WiredCell, flow: SynapticFlow | None, part: Observation) -> Figure:
-        options: dict[str, Any] = {
-            "groups": [(group.name, group.columns) for group in cell.groups],
-            "step": part.step,
-        }
-        description = f"Neurons of {cell.name} by kind, without synapses."
-        if flow is not None:
-            limit = self._limits.setdefault(cell.name, AxisLimit())
-            names = part.held_out.feature_names
-            features = len(flow.share) - len(flow.leak_share)
-            options |= {
-                # A model may pass something else than the batch's features to its cell.
-                "input_names": names if len(names) == features else None,
-                "limit": min(1.0, limit.covering(float(flow.share.max(initial=0.0)))),
-            }
-            description = (
-                f"Synapses of {cell.name}, as wide as their mean share of the target's conductance "
-                "over time steps and sequences; orange where their current raises the target, "
-                "purple where it lowers it. The rest of a neuron's conductance is its leak."
-            )
-        neurons = cell.attribution.neurons
-        if neurons is not None:
-            limit = self._neuron_limits.setdefault(cell.name, AxisLimit())
-            options |= {
-                "attribution": neurons,
-                "attribution_limit": min(1.0, limit.covering(float(neurons.max()))),
-                "attribution_cis": cell.attribution.cis,
-            }
-            description += cell.attribution.description(part.target)
-        return Figure(f"{cell.log.group}/graph", plot_wiring, flow, options, description)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,6 +272,43 @@ def _attribution(cell: str, groups: tuple[NeuronGroup, ...], part: Observation) 
         return _Attribution({}, None, 0, str(reason))
     shares, sequences = group_attribution(found, groups)
     return _Attribution(shares, neuron_attribution(found) if shares else None, sequences)
+
+
+def _graph(
+    cell: _WiredCell,
+    flow: SynapticFlow | None,
+    part: Observation,
+    synapse_limit: AxisLimit,
+    neuron_limit: AxisLimit,
+) -> Figure:
+    """Return the picture of a cell; without synapses where ``flow`` is None."""
+    options: dict[str, Any] = {
+        "groups": [(group.name, group.columns) for group in cell.groups],
+        "step": part.step,
+    }
+    description = f"Neurons of {cell.name} by kind, without synapses."
+    if flow is not None:
+        names = part.held_out.feature_names
+        features = len(flow.share) - len(flow.leak_share)
+        options |= {
+            # A model may pass something else than the batch's features to its cell.
+            "input_names": names if len(names) == features else None,
+            "limit": min(1.0, synapse_limit.covering(float(flow.share.max(initial=0.0)))),
+        }
+        description = (
+            f"Synapses of {cell.name}, as wide as their mean share of the target's conductance "
+            "over time steps and sequences; orange where their current raises the target, "
+            "purple where it lowers it. The rest of a neuron's conductance is its leak."
+        )
+    neurons = cell.attribution.neurons
+    if neurons is not None:
+        options |= {
+            "attribution": neurons,
+            "attribution_limit": min(1.0, neuron_limit.covering(float(neurons.max()))),
+            "attribution_cis": cell.attribution.cis,
+        }
+        description += cell.attribution.description(part.target)
+    return Figure(f"{cell.log.group}/graph", plot_wiring, flow, options, description)
 
 
 def _log_synapses(cell: _WiredCell, reading: LTCReading, part: Observation) -> SynapticFlow | None:
