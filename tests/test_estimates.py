@@ -414,12 +414,12 @@ def test_autocorrelation_without_a_group():
     for t in range(1, 40):
         h[:, t] = 0.8 * h[:, t - 1] + 0.6 * h[:, t]
     found = autocorrelation_times(h)
-    assert found.left_out.shape == (16, 3)
+    assert found.without_each.shape == (16, 3)
     for b in range(16):
         alone = autocorrelation_times(np.delete(h, b, 0)).values
         # There, the mean over sequences is another one, too.
-        close(found.left_out[b], alone, rtol=0.05)
-    assert autocorrelation_times(np.concatenate([h] * 3)).left_out.shape == (16, 3)
+        close(found.without_each[b], alone, rtol=0.05)
+    assert autocorrelation_times(np.concatenate([h] * 3)).without_each.shape == (16, 3)
 
 
 # --- invariances

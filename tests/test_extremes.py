@@ -152,7 +152,7 @@ def sanity(stages: int, fill: float | None) -> Figure:
 def constants(neurons: int, fill: float | None) -> Figure:
     result = unit_time_constants(np.abs(values((3, 4, neurons), fill)), kind="system")
     return plot_time_constants(
-        result, first=np.abs(values((neurons,), None)), interval=1e-3, duration=1e5, step=STEP
+        result, first=np.abs(values((neurons,), None)), time_delta=1e-3, duration=1e5, step=STEP
     )
 
 

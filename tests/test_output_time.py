@@ -49,7 +49,9 @@ def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **options: Any) -> ncp
 
 def look(model: nn.Module, held_out: ncp.HeldOutBatch, **more: Any) -> tuple[dict[str, Any], Any]:
     """Records of the last of two looks by tag, and what was said."""
-    options = {k: more.pop(k) for k in ("steps", "local", "max_sequences", "name") if k in more}
+    options = {
+        k: more.pop(k) for k in ("max_output_steps", "local", "max_sequences", "name") if k in more
+    }
     return run(ncp.OutputTime(**options), model, held_out, **more)
 
 
@@ -116,7 +118,7 @@ def test_the_matrix_of_leaky_integrators() -> None:
     close(records["output_time_output1/matrix"].data.influence, expected)
     values = {tag.split("/")[1]: r.value for tag, r in records.items() if isinstance(r, ncp.Scalar)}
     assert values["strength"] == pytest.approx(expected.sum() / T, rel=1e-5)
-    assert values["future_share"] == values["future_share_intervals"] == 0.0
+    assert values["future_share"] == values["future_share_time_delta"] == 0.0
     assert values["own_share"] == pytest.approx(np.trace(expected) / expected.sum(), rel=1e-5)
     lag = np.arange(T)[None] - np.arange(T)[:, None]
     assert values["mean_lag"] == pytest.approx((expected * lag).sum() / expected.sum(), rel=1e-5)
@@ -193,7 +195,7 @@ def test_a_model_that_reads_in_both_directions_sees_the_future() -> None:
         times[:, t] = np.abs(first.dt * by_time).mean(axis=0)
     close(records["output_time/matrix"].data.influence, strength)
     future = np.tril(np.ones((T, T), bool), -1)
-    for name, of in (("future_share", strength), ("future_share_intervals", times)):
+    for name, of in (("future_share", strength), ("future_share_time_delta", times)):
         expected = of[future].sum() / of.sum()
         assert records[f"output_time/{name}"].value == pytest.approx(expected, rel=1e-4)
     assert sum("of later steps" in note for note in notes) == 2
@@ -311,8 +313,8 @@ def test_intervals_that_tell_of_the_future_are_a_leak() -> None:
     mx.random.seed(0)
     records, notes = look(Relative(), ncp.HeldOutBatch(*data()))
     assert records["output_time/future_share"].value == 0.0
-    assert records["output_time/future_share_intervals"].value > 0.01
-    assert any("intervals of later steps" in note for note in notes)
+    assert records["output_time/future_share_time_delta"].value > 0.01
+    assert any("elapsed times of later steps" in note for note in notes)
 
 
 class Tokens(nn.Module):
@@ -507,7 +509,9 @@ def test_the_docstring_lists_every_tag_and_no_other() -> None:
 
 def test_few_output_steps_and_sequences() -> None:
     mx.random.seed(0)
-    records, _ = look(Net(), ncp.HeldOutBatch(*data()), steps=3, max_sequences=2, local=False)
+    records, _ = look(
+        Net(), ncp.HeldOutBatch(*data()), max_output_steps=3, max_sequences=2, local=False
+    )
     assert records["_ncp/output_time_influence"].values.shape == (T, 3)
     assert records["output_time/sequences"].value == 2
     assert "output_time/local" not in records
@@ -536,8 +540,8 @@ def test_axes_stay_when_a_run_is_taken_up_again() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2.5, True])
 def test_steps_that_can_not_be_meant(steps: Any) -> None:
-    with pytest.raises(ValueError, match="steps="):
-        ncp.OutputTime(steps=steps)
+    with pytest.raises(ValueError, match="max_output_steps="):
+        ncp.OutputTime(max_output_steps=steps)
 
 
 def test_states_that_are_not_given_can_not_be_held() -> None:

@@ -317,9 +317,9 @@ def test_quantiles_count_infinity_as_large_and_leave_padding_out():
 
 
 def test_a_kind_or_shape_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="kind='half' is unknown: give one of 'system'"):
+    with pytest.raises(ValueError, match="kind='half' is unknown: pass one of 'system'"):
         unit_time_constants(np.ones((1, 1, 1)), kind="half")
-    with pytest.raises(ValueError, match=r"shape \(3, 2\); give \(sequences, steps, units\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, 2\): pass \(sequences, time steps, units\)"):
         unit_time_constants(np.ones((3, 2)), kind="gate")
 
 
@@ -406,7 +406,7 @@ def test_an_ltc_is_read_whatever_its_names(kind, implicit):
     for name, value in vars(expected).items():
         np.testing.assert_allclose(getattr(reading.parameters, name), value, rtol=1e-6)
     np.testing.assert_array_equal(reading.inputs, x)
-    np.testing.assert_array_equal(reading.intervals, dt)
+    np.testing.assert_array_equal(reading.time_delta, dt)
     v = np.zeros((S, 9))
     for t in range(T):
         np.testing.assert_allclose(reading.before[:, t], v, atol=1e-5)
@@ -493,12 +493,12 @@ def test_gates_are_those_of_ncps_torch(case):
     np.testing.assert_allclose(reading.rate, rate, rtol=2e-3, atol=1e-4)
     if "pure" in case:
         assert isinstance(reading, DecayReading)
-        left = np.exp(-reading.rate * reading.intervals[..., None])
+        left = np.exp(-reading.rate * reading.time_delta[..., None])
         np.testing.assert_allclose(left, gate, atol=1e-4)
     else:
         assert isinstance(reading, GateReading)
         assert reading.signed
-        opened = sigmoid(reading.rate * reading.intervals[..., None] + reading.offset)
+        opened = sigmoid(reading.rate * reading.time_delta[..., None] + reading.offset)
         np.testing.assert_allclose(opened, gate, atol=1e-5)
 
 
@@ -793,7 +793,7 @@ def test_units_that_never_forget_are_counted():
     assert found["effective_q10"] == 0.0
     # What is larger than all numbers can't be logged.
     assert "effective_q90" not in found
-    assert any("effective_q90 is left out" in note for note in notes)
+    assert any("effective_q90 is skipped" in note for note in notes)
     assert found["nonfinite"] == 0
 
 
@@ -802,7 +802,7 @@ def test_layers_of_mlx_have_effective_ones(layer):
     """Against the loop by hand over the last step, by autograd."""
     x, _ = batch()
     model = zoo.Stack(layer(F, H))
-    writer, _ = logged(model, x, callback=TimeConstants(steps=T))
+    writer, _ = logged(model, x, callback=TimeConstants(time_steps=T))
     inner, carried, kept = model.layers[0], [], []
     for t in range(T):
         step = mx.array(x[:, t : t + 1])
@@ -833,7 +833,7 @@ def test_layers_of_mlx_have_effective_ones(layer):
 def test_steps_are_spread_over_the_sequence(monkeypatch):
     x, dt = batch(steps=9)
     model = Leaky(TAU)
-    few = logged(model, x, dt, callback=TimeConstants(steps=3, sequences=2))[0]
+    few = logged(model, x, dt, callback=TimeConstants(time_steps=3, max_sequences=2))[0]
     np.testing.assert_allclose(arrays(few, "_ncp/time_constants_median")[0], TAU, rtol=2e-3)
     runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
     looked = []
@@ -844,7 +844,7 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
         ),
     )
     look = ncp.Observation(runner, 0, {ncp.Need.STATES})
-    list(TimeConstants(steps=3).measure(look))
+    list(TimeConstants(time_steps=3).measure(look))
     assert looked == [0, 4, 8]
 
 
@@ -863,9 +863,11 @@ def test_no_steps_leave_effective_ones_to_other_cells():
     x, dt = batch()
     assert not any(
         name.startswith("effective")
-        for name in scalars(logged(CfC(F, H), x, dt, callback=TimeConstants(steps=0))[0])
+        for name in scalars(logged(CfC(F, H), x, dt, callback=TimeConstants(time_steps=0))[0])
     )
-    assert "effective_q50" in scalars(logged(Leaky(TAU), x, dt, callback=TimeConstants(steps=0))[0])
+    assert "effective_q50" in scalars(
+        logged(Leaky(TAU), x, dt, callback=TimeConstants(time_steps=0))[0]
+    )
 
 
 # ---- the callback
@@ -931,7 +933,7 @@ def test_every_model_of_the_zoo_has_its_time_constants_or_says_why_not(name):
         assert f"time_constants/{LIQUID[name]}_q50" in tags
         assert not any("logged instead" in note for note in notes)
     if not any(tag.startswith("time_constants") for tag in tags):
-        assert sum(note.startswith("time_constants is left out") for note in notes) == 1
+        assert sum(note.startswith("time_constants doesn't apply") for note in notes) == 1
 
 
 def test_a_model_without_a_cell_is_told_once():
@@ -944,7 +946,7 @@ def test_a_model_without_a_cell_is_told_once():
             return self.head(x.reshape(len(x), -1))
 
     writer, notes = logged(Flat(), batch()[0], steps=3)
-    assert sum("time_constants is left out" in note for note in notes) == 1
+    assert sum("time_constants doesn't apply" in note for note in notes) == 1
     assert not any("time_constants/" in r.tag for _, r in writer.records)
 
 
@@ -1035,10 +1037,11 @@ def test_the_docstring_lists_every_tag_and_no_other():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sequences": 0}, "sequences=0: give a whole number of at least 1"),
-        ({"steps": -1}, "steps=-1: give a whole number of at least 0"),
-        ({"steps": 2.5}, "steps=2.5"),
-        ({"sequences": True}, "sequences=True"),
+        ({"max_units": 0}, "max_units=0: pass a whole number of at least 1"),
+        ({"time_steps": -1}, "time_steps=-1: pass a whole number of at least 0"),
+        ({"time_steps": 2.5}, "time_steps=2.5"),
+        ({"max_units": True}, "max_units=True"),
+        ({"max_sequences": 0}, "max_sequences=0"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(arguments, message):
@@ -1102,7 +1105,7 @@ def result(units=19, kind="system", seed=0):
 
 def test_units_are_sorted_and_their_lines_are_their_medians():
     shown = result()
-    figure = plot_time_constants(shown, interval=0.5, duration=20.0, step=3000)
+    figure = plot_time_constants(shown, time_delta=0.5, duration=20.0, step=3000)
     axes = figure.axes[0]
     (medians, *_) = (c for c in axes.collections if len(c.get_segments()) == 19)
     lines = medians.get_segments()
@@ -1123,7 +1126,7 @@ def test_units_are_sorted_and_their_lines_are_their_medians():
 @pytest.mark.parametrize("units", [1, 2, 19, 64, 65, 500])
 def test_time_constants_are_readable_at_any_size(kind, units):
     figure = plot_time_constants(
-        result(units, kind), first=result(units, kind, 1).unit_median, interval=1, duration=48,
+        result(units, kind), first=result(units, kind, 1).unit_median, time_delta=1, duration=48,
         timed=kind != "effective", step=10_000_000,
     )  # fmt: skip
     check_text(figure)
@@ -1135,7 +1138,7 @@ def test_nothing_infinite_is_drawn():
     values[..., 0] = 0.0
     values[..., 1] = np.nan
     shown = unit_time_constants(values, kind="effective")
-    figure = plot_time_constants(shown, interval=1.0, duration=3.0)
+    figure = plot_time_constants(shown, time_delta=1.0, duration=3.0)
     drawn(figure)
     check_text(figure)
     assert "∞" in words(figure)
@@ -1150,7 +1153,7 @@ def test_axes_span_whole_decades_around_the_data():
     # Not further than a few decades beyond the intervals and sequences.
     far = unit_time_constants(np.array([[[1e-20, 1e20]]]), kind="gate")
     assert needed_decades(far, None, 1.0, 10.0) == (-3, 4)
-    with pytest.raises(ValueError, match="interval=0"):
+    with pytest.raises(ValueError, match="time_delta=0"):
         needed_decades(shown, None, 0, 10.0)
     with pytest.raises(ValueError, match="decades="):
         plot_time_constants(shown, decades=(2, 2))
@@ -1245,7 +1248,7 @@ def test_a_redrawer_draws_the_same_picture():
     first = result(seed=1).unit_median
     options = {"first": first, "duration": 30.0, "step": 7}
     check_redraws(
-        plot_time_constants, (result(), options), (result(), {"interval": 0.1, "step": 1234})
+        plot_time_constants, (result(), options), (result(), {"time_delta": 0.1, "step": 1234})
     )
     options = {"limits": (0.01, 100.0), "step": 7}
     check_redraws(

@@ -425,7 +425,7 @@ def test_a_wired_cfc_is_not_drawn_as_if_its_wiring_were_its_influence(mode):
 @pytest.mark.parametrize("model", [lambda: CfC(F, 5), lambda: zoo.PortRNN(zoo.PortCfCCell(F, 5))])
 def test_a_model_without_a_wiring_is_told_once(model):
     writer, notes = looked(model(), steps=3)
-    assert sum("wiring is left out" in note and "no wiring" in note for note in notes) == 1
+    assert sum("wiring doesn't apply" in note and "no wiring" in note for note in notes) == 1
     assert not any(r.tag.startswith("wiring") for step, r in writer.records if step)
 
 
@@ -440,7 +440,7 @@ def test_models_without_a_cell_or_a_liquid_one_are_told_once():
 
     for model in (Flat(), zoo.Stack(nn.GRU(F, 5))):
         _, notes = logged(model, batch()[0], steps=2, callback=Wiring())
-        assert sum("wiring is left out" in note for note in notes) == 1
+        assert sum("wiring doesn't apply" in note for note in notes) == 1
 
 
 class Both(nn.Module):
@@ -490,7 +490,7 @@ def test_what_is_not_finite_is_counted_and_not_logged():
         model.cell.vleak = mx.full(model.cell.vleak.shape, mx.nan)
         monitor.on_step_end(2)
         assert monitor.callbacks
-        assert any("synapses are left out" in note for note in monitor.notes)
+        assert any("synapses are skipped" in note for note in monitor.notes)
     values = [r.value for step, r in writer.records if step and isinstance(r, ncp.Scalar)]
     assert all(math.isfinite(value) for value in values)
     assert writer.scalars("wiring/nonfinite") == [(1, 0), (2, S * T)]
@@ -532,17 +532,12 @@ def test_the_limit_only_grows_also_over_an_interruption():
     after, afresh = of(resumed), of(Wiring())
     assert after[0] == first[0] > afresh[0]
     assert after[1] == max(first[1], afresh[1])
-    # What an earlier version left has no limits for neurons.
-    del state["neuron_limits"]
-    resumed = Wiring()
-    resumed.load_state_dict(state)
-    assert of(resumed) == [first[0], afresh[1]]
 
 
 @pytest.mark.parametrize("sequences", [0, 1.5, True])
 def test_numbers_that_cannot_be_are_refused(sequences):
-    with pytest.raises(ValueError, match=f"sequences={sequences}: give a whole number"):
-        Wiring(sequences=sequences)
+    with pytest.raises(ValueError, match=f"max_sequences={sequences}: pass 1 or more"):
+        Wiring(max_sequences=sequences)
 
 
 # ---- the picture

@@ -40,10 +40,10 @@ __all__ = [
     "GateReading",
     "LTCReading",
     "Reading",
-    "intervals_of",
     "jacobian_diagonal",
     "neuron_groups",
     "read_liquid",
+    "time_delta_per_call",
 ]
 
 # Relative to the largest state; float32 needs a tenth of it.
@@ -84,7 +84,7 @@ class LTCReading:
         parameters: What it computes with.
         inputs: ``(S, T, F)``, what it was given, before its own map of the inputs.
         before, after: ``(S, T, H)``, its states.
-        intervals: ``(S, T)``, as it was given them.
+        time_delta: ``(S, T)``, as it was given them.
         scale: Its unit of time in units of ``time_delta``; NaN where there is no fixed ratio.
         error: Largest difference between its own next states and those computed from the
             parameters, as a share of the largest state.
@@ -95,7 +95,7 @@ class LTCReading:
     inputs: FloatArray
     before: FloatArray
     after: FloatArray
-    intervals: FloatArray
+    time_delta: FloatArray
     scale: float
     error: float
     holder: nn.Module
@@ -110,7 +110,7 @@ class GateReading:
 
     Attributes:
         rate, offset: ``(S, T, H)``, in the order of the state.
-        intervals: ``(S, T)``, as it was given them.
+        time_delta: ``(S, T)``, as it was given them.
         scale: Its unit of time in units of ``time_delta``; NaN where there is no fixed ratio.
         error: Largest difference between its states after other intervals and those that the
             gates explain, as a share of the largest state.
@@ -119,7 +119,7 @@ class GateReading:
 
     rate: FloatArray
     offset: FloatArray
-    intervals: FloatArray
+    time_delta: FloatArray
     scale: float
     error: float
     signed: bool
@@ -131,11 +131,11 @@ class DecayReading:
 
     Attributes:
         rate: ``(S, T, H)``, in the order of the state; NaN where the interval has no effect.
-        intervals, scale, error: As for :class:`GateReading`.
+        time_delta, scale, error: As for :class:`GateReading`.
     """
 
     rate: FloatArray
-    intervals: FloatArray
+    time_delta: FloatArray
     scale: float
     error: float
 
@@ -342,7 +342,7 @@ def _scale(stepper: CellStepper, own: FloatArray, time_delta: FloatArray | None)
     return 1.0 / middle if np.allclose(ratio, middle, rtol=1e-4) else math.nan
 
 
-def intervals_of(stepper: CellStepper, time_delta: FloatArray | None) -> FloatArray:
+def time_delta_per_call(stepper: CellStepper, time_delta: FloatArray | None) -> FloatArray:
     """``(S, T)``, the time that one call of the cell covers, in units of ``time_delta``.
 
     Ones where there is no ``time_delta``.
@@ -608,7 +608,7 @@ def _read_gates(
     return GateReading(
         rate=sign * a / unit,
         offset=b,
-        intervals=given,
+        time_delta=given,
         scale=scale,
         error=worst[sign],
         signed=left[sign] < _CLEARLY * left[-sign],

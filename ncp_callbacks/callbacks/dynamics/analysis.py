@@ -1,20 +1,21 @@
-"""Dynamics of a recurrent state: what its units do, how it changed since, how long it remembers.
+"""Measure the dynamics of a recurrent state: its units, its drift, and how long it remembers.
 
-From states ``(B, T, H)``::
+These functions take states ``(B, T, H)``::
 
     autocorrelation_times(states, time_delta=dt)        # one a unit
     corrected_participation_ratio(states)
     state_drift(states[real], first[real])              # .cka, .procrustes
-    unit_correlations(states[:, -1], target_values)     # likewise
+    unit_correlations(states[:, -1], target_values)     # one a unit
 
-From Jacobians ``(S, T-1, H, H)`` of its steps, ``jacobians[s, t] = d h_{t+1} / d h_t``::
+These take the Jacobians ``(S, T-1, H, H)`` of the steps,
+``jacobians[s, t] = d h_{t+1} / d h_t``::
 
     radius, norm = jacobian_gains(jacobians)
     lyapunov_exponents(jacobians, time_delta=dt)        # (S, 3)
     memory_horizon(jacobians, time_delta=dt).steps
 
-``time_delta`` is ``(B, T)``, the interval before each step; without it, time is counted in steps.
-``mask`` is ``(B, T)``, true at real steps; what padding holds doesn't matter.
+``time_delta`` is ``(B, T)``, the elapsed time before each time step; without it, time is counted in
+time steps. ``mask`` is ``(B, T)``, true at real time steps; values at padding have no effect.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ __all__ = [
 
 BoolArray = npt.NDArray[np.bool_]
 
-# A factor per step below which float32 Jacobians hold nothing.
+# Smallest factor per step that float32 Jacobians can represent.
 SMALLEST = 1e-30
-_GRID = 96
-_MOST_LAGS = 4096
+# Candidate autocorrelation times, and elapsed times of a lag that are compared with each.
+_GRID, _MAX_TIMES = 96, 4096
+# Groups of sequences for the jackknife.
 _GROUPS = 16
 
 
@@ -61,19 +63,19 @@ _GROUPS = 16
 
 @dataclass(frozen=True, eq=False)
 class StateDrift(MappingResult):
-    """How far states are from those of an earlier look, whatever the axes they are told in.
+    """Hold how far states are from those of an earlier snapshot, whatever their axes.
 
     Attributes:
-        cka: Linear centred kernel alignment: 1 the same up to rotation, scale and offset, 0
+        cka: Linear centred kernel alignment: 1 equal up to rotation, scale and offset, 0
             unrelated; the directions of largest variance count most. NaN for constant states.
             Biased up when samples are not many times the units: unrelated states of 64 units have
             .06 with 1,024 samples, .5 with 64.
-        procrustes: What the best rotation or reflection, scale and offset leave of the difference,
-            as a share of the variance, in [0, 1]: 0 the same. Unlike ``1 - cka`` it gives small
-            directions their due. NaN for constant states.
-        samples: How many states went in.
-        estimates: ``cka`` and ``procrustes`` with their intervals over sequences, where it is known
-            which sequence a sample is of.
+        procrustes: Share of the variance that the best rotation or reflection, scale and offset do
+            not explain, in [0, 1]: 0 equal. Directions of small variance count more than in
+            ``1 - cka``. NaN for constant states.
+        samples: Number of states.
+        estimates: ``cka`` and ``procrustes`` as estimates over sequences; empty where it is unknown
+            which sequence a sample belongs to.
     """
 
     cka: float
@@ -84,14 +86,14 @@ class StateDrift(MappingResult):
 
 @dataclass(frozen=True, eq=False)
 class UnitCorrelations(ArrayResult):
-    """Correlation of each unit with a target. As an array it is ``values``.
+    """Hold the correlation of each unit with a target. As an array it is ``values``.
 
     Attributes:
-        values: ``(H,)``, Pearson's, over sequences; NaN for units that are the same in all.
-        chance: What the largest of all units exceeds, in absolute value, with a probability of at
-            most 5 % when none has to do with the target (Bonferroni); 1 with fewer than three
+        values: ``(H,)``, Pearson's r over sequences; NaN for units that are equal in all of them.
+        chance: Threshold that the largest absolute r of all units exceeds with a probability of at
+            most 5 % if no unit is related to the target (Bonferroni); 1 with fewer than three
             sequences.
-        sequences: How many went in.
+        sequences: Number of sequences.
     """
 
     values: FloatArray
@@ -111,35 +113,38 @@ class UnitCorrelations(ArrayResult):
 
 @dataclass(frozen=True, eq=False)
 class AutocorrelationTimes(ArrayResult):
-    """In which time each unit's autocorrelation decays by 1/e. As an array it is ``values``.
+    """Hold the time in which each unit's autocorrelation decays to 1/e.
+
+    As an array it is ``values``.
 
     Attributes:
-        values: ``(H,)``, in units of ``time_delta`` or in steps; NaN for units that are the same in
-            all sequences.
-        shortest: What can be told from 0, a twentieth of the median interval; below, it is 0.
-        longest: Ten times the mean length of a sequence, which stands for "doesn't decay".
-        left_out: ``(G, H)``, the same without each of at most 16 groups of sequences.
+        values: ``(H,)``, in units of ``time_delta`` or in time steps; NaN for units that are equal
+            in all sequences.
+        shortest: Shortest time that can be distinguished from 0, a twentieth of the median elapsed
+            time of a step; shorter ones are 0.
+        longest: Ten times the mean length of a sequence, which stands for "does not decay".
+        without_each: ``(G, H)``, the values without each of at most 16 groups of sequences.
     """
 
     values: FloatArray
     shortest: float
     longest: float
-    left_out: FloatArray
+    without_each: FloatArray
 
     @property
     def _main(self) -> FloatArray:
         return self.values
 
     def quantile_estimates(self, shares: Sequence[float]) -> list[Estimate]:
-        """Quantiles over the units that vary, with their intervals over sequences."""
+        """Return quantiles over the units that vary, as estimates over sequences."""
         known = np.isfinite(self.values)
         if not known.any():
             return [Estimate(math.nan, np.empty(0)) for _ in shares]
         values = np.quantile(self.values[known], shares)
-        left_out = np.quantile(self.left_out[:, known], shares, axis=1)
+        without_each = np.quantile(self.without_each[:, known], shares, axis=1)
         return [
             Estimate.jackknife(float(value), without, SIZE)
-            for value, without in zip(values, left_out, strict=True)
+            for value, without in zip(values, without_each, strict=True)
         ]
 
     @property
@@ -150,20 +155,21 @@ class AutocorrelationTimes(ArrayResult):
 
 
 def corrected_participation_ratio(states: FloatArray, *, mask: np.ndarray | None = None) -> float:
-    """Number of dimensions in use, ``(tr C)^2 / tr C^2``, without the bias of few states.
+    """Return the number of dimensions in use, ``(tr C)^2 / tr C^2``, without bias of few states.
 
     The plain participation ratio is biased low, the more so the longer states remember: 32
     independent units that keep 98 % each step show 13 of their 32 dimensions in 1,024 steps. Here
     both traces are U-statistics: only products of *different* sequences enter, which are
-    independent however much a sequence depends on itself. What is left is the bias and the scatter
-    of a ratio; with few sequences that scatter is large.
+    independent however much a sequence depends on itself. The bias and the scatter of a ratio
+    remain; with few sequences that scatter is large.
 
     Args:
         states: ``(B, T, H)``.
+        mask: ``(B, T)``, true at real time steps.
 
     Returns:
-        Between 1 and H; NaN for fewer than four sequences, constant states, and where chance left
-        no variance that sequences share.
+        Between 1 and H; NaN for fewer than four sequences, constant states, and where by chance no
+        variance is left that sequences share.
 
     Source: U-statistics for ``tr C^2`` with unknown mean, Chen, Zhang & Zhong 2010 (doi
     10.1198/jasa.2010.tm09560); here with the mean second moment of a sequence in place of the
@@ -214,35 +220,47 @@ def corrected_participation_ratio(states: FloatArray, *, mask: np.ndarray | None
 def corrected_participation_estimate(
     states: FloatArray, ratio: float, mask: np.ndarray | None = None
 ) -> Estimate:
-    """Of :func:`corrected_participation_ratio`, how sure it is.
+    """Return :func:`corrected_participation_ratio` as an estimate over sequences.
 
-    By the jackknife of the plain one: the two differ in bias, and chance moves both alike.
+    It takes the jackknife of the plain participation ratio: the two differ in bias, and chance
+    moves both equally.
+
+    Args:
+        states: ``(B, T, H)``.
+        ratio: The corrected participation ratio of these states.
+        mask: ``(B, T)``, true at real time steps.
     """
     use = _real(mask, states.shape[:2]) & np.isfinite(states).all(axis=2)
     if not math.isfinite(ratio) or not use.any():
         return Estimate(ratio, np.empty(0))
     samples = states[use].astype(np.float64)
     centred = centred_for_estimates(samples - samples.mean(axis=0), use)
-    left_out = participation_ratios_without_each(centred, use)
+    without_each = participation_ratios_without_each(centred, use)
     # As relative errors, in which the bias of the plain one cancels.
-    plain = math.exp(float(np.log(left_out).mean()))
+    plain = math.exp(float(np.log(without_each).mean()))
     within = SIZE.within(1.0, float(states.shape[2]))
-    return Estimate.jackknife(ratio, ratio * left_out / plain, within)
+    return Estimate.jackknife(ratio, ratio * without_each / plain, within)
 
 
 def autocorrelation_times(
     states: FloatArray, *, time_delta: FloatArray | None = None, mask: np.ndarray | None = None
 ) -> AutocorrelationTimes:
-    """In which time the autocorrelation of each unit of ``(B, T, H)`` states decays by 1/e.
+    """Return the time in which the autocorrelation of each unit decays to 1/e.
 
-    The exponential ``exp(-lag / tau)`` that fits the autocorrelation of up to half a sequence best,
-    by least squares; each lag of so many steps is compared with the mean of the exponential over
-    the times that these steps took. For a leaky integrator of white input it is its time constant,
-    for irregular intervals too, for which sorting pairs of steps into slots of time is biased.
+    It is the ``tau`` whose exponential ``exp(-lag / tau)`` fits the autocorrelation of up to half a
+    sequence best, by least squares. Each lag in time steps is compared with the mean of the
+    exponential over the elapsed times of these time steps. For a leaky integrator of white input
+    the result is its time constant. This holds for irregular time steps too, for which sorting
+    pairs of time steps into bins of elapsed time is biased.
 
-    Of each unit the mean over sequences at that step is subtracted, so that what all sequences do
-    alike is no memory; the earlier state alone normalises, so that a variance that still grows
-    from the initial state doesn't matter.
+    The mean over sequences at each time step is subtracted from each unit, so that a course that
+    all sequences share does not count as memory. Only the earlier state normalises, so that a
+    variance that still grows from the initial state has no effect.
+
+    Args:
+        states: ``(B, T, H)``.
+        time_delta: ``(B, T)``, the elapsed time before each time step.
+        mask: ``(B, T)``, true at real time steps.
 
     Raises:
         ValueError: For sequences of one step.
@@ -250,9 +268,9 @@ def autocorrelation_times(
     h = np.asarray(states, np.float64)
     batch, steps, width = h.shape
     if steps < 2:
-        raise ValueError("the states have one step: give sequences of at least two")
+        raise ValueError("the states have one step: pass sequences of at least two")
     real = _real(mask, (batch, steps))
-    time = np.cumsum(_intervals(time_delta, real), axis=1)
+    time = np.cumsum(_elapsed(time_delta, real), axis=1)
     use = real & np.isfinite(h).all(axis=2)
     h = np.where(use[..., None], h, 0.0)
     count = use.sum(axis=0)
@@ -275,7 +293,7 @@ def autocorrelation_times(
     grid = np.geomspace(shortest, max(10 * span, 20 * shortest), _GRID)
     misfit, known = np.zeros((width, _GRID)), np.ones(width, bool)
     starts = np.unique(np.arange(min(batch, _GROUPS)) * batch // min(batch, _GROUPS))
-    without: list[FloatArray] = []
+    curves: list[FloatArray] = []
     models: list[FloatArray] = []
     for lag, ok, times in zip(lags, both, took, strict=True):
         before = np.where(ok[..., None], x[:, :-lag], 0.0)
@@ -285,32 +303,31 @@ def autocorrelation_times(
         known &= power > ok.sum() * rounding**2
         less = power - np.add.reduceat(powers, starts, axis=0)
         part = product - np.add.reduceat(products, starts, axis=0)
-        without.append(np.divide(part, less, out=np.zeros_like(less), where=less > 0))
+        curve = np.divide(part, less, out=np.zeros_like(less), where=less > 0)
         found = product / np.where(known, power, 1.0)
         # A random choice: an even stride could pick the same steps of every sequence.
-        if len(times) > _MOST_LAGS:
-            times = np.random.default_rng(0).choice(times, _MOST_LAGS, replace=False)
+        if len(times) > _MAX_TIMES:
+            times = np.random.default_rng(0).choice(times, _MAX_TIMES, replace=False)
         different, counts = np.unique(times, return_counts=True)
         expected = (counts / len(times)) @ np.exp(-different[:, None] / grid)
         misfit += ok.sum() * (found[:, None] - expected) ** 2
         models.append(math.sqrt(ok.sum()) * expected)
-        without[-1] *= math.sqrt(ok.sum())
+        curves.append(math.sqrt(ok.sum()) * curve)
     tau = _best(misfit, grid)
-    # The sum of squares but for what doesn't depend on the grid, as products of matrices.
-    curves, fits = np.stack(without, axis=-1), np.stack(models)
-    left_out = _best(((fits**2).sum(axis=0) - 2 * curves @ fits).reshape(-1, _GRID), grid).reshape(
-        len(starts), width
-    )
+    # The sum of squares without its part that does not depend on the grid, as matrix products.
+    fits = np.stack(models)
+    misfits = (fits**2).sum(axis=0) - 2 * np.stack(curves, axis=-1) @ fits
+    without_each = _best(misfits.reshape(-1, _GRID), grid).reshape(len(starts), width)
     return AutocorrelationTimes(
         np.where(known, tau, np.nan),
         shortest=float(grid[0]),
         longest=float(grid[-1]),
-        left_out=np.where(known, left_out, np.nan),
+        without_each=np.where(known, without_each, np.nan),
     )
 
 
 def _best(misfit: FloatArray, grid: FloatArray) -> FloatArray:
-    """Where on the grid ``(N, grid)`` misfits are smallest."""
+    """Return the places on the grid where ``(N, grid)`` misfits are smallest."""
     best = misfit.argmin(axis=1)
     inside = np.clip(best, 1, _GRID - 2)
     unit = np.arange(len(misfit))
@@ -324,7 +341,7 @@ def _best(misfit: FloatArray, grid: FloatArray) -> FloatArray:
 
 
 def _spread_lags(longest: int) -> list[int]:
-    """1, 2, 3, … steps, growing by about a quarter where that is more than one."""
+    """Return lags of 1, 2, 3, … time steps, growing by about a quarter where that exceeds one."""
     lags, lag = [], 1
     while lag <= max(1, longest):
         lags.append(lag)
@@ -335,23 +352,25 @@ def _spread_lags(longest: int) -> list[int]:
 def state_drift(
     now: FloatArray, before: FloatArray, sequence: npt.NDArray[np.integer[Any]] | None = None
 ) -> StateDrift:
-    """How ``(N, H)`` states differ from those of the same samples at an earlier look.
+    """Return how states differ from those of the same samples at an earlier snapshot.
 
-    Samples that are not finite on either side are left out. Intervals are by derivatives with
-    respect to the weight of a sequence.
+    Samples that are not finite on either side are skipped. CIs come from derivatives with respect
+    to the weight of a sequence.
 
     Args:
-        sequence: ``(N,)``, of which sequence each is; without, there are no intervals.
+        now: ``(N, H)``.
+        before: ``(N, H)``.
+        sequence: ``(N,)``, the sequence that each sample belongs to; None for no estimates.
 
     Raises:
-        ValueError: If these can't be the same samples.
+        ValueError: If the shapes can't be those of the same samples.
 
     Source: linear CKA, Kornblith et al. 2019 (arXiv:1905.00414); Procrustes distance as
     ``scipy.spatial.procrustes`` has it, with which it agrees.
     """
     if now.ndim != 2 or before.ndim != 2 or len(now) != len(before):
         raise ValueError(
-            f"now has shape {now.shape} and before {before.shape}: give the same samples as rows"
+            f"now has shape {now.shape} and before {before.shape}: pass the same samples as rows"
         )
     use = np.isfinite(now).all(axis=1) & np.isfinite(before).all(axis=1)
     x, y = (_centred(a[use]) for a in (now, before))
@@ -390,7 +409,7 @@ def state_drift(
 
 
 def _centred(samples: FloatArray) -> npt.NDArray[np.float64] | None:
-    """With mean 0 and Frobenius norm 1; None where all are the same."""
+    """Return samples with mean 0 and Frobenius norm 1; None where all are equal."""
     x = samples.astype(np.float64)
     if not len(x):
         return None
@@ -401,14 +420,18 @@ def _centred(samples: FloatArray) -> npt.NDArray[np.float64] | None:
 
 
 def _along_samples(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The samples ``(N, H)`` rotated to ``(N, N)``; as they are with no more units than samples."""
+    """Return the samples ``(N, H)``, rotated to ``(N, N)`` if there are more units than samples."""
     return x if x.shape[1] <= len(x) else np.linalg.qr(x.T)[1].T
 
 
 def unit_correlations(states: FloatArray, target_values: FloatArray) -> UnitCorrelations:
-    """Correlation of each unit of ``(B, H)`` states with the ``(B,)`` target, over sequences.
+    """Return the correlation of each unit with the target over sequences.
 
-    Sequences with NaN or infinity are left out.
+    Sequences with NaN or infinity are skipped.
+
+    Args:
+        states: ``(B, H)``.
+        target_values: ``(B,)``.
 
     Source: neurons against the output, Lechner et al. 2020, extended data figure 1 (doi
     10.1038/s42256-020-00237-3), there along time and by eye.
@@ -438,25 +461,27 @@ def unit_correlations(states: FloatArray, target_values: FloatArray) -> UnitCorr
 
 @dataclass(frozen=True, eq=False)
 class Memory(MappingResult):
-    """How much of a change of the state is left some steps later.
+    """Hold how much of a change of the state is left some time steps later.
 
-    Of a random small change of the state ``k`` steps before the last, the RMS share left in the
-    last: ``||d h_T / d h_{T-k}||_F / sqrt(H)``. 1 is a state that keeps everything, above 1 one in
-    which changes grow.
+    It is the RMS share of a random small change of the state ``k`` time steps before the last that
+    is left in the last: ``||d h_T / d h_{T-k}||_F / sqrt(H)``. A state that keeps everything has 1;
+    above 1 changes grow.
 
     Attributes:
         curve: ``(K,)`` for ``k = 0, 1, …``: geometric mean over sequences, as far back as at least
             half of them go.
-        steps: Steps after which it has fallen to 1/e, median over sequences; for a sequence in
-            which it hasn't, its length.
-        time: The same in units of ``time_delta``; the same as ``steps`` without.
-        unforgotten: Share of sequences in which it hasn't fallen to 1/e.
-        norms: ``(S, T)``, of each sequence; NaN beyond its start.
-        elapsed: ``(S, T)``, the time from step ``T-k`` to the last, likewise.
+        steps: Time steps in which it falls to 1/e, median over sequences; the length of a sequence
+            in which it does not.
+        time: Elapsed time in which it falls to 1/e, median over sequences; ``steps`` without
+            ``time_delta``.
+        unforgotten: Share of sequences in which it does not fall to 1/e.
+        norms: ``(S, T)``, the shares of each sequence; NaN beyond its start.
+        elapsed: ``(S, T)``, the elapsed time from time step ``T-k`` to the last; NaN beyond the
+            start of a sequence.
         ci: ``(2, K)``, 95 % CI over sequences of the curve; NaN where there is none.
-        falls: ``(S, 2)``, steps and time of each sequence.
-        sequences: How many went in.
-        non_finite: How many were left out because of NaN or infinity.
+        falls: ``(S, 2)``, time steps and elapsed time in which it falls, of each sequence.
+        sequences: Number of sequences.
+        non_finite: Number of sequences that were skipped: NaN or infinity.
     """
 
     curve: FloatArray
@@ -471,10 +496,10 @@ class Memory(MappingResult):
     non_finite: int
 
     def estimates(self) -> dict[str, Estimate]:
-        """``memory_steps``, ``memory_time`` and ``memory_left``, with intervals over sequences.
+        """Return ``memory_steps``, ``memory_time`` and ``memory_left`` as estimates over sequences.
 
-        Of steps and time none where half of the sequences or more haven't forgotten: what is known
-        of these is only that it takes longer.
+        The first two are missing where half of the sequences or more have not forgotten, because
+        then it is known only that forgetting takes longer.
         """
         found = {}
         if self.unforgotten < 0.5:
@@ -489,23 +514,24 @@ class Memory(MappingResult):
 
 
 def jacobian_gains(
-    jacobians: FloatArray, *, mask: np.ndarray | None = None, most: int | None = 64
+    jacobians: FloatArray, *, mask: np.ndarray | None = None, max_steps: int | None = 64
 ) -> tuple[FloatArray, FloatArray]:
-    """Spectral radius and operator norm of single steps.
+    """Return spectral radius and operator norm of single steps.
 
-    Above 1 the radius says that changes along some direction could grow, the norm that some grow
-    in this step; a norm far above the radius is that of a step that is far from normal.
+    With a radius above 1, changes along some direction could grow; with a norm above 1, some grow
+    in this step. A norm far above the radius means that the Jacobian is far from normal.
 
     Args:
         jacobians: ``(S, T-1, H, H)``.
-        most: How many steps are looked at, at random and always the same ones: eigenvalues of one
-            step cost about ``25 H^3``.
+        mask: ``(S, T)``, true at real time steps.
+        max_steps: Largest number of steps that are analysed, chosen at random and always the same;
+            None for all. Eigenvalues of one step cost about ``25 H^3``.
 
     Returns:
         ``(N,)`` and ``(N,)``, without steps that hold NaN or infinity.
     """
     jacobians = _checked(jacobians)
-    steps = jacobians[_gained(jacobians, mask, most)].astype(np.float64)
+    steps = jacobians[_analysed(jacobians, mask, max_steps)].astype(np.float64)
     if not steps.size:
         return np.empty(0), np.empty(0)
     radius = np.abs(np.linalg.eigvals(steps)).max(axis=1)
@@ -515,19 +541,25 @@ def jacobian_gains(
 
 
 def gain_sequences(
-    jacobians: FloatArray, *, mask: np.ndarray | None = None, most: int | None = 64
+    jacobians: FloatArray, *, mask: np.ndarray | None = None, max_steps: int | None = 64
 ) -> npt.NDArray[np.intp]:
-    """``(N,)``, of which sequence each step of :func:`jacobian_gains` is."""
-    return _gained(_checked(jacobians), mask, most)[0]
+    """Return the sequence of each step of :func:`jacobian_gains`, ``(N,)``.
+
+    Args:
+        jacobians: See :func:`jacobian_gains`.
+        mask: See :func:`jacobian_gains`.
+        max_steps: See :func:`jacobian_gains`.
+    """
+    return _analysed(_checked(jacobians), mask, max_steps)[0]
 
 
-def _gained(
-    jacobians: FloatArray, mask: np.ndarray | None, most: int | None
+def _analysed(
+    jacobians: FloatArray, mask: np.ndarray | None, max_steps: int | None
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Sequences and steps that are looked at."""
+    """Return sequences and steps that are analysed."""
     sequence, step = np.nonzero(real_steps(mask, jacobians.shape)[1])
-    if most is not None and len(step) > most:
-        some = np.sort(np.random.default_rng(0).choice(len(step), most, replace=False))
+    if max_steps is not None and len(step) > max_steps:
+        some = np.sort(np.random.default_rng(0).choice(len(step), max_steps, replace=False))
         sequence, step = sequence[some], step[some]
     finite = np.isfinite(jacobians[sequence, step]).all(axis=(1, 2))
     return sequence[finite], step[finite]
@@ -540,25 +572,27 @@ def lyapunov_exponents(
     mask: np.ndarray | None = None,
     count: int = 3,
 ) -> FloatArray:
-    """The largest finite-time Lyapunov exponents of each sequence: do small changes grow or fade?
+    """Return the largest finite-time Lyapunov exponents of each sequence.
 
-    Logarithms of the singular values of the product of all steps, over the time they took: the
-    largest is the rate at which the change that grows most has grown, the sum of all the rate of
-    volumes.
+    They are the logarithms of the singular values of the product of all steps, over its elapsed
+    time. The largest is the rate at which the fastest growing change has grown, and the sum of all
+    is the rate of volumes.
 
     The product itself would overflow or lose all but the largest. Instead a frame of orthonormal
-    directions is taken along and made orthonormal again at every step, by QR; from the end back to
-    the start through the transposed steps and forward again, until it is the frame of those
-    directions that grow most, rather than one by chance.
+    directions is carried through the steps and made orthonormal again at each, by QR. It goes from
+    the end back to the start through the transposed steps and forward again, until it is the frame
+    of the directions that grow most.
 
     Args:
         jacobians: ``(S, T-1, H, H)``.
-        count: How many exponents.
+        time_delta: ``(S, T)``, the elapsed time before each time step.
+        mask: ``(S, T)``, true at real time steps.
+        count: Number of exponents.
 
     Returns:
-        ``(S, min(count, H))``, decreasing, in 1 / unit of ``time_delta`` or per step; NaN for
-        sequences without two real steps and those with NaN or infinity. What vanishes altogether
-        counts as a factor of 1e-30 per step.
+        ``(S, min(count, H))``, decreasing, in 1 / unit of ``time_delta`` or per time step; NaN for
+        sequences without two real time steps and those with NaN or infinity. A change that vanishes
+        altogether counts as a factor of 1e-30 per step.
 
     Raises:
         ValueError: For shapes that don't fit, and ``count`` below 1.
@@ -566,7 +600,7 @@ def lyapunov_exponents(
     Source: Benettin et al. 1980 (doi 10.1007/BF02128236).
     """
     if count < 1:
-        raise ValueError(f"count={count}: give the number of exponents, at least 1")
+        raise ValueError(f"count={count}: pass the number of exponents, at least 1")
     jacobians = _checked(jacobians)
     width = jacobians.shape[-1]
     count = min(count, width)
@@ -582,7 +616,7 @@ def lyapunov_exponents(
             return moved
 
         if known.any():
-            found[known] = log_singular_values(apply, valid[known], width, count, settled=1e-7)
+            found[known] = log_singular_values(apply, valid[known], width, count, tolerance=1e-7)
         return found
 
     return exponents_of(logs, jacobians.shape, time_delta, mask, count)
@@ -595,15 +629,17 @@ def exponents_of(
     mask: np.ndarray | None,
     count: int,
 ) -> FloatArray:
-    """``(S, count)``, exponents from logarithms of singular values; NaN without real steps.
+    """Return exponents from logarithms of singular values, ``(S, count)``; NaN without real steps.
 
     Args:
-        logs: Makes logarithms ``(S, count)`` of the steps that are real, ``(S, T-1)``.
-        shape: Of the Jacobians.
-        time_delta, mask, count: As for :func:`lyapunov_exponents`.
+        logs: Returns the logarithms ``(S, count)`` of the steps that are real, ``(S, T-1)``.
+        shape: Shape of the Jacobians.
+        time_delta: See :func:`lyapunov_exponents`.
+        mask: See :func:`lyapunov_exponents`.
+        count: See :func:`lyapunov_exponents`.
     """
     real, valid = real_steps(mask, shape)
-    took = (valid * _intervals(time_delta, real)[:, 1:]).sum(axis=1)
+    took = (valid * _elapsed(time_delta, real)[:, 1:]).sum(axis=1)
     result = np.full((shape[0], count), np.nan)
     known = valid.any(axis=1)
     if known.any():
@@ -618,22 +654,22 @@ def log_singular_values(
     width: int,
     count: int,
     *,
-    settled: float,
+    tolerance: float,
     needed: int | None = None,
 ) -> npt.NDArray[np.float64]:
-    """``(S, count)``, logarithms of the largest singular values of a product, decreasing.
+    """Return logarithms of the largest singular values of a product, ``(S, count)``, decreasing.
 
-    NaN for sequences in which a factor is not finite.
+    They are NaN for sequences in which a factor is not finite.
 
     Args:
-        apply: Makes of a step, a frame ``(S, H, count)`` and the direction the frame after the
-            step, or with False what the transposed step makes of it.
-        valid: ``(S, T-1)``, the steps that count.
+        apply: Takes a step, a frame ``(S, H, count)`` and True, and returns the frame after the
+            step; with False it returns the product of the transposed step with the frame.
+        valid: ``(S, T-1)``, true at the steps that count.
         width: ``H``.
-        count: How many are followed.
-        settled: Relative change of the logarithms at which they are final.
-        needed: How many of the largest must have settled, from those within the frame; None: all,
-            from the lengths of the frame's directions.
+        count: Number of directions in the frame.
+        tolerance: Relative change of the logarithms at which they have converged.
+        needed: Number of the largest that must converge, computed within the frame; None for all,
+            computed from the lengths of the frame's directions.
     """
     sequences, steps = valid.shape
     broken = np.zeros(sequences, bool)
@@ -661,7 +697,7 @@ def log_singular_values(
                 size = np.maximum(np.linalg.norm(whole, axis=(1, 2)), SMALLEST)
                 whole, scale = whole / size[:, None, None], scale + np.log(size)
         if needed is not None and forward:
-            # Within the frame the leading ones are exact, long before its directions settle.
+            # Within the frame the leading ones are exact, long before its directions converge.
             inside = np.linalg.svd(whole, compute_uv=False)
             use = inside > 1e-10 * inside[:, :1]
             logs = np.where(use, np.log(np.maximum(inside, SMALLEST)) + scale[:, None], logs)
@@ -672,7 +708,7 @@ def log_singular_values(
         frame, _ = carry(frame, range(steps - 1, -1, -1), False)
         frame, new = carry(frame, range(steps), True)
         change, largest = np.abs(new - logs)[:, :needed], np.abs(new)[:, :needed]
-        final = change.max() < settled * max(1.0, float(largest.max()))
+        final = change.max() < tolerance * max(1.0, float(largest.max()))
         logs = new
         if final:
             break
@@ -686,18 +722,19 @@ def memory_horizon(
     time_delta: FloatArray | None = None,
     mask: np.ndarray | None = None,
 ) -> Memory:
-    """How far back the last state remembers.
+    """Return how far back the last state remembers.
 
-    Sequences of different lengths are aligned at their last real steps; what is before a gap in the
-    mask is not looked at.
+    Sequences of different lengths are aligned at their last real time steps; time steps before a
+    gap in the mask are skipped. A leaky integrator has ``exp(-elapsed / tau)``, and so ``tau`` for
+    its ``time``.
 
     Args:
         jacobians: ``(S, T-1, H, H)``.
+        time_delta: ``(S, T)``, the elapsed time before each time step.
+        mask: ``(S, T)``, true at real time steps.
 
     Raises:
         ValueError: For shapes that don't fit.
-
-    A leaky integrator has ``exp(-elapsed / tau)``, and so ``tau`` for its ``time``.
     """
     jacobians = _checked(jacobians)
     sequences, steps, width, _ = jacobians.shape
@@ -712,25 +749,31 @@ def memory_horizon(
     alive = real.any(axis=1)
     norms[alive, 0], elapsed[alive, 0] = 0.0, 0.0
     for k in range(steps):
-        at = last - 1 - k
-        alive = alive & (at >= 0) & valid[np.arange(sequences), at]
-        bad |= alive & broken[np.arange(sequences), at]
+        step = last - 1 - k
+        alive = alive & (step >= 0) & valid[np.arange(sequences), step]
+        bad |= alive & broken[np.arange(sequences), step]
         alive &= ~bad
         who = np.flatnonzero(alive)
         if not who.size:
             break
-        product[who] = product[who] @ jacobians[who, at[who]].astype(np.float64)
+        product[who] = product[who] @ jacobians[who, step[who]].astype(np.float64)
         size = np.linalg.norm(product[who], axis=(1, 2)) / math.sqrt(width)
         product[who] /= np.maximum(size, SMALLEST)[:, None, None]
         log_scale[who] += np.log(np.maximum(size, SMALLEST))
-        ago[who] += dt[who, at[who] + 1]
+        ago[who] += dt[who, step[who] + 1]
         norms[who, k + 1], elapsed[who, k + 1] = log_scale[who], ago[who]
     norms[bad], elapsed[bad] = np.nan, np.nan
     return memory_of(norms, elapsed, int(bad.sum()))
 
 
 def memory_of(norms: FloatArray, elapsed: FloatArray, non_finite: int) -> Memory:
-    """Sum up logarithms of norms ``(S, T)`` and the time ``(S, T)`` that has passed."""
+    """Return the memory of all sequences.
+
+    Args:
+        norms: ``(S, T)``, logarithms of the shares of a change that are left.
+        elapsed: ``(S, T)``, the elapsed time.
+        non_finite: Number of sequences that were skipped.
+    """
     known = np.flatnonzero(np.isfinite(norms[:, 0]))
     crossings = [_crossing(norms[s], elapsed[s]) for s in known]
     here = np.isfinite(norms)
@@ -754,7 +797,7 @@ def memory_of(norms: FloatArray, elapsed: FloatArray, non_finite: int) -> Memory
 
 
 def _crossing(logs: FloatArray, elapsed: FloatArray) -> tuple[float, float, bool]:
-    """Steps and time until a curve that begins at 0 first reaches -1, and whether it never does."""
+    """Return time steps and time until a curve from 0 reaches -1, and True if it never does."""
     length = int(np.isfinite(logs).sum()) - 1
     below = np.flatnonzero(logs[: length + 1] <= -1)
     if not below.size:
@@ -769,24 +812,24 @@ def _crossing(logs: FloatArray, elapsed: FloatArray) -> tuple[float, float, bool
     )
 
 
-# --- what they have in common
+# --- shared by these
 
 
 def _real(mask: np.ndarray | None, shape: tuple[int, ...]) -> BoolArray:
     real = np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
     if real.shape != shape:
-        raise ValueError(f"mask has shape {real.shape}; give {shape}, one value for each step")
+        raise ValueError(f"mask has shape {real.shape}: pass {shape}, one value for each time step")
     return real
 
 
-def _intervals(time_delta: FloatArray | None, use: BoolArray) -> npt.NDArray[np.float64]:
-    """``(B, T)``, 0 at padding, which may hold anything."""
+def _elapsed(time_delta: FloatArray | None, use: BoolArray) -> npt.NDArray[np.float64]:
+    """Return elapsed times, ``(B, T)``, with 0 at padding."""
     if time_delta is None:
         return use.astype(np.float64)
     if time_delta.shape != use.shape:
         raise ValueError(
-            f"time_delta has shape {time_delta.shape}; give {use.shape}, the interval before each "
-            "step"
+            f"time_delta has shape {time_delta.shape}: pass {use.shape}, the elapsed time before "
+            "each time step"
         )
     return np.where(use, time_delta, 0.0).astype(np.float64)
 
@@ -795,13 +838,13 @@ def _checked(jacobians: npt.ArrayLike) -> npt.NDArray[Any]:
     array = np.asarray(jacobians)
     if array.ndim != 4 or array.shape[2] != array.shape[3] or 0 in array.shape:
         raise ValueError(
-            f"jacobians have shape {array.shape}; give (sequences, time steps - 1, units, units)"
+            f"jacobians have shape {array.shape}: pass (sequences, time steps - 1, units, units)"
         )
     return array
 
 
 def real_steps(mask: np.ndarray | None, shape: tuple[int, ...]) -> tuple[BoolArray, BoolArray]:
-    """``(S, T)`` real time steps, and ``(S, T-1)`` Jacobians that lead from one to another."""
+    """Return masks of real time steps ``(S, T)`` and of Jacobians between two, ``(S, T-1)``."""
     real = _real(mask, (shape[0], shape[1] + 1))
     return real, real[:, 1:] & real[:, :-1]
 
@@ -809,9 +852,9 @@ def real_steps(mask: np.ndarray | None, shape: tuple[int, ...]) -> tuple[BoolArr
 def elapsed_within(
     time_delta: FloatArray | None, real: BoolArray
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
-    """``(S, T)`` elapsed time of each step, and ``(S,)`` each sequence's last real time step."""
+    """Return ``(S, T)`` elapsed times and ``(S,)`` the last real time step of each sequence."""
     last = real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
-    return _intervals(time_delta, real), last
+    return _elapsed(time_delta, real), last
 
 
 def _broken(jacobians: FloatArray, valid: BoolArray) -> BoolArray:

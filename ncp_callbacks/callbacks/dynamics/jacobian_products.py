@@ -1,4 +1,4 @@
-"""Measures of the steps' Jacobians of cells with many units, from products with few vectors.
+"""Measure the Jacobians of cells with many units, from products with few vectors.
 
 A Jacobian of ``H`` units takes ``H`` backward steps to compute and about ``25 H^3`` operations for
 its eigenvalues. Its products with a few vectors take one step for each vector::
@@ -30,20 +30,22 @@ from .analysis import (
 
 __all__ = ["JacobianProducts", "estimated_memory", "leading_exponents", "leading_gains"]
 
-# Directions followed beside those asked for, with which the leading ones settle sooner.
+# Additional directions in a frame, with which the leading ones converge sooner.
 _OVERSAMPLING = 5
 # Products are in float32.
-_SETTLED = 1e-3
+_TOLERANCE = 1e-3
 # Time steps, vectors in a block and blocks of Krylov spaces.
 _TIME_STEPS, _BLOCK, _RADIUS_BLOCKS, _NORM_BLOCKS = 4, 8, 10, 5
 
 
 @dataclass(frozen=True, eq=False)
 class JacobianProducts:
-    """Products of the Jacobians ``J_t = d h_{t+1} / d h_t`` of a cell's steps with vectors.
+    """Compute products of the Jacobians ``J_t = d h_{t+1} / d h_t`` of a cell's steps with vectors.
 
     Attributes:
-        sequences, steps, units: ``S``, ``T - 1`` and ``H``.
+        sequences: ``S``.
+        steps: ``T - 1``.
+        units: ``H``.
         forward: ``(t, (S, H, k)) -> (S, H, k)``, ``J_t v``.
         backward: ``(t, (S, H, k)) -> (S, H, k)``, ``J_t' v``.
     """
@@ -67,10 +69,19 @@ def leading_exponents(
     mask: np.ndarray | None = None,
     count: int = 3,
 ) -> FloatArray:
-    """Return what :func:`~.dynamics.lyapunov_exponents` returns, ``(S, min(count, H))``.
+    """Return Lyapunov exponents as :func:`~.analysis.lyapunov_exponents` does.
 
     A frame of ``count + 5`` directions is carried through the products and their transposes. The
-    leading ones are exact up to rounding in float32 once they have settled.
+    leading ones are exact up to rounding in float32 once they have converged.
+
+    Args:
+        products: Products of the cell.
+        time_delta: See :func:`~.analysis.lyapunov_exponents`.
+        mask: See :func:`~.analysis.lyapunov_exponents`.
+        count: Number of exponents.
+
+    Returns:
+        ``(S, min(count, H))``.
     """
     width = min(count, products.units)
 
@@ -83,7 +94,7 @@ def leading_exponents(
             valid,
             products.units,
             min(width + _OVERSAMPLING, products.units),
-            settled=_SETTLED,
+            tolerance=_TOLERANCE,
             needed=width,
         )[:, :width]
 
@@ -97,15 +108,16 @@ def estimated_memory(
     mask: np.ndarray | None = None,
     directions: int = 64,
 ) -> Memory:
-    """Return what :func:`~.dynamics.memory_horizon` returns, from few directions of the last state.
+    """Return the memory of :func:`~.analysis.memory_horizon`, from few directions of the state.
 
     For ``m`` random orthonormal directions ``q`` of each sequence, the mean of ``||P' q||^2`` is an
     unbiased estimate of ``||P||_F^2 / H``. Its relative standard error is at most ``sqrt(2 / m)``
     in the square for one sequence, where a single direction of the state is remembered.
 
     Args:
-        products: The cell's.
-        time_delta, mask: As for :func:`~.dynamics.memory_horizon`.
+        products: Products of the cell.
+        time_delta: See :func:`~.analysis.memory_horizon`.
+        mask: See :func:`~.analysis.memory_horizon`.
         directions: ``m``.
 
     Source: Hutchinson 1990 (doi 10.1080/03610919008812866).
@@ -144,11 +156,16 @@ def estimated_memory(
 def leading_gains(
     products: JacobianProducts, *, mask: np.ndarray | None = None
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.intp]]:
-    """Return spectral radius and operator norm of steps, and of which sequence each step is.
+    """Return spectral radius and operator norm of steps, and the sequence of each step.
 
-    From block Krylov spaces of at most four time steps, spread over the sequences. The norm is a
-    lower bound, with random matrices of 600 units about 1 % too small. The radius is exact where
-    few eigenvalues are far from the others, and with random matrices several percent too small.
+    They come from block Krylov spaces of at most four time steps, spread over the sequences. The
+    norm is a lower bound, with random matrices of 600 units about 1 % too small. The radius is
+    exact where few eigenvalues are far from the others, and with random matrices several percent
+    too small.
+
+    Args:
+        products: Products of the cell.
+        mask: ``(S, T)``, true at real time steps.
 
     Returns:
         ``(N,)`` three times, without steps that hold NaN or infinity.
@@ -172,7 +189,7 @@ def leading_gains(
 
 
 def _gains(products: JacobianProducts, t: int) -> tuple[FloatArray, FloatArray]:
-    """``(S,)`` and ``(S,)`` at one time step."""
+    """Return radius and norm, ``(S,)`` each, at one time step."""
     space, image = _krylov(products, lambda v: products.backward(t, v), _RADIUS_BLOCKS)
     finite = np.asarray(np.isfinite(image).all(axis=(1, 2)))
     small = space.transpose(0, 2, 1) @ np.where(finite[:, None, None], image, 0.0)
@@ -190,7 +207,7 @@ def _gains(products: JacobianProducts, t: int) -> tuple[FloatArray, FloatArray]:
 def _krylov(
     products: JacobianProducts, apply: Callable[[FloatArray], FloatArray], blocks: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Orthonormal ``(S, H, d)`` and what ``apply`` makes of it; NaN where that is not finite."""
+    """Return an orthonormal basis ``(S, H, d)`` and its image; NaN where that is not finite."""
     shape = (products.sequences, products.units, _BLOCK)
     block = np.linalg.qr(np.random.default_rng(0).standard_normal(shape))[0]
     basis, image = block, apply(block)

@@ -1,4 +1,4 @@
-"""How long a state remembers, and how its units correlate with the target."""
+"""Draw how long a state remembers, and how its units correlate with the target."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def plot_dynamics(
     decades: tuple[int, int] | None = None,
     step: int | None = None,
 ) -> None:
-    """Draw what is left of a change of the state, and each unit's correlation with the target.
+    """Draw the share left of a change of the state, and each unit's correlation with the target.
 
-    Left, where ``memory`` is given: the share of a small random change of the state that is left
-    in the last state, against how many time steps before it happened, shaded its 95 % CI over
-    sequences; the dotted line is 1/e. Right:
-    the correlation of each unit with the target over sequences, sorted; the dotted lines are what
-    chance alone lets the most extreme of all units exceed in at most 5 % of cases, bars that don't
-    are pale.
+    The left half shows the share of a small random change of the state that is left in the last
+    state, against how many time steps before it happened. Its 95 % CI over sequences is shaded, and
+    the dotted line is 1/e. The right half shows the correlation of each unit with the target over
+    sequences, sorted. The most extreme of all units exceeds the dotted lines by chance in at most
+    5 % of cases; bars within them are pale.
 
     Args:
-        correlations: Of the units with the target.
-        memory: What to draw on the left.
+        page: The page to draw on.
+        correlations: Correlations of the units with the target.
+        memory: The memory for the left half; None for no left half.
         first: ``(K,)``, the ``curve`` of an earlier snapshot to compare with, dashed.
         target: Name of the target.
         decades: The left axis spans so many powers of ten below and above 1.

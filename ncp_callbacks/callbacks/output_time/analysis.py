@@ -1,4 +1,4 @@
-"""Outputs over time: which step's input acts on which step's output, and from how long ago."""
+"""Measure which time step's input acts on which time step's output, and how much later."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ __all__ = ["OutputTime", "binned", "output_steps", "output_time"]
 
 @dataclass(frozen=True, eq=False)
 class OutputTime(ArrayResult):
-    """Influence of every input step on some output steps. As an array it is ``influence``.
+    """Hold the influence of every input step on some output steps.
+
+    As an array it is ``influence``. An input or output step is a time step of the sequence.
 
     Attributes:
         steps: ``(K,)``, the output steps.
         influence: ``(T, K)``, mean over sequences of ``sum_f |A|``, the attribution of the target
-            at an output step to the inputs of a step; in units of the target. NaN where no
-            sequence has both steps.
-        future_share: Share of inputs after an output in the influence on it; exactly 0 for a
-            model that is causal. NaN when nothing matters.
-        intervals_future_share: Likewise for the intervals, of which the one before step ``t``
-            belongs to it; None where the model takes none.
-        own_share: Share of an output's own step in the influence on it.
-        lag_by_step: ``(K,)``, mean number of steps from an input to an output after it, weighted by
-            influence.
-        lag: The same over all output steps.
-        lag_time: The same in units of time; None where intervals aren't known.
-        profile: ``(T,)``, influence by the number of steps between input and output: mean over
-            pairs of real steps and sequences, in shares that sum to 1 (all 0 when nothing matters;
-            NaN for lags that don't occur).
-        reach: Smallest number of steps within which 99 % of the influence on outputs lies; NaN
-            when nothing matters.
-        reach_time: The same in units of time; None where intervals aren't known.
-        time_edges: ``(N + 1,)``, bins of elapsed time; None where intervals aren't known.
-        time_profile: ``(N,)``, likewise by the time between input and output; NaN for bins in
-            which no pair is, and without the pairs that are in none.
+            at an output step to the inputs of a time step; in units of the target. NaN where no
+            sequence has both.
+        future_share: Share of the influence on outputs that comes from inputs after them; exactly 0
+            for a causal model. NaN if there is no influence.
+        future_share_time_delta: Share of the influence of ``time_delta`` on outputs that comes from
+            time steps after them, where the elapsed time before a time step belongs to it; None
+            where the model takes no ``time_delta``.
+        own_share: Share of an output's own time step in the influence on it.
+        lag_by_step: ``(K,)``, mean number of time steps from an input to an output after it,
+            weighted by influence.
+        lag: Mean number of time steps over all output steps.
+        lag_time: Mean elapsed time over all output steps; None without ``time_delta``.
+        profile: ``(T,)``, influence by the number of time steps between input and output: mean
+            over pairs of real time steps and sequences, in shares that sum to 1 (all 0 without
+            influence; NaN for lags that don't occur).
+        reach: Smallest number of time steps within which 99 % of the influence on outputs lies; NaN
+            without influence.
+        reach_time: Smallest such elapsed time; None without ``time_delta``.
+        time_edges: ``(N + 1,)``, bins of elapsed time; None without ``time_delta``.
+        time_profile: ``(N,)``, influence by the elapsed time between input and output, as
+            ``profile``; NaN for bins without pairs. Pairs outside of the bins are skipped.
         target: Name of the target.
-        sequences: How many sequences went in.
-        non_finite: How many were left out because of NaN or infinity.
-        estimates: ``strength``, ``future_share``, ``future_share_intervals``, ``own_share``,
-            ``mean_lag`` and ``mean_lag_time`` with their intervals over sequences, as far as they
-            are known.
+        sequences: Number of sequences.
+        non_finite: Number of sequences that were skipped: NaN or infinity.
+        estimates: ``strength``, ``future_share``, ``future_share_time_delta``, ``own_share``,
+            ``mean_lag`` and ``mean_lag_time`` as estimates over sequences, where they are known.
     """
 
     _plot = "plot_output_time"
@@ -55,7 +57,7 @@ class OutputTime(ArrayResult):
     steps: npt.NDArray[np.intp]
     influence: FloatArray
     future_share: float
-    intervals_future_share: float | None
+    future_share_time_delta: float | None
     own_share: float
     lag_by_step: FloatArray
     lag: float
@@ -75,9 +77,14 @@ class OutputTime(ArrayResult):
         return self.influence
 
 
-def binned(influence: FloatArray, most: int = 100) -> tuple[FloatArray, int]:
-    """``(bins, K)``, sums over so many successive input steps that there are ``most`` at most."""
-    size = -(-len(influence) // most)
+def binned(influence: FloatArray, max_bins: int = 100) -> tuple[FloatArray, int]:
+    """Return sums over successive input steps, ``(bins, K)``, and the number of steps in each.
+
+    Args:
+        influence: ``(T, K)``.
+        max_bins: Largest number of bins.
+    """
+    size = -(-len(influence) // max_bins)
     starts = np.arange(0, len(influence), size)
     known = np.isfinite(influence)
     total = np.add.reduceat(np.where(known, influence, 0.0), starts, axis=0)
@@ -85,39 +92,44 @@ def binned(influence: FloatArray, most: int = 100) -> tuple[FloatArray, int]:
     return np.where(there, total, np.nan), size
 
 
-def output_steps(mask: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.intp]:
-    """At most ``most`` steps spread over those that any sequence has, with the first and last."""
+def output_steps(mask: npt.NDArray[np.bool_], max_steps: int) -> npt.NDArray[np.intp]:
+    """Return time steps spread over those that any sequence has, with the first and last.
+
+    Args:
+        mask: ``(B, T)``, true at real time steps.
+        max_steps: Largest number of time steps.
+    """
     real = np.flatnonzero(mask.any(axis=0))
-    if len(real) <= most:
+    if len(real) <= max_steps:
         return real
-    return real[np.unique(np.round(np.linspace(0, len(real) - 1, most)).astype(np.intp))]
+    return real[np.unique(np.round(np.linspace(0, len(real) - 1, max_steps)).astype(np.intp))]
 
 
 def output_time(
     attributed: FloatArray,
     steps: npt.NDArray[np.intp],
     *,
-    intervals: FloatArray | None = None,
+    attributed_to_time_delta: FloatArray | None = None,
     time_delta: FloatArray | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
     time_limit: Callable[[float], float] = lambda reach: reach or 1.0,
     bins: int = 24,
     target: str = "prediction at each step",
 ) -> OutputTime:
-    """What of the target at each output step is owed to each input step, reduced over sequences.
+    """Return the attribution of each output step to each input step, reduced over sequences.
+
+    A sequence with NaN or infinity between real time steps is skipped and counted.
 
     Args:
         attributed: ``(K, B, T, F)``, attribution of the target at output step ``k``.
         steps: ``(K,)``, the output steps.
-        intervals: ``(K, B, T)``, that to the intervals.
-        time_delta: ``(B, T)``, the intervals themselves.
-        mask: ``(B, T)``, true at real steps.
-        time_limit: How far the bins of elapsed time go, given ``reach_time`` (0 when nothing
-            matters).
-        bins: How many.
+        attributed_to_time_delta: ``(K, B, T)``, its attribution to ``time_delta``.
+        time_delta: ``(B, T)``, the elapsed time before each time step.
+        mask: ``(B, T)``, true at real time steps.
+        time_limit: Returns the end of the bins of elapsed time for a ``reach_time`` (0 without
+            influence).
+        bins: Number of bins of elapsed time.
         target: Name of the target.
-
-    A sequence with NaN or infinity between real steps is left out and counted.
     """
     count, batch, total, _ = attributed.shape
     real = np.ones((batch, total), bool) if mask is None else np.asarray(mask, bool)
@@ -125,7 +137,11 @@ def output_time(
     both = real[None] & real[:, steps].T[:, :, None]
     with np.errstate(invalid="ignore"):
         strength = np.abs(attributed.astype(np.float64)).sum(axis=3)
-        by_time = None if intervals is None else np.abs(intervals.astype(np.float64))
+        by_time = (
+            None
+            if attributed_to_time_delta is None
+            else np.abs(attributed_to_time_delta.astype(np.float64))
+        )
     finite = (np.isfinite(strength) | ~both).all(axis=(0, 2))
     if by_time is not None:
         finite &= (np.isfinite(by_time) | ~both).all(axis=(0, 2))
@@ -180,7 +196,7 @@ def output_time(
     }
     if by_time is not None:
         own = np.where(both, by_time, 0.0)
-        estimates["future_share_intervals"] = Estimate.ratio(
+        estimates["future_share_time_delta"] = Estimate.ratio(
             of_each(own, both & (lag < 0)), of_each(own, both), SHARE
         )
     if time_delta is not None:
@@ -189,7 +205,7 @@ def output_time(
         steps=steps,
         influence=influence.T.astype(np.float32),
         future_share=share(strength, both & (lag < 0)),
-        intervals_future_share=None
+        future_share_time_delta=None
         if by_time is None
         else share(np.where(both, by_time, 0.0), both & (lag < 0)),
         own_share=share(strength, both & (lag == 0)),
@@ -209,7 +225,7 @@ def output_time(
 
 
 def _reach(weight: FloatArray, distance: npt.NDArray[Any], share: float = 0.99) -> float:
-    """Distance within which ``share`` of the weight lies; NaN where there is none."""
+    """Return the distance within which ``share`` of the weight lies; NaN where there is none."""
     if not weight.sum() > 0:
         return float("nan")
     order = np.argsort(distance, kind="stable")
@@ -222,7 +238,7 @@ def _profile(
     place: npt.NDArray[np.integer[Any]],
     count: int,
 ) -> FloatArray:
-    """Means by place, in shares."""
+    """Return means by place, in shares."""
     inside = (place >= 0) & (place < count)
     pairs = np.bincount(place[inside], minlength=count)
     total = np.bincount(place[inside], weights=strength[inside], minlength=count)

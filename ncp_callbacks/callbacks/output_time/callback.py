@@ -1,8 +1,8 @@
-"""Which step's input acts on which step's output."""
+"""Log which time step's input acts on which time step's output."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,62 +24,85 @@ from ...callback import (
     Callback,
     PairedChanges,
     non_finite_count,
-    scalar_with_ci,
     small_batch_note,
 )
 from ...model import NotApplicable
 from ...observation import Observation
-from ...records import Array, Figure, Note, Record, Scalar
+from ...records import Array, Figure, Note, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import SIZE, Estimate
 from ...target_values import TargetValues
 from ..gradient_attribution.plot import plot_feature_importance
+from ..record_log import RecordLog
 from .analysis import OutputTime as OutputTimeResult
 from .analysis import binned, output_steps, output_time
 from .plot import needed_share, plot_output_time
 
 __all__ = ["OutputTime"]
 
+_FUTURE = (
+    "Share of {what} after an output in the influence of {what} on it: exactly 0 for a model that "
+    "does not see the future"
+)
+_LAG = "Mean distance from an input to an output after it, weighted by influence; in {unit}"
+# Descriptions of the scalars.
+SCALARS = {
+    "sequences": "Number of held-out sequences",
+    "strength": "Mean absolute input × gradient of the {target}, summed over input time steps and "
+    "features, mean over output time steps; in units of the target",
+    "future_share": _FUTURE.format(what="inputs"),
+    "future_share_time_delta": _FUTURE.format(what="elapsed times"),
+    "own_share": "Share of an output's own time step in the influence of inputs on it: 1 no memory",
+    "mean_lag": _LAG.format(unit="time steps"),
+    "mean_lag_time": _LAG.format(unit="units of time_delta"),
+    "local_strength": "Mean absolute {method} of the {target} to the input of the same time step, "
+    "with the state before it held fixed, summed over features; in units of the target",
+    "local_error": "Difference between the attributions by every other step of the integral and by "
+    "all; 99th percentile over sequences, over the RMS norm of all. An upper estimate of the error",
+}
+_CHARTS = {"own_share", "mean_lag"}
+
 
 class OutputTime(Callback):
-    """For a model with an output at every step: which input steps act on which of them.
+    """Log which input time steps act on which outputs, for a model with one at every time step.
 
-    Input × gradient of the target at up to ``steps`` output steps, a gradient pass for each, of
-    ``max_sequences`` sequences. A recurrent network that runs forwards can't know the future, so
-    ``future_share`` is exactly 0 there: anything else is a leak, or a model that reads in both
-    directions.
+    It takes input × gradient of the target at up to ``max_output_steps`` output time steps, with a
+    gradient pass for each, of ``max_sequences`` sequences. A recurrent network that runs forwards
+    can't know the future, so its ``future_share`` is exactly 0. Any other value is a leak, or a
+    model that reads in both directions.
 
-    What of each output is attributed to the input of its own step is analysed for every step, by
-    one extra pass of two copies: with the states held fixed that the cells are given, an output
-    depends on its own step's input only. With ``local="integrated_gradients"`` it is the last
-    step's part in the integrated gradients of every prefix of a sequence, from the mean of each
-    feature, and takes ``n_steps`` such passes rather than as many for every prefix. A layer that
-    runs over the whole sequence by itself, such as ``nn.GRU``, doesn't allow that; a note says so,
-    and ``local`` is skipped.
+    The attribution of each output to the input of its own time step is computed for every time
+    step, by one extra pass of two copies: with the states that the cells receive held fixed, an
+    output depends on its own time step's input only. With ``local="integrated_gradients"`` it is
+    the last time step's part in the integrated gradients of every prefix of a sequence, from the
+    mean of each feature, and takes ``n_steps`` such passes rather than as many for every prefix. A
+    layer that runs over the whole sequence by itself, such as ``nn.GRU``, doesn't allow that: a
+    note says so, and ``local`` is skipped.
 
     ========================================= ====== =============================================
     Tag                                       Record What
     ========================================= ====== =============================================
-    ``output_time/matrix``                    image  influence, input step by output step; the same
-                                                     against how long ago it was
+    ``output_time/matrix``                    image  influence, input step by output step, and
+                                                     against how long before it was
     ``output_time/strength``                  scalar sum over input steps, mean over output steps
     ``output_time/future_share``              scalar share of influence from after the output
-    ``output_time/future_share_intervals``    scalar likewise of intervals after it
+    ``output_time/future_share_time_delta``   scalar share of influence of ``time_delta`` from
+                                                     after the output
     ``output_time/own_share``                 scalar share of influence from the output's own step
     ``output_time/mean_lag``                  scalar how many steps before the output, on average
-    ``output_time/mean_lag_time``             scalar the same in units of ``time_delta``
-    ``output_time/local``                     image  what of outputs is attributed to their own
-                                                     step's input, step by feature
+    ``output_time/mean_lag_time``             scalar elapsed time before the output, on average
+    ``output_time/local``                     image  attribution of outputs to their own step's
+                                                     input, time step by feature
     ``output_time/local_strength``            scalar mean over steps of its absolute value
-    ``output_time/local_error``               scalar with ``local="integrated_gradients"``: how
-                                                     far the maps by every other step of the
-                                                     integral are from those by all
-    ``output_time/mean_lag_change``           scalar change of ``mean_lag`` since the last look,
-                                                     paired on the same sequences
+    ``output_time/local_error``               scalar with ``local="integrated_gradients"``:
+                                                     difference of the maps by every other step
+                                                     of the integral from those by all
+    ``output_time/mean_lag_change``           scalar change of ``mean_lag`` since the previous
+                                                     snapshot, same sequences
     ``output_time/numbers_changed``           scalar how many of these changed beyond chance
-    ``output_time/sequences``                 scalar sequences that went in
-    ``output_time/nonfinite``                 scalar sequences left out because of NaN or infinity
+    ``output_time/sequences``                 scalar number of sequences
+    ``output_time/nonfinite``                 scalar number of skipped sequences: NaN or infinity
     ``_ncp/output_time_influence``            array  ``(T, K)``, the matrix; NaN where no sequence
                                                      has both steps
     ``_ncp/output_time_lag``                  array  ``(2, K)``, output steps, mean lag of each
@@ -91,19 +114,21 @@ class OutputTime(Callback):
     ========================================= ====== =============================================
 
     With another target than the prediction, ``output_time`` is followed by its name, as in
-    ``output_time_loss/matrix``; where in the sequence the monitor takes its target doesn't matter
-    here. A prediction is the largest output of each step. Numbers come with 95 % CIs over
-    sequences, which of fewer than 16, as by default, are unreliable.
+    ``output_time_loss/matrix``. The time step at which the monitor takes its target has no effect
+    here. A prediction is the largest output of each time step. Numbers come with 95 % CIs over
+    sequences, which are unreliable for fewer than 16 sequences, as by default.
 
     Args:
-        steps: How many output steps, spread over the sequence.
-        local: The method that attributes outputs to their own step's input:
+        max_output_steps: Largest number of output time steps, spread over the sequence.
+        local: The method that attributes outputs to their own time step's input:
             ``"input_x_gradient"``, which True also is, ``"integrated_gradients"``, or an object of
-            either class; False: skip it.
-        every, name, max_sequences: See :class:`Callback`.
+            either class; False to skip it.
+        every: See :class:`Callback`.
+        name: See :class:`Callback`.
+        max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than 2 ``steps``, or another ``local``.
+        ValueError: For fewer than 2 ``max_output_steps``, or another ``local``.
     """
 
     default_name = "output_time"
@@ -112,7 +137,7 @@ class OutputTime(Callback):
     def __init__(
         self,
         *,
-        steps: int = 32,
+        max_output_steps: int = 32,
         local: bool | str | AttributionMethod = True,
         every: ScheduleLike | None = None,
         name: str | None = None,
@@ -120,9 +145,12 @@ class OutputTime(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            raise ValueError(f"steps={steps!r}: give a whole number of at least 2")
-        self._steps, self._local = steps, _local_method(local)
+        whole = isinstance(max_output_steps, int) and not isinstance(max_output_steps, bool)
+        if not whole or max_output_steps < 2:
+            raise ValueError(
+                f"max_output_steps={max_output_steps!r}: pass a whole number of at least 2"
+            )
+        self._max_output_steps, self._local = max_output_steps, _local_method(local)
         names = ("influence", "share", "lag", "time", "local")
         self._limits = {name: AxisLimit() for name in names}
         self._changes = PairedChanges()
@@ -133,109 +161,30 @@ class OutputTime(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._limits = {name: AxisLimit(float(v)) for name, v in state["limits"].items()}
-        self._changes.load_state_dict(state.get("changes", {}))
+        self._changes.load_state_dict(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        named = observation.every_step
-        if named is None:
-            why = "the model gives one output per sequence, so there are none over time"
-            if observation.outputs.ndim == 3:
-                why = (
-                    "target= is a function of all outputs, so there is none of a step: give "
-                    "'prediction', 'loss' or an output's index"
-                )
-            raise NotApplicable(why)
-        if observation.inputs.shape[1] < 2:
-            raise NotApplicable("the held-out sequences have one step")
-        target, slug = named
-        group = self.name + slug
-        result = self._over_time(observation, target)
+        target, slug = _every_step_target(observation)
+        log = RecordLog(self.name + slug, SCALARS, charts=_CHARTS, target=target)
+        result = _influence(
+            observation, target, self._max_output_steps, self._limits["time"].covering
+        )
         if result.sequences:
             yield from small_batch_note(observation)
-            yield from self._numbers(result, group)
-            yield from self._changes.compare(group, result.estimates, observation, "mean_lag")
-            yield self._matrix(result, group, observation)
-            yield from self._arrays(result, group)
-            if self._local is not None:
-                yield from self._own_step(observation, group, target, self._local)
-        yield from non_finite_count(
-            group, result.non_finite, "sequences", "their attribution had NaN or infinity"
-        )
-
-    def _over_time(self, observation: Observation, target: str) -> OutputTimeResult:
-        real = observation.held_out.mask_array
-        steps = output_steps(real, self._steps)
-        seen = observation.at_steps(steps.tolist())
-        assert seen.input_gradient is not None
-        with np.errstate(invalid="ignore", over="ignore"):
-            attributed = observation.inputs[None] * seen.input_gradient
-            if observation.held_out.tokens:
-                attributed = attributed.sum(axis=-1, keepdims=True)
-            intervals = None
-            if seen.time_gradient is not None and observation.time_delta is not None:
-                intervals = observation.time_delta[None] * seen.time_gradient
-        return output_time(
-            attributed,
-            steps,
-            intervals=intervals,
-            time_delta=observation.time_delta,
-            mask=observation.mask,
-            time_limit=self._limits["time"].covering,
-            target=target,
-        )
-
-    def _numbers(self, result: OutputTimeResult, group: str) -> Iterator[Record | Note]:
-        strength = float(np.nansum(result.influence, axis=0).mean())
-        yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences that went in")
-        numbers = result.estimates
-        yield scalar_with_ci(
-            f"{group}/strength",
-            strength,
-            numbers["strength"],
-            f"Mean absolute input × gradient of the {result.target}, summed over input steps and "
-            "features, mean over output steps; in units of the target",
-        )
-        for name, value, what in (
-            ("future_share", result.future_share, "inputs"),
-            ("future_share_intervals", result.intervals_future_share, "intervals"),
-        ):
-            if value is not None and np.isfinite(value):
-                yield scalar_with_ci(
-                    f"{group}/{name}",
-                    value,
-                    numbers[name],
-                    f"Share of {what} after an output in the influence of {what} on it: exactly 0 "
-                    "for a model that doesn't see the future",
-                )
-                if value > 0:
-                    yield Note(
-                        f"{group}: outputs depend on {what} of later steps; {group}/{name} is "
-                        "their share. A model that reads in both directions does so, one that is "
-                        "to predict must not"
-                    )
-        if np.isfinite(result.own_share):
-            yield scalar_with_ci(
-                f"{group}/own_share",
-                result.own_share,
-                numbers["own_share"],
-                "Share of an output's own step in the influence of inputs on it: 1 no memory",
-                chart=True,
+            _log_numbers(log, result)
+            log.records += self._changes.compare(
+                log.group, result.estimates, observation, "mean_lag"
             )
-        for name, lag, unit in (
-            ("mean_lag", result.lag, "steps"),
-            ("mean_lag_time", result.lag_time, "units of time_delta"),
-        ):
-            if lag is not None and np.isfinite(lag):
-                yield scalar_with_ci(
-                    f"{group}/{name}",
-                    lag,
-                    numbers[name],
-                    f"Mean distance from an input to an output after it, weighted by influence; in "
-                    f"{unit}",
-                    chart=name == "mean_lag",
-                )
+            log.records.append(self._matrix(log.group, result, observation.step))
+            _log_arrays(log, result)
+            if self._local is not None:
+                _log_own_step(log, observation, self._local, self._limits["local"])
+        yield from log.records
+        yield from non_finite_count(
+            log.group, result.non_finite, "sequences", "their attribution had NaN or infinity"
+        )
 
-    def _matrix(self, result: OutputTimeResult, group: str, observation: Observation) -> Record:
+    def _matrix(self, group: str, result: OutputTimeResult, step: int) -> Figure:
         limits, (influence, _) = self._limits, binned(result.influence)
         lag = limits["lag"].covering(result.reach)
         profiles = [needed_share(result, lag)]
@@ -249,75 +198,146 @@ class OutputTime(Callback):
                 "limit": limits["influence"].covering(float(np.nanmax(influence))),
                 "share": limits["share"].covering(max(profiles)),
                 "lag": lag,
-                "step": observation.step,
+                "step": step,
             },
-            f"Mean absolute input × gradient of the {result.target}, input step by output step; "
-            "the line is the mean lag. Right: the same against how long before the output the "
-            "input was. Below the diagonal is the past.",
+            f"Mean absolute input × gradient of the {result.target}, input time step by output "
+            "time step; the line is the mean lag. Right: shares against how long before the output "
+            "the input was. Below the diagonal is the past.",
         )
 
-    def _arrays(self, result: OutputTimeResult, group: str) -> Iterator[Record]:
-        yield Array(f"_ncp/{group}_influence", result.influence)
-        yield Array(f"_ncp/{group}_lag", np.stack([result.steps, result.lag_by_step]))
-        yield Array(f"_ncp/{group}_profile", result.profile)
-        if result.time_edges is not None and result.time_profile is not None:
-            by_time = np.stack([result.time_edges[:-1], result.time_profile])
-            yield Array(f"_ncp/{group}_time_profile", by_time)
 
-    def _own_step(
-        self, observation: Observation, group: str, target: str, method: AttributionMethod
-    ) -> Iterator[Record | Note]:
-        left_out = f"{group}/local is left out: "
-        try:
-            found, error, mixed = _to_own_steps(observation, method)
-        except NotApplicable as reason:
-            yield Note(f"{left_out}{reason}")
-            return
-        if mixed:
-            yield Note(
-                f"{left_out}outputs depend on the inputs of other steps even with the states of "
-                "the recurrent cells held fixed"
+def _every_step_target(observation: Observation) -> tuple[str, str]:
+    """Return name and end of tags of the target at every time step.
+
+    Raises:
+        NotApplicable: If there is none.
+    """
+    if observation.every_step is None:
+        if observation.outputs.ndim == 3:
+            raise NotApplicable(
+                "target= is a function of all outputs, so no time step has a target of its own: "
+                "pass 'prediction', 'loss' or an output's index"
             )
-            return
+        raise NotApplicable("the model has one output per sequence, so there are none over time")
+    if observation.inputs.shape[1] < 2:
+        raise NotApplicable("the held-out sequences have one step")
+    return observation.every_step
+
+
+def _influence(
+    observation: Observation,
+    target: str,
+    max_output_steps: int,
+    time_limit: Callable[[float], float],
+) -> OutputTimeResult:
+    """Return the influence of input time steps on output time steps, by input × gradient."""
+    steps = output_steps(observation.held_out.mask_array, max_output_steps)
+    found = observation.at_steps(steps.tolist())
+    assert found.input_gradient is not None
+    with np.errstate(invalid="ignore", over="ignore"):
+        attributed = observation.inputs[None] * found.input_gradient
         if observation.held_out.tokens:
-            found = replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
-        result = summarize(
-            found,
-            mask=observation.mask,
-            target=f"{target}, own input",
-            feature_names=observation.held_out.feature_names,
-        )
-        if not result.sequences:
-            return
-        if error is not None and np.isfinite(error).any():
-            yield Scalar(
-                f"{group}/local_error",
-                float(np.quantile(error[np.isfinite(error)], 0.99)),
-                "How far the attribution by every other step of the integral is from that by all; "
-                "99th percentile over sequences, over the RMS norm of all. An upper estimate of "
-                "its error",
+            attributed = attributed.sum(axis=-1, keepdims=True)
+        to_time_delta = None
+        if found.time_gradient is not None and observation.time_delta is not None:
+            to_time_delta = observation.time_delta[None] * found.time_gradient
+    return output_time(
+        attributed,
+        steps,
+        attributed_to_time_delta=to_time_delta,
+        time_delta=observation.time_delta,
+        mask=observation.mask,
+        time_limit=time_limit,
+        target=target,
+    )
+
+
+def _log_numbers(log: RecordLog, result: OutputTimeResult) -> None:
+    log.scalar("sequences", result.sequences)
+    estimates = result.estimates
+    strength = float(np.nansum(result.influence, axis=0).mean())
+    log.scalar("strength", strength, estimates["strength"])
+    for name, share, what in (
+        ("future_share", result.future_share, "inputs"),
+        ("future_share_time_delta", result.future_share_time_delta, "elapsed times"),
+    ):
+        if share is not None and np.isfinite(share):
+            log.scalar(name, share, estimates[name])
+            if share > 0:
+                log.note(
+                    f"outputs depend on {what} of later steps; {log.group}/{name} is their share. "
+                    "A model that reads in both directions does so; a model that predicts must not"
+                )
+    for name, value in (
+        ("own_share", result.own_share),
+        ("mean_lag", result.lag),
+        ("mean_lag_time", result.lag_time),
+    ):
+        if value is not None and np.isfinite(value):
+            log.scalar(name, value, estimates[name])
+
+
+def _log_arrays(log: RecordLog, result: OutputTimeResult) -> None:
+    arrays = {
+        "influence": result.influence,
+        "lag": np.stack([result.steps, result.lag_by_step]),
+        "profile": result.profile,
+    }
+    if result.time_edges is not None and result.time_profile is not None:
+        arrays["time_profile"] = np.stack([result.time_edges[:-1], result.time_profile])
+    log.records += [Array(f"_ncp/{log.group}_{name}", array) for name, array in arrays.items()]
+
+
+def _log_own_step(
+    log: RecordLog, observation: Observation, method: AttributionMethod, limit: AxisLimit
+) -> None:
+    """Log the attribution of each output to the input of its own time step."""
+    target = log.words["target"]
+    skipped = f"{log.group}/local is skipped: "
+    try:
+        found, error, mixed = _to_own_steps(observation, method)
+    except NotApplicable as reason:
+        log.records.append(Note(f"{skipped}{reason}"))
+        return
+    if mixed:
+        log.records.append(
+            Note(
+                f"{skipped}outputs depend on the inputs of other steps even with the states of the "
+                "recurrent cells held fixed"
             )
-        there = observation.held_out.mask_array.any(0)
-        yield scalar_with_ci(
-            f"{group}/local_strength",
-            float(result.importance.sum(axis=1)[there].mean()),
-            Estimate.mean(result.by_sequence.sum(axis=1) / there.sum(), SIZE),
-            f"Mean absolute {method.label} of the {target} to the input of the same step, with the "
-            "state before it held fixed, summed over features; in units of the target",
         )
-        yield Figure(
-            f"{group}/local",
+        return
+    if observation.held_out.tokens:
+        found = replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
+    result = summarize(
+        found,
+        mask=observation.mask,
+        target=f"{target}, own input",
+        feature_names=observation.held_out.feature_names,
+    )
+    if not result.sequences:
+        return
+    if error is not None and np.isfinite(error).any():
+        log.scalar("local_error", float(np.quantile(error[np.isfinite(error)], 0.99)))
+    real = observation.held_out.mask_array.any(0)
+    strength = float(result.importance.sum(axis=1)[real].mean())
+    estimate = Estimate.mean(result.by_sequence.sum(axis=1) / real.sum(), SIZE)
+    log.scalar("local_strength", strength, estimate, method=method.label)
+    log.records.append(
+        Figure(
+            f"{log.group}/local",
             plot_feature_importance,
             result,
             {
-                "limit": self._limits["local"].covering(float(np.abs(result.signed).max())),
+                "limit": limit.covering(float(np.abs(result.signed).max())),
                 "step": observation.step,
             },
-            f"{method.title} of the {target} to the input of the same step, with "
-            "the state before it held fixed: orange raises it, purple lowers it. Bars: share of "
-            "each feature in the mean absolute value.",
+            f"{method.title} of the {target} to the input of the same time step, with the state "
+            "before it held fixed: orange raises it, purple lowers it. Bars: share of each feature "
+            "in the mean absolute value.",
         )
-        yield Array(f"_ncp/{group}_local", result.importance)
+    )
+    log.records.append(Array(f"_ncp/{log.group}_local", result.importance))
 
 
 def _local_method(local: bool | str | AttributionMethod) -> AttributionMethod | None:
@@ -335,15 +355,15 @@ def _local_method(local: bool | str | AttributionMethod) -> AttributionMethod | 
 def _to_own_steps(
     observation: Observation, method: AttributionMethod
 ) -> tuple[Attribution, FloatArray | None, bool]:
-    """Attribute each step's output to its own input.
+    """Attribute each time step's output to its own input.
 
-    The whole of each prefix of a sequence moves from the baseline, and of its attribution the last
-    step is kept. A recurrent network that runs forwards has all prefixes in one pass: the states
-    before each step are those of the pass, and only the step itself need be differentiated.
+    The whole of each prefix of a sequence moves from the baseline, and the last time step of its
+    attribution is kept. A recurrent network that runs forwards has all prefixes in one pass: the
+    states before each time step are those of the pass, and only the step itself is differentiated.
 
     Returns:
-        The attribution; of integrated gradients, ``(B,)``, an estimate of its error; and True where
-        outputs depend on the inputs of other steps all the same.
+        The attribution; for integrated gradients an estimate of its error, ``(B,)``, else None; and
+        True where outputs depend on the inputs of other time steps all the same.
     """
     mixed = False
 

@@ -1,4 +1,4 @@
-"""Influence of input time steps on output time steps, as a map, and how long it lasts."""
+"""Draw the influence of input time steps on output time steps, and how long it lasts."""
 
 from __future__ import annotations
 
@@ -42,19 +42,20 @@ def plot_output_time(
     lag: float | None = None,
     step: int | None = None,
 ) -> None:
-    """Draw which input time step acts on which output time step, and from how long ago.
+    """Draw which input time step acts on which output time step, and how much later.
 
     Left: mean over sequences of the absolute attribution, from dark (0) to yellow (``limit``);
     time runs to the right and upwards, so that the past of an output is below the diagonal. The
-    line is the mean lag before each output. What no sequence has is grey. Right: shares of
-    influence against the number of steps and the time between input and output. Above 100 steps,
-    rows of the map are sums of equally many steps.
+    line is the mean lag before each output. Time steps that no sequence has are grey. Right: shares
+    of influence against the number of time steps and the elapsed time between input and output.
+    Above 100 time steps, rows of the map are sums of equally many time steps.
 
     Args:
-        result: What to draw.
+        page: The page to draw on.
+        result: The influence.
         limit: Colours span 0 to ``limit``, in units of the target.
         share: The profiles span 0 to ``share``.
-        lag: How many steps back the first profile goes; None: to where 99 % of influence lies.
+        lag: Number of time steps that the first profile spans; None for 99 % of the influence.
         step: Training step, for the title.
 
     Raises:

@@ -1,16 +1,16 @@
-"""Time constants of liquid and other recurrent cells.
+"""Compute time constants of liquid and other recurrent cells.
 
-Of an LTC, from its parameters, inputs and states::
+Those of an LTC come from its parameters, inputs and states::
 
     tau, v_inf = system_time_constants(parameters, inputs, states)      # (N, F), (N, H) -> (N, H)
 
-Of a CfC, from the rate of its gate, ``d logit(z) / d interval``; of any cell, from the diagonal of
-the Jacobian of a step::
+Those of a CfC come from the rate of its gate, ``d logit(z) / d elapsed time``, and those of any
+cell from the diagonal of the Jacobian of a step::
 
     tau = gate_time_constants(rate)
-    tau = effective_time_constants(diagonal, interval)
+    tau = effective_time_constants(diagonal, time_delta)
 
-All are in the unit of the intervals, and become a result with what there is to say of them::
+All are in the unit of ``time_delta``. Their quantiles are in a result::
 
     found = unit_time_constants(tau, kind="system", mask=mask)               # (S, T, H)
     found.quantiles, found.unit_median
@@ -50,27 +50,36 @@ __all__ = [
 
 KINDS = {
     "system": "capacitance over total conductance of a neuron of the LTC",
-    "gate": "1 / |d logit(z) / d interval| of a unit's gate of the CfC",
+    "gate": "1 / |d logit(z) / d elapsed time| of a unit's gate of the CfC",
     "decay": "1 / (|w_tau| + |ff1|) of a unit of the CfC",
-    "effective": "-interval / ln |d h'_i / d h_i| of a unit",
+    "effective": "-elapsed time / ln |d h'_i / d h_i| of a unit",
 }
 SHARES = (0.1, 0.5, 0.9)
-# Conductances of so many synapses are held at once.
+# Largest number of conductances of synapses held at once.
 _AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
 class LTCParameters:
-    """What an LTC cell computes with: constraints and masks applied, in float64.
+    """Hold the parameters of an LTC cell in float64, with constraints and masks applied.
 
-    ``F`` inputs and ``H`` neurons; synapses are ``(source, target)``.
+    There are ``F`` inputs and ``H`` neurons; synapses are ``(source, target)``.
 
     Attributes:
-        gleak, vleak, cm: ``(H,)``, leak conductance, resting potential, capacitance.
-        w, sigma, mu, erev: ``(H, H)``, synapses between neurons; ``w`` is 0 where there is none.
-        sensory_w, sensory_sigma, sensory_mu, sensory_erev: ``(F, H)``, likewise from inputs.
-        input_w, input_b: ``(F,)``, map of the inputs.
-        unfolds: Sub-steps in a step.
+        gleak: ``(H,)``, leak conductance.
+        vleak: ``(H,)``, resting potential.
+        cm: ``(H,)``, capacitance.
+        w: ``(H, H)``, largest conductance of synapses between neurons; 0 where there is none.
+        sigma: ``(H, H)``, steepness of their opening.
+        mu: ``(H, H)``, potential of the source at which they are half open.
+        erev: ``(H, H)``, reversal potential.
+        sensory_w: ``(F, H)``, as ``w``, for synapses from inputs.
+        sensory_sigma: ``(F, H)``, as ``sigma``, for synapses from inputs.
+        sensory_mu: ``(F, H)``, as ``mu``, for synapses from inputs.
+        sensory_erev: ``(F, H)``, as ``erev``, for synapses from inputs.
+        input_w: ``(F,)``, factors of the map of the inputs.
+        input_b: ``(F,)``, offsets of the map of the inputs.
+        unfolds: Number of sub-steps in a step.
         epsilon: Added to each neuron's total conductance.
     """
 
@@ -92,14 +101,21 @@ class LTCParameters:
 
     @property
     def units(self) -> int:
+        """Number of neurons, ``H``."""
         return len(self.cm)
 
     @property
     def inputs(self) -> int:
+        """Number of inputs, ``F``."""
         return len(self.sensory_w)
 
     def opening(self, values: FloatArray, *, sensory: bool) -> FloatArray:
-        """``(N, sources)`` inputs or states to ``(N, sources, H)`` conductances of synapses."""
+        """Return the conductances of synapses, ``(N, sources, H)``.
+
+        Args:
+            values: ``(N, sources)``, inputs or states.
+            sensory: True for synapses from inputs.
+        """
         values = np.asarray(values, np.float64)
         if sensory:
             values = values * self.input_w + self.input_b
@@ -111,27 +127,27 @@ class LTCParameters:
 
 
 def sigmoid(values: FloatArray) -> FloatArray:
-    """``1 / (1 + exp(-x))`` without overflow."""
+    """Return ``1 / (1 + exp(-x))`` without overflow."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))
 
 
 def ltc_pieces(parameters: LTCParameters, rows: int) -> Iterator[slice]:
-    """Slices of the rows, of as many as fit into memory with all their synapses."""
+    """Yield slices of the rows, each of as many as fit into memory with all their synapses."""
     synapses = parameters.units * (parameters.units + parameters.inputs)
-    most = max(1, _AT_ONCE // max(1, synapses))
-    for start in range(0, rows, most):
-        yield slice(start, start + most)
+    size = max(1, _AT_ONCE // max(1, synapses))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
 
 
 def membrane(
     parameters: LTCParameters, inputs: FloatArray, states: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Total conductance ``G`` and drive of each neuron, both ``(N, H)``.
+    """Return total conductance ``G`` and drive of each neuron, both ``(N, H)``.
 
-    They say all of a neuron's present: ``cm dv/dt = drive - G v``.
+    They determine how a neuron moves: ``cm dv/dt = drive - G v``.
 
     Args:
-        parameters: The cell's.
+        parameters: Parameters of the cell.
         inputs: ``(N, F)``.
         states: ``(N, H)``.
     """
@@ -152,25 +168,37 @@ def membrane(
 
 
 def ltc_step(
-    parameters: LTCParameters, inputs: FloatArray, states: FloatArray, intervals: FloatArray
+    parameters: LTCParameters, inputs: FloatArray, states: FloatArray, time_delta: FloatArray
 ) -> FloatArray:
-    """``(N, H)``, states after one step of ``intervals`` ``(N,)``, by the fused Euler method.
+    """Return the states after one step, ``(N, H)``, by the fused Euler method.
+
+    Args:
+        parameters: Parameters of the cell.
+        inputs: ``(N, F)``.
+        states: ``(N, H)``, states before the step.
+        time_delta: ``(N,)``, elapsed time of the step.
 
     Source: Lechner et al. 2020, equation 3 (doi 10.1038/s42256-020-00237-3).
     """
-    *_, (states, _, _) = ltc_sub_steps(parameters, inputs, states, intervals)
+    *_, (states, _, _) = ltc_sub_steps(parameters, inputs, states, time_delta)
     return states
 
 
 def ltc_sub_steps(
-    parameters: LTCParameters, inputs: FloatArray, states: FloatArray, intervals: FloatArray
+    parameters: LTCParameters, inputs: FloatArray, states: FloatArray, time_delta: FloatArray
 ) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
-    """States ``(N, H)`` after each sub-step, with the conductance and the drive it took.
+    """Yield the states ``(N, H)`` after each sub-step, with its conductance and drive.
 
-    Both are those of its beginning; see :func:`membrane`.
+    Conductance and drive are those at the beginning of the sub-step; see :func:`membrane`.
+
+    Args:
+        parameters: See :func:`ltc_step`.
+        inputs: See :func:`ltc_step`.
+        states: See :func:`ltc_step`.
+        time_delta: See :func:`ltc_step`.
     """
     states = np.asarray(states, np.float64)
-    sub_step = np.asarray(intervals, np.float64)[:, None] / parameters.unfolds
+    sub_step = np.asarray(time_delta, np.float64)[:, None] / parameters.unfolds
     for _ in range(parameters.unfolds):
         conductance, drive = membrane(parameters, inputs, states)
         states = (parameters.cm * states + sub_step * drive) / (
@@ -182,13 +210,15 @@ def ltc_sub_steps(
 def system_time_constants(
     parameters: LTCParameters, inputs: FloatArray, states: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Time constant and equilibrium of each neuron, both ``(N, H)``.
+    """Return time constant and equilibrium of each neuron, both ``(N, H)``.
 
     With its synapses held open as they are, a neuron moves towards ``v_inf`` with the time
     constant ``tau``: ``dv/dt = (v_inf - v) / tau``.
 
     Args:
-        parameters, inputs, states: As for :func:`membrane`.
+        parameters: Parameters of the cell.
+        inputs: ``(N, F)``.
+        states: ``(N, H)``.
 
     Source: Lechner et al. 2020, equation 2; tau_sys of Hasani et al. 2021 (doi
     10.1609/aaai.v35i9.16936).
@@ -199,7 +229,9 @@ def system_time_constants(
 
 
 def time_constant_bounds(parameters: LTCParameters) -> tuple[FloatArray, FloatArray]:
-    """``(H,)`` each, the smallest and largest that ``tau`` can be: all synapses open, all closed.
+    """Return the smallest and largest possible ``tau``, ``(H,)`` each.
+
+    It is smallest where all synapses are open, and largest where all are closed.
 
     Source: Hasani et al. 2021, theorem 1.
     """
@@ -210,15 +242,20 @@ def time_constant_bounds(parameters: LTCParameters) -> tuple[FloatArray, FloatAr
 
 
 def gate_time_constants(rate: FloatArray) -> FloatArray:
-    """``1 / |rate|``; infinity for a gate that time doesn't move."""
+    """Return ``1 / |rate|``; infinity for a gate that time does not move."""
     with np.errstate(divide="ignore"):
         return np.asarray(1.0 / np.abs(np.asarray(rate, np.float64)))
 
 
 def half_times(rate: FloatArray, offset: FloatArray) -> FloatArray:
-    """Interval after which a gate ``sigmoid(rate interval + offset)`` is half open.
+    """Return the elapsed time after which a gate is half open.
 
-    NaN where it is half open after no interval above 0.
+    The gate is ``sigmoid(rate elapsed + offset)``. The result is NaN where it is half open after no
+    elapsed time above 0.
+
+    Args:
+        rate: Rates of the gates.
+        offset: Offsets of the gates, of a shape that broadcasts with ``rate``.
     """
     rate, offset = np.asarray(rate, np.float64), np.asarray(offset, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -226,33 +263,51 @@ def half_times(rate: FloatArray, offset: FloatArray) -> FloatArray:
     return np.where(np.isfinite(times) & (times > 0), times, np.nan)
 
 
-def effective_time_constants(diagonal: FloatArray, intervals: FloatArray) -> FloatArray:
-    """``-interval / ln |d|``: how long a change of a unit would last if it kept it to itself.
+def effective_time_constants(diagonal: FloatArray, time_delta: FloatArray) -> FloatArray:
+    """Return ``-time_delta / ln |d|``, how long a unit by itself would remember a change.
 
     Args:
         diagonal: ``(..., H)``, ``d h'_i / d h_i`` of a step.
-        intervals: ``(...)``, the interval of the step.
+        time_delta: ``(...)``, elapsed time of the step.
 
     Returns:
-        ``(..., H)``: 0 where nothing of a change is left, infinity where it doesn't fade
-        (``|d| >= 1``), NaN where the derivative is not finite or the interval not above 0.
+        ``(..., H)``: 0 where nothing of a change is left, infinity where it does not fade
+        (``|d| >= 1``), NaN where the derivative is not finite or the elapsed time not above 0.
     """
     kept = np.abs(np.asarray(diagonal, np.float64))
-    dt = np.asarray(intervals, np.float64)[..., None]
+    dt = np.asarray(time_delta, np.float64)[..., None]
     with np.errstate(divide="ignore", invalid="ignore"):
         times = np.where(kept < 1, -dt / np.log(kept), np.inf)
     return np.where(np.isfinite(kept) & np.isfinite(dt) & (dt > 0), times, np.nan)
 
 
-def explained_by(values: FloatArray, basis: FloatArray) -> tuple[float, float]:
-    """How well ``values`` are ``c + d basis`` with ``c`` and ``d`` of each column.
+def typical_times(
+    real: npt.NDArray[np.bool_], time_delta: FloatArray | None
+) -> tuple[float, float]:
+    """Return median elapsed time of a step and median duration of a sequence, both above 0.
 
     Args:
-        values, basis: ``(K, N)``, ``K`` at least 3.
+        real: ``(S, T)``, true at real time steps.
+        time_delta: ``(S, T)``, the elapsed time before each time step; None for 1 each.
+    """
+    delta = np.ones(real.shape) if time_delta is None else time_delta
+    known = real & np.isfinite(delta) & (delta > 0)
+    if not known.any():
+        return 1.0, 1.0
+    durations = np.where(known, delta, 0.0).sum(axis=1)
+    return float(np.median(delta[known])), float(np.median(durations[durations > 0]))
+
+
+def explained_by(values: FloatArray, basis: FloatArray) -> tuple[float, float]:
+    """Return the residuals of ``values`` fitted by ``c + d basis``, column by column.
+
+    Args:
+        values: ``(K, N)``, ``K`` at least 3.
+        basis: ``(K, N)``.
 
     Returns:
         The sum of the squared residuals, and the largest residual as a share of the largest
-        absolute value, NaN where there is none. Columns that are not finite don't count.
+        absolute value, NaN where there is none. Columns that are not finite are skipped.
     """
     values, basis = np.asarray(values, np.float64), np.asarray(basis, np.float64)
     known = np.isfinite(values).all(axis=0) & np.isfinite(basis).all(axis=0)
@@ -269,20 +324,22 @@ def explained_by(values: FloatArray, basis: FloatArray) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class UnitTimeConstants(ArrayResult):
-    """Time constants of the units of a cell. As an array they are ``values``.
+    """Hold the time constants of the units of a cell. As an array they are ``values``.
 
     Attributes:
-        values: ``(S, T, H)``, in units of the intervals; NaN where there is none: at padding, at
-            steps that were not looked at, and where one came out as NaN.
-        kind: Which ones, see :data:`KINDS`.
-        quantiles: ``(3,)``, 10 %, 50 % and 90 % of them over units, steps and sequences; infinity
-            counts as larger than all others. NaN where there are none.
-        unit_low, unit_median, unit_high: ``(H,)``, the same of each unit over steps and sequences.
+        values: ``(S, T, H)``, in units of ``time_delta``; NaN where there is none: at padding, at
+            time steps that were not analysed, and where one came out as NaN.
+        kind: One of :data:`KINDS`.
+        quantiles: ``(3,)``, 10 %, 50 % and 90 % quantile over units, time steps and sequences;
+            infinity counts as larger than all others. NaN where there are no values.
+        unit_low: ``(H,)``, 10 % quantile of each unit over time steps and sequences.
+        unit_median: ``(H,)``, median of each unit over time steps and sequences.
+        unit_high: ``(H,)``, 90 % quantile of each unit over time steps and sequences.
         variation: Median over units of ``unit_high / unit_low``: 1 for a cell whose time constants
             are fixed. NaN where there are none.
         endless: Share of values that are infinite; NaN where there are none.
-        known: How many values there are, infinite ones among them.
-        non_finite: How many came out as NaN at real steps that were looked at.
+        known: Number of values, infinite ones included.
+        non_finite: Number of values that came out as NaN at real time steps that were analysed.
         cell: Name of the recurrent cell.
     """
 
@@ -306,7 +363,7 @@ class UnitTimeConstants(ArrayResult):
 
     @property
     def over_time(self) -> FloatArray:
-        """``(T, H)``, median over sequences at each step, the smaller of two; NaN without any."""
+        """``(T, H)``, median over sequences at each time step, the smaller of two; NaN if none."""
         ordered = np.sort(self.values, axis=0)  # NaN come last.
         count = (~np.isnan(ordered)).sum(axis=0)
         found: FloatArray = np.full(count.shape, np.nan)
@@ -316,7 +373,10 @@ class UnitTimeConstants(ArrayResult):
         return found
 
     def estimates(self) -> dict[str, Estimate]:
-        """``<kind>_q<percent>``, ``variation`` and ``endless``, with intervals over sequences."""
+        """Return estimates over sequences, by name.
+
+        The names are ``<kind>_q<percent>``, ``variation`` and ``endless``.
+        """
         sequence = np.broadcast_to(np.arange(len(self.values))[:, None, None], self.values.shape)
         known = ~np.isnan(self.values)
         quantiles = quantile_estimates(self.values[known], sequence[known], SHARES)
@@ -324,8 +384,8 @@ class UnitTimeConstants(ArrayResult):
             f"{self.kind}_q{round(100 * share)}": quantile
             for share, quantile in zip(SHARES, quantiles, strict=True)
         }
-        left_out = _variation_without_each(self.values)
-        found["variation"] = Estimate.jackknife(self.variation, left_out, SIZE)
+        without_each = _variation_without_each(self.values)
+        found["variation"] = Estimate.jackknife(self.variation, without_each, SIZE)
         found["endless"] = Estimate.ratio(
             np.isinf(self.values).sum(axis=(1, 2)), known.sum(axis=(1, 2)), SHARE
         )
@@ -333,7 +393,7 @@ class UnitTimeConstants(ArrayResult):
 
 
 def _variation_without_each(values: FloatArray) -> FloatArray:
-    """``(S,)``, the variation without each sequence."""
+    """Return the variation without each sequence, ``(S,)``."""
     count, units = len(values), values.shape[2]
     sequence = np.repeat(np.arange(count), values.shape[1])
     low, high = np.full((2, count, units), np.nan)
@@ -360,22 +420,22 @@ def unit_time_constants(
     mask: npt.NDArray[np.bool_] | None = None,
     cell: str = "cell",
 ) -> UnitTimeConstants:
-    """Time constants ``(S, T, H)`` with their quantiles.
+    """Return time constants with their quantiles.
 
     Args:
-        values: Of each sequence, step and unit.
+        values: ``(S, T, H)``, of each sequence, time step and unit.
         kind: One of :data:`KINDS`.
-        mask: ``(S, T)``, true at the steps that count.
+        mask: ``(S, T)``, true at the time steps that count.
         cell: Name of the recurrent cell.
 
     Raises:
         ValueError: For another kind or shape.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is unknown: give one of {', '.join(map(repr, KINDS))}")
+        raise ValueError(f"kind={kind!r} is unknown: pass one of {', '.join(map(repr, KINDS))}")
     values = np.array(values, np.float64)
     if values.ndim != 3:
-        raise ValueError(f"values have shape {values.shape}; give (sequences, steps, units)")
+        raise ValueError(f"values have shape {values.shape}: pass (sequences, time steps, units)")
     if mask is not None:
         values[~np.asarray(mask, bool)] = np.nan
     count = values.shape[0] * values.shape[1] if mask is None else int(np.sum(mask))

@@ -1,11 +1,11 @@
-"""How fast the units of a cell react, and how much that depends on what they see."""
+"""Log how fast the units of each recurrent cell react."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from ...callback import (
     for_each_supported_cell,
     non_finite_count,
     per_cell_names,
-    scalar_with_ci,
     small_batch_note,
 )
 from ...model import NotApplicable
@@ -27,16 +26,17 @@ from ...model.liquid import (
     GateReading,
     LTCReading,
     Reading,
-    intervals_of,
     jacobian_diagonal,
     read_liquid,
+    time_delta_per_call,
 )
-from ...observation import Need, Observation, Trajectory
-from ...records import Array, Figure, Histogram, Note, Record, Scalar
+from ...observation import Need, Observation
+from ...records import Array, Figure, Histogram, Note, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
-from ...stats import SHARE, Estimate, Scale, quantile_estimates
+from ...stats import SHARE, Estimate, quantile_estimates
 from ...stats.state_samples import spread_units
+from ..record_log import RecordLog
 from .analysis import (
     KINDS,
     SHARES,
@@ -47,6 +47,7 @@ from .analysis import (
     sigmoid,
     system_time_constants,
     time_constant_bounds,
+    typical_times,
     unit_time_constants,
 )
 from .plot import needed_decades, needed_limits, plot_time_constants, plot_time_constants_over_time
@@ -55,335 +56,278 @@ __all__ = ["TimeConstants"]
 
 BoolArray = npt.NDArray[np.bool_]
 
+# Descriptions of the scalars.
+SCALARS = {
+    "quantile": "Time constant of {cell}, {kind}, in units of time_delta (time steps without it): "
+    "{quantile} over units, time steps and sequences{some}",
+    "endless": "Share of units of {cell}, over time steps and sequences, whose |d h'_i / d h_i| is "
+    "1 or more: a change of the unit does not fade by itself{some}",
+    "variation": "90 % quantile over 10 % quantile of a unit's time constants over time steps and "
+    "sequences, median over units of {cell}: 1 where they are fixed, more where they are "
+    "liquid{some}",
+    "reading_error": "Largest difference between the states of {cell} and those computed from the "
+    "formula with its parameters, as a share of the largest state: rounding only, if the formula "
+    "holds",
+    "outside_bounds": "Number of time constants of {cell} outside cm / (gleak + sum w) … "
+    "cm / gleak: 0 as long as capacitances and conductances are positive",
+    "to_equilibrium": "RMS of v_inf - v over neurons of {cell}, time steps and sequences: how far "
+    "the state is from where its present inputs and synapses pull it",
+    "rate_positive": "Share of gates of {cell}, over units, time steps and sequences, that open as "
+    "the elapsed time grows: towards the second state, ff2",
+    "gate_openness": "Mean gate z of {cell}, the weight of its second state, ff2",
+    "gate_half_time": "Median elapsed time after which a gate of {cell} is half open, over gates "
+    "that ever are",
+    "decay_openness": "Mean of 1 - exp(-elapsed time / time constant) of {cell}: the share of the "
+    "way to its limit that a unit has gone at the end of a step",
+    "decay_half_time": "Median elapsed time after which a unit of {cell} has gone half of the way "
+    "to its limit",
+}
+_CHARTS = {"variation", "openness", *(f"{kind}_q50" for kind in KINDS)}
 # Rounding of float32 parameters, relative to a bound.
-_SLACK = 1e-6
+_ROUNDING = 1e-6
+# Time steps of effective time constants where nothing else is known of a cell.
+_DEFAULT_TIME_STEPS = 8
+# Powers of ten on each side of the typical elapsed time, and bins in each, of the histogram.
+_DECADES, _BINS_PER_DECADE = 3, 8
 
 
 class TimeConstants(Callback):
-    """Time constants of the units of every recurrent cell, exact ones where it is liquid.
+    """Log time constants of the units of every recurrent cell, exact ones where it is liquid.
 
-    * An LTC's ``tau = cm / (gleak + open synapses)`` of each neuron, at each step: how fast it
-      moves towards where its present input and state pull it.
-    * A CfC's ``1 / |d logit(z) / d interval|`` of each unit's gate ``z``; in mode "pure" the time
-      constant of its exponential.
-    * Any cell's effective ``-interval / ln |d h'_i / d h_i|``: how long a unit would remember a
-      change of itself, if that were its only memory.
+    * An LTC: ``tau = cm / (gleak + open synapses)`` of each neuron at each time step, which says
+      how fast it moves towards where its present input and state pull it.
+    * A CfC: ``1 / |d logit(z) / d elapsed time|`` of each unit's gate ``z``; in mode "pure" the
+      time constant of its exponential.
+    * Any cell: the effective time constant ``-elapsed time / ln |d h'_i / d h_i|``, which says how
+      long a unit would remember a change of itself, if that were its only memory.
 
-    All are in units of ``time_delta``, in steps where there are none. Cells are recognised by what
-    they hold, whichever library they come from; what is read is compared with what the cell does,
-    signs are found by trying other intervals, and a cell that does something else with the same
-    parameters only has its effective time constants logged, which a note says.
+    All are in units of ``time_delta``, or in time steps without it. Cells are recognised by their
+    parameters, whichever library they come from. The formula is compared with the cell's own
+    states, and signs are found by trying other elapsed times. A cell that computes something else
+    with these parameters has only its effective time constants logged, and a note says so.
 
-    Costs a forward pass, each step of the cell once more, and for the effective ones ``steps``
-    backward steps of ``units × sequences`` sequences, of at most ``max_units`` units. For a CfC and
-    for an LTC of 32 units (batch 32, 32 steps) a look took 2 training steps, and less than 1 with
-    ``steps=0``.
+    The costs are a forward pass, each step of the cell once more, and for the effective time
+    constants ``time_steps`` backward steps of ``units × sequences`` sequences, with at most
+    ``max_units`` units. For a CfC and for an LTC of 32 units (batch 32, 32 time steps) a snapshot
+    took 2 training steps, and less than 1 with ``time_steps=0``.
 
     ======================================= ========= ==============================================
     Tag                                     Record    What
     ======================================= ========= ==============================================
     ``time_constants/units``                image     time constants of each unit, sorted: median,
-                                                      range, and median at the first look
+                                                      range, and median at the first snapshot
     ``time_constants/over_time``            image     time constants of each unit against time
-    ``time_constants/system_q<percent>``    scalar    LTC: time constants over units, steps and
-                                                      sequences
-    ``time_constants/gate_q<percent>``      scalar    CfC: time scale of the gates, likewise
-    ``time_constants/decay_q<percent>``     scalar    pure CfC: time constants, likewise
-    ``time_constants/effective_q<percent>`` scalar    any cell: effective time constants, likewise
-    ``time_constants/endless``              scalar    share of unit and step where a change of the
-                                                      unit does not fade by itself
+    ``time_constants/system_q<percent>``    scalar    LTC: time constants, quantiles over units,
+                                                      time steps and sequences
+    ``time_constants/gate_q<percent>``      scalar    CfC: time scales of the gates, quantiles
+    ``time_constants/decay_q<percent>``     scalar    pure CfC: time constants, quantiles
+    ``time_constants/effective_q<percent>`` scalar    any cell: effective time constants, quantiles
+    ``time_constants/endless``              scalar    share of units and time steps where a change
+                                                      of the unit does not fade by itself
     ``time_constants/variation``            scalar    90 % / 10 % quantile of a unit's time
                                                       constants: 1 is not liquid at all
-    ``time_constants/outside_bounds``       scalar    LTC: time constants that can't be
+    ``time_constants/outside_bounds``       scalar    LTC: number of impossible time constants
     ``time_constants/to_equilibrium``       scalar    LTC: RMS distance from where the state is
                                                       pulled
     ``time_constants/rate_positive``        scalar    CfC: share of gates that time opens
-    ``time_constants/openness``             scalar    CfC: mean of the gates; pure: of how much of
-                                                      the way to its limit a unit has gone
-    ``time_constants/half_time``            scalar    CfC: median interval at which a gate is half
-                                                      open; pure: half of that way gone
-    ``time_constants/reading_error``        scalar    liquid cells: what the formula leaves of the
-                                                      cell's own states
-    ``time_constants/median_change``        scalar    relative change of the median since the last
-                                                      look, paired on the same sequences
+    ``time_constants/openness``             scalar    CfC: mean of the gates; pure: mean share of
+                                                      the way to its limit that a unit has gone
+    ``time_constants/half_time``            scalar    CfC: median elapsed time at which a gate is
+                                                      half open; pure: half of that way gone
+    ``time_constants/reading_error``        scalar    liquid cells: largest difference of the
+                                                      formula from the cell's own states
+    ``time_constants/median_change``        scalar    relative change of the median since the
+                                                      previous snapshot, same sequences
     ``time_constants/numbers_changed``      scalar    how many of these changed beyond chance
-    ``time_constants/nonfinite``            scalar    time constants left out: NaN
+    ``time_constants/nonfinite``            scalar    number of skipped time constants: NaN
     ``time_constants/log10``                histogram log10 of each unit's median time constant
     ``_ncp/time_constants_median``          array     ``(H,)``, median time constant of each unit
     ======================================= ========= ==============================================
 
-    The images, ``variation``, ``nonfinite``, the histogram and the array are of the cell's own kind
-    of time constant; of cells that are not liquid, of the effective ones. With several cells the
-    name of a cell is added, as in ``time_constants_encoder/units``. An LSTM's units are those of
-    its hidden state and then of its cell state. All but checks and counts come with 95 % intervals
-    over sequences, which of fewer than 16, as by default, are indicative.
+    The images, ``variation``, ``nonfinite``, the histogram and the array show the cell's own kind
+    of time constant, and effective ones for cells that are not liquid. With several cells the name
+    of a cell is added, as in ``time_constants_encoder/units``. An LSTM's units are those of its
+    hidden state and then of its cell state. All but checks and counts come with 95 % CIs over
+    sequences, which are unreliable for fewer than 16 sequences, as by default.
 
     Args:
-        sequences: How many sequences are looked at, spread over the batch.
-        steps: At how many steps the effective ones are computed, spread over the sequence; 0: not
-            at all for liquid cells, 8 for others.
-        max_units: Of how many units the effective ones are computed at most, spread evenly over the
-            cell's and always the same; descriptions and a note say so. The exact ones of liquid
-            cells are of all units.
-        every, name, max_sequences: See :class:`Callback`.
+        time_steps: Number of time steps, spread over the sequence, at which the effective time
+            constants are computed. With 0 they are skipped for liquid cells, and computed at 8
+            time steps for others.
+        max_units: Largest number of units for which effective time constants are computed, spread
+            evenly over the cell's and always the same ones; descriptions and a note say so. The
+            exact time constants of liquid cells are computed for all units.
+        every: See :class:`Callback`.
+        name: See :class:`Callback`.
+        max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than one of ``sequences`` or ``max_units``, or fewer than zero
-            ``steps``.
+        ValueError: For less than one of ``max_units`` or ``max_sequences``, or fewer than zero
+            ``time_steps``.
 
     Source: the functions in ``ncp_callbacks.callbacks.time_constants.analysis`` name theirs.
     """
 
     needs = frozenset({Need.STATES})
     default_name = "time_constants"
-    _DECADES, _BINS_PER_DECADE, _STEPS = 3, 8, 8
+    max_sequences: int | None = 8
 
     def __init__(
         self,
         *,
-        sequences: int = 8,
-        steps: int = 8,
+        time_steps: int = 8,
         max_units: int = 64,
         every: ScheduleLike | None = None,
         name: str | None = None,
-        max_sequences: int | None = None,
+        max_sequences: int | None = 8,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        for what, value, least in (
-            ("sequences", sequences, 1),
-            ("steps", steps, 0),
-            ("max_units", max_units, 1),
-        ):
+        self.max_sequences = max_sequences
+        for what, value, least in (("time_steps", time_steps, 0), ("max_units", max_units, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{what}={value!r}: give a whole number of at least {least}")
-        self._sequences, self._steps, self._max_units = sequences, steps, max_units
-        # By cell.
-        self._first: dict[str, FloatArray] = {}
-        self._decades: dict[str, tuple[int, int]] = {}
-        self._limits: dict[str, tuple[float, float]] = {}
+                raise ValueError(f"{what}={value!r}: pass a whole number of at least {least}")
+        self._time_steps, self._max_units = time_steps, max_units
+        self._axes: dict[str, _Axes] = {}  # By cell.
         self._changes = PairedChanges()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "first": dict(self._first),
-            "changes": self._changes.state_dict(),
-            "decades": {cell: list(ends) for cell, ends in self._decades.items()},
-            "limits": {cell: list(ends) for cell, ends in self._limits.items()},
-        }
+        axes = {cell: axes.state_dict() for cell, axes in self._axes.items()}
+        return {"axes": axes, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._first = {cell: np.asarray(v, np.float32) for cell, v in state["first"].items()}
-        self._changes.load_state_dict(state.get("changes", {}))
-        self._decades = {
-            cell: (int(low), int(high)) for cell, (low, high) in state["decades"].items()
-        }
-        self._limits = {
-            cell: (float(short), float(long))
-            for cell, (short, long) in state.get("limits", {}).items()
-        }
+        self._axes = {cell: _Axes.from_state(axes) for cell, axes in state["axes"].items()}
+        self._changes.load_state_dict(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = observation.states
+        cells = [state.cell for state in observation.states]
         if not cells:
             raise NotApplicable(observation.no_cells)
-        part = observation.limited(self._sequences)
+        part = observation.limited(self.max_sequences)
         yield from small_batch_note(observation)
-        shorts = per_cell_names([c.cell for c in cells])
         of_each = {
             self.name + short: functools.partial(self._of, cell, self.name + short, part)
-            for cell, short in zip(cells, shorts, strict=True)
+            for cell, short in zip(cells, per_cell_names(cells), strict=True)
         }
         yield from for_each_supported_cell(of_each, self.name, "it has no time constants here")
 
-    def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
-        stepper = part.cell_stepper(cell.cell)
-        delta = part.time_delta
+    def _of(self, cell: str, group: str, part: Observation) -> Iterable[Record | Note]:
+        """Return the records of one cell."""
+        stepper = part.cell_stepper(cell)
+        real = np.ones((len(part.inputs), stepper.steps), bool) if part.mask is None else part.mask
+        log = _CellLog(cell, group, stepper, real, part.time_delta)
         reading: Reading | None = None
         try:
-            reading = read_liquid(stepper, delta if part.takes_time else None)
+            reading = read_liquid(stepper, part.time_delta if part.takes_time else None)
         except NotApplicable as reason:
-            yield Note(f"{group}: {reason}; its effective time constants are logged instead")
-        real = np.ones((len(part.inputs), stepper.steps), bool) if part.mask is None else part.mask
-        look = _Look(cell.cell, group, stepper, real, delta)
-        # Of how many units the pictures are, where not of all.
-        result, shown = None, ""
-        if reading is not None:
-            if math.isnan(reading.scale):
-                yield Note(
-                    f"{group}: the cell is given intervals that are not proportional to "
-                    "time_delta: its time constants are in units of what it is given"
-                )
-            result, equilibria = _own(look, reading)
-            look.numbers.update(result.estimates())
-            yield from _said_of(look, reading, result, equilibria)
-        if reading is None or self._steps:
-            width = sum(stepper.sizes)
-            chosen = spread_units(width, self._max_units)
-            some = ""
-            if len(chosen) < width:
-                some = f"; {len(chosen)} of {width} units"
-                yield Note(
-                    f"{group}: effective time constants are of {len(chosen)} of {width} units, "
-                    f"spread evenly; pass max_units={width} for all"
-                )
-            effective = self._effective(look, reading, chosen)
-            numbers = effective.estimates()
-            # Shares and variation are of one kind.
-            look.numbers.update(numbers if result is None else {**numbers, **look.numbers})
-            yield from _quantiles(look, effective, some)
-            if effective.known:
-                look.numbers["endless"] = numbers["endless"]
-                yield scalar_with_ci(
-                    f"{group}/endless",
-                    effective.endless,
-                    numbers["endless"],
-                    f"Share of units of {cell.cell}, over steps and sequences, whose "
-                    "|d h'_i / d h_i| is 1 or more: a change of the unit doesn't fade by itself"
-                    f"{some}",
-                )
+            log.note(f"{reason}; its effective time constants are logged instead")
+        result, some = (None if reading is None else _log_exact(log, reading)), ""
+        if result is None or self._time_steps:
+            effective, of_units = _log_effective(log, reading, self._time_steps, self._max_units)
             if result is None:
-                result, shown = effective, some
-        assert result is not None
-        yield from self._pictured(look, result, part.step, shown)
+                result, some = effective, of_units
+        _log_units(log, result, some)
+        if result.known:
+            axes = _Axes.covering(self._axes.get(cell), result, log.typical_times)
+            _log_figures(log, result, axes, self._axes.get(cell), part.step, some)
+            self._axes[cell] = axes
         median = f"{result.kind}_q50"
-        yield from self._changes.compare(group, look.numbers, part, median, "median")
-
-    def _effective(
-        self, look: _Look, reading: Reading | None, units: npt.NDArray[np.intp]
-    ) -> UnitTimeConstants:
-        steps = look.steps
-        synapses = 0
-        if isinstance(reading, LTCReading):
-            synapses = reading.parameters.units * (
-                reading.parameters.units + reading.parameters.inputs
-            )
-        some = np.linspace(0, steps - 1, min(self._steps or self._STEPS, steps)).round().astype(int)
-        intervals = intervals_of(look.stepper, look.delta)
-        values = np.full((len(look.real), steps, len(units)), np.nan)
-        for t in np.unique(some):
-            diagonal = jacobian_diagonal(look.stepper, int(t), synapses, units=units)
-            values[:, t] = effective_time_constants(diagonal, intervals[:, t])
-        looked_at = np.zeros_like(look.real)
-        looked_at[:, some] = True
-        return unit_time_constants(
-            values, kind="effective", mask=look.real & looked_at, cell=look.cell
-        )
-
-    def _pictured(
-        self, look: _Look, result: UnitTimeConstants, step: int, some: str
-    ) -> Iterator[Record | Note]:
-        group = look.group
-        yield from non_finite_count(group, result.non_finite, "time constants", "they are NaN")
-        median = result.unit_median
-        shown = median[np.isfinite(median) & (median > 0)]
-        if not result.known:
-            return
-        if not math.isnan(result.variation):
-            yield scalar_with_ci(
-                f"{group}/variation",
-                result.variation,
-                look.numbers.get("variation"),
-                f"90 % over 10 % quantile of a unit's time constants over steps and sequences, "
-                f"median over units of {look.cell}: 1 where they are fixed, more where they are "
-                f"liquid{some}",
-                chart=True,
-            )
-        interval, duration = look.typical()
-        middle = math.floor(math.log10(interval) + 0.5)
-        edges = np.linspace(
-            middle - self._DECADES,
-            middle + self._DECADES,
-            2 * self._DECADES * self._BINS_PER_DECADE + 1,
-        )
-        if shown.size:
-            yield Histogram(
-                f"{group}/log10",
-                np.log10(shown),
-                edges,
-                f"log10 of the median time constant of each unit of {look.cell}; what is beyond "
-                f"is counted in the first or last bin{some}",
-            )
-        yield Array(f"_ncp/{group}_median", median)
-        known = self._first.get(look.cell)
-        first = self._first.setdefault(look.cell, median.astype(np.float32))
-        if known is not None and known.shape != median.shape:
-            known = self._first[look.cell] = first = median.astype(np.float32)
-        needed = needed_decades(result, first, interval, duration)
-        low, high = self._decades.get(look.cell, needed)
-        self._decades[look.cell] = min(low, needed[0]), max(high, needed[1])
-        yield Figure(
-            f"{group}/units",
-            plot_time_constants,
-            replace(result, values=np.empty((0, 0, 0))),
-            {
-                "first": known,
-                "interval": interval,
-                "duration": duration,
-                "decades": self._decades[look.cell],
-                "timed": look.delta is not None,
-                "step": step,
-            },
-            f"Time constants of the units of {look.cell}, {KINDS[result.kind]}, sorted by their "
-            "median over steps and sequences; bars from the 10 % to the 90 % quantile. Dashed: "
-            "medians at the first look, sorted by themselves. Dotted: median interval, and "
-            f"duration of a sequence{some}.",
-        )
-        over_time = replace(result, values=result.over_time[None])
-        short, long = needed_limits(over_time)
-        before = self._limits.get(look.cell, (short, long))
-        limits = self._limits[look.cell] = min(short, before[0]), max(long, before[1])
-        yield Figure(
-            f"{group}/over_time",
-            plot_time_constants_over_time,
-            over_time,
-            {"limits": limits, "timed": look.delta is not None, "step": step},
-            f"Time constants of the units of {look.cell}, {KINDS[result.kind]}, against time: "
-            "median over sequences, dark short, yellow long. Units are sorted by their medians, "
-            f"the slowest on top{some}"
-            + (
-                "; of steps that were not looked at, the nearest that was."
-                if np.isnan(result.values).all(axis=(0, 2)).any()
-                else "."
-            ),
-        )
+        log.records += self._changes.compare(group, log.estimates, part, median, "median")
+        return log.records
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
-    """What is looked at: a cell, run again, and which of its steps are real."""
+class _Axes:
+    """Hold what the pictures of a cell share between snapshots.
 
-    cell: str
-    group: str
-    stepper: CellStepper
-    real: BoolArray
-    delta: FloatArray | None
-    # What is known of how sure numbers are, by name.
-    numbers: dict[str, Estimate] = field(default_factory=dict)
+    Attributes:
+        first: ``(H,)``, median time constants at the first snapshot.
+        decades: Powers of ten that the axis of units spans.
+        limits: Time constants that the colours of the map span.
+    """
 
-    def by_sequence(
-        self, name: str, parts: npt.NDArray[Any], use: BoolArray, scale: Scale
-    ) -> Estimate:
-        """A mean over the cells in ``use`` of ``(S, T, H)``, kept as ``name``."""
-        of = np.where(use, parts, 0.0).sum(axis=(1, 2))
-        self.numbers[name] = Estimate.ratio(of, use.sum(axis=(1, 2)), scale)
-        return self.numbers[name]
+    first: FloatArray
+    decades: tuple[int, int]
+    limits: tuple[float, float]
 
-    @property
-    def steps(self) -> int:
-        return self.stepper.steps
+    @classmethod
+    def covering(
+        cls, before: _Axes | None, result: UnitTimeConstants, times: tuple[float, float]
+    ) -> _Axes:
+        """Return the axes of the previous snapshot, grown to cover a result."""
+        first = result.unit_median.astype(np.float32)
+        if before is not None and before.first.shape == first.shape:
+            first = before.first
+        low, high = needed_decades(result, first, *times)
+        short, long = needed_limits(result)
+        if before is not None:
+            low, high = min(low, before.decades[0]), max(high, before.decades[1])
+            short, long = min(short, before.limits[0]), max(long, before.limits[1])
+        return cls(first, (low, high), (short, long))
 
-    def typical(self) -> tuple[float, float]:
-        """Median interval and median duration of a sequence, both above 0."""
-        delta = np.ones(self.real.shape) if self.delta is None else self.delta
-        known = self.real & np.isfinite(delta) & (delta > 0)
-        if not known.any():
-            return 1.0, 1.0
-        durations = np.where(known, delta, 0.0).sum(axis=1)
-        return float(np.median(delta[known])), float(np.median(durations[durations > 0]))
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive an interruption."""
+        return {"first": self.first, "decades": list(self.decades), "limits": list(self.limits)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> _Axes:
+        """Return what :meth:`state_dict` was made from."""
+        (low, high), (short, long) = state["decades"], state["limits"]
+        first = np.asarray(state["first"], np.float32)
+        return cls(first, (int(low), int(high)), (float(short), float(long)))
 
 
-def _own(look: _Look, reading: Reading) -> tuple[UnitTimeConstants, FloatArray | None]:
-    """The exact time constants of a liquid cell, and of an LTC the equilibria ``(S, T, H)``."""
+class _CellLog(RecordLog):
+    """Collect the records of one cell at one snapshot.
+
+    Args:
+        cell: Name of the cell.
+        group: First part of the tags.
+        stepper: The cell.
+        real: ``(S, T)``, true at real time steps.
+        time_delta: ``(S, T)``, None where there is none.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        group: str,
+        stepper: CellStepper,
+        real: BoolArray,
+        time_delta: FloatArray | None,
+    ) -> None:
+        super().__init__(group, SCALARS, charts=_CHARTS, cell=cell)
+        self.cell, self.stepper, self.real, self.time_delta = cell, stepper, real, time_delta
+
+    def mean(
+        self,
+        name: str,
+        values: npt.NDArray[Any],
+        use: BoolArray,
+        *,
+        entry: str | None = None,
+    ) -> None:
+        """Log the mean of the ``(S, T, H)`` shares in ``use``, if there are any."""
+        if use.any():
+            sums = np.where(use, values, 0.0).sum(axis=(1, 2))
+            estimate = Estimate.ratio(sums, use.sum(axis=(1, 2)), SHARE)
+            self.scalar(name, float(values[use].mean()), estimate, entry=entry)
+
+    @functools.cached_property
+    def typical_times(self) -> tuple[float, float]:
+        """Median elapsed time between time steps and median duration of a sequence."""
+        return typical_times(self.real, self.time_delta)
+
+
+# ---- exact time constants of liquid cells
+
+
+def _log_exact(log: _CellLog, reading: Reading) -> UnitTimeConstants:
+    """Log the scalars of a liquid cell, and return its time constants."""
+    if math.isnan(reading.scale):
+        log.note(
+            "the cell receives elapsed times that are not proportional to time_delta: its time "
+            "constants are in units of what it receives"
+        )
     equilibria = None
     if isinstance(reading, LTCReading):
         shape = reading.before.shape
@@ -392,152 +336,218 @@ def _own(look: _Look, reading: Reading) -> tuple[UnitTimeConstants, FloatArray |
             reading.inputs.reshape(shape[0] * shape[1], -1),
             reading.before.reshape(-1, shape[2]),
         )
-        kind, values = "system", tau.reshape(shape) * _unit(reading)
-        equilibria = v_inf.reshape(shape)
-    elif isinstance(reading, GateReading):
-        kind, values = "gate", gate_time_constants(reading.rate)
+        kind, values, equilibria = "system", tau.reshape(shape) * _unit(reading), v_inf
     else:
-        kind, values = "decay", gate_time_constants(reading.rate)
-    return unit_time_constants(values, kind=kind, mask=look.real, cell=look.cell), equilibria
+        kind = "gate" if isinstance(reading, GateReading) else "decay"
+        values = gate_time_constants(reading.rate)
+    result = unit_time_constants(values, kind=kind, mask=log.real, cell=log.cell)
+    log.estimates.update(result.estimates())
+    _log_quantiles(log, result)
+    log.scalar("reading_error", reading.error)
+    if isinstance(reading, LTCReading):
+        _log_bounds(log, reading, result)
+    elif isinstance(reading, GateReading):
+        _log_gates(log, reading)
+    elif isinstance(reading, DecayReading):
+        _log_decays(log, reading)
+    if equilibria is not None and isinstance(reading, LTCReading):
+        _log_distance(log, equilibria.reshape(reading.before.shape) - reading.before)
+    return result
 
 
 def _unit(reading: Reading) -> float:
+    """Return the cell's unit of time in units of ``time_delta``; 1 where it is unknown."""
     return 1.0 if math.isnan(reading.scale) else reading.scale
 
 
-def _said_of(
-    look: _Look, reading: Reading, result: UnitTimeConstants, equilibria: FloatArray | None
-) -> Iterator[Record | Note]:
-    """Scalars of one kind of liquid cell."""
-    yield from _quantiles(look, result)
-    yield Scalar(
-        f"{look.group}/reading_error",
-        reading.error,
-        f"Largest difference between states that {look.cell} gives and those computed from what "
-        "was read of it, as a share of the largest state: rounding, if all is well",
-    )
-    if isinstance(reading, LTCReading):
-        yield from _bounds(look, reading, result)
-    elif isinstance(reading, GateReading):
-        yield from _gates(look, reading)
-    elif isinstance(reading, DecayReading):
-        yield from _decays(look, reading)
-    if equilibria is not None and isinstance(reading, LTCReading):
-        apart = equilibria - reading.before
-        use = look.real[..., None] & np.isfinite(apart)
-        away = apart[use]
-        if away.size:
-            squares = np.where(use, np.where(use, apart, 0.0) ** 2, 0.0).sum(axis=(1, 2))
-            number = Estimate.rms(squares, use.sum(axis=(1, 2)))
-            look.numbers["to_equilibrium"] = number
-            yield scalar_with_ci(
-                f"{look.group}/to_equilibrium",
-                float(np.sqrt((away**2).mean())),
-                number,
-                f"RMS of v_inf - v over neurons of {look.cell}, steps and sequences: how far the "
-                "state is from where its present inputs and synapses pull it",
-            )
+def _elapsed(reading: GateReading | DecayReading) -> FloatArray:
+    """Return ``(S, T, 1)``, elapsed times in the unit of the rates."""
+    return np.asarray((reading.time_delta * _unit(reading))[..., None])
 
 
-def _bounds(look: _Look, reading: LTCReading, result: UnitTimeConstants) -> Iterator[Record | Note]:
+def _log_bounds(log: _CellLog, reading: LTCReading, result: UnitTimeConstants) -> None:
     low, high = (bound * _unit(reading) for bound in time_constant_bounds(reading.parameters))
     known = result.values[~np.isnan(result.values).any(axis=2)]
-    outside = ~((known >= low * (1 - _SLACK)) & (known <= high * (1 + _SLACK)))
-    yield Scalar(
-        f"{look.group}/outside_bounds",
-        int(outside.sum()),
-        f"Time constants of {look.cell} outside cm / (gleak + sum w) … cm / gleak: 0 as long as "
-        "capacitances and conductances are positive",
-    )
+    outside = ~((known >= low * (1 - _ROUNDING)) & (known <= high * (1 + _ROUNDING)))
+    log.scalar("outside_bounds", int(outside.sum()))
     if outside.any():
-        yield Note(
-            f"{look.group}: some time constants are outside their bounds, because a capacitance "
-            "or conductance is not positive: clip w, sensory_w, cm and gleak at 0 after each "
-            "optimiser step (apply_weight_constraints), or use implicit_param_constraints=True"
+        log.note(
+            "some time constants are outside their bounds, because a capacitance or conductance "
+            "is not positive: clip w, sensory_w, cm and gleak at 0 after each optimiser step "
+            "(apply_weight_constraints), or set implicit_param_constraints=True"
         )
 
 
-def _gates(look: _Look, reading: GateReading) -> Iterator[Record | Note]:
+def _log_distance(log: _CellLog, distance: FloatArray) -> None:
+    """Log the RMS of ``(S, T, H)`` distances from the equilibrium."""
+    use = log.real[..., None] & np.isfinite(distance)
+    if use.any():
+        squares = np.where(use, np.where(use, distance, 0.0) ** 2, 0.0).sum(axis=(1, 2))
+        estimate = Estimate.rms(squares, use.sum(axis=(1, 2)))
+        log.scalar("to_equilibrium", float(np.sqrt((distance[use] ** 2).mean())), estimate)
+
+
+def _log_gates(log: _CellLog, reading: GateReading) -> None:
     rate, offset = reading.rate, reading.offset
-    # As the cell is given them, whose rate is per unit of time_delta.
-    given = (reading.intervals * _unit(reading))[..., None]
     if not reading.signed:
-        yield Note(
-            f"{look.group}: the states of {look.cell} are the same for both signs of its gates' "
-            "rates, so that rate_positive, openness and half_time are left out"
+        log.note(
+            f"the states of {log.cell} are equal for both signs of its gates' rates, so "
+            "rate_positive, openness and half_time are skipped"
         )
         return
-    known = look.real[..., None] & np.isfinite(rate) & np.isfinite(offset)
+    known = log.real[..., None] & np.isfinite(rate) & np.isfinite(offset)
     if not known.any():
         return
-    yield scalar_with_ci(
-        f"{look.group}/rate_positive",
-        float((rate[known] > 0).mean()),
-        look.by_sequence("rate_positive", rate > 0, known, SHARE),
-        f"Share of gates of {look.cell}, over units, steps and sequences, that open as the "
-        "interval grows: towards the second state, ff2",
-    )
+    log.mean("rate_positive", rate > 0, known)
     with np.errstate(invalid="ignore", over="ignore"):
-        gate = sigmoid(rate * given + offset)
-    yield from _open(
-        look,
-        gate,
-        half_times(rate, offset),
-        f"Mean gate z of {look.cell}, the weight of its second state, ff2",
-        f"Median interval after which a gate of {look.cell} is half open, of those that are "
-        "after some interval",
-    )
+        gate = sigmoid(rate * _elapsed(reading) + offset)
+    _log_openness(log, gate, half_times(rate, offset), "gate")
 
 
-def _decays(look: _Look, reading: DecayReading) -> Iterator[Record | Note]:
-    given = (reading.intervals * _unit(reading))[..., None]
+def _log_decays(log: _CellLog, reading: DecayReading) -> None:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        gone, half = -np.expm1(-reading.rate * given), np.log(2.0) / reading.rate
-    yield from _open(
-        look,
-        gone,
-        half,
-        f"Mean of 1 - exp(-interval / time constant) of {look.cell}: how much of the way to its "
-        "limit a unit has gone at the end of a step",
-        f"Median interval after which a unit of {look.cell} has gone half of the way to its limit",
-    )
+        gone = -np.expm1(-reading.rate * _elapsed(reading))
+        half = np.log(2.0) / reading.rate
+    _log_openness(log, gone, half, "decay")
 
 
-def _open(
-    look: _Look, openness: FloatArray, half: FloatArray, what: str, when: str
-) -> Iterator[Record | Note]:
-    use = look.real[..., None] & np.isfinite(openness)
+def _log_openness(log: _CellLog, openness: FloatArray, half: FloatArray, kind: str) -> None:
+    real = log.real[..., None]
+    log.mean("openness", openness, real & np.isfinite(openness), entry=f"{kind}_openness")
+    use = real & np.isfinite(half)
     if use.any():
-        yield scalar_with_ci(
-            f"{look.group}/openness",
-            float(openness[use].mean()),
-            look.by_sequence("openness", openness, use, SHARE),
-            what,
-            chart=True,
+        (estimate,) = quantile_estimates(half[use], np.nonzero(use)[0], (0.5,))
+        log.scalar("half_time", float(np.median(half[use])), estimate, entry=f"{kind}_half_time")
+
+
+# ---- effective time constants
+
+
+def _log_effective(
+    log: _CellLog, reading: Reading | None, time_steps: int, max_units: int
+) -> tuple[UnitTimeConstants, str]:
+    """Log effective time constants, and return them and the end of their descriptions."""
+    width = sum(log.stepper.sizes)
+    units = spread_units(width, max_units)
+    some = ""
+    if len(units) < width:
+        some = f"; {len(units)} of {width} units"
+        log.note(
+            f"effective time constants are of {len(units)} of {width} units, spread evenly; pass "
+            f"max_units={width} for all"
         )
-    use = look.real[..., None] & np.isfinite(half)
-    if use.any():
-        (number,) = quantile_estimates(half[use], np.nonzero(use)[0], (0.5,))
-        look.numbers["half_time"] = number
-        yield scalar_with_ci(f"{look.group}/half_time", float(np.median(half[use])), number, when)
+    effective = _effective(log, reading, time_steps or _DEFAULT_TIME_STEPS, units)
+    estimates = effective.estimates()
+    # Quantiles have the kind in their names; shares and the variation are those of the exact kind.
+    log.estimates.update({**estimates, **log.estimates})
+    _log_quantiles(log, effective, some)
+    if effective.known:
+        log.scalar("endless", effective.endless, estimates["endless"], some=some)
+    return effective, some
 
 
-def _quantiles(look: _Look, result: UnitTimeConstants, some: str = "") -> Iterator[Record | Note]:
-    group = look.group
+def _effective(
+    log: _CellLog, reading: Reading | None, time_steps: int, units: npt.NDArray[np.intp]
+) -> UnitTimeConstants:
+    """Return effective time constants of some units at some time steps."""
+    steps = log.stepper.steps
+    synapses = 0
+    if isinstance(reading, LTCReading):
+        synapses = reading.parameters.units * (reading.parameters.units + reading.parameters.inputs)
+    chosen = np.linspace(0, steps - 1, min(time_steps, steps)).round().astype(int)
+    elapsed = time_delta_per_call(log.stepper, log.time_delta)
+    values = np.full((len(log.real), steps, len(units)), np.nan)
+    for t in np.unique(chosen):
+        diagonal = jacobian_diagonal(log.stepper, int(t), synapses, units=units)
+        values[:, t] = effective_time_constants(diagonal, elapsed[:, t])
+    analysed = np.zeros_like(log.real)
+    analysed[:, chosen] = True
+    return unit_time_constants(values, kind="effective", mask=log.real & analysed, cell=log.cell)
+
+
+# ---- both kinds
+
+
+def _log_quantiles(log: _CellLog, result: UnitTimeConstants, some: str = "") -> None:
     for share, value in zip(SHARES, result.quantiles, strict=True):
         percent = round(100 * share)
-        name = "median" if share == 0.5 else f"{percent} % quantile"
+        name = f"{result.kind}_q{percent}"
         if math.isfinite(value):
-            yield scalar_with_ci(
-                f"{group}/{result.kind}_q{percent}",
-                float(value),
-                look.numbers.get(f"{result.kind}_q{percent}"),
-                f"Time constant of {result.cell}, {KINDS[result.kind]}, in units of time_delta "
-                f"(steps without): {name} over units, steps and sequences{some}",
-                chart=share == 0.5,
-            )
+            quantile = "median" if share == 0.5 else f"{percent} % quantile"
+            log.scalar(
+                name, float(value), log.estimates.get(name), entry="quantile",
+                kind=KINDS[result.kind], quantile=quantile, some=some,
+            )  # fmt: skip
         elif math.isinf(value):
-            yield Note(
-                f"{group}/{result.kind}_q{percent} is left out at looks where it is infinite: the "
-                "time constant of that many units is"
+            log.records.append(
+                Note(
+                    f"{log.group}/{name} is skipped at snapshots where it is infinite, because "
+                    "that many time constants are"
+                )
             )
+
+
+def _log_units(log: _CellLog, result: UnitTimeConstants, some: str) -> None:
+    """Log how the time constants of units vary and are distributed."""
+    log.records += non_finite_count(log.group, result.non_finite, "time constants", "they are NaN")
+    if not result.known:
+        return
+    if not math.isnan(result.variation):
+        log.scalar("variation", result.variation, log.estimates.get("variation"), some=some)
+    median = result.unit_median
+    positive = median[np.isfinite(median) & (median > 0)]
+    if positive.size:
+        middle = math.floor(math.log10(log.typical_times[0]) + 0.5)
+        ends, bins = (middle - _DECADES, middle + _DECADES), 2 * _DECADES * _BINS_PER_DECADE
+        log.records.append(
+            Histogram(
+                f"{log.group}/log10",
+                np.log10(positive),
+                np.linspace(*ends, bins + 1),
+                f"log10 of the median time constant of each unit of {log.cell}; values outside "
+                f"are counted in the first or last bin{some}",
+            )
+        )
+    log.records.append(Array(f"_ncp/{log.group}_median", median))
+
+
+def _log_figures(
+    log: _CellLog,
+    result: UnitTimeConstants,
+    axes: _Axes,
+    before: _Axes | None,
+    step: int,
+    some: str,
+) -> None:
+    """Log the pictures; ``before`` is None at the first snapshot."""
+    time_delta, duration = log.typical_times
+    timed = log.time_delta is not None
+    what = f"Time constants of the units of {log.cell}, {KINDS[result.kind]}"
+    units = Figure(
+        f"{log.group}/units",
+        plot_time_constants,
+        replace(result, values=np.empty((0, 0, 0))),
+        {
+            "first": None if before is None else axes.first,
+            "time_delta": time_delta,
+            "duration": duration,
+            "decades": axes.decades,
+            "timed": timed,
+            "step": step,
+        },
+        f"{what}, sorted by their median over time steps and sequences; bars from the 10 % to the "
+        "90 % quantile. Dashed: medians at the first snapshot, sorted by themselves. Dotted: "
+        f"median elapsed time of a step (Δt), and duration of a sequence{some}.",
+    )
+    nearest = ""
+    if np.isnan(result.values).all(axis=(0, 2)).any():
+        nearest = "; a time step that was not analysed shows the nearest that was"
+    over_time = Figure(
+        f"{log.group}/over_time",
+        plot_time_constants_over_time,
+        replace(result, values=result.over_time[None]),
+        {"limits": axes.limits, "timed": timed, "step": step},
+        f"{what}, against time: median over sequences, dark short, yellow long. Units are sorted "
+        f"by their medians, the slowest on top{some}{nearest}.",
+    )
+    log.records += [units, over_time]

@@ -1,4 +1,4 @@
-"""Time constants of the units of a cell, sorted, and against time."""
+"""Draw time constants of the units of a cell, sorted and against time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def plot_time_constants(
     result: UnitTimeConstants,
     *,
     first: npt.ArrayLike | None = None,
-    interval: float = 1.0,
+    time_delta: float = 1.0,
     duration: float = 1.0,
     decades: tuple[int, int] | None = None,
     timed: bool = True,
@@ -73,9 +73,10 @@ def plot_time_constants(
     the data. What is outside the axis is drawn at its edge.
 
     Args:
+        page: The page to draw on.
         result: Time constants.
         first: ``(H,)``, medians of an earlier snapshot to compare with, sorted and dashed.
-        interval: Typical elapsed time (Δt) between two samples.
+        time_delta: Typical elapsed time (Δt) between two samples.
         duration: Typical duration of a sequence.
         decades: Powers of ten at which the axis begins and ends; those of the data where None.
         timed: True where times are in units of ``time_delta`` rather than time steps.
@@ -85,8 +86,8 @@ def plot_time_constants(
         ValueError: For ``decades`` that don't increase, or time scales not above 0.
     """
     if decades is None:
-        decades = needed_decades(result, first, interval, duration)
-    _check_scales(interval, duration)
+        decades = needed_decades(result, first, time_delta, duration)
+    _check_scales(time_delta, duration)
     low, high = decades
     if not low < high:
         raise ValueError(f"decades={decades}: pass two powers of ten, the smaller one first")
@@ -105,11 +106,11 @@ def plot_time_constants(
         ylabel="time" if timed else "time steps",
     )  # fmt: skip
     ends = []
-    for name, scale in (("Δt", interval), ("sequence", duration)):
-        at = math.log10(scale)
-        if low <= at <= high and (name, interval) != ("sequence", duration):
-            axes.axhline(at, zorder=1, **line(INK, 2, DOTTED))
-            ends.append((name, INK, at))
+    for name, scale in (("Δt", time_delta), ("sequence", duration)):
+        power = math.log10(scale)
+        if low <= power <= high and (name, time_delta) != ("sequence", duration):
+            axes.axhline(power, zorder=1, **line(INK, 2, DOTTED))
+            ends.append((name, INK, power))
     shown = [log_clipped(values, low, high)[order]
              for values in (result.unit_low, result.unit_median, result.unit_high)]  # fmt: skip
     known = ~np.isnan(shown[1])
@@ -135,14 +136,23 @@ def plot_time_constants(
 
 
 def needed_decades(
-    result: UnitTimeConstants, first: npt.ArrayLike | None, interval: float, duration: float
+    result: UnitTimeConstants, first: npt.ArrayLike | None, time_delta: float, duration: float
 ) -> tuple[int, int]:
     """Return powers of ten between which the time constants and the data's time scales are.
 
-    At most :data:`BELOW` below ``interval``, and :data:`BEYOND` beyond ``duration``.
+    They are at most :data:`BELOW` below ``time_delta`` and :data:`BEYOND` beyond ``duration``.
+
+    Args:
+        result: Time constants.
+        first: ``(H,)``, medians of an earlier snapshot, or None.
+        time_delta: Typical elapsed time between two samples.
+        duration: Typical duration of a sequence.
+
+    Raises:
+        ValueError: For time scales not above 0.
     """
-    _check_scales(interval, duration)
-    least, most = math.log10(min(interval, duration)), math.log10(max(interval, duration))
+    _check_scales(time_delta, duration)
+    least, most = sorted((math.log10(time_delta), math.log10(duration)))
     shown = [result.unit_low, result.unit_high]
     if first is not None:
         shown.append(np.asarray(first, np.float64))
@@ -150,13 +160,13 @@ def needed_decades(
     powers = np.log10(values[np.isfinite(values) & (values > 0)])
     low = max(least - BELOW, float(powers.min(initial=least)))
     high = min(most + BEYOND, float(powers.max(initial=most)))
-    # A value that is a power of ten but for rounding needs no further one.
+    # A value that is a power of ten but for rounding needs no other one.
     first_power, last_power = math.floor(low + 1e-6), math.ceil(high - 1e-6)
     return first_power, max(last_power, first_power + 1)
 
 
-def _check_scales(interval: float, duration: float) -> None:
-    for name, value in (("interval", interval), ("duration", duration)):
+def _check_scales(time_delta: float, duration: float) -> None:
+    for name, value in (("time_delta", time_delta), ("duration", duration)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r} is not a time: pass a number above 0")
 
@@ -195,6 +205,7 @@ def plot_time_constants_over_time(
     are grey.
 
     Args:
+        page: The page to draw on.
         result: Time constants.
         limits: Time constants at which the colours begin and end; those of the data where None.
         timed: True where times are in units of ``time_delta`` rather than time steps.

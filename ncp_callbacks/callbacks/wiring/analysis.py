@@ -1,13 +1,13 @@
-"""What flows along the synapses of a wired LTC, and what its groups of neurons do.
+"""Measure what flows along the synapses of a wired LTC, and what its groups of neurons do.
 
-    flow = synaptic_flow(parameters, inputs, before, after, intervals)
+    flow = synaptic_flow(parameters, inputs, before, after, time_delta)
     flow.share[source, target]          # inputs first, then neurons
     group_shares(flow, groups)["inter", "command"]
     group_activity(states, groups, time_delta=dt)["command"].speed
     neuron_attribution(state_x_gradient)              # shares that sum to 1
 
-``groups`` are :class:`NeuronGroup`, which say where in the state the neurons of a kind are: an LTC
-and a wired CfC have them in different orders.
+``groups`` are :class:`NeuronGroup`, which hold the places in the state of the neurons of a kind: an
+LTC and a wired CfC have them in different orders.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SILENT = 0.01
 
 @dataclass(frozen=True, eq=False)
 class NeuronGroup:
-    """Neurons of one kind.
+    """Hold the places of the neurons of one kind.
 
     Attributes:
         name: "inter", "command" or "motor", as the wiring calls them.
-        columns: Where they are in the state.
+        columns: Their places in the state.
     """
 
     name: str
@@ -56,28 +56,29 @@ class NeuronGroup:
 
 @dataclass(frozen=True, eq=False)
 class SynapticFlow(MappingResult):
-    """Means over sequences and steps of what goes through the synapses of an LTC.
+    """Hold means over sequences and time steps of what goes through the synapses of an LTC.
 
     With ``F`` inputs and ``H`` neurons, sources are the inputs, then the neurons.
 
     Attributes:
         share: ``(F + H, H)``, conductance of a synapse over its target's total conductance ``G``.
             With ``leak_share`` the shares of a target sum to 1.
-        leak_share: ``(H,)``, likewise of the leak.
+        leak_share: ``(H,)``, conductance of the leak over the total conductance.
         current: ``(F + H, H)``, ``c (erev - v)`` of the target, above 0 where it raises ``v``. With
             ``leak_current`` the currents of a target sum to ``cm dv/dt``.
         leak_current: ``(H,)``, ``gleak (vleak - v)``.
-        connected: ``(F + H, H)``, where the cell has a synapse.
+        connected: ``(F + H, H)``, true where the cell has a synapse.
         silent: Share of the synapses with less than 1 % of their target's conductance; NaN where
             there are none.
-        balance_error: Largest difference, over neurons, steps and sequences, between the charge
-            that moved the cell's own state over a step and what the currents of its sub-steps
-            bring, as a share of all that flows in it: rounding, if all is well. NaN without
-            samples.
-        share_sums: ``(S, F + H, H)``, sums over the steps of each sequence of what ``share`` is the
-            mean of; ``leak_sums`` ``(S, H)`` likewise, and ``steps`` ``(S,)`` how many there are.
-        samples: How many states went in.
-        non_finite: How many at real steps were left out because of NaN or infinity.
+        balance_error: Largest difference, over neurons, time steps and sequences, between the
+            charge that moved the cell's own state over a step and the charge that the currents of
+            its sub-steps bring, as a share of all that flows in it: rounding only, if the formula
+            holds. NaN without samples.
+        share_sums: ``(S, F + H, H)``, sums of the shares over the time steps of each sequence.
+        leak_sums: ``(S, H)``, sums of the leak's shares over the time steps of each sequence.
+        steps: ``(S,)``, number of time steps of each sequence in these sums.
+        samples: Number of states.
+        non_finite: Number of states at real time steps that were skipped: NaN or infinity.
         cell: Name of the recurrent cell.
     """
 
@@ -101,30 +102,31 @@ def synaptic_flow(
     inputs: FloatArray,
     before: FloatArray,
     after: FloatArray,
-    intervals: FloatArray,
+    time_delta: FloatArray,
     *,
     mask: npt.NDArray[np.bool_] | None = None,
     cell: str = "cell",
 ) -> SynapticFlow:
-    """Conductance shares and currents at the states before each step, with its inputs.
+    """Return conductance shares and currents at the states before each step, with its inputs.
 
     Args:
-        parameters: The cell's.
+        parameters: Parameters of the cell.
         inputs: ``(S, T, F)``.
-        before, after: ``(S, T, H)``, states before and after each step.
-        intervals: ``(S, T)``, the time of each step.
-        mask: ``(S, T)``, true at the steps that count.
+        before: ``(S, T, H)``, states before each step.
+        after: ``(S, T, H)``, states after each step.
+        time_delta: ``(S, T)``, elapsed time of each step.
+        mask: ``(S, T)``, true at the time steps that count.
         cell: Name of the recurrent cell.
 
     Source: the terms of equation 1 of Lechner et al. 2020 (doi 10.1038/s42256-020-00237-3).
     """
     units, features = parameters.units, parameters.inputs
-    real = np.ones(intervals.shape, bool) if mask is None else np.asarray(mask, bool)
-    finite = np.isfinite(intervals)
+    real = np.ones(time_delta.shape, bool) if mask is None else np.asarray(mask, bool)
+    finite = np.isfinite(time_delta)
     for array in (inputs, before, after):
         finite &= np.isfinite(array).all(axis=2)
     use = real & finite
-    x, v, new, dt = inputs[use], before[use], after[use], intervals[use]
+    x, v, new, dt = inputs[use], before[use], after[use], time_delta[use]
     current, leak_current = np.zeros((features + units, units)), np.zeros(units)
     share_sums = np.zeros((len(real), features + units, units))
     leak_sums = np.zeros((len(real), units))
@@ -141,7 +143,7 @@ def synaptic_flow(
         total = parameters.gleak + parameters.epsilon + opened.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             parts, leaks = opened / total[:, None], (parameters.gleak + parameters.epsilon) / total
-        # Rows of a sequence stand together.
+        # States of a sequence stand together.
         there, starts = np.unique(sequence[part], return_index=True)
         share_sums[there] += np.add.reduceat(parts, starts, axis=0)
         leak_sums[there] += np.add.reduceat(leaks, starts, axis=0)
@@ -173,7 +175,7 @@ def synaptic_flow(
 def _balance_error(
     parameters: LTCParameters, x: FloatArray, v: FloatArray, after: FloatArray, dt: FloatArray
 ) -> float:
-    """Of the charge ``cm (after - before)`` and the currents of the sub-steps, whose sum it is.
+    """Return the largest difference of ``cm (after - before)`` from the sum of the currents.
 
     A sub-step holds the conductances of its beginning and takes the potential of its end.
     """
@@ -191,11 +193,15 @@ def _balance_error(
 
 
 def group_shares(flow: SynapticFlow, groups: Sequence[NeuronGroup]) -> dict[tuple[str, str], float]:
-    """Share of the conductance of a group's neurons that comes from another, mean over neurons.
+    """Return the share of the conductance of a group's neurons that comes from another group.
+
+    Args:
+        flow: Shares of the synapses.
+        groups: The neurons of each group.
 
     Returns:
-        By ``(source, target)``, where there are synapses; sources are also "leak" and "sensory".
-        Those of a target sum to 1.
+        Means over neurons, by ``(source, target)``, where there are synapses; sources are also
+        "leak" and "sensory". Those of a target sum to 1.
     """
     units = len(flow.leak_share)
     features = len(flow.share) - units
@@ -214,7 +220,7 @@ def group_shares(flow: SynapticFlow, groups: Sequence[NeuronGroup]) -> dict[tupl
 def group_share_estimates(
     flow: SynapticFlow, groups: Sequence[NeuronGroup]
 ) -> dict[tuple[str, str], Estimate]:
-    """:func:`group_shares` with their intervals over sequences."""
+    """Return the shares of :func:`group_shares` as estimates over sequences."""
     features = flow.share.shape[0] - flow.share.shape[1]
     sources = [(SENSORY, np.arange(features))]
     sources += [(group.name, features + group.columns) for group in groups]
@@ -230,13 +236,14 @@ def group_share_estimates(
 
 @dataclass(frozen=True)
 class GroupActivity:
-    """What a group of neurons does.
+    """Hold level and speed of a group of neurons.
 
     Attributes:
-        level: Mean ``|v|`` over neurons, steps and sequences.
-        speed: Mean ``|dv| / dt``, per unit of ``time_delta`` (without: per step); NaN where nothing
-            could be compared.
-        level_estimate, speed_estimate: The same with their intervals over sequences.
+        level: Mean ``|v|`` over neurons, time steps and sequences.
+        speed: Mean ``|dv| / dt``, per unit of ``time_delta``, or per time step without it; NaN
+            where nothing could be compared.
+        level_estimate: ``level`` as an estimate over sequences.
+        speed_estimate: ``speed`` as an estimate over sequences.
     """
 
     level: float
@@ -252,16 +259,16 @@ def group_activity(
     time_delta: FloatArray | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, GroupActivity]:
-    """Level and speed of each group, of ``(S, T, H)`` states in the order of time.
+    """Return level and speed of each group.
 
     Args:
-        states: ``(S, T, H)``.
-        groups: Where their neurons are.
-        time_delta: ``(S, T)``, the interval before each step.
-        mask: ``(S, T)``, true at real steps.
+        states: ``(S, T, H)``, in the order of time.
+        groups: The neurons of each group.
+        time_delta: ``(S, T)``, the elapsed time before each time step.
+        mask: ``(S, T)``, true at real time steps.
 
     Returns:
-        By name; without groups whose states are never finite.
+        Level and speed by the group's name, without groups whose states are never finite.
     """
     real = np.ones(states.shape[:2], bool) if mask is None else np.asarray(mask, bool)
     dt = np.ones(states.shape[:2]) if time_delta is None else np.asarray(time_delta, np.float64)
@@ -276,14 +283,14 @@ def group_activity(
         found[group.name] = GroupActivity(
             level=float(np.abs(h[use]).mean()),
             speed=float(moved.mean()) if moved.size else float("nan"),
-            level_estimate=_over(np.nonzero(use)[0], np.abs(h[use]).mean(axis=1), len(h)),
-            speed_estimate=_over(np.nonzero(pairs)[0], moved.mean(axis=1), len(h)),
+            level_estimate=_mean_estimate(np.nonzero(use)[0], np.abs(h[use]).mean(axis=1), len(h)),
+            speed_estimate=_mean_estimate(np.nonzero(pairs)[0], moved.mean(axis=1), len(h)),
         )
     return found
 
 
-def _over(sequence: npt.NDArray[np.intp], values: FloatArray, sequences: int) -> Estimate:
-    """Mean of ``(N,)`` values, of which it is known from which sequence they are."""
+def _mean_estimate(sequence: npt.NDArray[np.intp], values: FloatArray, sequences: int) -> Estimate:
+    """Return the mean of ``(N,)`` values of known sequences, as an estimate over these."""
     return Estimate.ratio(
         np.bincount(sequence, weights=values, minlength=sequences),
         np.bincount(sequence, minlength=sequences),
@@ -294,14 +301,16 @@ def _over(sequence: npt.NDArray[np.intp], values: FloatArray, sequences: int) ->
 def group_attribution(
     attributed: FloatArray, groups: Sequence[NeuronGroup]
 ) -> tuple[dict[str, Estimate], int]:
-    """Share of each group in the mean absolute attribution of states, and how many sequences count.
+    """Return the share of each group in the mean absolute attribution of states.
 
     Args:
-        attributed: ``(S, T, H)``, of each state; sequences that are not finite are left out.
-        groups: Where their neurons are.
+        attributed: ``(S, T, H)``, attribution to each state; sequences that are not finite are
+            skipped.
+        groups: The neurons of each group.
 
     Returns:
-        By name; empty where nothing is attributed to any state.
+        The shares by the group's name, empty where nothing is attributed to any state, and the
+        number of sequences that count.
     """
     size = _sizes(attributed)
     parts = {group.name: size[:, group.columns].sum(axis=1) for group in groups}
@@ -313,13 +322,16 @@ def group_attribution(
 
 
 def neuron_attribution(attributed: FloatArray) -> FloatArray | None:
-    """``(H,)``, share of each neuron: those of a group sum to what :func:`group_attribution` says.
+    """Return the share of each neuron in the mean absolute attribution of states.
+
+    Those of a group sum to its share of :func:`group_attribution`.
 
     Args:
-        attributed: ``(S, T, H)``, of each state; sequences that are not finite are left out.
+        attributed: ``(S, T, H)``, attribution to each state; sequences that are not finite are
+            skipped.
 
     Returns:
-        None where nothing is attributed to any state.
+        ``(H,)``, or None where nothing is attributed to any state.
     """
     size = _sizes(attributed).sum(axis=0)
     whole = float(size.sum())
@@ -327,7 +339,7 @@ def neuron_attribution(attributed: FloatArray) -> FloatArray | None:
 
 
 def _sizes(attributed: FloatArray) -> npt.NDArray[np.float64]:
-    """``(S, H)``, sums over steps of the absolute attribution, of sequences that are finite."""
+    """Return sums over time steps of the absolute attribution, ``(S, H)``, of finite sequences."""
     finite = np.isfinite(attributed).all(axis=(1, 2))
     sizes: npt.NDArray[np.float64] = np.abs(attributed[finite].astype(np.float64)).sum(axis=1)
     return sizes

@@ -1,10 +1,10 @@
-"""What goes through the synapses of a neural circuit policy, and what its neurons do."""
+"""Log what the neurons and synapses of wired cells do."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,16 @@ from ...callback import (
     for_each_supported_cell,
     non_finite_count,
     per_cell_names,
-    scalar_with_ci,
     small_batch_note,
 )
 from ...model import NotApplicable
 from ...model.liquid import LTCReading, neuron_groups, read_liquid
 from ...observation import Need, Observation, Trajectory
-from ...records import Array, Figure, Note, Record, Scalar
+from ...records import Array, Figure, Note, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import Estimate
+from ..record_log import RecordLog
 from .analysis import (
     LEAK,
     SENSORY,
@@ -44,22 +44,37 @@ from .plot import plot_wiring
 
 __all__ = ["Wiring"]
 
+# Descriptions of the scalars.
+SCALARS = {
+    "share": "Share of the total conductance of {target} neurons of {cell} that {origin}, mean "
+    "over neurons, time steps and sequences",
+    "silent_synapses": "Share of the synapses of {cell} with less than 1 % of the conductance of "
+    "their target neuron, mean over time steps and sequences",
+    "balance_error": "Largest difference between the charge that moved a neuron of {cell} and the "
+    "charge that its currents brought, as a share of all that flowed: rounding only, if the "
+    "formula holds",
+    "activity": "Mean |v| of {kind} neurons of {cell} over time steps and sequences",
+    "speed": "Mean |dv|/dt of {kind} neurons of {cell}, per {per}",
+    "attribution": "Share of {kind} neurons of {cell} in the mean absolute state × gradient of the "
+    "{attributed}, of states handed from one time step to the next; over {sequences} sequences",
+}
+
 
 class Wiring(Callback):
-    """Neurons by kind and, in an LTC, what goes through its synapses, for every wired cell.
+    """Log the neurons of every wired cell by kind, and the synapses of an LTC.
 
-    The parts of a neuron's total conductance, its leak and each synapse, say to whom it listens:
-    shares, which sum to 1. The current through a synapse says whether that raises or lowers it.
-    Both are exact, and recomputed from what the cell holds; ``balance_error`` compares them with
-    what the cell's state does.
+    A neuron's total conductance is its leak and that of each synapse. Their shares, which sum to 1,
+    show which neurons it listens to. The current through a synapse shows whether that raises or
+    lowers it. Both are exact, recomputed from the cell's parameters and states; ``balance_error``
+    compares them with how the cell's state moves.
 
-    A wired CfC has no synapses: its wiring limits two of the four maps of a layer, the others and
-    the recurrence within a layer are dense. So its neurons are drawn without, and only activity
-    and attribution by kind of neuron are logged, which a note says.
+    A wired CfC has no synapses: its wiring limits two of the four maps of a layer, and the other
+    two and the recurrence within a layer are dense. Its neurons are therefore drawn without
+    synapses, and only activity and attribution by kind of neuron are logged, which a note says.
 
-    Costs a forward pass, each step of the cell once more, and a gradient pass of these few
-    sequences: without the latter, for an LTC of 32 units (batch 32, 32
-    steps) less than a training step.
+    The costs are a forward pass, each step of the cell once more, and a gradient pass of these few
+    sequences. Without the gradient pass, an LTC of 32 units (batch 32, 32 time steps) took less
+    than a training step.
 
     ==================================== ========= =================================================
     Tag                                  Record    What
@@ -74,15 +89,15 @@ class Wiring(Callback):
                                                    (``sensory``), or is ``leak``
     ``wiring/silent_synapses``           scalar    LTC: share of synapses with less than 1 % of
                                                    their target's conductance
-    ``wiring/balance_error``             scalar    LTC: what the currents leave of the charge that
-                                                   moved the state
+    ``wiring/balance_error``             scalar    LTC: largest difference of the currents from the
+                                                   charge that moved the state
     ``wiring/activity_<kind>``           scalar    mean ``|v|`` of a kind of neuron
     ``wiring/speed_<kind>``              scalar    mean ``|dv|/dt`` of a kind of neuron
     ``wiring/numbers_changed``           scalar    how many shares, levels and speeds changed since
-                                                   the last look beyond chance
+                                                   the previous snapshot beyond chance
     ``wiring/attribution_<kind>``        scalar    share of a kind of neuron in ``|state ×
                                                    gradient|``, of states handed to the next step
-    ``wiring/nonfinite``                 scalar    states left out: NaN or infinity
+    ``wiring/nonfinite``                 scalar    number of skipped states: NaN or infinity
     ``_ncp/wiring_share``                array     LTC: ``(F + H, H)``, mean shares of synapses,
                                                    from inputs and then neurons, to neurons
     ``_ncp/wiring_current``              array     LTC: ``(F + H, H)``, mean currents
@@ -93,36 +108,35 @@ class Wiring(Callback):
     Kinds are inter, command and motor, as the wiring calls them. With several cells the name of a
     cell is added, as in ``wiring_encoder/graph``. Neurons are numbered as in the cell's state: an
     LTC has its motor neurons first, a wired CfC last. Shares, levels and speeds come with 95 % CIs
-    over sequences, which of fewer than 16, as by default, are unreliable.
+    over sequences, which are unreliable for fewer than 16 sequences, as by default.
 
-    Attribution is of the target of the monitor, through what neurons hand on from one step to the
-    next, and with zero as the baseline of a state: what a motor neuron puts out at the target's own
-    step isn't handed on. With another target than the prediction at the last step the tag ends with
-    its name, as in ``wiring/attribution_motor_loss``.
+    The target of the monitor is attributed to what neurons hand on from one time step to the next,
+    with zero as the baseline of a state. What a motor neuron outputs at the target's own time step
+    is not handed on, so nothing is attributed to it. With another target than the prediction at
+    the last time step the tag ends with its name, as in ``wiring/attribution_motor_loss``.
 
     Args:
-        sequences: How many sequences are looked at, spread over the batch.
-        every, name, max_sequences: See :class:`Callback`.
+        every: See :class:`Callback`.
+        name: See :class:`Callback`.
+        max_sequences: See :class:`Callback`.
 
     Raises:
-        ValueError: For fewer than one of ``sequences``.
+        ValueError: For fewer than one of ``max_sequences``.
     """
 
     needs = frozenset({Need.STATES})
     default_name = "wiring"
+    max_sequences: int | None = 8
 
     def __init__(
         self,
         *,
-        sequences: int = 8,
         every: ScheduleLike | None = None,
         name: str | None = None,
-        max_sequences: int | None = None,
+        max_sequences: int | None = 8,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 1:
-            raise ValueError(f"sequences={sequences!r}: give a whole number of at least 1")
-        self._sequences = sequences
+        self.max_sequences = max_sequences
         # By cell.
         self._limits: dict[str, AxisLimit] = {}
         self._neuron_limits: dict[str, AxisLimit] = {}
@@ -136,214 +150,98 @@ class Wiring(Callback):
         return {"limits": limits, "neuron_limits": neurons, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        # Earlier versions had none of neurons.
         self._limits, self._neuron_limits = (
-            {cell: AxisLimit(float(v)) for cell, v in limits.items()}
-            for limits in (state["limits"], state.get("neuron_limits", {}))
+            {cell: AxisLimit(float(v)) for cell, v in state[key].items()}
+            for key in ("limits", "neuron_limits")
         )
-        self._changes.load_state_dict(state.get("changes", {}))
+        self._changes.load_state_dict(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = observation.states
-        if not cells:
+        if not observation.states:
             raise NotApplicable(observation.no_cells)
-        part = observation.limited(self._sequences)
+        part = observation.limited(self.max_sequences)
         yield from small_batch_note(observation)
-        shorts = per_cell_names([c.cell for c in cells])
+        shorts = per_cell_names([state.cell for state in part.states])
         of_each = {
-            self.name + short: functools.partial(self._of, cell, self.name + short, part)
-            for cell, short in zip(part.states, shorts, strict=True)
+            self.name + short: functools.partial(self._of, state, self.name + short, part)
+            for state, short in zip(part.states, shorts, strict=True)
         }
         yield from for_each_supported_cell(of_each, self.name, "nothing is logged of it here")
 
-    def _of(self, cell: Trajectory, group: str, part: Observation) -> Iterator[Record | Note]:
-        stepper = part.cell_stepper(cell.cell)
+    def _of(self, states: Trajectory, group: str, part: Observation) -> Iterable[Record | Note]:
+        """Return the records of one cell."""
+        cell = _WiredCell.of(states.cell, group, part)
+        flow = None if cell.reading is None else _log_synapses(cell, cell.reading, part)
+        if flow is not None or (cell.reading is None and cell.attribution.neurons is not None):
+            synapses = self._limits.setdefault(cell.name, AxisLimit())
+            neurons = self._neuron_limits.setdefault(cell.name, AxisLimit())
+            cell.log.records.append(_graph(cell, flow, part, synapses, neurons))
+        _log_activity(cell, states, part)
+        _log_attribution(cell, part)
+        log = cell.log
+        log.records += self._changes.compare(group, log.estimates, part)
+        return log.records
+
+
+@dataclass(frozen=True, eq=False)
+class _WiredCell:
+    """Hold a cell, its neurons by kind, and the records of it.
+
+    Attributes:
+        name: Name of the cell.
+        groups: Its neurons, by kind.
+        reading: Parameters and states of an LTC; None for other cells.
+        attribution: What of the target is attributed to its neurons.
+        log: The records.
+    """
+
+    name: str
+    groups: tuple[NeuronGroup, ...]
+    reading: LTCReading | None
+    attribution: _Attribution
+    log: RecordLog
+
+    @classmethod
+    def of(cls, name: str, group: str, part: Observation) -> _WiredCell:
+        """Return a cell of a snapshot.
+
+        Raises:
+            NotApplicable: If it is no LTC and has no wiring.
+        """
+        log = RecordLog(group, SCALARS, cell=name)
+        stepper = part.cell_stepper(name)
         groups = neuron_groups(stepper)
         reading = None
-        numbers: dict[str, Estimate] = {}
         try:
             reading = read_liquid(stepper, part.time_delta if part.takes_time else None)
         except NotApplicable as reason:
             if not groups:
                 raise
-            yield Note(f"{group}: {reason}, so that its synapses are left out")
+            log.note(f"{reason}, so its synapses are skipped")
         if isinstance(reading, LTCReading):
             groups = groups or (NeuronGroup("neuron", np.arange(reading.parameters.units)),)
-        attributed = _attributed(cell.cell, groups, part)
-        if isinstance(reading, LTCReading):
-            look = _Look(cell.cell, group, groups, attributed, numbers)
-            yield from self._synapses(look, reading, part)
-        elif not groups:
-            raise NotApplicable(f"{cell.cell} has no wiring")
-        else:
-            if reading is not None:
-                yield Note(
-                    f"{group}: a wired CfC's gates and the recurrence within its layers are dense, "
-                    "so that influence goes where its wiring has no synapse: only the activity and "
-                    "the attribution of its kinds of neurons are logged"
-                )
-            if attributed.neurons is not None:
-                yield self._neurons(cell.cell, group, groups, attributed, part)
-        yield from _activity(cell, group, groups, part, numbers)
-        yield from _attribution(cell.cell, group, attributed, part, numbers)
-        yield from self._changes.compare(group, numbers, part)
-
-    def _synapses(
-        self, look: _Look, reading: LTCReading, part: Observation
-    ) -> Iterator[Record | Note]:
-        flow = synaptic_flow(
-            reading.parameters,
-            reading.inputs,
-            reading.before,
-            reading.after,
-            reading.intervals,
-            mask=part.mask,
-            cell=look.cell,
-        )
-        group = look.group
-        if not flow.samples:
-            return
-        known = group_share_estimates(flow, look.groups)
-        for (source, target), value in group_shares(flow, look.groups).items():
-            if not math.isfinite(value):
-                continue
-            origin = {
-                LEAK: "is their leak",
-                SENSORY: "comes from the inputs",
-            }.get(source, f"comes from {source} neurons")
-            number = look.numbers[f"share_{source}_{target}"] = known[source, target]
-            yield scalar_with_ci(
-                f"{group}/share_{source}_{target}",
-                value,
-                number,
-                f"Share of the total conductance of {target} neurons of {look.cell} that {origin}, "
-                "mean over neurons, steps and sequences",
-                chart=target == look.groups[-1].name and source != LEAK,
+            return cls(name, groups, reading, _attribution(name, groups, part), log)
+        if not groups:
+            raise NotApplicable(f"{name} has no wiring")
+        if reading is not None:
+            log.note(
+                "the gates of a wired CfC and the recurrence within its layers are dense, so "
+                "neurons influence each other where the wiring has no synapse: only the activity "
+                "and the attribution of its kinds of neurons are logged"
             )
-        if not math.isnan(flow.silent):
-            yield Scalar(
-                f"{group}/silent_synapses",
-                flow.silent,
-                f"Share of the synapses of {look.cell} with less than 1 % of the conductance of "
-                "their target neuron, mean over steps and sequences",
-            )
-        if math.isfinite(flow.balance_error):
-            yield Scalar(
-                f"{group}/balance_error",
-                flow.balance_error,
-                f"Largest difference between the charge that moved a neuron of {look.cell} and "
-                "what its currents brought, as a share of all that flowed: rounding, if all is "
-                "well",
-            )
-        yield Array(f"_ncp/{group}_share", flow.share)
-        yield Array(f"_ncp/{group}_current", flow.current)
-        if np.isfinite(flow.share).all() and np.isfinite(flow.current).all():
-            yield from self._picture(look, flow, part)
-
-    def _picture(
-        self, look: _Look, flow: SynapticFlow, part: Observation
-    ) -> Iterator[Record | Note]:
-        limit = self._limits.setdefault(look.cell, AxisLimit())
-        names = part.held_out.feature_names
-        features = len(flow.share) - len(flow.leak_share)
-        yield Figure(
-            f"{look.group}/graph",
-            plot_wiring,
-            flow,
-            {
-                "groups": [(group.name, group.columns) for group in look.groups],
-                # A model may put something else than the batch's features into its cell.
-                "input_names": names if len(names) == features else None,
-                "limit": min(1.0, limit.covering(float(flow.share.max(initial=0.0)))),
-                **self._inked(look.cell, look.attributed),
-                "step": part.step,
-            },
-            f"Synapses of {look.cell}, as wide as the share of the target's conductance that they "
-            "have on average over steps and sequences; orange where their current raises the "
-            "target, purple where it lowers it. The rest of a neuron's conductance is its leak."
-            + look.attributed.told(part.target),
-        )
-
-    def _neurons(
-        self,
-        cell: str,
-        group: str,
-        groups: tuple[NeuronGroup, ...],
-        attributed: _Attributed,
-        part: Observation,
-    ) -> Figure:
-        return Figure(
-            f"{group}/graph",
-            plot_wiring,
-            None,
-            {
-                "groups": [(group.name, group.columns) for group in groups],
-                **self._inked(cell, attributed),
-                "step": part.step,
-            },
-            f"Neurons of {cell} by kind, without synapses." + attributed.told(part.target),
-        )
-
-    def _inked(self, cell: str, attributed: _Attributed) -> dict[str, Any]:
-        """How dark neurons are drawn, in a picture."""
-        if attributed.neurons is None:
-            return {}
-        limit = self._neuron_limits.setdefault(cell, AxisLimit())
-        return {
-            "attribution": attributed.neurons,
-            "attribution_limit": min(1.0, limit.covering(float(attributed.neurons.max()))),
-            "attribution_cis": attributed.cis,
-        }
+        return cls(name, groups, None, _attribution(name, groups, part), log)
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
-    cell: str
-    group: str
-    groups: tuple[NeuronGroup, ...]
-    attributed: _Attributed
-    # What is known of how sure numbers are, by name.
-    numbers: dict[str, Estimate]
+class _Attribution:
+    """Hold shares in the absolute state × gradient, or why there are none.
 
-
-def _activity(
-    cell: Trajectory,
-    group: str,
-    groups: tuple[NeuronGroup, ...],
-    part: Observation,
-    numbers: dict[str, Estimate],
-) -> Iterator[Record | Note]:
-    values, delta, mask = cell.values, part.time_delta, part.mask
-    real = np.ones(values.shape[:2], bool) if mask is None else mask
-    broken = int((real & ~np.isfinite(values).all(axis=2)).sum())
-    yield from non_finite_count(group, broken, "states", "of NaN or infinity")
-    if cell.reverse:
-        values = values[:, ::-1]
-        delta = None if delta is None else delta[:, ::-1]
-        mask = None if mask is None else mask[:, ::-1]
-    found = group_activity(values, groups, time_delta=delta, mask=mask)
-    per = "step" if delta is None else "unit of time_delta"
-    for name, seen in found.items():
-        numbers[f"activity_{name}"] = seen.level_estimate
-        yield scalar_with_ci(
-            f"{group}/activity_{name}",
-            seen.level,
-            seen.level_estimate,
-            f"Mean |v| of {name} neurons of {cell.cell} over steps and sequences",
-        )
-        if not math.isnan(seen.speed):
-            numbers[f"speed_{name}"] = seen.speed_estimate
-            yield scalar_with_ci(
-                f"{group}/speed_{name}",
-                seen.speed,
-                seen.speed_estimate,
-                f"Mean |dv|/dt of {name} neurons of {cell.cell}, per {per}",
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class _Attributed:
-    """Shares in the absolute state × gradient: by kind, of each neuron; or why there are none."""
+    Attributes:
+        kinds: The share of each kind of neuron.
+        neurons: ``(H,)``, the share of each neuron; None where there is none.
+        sequences: Number of sequences.
+        lacking: The reason why there are none.
+    """
 
     kinds: Mapping[str, Estimate]
     neurons: FloatArray | None
@@ -352,51 +250,130 @@ class _Attributed:
 
     @property
     def cis(self) -> dict[str, tuple[float, float]]:
+        """The 95 % CI of each kind of neuron that has one."""
         found = {name: share.ci() for name, share in self.kinds.items()}
         return {name: ci for name, ci in found.items() if ci is not None}
 
-    def told(self, target: str) -> str:
-        """A sentence for the description of a picture."""
-        if self.neurons is None:
-            return ""
-        sure = ""
+    def description(self, target: str) -> str:
+        """Return the part of a picture's description that explains how dark neurons are."""
+        ci = ""
         if self.sequences > 1:
-            sure = f" with its 95 % CI over sequences{ci_caveat(self.sequences)}"
+            ci = f" with its 95 % CI over sequences{ci_caveat(self.sequences)}"
         return (
             f" The darker a neuron, the larger its share in the absolute state × gradient of the "
-            f"{target}; at each kind stands the share of all its neurons{sure}."
+            f"{target}; at each kind stands the share of all its neurons{ci}."
         )
 
 
-def _attributed(cell: str, groups: tuple[NeuronGroup, ...], part: Observation) -> _Attributed:
-    if not groups:
-        return _Attributed({}, None, 0)
+def _attribution(cell: str, groups: tuple[NeuronGroup, ...], part: Observation) -> _Attribution:
     try:
         found = part.state_x_gradient(cell)
     except NotApplicable as reason:
-        return _Attributed({}, None, 0, str(reason))
+        return _Attribution({}, None, 0, str(reason))
     shares, sequences = group_attribution(found, groups)
-    return _Attributed(shares, neuron_attribution(found) if shares else None, sequences)
+    return _Attribution(shares, neuron_attribution(found) if shares else None, sequences)
 
 
-def _attribution(
-    cell: str,
-    group: str,
-    found: _Attributed,
+def _graph(
+    cell: _WiredCell,
+    flow: SynapticFlow | None,
     part: Observation,
-    numbers: dict[str, Estimate],
-) -> Iterator[Record | Note]:
-    if found.lacking is not None:
-        yield Note(f"{group}: {found.lacking}; its attribution by kind of neuron is left out")
-    for name, share in found.kinds.items():
-        numbers[f"attribution_{name}"] = share
-        yield scalar_with_ci(
-            f"{group}/attribution_{name}{part.target_slug}",
-            share.value,
-            share,
-            f"Share of {name} neurons of {cell} in the mean absolute state × gradient of the "
-            f"{part.target}, of states handed from one step to the next; over {found.sequences} "
-            "sequences",
+    synapse_limit: AxisLimit,
+    neuron_limit: AxisLimit,
+) -> Figure:
+    """Return the picture of a cell; without synapses where ``flow`` is None."""
+    options: dict[str, Any] = {
+        "groups": [(group.name, group.columns) for group in cell.groups],
+        "step": part.step,
+    }
+    description = f"Neurons of {cell.name} by kind, without synapses."
+    if flow is not None:
+        names = part.held_out.feature_names
+        features = len(flow.share) - len(flow.leak_share)
+        options |= {
+            # A model may pass something else than the batch's features to its cell.
+            "input_names": names if len(names) == features else None,
+            "limit": min(1.0, synapse_limit.covering(float(flow.share.max(initial=0.0)))),
+        }
+        description = (
+            f"Synapses of {cell.name}, as wide as their mean share of the target's conductance "
+            "over time steps and sequences; orange where their current raises the target, "
+            "purple where it lowers it. The rest of a neuron's conductance is its leak."
         )
+    neurons = cell.attribution.neurons
+    if neurons is not None:
+        options |= {
+            "attribution": neurons,
+            "attribution_limit": min(1.0, neuron_limit.covering(float(neurons.max()))),
+            "attribution_cis": cell.attribution.cis,
+        }
+        description += cell.attribution.description(part.target)
+    return Figure(f"{cell.log.group}/graph", plot_wiring, flow, options, description)
+
+
+def _log_synapses(cell: _WiredCell, reading: LTCReading, part: Observation) -> SynapticFlow | None:
+    """Log shares and currents of synapses, and return them if they can be drawn."""
+    flow = synaptic_flow(
+        reading.parameters,
+        reading.inputs,
+        reading.before,
+        reading.after,
+        reading.time_delta,
+        mask=part.mask,
+        cell=cell.name,
+    )
+    log = cell.log
+    if not flow.samples:
+        return None
+    estimates = group_share_estimates(flow, cell.groups)
+    for (source, target), value in group_shares(flow, cell.groups).items():
+        if math.isfinite(value):
+            origin = {LEAK: "is their leak", SENSORY: "comes from the inputs"}.get(
+                source, f"comes from {source} neurons"
+            )
+            log.scalar(
+                f"share_{source}_{target}", value, estimates[source, target], entry="share",
+                chart=target == cell.groups[-1].name and source != LEAK,
+                target=target, origin=origin,
+            )  # fmt: skip
+    if not math.isnan(flow.silent):
+        log.scalar("silent_synapses", flow.silent)
+    if math.isfinite(flow.balance_error):
+        log.scalar("balance_error", flow.balance_error)
+    log.records.append(Array(f"_ncp/{log.group}_share", flow.share))
+    log.records.append(Array(f"_ncp/{log.group}_current", flow.current))
+    drawable = np.isfinite(flow.share).all() and np.isfinite(flow.current).all()
+    return flow if drawable else None
+
+
+def _log_activity(cell: _WiredCell, states: Trajectory, part: Observation) -> None:
+    values, delta, mask = states.values, part.time_delta, part.mask
+    real = np.ones(values.shape[:2], bool) if mask is None else mask
+    skipped = int((real & ~np.isfinite(values).all(axis=2)).sum())
+    log = cell.log
+    log.records += non_finite_count(log.group, skipped, "states", "of NaN or infinity")
+    if states.reverse:
+        values = values[:, ::-1]
+        delta = None if delta is None else delta[:, ::-1]
+        mask = None if mask is None else mask[:, ::-1]
+    per = "time step" if delta is None else "unit of time_delta"
+    found = group_activity(values, cell.groups, time_delta=delta, mask=mask)
+    for kind, of in found.items():
+        log.scalar(f"activity_{kind}", of.level, of.level_estimate, entry="activity", kind=kind)
+        if not math.isnan(of.speed):
+            log.scalar(
+                f"speed_{kind}", of.speed, of.speed_estimate, entry="speed", kind=kind, per=per
+            )
+
+
+def _log_attribution(cell: _WiredCell, part: Observation) -> None:
+    log, found = cell.log, cell.attribution
+    if found.lacking is not None:
+        log.note(f"{found.lacking}; its attribution by kind of neuron is skipped")
+    for kind, share in found.kinds.items():
+        log.scalar(
+            f"attribution_{kind}", share.value, share, entry="attribution", suffix=part.target_slug,
+            kind=kind, attributed=part.target, sequences=found.sequences,
+        )  # fmt: skip
     if found.neurons is not None:
-        yield Array(f"_ncp/{group}_attribution{part.target_slug}", found.neurons)
+        log.records.append(Array(f"_ncp/{log.group}_attribution{part.target_slug}", found.neurons))

@@ -1,7 +1,6 @@
-"""Neurons and the synapses between them, as a layered graph or as a matrix.
+"""Draw neurons and the synapses between them, as a layered graph or as a matrix.
 
-Two things are shown by two means: synapses by their width and hue, attribution by how dark neurons
-are.
+Synapses are shown by width and hue, and neurons are darker the larger their attribution.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ Members = Mapping[str, Indices]
 BOTTOM, TOP = 46, 356
 MAX_NEURONS, MAX_SYNAPSES = 60, 240  # With more of them it becomes a matrix.
 MAX_NAMES = 12  # With more inputs, they have no names.
-NAMES = 150  # Pixels for names, at most.
+MAX_NAME_WIDTH = 150  # In pixels.
 WIDEST, THINNEST = 14.0, 1.0  # Pixels of a synapse.
-BEND = 80.0  # Pixels by which one is bent, at most.
+MAX_BEND = 80.0  # Pixels by which a synapse is bent.
 GAP = 10  # Pixels between texts in a row.
 MAX_BELOW = 20  # Neurons without synapses in a column, one below the other.
-CORNERS = 24  # Of what is a circle to the eye.
+CORNERS = 24  # Corners of the polygon that is drawn as a circle.
 STRIP, STRIP_HEIGHT = "attribution", 14
 
 
@@ -71,19 +70,20 @@ def plot_wiring(
     attribution_cis: Mapping[str, tuple[float, float]] | None = None,
     step: int | None = None,
 ) -> None:
-    """Draw the synapses of an LTC: who listens to whom, and is raised or lowered by it.
+    """Draw the synapses of an LTC: which neurons listen to which, and are raised or lowered.
 
     A synapse is as wide as its share of the target's conductance; orange ones raise the target on
-    average, purple ones lower it. The columns are the inputs, and the groups in the order in which
-    they are given. Synapses within a group, and those that go back, are bent. Above 60 neurons or
-    240 synapses a matrix takes the place of the graph: rows are sources, columns are targets.
+    average, purple ones lower it. The columns are the inputs and the groups in their order.
+    Synapses within a group, and those that go back, are bent. Above 60 neurons or 240 synapses a
+    matrix takes the place of the graph: rows are sources, columns are targets.
 
-    The darker a neuron, the larger its share in the attribution; those of a group add up to what
-    stands at its name, with its 95 % CI where there is one. A matrix has a row of its own for it.
-    Inputs have none: attribution is of states.
+    The darker a neuron, the larger its share in the attribution. The sum of a group's shares stands
+    at its name, with its 95 % CI where there is one. A matrix has a row of its own for the
+    attribution. Inputs have no attribution here, because it is to states.
 
     Args:
-        flow: What to draw; None for a cell without synapses, of which neurons are drawn alone.
+        page: The page to draw on.
+        flow: The synapses; None for a cell without any, whose neurons are drawn alone.
         groups: ``(name, columns of the state)`` of each group of neurons.
         input_names: Names of the inputs.
         limit: The share that is drawn widest, or in full colour.
@@ -211,11 +211,11 @@ def _draw_graph(
     # Rows of `signed`, by column of the picture.
     columns = {SENSORY: np.arange(features)} if features else {}
     columns |= {name: features + rows for name, rows in members.items()}
-    short = short_names(names, NAMES)
+    short = short_names(names, MAX_NAME_WIDTH)
     left = LEFT + max(map(text_width, short), default=0.0)
     last = list(columns.values())[-1]
     bent = bool(np.isfinite(signed[np.ix_(last, last - features)]).any())
-    right = RIGHT - (0.75 * BEND + 8 if bent else 34)
+    right = RIGHT - (0.75 * MAX_BEND + 8 if bent else 34)
     xy, level = _layers(signed, columns, left + 16, right)
     axes = _paper(page, left + 4)
     _draw_synapses(axes, signed, xy, level, limit)
@@ -286,10 +286,10 @@ def _route(xy: Array, level: Indices, a: int, b: int) -> Any:
         away = 26.0
         ends = [(x0, y0), (x0 + away, y0 + away), (x0 + away, y0 - away), (x0, y0)]
     else:
-        # To the right of the column, the further the longer the way.
+        # To the right of the column, by more the longer the way.
         away = 14 + 0.32 * abs(y1 - y0) + (0.3 * abs(x1 - x0) if x0 != x1 else 0)
         # A curve goes three quarters of the way to what bends it.
-        away = min(away, BEND)
+        away = min(away, MAX_BEND)
         ends = [(x0, y0), (x0 + away, y0), (x1 + away, y1), (x1, y1)]
     return Path(ends, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
 
