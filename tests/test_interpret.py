@@ -491,7 +491,7 @@ WRONG = {
     "loss without targets": ({"target": "loss"}, ModelError, "needs targets"),
     "targets of others": ({"target": "loss", "targets": np.ones(B + 1)}, ValueError, "first axis"),
     "unknown step": ({"at": "first"}, ValueError, "give 'last', 'mean' or a step's index"),
-    "a step too late": ({"at": T}, ModelError, "choose 0 to 5"),
+    "a step too late": ({"at": T}, ModelError, "pass 0 to 5"),
     "unknown module": ({"cells": "decoder"}, ModelError, "'decoder' matches no module"),
     "target of steps": ({"target": lambda y, _: y[..., 0]}, ModelError, "one number per sequence"),
 }

@@ -62,7 +62,7 @@ def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **how: Any) -> ncp.Obs
     [
         (Net(CfC), {}),
         (Net(LTC), {"target": 1}),
-        (Net(CfC), {"most_rows": 2}),
+        (Net(CfC), {"max_sequences": 2}),
         (OneSize(), {}),
         (Net(CfC), {"target": lambda out, _: out[:, -1].sum(axis=-1) ** 2}),
     ],
@@ -330,7 +330,7 @@ def test_sequences_that_influence_each_other_are_reported(kind: type, batch: int
     with runner.analysing():
         seen = ncp.Observation(runner, 1, frozenset())
     np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
-    assert sum("have other outputs alone than beside others" in n for n in runner.notes) == 1
+    assert sum("have other outputs alone than within the batch" in n for n in runner.notes) == 1
     # What the note says of fewer sequences, or of extra passes, is true.
     with runner.analysing():
         seen = ncp.Observation(runner, 1, frozenset())

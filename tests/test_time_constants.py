@@ -406,7 +406,7 @@ def test_an_ltc_is_read_whatever_its_names(kind, implicit):
     for name, value in vars(expected).items():
         np.testing.assert_allclose(getattr(reading.parameters, name), value, rtol=1e-6)
     np.testing.assert_array_equal(reading.inputs, x)
-    np.testing.assert_array_equal(reading.intervals, dt)
+    np.testing.assert_array_equal(reading.time_delta, dt)
     v = np.zeros((S, 9))
     for t in range(T):
         np.testing.assert_allclose(reading.before[:, t], v, atol=1e-5)
@@ -493,12 +493,12 @@ def test_gates_are_those_of_ncps_torch(case):
     np.testing.assert_allclose(reading.rate, rate, rtol=2e-3, atol=1e-4)
     if "pure" in case:
         assert isinstance(reading, DecayReading)
-        left = np.exp(-reading.rate * reading.intervals[..., None])
+        left = np.exp(-reading.rate * reading.time_delta[..., None])
         np.testing.assert_allclose(left, gate, atol=1e-4)
     else:
         assert isinstance(reading, GateReading)
         assert reading.signed
-        opened = sigmoid(reading.rate * reading.intervals[..., None] + reading.offset)
+        opened = sigmoid(reading.rate * reading.time_delta[..., None] + reading.offset)
         np.testing.assert_allclose(opened, gate, atol=1e-5)
 
 
@@ -653,7 +653,7 @@ class Tiring(zoo.PortCfCCell):
     ("cell", "word"),
     [
         (lambda: OtherGate(F, H), "no sigmoid"),
-        (NotAsItsLayers, "what its layers give"),
+        (NotAsItsLayers, "the concatenation of its layers' outputs"),
         (lambda: Tiring(F, H, "pure"), "no exponentials"),
     ],
 )

@@ -271,7 +271,7 @@ def test_inputs_that_never_change_leave_the_direction_open():
     x = mx.broadcast_to(mx.random.normal((3, 1, FEATURES)), (3, STEPS, FEATURES))
     runner = ModelRunner(zoo.made(case), ncp.HeldOutBatch(x, 0.5))
     assert [hook.name for hook in runner.hook_points.cells] == list(zoo._WAYS)
-    assert sum("which way it runs" in note for note in runner.notes) == 4
+    assert sum("its direction" in note for note in runner.notes) == 4
 
 
 @pytest.mark.parametrize("name", ["hand/state-tuple", "hand/between-held"])
@@ -402,7 +402,7 @@ def test_intervals_that_a_model_has_no_keyword_for_are_refused():
 def test_intervals_that_a_model_needs_are_asked_for():
     model = zoo.made(EXAMPLES["hand/time-ByPosition"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
-    with pytest.raises(ModelError, match="maybe time_delta is missing"):
+    with pytest.raises(ModelError, match="if they are missing, pass time_delta="):
         ModelRunner(model, ncp.HeldOutBatch(x))
 
 
@@ -431,10 +431,10 @@ class Inlined(nn.Module):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("residual", "called once per step are wx, wh, but they hand nothing on.*cells='wx'"),
-        ("plain", "called once per step are wx, wh, but they hand nothing on"),
+        ("residual", "called once per step are wx, wh, but they pass nothing on.*cells='wx'"),
+        ("plain", "called once per step are wx, wh, but they pass nothing on"),
         ("missing a step", "called repeatedly are wx 5 times, wh 5 times, for 6 steps"),
-        ("whole", "wx, wh may be one that runs over the sequence by itself"),
+        ("whole", "wx, wh may be a layer that runs over the whole sequence"),
     ],
 )
 def test_no_cell_is_said_with_what_might_be_one(rule, message):
@@ -531,7 +531,7 @@ class Adaptive(nn.Module):
 def test_calls_that_come_and_go_are_not_assigned_to_steps():
     x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
     x[:, 1] = 0.7
-    x[3] = 1.5  # beyond the two sequences that are looked at first
+    x[3] = 1.5  # beyond the two sequences that are the first pass
     runner = ModelRunner(Adaptive(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
     with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
@@ -595,7 +595,7 @@ def test_a_direction_that_can_not_be_told_is_mentioned():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     runner = ModelRunner(Attentive(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
-    assert any("which way it runs can't be told" in note for note in runner.notes)
+    assert any("its direction can't be determined" in note for note in runner.notes)
 
 
 class FixedBatch(nn.Module):

@@ -18,7 +18,7 @@ from .capture import Around, Tap
 from .errors import NotApplicable
 from .hook_points import CellHook
 from .pytrees import Path, get_leaf, modules, replace_leaf
-from .runner import ModelRunner, Variants, listening, recorded_calls
+from .runner import ModelRunner, Variants, flushing_subnormals, recorded_calls
 
 __all__ = ["finer_solver", "held_states", "slopes", "state_gradients", "step_gradients"]
 
@@ -58,7 +58,7 @@ def slopes(
         total: mx.array = values.sum()
         return total
 
-    with listening(runner):
+    with flushing_subnormals(runner):
         wanted = [0, 1] if takes_time else [0]
         gradients = mx.grad(slope, argnums=wanted)(sequences, time_deltas)
     if isinstance(gradients, mx.array):
@@ -109,7 +109,7 @@ def step_gradients(
         kept.append(values)
         return values.sum()
 
-    with held_states(runner) if hold_states else listening(runner):
+    with held_states(runner) if hold_states else flushing_subnormals(runner):
         wanted = [0, 1] if runner.takes_time else [0]
         gradients = mx.grad(total, argnums=wanted)(x, dt)
     if isinstance(gradients, mx.array):
@@ -217,7 +217,7 @@ def state_gradients(
             outputs = runner.outputs(runner.sequence(), runner.time_delta)
         return runner.target(outputs, chosen).sum()
 
-    with listening(runner):
+    with flushing_subnormals(runner):
         gradients = mx.grad(total)([[mx.zeros_like(a) for a in step] for step in states])
 
     def side_by_side(steps: list[list[mx.array]]) -> mx.array:

@@ -54,9 +54,9 @@ class Memory:
         peak = mx.get_peak_memory()
         if not self._bounded or self._most is None or peak <= max(before, self._most):
             return
-        rows = runner.most_rows or len(runner.held_out)
+        rows = runner.max_sequences or len(runner.held_out)
         if rows > 1:
-            runner.most_rows = rows // 2
+            runner.max_sequences = rows // 2
             _LOG.info(
                 "looking at %d sequences at once took %.0f MB, more than twice what training did; "
                 "from now on %d",
@@ -71,4 +71,4 @@ class Memory:
             return
         rows = max(1, int((self._most - mx.get_active_memory()) / self.per_sequence))
         if rows < len(runner.held_out):
-            runner.most_rows = rows
+            runner.max_sequences = rows

@@ -175,7 +175,7 @@ class Observer:
             at=settings.at,
             cells=settings.cells,
             layers=settings.layers,
-            most_rows=settings.chunk_size,
+            max_sequences=settings.chunk_size,
         )
 
     @property

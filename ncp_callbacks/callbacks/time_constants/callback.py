@@ -27,9 +27,9 @@ from ...model.liquid import (
     GateReading,
     LTCReading,
     Reading,
-    intervals_of,
     jacobian_diagonal,
     read_liquid,
+    time_delta_per_call,
 )
 from ...observation import Need, Observation, Trajectory
 from ...records import Array, Figure, Histogram, Note, Record, Scalar
@@ -258,7 +258,7 @@ class TimeConstants(Callback):
                 reading.parameters.units + reading.parameters.inputs
             )
         some = np.linspace(0, steps - 1, min(self._steps or self._STEPS, steps)).round().astype(int)
-        intervals = intervals_of(look.stepper, look.delta)
+        intervals = time_delta_per_call(look.stepper, look.delta)
         values = np.full((len(look.real), steps, len(units)), np.nan)
         for t in np.unique(some):
             diagonal = jacobian_diagonal(look.stepper, int(t), synapses, units=units)
@@ -460,7 +460,7 @@ def _bounds(look: _Look, reading: LTCReading, result: UnitTimeConstants) -> Iter
 def _gates(look: _Look, reading: GateReading) -> Iterator[Record | Note]:
     rate, offset = reading.rate, reading.offset
     # As the cell is given them, whose rate is per unit of time_delta.
-    given = (reading.intervals * _unit(reading))[..., None]
+    given = (reading.time_delta * _unit(reading))[..., None]
     if not reading.signed:
         yield Note(
             f"{look.group}: the states of {look.cell} are the same for both signs of its gates' "
@@ -490,7 +490,7 @@ def _gates(look: _Look, reading: GateReading) -> Iterator[Record | Note]:
 
 
 def _decays(look: _Look, reading: DecayReading) -> Iterator[Record | Note]:
-    given = (reading.intervals * _unit(reading))[..., None]
+    given = (reading.time_delta * _unit(reading))[..., None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         gone, half = -np.expm1(-reading.rate * given), np.log(2.0) / reading.rate
     yield from _open(

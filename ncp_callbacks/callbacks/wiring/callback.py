@@ -196,7 +196,7 @@ class Wiring(Callback):
             reading.inputs,
             reading.before,
             reading.after,
-            reading.intervals,
+            reading.time_delta,
             mask=part.mask,
             cell=look.cell,
         )
