@@ -30,13 +30,18 @@ from .held_out import HeldOutBatch, read_only, to_numpy
 from .model import CellHook, ModelRunner
 from .model.batching import (
     as_target_values,
-    run_in_parts,
     concatenate_values,
     evaluate_variants,
     run_in_batches,
+    run_in_parts,
 )
 from .model.cell_stepper import CellStepper
-from .model.extra_passes import finer_solver, slopes, state_gradients, step_gradients
+from .model.extra_passes import (
+    directional_derivatives,
+    doubled_ode_unfolds,
+    state_gradients,
+    step_gradients,
+)
 from .model.randomize import randomised
 from .model.runner import VARIANTS_AT_ONCE
 from .results import FloatArray
@@ -510,7 +515,7 @@ class Observation:
         assert self.time_delta is not None
         wanted = list(dict.fromkeys(map(float, scales)))
         scaled = np.stack([self.time_delta * np.float32(s) for s in wanted])
-        with finer_solver(self._runner.model):
+        with doubled_ode_unfolds(self._runner.model):
             values = self.evaluate(time_delta=scaled).values
         return dict(zip(wanted, values, strict=True))
 
@@ -552,7 +557,7 @@ class Observation:
                 else mx.array(array[at, here]).astype(own_delta.dtype)
                 for array in (time_delta, time_along)
             ]
-            seen = slopes(
+            seen = directional_derivatives(
                 some,
                 mx.array(inputs[at, here]).astype(own.dtype),
                 times[0],

@@ -448,7 +448,7 @@ def test_no_intervals_to_scale(model, x):
 
 
 def test_model_that_takes_no_intervals(x, time_delta):
-    with pytest.raises(ModelError, match=r"Layer\(x\) takes no keyword for it; looked for time_d"):
+    with pytest.raises(ModelError, match=r"Layer\(x\) takes no keyword for it; tried time_d"):
         analyze_time_sensitivity(Layer(), x, time_delta)
 
 

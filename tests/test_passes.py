@@ -247,7 +247,7 @@ class Loop(nn.Module):
 def test_what_can_not_be_run_again_says_why() -> None:
     model = Loop(Stateful(), mx.zeros(6))
     seen = observe(model, ncp.HeldOutBatch(X))
-    with pytest.raises(NotApplicable, match="cell run again by itself gives another state"):
+    with pytest.raises(NotApplicable, match="cell, run separately, returns another state"):
         seen.state_jacobian("cell")
     with pytest.raises(KeyError, match="'nothing'; the model's cells are cell"):
         seen.state_jacobian("nothing")

@@ -19,7 +19,8 @@ NOT_YET = (
     "ncp_callbacks/held_out.py",
     "ncp_callbacks/integrations.py",
     "ncp_callbacks/interpret.py",
-    "ncp_callbacks/model/",
+    # Its keywords of models are words of other libraries.
+    "ncp_callbacks/model/conventions.py",
     "ncp_callbacks/observation.py",
     "ncp_callbacks/observer/",
     "ncp_callbacks/plotting/",
@@ -29,7 +30,6 @@ NOT_YET = (
     "ncp_callbacks/runs/",
     "ncp_callbacks/scheduling.py",
     "ncp_callbacks/stats/",
-    "ncp_callbacks/target_values.py",
     "ncp_callbacks/threads.py",
     "ncp_callbacks/writers/",
 )

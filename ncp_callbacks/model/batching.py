@@ -22,10 +22,10 @@ from .runner import ModelRunner, Pass, Variants
 __all__ = [
     "EvaluatedPass",
     "as_target_values",
-    "run_in_parts",
     "concatenate_values",
     "evaluate_variants",
     "run_in_batches",
+    "run_in_parts",
 ]
 
 _LOG = logging.getLogger("ncp_callbacks")
@@ -164,8 +164,12 @@ def run_in_parts(
     """Run ``count`` variants of the batch, in parts as large as memory allows.
 
     Args:
-        run: Some variants, the last argument, of some sequences, the other two.
-        rows, copies: See :func:`points`.
+        runner: The model and the batch.
+        run: ``run(part, here, at)`` evaluates the variants ``at`` on ``part``, a runner of the
+            sequences ``here``.
+        count: Number of variants.
+        rows: Number of sequences run at once, if the batch can be divided.
+        copies: Number of variants of these sequences run at once; halved if memory runs out.
     """
     batch = len(runner.held_out)
     size = min(rows, batch) if runner.divisible else batch

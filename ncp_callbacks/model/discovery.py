@@ -105,10 +105,10 @@ class _Finder:
     def _split_repeats(self, recurrence: Recurrence) -> list[Recurrence]:
         """Split a recurrence that runs over the sequence repeatedly with one state."""
         steps = self.steps
-        again = len(recurrence.calls) > steps and self.time_order.notices(
+        again = len(recurrence.calls) > steps and self.time_order.is_affected(
             recurrence.calls[steps], 0, recurrence.in_paths
         )
-        if not again or self.time_order.notices(recurrence.calls[1], 0, recurrence.in_paths):
+        if not again or self.time_order.is_affected(recurrence.calls[1], 0, recurrence.in_paths):
             return [recurrence]
         return [
             Recurrence(

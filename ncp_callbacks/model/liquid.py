@@ -398,7 +398,7 @@ def jacobian_diagonal(
     diagonal = np.empty((batch, len(wanted_units)))
     for start in range(0, len(wanted_units), max_units):
         own = wanted_units[start : start + max_units]
-        # Unit i is followed in the i-th copy of the batch.
+        # Copy i of the batch computes the gradient of unit i.
         copies = mx.concatenate([before] * len(own))
         wanted = np.repeat(np.eye(width, dtype=np.float32)[own], batch, axis=0)
         _, (rows,) = mx.vjp(

@@ -28,7 +28,7 @@ class Target:
             chosen once and then kept; an index: that output; ``"loss"``: squared error, for integer
             targets cross-entropy (outputs are logits); a callable from all outputs
             (``(B, T, O)`` or ``(B, O)``) and the batch's targets to ``(B,)``.
-        at: ``"last"`` real time step, ``"mean"`` over real time steps, or the index of a time step.
+        at: ``"last"`` real time step, ``"mean"`` over real ones, or the index of a time step.
         held_out: The batch.
         calling: The calling convention of the model.
 
@@ -39,7 +39,7 @@ class Target:
 
     Attributes:
         name: The name for titles and guides, such as "prediction at last step".
-        slug: The suffix of tags: "" for the default target, else for instance "_loss" or "_output2_at3".
+        slug: The suffix of tags: "" for the default target, or for instance "_output2_at3".
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Target:
         names = self._held_out.class_names
         if names is not None and outputs > 1 and len(names) != outputs:
             raise ModelError(
-                f"class_names has {len(names)} names, but the model has {outputs} outputs: pass one "
-                "name per output"
+                f"class_names has {len(names)} names, but the model has {outputs} outputs: "
+                "pass one name per output"
             )
         if isinstance(target, np.integer):
             target = int(target)
@@ -103,13 +103,13 @@ class Target:
             raise ValueError(f"at={at!r} is unknown: pass 'last', 'mean' or a step's index")
         if not self._calling.per_step:
             raise ModelError(
-                f"at={at!r}, but the model returns one output per sequence, not one per step: "
-                "set at='last'"
+                f"at={at!r}, but the model returns one output per sequence, not one per "
+                "step: set at='last'"
             )
         if isinstance(at, int):
             if not -self._steps <= at < self._steps:
                 raise ModelError(
-                    f"at={at}, but the held-out batch has {self._steps} steps: choose 0 to "
+                    f"at={at}, but the held-out batch has {self._steps} steps: pass 0 to "
                     f"{self._steps - 1}"
                 )
             at %= self._steps
@@ -243,8 +243,8 @@ class Target:
         targets = self._held_out.targets
         if not isinstance(targets, mx.array):
             raise ModelError(
-                f"target='loss' needs targets as an array, not {type(targets).__name__}; for another "
-                "loss pass target=callable(outputs, targets) -> (batch,)"
+                f"target='loss' needs targets as an array, not {type(targets).__name__}; for "
+                "another loss pass target=callable(outputs, targets) -> (batch,)"
             )
         classes = not mx.issubdtype(targets.dtype, mx.floating)
         # Targets without an output axis: (B, T) beside (B, T, O), (B,) beside (B, O).

@@ -201,7 +201,7 @@ class Observer:
         small = self.runner.small()
         callbacks = list(self._callbacks.values())
         with small.analysing(), one_blas_thread():
-            with self._memory.of_rows(len(small.held_out)):
+            with self._memory.measure(len(small.held_out)):
                 observation = Observation(small, 0, _needs(callbacks))
             # The standard set takes no time; others may take seconds.
             for callback in progress(callbacks, "dry run", "callback", fewest=8):
