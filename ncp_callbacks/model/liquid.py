@@ -387,8 +387,8 @@ def jacobian_diagonal(
     Args:
         stepper: The cell.
         step: Index of the time step.
-        synapses: Count of numbers that the cell computes for each sequence, if it is larger than
-            that of its units.
+        synapses: Number of values that the cell computes for each sequence, if it is larger than
+            8 times the number of its units.
         units: ``(K,)``, indices of the units; None: all ``H``.
     """
     before = mx.array(stepper.before(step)).astype(stepper.step(step).dtype)
@@ -516,7 +516,7 @@ def _ltc_error(
     after: FloatArray,
     time_delta: FloatArray,
 ) -> float:
-    """Return the error at a few steps as a share of the largest state; NaN if none is finite."""
+    """Return the error at a few steps as a share of the largest state, or NaN."""
     steps = _checked_steps(before.shape[1])
     own = after[:, steps].reshape(-1, after.shape[-1])
     with np.errstate(all="ignore"):

@@ -269,7 +269,7 @@ def _evaluates(array: mx.array) -> bool:
 
 
 def _content(model: nn.Module) -> tuple[Any, ...]:
-    """Return what a module consists of: its class, entries, attributes and filled slots."""
+    """Return the contents of a module: its class, entries, attributes and filled slots."""
     return type(model), list(dict.items(model)), dict(vars(model)), _filled_slots(model)
 
 

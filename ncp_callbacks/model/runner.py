@@ -297,7 +297,8 @@ class ModelRunner:
         if model.target is not None:
             target = _CurrentTarget(model)
         self.whole_batch = len(held_out)
-        self._memory: dict[str, int | None] = {"rows": max_sequences}
+        # Shared with the runners of parts of the batch.
+        self._limits: dict[str, int | None] = {"sequences": max_sequences}
         self._tap = Tap()
         self._compilation = CompilationSwitch()
         with self.analysing():
@@ -339,11 +340,11 @@ class ModelRunner:
     @property
     def max_sequences(self) -> int | None:
         """Return the largest number of sequences in one pass, shared with parts; None: all."""
-        return self._memory["rows"]
+        return self._limits["sequences"]
 
     @max_sequences.setter
-    def max_sequences(self, rows: int) -> None:
-        self._memory["rows"] = rows
+    def max_sequences(self, count: int) -> None:
+        self._limits["sequences"] = count
 
     def _sequences_are_independent(self) -> bool:
         """Return whether parts of the batch have the outputs that they have within the batch.
@@ -360,7 +361,7 @@ class ModelRunner:
             try:
                 outputs = [
                     part.outputs(part.sequence(), part.time_delta)
-                    for part in map(self._without_target, parts)
+                    for part in map(self._part, parts)
                 ]
                 whole, first, last = map(to_numpy, outputs)
             except Exception:
@@ -378,16 +379,16 @@ class ModelRunner:
         """Return whether parts of the batch can be run separately."""
         return not self.one_batch_size and not callable(self._wanted[0])
 
-    def take(self, rows: slice | npt.NDArray[np.intp]) -> ModelRunner:
+    def take(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
         """Return a runner of some sequences of the batch."""
-        part = self._without_target(rows)
+        part = self._part(sequences)
         part.target = Target(*self._wanted, part.held_out, self.calling)
         return part
 
-    def _without_target(self, rows: slice | npt.NDArray[np.intp]) -> ModelRunner:
-        """Return a runner of some sequences, whose target is not yet that of these."""
+    def _part(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
+        """Return a runner of some sequences that keeps the target of the whole batch."""
         part = copy.copy(self)
-        part.held_out = self.held_out.take(rows)
+        part.held_out = self.held_out.take(sequences)
         return part
 
     @property
@@ -573,7 +574,7 @@ class ModelRunner:
             values = self.target(outputs, chosen)
             result = Pass(inputs, outputs, values, chosen)
             recorder.into(result, states, activations)
-            # Sequences don't interact, so the gradient of the sum holds that of each.
+            # The gradient of the sum is that of each target if sequences don't interact.
             return values.sum(), result
 
         with recorder.recording(self.model):

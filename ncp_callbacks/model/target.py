@@ -247,7 +247,7 @@ class Target:
                 "another loss pass target=callable(outputs, targets) -> (batch,)"
             )
         classes = not mx.issubdtype(targets.dtype, mx.floating)
-        # Targets without an output axis: (B, T) beside (B, T, O), (B,) beside (B, O).
+        # Targets without an output axis: (B, T) for (B, T, O), (B,) for (B, O).
         per_step = self._calling.per_step and self._is_per_step(targets, outputs, classes)
         if every_step and not per_step:
             targets = mx.repeat(targets[:, None], self._steps, axis=1)

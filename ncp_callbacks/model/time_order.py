@@ -81,7 +81,7 @@ class TimeOrder:
     def is_reversed_sequence(self, call: Call) -> bool | None:
         """Return whether a call that takes all steps runs backwards; None if that is uncertain."""
 
-        def notice(step: int) -> tuple[_Changed, _Changed]:
+        def changes_at(step: int) -> tuple[_Changed, _Changed]:
             changes = self._changed([call], step)
             sequences = [place for place in changes if self.is_sequence(call.inputs[place])]
             return (
@@ -89,14 +89,14 @@ class TimeOrder:
                 {place: changes[place][:, -1] for place in sequences},
             )
 
-        return self._is_reverse(notice)
+        return self._is_reverse(changes_at)
 
-    def _is_reverse(self, notice: Callable[[int], tuple[_Changed, _Changed]]) -> bool | None:
+    def _is_reverse(self, changes_at: Callable[[int], tuple[_Changed, _Changed]]) -> bool | None:
         any_changed = False
         for step in (0, -1):
             if not self._changed_calls(step):
                 return None
-            at_first, at_last = notice(step)
+            at_first, at_last = changes_at(step)
             # By element, as an argument may join a step's input with a value for all steps.
             pairs = [
                 (at_first[place], at_last[place])
