@@ -68,7 +68,9 @@ def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **how: Any) -> ncp.Obs
     ],
     ids=["cfc", "ltc", "chunks", "one size", "callable"],
 )
-def test_variants_are_what_a_look_at_them_would_be(model: nn.Module, how: dict[str, Any]) -> None:
+def test_variants_have_the_targets_of_separate_snapshots(
+    model: nn.Module, how: dict[str, Any]
+) -> None:
     """Against a held-out batch that holds the variant itself."""
     others = X + rng.standard_normal((3, B, T, F)).astype(np.float32)
     elapsed = DT * rng.uniform(0.5, 2.0, (3, B, T)).astype(np.float32)
@@ -134,7 +136,7 @@ def test_fewer_sequences_are_spread_and_nested(batch: int, few: int, more: int) 
         assert gaps.max() <= 4 * batch / few + 1
 
 
-def test_a_part_of_what_is_seen() -> None:
+def test_a_part_of_an_observation() -> None:
     model, held_out = Net(), ncp.HeldOutBatch(X, DT, targets=np.arange(B) % 3, mask=MASK)
     whole = observe(model, held_out)
     for count, inside in ((3, whole), (3, whole.limited(5)), (6, whole)):
@@ -164,14 +166,14 @@ def test_a_part_of_what_is_seen() -> None:
     assert whole.limited(B) is whole.limited(None) is whole
 
 
-def test_what_can_not_be_divided_is_seen_whole() -> None:
+def test_an_indivisible_batch_is_run_whole() -> None:
     model = OneSize()
     assert len(observe(model, ncp.HeldOutBatch(X, DT)).limited(2).held_out) == B
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "all"])
 def test_max_sequences_that_are_none(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_sequences=.*give 1 or more"):
+    with pytest.raises(ValueError, match=r"max_sequences=.*pass 1 or more"):
         ncp.StateTransitions(max_sequences=bad)
 
 
@@ -244,7 +246,7 @@ class Loop(nn.Module):
         return self.head(mx.stack(out, axis=1))
 
 
-def test_what_can_not_be_run_again_says_why() -> None:
+def test_a_step_that_can_not_be_run_separately_is_reported() -> None:
     model = Loop(Stateful(), mx.zeros(6))
     seen = observe(model, ncp.HeldOutBatch(X))
     with pytest.raises(NotApplicable, match="cell, run separately, returns another state"):
