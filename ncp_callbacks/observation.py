@@ -28,11 +28,22 @@ import numpy.typing as npt
 from .callbacks.dynamics.jacobian_products import JacobianProducts
 from .held_out import HeldOutBatch, read_only, to_numpy
 from .model import CellHook, ModelRunner
-from .model.batching import as_points, in_parts, joined, points, run_in_batches
+from .model.batching import (
+    as_target_values,
+    concatenate_values,
+    evaluate_variants,
+    run_in_batches,
+    run_in_parts,
+)
 from .model.cell_stepper import CellStepper
-from .model.extra_passes import finer_solver, slopes, state_gradients, step_gradients
+from .model.extra_passes import (
+    directional_derivatives,
+    doubled_ode_unfolds,
+    state_gradients,
+    step_gradients,
+)
 from .model.randomize import randomised
-from .model.runner import COPIES
+from .model.runner import VARIANTS_AT_ONCE
 from .results import FloatArray
 from .target_values import TargetValues
 
@@ -137,7 +148,7 @@ class Observation:
         self._rows: npt.NDArray[np.intp] | None = None
         wanted = {need.value: need in self._needs for need in Need}
         self._passes = list(run_in_batches(runner, wanted))
-        self._rows_at_once = runner.most_rows or len(self._batch)
+        self._rows_at_once = runner.max_sequences or len(self._batch)
         chosen = [c for part in self._passes if (c := part.chosen) is not None]
         self._chosen = np.concatenate(chosen) if chosen else None
         self._see(runner)
@@ -334,7 +345,9 @@ class Observation:
                 )
                 for at in parts
             ]
-            return _protected(joined(found, axis=1).of(np.argsort(np.concatenate(parts))))
+            return _protected(
+                concatenate_values(found, axis=1).of(np.argsort(np.concatenate(parts)))
+            )
         whole = self._points(
             self._runner,
             _among(self.inputs, rows, inputs),
@@ -354,7 +367,7 @@ class Observation:
         gradient: bool,
         loss: bool,
     ) -> TargetValues:
-        found = points(
+        found = evaluate_variants(
             runner,
             inputs,
             time_delta,
@@ -362,7 +375,7 @@ class Observation:
             gradient=gradient,
             loss=loss,
             rows=self._rows_at_once,
-            copies=1 if gradient else COPIES,
+            copies=1 if gradient else VARIANTS_AT_ONCE,
         )
         return _protected(found)
 
@@ -502,7 +515,7 @@ class Observation:
         assert self.time_delta is not None
         wanted = list(dict.fromkeys(map(float, scales)))
         scaled = np.stack([self.time_delta * np.float32(s) for s in wanted])
-        with finer_solver(self._runner.model):
+        with doubled_ode_unfolds(self._runner.model):
             values = self.evaluate(time_delta=scaled).values
         return dict(zip(wanted, values, strict=True))
 
@@ -544,7 +557,7 @@ class Observation:
                 else mx.array(array[at, here]).astype(own_delta.dtype)
                 for array in (time_delta, time_along)
             ]
-            seen = slopes(
+            seen = directional_derivatives(
                 some,
                 mx.array(inputs[at, here]).astype(own.dtype),
                 times[0],
@@ -552,11 +565,11 @@ class Observation:
                 times[1],
                 None if self._chosen is None else mx.array(self._chosen[here]),
             )
-            return as_points(seen)
+            return as_target_values(seen)
 
         # It keeps some three times what a gradient does.
         rows = max(1, self._rows_at_once // 3)
-        return _protected(in_parts(self._runner, run, count, rows=rows, copies=1))
+        return _protected(run_in_parts(self._runner, run, count, rows=rows, copies=1))
 
     @property
     def every_step(self) -> tuple[str, str] | None:
@@ -645,9 +658,11 @@ class Observation:
                 for given, own in ((inputs, some.sequence()), (time_delta, some.time_delta))
             )
             follow = None if predicted is None else mx.array(predicted[here])
-            return as_points(step_gradients(some, part, x, dt, follow, hold_states=hold_states))
+            return as_target_values(
+                step_gradients(some, part, x, dt, follow, hold_states=hold_states)
+            )
 
-        found = in_parts(self._runner, run, len(wanted), rows=self._rows_at_once, copies=1)
+        found = run_in_parts(self._runner, run, len(wanted), rows=self._rows_at_once, copies=1)
         return _protected(found)
 
     def again(self, inputs: FloatArray | None = None) -> Observation:

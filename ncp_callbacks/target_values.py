@@ -18,10 +18,10 @@ class TargetValues:
     """Hold the targets of variants of some sequences, and their gradients where requested.
 
     Attributes:
-        values: ``(K, B)``.
-        input_gradient: ``(K, B, T, F)``, or None.
-        time_gradient: ``(K, B, T)``; None also where the model takes no time_delta.
-        loss: ``(K, B)``, the loss beside another target; None where it was not requested.
+        values: ``(K, B)``, the targets.
+        input_gradient: ``(K, B, T, F)``, or None if it was not requested.
+        time_gradient: ``(K, B, T)``; None also if the model takes no ``time_delta``.
+        loss: ``(K, B)``, the losses; None if they were not requested or are the targets.
     """
 
     values: FloatArray
@@ -30,7 +30,11 @@ class TargetValues:
     loss: FloatArray | None = None
 
     def of(self, rows: npt.NDArray[np.intp]) -> TargetValues:
-        """Return those of some sequences."""
+        """Return the values of some sequences.
+
+        Args:
+            rows: Indices of the sequences.
+        """
         columns = (getattr(self, f.name) for f in fields(self))
         return TargetValues(*[None if c is None else c[:, rows] for c in columns])  # type: ignore[arg-type]
 
@@ -38,7 +42,7 @@ class TargetValues:
 class Evaluate(Protocol):
     """Evaluate the target of variants of a batch; see :meth:`ncp_callbacks.Observation.evaluate`.
 
-    Without ``inputs`` and ``time_delta`` it is the batch itself.
+    Without ``inputs`` and ``time_delta`` the batch itself is evaluated.
     """
 
     def __call__(

@@ -201,7 +201,7 @@ def test_forward_is_given_the_container() -> None:
         (np.ones((B, T, F), np.int32), TypeError, "Tokens"),
     ],
 )
-def test_inputs_that_are_none(inputs: Any, error: type[Exception], words: str) -> None:
+def test_wrong_inputs_are_refused(inputs: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ncp.HeldOutBatch(inputs)
 

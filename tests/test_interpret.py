@@ -425,13 +425,13 @@ def test_results_can_be_pickled(model, x, time_delta, call):
 
 
 def test_no_backbone(x):
-    with pytest.raises(ModelError, match=r"no backbone.*name them with layers="):
+    with pytest.raises(ModelError, match=r"no backbone.*pass their paths as layers="):
         analyze_backbone(Layer(), x)
 
 
 @pytest.mark.parametrize("call", ["states", "transitions"])
 def test_no_cell(call, x, time_delta):
-    with pytest.raises(ModelError, match=r"no recurrent cell.*name it: cells="):
+    with pytest.raises(ModelError, match=r"no recurrent cell.*pass cells="):
         CALLS[call](NoCell(), x, time_delta)
 
 
@@ -448,7 +448,7 @@ def test_no_intervals_to_scale(model, x):
 
 
 def test_model_that_takes_no_intervals(x, time_delta):
-    with pytest.raises(ModelError, match=r"Layer\(x\) takes no keyword for it; looked for time_d"):
+    with pytest.raises(ModelError, match=r"Layer\(x\) takes no keyword for it; tried time_d"):
         analyze_time_sensitivity(Layer(), x, time_delta)
 
 
@@ -490,8 +490,8 @@ WRONG = {
     "too large an output": ({"target": 1}, ModelError, "the model has 1 outputs"),
     "loss without targets": ({"target": "loss"}, ModelError, "needs targets"),
     "targets of others": ({"target": "loss", "targets": np.ones(B + 1)}, ValueError, "first axis"),
-    "unknown step": ({"at": "first"}, ValueError, "give 'last', 'mean' or a step's index"),
-    "a step too late": ({"at": T}, ModelError, "choose 0 to 5"),
+    "unknown step": ({"at": "first"}, ValueError, "pass 'last', 'mean' or a step's index"),
+    "a step too late": ({"at": T}, ModelError, "pass 0 to 5"),
     "unknown module": ({"cells": "decoder"}, ModelError, "'decoder' matches no module"),
     "target of steps": ({"target": lambda y, _: y[..., 0]}, ModelError, "one number per sequence"),
 }

@@ -472,8 +472,8 @@ UNCOPIED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "gradient": (lambda: mx.grad(lambda x: x.sum()), "model.kept", "mx.grad"),
     "vmap": (lambda: mx.vmap(lambda x: x), "model.kept", "mx.vmap"),
     "thread-local": (threading.local, "model.kept", "_thread._local"),
-    "left out": (Forgetful, "model.kept.cache", "leaves this out"),
-    "left out of a module": (ForgetfulModule, "model.kept.cache", "leaves this out"),
+    "left out": (Forgetful, "model.kept.cache", "omits it"),
+    "left out of a module": (ForgetfulModule, "model.kept.cache", "omits it"),
 }
 
 

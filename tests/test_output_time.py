@@ -569,7 +569,7 @@ def test_states_that_are_not_given_can_not_be_held() -> None:
 
     mx.random.seed(0)
     model, held_out = Loop(), ncp.HeldOutBatch(data()[0])
-    with pytest.raises(NotApplicable, match="isn't given its state"):
+    with pytest.raises(NotApplicable, match="keeps its state itself"):
         observe(model, held_out, cells="cell").at_own_steps()
     # With no cell known, what goes from step to step is noticed.
     assert observe(model, held_out).at_own_steps()[1]

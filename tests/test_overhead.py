@@ -252,7 +252,7 @@ def test_an_analysis_needs_no_more_than_twice_the_memory_of_training(
 
     def analyse() -> int:
         nonlocal peak
-        rows = runner.most_rows or 64
+        rows = runner.max_sequences or 64
         needed = 500 + rows * per_row
         peak = max(peak, needed)
         return rows
@@ -280,7 +280,7 @@ def test_an_analysis_needs_no_more_than_twice_the_memory_of_training(
         assert "from now on 32" in caplog.text
 
         # One that was chosen is kept.
-        runner = ModelRunner(Net(), held_out(64), most_rows=48)
+        runner = ModelRunner(Net(), held_out(64), max_sequences=48)
         memory, peak = Memory(bounded=False), 100
         for _ in range(2):
             with memory.bounding(runner, training_peak=peak):
@@ -294,7 +294,7 @@ def test_small_models_are_run_whole() -> None:
         mx.eval(mx.random.normal((512, 512)) @ mx.random.normal((512, 512)))
     with memory.bounding(runner, training_peak=0):
         pass
-    assert runner.most_rows is None
+    assert runner.max_sequences is None
 
 
 def test_peak_memory_is_read_and_never_reset() -> None:

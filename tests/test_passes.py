@@ -62,13 +62,15 @@ def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **how: Any) -> ncp.Obs
     [
         (Net(CfC), {}),
         (Net(LTC), {"target": 1}),
-        (Net(CfC), {"most_rows": 2}),
+        (Net(CfC), {"max_sequences": 2}),
         (OneSize(), {}),
         (Net(CfC), {"target": lambda out, _: out[:, -1].sum(axis=-1) ** 2}),
     ],
     ids=["cfc", "ltc", "chunks", "one size", "callable"],
 )
-def test_variants_are_what_a_look_at_them_would_be(model: nn.Module, how: dict[str, Any]) -> None:
+def test_variants_have_the_targets_of_separate_snapshots(
+    model: nn.Module, how: dict[str, Any]
+) -> None:
     """Against a held-out batch that holds the variant itself."""
     others = X + rng.standard_normal((3, B, T, F)).astype(np.float32)
     elapsed = DT * rng.uniform(0.5, 2.0, (3, B, T)).astype(np.float32)
@@ -134,7 +136,7 @@ def test_fewer_sequences_are_spread_and_nested(batch: int, few: int, more: int) 
         assert gaps.max() <= 4 * batch / few + 1
 
 
-def test_a_part_of_what_is_seen() -> None:
+def test_a_part_of_an_observation() -> None:
     model, held_out = Net(), ncp.HeldOutBatch(X, DT, targets=np.arange(B) % 3, mask=MASK)
     whole = observe(model, held_out)
     for count, inside in ((3, whole), (3, whole.limited(5)), (6, whole)):
@@ -164,14 +166,14 @@ def test_a_part_of_what_is_seen() -> None:
     assert whole.limited(B) is whole.limited(None) is whole
 
 
-def test_what_can_not_be_divided_is_seen_whole() -> None:
+def test_an_indivisible_batch_is_run_whole() -> None:
     model = OneSize()
     assert len(observe(model, ncp.HeldOutBatch(X, DT)).limited(2).held_out) == B
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "all"])
 def test_max_sequences_that_are_none(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_sequences=.*give 1 or more"):
+    with pytest.raises(ValueError, match=r"max_sequences=.*pass 1 or more"):
         ncp.StateTransitions(max_sequences=bad)
 
 
@@ -244,10 +246,10 @@ class Loop(nn.Module):
         return self.head(mx.stack(out, axis=1))
 
 
-def test_what_can_not_be_run_again_says_why() -> None:
+def test_a_step_that_can_not_be_run_separately_is_reported() -> None:
     model = Loop(Stateful(), mx.zeros(6))
     seen = observe(model, ncp.HeldOutBatch(X))
-    with pytest.raises(NotApplicable, match="cell run again by itself gives another state"):
+    with pytest.raises(NotApplicable, match="cell, run separately, returns another state"):
         seen.state_jacobian("cell")
     with pytest.raises(KeyError, match="'nothing'; the model's cells are cell"):
         seen.state_jacobian("nothing")
@@ -330,7 +332,7 @@ def test_sequences_that_influence_each_other_are_reported(kind: type, batch: int
     with runner.analysing():
         seen = ncp.Observation(runner, 1, frozenset())
     np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
-    assert sum("have other outputs alone than beside others" in n for n in runner.notes) == 1
+    assert sum("have other outputs alone than within the batch" in n for n in runner.notes) == 1
     # What the note says of fewer sequences, or of extra passes, is true.
     with runner.analysing():
         seen = ncp.Observation(runner, 1, frozenset())

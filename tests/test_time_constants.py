@@ -653,8 +653,8 @@ class Tiring(zoo.PortCfCCell):
     ("cell", "word"),
     [
         (lambda: OtherGate(F, H), "no sigmoid"),
-        (NotAsItsLayers, "what its layers give"),
-        (lambda: Tiring(F, H, "pure"), "no exponentials"),
+        (NotAsItsLayers, "the concatenation of its layers' outputs"),
+        (lambda: Tiring(F, H, "pure"), "don't decay exponentially"),
     ],
 )
 def test_the_layers_of_a_cfc_do_not_make_one(cell, word):
@@ -850,7 +850,7 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 50, 10**6])
 def test_the_diagonal_is_that_of_the_whole_jacobian(at_once, monkeypatch):
-    monkeypatch.setattr("ncp_callbacks.model.liquid._AT_ONCE", at_once)
+    monkeypatch.setattr("ncp_callbacks.model.liquid._MAX_NUMBERS", at_once)
     for model in (LTC(F, H), CfC(F, AutoNCP(9, 2, seed=3))):
         _, stepper = seen(model, *batch())
         for t in (0, 4):

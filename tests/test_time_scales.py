@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 import ncp_callbacks as ncp
 from ncp_callbacks.callbacks.time_sensitivity.analysis import share_outside, solver_share
-from ncp_callbacks.model.extra_passes import finer_solver
+from ncp_callbacks.model.extra_passes import doubled_ode_unfolds
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F = 12, 6, 2
@@ -105,7 +105,7 @@ def test_the_number_of_sub_steps_comes_back_when_a_pass_fails():
     model = LTC(F, 5)
 
     def fails():
-        with finer_solver(model):
+        with doubled_ode_unfolds(model):
             assert model.cell.ode_unfolds == 12
             raise ZeroDivisionError
 

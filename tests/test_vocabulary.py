@@ -16,7 +16,6 @@ NOT_YET = (
     "ncp_callbacks/held_out.py",
     "ncp_callbacks/integrations.py",
     "ncp_callbacks/interpret.py",
-    "ncp_callbacks/model/",
     "ncp_callbacks/observation.py",
     "ncp_callbacks/observer/",
     "ncp_callbacks/progress.py",
@@ -24,7 +23,6 @@ NOT_YET = (
     "ncp_callbacks/run_card.py",
     "ncp_callbacks/runs/",
     "ncp_callbacks/scheduling.py",
-    "ncp_callbacks/target_values.py",
     "ncp_callbacks/threads.py",
     "ncp_callbacks/writers/",
 )

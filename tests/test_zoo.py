@@ -20,7 +20,7 @@ from ncp_callbacks.model.cell_stepper import CellStepper
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
-def looked_at(name, *needs, **options):
+def observed(name, *needs, **options):
     """The example, its inputs, the runner and what it sees."""
     case = EXAMPLES[name]
     x, dt = zoo.data(case)
@@ -33,7 +33,7 @@ def looked_at(name, *needs, **options):
 
 
 def built(name):
-    """The same model as in ``looked_at``, with its late weights, in eval mode."""
+    """The same model as in ``observed``, with its late weights, in eval mode."""
     case = EXAMPLES[name]
     x, dt = zoo.data(case)
     model = zoo.made(case)
@@ -55,7 +55,7 @@ def close(seen, expected, tolerance=1e-6):
 
 @every_example
 def test_calling_cells_and_layers_are_found(name):
-    case, x, dt, runner, seen = looked_at(name)
+    case, x, dt, runner, seen = observed(name)
     hook_points = runner.hook_points
     reference = case.states(built(name)[3], x, dt)
     assert runner.calling.time_argument == case.time
@@ -71,7 +71,7 @@ def test_calling_cells_and_layers_are_found(name):
 
 @every_example
 def test_states_are_those_of_a_loop_by_hand(name):
-    case, x, dt, _, seen = looked_at(name, ncp.Need.STATES)
+    case, x, dt, _, seen = observed(name, ncp.Need.STATES)
     reference = case.states(built(name)[3], x, dt)
     for cell in seen.states:
         close(cell.values, np.stack([to_numpy(s) for s in reference[cell.cell]], 1), case.tolerance)
@@ -84,7 +84,7 @@ def test_states_are_those_of_a_loop_by_hand(name):
 def test_gradients_are_those_of_a_plain_function(name):
     wanted = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT, *ncp.Need}
     output = EXAMPLES[name].outputs[-1] - 1
-    case, x, dt, _, seen = looked_at(name, *wanted, target=output)
+    case, x, dt, _, seen = observed(name, *wanted, target=output)
     model = built(name)[3]
 
     def target(x, dt):
@@ -103,8 +103,8 @@ def test_gradients_are_those_of_a_plain_function(name):
 
 
 @every_example
-def test_targets_at_scaled_intervals_are_those_of_plain_calls(name):
-    case, x, dt, runner, seen = looked_at(name, target=0)
+def test_targets_at_scaled_elapsed_times_are_those_of_plain_calls(name):
+    case, x, dt, runner, seen = observed(name, target=0)
     if dt is None:
         with pytest.raises(RuntimeError, match="takes no intervals"):
             seen.values_at_scales((2.0,))
@@ -190,13 +190,13 @@ def activations_by_hand(name, model, x, dt):
 )
 def test_activations_are_those_of_a_loop_by_hand(name):
     if name == "hand/time-PassingOn":
-        case, x, dt, _, seen = looked_at(name, ncp.Need.ACTIVATIONS)
+        case, x, dt, _, seen = observed(name, ncp.Need.ACTIVATIONS)
         net = built(name)[3].net
         by_step = [x[:, t] for t in range(STEPS)]
         states = case.states(built(name)[3], x, dt)["net.cell"]
         expected = {"net.cell.mix": of_chain(net.cell, by_step, states)}
     else:
-        case, x, dt, _, seen = looked_at(name, ncp.Need.ACTIVATIONS)
+        case, x, dt, _, seen = observed(name, ncp.Need.ACTIVATIONS)
         expected = activations_by_hand(name, built(name)[3], x, dt)
     assert [layer.layer for layer in seen.activations] == list(expected)
     for layer in seen.activations:
@@ -205,7 +205,7 @@ def test_activations_are_those_of_a_loop_by_hand(name):
 
 def test_activations_after_norms_and_plain_functions():
     for name in ("hand/backbone-plain", "hand/backbone-own", "hand/backbone-norms"):
-        case, x, dt, _, seen = looked_at(name, ncp.Need.ACTIVATIONS)
+        case, x, dt, _, seen = observed(name, ncp.Need.ACTIVATIONS)
         model = built(name)[3]
         cell, states = model.cell, case.states(model, x, dt)["cell"]
         for t, h in enumerate([zoo.zeros(x), *states[:-1]]):
@@ -271,7 +271,7 @@ def test_inputs_that_never_change_leave_the_direction_open():
     x = mx.broadcast_to(mx.random.normal((3, 1, FEATURES)), (3, STEPS, FEATURES))
     runner = ModelRunner(zoo.made(case), ncp.HeldOutBatch(x, 0.5))
     assert [hook.name for hook in runner.hook_points.cells] == list(zoo._WAYS)
-    assert sum("which way it runs" in note for note in runner.notes) == 4
+    assert sum("its direction" in note for note in runner.notes) == 4
 
 
 @pytest.mark.parametrize("name", ["hand/state-tuple", "hand/between-held"])
@@ -314,28 +314,28 @@ def test_cells_by_name():
         "pairs.?.back": ["pairs.0.back", "pairs.1.back"],
         "*.ahead": ["pairs.0.ahead", "pairs.1.ahead"],
     }.items():
-        *_, seen = looked_at("hand/both-ways", ncp.Need.STATES, cells=pattern)
+        *_, seen = observed("hand/both-ways", ncp.Need.STATES, cells=pattern)
         assert [cell.cell for cell in seen.states] == found
         for cell in seen.states:
             close(cell.values, np.stack([to_numpy(s) for s in expected[cell.cell]], axis=1))
 
 
 def test_the_inner_of_two_cells_by_name():
-    *_, seen = looked_at("hand/in-wrapper", ncp.Need.STATES, cells="wrapped.cell")
+    *_, seen = observed("hand/in-wrapper", ncp.Need.STATES, cells="wrapped.cell")
     assert [cell.cell for cell in seen.states] == ["wrapped.cell"]
     assert seen.states[0].values.shape == (BATCH, STEPS, UNITS)
 
 
-def test_a_module_named_as_cell_is_read_by_what_it_returns():
-    *_, seen = looked_at("hand/backbone-plain", ncp.Need.STATES, cells="cell.first")
+def test_the_output_of_a_module_named_as_cell_is_its_state():
+    *_, seen = observed("hand/backbone-plain", ncp.Need.STATES, cells="cell.first")
     assert seen.states[0].values.shape == (BATCH, STEPS, 6)
     assert seen.states[0].initial is None
-    _, x, *_, seen = looked_at("hand/shared-backwards", ncp.Need.STATES, cells="enter")
+    _, x, *_, seen = observed("hand/shared-backwards", ncp.Need.STATES, cells="enter")
     close(seen.states[0].values, built("hand/shared-backwards")[3].enter(x))
 
 
 def test_layers_by_name():
-    _, x, dt, _, seen = looked_at("hand/both-ways", ncp.Need.ACTIVATIONS, layers=["enter", "*.out"])
+    _, x, dt, _, seen = observed("hand/both-ways", ncp.Need.ACTIVATIONS, layers=["enter", "*.out"])
     names = ["enter", *(f"{way}.out" for way in zoo._WAYS)]
     assert [(a.layer, a.activation) for a in seen.activations] == [(n, "identity") for n in names]
     model = built("hand/both-ways")[3]
@@ -348,7 +348,7 @@ def test_layers_by_name():
 
 
 def test_a_layer_that_several_runs_share_is_read_once_for_each():
-    _, x, dt, _, seen = looked_at("hand/shared-backwards", ncp.Need.ACTIVATIONS, layers="cell.out")
+    _, x, dt, _, seen = observed("hand/shared-backwards", ncp.Need.ACTIVATIONS, layers="cell.out")
     model = built("hand/shared-backwards")[3]
     expected = activations_by_hand("hand/shared-backwards", model, x, dt)
     assert [a.layer for a in seen.activations] == ["cell.out#1", "cell.out#2"]
@@ -357,7 +357,7 @@ def test_a_layer_that_several_runs_share_is_read_once_for_each():
 
 
 def test_a_stack_named_as_layer_tells_its_activation():
-    *_, runner, seen = looked_at("hand/backbone-block", ncp.Need.ACTIVATIONS, layers="cell.block")
+    *_, runner, seen = observed("hand/backbone-block", ncp.Need.ACTIVATIONS, layers="cell.block")
     assert [(s.name, s.activation) for s in runner.hook_points.layers] == [
         ("cell.block", "sigmoid")
     ]
@@ -380,33 +380,33 @@ def test_a_stack_named_as_layer_tells_its_activation():
         ({"forward": lambda model, x, dt: mx.cumsum(x, 0)}, "as though the batch were time"),
     ],
 )
-def test_what_can_not_be_meant_is_refused(options, message):
+def test_wrong_options_are_refused(options, message):
     with pytest.raises((ModelError, TypeError), match=message):
-        looked_at("port/cfc-default", **options)
+        observed("port/cfc-default", **options)
 
 
-def test_a_model_that_wants_time_first_is_not_mistaken():
+def test_a_model_that_takes_time_first_is_refused():
     model = zoo.made(EXAMPLES["port/cfc-time-first"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
     with pytest.raises(ModelError, match=r"as though the batch were time.*transpose in\s+forward="):
         ModelRunner(model, ncp.HeldOutBatch(x))
 
 
-def test_intervals_that_a_model_has_no_keyword_for_are_refused():
+def test_elapsed_times_without_a_keyword_are_refused():
     model = zoo.made(EXAMPLES["port/node-without-keyword"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
     with pytest.raises(ModelError, match=r"takes no keyword for it.*forward="):
         ModelRunner(model, ncp.HeldOutBatch(x, 0.5))
 
 
-def test_intervals_that_a_model_needs_are_asked_for():
+def test_missing_elapsed_times_are_requested():
     model = zoo.made(EXAMPLES["hand/time-ByPosition"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
-    with pytest.raises(ModelError, match="maybe time_delta is missing"):
+    with pytest.raises(ModelError, match="if they are missing, pass time_delta="):
         ModelRunner(model, ncp.HeldOutBatch(x))
 
 
-# ---- what can't be found is said
+# ---- missing parts are reported
 
 
 class Inlined(nn.Module):
@@ -431,13 +431,13 @@ class Inlined(nn.Module):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("residual", "called once per step are wx, wh, but they hand nothing on.*cells='wx'"),
-        ("plain", "called once per step are wx, wh, but they hand nothing on"),
+        ("residual", "called once per step are wx, wh, but they pass nothing on.*cells='wx'"),
+        ("plain", "called once per step are wx, wh, but they pass nothing on"),
         ("missing a step", "called repeatedly are wx 5 times, wh 5 times, for 6 steps"),
-        ("whole", "wx, wh may be one that runs over the sequence by itself"),
+        ("whole", "wx, wh may be a layer that runs over the whole sequence"),
     ],
 )
-def test_no_cell_is_said_with_what_might_be_one(rule, message):
+def test_a_missing_cell_is_reported_with_candidates(rule, message):
     model = Inlined(rule)
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     runner = ModelRunner(model, ncp.HeldOutBatch(x))
@@ -503,7 +503,7 @@ class Vmapped(nn.Module):
         return mx.vmap(one)(x)
 
 
-def test_calls_inside_vmap_can_not_be_seen_and_that_is_said():
+def test_calls_inside_vmap_are_reported_as_hidden():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     runner = ModelRunner(Vmapped(), ncp.HeldOutBatch(x))
     assert not runner.hook_points.cells
@@ -528,10 +528,10 @@ class Adaptive(nn.Module):
         return h
 
 
-def test_calls_that_come_and_go_are_not_assigned_to_steps():
+def test_calls_whose_number_changes_are_not_assigned_to_steps():
     x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
     x[:, 1] = 0.7
-    x[3] = 1.5  # beyond the two sequences that are looked at first
+    x[3] = 1.5  # beyond the two sequences that are the first pass
     runner = ModelRunner(Adaptive(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
     with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
@@ -591,11 +591,11 @@ class Attentive(nn.Module):
         return h
 
 
-def test_a_direction_that_can_not_be_told_is_mentioned():
+def test_an_uncertain_direction_is_reported():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     runner = ModelRunner(Attentive(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
-    assert any("which way it runs can't be told" in note for note in runner.notes)
+    assert any("its direction can't be determined" in note for note in runner.notes)
 
 
 class FixedBatch(nn.Module):
@@ -694,7 +694,7 @@ def test_zeros_that_meet_zeros_are_no_state():
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
 
 
-def test_what_is_only_passed_through_is_no_state():
+def test_an_argument_that_is_returned_unchanged_is_no_state():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     runner = ModelRunner(PassesThrough(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
@@ -720,7 +720,7 @@ class Tagger(nn.Module):
 
 
 @pytest.mark.parametrize("embedded", [False, True])
-def test_tokens_are_looked_at_as_what_they_are_embedded_as(embedded):
+def test_tokens_are_analysed_as_their_vectors(embedded):
     tokens = mx.array(np.random.default_rng(0).integers(0, 9, (BATCH, STEPS)))
     model = Tagger()
     if embedded:

@@ -1047,8 +1047,8 @@ CHANGES = {
     "sliced": (lambda x, new, old: new[:, :], ()),
     "detached": (lambda x, new, old: mx.stop_gradient(new), ()),
     "rounded": (lambda x, new, old: new.astype(mx.bfloat16), ()),
-    "masked": (lambda x, new, old: new * real(x), ("writes over",)),
-    "held": (lambda x, new, old: mx.where(real(x) > 0, new, old), ("writes over",)),
+    "masked": (lambda x, new, old: new * real(x), ("overwrites",)),
+    "held": (lambda x, new, old: mx.where(real(x) > 0, new, old), ("overwrites",)),
 }
 for _name, (_change, _notes) in CHANGES.items():
     example(

@@ -1,4 +1,4 @@
-"""How a model is looked at without touching it."""
+"""Run a copy of a model, and find its cells, layers, targets and calling convention."""
 
 from .conventions import TIME_KEYWORDS, Calling, Forward
 from .errors import ModelError, NotApplicable

@@ -1,4 +1,4 @@
-"""The hidden layers inside a cell: what one layer with weights hands, activated, to another."""
+"""Find the hidden layers inside a cell: activations between two layers with weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["activation_of", "is_layer", "layer_hooks"]
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether it has weights of its own that mix units; norms and learnt activations don't."""
+    """Return whether a module has weights that mix units; norms and learnt activations don't."""
     own = [value for value in module.values() if not isinstance(value, nn.Module)]
     return any(array.ndim > 1 for _, array in leaves(own))
 
@@ -30,38 +30,42 @@ def layer_hooks(
     by_module: Mapping[str, Sequence[Call]],
     values: Values,
 ) -> list[LayerHook]:
-    """Hidden layers inside one cell, where a module takes them or a stack of modules returns them.
+    """Return hooks of the hidden layers inside one cell.
+
+    Activations are read where a layer takes them or a stack of modules returns them.
 
     Args:
         steps: The cell's calls that end each step, in order of time.
-        cells: Calls of all cells; those inside this one are looked at for themselves.
+        cells: Calls of all cells; those inside this one are analysed separately.
+        by_module: The calls of each module, by its path.
+        values: The values of arrays.
     """
     hook_points = []
-    # In the last step run: what a cell starts from are often zeros, which tell nothing.
+    # In the last step run, as initial states are often zeros, which match anything.
     last = max(steps, key=lambda call: call.number)
-    for shown in _Cell(last, cells, values).hidden():
-        at = _at_every_step(shown.call, steps)
-        sources = _at_every_step(shown.source, steps)
-        if at is None or sources is None:  # an array that is there at some steps only
+    for layer in _Cell(last, cells, values).hidden():
+        at = _at_every_step(layer.call, steps)
+        sources = _at_every_step(layer.source, steps)
+        if at is None or sources is None:  # an array that exists at some steps only
             continue
-        arrays = [(c.inputs if shown.at_input else c.outputs).get(shown.place) for c in at]
-        befores = [[_first(s.outputs) for s in sources], *_on_the_way(shown.trail, steps)]
+        arrays = [(c.inputs if layer.at_input else c.outputs).get(layer.place) for c in at]
+        befores = [[_first(s.outputs) for s in sources], *_arrays_of_stages(layer.trail, steps)]
         hook_points.append(
             LayerHook(
-                name=shown.source.name,
-                module=shown.call.path,
-                path=shown.place,
-                at_input=shown.at_input,
+                name=layer.source.name,
+                module=layer.call.path,
+                path=layer.place,
+                at_input=layer.at_input,
                 activation=_activation(befores, arrays, values),
                 calls=tuple(call.number for call in at),
-                calls_in_all=len(by_module[shown.call.path]),
+                calls_in_all=len(by_module[layer.call.path]),
             )
         )
     return hook_points
 
 
 def activation_of(calls: Sequence[Call], values: Values) -> str:
-    """Name of the activation in what a module returns."""
+    """Return the name of the activation in the output of a module."""
     last = calls[-1]
     if is_layer(last.module):
         return "identity"
@@ -69,19 +73,24 @@ def activation_of(calls: Sequence[Call], values: Values) -> str:
     source, trail = _Cell(last, (), values).source(_first(last.outputs), last)
     if source is not None:
         befores = [[_first(call.outputs) for call in _at_every_step(source, calls) or ()]]
-    befores += _on_the_way(trail, calls)
+    befores += _arrays_of_stages(trail, calls)
     return _activation(befores, [_first(call.outputs) for call in calls], values)
 
 
-# A call, and whether it is its input or its output that is meant.
+# A call, and True for its input or False for its output.
 _Stage: TypeAlias = "tuple[Call, bool]"
 
 
 @dataclass(frozen=True, eq=False)
-class _Shown:
-    """A hidden layer, and the call that shows its activations.
+class _HiddenLayer:
+    """Hold a hidden layer and the call in which its activations are read.
 
-    ``trail``: what the array was on the way from the one to the other, last one first.
+    Attributes:
+        source: The call of the layer.
+        trail: The stages between layer and activations, last one first.
+        call: The call in which the activations are read.
+        place: The path of the activations in its arguments or output.
+        at_input: True for its arguments, False for its output.
     """
 
     source: Call
@@ -92,25 +101,25 @@ class _Shown:
 
 
 class _Cell:
-    """One call of a cell, with the calls inside it but not those inside other cells in it."""
+    """Hold one call of a cell and the calls inside it, without those inside nested cells."""
 
     def __init__(self, cell: Call, cells: Iterable[Call], values: Values) -> None:
         self.values = values
         nested = {id(call) for call in cells}
         self.calls = list(_inside(cell, nested))
         self.layers = [call for call in self.calls if is_layer(call.module)]
-        # The innermost call that made an array; dropout that is off returns what it was given.
+        # The innermost call that made an array; inactive dropout returns its argument.
         self.makers = {
             id(array): call
             for call in self.calls
             for array in call.outputs.values()
             if not any(array is given for given in call.inputs.values())
         }
-        # What is given to the cell was not made by a layer in it, whatever it looks like.
+        # Arguments of the cell were not computed by a layer in it.
         self.states = {id(a) for arrays in (cell.outputs, cell.inputs) for a in arrays.values()}
 
-    def hidden(self) -> list[_Shown]:
-        found: dict[int, _Shown] = {}
+    def hidden(self) -> list[_HiddenLayer]:
+        found: dict[int, _HiddenLayer] = {}
         stacks = [call for call in self.calls if isinstance(call.module, nn.Sequential)]
         for call in self.layers + stacks:
             at_input = call in self.layers
@@ -119,20 +128,20 @@ class _Cell:
             if array is None or array.ndim < 2 or id(array) in self.states:
                 continue
             source, trail = self.source(array, call)
-            # What ends a stack without an activation is an output, not hidden.
+            # A stack that ends without an activation returns an output, not a hidden layer.
             if source is not None and (at_input or array is not _first(source.outputs)):
-                found.setdefault(id(source), _Shown(source, trail, call, place, at_input))
+                found.setdefault(id(source), _HiddenLayer(source, trail, call, place, at_input))
         return list(found.values())
 
-    def source(self, array: mx.array | None, seen_in: Call) -> tuple[Call | None, list[_Stage]]:
-        """The layer whose output became ``array`` through activations and norms only."""
+    def source(self, array: mx.array | None, read_in: Call) -> tuple[Call | None, list[_Stage]]:
+        """Find the layer whose output became ``array`` through activations and norms only."""
         trail: list[_Stage] = []
         followed: set[int] = set()
         while array is not None and id(array) not in followed:
             followed.add(id(array))
             maker = self.makers.get(id(array))
             if maker is None or any(is_layer(call.module) for call in maker.descendants()):
-                maker = self._maker_through_a_function(array, seen_in)
+                maker = self._maker_through_a_function(array, read_in)
                 if maker is None:
                     break
                 trail.append((maker, False))
@@ -144,12 +153,12 @@ class _Cell:
             array = _first(maker.inputs)
         return None, trail
 
-    def _maker_through_a_function(self, array: mx.array, seen_in: Call) -> Call | None:
-        """The call whose output a plain function made into ``array``."""
+    def _maker_through_a_function(self, array: mx.array, read_in: Call) -> Call | None:
+        """Find the call whose output a plain function made into ``array``."""
         for call in reversed(self.calls):
             out = _first(call.outputs)
             if (
-                call is not seen_in
+                call is not read_in
                 and id(out) in self.makers
                 and self.makers[id(out)] is call
                 and out is not array
@@ -173,9 +182,9 @@ def _first(arrays: Mapping[Path, mx.array]) -> mx.array | None:
 
 
 def _at_every_step(call: Call, steps: Sequence[Call]) -> list[Call] | None:
-    """The call of the same module inside each step's call of the cell, ``call`` being in one.
+    """Return the call inside each step of the cell that corresponds to ``call``.
 
-    None where there isn't one in every step.
+    The result is None if a step has no such call.
     """
     inside = [[c for c in step.descendants() if c.module is call.module] for step in steps]
     index = next(i for found in inside for i, c in enumerate(found) if c is call)
@@ -184,7 +193,9 @@ def _at_every_step(call: Call, steps: Sequence[Call]) -> list[Call] | None:
     return [found[index] for found in inside]
 
 
-def _on_the_way(trail: Sequence[_Stage], steps: Sequence[Call]) -> list[list[mx.array | None]]:
+def _arrays_of_stages(
+    trail: Sequence[_Stage], steps: Sequence[Call]
+) -> list[list[mx.array | None]]:
     return [
         [_first(c.inputs if at_input else c.outputs) for c in _at_every_step(call, steps) or ()]
         for call, at_input in trail
@@ -192,7 +203,7 @@ def _on_the_way(trail: Sequence[_Stage], steps: Sequence[Call]) -> list[list[mx.
 
 
 def _elementwise(before: mx.array, after: mx.array, values: Values) -> bool:
-    """Whether a known activation, or some monotone function, makes one of the other."""
+    """Return whether a known activation, or a monotone function, turns one into the other."""
     x, y = values.of(before), values.of(after)
     if recognise_activation(x, y) is not None:
         return True
@@ -206,7 +217,7 @@ def _activation(
     after: Sequence[mx.array | None],
     values: Values,
 ) -> str:
-    """The activation that makes ``after`` of one of ``befores``, the last where several do."""
+    """Name the activation that turns one of ``befores`` into ``after``, the last if several do."""
     name = "unknown"
     for before in befores:
         pairs = [

@@ -1,4 +1,4 @@
-"""Run passes over a batch in parts as large as memory allows, and give numpy arrays."""
+"""Run passes over a batch in parts as large as memory allows, and return numpy arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from .errors import ModelError
 from .hook_points import CellHook, LayerHook
 from .runner import ModelRunner, Pass, Variants
 
-__all__ = ["EvaluatedPass", "as_points", "in_parts", "joined", "points", "run_in_batches"]
+__all__ = [
+    "EvaluatedPass",
+    "as_target_values",
+    "concatenate_values",
+    "evaluate_variants",
+    "run_in_batches",
+    "run_in_parts",
+]
 
 _LOG = logging.getLogger("ncp_callbacks")
 
@@ -41,7 +48,7 @@ class EvaluatedPass:
         return None if self._pass.chosen is None else np.array(self._pass.chosen)
 
     def states(self, hook: CellHook) -> FloatArray:
-        """Return the states ``(B, T, H)``; several state arrays are side by side."""
+        """Return the states ``(B, T, H)``; several state arrays are concatenated."""
         parts = [self._over_time(hook, a, hook.reverse) for a in self._pass.states[hook.name]]
         return np.concatenate(parts, axis=-1)
 
@@ -50,7 +57,7 @@ class EvaluatedPass:
         if hook.name not in self._pass.initial:
             return None
         arrays = [to_numpy(a) for a in self._pass.initial[hook.name]]
-        # One state for all sequences is common.
+        # Models often start all sequences from one state.
         parts = [
             a.reshape(self._batch, -1)
             if len(a) == self._batch and a.ndim > 1
@@ -70,13 +77,13 @@ class EvaluatedPass:
         shape = tuple(arrays[0].shape)
         if shape[:1] != (self._batch,) or (hook.whole_sequence and shape[1:2] != (self._steps,)):
             raise ModelError(
-                f"{hook.name} gave an array of shape {shape} for {self._batch} sequences of "
-                f"{self._steps} steps: its first axis must be the batch"
+                f"{hook.name} returned an array of shape {shape} for {self._batch} sequences of "
+                f"{self._steps} steps: return an array whose first axis is the batch"
             )
         if hook.whole_sequence:
             values = to_numpy(arrays[0])
             return values[:, ::-1] if reverse else values
-        # One conversion is much faster than one for every step.
+        # One conversion is much faster than one for each step.
         return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
 
 
@@ -88,12 +95,12 @@ def run_in_batches(runner: ModelRunner, wanted: dict[str, bool]) -> Iterator[Eva
         wanted: Keywords of :meth:`ModelRunner.run`.
 
     Raises:
-        MemoryError, RuntimeError: If one sequence, or a batch that can't be divided, does not fit
-            into memory.
+        MemoryError: If one sequence, or a batch that can't be divided, does not fit into memory;
+            MLX raises a RuntimeError.
     """
     batch, start = len(runner.held_out), 0
     while start < batch:
-        stop = min(batch, start + (runner.most_rows or batch))
+        stop = min(batch, start + (runner.max_sequences or batch))
         whole = stop - start == batch
         part = runner if whole else runner.take(slice(start, stop))
         try:
@@ -102,13 +109,13 @@ def run_in_batches(runner: ModelRunner, wanted: dict[str, bool]) -> Iterator[Eva
         except (MemoryError, RuntimeError) as error:
             if not (_out_of_memory(error) and runner.divisible and stop - start > 1):
                 raise
-            _take_fewer(runner, stop - start)
+            _halve_sequences(runner, stop - start)
         else:
             yield EvaluatedPass(part, computed)
             start = stop
 
 
-def points(
+def evaluate_variants(
     runner: ModelRunner,
     sequences: FloatArray | None,
     time_deltas: FloatArray | None,
@@ -119,21 +126,22 @@ def points(
     rows: int,
     copies: int,
 ) -> TargetValues:
-    """Run variants of the batch, several at once on the batch axis.
+    """Evaluate variants of the batch, several at once on the batch axis.
 
     Args:
+        runner: The model and the batch.
         sequences: ``(K, B, T, F)``; None: the batch's own.
         time_deltas: ``(K, B, T)``; None: the batch's own.
         chosen: ``(B,)``, the outputs to follow, or None without a choice.
-        gradient: Whether gradients are wanted.
-        loss: Whether the loss is, without gradients.
-        rows: Sequences of the batch that are run at once, where it can be divided.
-        copies: How many variants of so many sequences; halved where memory doesn't do.
+        gradient: Also compute gradients.
+        loss: Also compute the loss; ignored with ``gradient``.
+        rows: Number of sequences run at once, if the batch can be divided.
+        copies: Number of variants of these sequences run at once; halved if memory runs out.
     """
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
 
     def run(some: ModelRunner, here: slice, at: slice) -> TargetValues:
-        return _points(
+        return _run_variants(
             some,
             None if sequences is None else sequences[at, here],
             None if time_deltas is None else time_deltas[at, here],
@@ -142,10 +150,10 @@ def points(
             loss,
         )
 
-    return in_parts(runner, run, count, rows=rows, copies=copies)
+    return run_in_parts(runner, run, count, rows=rows, copies=copies)
 
 
-def in_parts(
+def run_in_parts(
     runner: ModelRunner,
     run: Callable[[ModelRunner, slice, slice], TargetValues],
     count: int,
@@ -156,12 +164,16 @@ def in_parts(
     """Run ``count`` variants of the batch, in parts as large as memory allows.
 
     Args:
-        run: Some variants, the last argument, of some sequences, the other two.
-        rows, copies: See :func:`points`.
+        runner: The model and the batch.
+        run: ``run(part, here, at)`` evaluates the variants ``at`` on ``part``, a runner of the
+            sequences ``here``.
+        count: Number of variants.
+        rows: Number of sequences run at once, if the batch can be divided.
+        copies: Number of variants of these sequences run at once; halved if memory runs out.
     """
     batch = len(runner.held_out)
     size = min(rows, batch) if runner.divisible else batch
-    # Few sequences leave room for more variants of them.
+    # Fewer sequences leave room for more variants.
     copies = max(1, copies * rows // size)
     parts: list[TargetValues] = []
     for begin in range(0, batch, size):
@@ -179,11 +191,11 @@ def in_parts(
                 copies = (at.stop - start) // 2
             else:
                 start = at.stop
-        parts.append(joined(done, axis=0))
-    return joined(parts, axis=1)
+        parts.append(concatenate_values(done, axis=0))
+    return concatenate_values(parts, axis=1)
 
 
-def _points(
+def _run_variants(
     runner: ModelRunner,
     sequences: FloatArray | None,
     time_deltas: FloatArray | None,
@@ -206,34 +218,34 @@ def _points(
     )
     assert x is not None
     followed = None if chosen is None else mx.array(chosen)
-    return as_points(runner.variants(x, dt, followed, gradient=gradient, loss=loss))
+    return as_target_values(runner.variants(x, dt, followed, gradient=gradient, loss=loss))
 
 
-def as_points(variants: Variants) -> TargetValues:
-    """Return the variants' results as numpy arrays; evaluates them."""
+def as_target_values(variants: Variants) -> TargetValues:
+    """Evaluate the results of variants and return them as numpy arrays."""
     arrays = (variants.values, variants.input_gradient, variants.time_gradient, variants.loss)
     mx.eval([array for array in arrays if array is not None])
     return TargetValues(*[None if a is None else to_numpy(a) for a in arrays])  # type: ignore[arg-type]
 
 
-def joined(parts: Sequence[TargetValues], axis: int) -> TargetValues:
-    """Join points of several parts: of variants with ``axis=0``, of sequences with ``axis=1``."""
+def concatenate_values(parts: Sequence[TargetValues], axis: int) -> TargetValues:
+    """Concatenate the values of parts: of variants (``axis=0``) or of sequences (``axis=1``)."""
     if len(parts) == 1:
         return parts[0]
     columns = ([getattr(p, f.name) for p in parts] for f in fields(TargetValues))
     return TargetValues(*[None if c[0] is None else np.concatenate(c, axis=axis) for c in columns])  # type: ignore[arg-type]
 
 
-def _take_fewer(runner: ModelRunner, tried: int) -> None:
-    """Run at most half as many sequences at once from now on."""
-    runner.most_rows = tried // 2
+def _halve_sequences(runner: ModelRunner, tried: int) -> None:
+    """Halve the number of sequences that are run at once from now on."""
+    runner.max_sequences = tried // 2
     _LOG.warning(
-        "running %d sequences at once ran out of memory; from now on at most %d",
+        "running %d sequences at once ran out of memory; running at most %d from now on",
         tried,
         tried // 2,
     )
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Tell whether memory ran out; MLX raises a RuntimeError that names allocation or memory."""
+    """Return whether memory ran out; MLX raises a RuntimeError that names allocation or memory."""
     return isinstance(error, MemoryError) or bool(re.search("alloc|memory", str(error), re.I))

@@ -1,4 +1,4 @@
-"""Seeing and altering the calls of submodules, without a trace.
+"""Record and change the calls of submodules, and restore the modules afterwards.
 
 MLX has no hooks, and a ``__call__`` set on an instance is ignored, so a tap gives the instance
 another class for the time of a ``with`` block::
@@ -28,8 +28,8 @@ __all__ = ["Around", "Tap", "subnormal_flush"]
 Around: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
-class _Unannounced:
-    """Comes before a user's class, whose ``__init_subclass__`` must not hear of ours."""
+class _HiddenSubclass:
+    """Hide a subclass from ``__init_subclass__`` of the user's class, as the first base."""
 
     __slots__ = ()
 
@@ -38,10 +38,10 @@ class _Unannounced:
 
 
 class Tap:
-    """Runs a function of one's own around calls of chosen modules.
+    """Run functions around the calls of chosen modules.
 
-    The classes it makes are kept, so that opening it again costs microseconds. Taps may be nested,
-    also on the same module.
+    A tap keeps the classes it makes, so that opening it again costs microseconds. Taps may be
+    nested, even on one module.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Tap:
                 "__slots__": (),
             }
             # Not type(cls)(...): a metaclass may keep a register of its classes.
-            bases = (cls,) if issubclass(cls, _Unannounced) else (_Unannounced, cls)
+            bases = (cls,) if issubclass(cls, _HiddenSubclass) else (_HiddenSubclass, cls)
             self._classes[cls] = type.__new__(type(cls), cls.__name__, bases, body)
         return self._classes[cls]
 
@@ -75,13 +75,17 @@ class Tap:
 
     @contextlib.contextmanager
     def on(self, pairs: Iterable[tuple[nn.Module, Around]]) -> Iterator[None]:
-        """Open the tap; modules have their own class again on any exit."""
+        """Open the tap; on any exit the modules get their own classes back.
+
+        Args:
+            pairs: Modules, each with the function to run around its calls.
+        """
         swapped: list[tuple[nn.Module, type]] = []
         try:
             for module, around in pairs:
                 if id(module) in self._around:
                     raise RuntimeError(
-                        f"{type(module).__name__} is tapped already: use a Tap of its own"
+                        f"{type(module).__name__} is already tapped: use another Tap"
                     )
                 cls = type(module)
                 object.__setattr__(module, "__class__", self._tapped(cls))
@@ -97,8 +101,8 @@ class Tap:
 def subnormal_flush() -> Callable[[mx.array], mx.array]:
     """Return the identity, through which gradients below 1e-30 go back as zero.
 
-    Gradients that vanish over many time steps end as subnormal numbers, on which x86 is some
-    hundred times slower. What is lost is far below the rounding of the rest.
+    Gradients that vanish over many time steps become subnormal numbers, with which x86 computes
+    about a hundred times slower. The loss is far below the rounding of the other gradients.
     """
 
     @mx.custom_function

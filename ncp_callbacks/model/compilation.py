@@ -11,10 +11,10 @@ __all__ = ["CompilationSwitch"]
 
 
 class CompilationSwitch:
-    """Turns compilation off for a ``with`` block, for functions that a model's module compiles.
+    """Turn compilation off for a ``with`` block.
 
-    Such a function would show its submodules' calls as tracers, and would keep for training what it
-    traced in evaluation mode.
+    In a function that a model's module compiles, the arrays of submodules' calls are tracers, and
+    the function would keep for training what it traced in evaluation mode.
     """
 
     def __init__(self) -> None:
@@ -23,8 +23,8 @@ class CompilationSwitch:
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """Turn it off; on any exit it is as before, and so is MLX's default device."""
-        if self._turned_off:  # nested, or an interrupt came between
+        """Turn compilation off; on any exit restore it and MLX's default device."""
+        if self._turned_off:  # nested, or after an interrupt
             yield
             return
         self._device = mx.default_device()
@@ -38,7 +38,7 @@ class CompilationSwitch:
             self.restore()
 
     def restore(self) -> None:
-        """Put back what an interrupt of :meth:`off` may have left behind; else do nothing."""
+        """Restore compilation and device, which an interrupt of :meth:`off` may leave changed."""
         if self._turned_off:
             mx.enable_compile()
             self._turned_off = False

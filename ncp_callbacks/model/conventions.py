@@ -1,4 +1,4 @@
-"""How a model is called: where its intervals go in, and where its outputs come out."""
+"""Find out how a model is called: the argument for elapsed times, and its array of outputs."""
 
 from __future__ import annotations
 
@@ -48,21 +48,22 @@ _OUTPUT_KEYS = (
     "y_hat",
 )
 _FORWARD_HINT = (
-    "forward=lambda model, inputs, time_delta: model(...) tells the monitor how to call your model"
+    "pass forward=lambda model, inputs, time_delta: model(...) to call it in another way"
 )
 
 
 @dataclass(frozen=True)
 class Calling:
-    """How to run a model on inputs and intervals.
+    """Call a model on inputs and elapsed times.
 
     Attributes:
-        time_argument: Keyword that takes the intervals, "forward" where a function of the user's
-            passes them on, or None where the model takes none.
-        time_shape: Shape of the intervals per sequence, ``(T,)`` or ``(T, 1)``; None without.
-        per_step: Whether outputs have a time axis.
-        outputs: Number of outputs, 1 where there is no output axis.
-        notes: What the user should know about it, one sentence each.
+        call: The function that runs the model on inputs and ``time_delta``.
+        time_argument: Keyword for the elapsed times, "forward" if a function of the user's
+            passes them on, or None if the model takes none.
+        time_shape: Shape of the elapsed times per sequence, ``(T,)`` or ``(T, 1)``, or None.
+        per_step: True if outputs have a time axis.
+        outputs: Number of outputs, 1 if there is no output axis.
+        notes: Facts about the model that the user should know, one sentence each.
     """
 
     call: Callable[[Any, mx.array | None], Any]
@@ -73,7 +74,12 @@ class Calling:
     notes: tuple[str, ...] = ()
 
     def __call__(self, inputs: Any, time_delta: mx.array | None) -> mx.array:
-        """Outputs as ``(B, T, O)`` or ``(B, O)``; ``time_delta`` as ``(B, T)``."""
+        """Return outputs as ``(B, T, O)`` or ``(B, O)``.
+
+        Args:
+            inputs: The inputs, as the model takes them.
+            time_delta: ``(B, T)``, or None.
+        """
         if time_delta is not None and self.time_shape is not None:
             time_delta = time_delta.reshape(len(time_delta), *self.time_shape)
         outputs = primary_output(self.call(inputs, time_delta))
@@ -81,7 +87,7 @@ class Calling:
 
 
 def primary_output(raw: Any) -> mx.array:
-    """The array of predictions in whatever a model returns: itself, a tuple's first, a dict's."""
+    """Return the array of predictions: the output itself, a tuple's first, or a dict's."""
     found = raw
     while not isinstance(found, mx.array):
         if isinstance(found, list | tuple) and found:
@@ -94,7 +100,7 @@ def primary_output(raw: Any) -> mx.array:
             keys = f" with keys {', '.join(map(repr, found))}" if isinstance(found, dict) else ""
             raise ModelError(
                 f"the model returned a {type(raw).__name__}{keys} in which no outputs were found "
-                f"(looked for an array, a tuple's first element, keys {', '.join(_OUTPUT_KEYS)}); "
+                f"(tried: an array, a tuple's first element, keys {', '.join(_OUTPUT_KEYS)}); "
                 + _FORWARD_HINT
             )
     return found
@@ -116,7 +122,7 @@ def _describe(model: nn.Module) -> str:
 
 
 def _time_keywords(model: nn.Module) -> tuple[str, ...]:
-    """Keywords to try, best first."""
+    """Return the keywords to try, best first."""
     parameters = _parameters(model)
     if parameters is None:
         return TIME_KEYWORDS
@@ -126,15 +132,21 @@ def _time_keywords(model: nn.Module) -> tuple[str, ...]:
 
 
 def _by_keyword(
-    model: nn.Module, keyword: str | None, apart: bool
+    model: nn.Module, keyword: str | None, unpack: bool
 ) -> Callable[[Any, mx.array | None], Any]:
-    """A call with the intervals under ``keyword``, and a container's items ``apart`` or not."""
+    """Return a function that calls the model.
+
+    Args:
+        model: The model.
+        keyword: The parameter that takes the elapsed times, or None.
+        unpack: Pass the items of a container of inputs as separate arguments.
+    """
     parameter = (_parameters(model) or {}).get(keyword or "")
     positional = parameter is not None and parameter.kind is parameter.POSITIONAL_ONLY
 
     def call(inputs: Any, time_delta: mx.array | None) -> Any:
-        named = dict(inputs) if apart and isinstance(inputs, dict) else {}
-        listed = [] if named else [*inputs] if apart else [inputs]
+        named = dict(inputs) if unpack and isinstance(inputs, dict) else {}
+        listed = [] if named else [*inputs] if unpack else [inputs]
         if keyword is not None and time_delta is not None:
             if positional:
                 listed.append(time_delta)
@@ -145,8 +157,8 @@ def _by_keyword(
     return call
 
 
-class _Way:
-    """One way to call the model, tried from the same start each time."""
+class _Candidate:
+    """Try one way to call the model, from the same state each time."""
 
     def __init__(
         self,
@@ -160,12 +172,12 @@ class _Way:
         self.error: Exception | None = None
 
     def outputs(self, inputs: mx.array, time_delta: mx.array | None) -> mx.array | None:
-        """What the model returned; None, and ``error``, if it failed."""
+        """Return the outputs; return None and set ``error`` if the call failed."""
         try:
-            with self.copy.preserved():  # else one that keeps its state would go on from there
+            with self.copy.preserved():  # or a stateful model would continue from this call
                 outputs = primary_output(self.call(self._pack(inputs), time_delta))
                 mx.eval(outputs)
-        except Exception as error:  # whatever a user's model raises: reported with its cause
+        except Exception as error:  # a user's model may raise anything
             if raised_by_signal_handler(error):
                 raise
             self.error = error
@@ -174,32 +186,34 @@ class _Way:
 
 
 def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | None) -> Calling:
-    """Find out how a model takes ``held_out``, by calling it.
+    """Find out how to call a model on a batch, by trying.
 
     Args:
+        copy: The copy of the model.
+        held_out: The batch.
         forward: Called as ``forward(model, inputs, time_delta)`` instead of the model.
 
     Raises:
-        ModelError: If no way is found, or the outputs don't fit the batch.
+        ModelError: If no call works, or the outputs don't fit the batch.
     """
     model, inputs, delta = copy.model, held_out.inputs, held_out.time_delta
     batch, steps, _ = held_out.inputs_shape
     if forward is not None:
         own = forward
-        ways = [_Way(copy, "forward", lambda x, dt: own(model, x, dt), held_out)]
+        candidates = [_Candidate(copy, "forward", lambda x, dt: own(model, x, dt), held_out)]
     else:
         keywords: tuple[str | None, ...] = _time_keywords(model)
         if delta is None:
-            # **kwargs says nothing about time.
+            # **kwargs is no evidence that the model takes time.
             keywords = keywords[:1] if keywords and keywords != TIME_KEYWORDS else (None,)
         elif not keywords:
             raise ModelError(
-                f"time_delta was given, but {_describe(model)} takes no keyword for it; looked for "
-                f"{', '.join(TIME_KEYWORDS)}. Leave time_delta out, or " + _FORWARD_HINT
+                f"time_delta was passed, but {_describe(model)} takes no keyword for it; tried "
+                f"{', '.join(TIME_KEYWORDS)}. Remove time_delta, or " + _FORWARD_HINT
             )
-        ways = [
-            _Way(copy, k, _by_keyword(model, k, apart), held_out)
-            for apart in ((False, True) if held_out.has_companions else (False,))
+        candidates = [
+            _Candidate(copy, k, _by_keyword(model, k, unpack), held_out)
+            for unpack in ((False, True) if held_out.has_companions else (False,))
             for k in keywords
         ]
     shapes: list[tuple[int, ...] | None] = [None]
@@ -209,39 +223,45 @@ def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | Non
 
     errors: list[Exception] = []
     working: list[Calling] = []
-    for way in ways:
+    for candidate in candidates:
         for shape in shapes:
             dt = None if delta is None or shape is None else delta.reshape(batch, *shape)
-            outputs = way.outputs(inputs, dt)
+            outputs = candidate.outputs(inputs, dt)
             if outputs is None:
-                errors += [way.error] if way.error is not None else []
+                errors += [candidate.error] if candidate.error is not None else []
                 continue
-            per_step = _has_time_axis(outputs, way, held_out, dt)
+            per_step = _has_time_axis(outputs, candidate, held_out, dt)
             count = 1 if outputs.ndim == 1 + per_step else int(outputs.shape[-1])
-            notes = _check_sequences_apart(outputs, way, held_out, dt)
-            working.append(Calling(way.call, way.keyword, shape, per_step, count, notes))
-            # Of several keywords, one could be swallowed by **kwargs without any effect.
-            if len(ways) == 1 or dt is None or _differ(way.outputs(inputs, 2 * dt), outputs):
+            notes = _check_sequences_independent(outputs, candidate, held_out, dt)
+            working.append(
+                Calling(candidate.call, candidate.keyword, shape, per_step, count, notes)
+            )
+            # **kwargs could accept a keyword without any effect.
+            if (
+                len(candidates) == 1
+                or dt is None
+                or _outputs_differ(candidate.outputs(inputs, 2 * dt), outputs)
+            ):
                 return working[-1]
             break
     if working:
         return working[0]
-    raise _explained(model, held_out, forward, errors) from errors[0]
+    raise _error_of_failed_calls(model, held_out, forward, errors) from errors[0]
 
 
-def _differ(a: mx.array | None, b: mx.array) -> bool:
+def _outputs_differ(a: mx.array | None, b: mx.array) -> bool:
     return a is not None and not bool(mx.array_equal(a, b, equal_nan=True))
 
 
 def _close(a: mx.array, b: mx.array) -> bool:
-    # Products of other rows may be summed in another order.
+    # Other sequences in the batch may change the order of summation.
     return a.shape == b.shape and bool(mx.allclose(a, b, 1e-3, 1e-4, equal_nan=True))
 
 
-def _check_sequences_apart(
-    outputs: mx.array, way: _Way, held_out: HeldOutBatch, dt: mx.array | None
+def _check_sequences_independent(
+    outputs: mx.array, candidate: _Candidate, held_out: HeldOutBatch, dt: mx.array | None
 ) -> tuple[str, ...]:
-    """Notes on what is wrong with gradients if sequences act on each other.
+    """Return a note on gradients if sequences influence each other.
 
     Raises:
         ModelError: If the model runs over the batch as though it were time.
@@ -249,8 +269,8 @@ def _check_sequences_apart(
     inputs = held_out.inputs
     if len(inputs) < 2:
         return ()
-    without_first = way.outputs(mx.concatenate([inputs[-1:], inputs[1:]]), dt)
-    without_last = way.outputs(mx.concatenate([inputs[:-1], inputs[:1]]), dt)
+    without_first = candidate.outputs(mx.concatenate([inputs[-1:], inputs[1:]]), dt)
+    without_last = candidate.outputs(mx.concatenate([inputs[:-1], inputs[:1]]), dt)
     if without_first is None or without_last is None:
         return ()
     later = not _close(without_first[1:], outputs[1:])
@@ -263,32 +283,32 @@ def _check_sequences_apart(
         )
     if later or earlier:
         return (
-            "the outputs of a sequence depend on the other sequences in the batch: gradients are "
-            "of the sum over the batch, so each holds its part in the others' targets",
+            "the outputs of a sequence depend on the other sequences in the batch: its gradients "
+            "then include its effect on their targets",
         )
     return ()
 
 
-def _explained(
+def _error_of_failed_calls(
     model: nn.Module, held_out: HeldOutBatch, forward: Forward | None, errors: list[Exception]
 ) -> ModelError:
     error = errors[0]
     if isinstance(error, ModelError):
         return error
     what = "forward" if forward is not None else _describe(model)
-    told = f"inputs {held_out.inputs_shape}"
+    arguments = f"inputs {held_out.inputs_shape}"
     if held_out.time_delta is not None:
-        told += f" and time_delta {tuple(held_out.time_delta.shape)}"
-    hint = "" if forward is not None else ". If it is to be called in another way: " + _FORWARD_HINT
+        arguments += f" and time_delta {tuple(held_out.time_delta.shape)}"
+    hint = "" if forward is not None else ". If the call is wrong, " + _FORWARD_HINT
     if held_out.time_delta is None and _time_keywords(model) and forward is None:
-        hint = ". It can take intervals: maybe time_delta is missing" + hint
-    return ModelError(f"{what} failed on {told}: {type(error).__name__}: {error}{hint}")
+        hint = ". It takes elapsed times: if they are missing, pass time_delta=" + hint
+    return ModelError(f"{what} failed on {arguments}: {type(error).__name__}: {error}{hint}")
 
 
 def _has_time_axis(
-    outputs: mx.array, way: _Way, held_out: HeldOutBatch, dt: mx.array | None
+    outputs: mx.array, candidate: _Candidate, held_out: HeldOutBatch, dt: mx.array | None
 ) -> bool:
-    """Whether axis 1 of the outputs is time; a shorter run tells where sizes don't."""
+    """Return whether axis 1 of the outputs is time, from its size or from a shorter run."""
     batch, steps, _ = held_out.inputs_shape
     shape = tuple(outputs.shape)
     if not shape or shape[0] != batch:
@@ -300,25 +320,25 @@ def _has_time_axis(
     if not mx.issubdtype(outputs.dtype, mx.floating):
         raise ModelError(
             f"the model's outputs have dtype {outputs.dtype}, which has no gradient: return scores "
-            "rather than decisions, or do so in forward="
+            "instead of decisions, or pass forward= that does"
         )
     if len(shape) == 1:
         return False
     if len(shape) > 3:
         raise ModelError(
             f"the model's outputs have shape {shape}; expected (batch, time, outputs), "
-            "(batch, outputs) or (batch,). Reduce them in forward="
+            "(batch, outputs) or (batch,). Pass forward= that reduces them"
         )
     if shape[1] != steps:
         if len(shape) == 3:
             raise ModelError(
                 f"the model's outputs have shape {shape} for {steps} time steps; expected "
-                "(batch, time, outputs) or (batch, outputs). Choose or flatten in forward="
+                "(batch, time, outputs) or (batch, outputs). Pass forward= that selects or flattens"
             )
         return False
     if steps == 1:
         return len(shape) == 3
-    shorter = way.outputs(held_out.inputs[:, :-1], None if dt is None else dt[:, :-1])
-    if shorter is None:  # a model of fixed length: sizes are all there is to go by
+    shorter = candidate.outputs(held_out.inputs[:, :-1], None if dt is None else dt[:, :-1])
+    if shorter is None:  # a model of fixed length: only sizes are known
         return len(shape) == 3
     return bool(shorter.ndim > 1 and shorter.shape[1] == steps - 1)

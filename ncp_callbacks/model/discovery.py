@@ -1,9 +1,9 @@
-"""Which module is the recurrent cell and which layers are its backbone, found by watching a run.
+"""Find the recurrent cells of a model, and their backbone layers, in a recorded pass.
 
-Names and classes say little about a model one has never seen, so a forward pass of two sequences
-is recorded, call by call. A cell is a module that is called once or more per time step and hands a
-state on: an array that one call returns is an argument of the next. Its backbone is what feeds the
-layers inside it: hidden activations between one layer with weights and another.
+Names and classes of an unknown model are no evidence, so a forward pass of two sequences is
+recorded, call by call. A cell is a module that is called once or more per time step and passes a
+state on: an array that one call returns is an argument of the next. Its backbone consists of the
+hidden layers inside it, between one layer with weights and another.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .time_order import SEQUENCE_LAYERS, TimeOrder
 __all__ = ["find_hook_points"]
 
 _NO_LAYERS = (
-    "no backbone was found: no hidden layer inside the recurrent cell. To look at layers "
-    "elsewhere, name them with layers="
+    "no backbone was found: no hidden layer inside the recurrent cell. To analyse other layers, "
+    "pass their paths as layers=[...]"
 )
-# Of the modules that might hold the states, as many as a message can show.
-_SHOWN = 4
+# Names of modules in one message.
+_MAX_NAMES = 4
 
 
 def find_hook_points(
@@ -45,12 +45,16 @@ def find_hook_points(
     """Record ``run(inputs)`` and find cells and backbone layers in it.
 
     Args:
+        copy: The copy of the model.
         inputs: ``(B, T, F)``.
-        cells: Paths or globs of modules to take as cells, instead of looking.
-        layers: Paths or globs of modules whose outputs to take as backbone layers.
+        run: Runs the copy on inputs.
+        cells: Paths or globs of modules to take as cells; None: found automatically.
+        layers: Paths or globs of modules whose outputs to take as backbone layers; None: found
+            automatically.
 
     Raises:
-        ModelError: If a pattern matches nothing that was called, or what it matches can't be read.
+        ModelError: If a pattern matches no module that was called, or a module that it matches
+            returns no states or activations.
     """
     finder = _Finder(copy, inputs, run)
     found = finder.cells() if cells is None else finder.named_cells(cells)
@@ -59,24 +63,26 @@ def find_hook_points(
         tuple(found),
         tuple(found_layers),
         tuple(dict.fromkeys(finder.notes)),
-        "" if found else finder.why_no_cell(),
+        "" if found else finder.reason_for_no_cell(),
         "" if found_layers else _NO_LAYERS,
     )
 
 
 class _Finder:
+    """Record one pass of a model and find cells and layers in it."""
+
     def __init__(self, copy: ModelCopy, inputs: mx.array, run: Callable[[mx.array], Any]) -> None:
         self.inputs = inputs
         self.batch, self.steps, _ = inputs.shape
         self.values = Values()
         self.notes: list[str] = []
-        with copy.preserved():  # each run from the same start, also of a model that draws numbers
-            self.calls, unseen = record(copy.model, lambda: run(self.inputs))
+        with copy.preserved():  # each run starts from the same random state
+            self.calls, hidden = record(copy.model, lambda: run(self.inputs))
             self.paths = [path for path, _ in modules(copy.model)]
-        if unseen:
+        if hidden:
             self.notes.append(
-                f"{_listed(unseen)} can't be looked at: called inside mx.vmap, where there are no "
-                "values to see"
+                f"{_listed(hidden)} can't be analysed: called inside mx.vmap, where arrays have no "
+                "values"
             )
         self.by_module: dict[str, list[Call]] = {}
         for call in self.calls:
@@ -87,22 +93,22 @@ class _Finder:
             for key, calls in self.by_module.items()
         }
         recurrences = [recurrence for listed in found.values() for recurrence in listed]
-        self.order = TimeOrder(copy, self.inputs, run, self.calls, recurrences, self.values)
+        self.time_order = TimeOrder(copy, self.inputs, run, self.calls, recurrences, self.values)
         self.recurrences = {
-            key: [part for recurrence in recurrences for part in self._sweeps(recurrence)]
+            key: [part for recurrence in recurrences for part in self._split_repeats(recurrence)]
             for key, recurrences in found.items()
             if recurrences
         }
 
     # ---- time
 
-    def _sweeps(self, recurrence: Recurrence) -> list[Recurrence]:
-        """A recurrence that runs over the sequence repeatedly with one state, as one recurrence each time."""
+    def _split_repeats(self, recurrence: Recurrence) -> list[Recurrence]:
+        """Split a recurrence that runs over the sequence repeatedly with one state."""
         steps = self.steps
-        again = len(recurrence.calls) > steps and self.order.notices(
+        again = len(recurrence.calls) > steps and self.time_order.is_affected(
             recurrence.calls[steps], 0, recurrence.in_paths
         )
-        if not again or self.order.notices(recurrence.calls[1], 0, recurrence.in_paths):
+        if not again or self.time_order.is_affected(recurrence.calls[1], 0, recurrence.in_paths):
             return [recurrence]
         return [
             Recurrence(
@@ -114,24 +120,26 @@ class _Finder:
             for i in range(0, len(recurrence.calls), steps)
         ]
 
-    def _ends_of_steps(
+    def _last_calls(
         self, name: str, calls: Sequence[Call], states: Sequence[Path] = ()
     ) -> tuple[list[Call], bool]:
-        """The last call of each step, in order of time, and whether they ran backwards.
+        """Return the last call of each step, in order of time, and whether they ran backwards.
 
-        Of several calls in a step (solver sub-steps) the last one ends the step.
+        A step may consist of several calls, such as the sub-steps of a solver.
         """
         each = len(calls) // self.steps
         steps = [calls[i : i + each] for i in range(0, len(calls), each)]
         ends = [step[-1] for step in steps]
-        reverse = self._told(name, self.order.is_reverse(steps[0], steps[-1], states))
+        reverse = self._known_direction(
+            name, self.time_order.is_reverse(steps[0], steps[-1], states)
+        )
         return ends[::-1] if reverse else ends, reverse
 
-    def _told(self, name: str, reverse: bool | None) -> bool:
+    def _known_direction(self, name: str, reverse: bool | None) -> bool:
         if reverse is None:
             self.notes.append(
-                f"{name} is taken to run forwards in time: which way it runs can't be told, "
-                "because the input at one step reaches all its steps, or is the same at all"
+                f"{name} is taken to run forwards in time: its direction can't be determined, "
+                "because the input at one step reaches all its steps, or all inputs are equal"
             )
         return bool(reverse)
 
@@ -157,11 +165,11 @@ class _Finder:
         for name, recurrence in zip(
             _numbered(recurrences[0].calls[0].name, len(recurrences)), recurrences, strict=True
         ):
-            ends, reverse = self._ends_of_steps(name, recurrence.calls, recurrence.in_paths)
+            ends, reverse = self._last_calls(name, recurrence.calls, recurrence.in_paths)
             if recurrence.altered:
                 self.notes.append(
-                    f"the states of {name} shown are those it returns: between its calls the model "
-                    "writes over some of them, as masks do"
+                    f"the states of {name} are those that it returns: between its calls the model "
+                    "overwrites some of them, as masks do"
                 )
             hook_points.append(
                 CellHook(
@@ -178,13 +186,13 @@ class _Finder:
         return hook_points
 
     def _sequence_hooks(self, calls: Sequence[Call]) -> list[CellHook]:
-        """Of a layer whose every call returns the states of all steps."""
+        """Return hooks of a layer whose every call returns the states of all steps."""
         hook_points = []
         for name, call in zip(_numbered(calls[0].name, len(calls)), calls, strict=True):
             places = [
                 place
                 for place, array in call.outputs.items()
-                if self.order.is_sequence(array) and mx.issubdtype(array.dtype, mx.floating)
+                if self.time_order.is_sequence(array) and mx.issubdtype(array.dtype, mx.floating)
             ]
             if not places:
                 return []
@@ -197,7 +205,7 @@ class _Finder:
                     calls=(call.number,),
                     first=call.number,
                     calls_in_all=len(calls),
-                    reverse=self._told(name, self.order.is_reversed_sequence(call)),
+                    reverse=self._known_direction(name, self.time_order.is_reversed_sequence(call)),
                     whole_sequence=True,
                 )
             )
@@ -223,10 +231,10 @@ class _Finder:
         if len(calls) % self.steps or not places:
             raise ModelError(
                 f"cells={list(patterns)}: {first.name} was called {len(calls)} times for "
-                f"{self.steps} steps and returned {_shapes(first)}: name a module that returns "
-                f"(batch, units) once per step, or (batch, {self.steps}, units)"
+                f"{self.steps} steps and returned {_shapes(first)}: pass the path of a module that "
+                f"returns (batch, units) once per step, or (batch, {self.steps}, units)"
             )
-        ends, reverse = self._ends_of_steps(first.name, calls)
+        ends, reverse = self._last_calls(first.name, calls)
         return CellHook(
             name=first.name,
             module=first.path,
@@ -256,11 +264,11 @@ class _Finder:
             found.update({calls[0].path: calls for calls in called if calls})
         return sorted(found.values(), key=lambda calls: self.rank[calls[0].path])
 
-    def why_no_cell(self) -> str:
-        said = "no recurrent cell was found: "
+    def reason_for_no_cell(self) -> str:
+        reason = "no recurrent cell was found: "
         if self.steps < 2:
-            return said + "the sequences have one step"
-        said += "no module is called once per time step with a state that it hands on"
+            return reason + "the sequences have one step"
+        reason += "no module is called once per time step with a state that it passes on"
         seen = [calls for calls in self.by_module.values() if calls[0].outputs]
         repeated = [calls for calls in seen if len(calls) > 1]
         once_a_step = [c[0].name for c in repeated if len(c) % self.steps == 0]
@@ -270,21 +278,21 @@ class _Finder:
             for calls in seen
             if calls[0].parent is not None
             and is_layer(calls[0].module)
-            and any(map(self.order.is_sequence, calls[0].outputs.values()))
+            and any(map(self.time_order.is_sequence, calls[0].outputs.values()))
         ]
         if once_a_step:
-            said += f"; called once per step are {_listed(once_a_step)}, but they hand nothing on"
+            reason += f"; called once per step are {_listed(once_a_step)}, but they pass nothing on"
         elif other:
-            said += f"; called repeatedly are {_listed(other)}, for {self.steps} steps"
+            reason += f"; called repeatedly are {_listed(other)}, for {self.steps} steps"
         elif whole:
-            said += f"; {_listed(whole)} may be one that runs over the sequence by itself"
+            reason += f"; {_listed(whole)} may be a layer that runs over the whole sequence"
         example = (once_a_step or whole or ["encoder.cell"])[0]
-        return said + f". If one holds the states, name it: cells={example!r}"
+        return reason + f". If one holds the states, pass cells={example!r}"
 
     # ---- layers
 
     def layers(self) -> list[LayerHook]:
-        in_chains = [
+        cell_calls = [
             c
             for found in self.recurrences.values()
             for recurrence in found
@@ -294,11 +302,11 @@ class _Finder:
         for recurrences in self.recurrences.values():
             found = []
             for recurrence in recurrences:
-                ends, _ = self._ends_of_steps(
+                ends, _ = self._last_calls(
                     recurrence.calls[0].name, recurrence.calls, recurrence.in_paths
                 )
-                found += layer_hooks(ends, in_chains, self.by_module, self.values)
-            hook_points += _told_apart(found)
+                found += layer_hooks(ends, cell_calls, self.by_module, self.values)
+            hook_points += _numbered_hooks(found)
         return sorted(hook_points, key=lambda s: self.rank.get(s.name.split("#")[0], 0))
 
     def named_layers(self, patterns: Sequence[str]) -> list[LayerHook]:
@@ -308,7 +316,7 @@ class _Finder:
             place, array = next(iter(first.outputs.items()), ((), None))
             if array is None:
                 raise ModelError(f"layers: {first.name} returned no array")
-            whole = self.order.is_sequence(array)
+            whole = self.time_order.is_sequence(array)
             groups = [[call] for call in calls] if whole else self._by_step(calls)
             if not groups or not (whole or (array.ndim == 2 and len(array) == self.batch)):
                 raise ModelError(
@@ -316,7 +324,7 @@ class _Finder:
                     f"and returned {_shapes(first)}; expected (batch, units) once per step or "
                     f"(batch, {self.steps}, units)"
                 )
-            hook_points += _told_apart(
+            hook_points += _numbered_hooks(
                 [
                     LayerHook(
                         name=first.name,
@@ -334,15 +342,15 @@ class _Finder:
         return hook_points
 
     def _by_step(self, calls: Sequence[Call]) -> list[list[Call]]:
-        """One call for each step, in order of time; once for each recurrence of cell calls they are in.
+        """Return one call for each step, in order of time, for each recurrence around the calls.
 
-        Empty where there is not one for each step.
+        The list is empty if there isn't one call for each step.
         """
         groups = []
         for recurrence in (
             recurrence for recurrences in self.recurrences.values() for recurrence in recurrences
         ):
-            ends, _ = self._ends_of_steps(
+            ends, _ = self._last_calls(
                 recurrence.calls[0].name, recurrence.calls, recurrence.in_paths
             )
             ids = {id(end) for end in ends}
@@ -351,11 +359,11 @@ class _Finder:
                 groups.append([last[id(end)] for end in ends])
         if groups or len(calls) % self.steps:
             return groups[:1] if len({tuple(map(id, g)) for g in groups}) == 1 else groups
-        return [self._ends_of_steps(calls[0].name, calls)[0]]
+        return [self._last_calls(calls[0].name, calls)[0]]
 
 
-def _told_apart(hook_points: Sequence[LayerHook]) -> list[LayerHook]:
-    """HookPoints with a number after names that occur repeatedly."""
+def _numbered_hooks(hook_points: Sequence[LayerHook]) -> list[LayerHook]:
+    """Return the hooks with a number after names that occur repeatedly."""
     names = [hook.name for hook in hook_points]
     numbers = {name: iter(_numbered(name, names.count(name))) for name in names}
     return [dataclasses.replace(hook, name=next(numbers[hook.name])) for hook in hook_points]
@@ -366,8 +374,8 @@ def _numbered(name: str, count: int) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+    shown = ", ".join(names[:_MAX_NAMES])
+    return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
 
 
 def _shapes(call: Call) -> str:

@@ -1,7 +1,7 @@
-"""From what is looked at, one floating array ``(B, T, F)``, to what a model is given.
+"""Find and replace the embedding of a model that takes tokens.
 
-Mostly they are the same. A model may take companions beside the sequence, in a tuple or dict; and
-one that takes tokens is looked at behind its embedding, where there is something to differentiate.
+Gradients need one floating array ``(B, T, F)``, which for most models are the inputs. A model that
+takes tokens is differentiated with respect to its embedding's vectors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["Embedding", "find_embedding"]
 
 
 class Embedding:
-    """The module that turns a batch's tokens into vectors.
+    """Replace the output of the module that turns tokens into vectors.
 
     Args:
-        path: Where it is in the model.
+        path: The path of the module in the model.
     """
 
     def __init__(self, path: str) -> None:
@@ -36,22 +36,22 @@ class Embedding:
         return dict(modules(model))[self.path]
 
     def vectors(self, model: nn.Module, held_out: HeldOutBatch) -> mx.array:
-        """``(B, T, E)``."""
+        """Return the vectors ``(B, T, E)`` of the batch's tokens."""
         vectors: mx.array = self._module(model)(held_out.inputs)
         return vectors
 
     def run(self, model: nn.Module, vectors: mx.array, call: Callable[[], mx.array]) -> mx.array:
-        """``call()``, with the embedding giving ``vectors`` instead of its own."""
+        """Run ``call()`` with an embedding that returns ``vectors``."""
         self._tap.forget()
         with self._tap.on([(self._module(model), lambda *_: vectors)]):
             return call()
 
 
 def find_embedding(model: nn.Module, held_out: HeldOutBatch, calling: Calling) -> Embedding:
-    """The first module that takes the batch's tokens and gives a vector for each.
+    """Find the first module that takes the batch's tokens and returns a vector for each.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If there is no such module.
     """
     tokens, delta = held_out.inputs, held_out.flat_time_delta
     calls, _ = record(model, lambda: calling(held_out.pack(tokens), delta))
@@ -68,7 +68,7 @@ def find_embedding(model: nn.Module, held_out: HeldOutBatch, calling: Calling) -
         ):
             return Embedding(call.path)
     raise ModelError(
-        f"inputs are tokens {tuple(tokens.shape)}, but no module of the model takes them and gives "
-        "a vector for each. Give what they are embedded as, inputs=model.embedding(tokens), and "
-        "forward=lambda model, inputs, time_delta: ..., which runs the rest"
+        f"inputs are tokens {tuple(tokens.shape)}, but no module of the model takes them and "
+        "returns a vector for each. Pass their vectors, inputs=model.embedding(tokens), and "
+        "forward=lambda model, inputs, time_delta: ... that runs the rest of the model"
     )

@@ -1,4 +1,4 @@
-"""What can be wrong between a model and its held-out batch."""
+"""Define the errors that models raise or cause in analyses."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ __all__ = ["ModelError", "NotApplicable"]
 
 
 class ModelError(ValueError):
-    """The model can't be looked at as configured; the message says how to mend it."""
+    """Report a model that can't be analysed as configured; the message names the fix."""
 
 
 class NotApplicable(Exception):
-    """Raised by a callback's ``measure`` when the model has nothing for it to look at.
+    """Report an analysis that is not applicable to the model; a callback's ``measure`` raises it.
 
-    The monitor says the reason once and leaves the callback out from then on.
+    The monitor reports the reason once and skips the callback from then on.
     """

@@ -1,6 +1,6 @@
-"""Further passes: slopes with gradients of their own, targets at every step, states held fixed.
+"""Run extra passes: directional derivatives, targets at every step, constant states.
 
-Call them inside ``runner.preserved()``, as :meth:`ModelRunner.run`.
+Call the functions inside ``runner.preserved()``, like :meth:`ModelRunner.run`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from .capture import Around, Tap
 from .errors import NotApplicable
 from .hook_points import CellHook
 from .pytrees import Path, get_leaf, modules, replace_leaf
-from .runner import ModelRunner, Variants, listening, recorded_calls
+from .runner import ModelRunner, Variants, flushing_subnormals, recorded_calls
 
-__all__ = ["finer_solver", "held_states", "slopes", "state_gradients", "step_gradients"]
+__all__ = [
+    "directional_derivatives",
+    "doubled_ode_unfolds",
+    "held_states",
+    "state_gradients",
+    "step_gradients",
+]
 
 
-def slopes(
+def directional_derivatives(
     runner: ModelRunner,
     sequences: mx.array,
     time_deltas: mx.array | None,
@@ -31,15 +37,18 @@ def slopes(
     time_along: mx.array | None,
     chosen: mx.array | None,
 ) -> Variants:
-    """Derivatives of the targets of ``K`` other batches along a direction, and their gradients.
+    """Compute derivatives of the targets of ``K`` batches along a direction, and their gradients.
 
-    The gradients are products of the targets' Hessians with the direction; by reverse over reverse
-    differentiation, since MLX lacks forward derivatives of some operations.
+    The gradients are products of the targets' Hessians with the direction. They are computed by
+    reverse over reverse differentiation, since MLX lacks forward derivatives of some operations.
 
     Args:
-        sequences, time_deltas, chosen: As for :meth:`ModelRunner.variants`.
-        along: ``(K, B, T, F)``.
-        time_along: ``(K, B, T)``; None: intervals stay.
+        runner: The model and the batch.
+        sequences: ``(K, B, T, F)``.
+        time_deltas: ``(K, B, T)``, or None.
+        along: ``(K, B, T, F)``, the direction.
+        time_along: ``(K, B, T)``, the direction of elapsed times; None: they stay constant.
+        chosen: ``(B,)``, the outputs to follow, see :meth:`Target.choose`.
     """
     takes_time = runner.takes_time
     kept: list[mx.array] = []
@@ -58,7 +67,7 @@ def slopes(
         total: mx.array = values.sum()
         return total
 
-    with listening(runner):
+    with flushing_subnormals(runner):
         wanted = [0, 1] if takes_time else [0]
         gradients = mx.grad(slope, argnums=wanted)(sequences, time_deltas)
     if isinstance(gradients, mx.array):
@@ -75,17 +84,19 @@ def step_gradients(
     *,
     hold_states: bool = False,
 ) -> Variants:
-    """Gradients of :meth:`Target.every_step` at several steps, in a copy of the batch for each.
+    """Compute gradients of :meth:`Target.every_step` at several time steps.
 
     Args:
-        steps: ``(K, B, T)`` or ``(K, 1, T)``, the steps over which the targets of copy ``k`` are
-            summed.
-        sequences, time_deltas: ``(K, B, T, F)`` and ``(K, B, T)``, instead of the batch's own.
+        runner: The model and the batch.
+        steps: ``(K, B, T)`` or ``(K, 1, T)``, booleans: the time steps over which the targets of
+            copy ``k`` are summed.
+        sequences: ``(K, B, T, F)``; None: the batch's own.
+        time_deltas: ``(K, B, T)``; None: the batch's own.
         follow: ``(B, T)``, the outputs to follow.
-        hold_states: Whether the states that cells are given count as constants.
+        hold_states: Treat the states that cells receive as constants.
 
     Raises:
-        NotApplicable: If they are to be held but can't be.
+        NotApplicable: If ``hold_states`` is set and a cell keeps its state itself.
     """
     own, delta = runner.sequence(), runner.time_delta
     copies = len(steps)
@@ -109,7 +120,7 @@ def step_gradients(
         kept.append(values)
         return values.sum()
 
-    with held_states(runner) if hold_states else listening(runner):
+    with held_states(runner) if hold_states else flushing_subnormals(runner):
         wanted = [0, 1] if runner.takes_time else [0]
         gradients = mx.grad(total, argnums=wanted)(x, dt)
     if isinstance(gradients, mx.array):
@@ -119,34 +130,37 @@ def step_gradients(
 
 @contextmanager
 def held_states(runner: ModelRunner) -> Iterator[None]:
-    """No gradient goes through the states that recurrent cells are given at the start of a step.
+    """Stop gradients through the states that recurrent cells receive at the start of a step.
 
     Raises:
-        NotApplicable: For a cell that hands its states on inside itself.
+        NotApplicable: If a cell keeps its state itself.
     """
     paths: dict[str, dict[int, list[Path]]] = {}
-    in_all: dict[str, int] = {}
+    calls_in_all: dict[str, int] = {}
     for hook in runner.hook_points.cells:
         if hook.whole_sequence:
             raise NotApplicable(
-                f"{hook.name} runs over the whole sequence by itself, so that its states can't be "
-                "held fixed at each step"
+                f"{hook.name} runs over the whole sequence in one call, so its states can't be "
+                "held constant at each step"
             )
         if not hook.in_paths:
             raise NotApplicable(
-                f"{hook.name} isn't given its state from outside, so that it can't be held fixed"
+                f"{hook.name} keeps its state itself, so it can't be held constant: pass the state "
+                "to the cell as an argument and return it"
             )
-        in_all[hook.module] = hook.calls_in_all
-        for number in _begins(hook):
+        calls_in_all[hook.module] = hook.calls_in_all
+        for number in _first_calls_of_steps(hook):
             paths.setdefault(hook.module, {}).setdefault(number, []).extend(hook.in_paths)
     found = dict(modules(runner.model))
-    with Tap().on([(found[name], _holding(paths[name], in_all[name])) for name in paths]):
+    with Tap().on(
+        [(found[name], _stop_state_gradients(paths[name], calls_in_all[name])) for name in paths]
+    ):
         yield
 
 
 @contextmanager
-def finer_solver(model: nn.Module) -> Iterator[None]:
-    """Solvers of the cells make twice as many sub-steps (``ode_unfolds``); then as many as before.
+def doubled_ode_unfolds(model: nn.Module) -> Iterator[None]:
+    """Double the sub-steps (``ode_unfolds``) of the cells' solvers for a ``with`` block.
 
     Raises:
         NotApplicable: If no module has such a setting.
@@ -159,7 +173,7 @@ def finer_solver(model: nn.Module) -> Iterator[None]:
     ]
     if not found:
         raise NotApplicable(
-            "no module of the model has ode_unfolds, sub-steps of a solver that could be doubled"
+            "no module of the model has ode_unfolds, the number of a solver's sub-steps to double"
         )
     try:
         for module, name, count in found:
@@ -173,31 +187,35 @@ def finer_solver(model: nn.Module) -> Iterator[None]:
 def state_gradients(
     runner: ModelRunner, hook: CellHook, chosen: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """States that a cell is given at its second and later steps, and the targets' gradients there.
+    """Compute gradients of the targets with respect to the states that a cell receives.
 
-    One forward pass and one gradient pass.
+    The cost is one forward pass and one gradient pass.
 
     Args:
+        runner: The model and the batch.
         hook: The cell.
-        chosen: As for :meth:`ModelRunner.variants`.
+        chosen: ``(B,)``, the outputs to follow, see :meth:`Target.choose`.
 
     Returns:
-        Twice ``(B, T - 1, H)``, in the order in which the cell makes its steps.
+        The states and their gradients, ``(B, T - 1, H)`` each, without the first step, in the
+        order in which the cell runs.
 
     Raises:
-        NotApplicable: For a cell that hands its states on inside itself.
+        NotApplicable: If the cell keeps its state itself.
     """
     if hook.whole_sequence or not hook.in_paths:
         raise NotApplicable(
-            f"{hook.name} isn't given its state at each step from outside, so that there is no "
-            "gradient with respect to it"
+            f"{hook.name} keeps its state itself, so there is no gradient with respect to it: pass "
+            "the state to the cell as an argument and return it"
         )
-    shown = recorded_calls(runner, hook)
-    begins = _begins(hook)[1:]
-    states = [[get_leaf(shown[number][0], path) for path in hook.in_paths] for number in begins]
+    recorded = recorded_calls(runner, hook)
+    first_calls = _first_calls_of_steps(hook)[1:]
+    states = [
+        [get_leaf(recorded[number][0], path) for path in hook.in_paths] for number in first_calls
+    ]
     if not states or not all(isinstance(a, mx.array) for step in states for a in step):
-        raise NotApplicable(f"{hook.name} is given no state at its second and later steps")
-    at = {number: i for i, number in enumerate(begins)}
+        raise NotApplicable(f"{hook.name} receives no state at its second and later steps")
+    at = {number: i for i, number in enumerate(first_calls)}
     module = dict(modules(runner.model))[hook.module]
 
     def total(added: list[list[mx.array]]) -> mx.array:
@@ -217,29 +235,29 @@ def state_gradients(
             outputs = runner.outputs(runner.sequence(), runner.time_delta)
         return runner.target(outputs, chosen).sum()
 
-    with listening(runner):
+    with flushing_subnormals(runner):
         gradients = mx.grad(total)([[mx.zeros_like(a) for a in step] for step in states])
 
-    def side_by_side(steps: list[list[mx.array]]) -> mx.array:
+    def concatenated(steps: list[list[mx.array]]) -> mx.array:
         rows = [mx.concatenate([a.reshape(len(a), -1) for a in s], axis=-1) for s in steps]
         return mx.stack(rows, axis=1)
 
-    return side_by_side(states), side_by_side(gradients)
+    return concatenated(states), concatenated(gradients)
 
 
-def _begins(hook: CellHook) -> list[int]:
-    """Numbers of the calls that begin a step: several calls may make one, as a solver's do."""
+def _first_calls_of_steps(hook: CellHook) -> list[int]:
+    """Return the numbers of the calls that begin a step, which may consist of several calls."""
     ends = sorted(hook.calls)
     return [end - (ends[0] - hook.first) for end in ends]
 
 
-def _holding(paths: dict[int, list[Path]], in_all: int) -> Around:
+def _stop_state_gradients(paths: dict[int, list[Path]], calls_in_all: int) -> Around:
     calls = 0
 
     def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal calls
         given: Any = (args, kwargs)
-        for path in paths.get(calls % in_all, ()):
+        for path in paths.get(calls % calls_in_all, ()):
             state = get_leaf(given, path)
             if isinstance(state, mx.array):
                 given = replace_leaf(given, path, mx.stop_gradient(state))

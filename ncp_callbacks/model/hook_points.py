@@ -1,4 +1,4 @@
-"""Where in a model's calls its states and activations can be read."""
+"""Describe where in a model's calls its states and activations can be read."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["CellHook", "HookPoints", "LayerHook"]
 
 @dataclass(frozen=True, eq=False)
 class CellHook:
-    """Where the states of one recurrent cell can be read.
+    """Describe where the states of one recurrent cell can be read.
 
     Attributes:
-        name: Module path; with ``#1``, ``#2`` where one module is run over the sequence repeatedly.
-        module: Path of the module; not itself, which a model may make anew before it is trained.
-        out_paths: Where its output holds the state arrays.
-        in_paths: Where its arguments ``(args, kwargs)`` take them; empty for a layer that runs
-            over the whole sequence by itself.
-        calls: Which of the module's calls in one pass give the states after steps 1 to T; one for
-            a layer that runs over the whole sequence.
-        first: Which of them is given the state that the cell starts from.
-        calls_in_all: How often the module is called in one pass.
-        reverse: Whether it runs from the last step to the first.
-        whole_sequence: Whether one call returns the states of all steps, ``(B, T, H)``.
+        name: Path of the module, with ``#1``, ``#2`` if it runs over the sequence repeatedly.
+        module: Path of the module. A model may replace the module itself before it is trained.
+        out_paths: Paths of the state arrays in its output.
+        in_paths: Paths of the state arrays in its arguments ``(args, kwargs)``; empty for a layer
+            that runs over the whole sequence.
+        calls: Numbers of the module's calls in one pass that return the states after steps 1 to T;
+            one number for a layer that runs over the whole sequence.
+        first: Number of the call that receives the initial state.
+        calls_in_all: Number of calls of the module in one pass.
+        reverse: True if it runs from the last step to the first.
+        whole_sequence: True if one call returns the states of all steps, ``(B, T, H)``.
     """
 
     name: str
@@ -40,18 +40,18 @@ class CellHook:
 
 @dataclass(frozen=True, eq=False)
 class LayerHook:
-    """Where the activations of one hidden layer can be read.
+    """Describe where the activations of one hidden layer can be read.
 
     Attributes:
-        name: Path of the layer that computes them; with ``#1``, ``#2`` where it does so repeatedly.
-        module: Path of the module whose call shows them.
-        path: Where in its output, or in ``(args, kwargs)`` where ``at_input``.
-        at_input: Whether to read arguments rather than output.
+        name: Path of the layer that computes them, with ``#1``, ``#2`` if it does so repeatedly.
+        module: Path of the module in whose call they are read.
+        path: Path of the array in its output, or in ``(args, kwargs)`` with ``at_input``.
+        at_input: True to read arguments, False to read the output.
         activation: Name of the activation function, "unknown" if it isn't recognised.
-        calls: Which of the module's calls in one pass belong to steps 1 to T; one where it covers
-            all steps.
-        calls_in_all: How often the module is called in one pass.
-        whole_sequence: Whether one call covers all steps.
+        calls: Numbers of the module's calls in one pass that belong to steps 1 to T; one number if
+            a call covers all steps.
+        calls_in_all: Number of calls of the module in one pass.
+        whole_sequence: True if one call covers all steps.
     """
 
     name: str
@@ -66,14 +66,14 @@ class LayerHook:
 
 @dataclass(frozen=True)
 class HookPoints:
-    """What was found.
+    """Hold the hook points of a model.
 
     Attributes:
-        cells: In the order in which they are first called.
-        layers: Likewise.
-        notes: What the user should know about them, one sentence each.
-        no_cells: Why there are no cells, with the mend; "" where there are.
-        no_layers: Likewise.
+        cells: The cells in the order of their first calls.
+        layers: The layers in the order of their first calls.
+        notes: Facts about them that the user should know, one sentence each.
+        no_cells: The reason for having no cells, with the fix; "" if there are cells.
+        no_layers: The reason for having no layers, with the fix; "" if there are layers.
     """
 
     cells: tuple[CellHook, ...]

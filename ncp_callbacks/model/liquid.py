@@ -1,15 +1,15 @@
-"""Liquid cells: recognised by what they hold, and read step by step.
+"""Recognise liquid cells by the parameters they hold, and read their steps.
 
 stepper = observation.cell_stepper(cell)           # inside runner.preserved()
 reading = read_liquid(stepper, observation.time_delta)
 match reading:
     case LTCReading(): ...                  # parameters, inputs and states
-    case GateReading(): ...                 # a CfC's rate and offset, with the sign they act with
+    case GateReading(): ...                 # a CfC's rate and offset, with the verified sign
     case DecayReading(): ...                # a pure CfC's rate
     case None: ...                          # no liquid cell
 
-What a reading claims has been compared with what the cell does: another port of the same cell may
-use another sign, bound or name, and one that is none of these is not read at all.
+A reading is verified against the states that the cell computes, because ports of one cell differ in
+signs, bounds and names. A cell that none of the known forms reproduces is not read.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ __all__ = [
     "time_delta_per_call",
 ]
 
-# Relative to the largest state; float32 needs a tenth of it.
+# Largest error of a reading, relative to the largest state; float32 needs a tenth of it.
 TOLERANCE = 1e-4
-# A reading is the right one if it leaves less than this share of what the wrong one leaves.
-_CLEARLY = 1e-2
+# The sign of a rate is certain if its residual is less than this share of the other sign's.
+_MAX_WRONG_SIGN_RATIO = 1e-2
 _CHECKED_STEPS = 4
-# Intervals at which a gate is tried, in units of what moves it by about one.
-_TRIALS = (0.0, 0.5, 1.0, 2.0, 4.0)
-# So many numbers in what one layer, or all synapses, make of the copies of a batch.
-_AT_ONCE = 1 << 22
+# Elapsed times at which a gate is tried, in units that change its argument by about one.
+_TRIED_TIMES = (0.0, 0.5, 1.0, 2.0, 4.0)
+# Numbers that one layer, or all synapses, may compute for the copies of a batch at once.
+_MAX_NUMBERS = 1 << 22
 
 _LTC = (
     "gleak",
@@ -73,19 +73,21 @@ _GATE, _DECAY = ("time_a", "time_b"), ("w_tau", "A")
 _CFC = (_GATE, _DECAY)
 _BACKBONES = ("backbone", "backbone_fn")
 
-Given: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 
 
 @dataclass(frozen=True, eq=False)
 class LTCReading:
-    """An LTC cell and its steps, reproduced.
+    """Hold the parameters, inputs and states of an LTC cell.
 
     Attributes:
-        parameters: What it computes with.
-        inputs: ``(S, T, F)``, what it was given, before its own map of the inputs.
-        before, after: ``(S, T, H)``, its states.
-        time_delta: ``(S, T)``, as it was given them.
-        scale: Its unit of time in units of ``time_delta``; NaN where there is no fixed ratio.
+        parameters: The parameters of the cell.
+        inputs: ``(S, T, F)``, the inputs of the cell, before its own map of the inputs.
+        before: ``(S, T, H)``, the states that the steps start from.
+        after: ``(S, T, H)``, the states after the steps.
+        time_delta: ``(S, T)``, elapsed times as the cell receives them.
+        scale: The cell's unit of time in units of the batch's ``time_delta``; NaN where the ratio
+            is not constant.
         error: Largest difference between its own next states and those computed from the
             parameters, as a share of the largest state.
         holder: The module that holds the parameters.
@@ -103,18 +105,20 @@ class LTCReading:
 
 @dataclass(frozen=True, eq=False)
 class GateReading:
-    """Gates ``z = sigmoid(rate interval + offset)`` of a CfC cell, in all its layers.
+    """Hold the gates ``z = sigmoid(rate Δt + offset)`` of a CfC cell, in all its layers.
 
     ``z`` is the weight of the second state: ``h' = (1 - z) early + z late``, or without a gate on
     the first ``early + z late``.
 
     Attributes:
-        rate, offset: ``(S, T, H)``, in the order of the state.
-        time_delta: ``(S, T)``, as it was given them.
-        scale: Its unit of time in units of ``time_delta``; NaN where there is no fixed ratio.
-        error: Largest difference between its states after other intervals and those that the
+        rate: ``(S, T, H)``, in the order of the state.
+        offset: ``(S, T, H)``, in the order of the state.
+        time_delta: ``(S, T)``, elapsed times as the cell receives them.
+        scale: The cell's unit of time in units of the batch's ``time_delta``; NaN where the ratio
+            is not constant.
+        error: Largest difference between its states after other elapsed times and those that the
             gates explain, as a share of the largest state.
-        signed: Whether the other sign of ``rate`` doesn't explain them.
+        signed: True if only this sign of ``rate`` explains the states.
     """
 
     rate: FloatArray
@@ -127,11 +131,13 @@ class GateReading:
 
 @dataclass(frozen=True, eq=False)
 class DecayReading:
-    """Rates of a pure CfC, ``h' = A - B exp(-rate interval)``, in all its layers.
+    """Hold the rates of a pure CfC, ``h' = A - B exp(-rate Δt)``, in all its layers.
 
     Attributes:
-        rate: ``(S, T, H)``, in the order of the state; NaN where the interval has no effect.
-        time_delta, scale, error: As for :class:`GateReading`.
+        rate: ``(S, T, H)``, in the order of the state; NaN where elapsed time has no effect.
+        time_delta: ``(S, T)``, see :class:`GateReading`.
+        scale: The cell's unit of time, see :class:`GateReading`.
+        error: Largest error, see :class:`GateReading`.
     """
 
     rate: FloatArray
@@ -144,30 +150,31 @@ Reading: TypeAlias = "LTCReading | GateReading | DecayReading"
 
 
 def read_liquid(stepper: CellStepper, time_delta: FloatArray | None) -> Reading | None:
-    """What kind of liquid cell this is, and what its steps hold; None if it is none.
+    """Recognise a liquid cell and read its steps; return None if the cell is not liquid.
 
-    Makes every step once more, and a few of them with other intervals.
+    Runs every step again, and a few steps with other elapsed times.
 
     Args:
         stepper: The cell.
-        time_delta: ``(S, T)``, the intervals of its sequences, or None.
+        time_delta: ``(S, T)``, the elapsed times of its sequences, or None.
 
     Raises:
-        NotApplicable: If it holds what such a cell holds, but does something else with it.
+        NotApplicable: If the cell has the parameters of a liquid cell, but they don't reproduce its
+            states.
     """
     inside = modules(stepper.module)
     for names, read in ((_LTC, _read_ltc), (_GATE, _read_gates), (_DECAY, _read_decays)):
-        holders = [m for _, m in inside if all(_held(m, name) is not None for name in names)]
+        holders = [m for _, m in inside if all(_get_part(m, name) is not None for name in names)]
         if holders:
             return read(stepper, holders, time_delta)
     return None
 
 
-# ---- what modules hold
+# ---- parts of modules
 
 
-def _held(module: nn.Module, name: str) -> Any:
-    """A parameter or layer by this name, also a hidden one or one kept in a dict of parameters."""
+def _get_part(module: nn.Module, name: str) -> Any:
+    """Return a parameter or layer by its name, with or without a leading underscore, or None."""
     kept = getattr(module, "_params", None)
     if isinstance(kept, Mapping) and isinstance(kept.get(name), mx.array | nn.Module):
         return kept[name]
@@ -187,31 +194,31 @@ def _setting(module: nn.Module, name: str, default: Any) -> Any:
 
 
 def _array(module: nn.Module, name: str) -> FloatArray | None:
-    found = _held(module, name)
+    found = _get_part(module, name)
     return to_numpy(found).astype(np.float64) if isinstance(found, mx.array) else None
 
 
-# ---- what a module was given at every step
+# ---- arguments of a module at every step
 
 
 @dataclass(eq=False)
-class _Watched:
-    """A module inside the cell, and its one call in each step."""
+class _RecordedModule:
+    """Hold a module inside the cell, with the arguments and outputs of its call in each step."""
 
     module: nn.Module
-    given: list[Given] = field(default_factory=list)
+    given: list[Arguments] = field(default_factory=list)
     made: list[Any] = field(default_factory=list)
 
 
-def _watch(stepper: CellStepper, watched: Sequence[nn.Module]) -> list[_Watched]:
-    """Every step once more, with the calls of some modules recorded.
+def _record_steps(stepper: CellStepper, recorded: Sequence[nn.Module]) -> list[_RecordedModule]:
+    """Run every step again and record the calls of some modules.
 
     Raises:
-        NotApplicable: If one isn't called once in each step.
+        NotApplicable: If a module isn't called exactly once in each step.
     """
-    found = [_Watched(module) for module in watched]
+    found = [_RecordedModule(module) for module in recorded]
 
-    def around(into: _Watched) -> Around:
+    def around(into: _RecordedModule) -> Around:
         def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             out = call(*args, **kwargs)
             into.given.append((args, kwargs))
@@ -226,46 +233,48 @@ def _watch(stepper: CellStepper, watched: Sequence[nn.Module]) -> list[_Watched]
             for each in found:
                 if len(each.made) != t + 1:
                     raise NotApplicable(
-                        f"{type(each.module).__name__} in {stepper.hook.name} isn't called once in "
-                        "each step"
+                        f"{type(each.module).__name__} in {stepper.hook.name} isn't called exactly "
+                        "once in each step"
                     )
     return found
 
 
-class _Intervals:
-    """Where a module is given its interval: by a parameter's name, or by its values."""
+class _ElapsedTime:
+    """Find the argument that passes elapsed time to a module, by its name or by its values."""
 
-    def __init__(self, watched: _Watched, time_delta: FloatArray | None, rows: int) -> None:
+    def __init__(self, recorded: _RecordedModule, time_delta: FloatArray | None, rows: int) -> None:
         self._rows = rows
-        self.path = self._by_name(watched) or self._by_value(watched, time_delta)
+        self.path = self._by_name(recorded) or self._by_value(recorded, time_delta)
         self.found = self.path is not None
-        if self.path is None and (default := self._default(watched)) is not None:
+        if self.path is None and (default := self._default(recorded)) is not None:
             self.path, self.found = default, True
-        self.values = np.full((rows, len(watched.given)), np.nan)
+        self.values = np.full((rows, len(recorded.given)), np.nan)
         if self.path is None:
             return
-        for t, given in enumerate(watched.given):
+        for t, given in enumerate(recorded.given):
             value = get_leaf(given, self.path)
-            value = self._otherwise if value is None else value
+            value = self._default_value if value is None else value
             flat = to_numpy(value).ravel() if isinstance(value, mx.array) else np.array([value])
             self.values[:, t] = flat
 
-    _otherwise: float = math.nan
+    _default_value: float = math.nan
 
-    def _by_name(self, watched: _Watched) -> tuple[Any, ...] | None:
-        args, kwargs = watched.given[0]
+    def _by_name(self, recorded: _RecordedModule) -> tuple[Any, ...] | None:
+        args, kwargs = recorded.given[0]
         for name, value in kwargs.items():
             if name in TIME_KEYWORDS and self._fits(value):
                 return (1, name)
-        for at, name in enumerate(_positional(watched.module)[: len(args)]):
-            if name in TIME_KEYWORDS and self._fits(args[at]):
-                return (0, at)
+        for index, name in enumerate(_positional(recorded.module)[: len(args)]):
+            if name in TIME_KEYWORDS and self._fits(args[index]):
+                return (0, index)
         return None
 
-    def _by_value(self, watched: _Watched, time_delta: FloatArray | None) -> tuple[Any, ...] | None:
+    def _by_value(
+        self, recorded: _RecordedModule, time_delta: FloatArray | None
+    ) -> tuple[Any, ...] | None:
         if time_delta is None:
             return None
-        for path, array in leaves(watched.given[0]):
+        for path, array in leaves(recorded.given[0]):
             if array.size == self._rows and all(
                 np.allclose(
                     to_numpy(get_leaf(given, path)).ravel(),
@@ -273,17 +282,17 @@ class _Intervals:
                     rtol=1e-5,
                     equal_nan=True,
                 )
-                for t, given in enumerate(watched.given)
+                for t, given in enumerate(recorded.given)
             ):
                 return path
         return None
 
-    def _default(self, watched: _Watched) -> tuple[Any, ...] | None:
-        """A parameter that isn't given, with a number as its default."""
-        for name, parameter in _parameters(watched.module).items():
+    def _default(self, recorded: _RecordedModule) -> tuple[Any, ...] | None:
+        """Find a time parameter that isn't passed and whose default is a number."""
+        for name, parameter in _parameters(recorded.module).items():
             value = parameter.default
             if name in TIME_KEYWORDS and isinstance(value, int | float):
-                self._otherwise = float(value)
+                self._default_value = float(value)
                 return (1, name)
         return None
 
@@ -292,25 +301,25 @@ class _Intervals:
             return value.size in (1, self._rows)
         return isinstance(value, int | float) and not isinstance(value, bool)
 
-    def put(self, given: Given, interval: Any) -> Given:
-        """The same arguments with one interval, a number or a scalar array, for all sequences."""
+    def replace(self, given: Arguments, elapsed: Any) -> Arguments:
+        """Return the arguments with one elapsed time, a number or a scalar, for all sequences."""
         assert self.path is not None
         old = get_leaf(given, self.path)
         if isinstance(old, mx.array):
-            return _given(replace_leaf(given, self.path, _like(interval, old)))
+            return _as_arguments(replace_leaf(given, self.path, _broadcast_like(elapsed, old)))
         args, kwargs = given
         if self.path[0] == 1 and self.path[1] not in kwargs:
-            return args, {**kwargs, self.path[1]: mx.array(interval)}
-        return _given(replace_leaf(given, self.path, mx.array(interval)))
+            return args, {**kwargs, self.path[1]: mx.array(elapsed)}
+        return _as_arguments(replace_leaf(given, self.path, mx.array(elapsed)))
 
 
-def _given(tree: Any) -> Given:
+def _as_arguments(tree: Any) -> Arguments:
     args, kwargs = tree
     return tuple(args), dict(kwargs)
 
 
-def _like(interval: Any, old: mx.array) -> mx.array:
-    return mx.broadcast_to(mx.array(interval).astype(old.dtype), old.shape)
+def _broadcast_like(elapsed: Any, old: mx.array) -> mx.array:
+    return mx.broadcast_to(mx.array(elapsed).astype(old.dtype), old.shape)
 
 
 def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -326,11 +335,11 @@ def _positional(module: nn.Module) -> list[str]:
     return [name for name, p in _parameters(module).items() if p.kind in kinds]
 
 
-def _scale(stepper: CellStepper, own: FloatArray, time_delta: FloatArray | None) -> float:
-    """The cell's unit of time in units of ``time_delta``.
+def _unit_of_time(stepper: CellStepper, own: FloatArray, time_delta: FloatArray | None) -> float:
+    """Return the cell's unit of time in units of ``time_delta``.
 
-    A model may multiply the intervals before it hands them on, which changes the unit, or solve a
-    step in several sub-steps, which doesn't.
+    The unit changes if the model scales the elapsed times before it passes them to the cell. It
+    doesn't change if the model solves a step in several sub-steps.
     """
     if time_delta is None or stepper.hook.calls_in_all != stepper.steps:
         return 1.0
@@ -343,15 +352,21 @@ def _scale(stepper: CellStepper, own: FloatArray, time_delta: FloatArray | None)
 
 
 def time_delta_per_call(stepper: CellStepper, time_delta: FloatArray | None) -> FloatArray:
-    """``(S, T)``, the time that one call of the cell covers, in units of ``time_delta``.
+    """Return ``(S, T)``, the time that one call of the cell covers, in units of ``time_delta``.
 
-    Ones where there is no ``time_delta``.
+    Without a ``time_delta`` a step takes one unit of time.
+
+    Args:
+        stepper: The cell.
+        time_delta: ``(S, T)``, the elapsed times of its sequences, or None.
     """
     calls = 1 if stepper.hook.whole_sequence else stepper.hook.calls_in_all // stepper.steps
     if time_delta is None:
         return np.ones((len(stepper.before(0)), stepper.steps)) / max(1, calls)
     if calls > 1:
-        own = _Intervals(_Watched(stepper.module, list(stepper.given)), None, len(time_delta))
+        own = _ElapsedTime(
+            _RecordedModule(stepper.module, list(stepper.given)), None, len(time_delta)
+        )
         if own.found and np.isfinite(own.values).all():
             return own.values
     return np.asarray(time_delta, np.float64) / max(1, calls)
@@ -364,25 +379,26 @@ def jacobian_diagonal(
     *,
     units: npt.NDArray[np.intp] | None = None,
 ) -> FloatArray:
-    """``(S, K)``, ``d h'_i / d h_i`` of a step, without the rest of the Jacobian in memory.
+    """Return ``(S, K)``, the diagonal ``d h'_i / d h_i`` of a step's Jacobian.
 
-    Costs a backward step of ``K`` copies of each sequence.
+    The rest of the Jacobian is never in memory. The cost is a backward step of ``K`` copies of each
+    sequence.
 
     Args:
         stepper: The cell.
-        step: Which time step.
-        synapses: How many numbers it computes for each sequence where that is more than those of
-            its units.
-        units: ``(K,)``, which units; None: all ``H``.
+        step: Index of the time step.
+        synapses: Number of values that the cell computes for each sequence, if it is larger than
+            8 times the number of its units.
+        units: ``(K,)``, indices of the units; None: all ``H``.
     """
     before = mx.array(stepper.before(step)).astype(stepper.step(step).dtype)
     batch, width = before.shape
     wanted_units = np.arange(width) if units is None else units
-    most = max(1, _AT_ONCE // (batch * max(synapses, 8 * width)))
+    max_units = max(1, _MAX_NUMBERS // (batch * max(synapses, 8 * width)))
     diagonal = np.empty((batch, len(wanted_units)))
-    for start in range(0, len(wanted_units), most):
-        own = wanted_units[start : start + most]
-        # Unit i is followed in the i-th copy of the batch.
+    for start in range(0, len(wanted_units), max_units):
+        own = wanted_units[start : start + max_units]
+        # Copy i of the batch computes the gradient of unit i.
         copies = mx.concatenate([before] * len(own))
         wanted = np.repeat(np.eye(width, dtype=np.float32)[own], batch, axis=0)
         _, (rows,) = mx.vjp(
@@ -394,7 +410,7 @@ def jacobian_diagonal(
 
 
 def _tolerance(stepper: CellStepper) -> float:
-    """What rounding in the state's own precision allows."""
+    """Return the error that rounding in the precision of the state allows."""
     dtype = stepper.step(0).dtype
     coarse = {mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}.get(dtype, 0.0)
     return max(TOLERANCE, 8 * coarse)
@@ -404,8 +420,8 @@ def _not_finite(name: str) -> NotApplicable:
     return NotApplicable(f"the states of {name} are not finite")
 
 
-def _larger(one: float, other: float) -> float:
-    """Of two numbers, those that are NaN left out."""
+def _max_ignoring_nan(one: float, other: float) -> float:
+    """Return the larger of two numbers, ignoring NaN."""
     return float(np.fmax(one, other))
 
 
@@ -421,18 +437,18 @@ def _read_ltc(
 ) -> LTCReading:
     name = stepper.hook.name
     if len(holders) > 1:
-        raise NotApplicable(f"{name} has several LTC cells inside; name them with cells=")
-    (watched,) = _watch(stepper, holders)
+        raise NotApplicable(f"{name} contains several LTC cells; pass their paths as cells=[...]")
+    (recorded,) = _record_steps(stepper, holders)
     before, after = _states(stepper, stepper.before), _states(stepper, stepper.after)
     rows, _, units = before.shape
-    parameters = _ltc_parameters(watched.module)
-    inputs = _ltc_inputs(watched, parameters, before)
+    parameters = _ltc_parameters(recorded.module)
+    inputs = _ltc_inputs(recorded, parameters, before)
     if parameters.units != units or inputs is None:
         raise NotApplicable(
             f"{name} has the parameters of an LTC of {parameters.units} neurons and "
-            f"{parameters.inputs} inputs, but isn't called with them"
+            f"{parameters.inputs} inputs, but its arguments have other shapes"
         )
-    place = _Intervals(watched, time_delta, rows)
+    place = _ElapsedTime(recorded, time_delta, rows)
     given = place.values if place.found else np.full(before.shape[:2], np.nan)
     if not place.found:
         given = np.ones_like(given) if time_delta is None else np.asarray(time_delta, np.float64)
@@ -441,8 +457,8 @@ def _read_ltc(
         raise _not_finite(name)
     if not error <= _tolerance(stepper):
         raise NotApplicable(
-            f"{name} has the parameters of an LTC, but the fused Euler steps of one don't give its "
-            f"next state (they differ by {error:.1e} of the largest)"
+            f"{name} has the parameters of an LTC, but the fused Euler steps of an LTC don't "
+            f"reproduce its next state (they differ by {error:.1e} of the largest state)"
         )
     return LTCReading(
         parameters,
@@ -450,9 +466,9 @@ def _read_ltc(
         before,
         after,
         given,
-        _scale(stepper, given, time_delta),
+        _unit_of_time(stepper, given, time_delta),
         error,
-        watched.module,
+        recorded.module,
     )
 
 
@@ -479,15 +495,15 @@ def _ltc_parameters(module: nn.Module) -> LTCParameters:
 
 
 def _ltc_inputs(
-    watched: _Watched, parameters: LTCParameters, before: FloatArray
+    recorded: _RecordedModule, parameters: LTCParameters, before: FloatArray
 ) -> FloatArray | None:
-    """``(S, T, F)``: the first argument of its shape that isn't the state."""
+    """Return ``(S, T, F)``, the first argument with the shape of inputs that isn't the state."""
     shape = (len(before), parameters.inputs)
-    for path, array in leaves(watched.given[0]):
+    for path, array in leaves(recorded.given[0]):
         if array.shape != shape:
             continue
-        seen = [to_numpy(get_leaf(given, path)) for given in watched.given]
-        values = np.stack(seen, axis=1).astype(np.float64)
+        steps = [to_numpy(get_leaf(given, path)) for given in recorded.given]
+        values = np.stack(steps, axis=1).astype(np.float64)
         if values.shape != before.shape or not np.array_equal(values, before, equal_nan=True):
             return values
     return None
@@ -498,17 +514,17 @@ def _ltc_error(
     inputs: FloatArray,
     before: FloatArray,
     after: FloatArray,
-    intervals: FloatArray,
+    time_delta: FloatArray,
 ) -> float:
-    """At a few steps, as a share of the largest state; NaN where nothing is finite."""
-    steps = _spread(before.shape[1])
+    """Return the error at a few steps as a share of the largest state, or NaN."""
+    steps = _checked_steps(before.shape[1])
     own = after[:, steps].reshape(-1, after.shape[-1])
     with np.errstate(all="ignore"):
         computed = ltc_step(
             parameters,
             inputs[:, steps].reshape(len(own), -1),
             before[:, steps].reshape(own.shape),
-            intervals[:, steps].ravel(),
+            time_delta[:, steps].ravel(),
         )
     known = np.isfinite(own).all(axis=1) & np.isfinite(computed).all(axis=1)
     if not known.any():
@@ -517,8 +533,9 @@ def _ltc_error(
     return float(np.abs(computed[known] - own[known]).max()) / largest
 
 
-def _spread(steps: int, most: int = _CHECKED_STEPS) -> npt.NDArray[np.intp]:
-    return np.unique(np.linspace(0, steps - 1, min(most, steps)).round().astype(np.intp))
+def _checked_steps(steps: int) -> npt.NDArray[np.intp]:
+    count = min(_CHECKED_STEPS, steps)
+    return np.unique(np.linspace(0, steps - 1, count).round().astype(np.intp))
 
 
 # ---- CfC
@@ -526,16 +543,16 @@ def _spread(steps: int, most: int = _CHECKED_STEPS) -> npt.NDArray[np.intp]:
 
 @dataclass(eq=False)
 class _Layer:
-    """One layer of a CfC cell: its calls, and where its state goes in the cell's."""
+    """Hold one layer of a CfC cell: its calls, and the columns of its state in the cell's."""
 
-    watched: _Watched
-    place: _Intervals
+    recorded: _RecordedModule
+    place: _ElapsedTime
     columns: slice
 
-    def after(self, step: int, interval: Any) -> mx.array:
-        """``(S, n)``, its state after a step with another interval."""
-        args, kwargs = self.place.put(self.watched.given[step], interval)
-        return _state_of(self.watched.module(*args, **kwargs))
+    def after(self, step: int, elapsed: Any) -> mx.array:
+        """Return ``(S, n)``, the state of the layer after a step with another elapsed time."""
+        args, kwargs = self.place.replace(self.recorded.given[step], elapsed)
+        return _state_of(self.recorded.module(*args, **kwargs))
 
 
 def _state_of(made: Any) -> mx.array:
@@ -543,28 +560,28 @@ def _state_of(made: Any) -> mx.array:
 
 
 def _layers(
-    stepper: CellStepper, watched: Sequence[_Watched], time_delta: FloatArray | None
+    stepper: CellStepper, recorded: Sequence[_RecordedModule], time_delta: FloatArray | None
 ) -> list[_Layer]:
-    """In the order of the state, which must be that of their calls."""
+    """Return the layers in the order of the state, which must be the order of their calls."""
     found, start, rows = [], 0, len(stepper.before(0))
-    for each in watched:
+    for each in recorded:
         width = _state_of(each.made[0]).shape[-1]
-        place = _Intervals(each, time_delta, rows)
+        place = _ElapsedTime(each, time_delta, rows)
         if not place.found:
             raise NotApplicable(
-                f"{stepper.hook.name} has the parameters of a CfC, but where it is given its "
-                f"interval could not be found: name the parameter one of {', '.join(TIME_KEYWORDS)}"
+                f"{stepper.hook.name} has the parameters of a CfC, but no argument with its "
+                f"elapsed time was found: name the parameter one of {', '.join(TIME_KEYWORDS)}"
             )
         found.append(_Layer(each, place, slice(start, start + width)))
         start += width
-    for t in _spread(stepper.steps):
-        made = np.concatenate([to_numpy(_state_of(each.made[t])) for each in watched], axis=-1)
+    for t in _checked_steps(stepper.steps):
+        made = np.concatenate([to_numpy(_state_of(each.made[t])) for each in recorded], axis=-1)
         if made.shape != stepper.after(t).shape or not np.array_equal(
             made, stepper.after(t), equal_nan=True
         ):
             raise NotApplicable(
-                f"{stepper.hook.name} has the parameters of a CfC, but its state isn't what its "
-                "layers give, one after the other"
+                f"{stepper.hook.name} has the parameters of a CfC, but its state isn't the "
+                "concatenation of its layers' outputs"
             )
     return found
 
@@ -573,37 +590,37 @@ def _read_gates(
     stepper: CellStepper, holders: Sequence[nn.Module], time_delta: FloatArray | None
 ) -> GateReading:
     inner = [part for holder in holders for part in _gate_parts(holder)]
-    seen = _watch(stepper, [*holders, *inner])
-    known = {id(each.module): each for each in seen}
-    layers = _layers(stepper, seen[: len(holders)], time_delta)
+    calls = _record_steps(stepper, [*holders, *inner])
+    known = {id(each.module): each for each in calls}
+    layers = _layers(stepper, calls[: len(holders)], time_delta)
     a, b = (
-        _concatenated([_affine(layer.watched, name, known) for layer in layers], stepper)
+        _concatenated([_affine(layer.recorded, name, known) for layer in layers], stepper)
         for name in _GATE
     )
-    tried = [(layer, t) for layer in layers for t in _spread(stepper.steps)]
+    tried = [(layer, t) for layer in layers for t in _checked_steps(stepper.steps)]
     left, worst = {+1: 0.0, -1: 0.0}, {+1: math.nan, -1: math.nan}
     for layer, t in tried:
         own_a, own_b = a[:, t, layer.columns].ravel(), b[:, t, layer.columns].ravel()
         size = np.abs(own_a[np.isfinite(own_a) & (own_a != 0)])
         unit = 1.0 / float(np.median(size)) if size.size else 1.0
-        intervals = np.array(_TRIALS) * unit
-        states = _at_intervals(layer, t, intervals)
+        elapsed = np.array(_TRIED_TIMES) * unit
+        states = _states_after(layer, t, elapsed)
         for sign in (+1, -1):
-            gate = sigmoid(sign * np.outer(intervals, own_a) + own_b)
+            gate = sigmoid(sign * np.outer(elapsed, own_a) + own_b)
             residual, share = explained_by(states, gate)
             left[sign] += residual
-            worst[sign] = _larger(worst[sign], share)
+            worst[sign] = _max_ignoring_nan(worst[sign], share)
     sign = +1 if left[+1] <= left[-1] else -1
     if math.isnan(worst[sign]):
         raise _not_finite(stepper.hook.name)
     if not worst[sign] <= _tolerance(stepper):
         raise NotApplicable(
-            f"{stepper.hook.name} has the parameters of a CfC, but no sigmoid of time_a × interval "
-            f"+ time_b explains its states after other intervals (they differ by {worst[sign]:.1e} "
-            "of the largest)"
+            f"{stepper.hook.name} has the parameters of a CfC, but no sigmoid of time_a × Δt + "
+            "time_b explains its states after other elapsed times (they differ by "
+            f"{worst[sign]:.1e} of the largest state)"
         )
     given = layers[0].place.values
-    scale = _scale(stepper, given, time_delta)
+    scale = _unit_of_time(stepper, given, time_delta)
     unit = 1.0 if math.isnan(scale) else scale
     return GateReading(
         rate=sign * a / unit,
@@ -611,13 +628,13 @@ def _read_gates(
         time_delta=given,
         scale=scale,
         error=worst[sign],
-        signed=left[sign] < _CLEARLY * left[-sign],
+        signed=left[sign] < _MAX_WRONG_SIGN_RATIO * left[-sign],
     )
 
 
 def _gate_parts(holder: nn.Module) -> Iterator[nn.Module]:
-    """Modules to watch: those that give ``time_a`` and ``time_b``, or what these are applied to."""
-    parts = [_held(holder, name) for name in _GATE]
+    """Iterate over the modules that compute ``time_a`` and ``time_b``, or their inputs."""
+    parts = [_get_part(holder, name) for name in _GATE]
     yield from (part for part in parts if isinstance(part, nn.Module))
     if any(isinstance(part, mx.array) for part in parts):
         backbone = _backbone(holder)
@@ -626,13 +643,13 @@ def _gate_parts(holder: nn.Module) -> Iterator[nn.Module]:
 
 
 def _backbone(holder: nn.Module) -> nn.Module | None:
-    found = (_held(holder, name) for name in _BACKBONES)
+    found = (_get_part(holder, name) for name in _BACKBONES)
     return next((part for part in found if isinstance(part, nn.Module)), None)
 
 
-def _affine(layer: _Watched, name: str, known: Mapping[int, _Watched]) -> FloatArray:
-    """``(S, T, n)``, what ``time_a`` or ``time_b`` gave; applied here where it is an array."""
-    part = _held(layer.module, name)
+def _affine(layer: _RecordedModule, name: str, known: Mapping[int, _RecordedModule]) -> FloatArray:
+    """Return ``(S, T, n)``, the outputs of ``time_a`` or ``time_b``, a layer or an array."""
+    part = _get_part(layer.module, name)
     if isinstance(part, nn.Module):
         steps = [to_numpy(_state_of(made)) for made in known[id(part)].made]
         return np.stack(steps, axis=1).astype(np.float64)
@@ -643,14 +660,14 @@ def _affine(layer: _Watched, name: str, known: Mapping[int, _Watched]) -> FloatA
     else:
         shared = [_concatenation(given, len(kernel)) for given in layer.given]
     if kernel.ndim != 2 or shared[0].shape[-1] != len(kernel):
-        raise NotApplicable(f"what {name} is applied to could not be found")
+        raise NotApplicable(f"the inputs of {name} could not be found")
     bias = _array(layer.module, f"{name}_bias")
     values: FloatArray = np.stack(shared, axis=1).astype(np.float64) @ kernel
     return values if bias is None else values + bias
 
 
-def _concatenation(given: Given, width: int) -> FloatArray:
-    """The arguments side by side, as many as make up the width."""
+def _concatenation(given: Arguments, width: int) -> FloatArray:
+    """Concatenate as many arguments as make up the width."""
     parts: list[FloatArray] = []
     for _, array in leaves(given):
         if array.ndim == 2 and sum(p.shape[-1] for p in parts) < width:
@@ -662,55 +679,57 @@ def _concatenated(parts: Sequence[FloatArray], stepper: CellStepper) -> FloatArr
     whole = np.concatenate(parts, axis=-1)
     if whole.shape[-1] != sum(stepper.sizes):
         raise NotApplicable(
-            f"{stepper.hook.name} has the parameters of a CfC, but not one gate for each unit"
+            f"{stepper.hook.name} has the parameters of a CfC, but it "
+            "doesn't have one gate per unit"
         )
     return whole
 
 
-def _at_intervals(layer: _Layer, step: int, intervals: FloatArray) -> FloatArray:
-    """``(K, S n)``, states of a layer after a step with each of the intervals."""
-    made = [layer.after(step, float(interval)) for interval in intervals]
+def _states_after(layer: _Layer, step: int, elapsed: FloatArray) -> FloatArray:
+    """Return ``(K, S n)``, states of a layer after a step with each of the elapsed times."""
+    made = [layer.after(step, float(value)) for value in elapsed]
     return np.stack([to_numpy(state).ravel() for state in made]).astype(np.float64)
 
 
 def _read_decays(
     stepper: CellStepper, holders: Sequence[nn.Module], time_delta: FloatArray | None
 ) -> DecayReading:
-    layers = _layers(stepper, _watch(stepper, holders), time_delta)
+    layers = _layers(stepper, _record_steps(stepper, holders), time_delta)
     rate = np.concatenate([_decay(layer, stepper.steps) for layer in layers], axis=-1)
     worst = math.nan
     for layer in layers:
-        for t in _spread(stepper.steps):
+        for t in _checked_steps(stepper.steps):
             own = rate[:, t, layer.columns].ravel()
             size = own[np.isfinite(own) & (own > 0)]
-            intervals = np.array(_TRIALS) * (1.0 / float(np.median(size)) if size.size else 1.0)
-            states = _at_intervals(layer, t, intervals)
+            elapsed = np.array(_TRIED_TIMES) * (1.0 / float(np.median(size)) if size.size else 1.0)
+            states = _states_after(layer, t, elapsed)
             with np.errstate(over="ignore", invalid="ignore"):
-                left = np.exp(-np.outer(intervals, own))
-            worst = _larger(worst, explained_by(states, left)[1])
+                left = np.exp(-np.outer(elapsed, own))
+            worst = _max_ignoring_nan(worst, explained_by(states, left)[1])
     if math.isnan(worst):
         raise _not_finite(stepper.hook.name)
     if not worst <= _tolerance(stepper):
         raise NotApplicable(
             f"{stepper.hook.name} has the parameters of a pure CfC, but its states after other "
-            f"intervals are no exponentials of them (they differ by {worst:.1e} of the largest)"
+            "elapsed times don't decay exponentially (they differ by "
+            f"{worst:.1e} of the largest state)"
         )
     given = layers[0].place.values
-    scale = _scale(stepper, given, time_delta)
+    scale = _unit_of_time(stepper, given, time_delta)
     return DecayReading(rate / (1.0 if math.isnan(scale) else scale), given, scale, worst)
 
 
 def _decay(layer: _Layer, steps: int) -> FloatArray:
-    """``(S, T, n)``: of an exponential, the second derivative is minus the rate times the first."""
+    """Return the rates ``(S, T, n)``: of an exponential, ``f'' = -rate f'``."""
     rates = []
     zero, one = mx.array(0.0), mx.array(1.0)
     for t in range(steps):
 
-        def after(interval: mx.array, t: int = t) -> mx.array:
-            return layer.after(t, interval)
+        def after(elapsed: mx.array, t: int = t) -> mx.array:
+            return layer.after(t, elapsed)
 
-        def slope(interval: mx.array, after: Callable[..., mx.array] = after) -> mx.array:
-            return mx.jvp(after, [interval], [one])[1][0]
+        def slope(elapsed: mx.array, after: Callable[..., mx.array] = after) -> mx.array:
+            return mx.jvp(after, [elapsed], [one])[1][0]
 
         _, (second,) = mx.jvp(slope, [zero], [one])
         first = slope(zero)
@@ -724,13 +743,13 @@ def _decay(layer: _Layer, steps: int) -> FloatArray:
 
 
 def neuron_groups(stepper: CellStepper) -> tuple[NeuronGroup, ...]:
-    """The neurons of a wired cell by kind, from the inputs' side to the outputs'.
+    """Group the neurons of a wired cell by kind, from the inputs' side to the outputs'.
 
     The state of an LTC is in the order of the wiring's neurons, motor neurons first; that of a
     wired CfC in the order of its layers, motor neurons last.
 
     Returns:
-        Empty for a cell without a wiring.
+        The groups; empty for a cell without a wiring.
     """
     inside = [module for _, module in modules(stepper.module)]
     wiring = next(filter(None, map(_wiring, inside)), None)
@@ -739,13 +758,13 @@ def neuron_groups(stepper: CellStepper) -> tuple[NeuronGroup, ...]:
     units = sum(stepper.sizes)
     layers = [list(wiring.get_neurons_of_layer(i)) for i in range(wiring.num_layers)]
     in_layers = [int(neuron) for layer in layers for neuron in layer]
-    layered = any(all(_held(m, n) is not None for n in names) for m in inside for names in _CFC)
+    layered = any(all(_get_part(m, n) is not None for n in names) for m in inside for names in _CFC)
     neurons = in_layers if layered else list(range(units))
     if sorted(neurons) != list(range(units)):
         return ()
     kinds = [str(wiring.get_type_of_neuron(neuron)) for neuron in neurons]
     names = dict.fromkeys(str(wiring.get_type_of_neuron(neuron)) for neuron in in_layers)
-    # A wiring of one layer has them in the order of their numbers, motor neurons first.
+    # A wiring of one layer orders them by number, motor neurons first.
     ordered = sorted(names, key=lambda name: name == "motor")
     at = {name: np.flatnonzero([kind == name for kind in kinds]) for name in ordered}
     return tuple(NeuronGroup(name, columns) for name, columns in at.items())

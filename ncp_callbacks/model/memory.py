@@ -1,4 +1,4 @@
-"""Keeping what a look needs of memory within twice what training needs."""
+"""Keep the memory that a snapshot's passes need within twice that of training."""
 
 from __future__ import annotations
 
@@ -13,62 +13,70 @@ from .runner import ModelRunner
 __all__ = ["Memory"]
 
 _LOG = logging.getLogger("ncp_callbacks")
-_TIMES = 2
-# What nobody misses: small models are looked at whole, however little training needs.
-ENOUGH = 256 << 20
+_MAX_RATIO = 2
+# Always allowed, so that small models run the whole batch however little training needs.
+MIN_LIMIT_BYTES = 256 << 20
 
 
 class Memory:
-    """Watches MLX's peak memory, which it never resets, because the user may be watching it, too.
+    """Bound the number of sequences in one pass by the memory that training needs.
 
-    What a sequence needs is learnt from the pass of the dry run, and what training needs from the
-    peak before the first look. Where that says too little, the first look that needs too much
-    halves the number of sequences of the next. 256 MB are always granted.
+    MLX's peak memory is read and never reset, because the user may read it, too. The first pass
+    shows the memory per sequence, and the peak before the first snapshot shows that of training. If
+    a later pass exceeds the limit, the number of sequences is halved. 256 MB are always allowed.
 
     Args:
-        bounded: Whether to bound anything.
+        bounded: False to bound nothing.
+
+    Attributes:
+        per_sequence: Bytes that a pass needs for each sequence; None if unknown.
     """
 
     def __init__(self, *, bounded: bool) -> None:
         self._bounded = bounded
         self.per_sequence: float | None = None
-        self._most: int | None = None
+        self._limit: int | None = None
 
     @contextlib.contextmanager
-    def of_rows(self, rows: int) -> Iterator[None]:
-        """Around one pass of so many sequences, before training."""
+    def measure(self, count: int) -> Iterator[None]:
+        """Measure the memory of one pass of ``count`` sequences, before training."""
         before, held = mx.get_peak_memory(), mx.get_active_memory()
         yield
         peak = mx.get_peak_memory()
         if peak > before:
-            self.per_sequence = (peak - held) / rows
+            self.per_sequence = (peak - held) / count
 
     @contextlib.contextmanager
     def bounding(self, runner: ModelRunner, training_peak: int) -> Iterator[None]:
-        """Bound an analysis, beside a training that has used so many bytes so far."""
+        """Bound an analysis.
+
+        Args:
+            runner: The model and the batch.
+            training_peak: Peak memory of training so far, in bytes.
+        """
         before = mx.get_peak_memory()
-        if self._bounded and runner.divisible and self._most is None:
-            self._most = max(ENOUGH, _TIMES * training_peak)
+        if self._bounded and runner.divisible and self._limit is None:
+            self._limit = max(MIN_LIMIT_BYTES, _MAX_RATIO * training_peak)
             self._fit(runner)
         yield
         peak = mx.get_peak_memory()
-        if not self._bounded or self._most is None or peak <= max(before, self._most):
+        if not self._bounded or self._limit is None or peak <= max(before, self._limit):
             return
-        rows = runner.most_rows or len(runner.held_out)
-        if rows > 1:
-            runner.most_rows = rows // 2
+        count = runner.max_sequences or len(runner.held_out)
+        if count > 1:
+            runner.max_sequences = count // 2
             _LOG.info(
-                "looking at %d sequences at once took %.0f MB, more than twice what training did; "
-                "from now on %d",
-                rows,
+                "running %d sequences at once took %.0f MB, more than twice as much as training; "
+                "running %d from now on",
+                count,
                 peak / 1e6,
-                rows // 2,
+                count // 2,
             )
 
     def _fit(self, runner: ModelRunner) -> None:
-        assert self._most is not None
+        assert self._limit is not None
         if self.per_sequence is None:
             return
-        rows = max(1, int((self._most - mx.get_active_memory()) / self.per_sequence))
-        if rows < len(runner.held_out):
-            runner.most_rows = rows
+        count = max(1, int((self._limit - mx.get_active_memory()) / self.per_sequence))
+        if count < len(runner.held_out):
+            runner.max_sequences = count

@@ -65,7 +65,7 @@ class CopyError(TypeError):
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What the analyses need of the training script.
+    """Hold the parts of the training script that the analyses need.
 
     Attributes:
         model: The model.
@@ -82,7 +82,7 @@ class Subject:
 
 
 class Packed(NamedTuple):
-    """A pickled graph and the arrays taken out of it.
+    """Hold a pickled graph and the arrays taken out of it.
 
     Attributes:
         skeleton: Everything but the arrays; equal bytes mean that nothing else has changed.
@@ -94,14 +94,14 @@ class Packed(NamedTuple):
 
 
 def pack(subject: Subject, extra: Any = None) -> Packed:
-    """Pickle a model with what goes with it. The model is only read.
+    """Pickle a model and the user's functions. The model is only read.
 
     Args:
         subject: The model and the user's functions.
         extra: More objects, which may share parts with these.
 
     Raises:
-        CopyError: If a part can't be pickled; names it.
+        CopyError: If a part can't be pickled; the message names it.
     """
     file = io.BytesIO()
     packer = _Packer(file, subject.model)
@@ -115,7 +115,7 @@ def pack(subject: Subject, extra: Any = None) -> Packed:
     except Exception as error:
         if raised_by_signal_handler(error):
             raise
-        raise _explained(subject, extra, error) from error
+        raise _copy_error(subject, extra, error) from error
     return Packed(file.getvalue(), packer.arrays)
 
 
@@ -136,12 +136,13 @@ def array_paths(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], mx.array]]:
 
 
 class ModelCopy:
-    """A copy of a model that can be put back, again and again, to how it was read.
+    """Hold a copy of a model that can be restored to how it was read.
 
     Attributes:
         model: The copy. It stays one object, unless its class changes to or from one with slots.
-        forward, target: The copies of the user's functions, or None.
-        extra: What was packed beside them, of the last :meth:`load`.
+        forward: The copy of the user's ``forward``, or None.
+        target: The copy of the user's target function, or None.
+        extra: The extra objects of the last :meth:`load`.
     """
 
     def __init__(self) -> None:
@@ -158,7 +159,7 @@ class ModelCopy:
         """Return a copy of a model and its functions in this process.
 
         Raises:
-            CopyError: If a part can't be copied; names it.
+            CopyError: If a part can't be copied; the message names it.
         """
         packed = pack(subject)
         arrays, _ = usable(packed.arrays)
@@ -167,18 +168,18 @@ class ModelCopy:
         return copy
 
     def load(self, skeleton: bytes, arrays: Sequence[Any]) -> None:
-        """Take up new contents.
+        """Load new contents.
 
         Args:
-            skeleton: What :func:`pack` made.
-            arrays: Of each slot an ``mx.array`` or numpy array, never written to; None where the
-            original can't be read: the copy has zeros there.
+            skeleton: The pickled graph of :func:`pack`.
+            arrays: For each slot an ``mx.array`` or numpy array, never written to; None if the
+                original can't be read: then the copy has zeros.
         """
         self._skeleton, self._arrays = skeleton, arrays
         self.reload()
 
     def reload(self) -> None:
-        """Put everything back to how it was loaded, in evaluation mode."""
+        """Restore the copy to how it was loaded, in evaluation mode."""
         unpacker = _Unpacker(io.BytesIO(self._skeleton), self._root, self._arrays, self._classes)
         content, self.forward, self.target, self.extra = unpacker.load()
         if isinstance(content, _Built):
@@ -196,7 +197,7 @@ class ModelCopy:
 
     @contextlib.contextmanager
     def preserved(self) -> Iterator[None]:
-        """On any exit put the copy and the random states back."""
+        """Restore the copy and the random states on any exit of a ``with`` block."""
         states = random_states()
         try:
             yield
@@ -239,7 +240,7 @@ def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
     """Evaluate pending arrays, and hand out views that a later write in place doesn't reach.
 
     Returns:
-        The views, None where an array can't be evaluated (tracing left it behind), and the slots
+        The views, None for an array that can't be evaluated (left over from tracing), and the slots
         of these.
     """
     failed = evaluate_pending(arrays)
@@ -249,7 +250,7 @@ def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
         if id(array) in failed:
             views.append(None)
         elif isinstance(array, mx.array):
-            # The identity shares the buffer, but is another object.
+            # This shares the buffer, but is another object.
             views.append(mx.stop_gradient(array))
         else:
             views.append(array.copy())
@@ -270,7 +271,7 @@ def _evaluates(array: mx.array) -> bool:
 
 
 def _content(model: nn.Module) -> tuple[Any, ...]:
-    """Return what a module consists of: its class, entries, attributes and filled slots."""
+    """Return the contents of a module: its class, entries, attributes and filled slots."""
     return type(model), list(dict.items(model)), dict(vars(model)), _filled_slots(model)
 
 
@@ -297,9 +298,9 @@ def _filled_slots(module: Any) -> dict[str, Any]:
 
 
 class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickle a graph around one model, leaving out arrays.
+    """Pickle a graph around one model, without its arrays.
 
-    Beyond what cloudpickle can do it takes MLX's functions, dtypes and devices, compiled functions
+    Unlike cloudpickle, it accepts MLX's functions, dtypes and devices, compiled functions
     (as the function itself: a copy compiles nothing), locks and weak references.
     """
 
@@ -364,12 +365,13 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
 
 @dataclass(frozen=True, eq=False)
 class _Built:
-    """A model that is built anew and then given the arrays that were read."""
+    """Build a new model and put the arrays that were read into it."""
 
     make_model: Callable[[], nn.Module]
     arrays: Mapping[tuple[Any, ...], mx.array]
 
     def model(self) -> nn.Module:
+        """Return the new model."""
         model = self.make_model()
         if not isinstance(model, nn.Module):
             raise CopyError(
@@ -384,7 +386,7 @@ class _Built:
             except (KeyError, IndexError, TypeError) as error:
                 where = ".".join(map(str, (*path, last)))
                 raise CopyError(
-                    f"the model has an array {where} and what make_model() builds has none: build "
+                    f"the model has an array {where}, which the model of make_model() lacks: build "
                     "a model of the same structure"
                 ) from error
             if isinstance(holder, tuple):  # can't take another item, so the array takes the values
@@ -428,7 +430,7 @@ class _Unpacker(pickle.Unpickler):
             if array is None:
                 self._views[slot] = mx.zeros(shape, getattr(mx, dtype.rsplit(".", 1)[-1]))
             else:
-                # What an analysis writes in place must not stay.
+                # Analyses may write in place.
                 view = mx.stop_gradient(array) if isinstance(array, mx.array) else array.copy()
                 self._views[slot] = view
         return self._views[slot]
@@ -488,13 +490,13 @@ def _compiled(obj: Any) -> Any:
     return None
 
 
-def _explained(subject: Subject, extra: Any, error: Exception) -> CopyError:
+def _copy_error(subject: Subject, extra: Any, error: Exception) -> CopyError:
     for name, part in (
         ("model", subject.model),
         ("forward", subject.forward),
         ("target", subject.target),
     ):
-        found = _culprit(part, name, set())
+        found = _find_cause(part, name, set())
         if found is not None:
             where, why = found
             return CopyError(
@@ -506,7 +508,7 @@ def _explained(subject: Subject, extra: Any, error: Exception) -> CopyError:
     return CopyError(f"{what} can't be copied: {type(error).__name__}: {error}")
 
 
-def _culprit(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:
+def _find_cause(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:
     """Return the path of the innermost part that can't be pickled, and why."""
     if id(value) in seen:
         return None
@@ -515,7 +517,7 @@ def _culprit(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:
         _Packer(io.BytesIO(), None).dump(value)
     except Exception as error:
         for name, part in _parts(value):
-            found = _culprit(part, f"{path}{name}", seen)
+            found = _find_cause(part, f"{path}{name}", seen)
             if found is not None:
                 return found
         return f"{path} (a {type(value).__name__})", f"{type(error).__name__}: {error}"
@@ -550,9 +552,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def difference(original: Any, copy: Any, path: str = "model") -> str | None:
-    """Return the path of the first part in which a copy isn't like the original, or None.
+    """Return the path of the first part in which a copy differs from the original, or None.
 
-    Classes that decide themselves how they are pickled may leave something out.
+    Classes with a pickling method of their own may omit parts.
     """
     return _difference(original, copy, path, set())
 
@@ -562,7 +564,7 @@ def _difference(a: Any, b: Any, path: str, seen: set[int]) -> str | None:
         return None
     seen.add(id(a))
     if isinstance(a, mx.array) and isinstance(b, mx.array):
-        return None if _same_bits(a, b) else path
+        return None if _equal_bits(a, b) else path
     if isinstance(a, np.ndarray):
         same = isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
         return None if same and (a.dtype.hasobject or a.tobytes() == b.tobytes()) else path
@@ -580,12 +582,12 @@ def _difference(a: Any, b: Any, path: str, seen: set[int]) -> str | None:
     return None
 
 
-def _same_bits(a: mx.array, b: mx.array) -> bool:
+def _equal_bits(a: mx.array, b: mx.array) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     try:
         mx.eval(a)
-    except RuntimeError:  # nobody can read it
+    except RuntimeError:  # an array that can't be evaluated
         return True
     return array_bytes(a) == array_bytes(b)
 
@@ -601,13 +603,13 @@ def check_copy(subject: Subject, copy: ModelCopy) -> None:
     """Compare a copy of a model with the original.
 
     Raises:
-        CopyError: If the copy lacks something; names it.
+        CopyError: If the copy lacks something; the message names it.
     """
     missing = None if subject.make_model else difference(subject.model, copy.model)
     if missing is not None:
         raise CopyError(
-            f"{missing} isn't the same in a copy of the model, which analyses run: a class there "
-            "decides itself what is pickled and omits this. Let it pickle this (__getstate__, "
+            f"{missing} isn't the same in a copy of the model, which analyses run: a class with a "
+            "pickling method of its own omits it. Let it pickle this (__getstate__, "
             "__reduce__), or pass make_model=, a function that builds such a model"
         )
 
@@ -640,7 +642,7 @@ def restore_random_states(states: _RandomStates) -> None:
 
 
 def _shared_by_threads() -> bool:
-    """Tell if a thread of the user's could draw from the global generators, as data loaders do."""
+    """Return whether a thread of the user's could use the global generators, as data loaders do."""
     own = threading.current_thread()
     return any(
         thread is not own and not thread.name.startswith("ncp_callbacks")

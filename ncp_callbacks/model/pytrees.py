@@ -1,4 +1,4 @@
-"""Arrays and modules inside the nested containers that models take, return and are made of."""
+"""Access arrays and modules in the nested containers that models take, return or consist of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Path: TypeAlias = "tuple[Any, ...]"
 
 
 def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, mx.array]]:
-    """Every array with the keys that lead to it, in order; modules are not entered."""
+    """Iterate over the arrays of a tree with their paths, in order, without entering modules."""
     if isinstance(tree, mx.array):
         yield path, tree
     elif isinstance(tree, nn.Module):
@@ -34,13 +34,13 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, mx.array]]:
 
 
 def get_leaf(tree: Any, path: Path) -> Any:
-    """What stands at ``path``; None where the path breaks off.
+    """Return the value at ``path``, or None if there is none.
 
-    An array counts as a container of just this array: some models start their cells with a state
-    and then hand on ``[state]``.
+    An array counts as a container of itself, because some models start their cells with ``state``
+    and then pass on ``[state]``.
     """
     for number, key in enumerate(path):
-        if isinstance(tree, mx.array):  # not its rows
+        if isinstance(tree, mx.array):  # and not its entries
             return tree if _is_first(path[number:]) else None
         try:
             tree = getattr(tree, key) if _is_record(tree) else tree[key]
@@ -50,7 +50,7 @@ def get_leaf(tree: Any, path: Path) -> Any:
 
 
 def replace_leaf(tree: Any, path: Path, value: Any) -> Any:
-    """A copy of ``tree`` with another value at ``path``; containers keep their type."""
+    """Return a copy of ``tree`` with another value at ``path``; containers keep their type."""
     if not path:
         return value
     if isinstance(tree, mx.array) and _is_first(path):
@@ -81,10 +81,10 @@ def _is_record(tree: Any) -> bool:
 
 
 def children(node: Any) -> Iterator[tuple[str, Any]]:
-    """Containers inside a module or container, by key.
+    """Iterate over the containers inside a module or container, with their keys.
 
-    A module's attributes are among them: what was put there past ``nn.Module.__setattr__``, a
-    module that is to be held without owning its parameters, is called like any other.
+    They include a module's attributes, because a submodule that was set past
+    ``nn.Module.__setattr__``, to be held without its parameters, is called like any other.
     """
     items: list[tuple[Any, Any]] = list(node.items() if isinstance(node, dict) else enumerate(node))
     if isinstance(node, nn.Module):
@@ -95,10 +95,10 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """``(path, module)`` of every module once, ``root`` first with path ``""``.
+    """Return ``(path, module)`` of every module once, ``root`` first with path ``""``.
 
-    Unlike ``named_modules`` this enters tuples, ends on cycles, and names a shared module once, by
-    a path without a leading underscore where there is one.
+    Unlike ``named_modules`` this enters tuples, ends on cycles, and lists a shared module once, by
+    a path without a leading underscore if it has one.
     """
     found: dict[int, tuple[str, nn.Module]] = {}
     seen: set[int] = set()

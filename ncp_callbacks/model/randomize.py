@@ -1,14 +1,12 @@
-"""Taking away what a model has learnt, stage by stage, and giving it back.
+"""Randomise a model's parameters stage by stage, and restore them.
 
     with randomised(runner, stages=6) as cascade:       # inside runner.preserved()
         for names in cascade:
-            ...                                             # these are randomised now, too
+            ...                                         # the parameters of these are permuted now
 
-Each trainable array keeps its entries and has them in other places: a network of the same shape,
-whose weights are as large as before, that knows nothing. New draws from a normal distribution
-instead would give an LTC negative capacitances, undo that an array is sparse, and change how far
-activations are driven into saturation; then maps would differ for other reasons than what was
-learnt.
+The entries of each trainable array are permuted. Draws from a normal distribution instead would
+give an LTC negative capacitances, fill sparse arrays, and change the saturation of activations, so
+that maps would differ for other reasons than the lost knowledge.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ __all__ = ["randomised"]
 
 @dataclass(frozen=True, eq=False)
 class _Parameter:
-    """A trainable array, where it is held, and its path in the model."""
+    """Hold the container, key and path of a trainable array."""
 
     holder: Any
     key: Any
@@ -43,38 +41,40 @@ class _Parameter:
 
     @property
     def array(self) -> mx.array:
+        """Return the array that the container holds now."""
         array: mx.array = self.holder[self.key]
         return array
 
 
 @contextlib.contextmanager
 def randomised(runner: ModelRunner, stages: int = 6) -> Iterator[Iterator[tuple[str, ...]]]:
-    """Iterate over stages, from the output towards the input; on any exit all is as it was.
+    """Randomise parameters in stages, from the output to the input; on any exit restore them.
 
-    Frozen parameters are what training can't change, and stay.
-    So do integers and booleans, and zeros, which are rarely learnt: masks, connections that are not
-    there. The other entries of an array change places in one random cycle, so that none stays where
-    it was; the same one every time.
+    Frozen parameters, integers and booleans stay as they are. So do zeros, which are rarely learnt
+    (masks, missing connections). The other entries of an array are permuted by one random cycle, so
+    that none stays in its place. The cycle depends on the path of the parameter only.
 
     Args:
-        runner: Its model is run once, to see which modules come last.
-        stages: At most so many: modules next to each other are taken together.
+        runner: The model, which is run once to find the order of its modules.
+        stages: Largest number of stages; neighbouring modules share one.
 
     Yields:
-        An iterator that randomises parameters when it goes on, and gives the paths of the modules
-        they belong to; ``""`` for the model itself.
+        An iterator that randomises the parameters of one stage at each step, and returns the paths
+        of the modules they belong to; ``""`` for the model itself.
 
     Raises:
-        NotApplicable: If the model has no trainable parameters that can change places.
+        NotApplicable: If the model has no trainable parameters that can be permuted.
     """
     model = runner.model
-    # All of it: what a model makes of its parameters and keeps must go with them.
+    # The whole model: values that it derives from its parameters and keeps are restored, too.
     with runner.preserved():
         first = _first_calls(runner)
         groups = _by_stage(_owned(model), first, stages)
         if not groups:
-            raise NotApplicable("the model has no trainable parameters that can change places")
-        # By identity, so that what is held in two places is still one.
+            raise NotApplicable(
+                "the model has no trainable parameters that can be permuted: unfreeze some"
+            )
+        # By identity, so that a shared array stays shared.
         changed: dict[int, tuple[mx.array, mx.array]] = {}
 
         def cascade() -> Iterator[tuple[str, ...]]:
@@ -90,8 +90,8 @@ def randomised(runner: ModelRunner, stages: int = 6) -> Iterator[Iterator[tuple[
 def _randomise(parameter: _Parameter, changed: dict[int, tuple[mx.array, mx.array]]) -> None:
     array = parameter.array
     if id(array) not in changed:
-        # With the old array, or its id might be given to another.
-        changed[id(array)] = array, _rearranged(array, zlib.crc32(parameter.path.encode()))
+        # With the old array, or another array might get its id.
+        changed[id(array)] = array, _permuted(array, zlib.crc32(parameter.path.encode()))
     new = changed[id(array)][1]
     if isinstance(parameter.holder, nn.Module):
         dict.__setitem__(parameter.holder, parameter.key, new)
@@ -99,7 +99,7 @@ def _randomise(parameter: _Parameter, changed: dict[int, tuple[mx.array, mx.arra
         parameter.holder[parameter.key] = new
 
 
-def _rearranged(array: mx.array, seed: int) -> mx.array:
+def _permuted(array: mx.array, seed: int) -> mx.array:
     places = _movable(array)
     # A cycle through places in random order; each moves, also of two.
     cycle = np.random.default_rng(seed).permutation(places)
@@ -109,19 +109,19 @@ def _rearranged(array: mx.array, seed: int) -> mx.array:
 
 
 def _movable(array: mx.array) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Places of entries; none where all that are not zero are equal."""
+    """Return the indices of the entries to permute; none if all nonzero entries are equal."""
     values = to_numpy(array).reshape(-1)
     places = np.flatnonzero(values)
     return places if (values[places] != values[places[:1]]).any() else places[:0]
 
 
 def _owned(model: nn.Module) -> list[tuple[str, list[_Parameter]]]:
-    """Modules that hold trainable floating arrays themselves, with these, in the model's order."""
+    """Return modules and the trainable floating arrays that they hold, in the model's order."""
     paths = {id(module): path for path, module in modules(model)}
     owned: dict[str, list[_Parameter]] = {}
     seen: set[int] = set()
 
-    # As MLX's trainable_parameters, which doesn't end on a model that holds itself.
+    # Like MLX's trainable_parameters, which doesn't end on a model that contains itself.
     def walk(holder: Any, owner: nn.Module, inside: str) -> None:
         if id(holder) in seen:
             return
@@ -145,7 +145,7 @@ def _owned(model: nn.Module) -> list[tuple[str, list[_Parameter]]]:
 
 
 def _first_calls(runner: ModelRunner) -> dict[str, int]:
-    """When each module was first called in a pass, by path."""
+    """Return the order of the modules' first calls in a pass, by path."""
     model, first = runner.model, dict[str, int]()
     small = runner.small()
 
@@ -160,7 +160,7 @@ def _first_calls(runner: ModelRunner) -> dict[str, int]:
     with Tap().on([(m, around(path)) for path, m in listed]):
         mx.eval(small.outputs(small.sequence(), small.time_delta))
     if len(modules(model)) > len(listed):
-        # Made just now, in train mode, and seen from the second call on.
+        # The call created modules, in training mode; they are recorded in another call.
         set_evaluation_mode(model)
         return _first_calls(runner)
     return first
@@ -169,10 +169,10 @@ def _first_calls(runner: ModelRunner) -> dict[str, int]:
 def _by_stage(
     owned: Sequence[tuple[str, list[_Parameter]]], first: dict[str, int], stages: int
 ) -> list[list[tuple[str, list[_Parameter]]]]:
-    """Groups of modules, those called last first."""
+    """Group modules into stages, those called last first."""
 
     def called(path: str) -> int:
-        # Of a module whose weights are read without a call, when what it is part of was called.
+        # A module whose weights are read without a call counts as called with its parent.
         while path and path not in first:
             path = path.rpartition(".")[0]
         return first.get(path, -1)

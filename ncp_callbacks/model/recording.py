@@ -1,4 +1,4 @@
-"""One run of a model, call by call: who was called by whom, with which arrays, giving which."""
+"""Record one run of a model call by call, with the arrays that calls take and return."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from .capture import Around, Tap
 from .model_copy import set_evaluation_mode
 from .pytrees import Path, leaves, modules
 
-__all__ = ["Call", "Held", "Values", "record"]
+__all__ = ["Call", "RunCall", "Values", "record"]
 
 
 @dataclass(eq=False)
 class Call:
-    """One call of one module.
+    """Hold one call of one module.
 
     Attributes:
-        module, path: The module, and its path in the model.
-        number: How many calls of this module came before.
-        parent: The call it was made in.
-        children: The calls made in it.
-        inputs: Arrays among its arguments, by their place in ``(args, kwargs)``.
-        outputs: Arrays in what it returned, by their place.
+        module: The module.
+        path: The path of the module in the model.
+        number: The number of earlier calls of this module.
+        parent: The call that made this call, or None.
+        children: The calls that this call made.
+        inputs: Arrays among the arguments, by their path in ``(args, kwargs)``.
+        outputs: Arrays in the output, by their path.
     """
 
     module: nn.Module
@@ -42,39 +43,43 @@ class Call:
 
     @property
     def name(self) -> str:
+        """Return the path of the module, or its class for the model itself."""
         return self.path or type(self.module).__name__
 
     def within(self, others: Container[int]) -> Call | None:
-        """The innermost of ``others``, given by their ids, that this call was made in."""
+        """Return the innermost of ``others`` (ids of calls) that contains this call, or None."""
         above = self.parent
         while above is not None and id(above) not in others:
             above = above.parent
         return above
 
     def descendants(self) -> Iterator[Call]:
+        """Iterate over the calls inside this call, at any depth."""
         for child in self.children:
             yield child
             yield from child.descendants()
 
 
-# Alters a call: (the call so far, what makes it, args, kwargs) -> output.
-Held: TypeAlias = Callable[
+# Runs a call instead of the module: (record so far, the module's call, args, kwargs) -> output.
+RunCall: TypeAlias = Callable[
     [Call, Callable[..., Any], "tuple[Any, ...]", "dict[str, Any]"],
     Any,
 ]
 
 
 def record(
-    model: nn.Module, run: Callable[[], Any], held: Held | None = None
+    model: nn.Module, run: Callable[[], Any], run_call: RunCall | None = None
 ) -> tuple[list[Call], list[str]]:
-    """All module calls of one run, in the order in which they began.
+    """Record all module calls of one run, in the order in which they began.
 
     Args:
-        held: Makes the calls instead of the modules.
+        model: The model.
+        run: Runs the model.
+        run_call: Runs each call instead of the module; None: the modules run.
 
     Returns:
-        The calls, and names of the modules of which some calls can't be seen: inside ``mx.vmap``
-        there are only stand-ins for arrays.
+        The calls, and the names of modules with calls that can't be recorded, because arrays
+        inside ``mx.vmap`` have no values.
     """
     listed = modules(model)
     calls: list[Call] = []
@@ -92,7 +97,11 @@ def record(
                 this.parent.children.append(this)
             stack.append(this)
             try:
-                output = call(*args, **kwargs) if held is None else held(this, call, args, kwargs)
+                output = (
+                    call(*args, **kwargs)
+                    if run_call is None
+                    else run_call(this, call, args, kwargs)
+                )
             finally:
                 stack.pop()
             this.outputs = dict(leaves(output))
@@ -103,9 +112,9 @@ def record(
     with Tap().on([(module, around(module, path)) for path, module in listed]):
         run()
     if len(modules(model)) != len(listed):
-        # Made in the first run, and in train mode: only now can they be watched.
+        # Modules that the run created, in training mode, can only be recorded in another run.
         set_evaluation_mode(model)
-        return record(model, run, held)
+        return record(model, run, run_call)
     if _evaluated(calls):
         return calls, []
     hidden: dict[str, None] = {}
@@ -127,25 +136,25 @@ def _evaluated(calls: Iterable[Call]) -> bool:
 
 
 class Values:
-    """Arrays compared by value, each converted once."""
+    """Compare arrays by value, and convert each of them once."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[mx.array, np.ndarray[Any, Any]]] = {}
 
     def of(self, array: mx.array) -> np.ndarray[Any, Any]:
-        """As float32 numpy array, in its own shape."""
+        """Return an array as a float32 numpy array of its own shape."""
         if id(array) not in self._known:
             self._known[id(array)] = (array, to_numpy(array))
         return self._known[id(array)][1]
 
     def same(self, a: mx.array, b: mx.array) -> bool:
-        """Equal, NaN where the other is NaN, whatever axes of length 1 there are."""
+        """Return whether two arrays hold equal entries, NaN included, in any shape."""
         if a is b:
             return True
         x, y = self.of(a).ravel(), self.of(b).ravel()
         return x.size == y.size and bool(np.array_equal(x, y, equal_nan=True))
 
     def key(self, array: mx.array) -> bytes | None:
-        """The same for equal arrays; None for one whose values could recur by chance."""
+        """Return a key that equal arrays share; None for a constant array, equal by chance."""
         flat = self.of(array).ravel()
         return flat.tobytes() if flat.size > 1 and (flat != flat[0]).any() else None

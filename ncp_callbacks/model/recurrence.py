@@ -1,9 +1,8 @@
-"""Calls that hand a state on: what makes a module a recurrent cell.
+"""Find recurrences: series of calls of one module that pass a state on.
 
-A recurrence is a series of calls of one module in which an array that one call returns is an argument of
-the next. Arrays are followed by identity; where the model makes new ones of them (slices, casts)
-by value; and where it writes over some sequences' states between the calls (masks, resets), by the
-value of each sequence.
+In a recurrence an array that one call returns is an argument of the next. Arrays are matched by
+identity; by value where the model makes new arrays of them (slices, casts); and by the value of
+each sequence where the model overwrites some sequences' states between the calls (masks, resets).
 """
 
 from __future__ import annotations
@@ -27,12 +26,13 @@ _Pair: TypeAlias = "tuple[Path, Path]"
 
 @dataclass(frozen=True, eq=False)
 class Recurrence:
-    """Calls of one module, each given what the one before returned.
+    """Hold calls of one module, each of which receives the state that the previous one returned.
 
     Attributes:
-        calls: In the order of running; several per step for a cell that solves in sub-steps.
-        out_paths, in_paths: Where the state arrays are returned and taken.
-        altered: Whether the model wrote over some sequences' states between the calls.
+        calls: The calls in the order of running; several per time step for a solver's sub-steps.
+        out_paths: Paths of the state arrays in the output.
+        in_paths: Paths of the state arrays in the arguments.
+        altered: True if the model overwrote some sequences' states between the calls.
     """
 
     calls: tuple[Call, ...]
@@ -41,9 +41,11 @@ class Recurrence:
     altered: bool
 
     def states(self, number: int) -> list[mx.array]:
+        """Return the state arrays after a call."""
         return [self.calls[number].outputs[path] for path in self.out_paths]
 
     def per_step(self, steps: int) -> list[tuple[Call, ...]]:
+        """Return the calls of each of ``steps`` time steps."""
         each = len(self.calls) // steps
         return [self.calls[i : i + each] for i in range(0, len(self.calls), each)]
 
@@ -51,21 +53,21 @@ class Recurrence:
 @dataclass(frozen=True)
 class _Link:
     source: int
-    handed: bool = True
+    passed: bool = True
     altered: bool = False
 
 
 def find_recurrences(
     calls: Sequence[Call], values: Values, batch: int, steps: int
 ) -> list[Recurrence]:
-    """Chains among one module's calls that cover all steps, as often as one likes."""
+    """Return the recurrences among one module's calls that cover all time steps, once or more."""
     if len(calls) < steps or steps < 2:
         return []
     by_calls: dict[tuple[int, ...], list[tuple[_Pair, bool]]] = defaultdict(list)
     taken: dict[int, tuple[int, ...]] = {}
     for pair, runs in _best_first(_runs(calls, values, batch, steps)):
         for run, altered in runs:
-            # Two places that tell different stories: the one that explains more calls is right.
+            # Of contradicting places the one that explains more calls is right.
             if all(taken.get(number, run) == run for number in run):
                 taken.update(dict.fromkeys(run, run))
                 by_calls[run].append((pair, altered))
@@ -83,20 +85,20 @@ _Runs: TypeAlias = "dict[_Pair, list[tuple[tuple[int, ...], bool]]]"
 
 
 def _best_first(runs: _Runs) -> list[tuple[_Pair, list[tuple[tuple[int, ...], bool]]]]:
-    """Most calls first; of equal ones later arguments: cells take ``(x, state)``."""
+    """Sort by number of calls, then later arguments first, as cells take ``(x, state)``."""
     listed = sorted(runs.items(), key=lambda item: _order(item[0][1]), reverse=True)
     return sorted(listed, key=lambda item: -sum(len(run) for run, _ in item[1]))
 
 
 def _runs(calls: Sequence[Call], values: Values, batch: int, steps: int) -> _Runs:
-    """For each pair of places, the series of calls (by number) that it links."""
+    """Return, for each pair of places, the series of calls (by number) that it links."""
     found: _Runs = {}
     for pair, links in _links(calls, values, batch).items():
         series = [
             run
-            for run in _series(links, len(calls))
+            for run in _linked_series(links, len(calls))
             if len(run) % steps == 0
-            and any(links[number].handed for number in run[1:])
+            and any(links[number].passed for number in run[1:])
             and _is_state([calls[number] for number in run], pair, values, batch, steps)
         ]
         if series:
@@ -104,10 +106,10 @@ def _runs(calls: Sequence[Call], values: Values, batch: int, steps: int) -> _Run
     return found
 
 
-def _series(links: Mapping[int, _Link], count: int) -> list[tuple[int, ...]]:
+def _linked_series(links: Mapping[int, _Link], count: int) -> list[tuple[int, ...]]:
     following: dict[int, int] = {}
-    # One that only holds what it had may be another layer's, which starts from the same zeros.
-    for number, link in sorted(links.items(), key=lambda item: not item[1].handed):
+    # A state that only kept its value may be another layer's, which starts from the same zeros.
+    for number, link in sorted(links.items(), key=lambda item: not item[1].passed):
         following.setdefault(link.source, number)
     starts = [n for n in range(count) if n not in links or following[links[n].source] != n]
     series = []
@@ -120,13 +122,13 @@ def _series(links: Mapping[int, _Link], count: int) -> list[tuple[int, ...]]:
 
 
 def _links(calls: Sequence[Call], values: Values, batch: int) -> dict[_Pair, dict[int, _Link]]:
-    """For each pair of places, which call took at one what which earlier call returned at other."""
+    """Return, for each pair of places, the earlier call whose output each call received."""
     found: dict[_Pair, dict[int, _Link]] = defaultdict(dict)
-    makers: dict[Any, dict[Path, int]] = defaultdict(dict)
+    sources_of: dict[Any, dict[Path, int]] = defaultdict(dict)
     for number, call in enumerate(calls):
         for place, given in call.inputs.items():
             key = values.key(given)
-            sources = {**makers.get(key, {}), **makers.get(id(given), {})}
+            sources = {**sources_of.get(key, {}), **sources_of.get(id(given), {})}
             for out_place, source in sources.items():
                 found[out_place, place][number] = _Link(source)
             if number and not sources:
@@ -136,31 +138,31 @@ def _links(calls: Sequence[Call], values: Values, batch: int) -> dict[_Pair, dic
                     if link is not None:
                         found[pair][number] = _Link(number - 1, **link)
         for place, array in call.outputs.items():
-            makers[id(array)][place] = number
+            sources_of[id(array)][place] = number
             key = values.key(array)
             if key is not None:
-                makers[key][place] = number
+                sources_of[key][place] = number
     return found
 
 
 def _link_by_sequence(
     before: Call, call: Call, pair: _Pair, values: Values, batch: int
 ) -> dict[str, bool] | None:
-    """Whether each sequence's state is what was returned, or else what it had been, or zero."""
+    """Return a link if each sequence's state was returned, kept or reset to zero; else None."""
     out, given = before.outputs[pair[0]], call.inputs[pair[1]]
     if out.size != given.size or given.shape[:1] != (batch,):
         return None
     now = values.of(given).reshape(batch, -1)
-    handed = _equal_rows(now, values.of(out.astype(given.dtype)).reshape(batch, -1))
+    passed = _equal_rows(now, values.of(out.astype(given.dtype)).reshape(batch, -1))
     earlier = before.inputs.get(pair[1])
     held = np.zeros(batch, bool)
     if earlier is not None and earlier.size == given.size:
         held = _equal_rows(now, values.of(earlier).reshape(batch, -1))
     reset = (now == 0).all(axis=1)
-    told = handed & (now != now[:, :1]).any(axis=1)  # constant rows could be equal by chance
-    if not (handed | held | reset).all() or not (told.any() or held.all()):
+    certain = passed & (now != now[:, :1]).any(axis=1)  # constant rows could be equal by chance
+    if not (passed | held | reset).all() or not (certain.any() or held.all()):
         return None
-    return {"handed": bool(told.any()), "altered": not handed.all()}
+    return {"passed": bool(certain.any()), "altered": not passed.all()}
 
 
 def _equal_rows(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -177,8 +179,8 @@ def _is_state(calls: Sequence[Call], pair: _Pair, values: Values, batch: int, st
     if not mx.issubdtype(first.dtype, mx.floating) or first.shape[:1] != (batch,):
         return False
     if first.ndim > 2 and first.shape[1] == steps:
-        return False  # a sequence, which a block shared by several layers hands on
-    return any(  # else it only passes something through
+        return False  # a sequence, which a block shared by several layers passes on
+    return any(  # or the call only returns its argument
         in_place not in call.inputs or not values.same(call.inputs[in_place], out)
         for call, out in zip(calls, outs, strict=True)
         if out is not None
@@ -188,7 +190,7 @@ def _is_state(calls: Sequence[Call], pair: _Pair, values: Values, batch: int, st
 def _places(
     pairs: Iterable[_Pair], outputs: Iterable[Path]
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """One output place for each argument that takes a state: a cell may return it twice."""
+    """Return one output place for each argument that takes a state: a cell may return it twice."""
     by_input: dict[Path, Path] = {}
     # The last place wins: cells return (output, state).
     for out_path, in_path in sorted(pairs, key=lambda p: (_order(p[1]), _order(p[0]))):
@@ -205,7 +207,7 @@ def _order(path: Path) -> tuple[str, ...]:
 def outermost(
     recurrences: Mapping[str, list[Recurrence]], values: Values
 ) -> dict[str, list[Recurrence]]:
-    """Of cells inside cells the outer one, unless it only bundles the states of the inner ones."""
+    """Keep the outer of nested cells, unless it only bundles the states of the inner ones."""
     kept = dict(recurrences)
     for key, outer in recurrences.items():
         if key not in kept:

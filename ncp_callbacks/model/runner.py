@@ -1,8 +1,7 @@
-"""One pass of the user's model over the held-out batch, with everything that is wanted of it.
+"""Run passes of the copied model over the held-out batch.
 
-This is the only place that runs the model once it is understood: a forward pass, or one that also
-gives the gradients of the targets with respect to inputs and intervals, with hidden states and
-activations recorded on the way.
+A pass computes outputs and targets, and, as requested, gradients of the targets with respect to
+inputs and elapsed times, hidden states and activations.
 """
 
 from __future__ import annotations
@@ -30,34 +29,42 @@ from .model_copy import ModelCopy, Subject, set_evaluation_mode
 from .pytrees import Path, get_leaf, modules, replace_leaf
 from .target import At, Target, TargetLike
 
-__all__ = ["COPIES", "ModelRunner", "Pass", "Variants", "listening", "recorded_calls"]
+__all__ = [
+    "VARIANTS_AT_ONCE",
+    "ModelRunner",
+    "Pass",
+    "Variants",
+    "flushing_subnormals",
+    "recorded_calls",
+]
 
-# Of the batch, run at once without gradients. They keep nothing, so that more of them fit.
-COPIES = 4
+# Variants of the batch in one pass without gradients, which keeps no intermediate arrays.
+VARIANTS_AT_ONCE = 4
 
 _SEQUENCES_INTERACT = (
-    "the first sequences of the held-out batch have other outputs alone than beside others: either "
-    "sequences influence each other, or the model keeps state between calls. Numbers of fewer "
-    "sequences, and of extra passes, then differ from those of the whole batch: let each call "
-    "start from the same state, for instance in forward=, and compute each sequence by itself"
+    "the first sequences of the held-out batch have other outputs alone than within the batch: "
+    "either sequences influence each other, or the model keeps state between calls. Results for "
+    "fewer sequences, and of extra passes, then differ from those for the whole batch: reset the "
+    "state at each call, for instance in forward=, and compute each sequence independently"
 )
 
 
 @dataclass(eq=False)
 class Pass:
-    """What one pass gave, as unevaluated MLX arrays.
+    """Hold the results of one pass as unevaluated MLX arrays.
 
     Attributes:
-        sequence: ``(B, T, F)``, what gradients are taken of.
+        sequence: ``(B, T, F)``, the array with respect to which gradients are computed.
         outputs: ``(B, T, O)`` or ``(B, O)``.
         values: ``(B,)``, targets.
         chosen: ``(B,)``, followed outputs, or None.
-        input_gradient: ``(B, T, F)`` or None where it was not asked for.
-        time_gradient: ``(B, T)`` or None.
-        states: Per cell hook, state arrays each as a list over steps of ``(B, H)``, or one
-            ``(B, T, H)``.
-        initial: Per cell hook, state arrays ``(B, H)`` before the first step; empty if not given.
-        activations: Per layer hook, likewise a list over steps, or one ``(B, T, N)``.
+        input_gradient: ``(B, T, F)``, or None if it was not requested.
+        time_gradient: ``(B, T)``, or None.
+        states: By name of the cell hook, its state arrays: each a list over time steps of
+            ``(B, H)``, or of one ``(B, T, H)``.
+        initial: By name of the cell hook, state arrays ``(B, H)`` before the first step; without
+            cells that receive none.
+        activations: By name of the layer hook, a list over time steps, or of one ``(B, T, N)``.
     """
 
     sequence: mx.array
@@ -71,7 +78,7 @@ class Pass:
     activations: dict[str, list[mx.array]] = field(default_factory=dict)
 
     def arrays(self) -> Any:
-        """All that is to be evaluated."""
+        """Return all arrays of the pass, to be evaluated."""
         wanted = (self.sequence, self.outputs, self.values, self.input_gradient, self.time_gradient)
         given = [array for array in wanted if array is not None]
         return given, self.states, self.initial, self.activations
@@ -79,7 +86,7 @@ class Pass:
 
 @dataclass(eq=False)
 class Variants:
-    """Targets of several other batches, as unevaluated MLX arrays.
+    """Hold the targets of variants of the batch as unevaluated MLX arrays.
 
     Attributes:
         values: ``(K, B)``.
@@ -95,10 +102,13 @@ class Variants:
 
 
 class _Recorder:
-    """What the calls of chosen modules showed during one forward pass.
+    """Record the calls of cells and layers during one forward pass.
 
     Args:
-        flush: Whether gradients will go back, which are not to get subnormal.
+        tap: The tap that wraps the modules' calls.
+        cells: Cells to record.
+        layers: Layers to record.
+        flush: Set subnormal gradients of states to zero in the backward pass.
     """
 
     def __init__(
@@ -111,21 +121,23 @@ class _Recorder:
     ) -> None:
         self._tap, self._cells, self._layers = tap, cells, layers
         self._flush = subnormal_flush() if flush else None
-        self._shown: dict[str, list[tuple[Any, Any]]] = {}
+        self._recorded: dict[str, list[tuple[Any, Any]]] = {}
 
     @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
+    def recording(self, model: nn.Module) -> Iterator[None]:
         hook_points: list[CellHook | LayerHook] = [*self._cells, *self._layers]
         watched = dict.fromkeys(hook.module for hook in hook_points)
         found = dict(modules(model))
         missing = [path for path in watched if path not in found]
         if missing:
-            raise ModelError(f"the model had a module {missing[0]!r} when it was looked at first")
+            raise ModelError(
+                f"the model no longer has the module {missing[0]!r}: make a new monitor for it"
+            )
         with self._tap.on([(found[path], self._around(path)) for path in watched]):
             yield
 
     def _around(self, module: str) -> Around:
-        handed_on = {
+        state_paths = {
             path: None
             for hook in self._cells
             if hook.module == module and not hook.whole_sequence
@@ -134,59 +146,59 @@ class _Recorder:
 
         def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             out = call(*args, **kwargs)
-            for path in handed_on if self._flush is not None else ():
+            for path in state_paths if self._flush is not None else ():
                 state = get_leaf(out, path)
                 if isinstance(state, mx.array) and mx.issubdtype(state.dtype, mx.floating):
                     assert self._flush is not None
                     out = replace_leaf(out, path, self._flush(state))
-            self._shown.setdefault(module, []).append(((args, kwargs), out))
+            self._recorded.setdefault(module, []).append(((args, kwargs), out))
             return out
 
         return wrapper
 
     def clear(self) -> None:
-        self._shown = {}
+        self._recorded = {}
 
     def into(self, result: Pass, states: bool, activations: bool) -> None:
         for cell in self._cells if states else ():
-            shown = self.calls(cell)
+            recorded = self.calls(cell)
             result.states[cell.name] = [
-                [self._array(shown[number][1], path, cell) for number in cell.calls]
+                [self._array(recorded[number][1], path, cell) for number in cell.calls]
                 for path in cell.out_paths
             ]
-            initial = [get_leaf(shown[cell.first][0], path) for path in cell.in_paths]
+            initial = [get_leaf(recorded[cell.first][0], path) for path in cell.in_paths]
             if initial and all(isinstance(a, mx.array) and a.ndim for a in initial):
                 result.initial[cell.name] = initial
         for layer in self._layers if activations else ():
-            shown = self.calls(layer)
+            recorded = self.calls(layer)
             result.activations[layer.name] = [
-                self._array(shown[number][0 if layer.at_input else 1], layer.path, layer)
+                self._array(recorded[number][0 if layer.at_input else 1], layer.path, layer)
                 for number in layer.calls
             ]
 
     def calls(self, hook: CellHook | LayerHook) -> list[tuple[Any, Any]]:
-        shown = self._shown.get(hook.module, [])
-        if len(shown) != hook.calls_in_all:
+        recorded = self._recorded.get(hook.module, [])
+        if len(recorded) != hook.calls_in_all:
             raise ModelError(
-                f"{hook.name} was called {len(shown)} times, but {hook.calls_in_all} times when "
-                "the model was looked at first: with calls that come and go there is no telling "
-                "which belong to which step"
+                f"{hook.name} was called {len(recorded)} times, but {hook.calls_in_all} times in "
+                "the first pass, so its calls can't be matched to time steps: call it equally "
+                "often in each pass"
             )
-        return shown
+        return recorded
 
     @staticmethod
     def _array(tree: Any, path: Path, hook: CellHook | LayerHook) -> mx.array:
         array = get_leaf(tree, path)
         if not isinstance(array, mx.array):
             raise ModelError(
-                f"{hook.name} gave no array where it had given one when the model was looked at "
-                "first"
+                f"{hook.name} returned no array where it returned one in the first pass: make it "
+                "return the same structure at each call"
             )
         return array
 
 
 def _current_forward(copy: ModelCopy) -> Forward:
-    """Return a function that calls the one that the copy has now: each load makes another."""
+    """Return a function that calls the copy's current ``forward``; each load replaces it."""
 
     def forward(model: Any, inputs: mx.array, time_delta: mx.array | None) -> Any:
         assert copy.forward is not None
@@ -196,7 +208,7 @@ def _current_forward(copy: ModelCopy) -> Forward:
 
 
 class _CurrentTarget:
-    """Calls the target function that the copy has now, under its name."""
+    """Call the copy's current target function, which each load replaces."""
 
     def __init__(self, copy: ModelCopy) -> None:
         self._copy = copy
@@ -218,35 +230,40 @@ def _patterns(given: Any, what: str) -> Sequence[str] | None:
     # A module is a dict, whose keys would be taken for patterns.
     if not isinstance(given, list | tuple) or not all(isinstance(p, str) for p in given):
         raise TypeError(
-            f"{what} is a {type(given).__name__}; give the paths of modules, as text: "
+            f"{what} is a {type(given).__name__}; pass the paths of modules as strings: "
             f"{what}='encoder.cell', or a list of them"
         )
     return given
 
 
 class ModelRunner:
-    """A copy of a model, a held-out batch and a target, understood well enough to be analysed.
+    """Run a copy of a model on a held-out batch.
 
-    Making one runs the copy a few times, mostly on the batch's first two sequences.
+    The constructor runs the copy a few times, mostly on the batch's first two sequences, to find
+    out how to call it and where its states and activations can be read.
 
     Args:
-        model: Any ``mlx.nn.Module``, which is copied; or a copy with the functions that go with it.
+        model: Any ``mlx.nn.Module``, which is copied, or a :class:`ModelCopy`.
         held_out: The batch.
-        target, at: What is attributed, see :class:`~.target.Target`.
-        forward: ``callable(model, inputs, time_delta) -> outputs`` where the model is not called
-            as ``model(inputs)`` or with one of the usual keywords for the intervals.
-        cells, layers: Module paths or globs, instead of looking for them.
-        most_rows: How many sequences are looked at at once; None: all.
+        target: The attributed target, see :class:`~.target.Target`.
+        at: The time step of the target, see :class:`~.target.Target`.
+        forward: ``callable(model, inputs, time_delta) -> outputs``, for a model that is not called
+            as ``model(inputs)`` or with one of the usual keywords for elapsed times.
+        cells: Paths or globs of the modules to take as cells; None: found automatically.
+        layers: Paths or globs of the modules to take as layers; None: found automatically.
+        max_sequences: Largest number of sequences in one pass; None: all.
 
     Raises:
-        TypeError: If ``model`` or ``held_out`` is something else.
-        ModelError: If they don't fit each other or the arguments.
+        TypeError: If ``model`` or ``held_out`` has another type.
+        ModelError: If model, batch and arguments don't fit each other.
 
     Attributes:
-        calling, target, hook_points: What was found out.
-        whole_batch: How many sequences the batch has of which these may be some.
-        notes: What the user should know about it, one sentence each.
-        missing: Which kinds of hook_points were not found, and why, one sentence each.
+        calling: How the model is called.
+        target: The target.
+        hook_points: Where states and activations can be read.
+        whole_batch: Number of sequences in the whole batch, also for a runner of some of them.
+        notes: Facts about the model that the user should know, one sentence each.
+        missing: Kinds of hook points that were not found, with the reason, one sentence each.
     """
 
     def __init__(
@@ -259,18 +276,18 @@ class ModelRunner:
         forward: Forward | None = None,
         cells: str | Sequence[str] | None = None,
         layers: str | Sequence[str] | None = None,
-        most_rows: int | None = None,
+        max_sequences: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module | ModelCopy):
             raise TypeError(f"model is a {type(model).__name__}; pass an mlx.nn.Module")
         if not isinstance(held_out, HeldOutBatch):
             raise TypeError(
-                f"held_out is a {type(held_out).__name__}; give "
+                f"held_out is a {type(held_out).__name__}; pass "
                 "HeldOutBatch(inputs, time_delta=..., targets=...)"
             )
         if forward is not None and not callable(forward):
             raise TypeError(
-                f"forward is a {type(forward).__name__}; give a callable "
+                f"forward is a {type(forward).__name__}; pass a callable "
                 "(model, inputs, time_delta) -> outputs"
             )
         if isinstance(model, nn.Module):
@@ -280,29 +297,30 @@ class ModelRunner:
         if model.target is not None:
             target = _CurrentTarget(model)
         self.whole_batch = len(held_out)
-        self._memory: dict[str, int | None] = {"rows": most_rows}
+        # Shared with the runners of parts of the batch.
+        self._limits: dict[str, int | None] = {"sequences": max_sequences}
         self._tap = Tap()
         self._compilation = CompilationSwitch()
         with self.analysing():
-            self.calling, self.hook_points = self._look(
+            self.calling, self.hook_points = self._inspect(
                 _patterns(cells, "cells"), _patterns(layers, "layers")
             )
             self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(self.model))
-            apart = self._sequences_keep_apart()
+            independent = self._sequences_are_independent()
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
             if target == "loss" or callable(target):
                 # Only the whole batch shows whether its targets fit.
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
-        interact = () if apart else (_SEQUENCES_INTERACT,)
+        interact = () if independent else (_SEQUENCES_INTERACT,)
         self.notes = (*self.calling.notes, *self.hook_points.notes, *interact)
         self.missing = tuple(filter(None, (self.hook_points.no_cells, self.hook_points.no_layers)))
 
     @property
     def model(self) -> nn.Module:
-        """The copy of the model."""
+        """Return the copy of the model."""
         return self.copy.model
 
     @contextmanager
@@ -321,19 +339,19 @@ class ModelRunner:
         self._compilation.restore()
 
     @property
-    def most_rows(self) -> int | None:
-        """How many sequences are looked at at once, here and in what was taken of it; None: all."""
-        return self._memory["rows"]
+    def max_sequences(self) -> int | None:
+        """Return the largest number of sequences in one pass, shared with parts; None: all."""
+        return self._limits["sequences"]
 
-    @most_rows.setter
-    def most_rows(self, rows: int) -> None:
-        self._memory["rows"] = rows
+    @max_sequences.setter
+    def max_sequences(self, count: int) -> None:
+        self._limits["sequences"] = count
 
-    def _sequences_keep_apart(self) -> bool:
-        """Tell whether a part of the batch has the outputs that it has within the batch.
+    def _sequences_are_independent(self) -> bool:
+        """Return whether parts of the batch have the outputs that they have within the batch.
 
-        It doesn't where a model continues from the state of its last call, or computes means over
-        the batch.
+        Their outputs differ if a model continues from the state of its last call, or computes
+        means over the batch.
         """
         if self.one_batch_size or self.whole_batch < 2:
             return True
@@ -343,11 +361,12 @@ class ModelRunner:
         with self.preserved():
             try:
                 outputs = [
-                    part.outputs(part.sequence(), part.time_delta) for part in map(self._of, parts)
+                    part.outputs(part.sequence(), part.time_delta)
+                    for part in map(self._part, parts)
                 ]
                 whole, first, last = map(to_numpy, outputs)
             except Exception:
-                # A model may be unable to run one sequence; of two there is no smaller part.
+                # A model may be unable to run one sequence, and two have no other parts.
                 if size == 1:
                     return True
                 raise
@@ -358,32 +377,32 @@ class ModelRunner:
 
     @property
     def divisible(self) -> bool:
-        """Whether parts of the batch can be looked at by themselves."""
+        """Return whether parts of the batch can be run separately."""
         return not self.one_batch_size and not callable(self._wanted[0])
 
-    def take(self, rows: slice | npt.NDArray[np.intp]) -> ModelRunner:
-        """The same for some sequences of the batch."""
-        part = self._of(rows)
+    def take(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
+        """Return a runner of some sequences of the batch."""
+        part = self._part(sequences)
         part.target = Target(*self._wanted, part.held_out, self.calling)
         return part
 
-    def _of(self, rows: slice | npt.NDArray[np.intp]) -> ModelRunner:
-        """The same, which has no target yet."""
+    def _part(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
+        """Return a runner of some sequences that keeps the target of the whole batch."""
         part = copy.copy(self)
-        part.held_out = self.held_out.take(rows)
+        part.held_out = self.held_out.take(sequences)
         return part
 
     @property
     def loss(self) -> Target:
-        """The loss where the target is taken.
+        """Return the loss at the time step of the target.
 
         Raises:
-            ModelError: If the batch has no targets; when called, if they don't fit the outputs.
+            ModelError: If the batch has no targets. The loss itself raises it if they don't fit.
         """
         return Target("loss", self._wanted[1], self.held_out, self.calling)
 
     def losses(self, outputs: mx.array) -> mx.array | None:
-        """``(B,)``, :attr:`loss`, where that is not the target itself and fits the targets."""
+        """Return the losses ``(B,)``; None if the target is the loss, or the targets don't fit."""
         if self.target.is_loss:
             return None
         try:
@@ -392,10 +411,10 @@ class ModelRunner:
             return None
 
     def small(self) -> ModelRunner:
-        """The same for the batch's first two sequences, or for all where only all will do."""
+        """Return a runner of the first two sequences, or of all if the batch is not divisible."""
         return self.take(slice(0, 2)) if self.divisible else self
 
-    def _look(
+    def _inspect(
         self, cells: Sequence[str] | None, layers: Sequence[str] | None
     ) -> tuple[Calling, HookPoints]:
         held_out = self.held_out.take(slice(0, 2))
@@ -409,28 +428,28 @@ class ModelRunner:
             calling = find_calling(self.copy, held_out, self.forward)
             self.one_batch_size = True
         self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
-        probed = copy.copy(self)
-        probed.held_out, probed.calling = held_out, calling
+        small = copy.copy(self)
+        small.held_out, small.calling = held_out, calling
         with self.preserved():
-            sequence = probed.sequence()
+            sequence = small.sequence()
             mx.eval(sequence)
         hook_points = find_hook_points(
             self.copy,
             sequence,
-            lambda inputs: probed.outputs(inputs, probed.time_delta),
+            lambda inputs: small.outputs(inputs, small.time_delta),
             cells=cells,
             layers=layers,
         )
         return calling, hook_points
 
     def sequence(self) -> mx.array:
-        """``(B, T, F)``, what gradients are taken of: inputs, or what tokens are embedded as."""
+        """Return ``(B, T, F)``, for gradients: the inputs, or the vectors of embedded tokens."""
         if self._embedding is None:
             return self.held_out.inputs
         return self._embedding.vectors(self.model, self.held_out)
 
     def outputs(self, sequence: mx.array, time_delta: mx.array | None) -> mx.array:
-        """The model's outputs for a sequence ``(n B, T, F)``; see :class:`Calling`."""
+        """Return the model's outputs for a sequence ``(n B, T, F)``; see :class:`Calling`."""
         if self._embedding is None:
             return self.calling(self.held_out.pack(sequence), time_delta)
         copies = len(sequence) // len(self.held_out)
@@ -439,18 +458,18 @@ class ModelRunner:
 
     @property
     def time_delta(self) -> mx.array | None:
-        """``(B, T)``, or None."""
+        """Return the elapsed times ``(B, T)``, or None."""
         return self.held_out.flat_time_delta
 
     @property
     def takes_time(self) -> bool:
-        """Whether intervals reach the model."""
+        """Return whether elapsed times are passed to the model."""
         return self.calling.time_argument is not None and self.held_out.time_delta is not None
 
-    def _ready(self) -> None:
-        """Let a model that makes its layers when it is first called do so.
+    def _make_lazy_layers(self) -> None:
+        """Run a model that creates layers in its first call, and set them to evaluation mode.
 
-        They would be in train mode otherwise: it is not known before that there are any.
+        New layers are in training mode, and don't exist before that call.
         """
         if len(modules(self.model)) < self._modules:
             self.outputs(self.sequence(), self.time_delta)
@@ -459,7 +478,7 @@ class ModelRunner:
     def outputs_of_variants(
         self, sequences: mx.array, time_deltas: mx.array | None
     ) -> list[mx.array]:
-        """The model's outputs for each of ``(K, B, T, F)``, run side by side where it can."""
+        """Return the outputs for each of ``(K, B, T, F)``, in one call if the model permits."""
         copies, batch = sequences.shape[:2]
         if self.one_batch_size:
             return [
@@ -479,16 +498,16 @@ class ModelRunner:
         gradient: bool = False,
         loss: bool = False,
     ) -> Variants:
-        """Targets of ``K`` other batches in one pass, following the outputs ``chosen`` before.
+        """Compute the targets of ``K`` variants of the batch in one pass.
 
         Args:
             sequences: ``(K, B, T, F)``.
             time_deltas: ``(K, B, T)``, or None.
-            chosen: ``(B,)``, see :meth:`Target.choose`.
-            gradient: Whether gradients with respect to sequences and intervals are wanted.
-            loss: Whether :attr:`loss` is, too; not with gradients.
+            chosen: ``(B,)``, the outputs to follow, see :meth:`Target.choose`.
+            gradient: Also compute gradients with respect to sequences and elapsed times.
+            loss: Also compute :attr:`loss`; ignored with ``gradient``.
         """
-        self._ready()
+        self._make_lazy_layers()
         cells = self.hook_points.cells if gradient else ()
         recorder = _Recorder(self._tap, cells, (), flush=gradient)
         losses: list[mx.array] = []
@@ -503,7 +522,7 @@ class ModelRunner:
             return values.sum(), values
 
         if not gradient:
-            with recorder.listening(self.model):
+            with recorder.recording(self.model):
                 values = total(sequences, time_deltas)[1]
             return Variants(values, loss=losses[-1] if losses else None)
         kept: list[mx.array] = []
@@ -513,7 +532,7 @@ class ModelRunner:
             kept.append(values)
             return summed
 
-        with recorder.listening(self.model):
+        with recorder.recording(self.model):
             wanted = [0, 1] if self.takes_time else [0]
             gradients = mx.grad(scalar, argnums=wanted)(sequences, time_deltas)
         if isinstance(gradients, mx.array):
@@ -529,12 +548,17 @@ class ModelRunner:
         states: bool = False,
         activations: bool = False,
     ) -> Pass:
-        """One pass; call it inside :meth:`analysing`.
+        """Run one pass; call it inside :meth:`analysing`.
 
-        With both gradients it costs what one gradient costs; states and activations are recorded
-        in the same pass.
+        Both gradients cost as much as one. States and activations are recorded in the same pass.
+
+        Args:
+            input_gradient: Compute gradients with respect to the sequence.
+            time_gradient: Compute gradients with respect to elapsed times, if the model takes them.
+            states: Record the states of cells.
+            activations: Record the activations of layers.
         """
-        self._ready()
+        self._make_lazy_layers()
         inputs, delta = self.sequence(), self.time_delta
         gradient = input_gradient or time_gradient
         recorder = _Recorder(
@@ -551,10 +575,10 @@ class ModelRunner:
             values = self.target(outputs, chosen)
             result = Pass(inputs, outputs, values, chosen)
             recorder.into(result, states, activations)
-            # Sequences don't interact in eval mode, so the gradient of the sum is that of each.
+            # The gradient of the sum is that of each target if sequences don't interact.
             return values.sum(), result
 
-        with recorder.listening(self.model):
+        with recorder.recording(self.model):
             if not gradient:
                 return forward(inputs, delta)[1]
             kept: list[Pass] = []
@@ -580,18 +604,18 @@ class ModelRunner:
 
 
 @contextmanager
-def listening(runner: ModelRunner) -> Iterator[None]:
-    """For gradients taken elsewhere: those of the states that cells hand on don't get subnormal."""
-    runner._ready()
+def flushing_subnormals(runner: ModelRunner) -> Iterator[None]:
+    """Flush subnormal gradients of the cells' states, for gradients computed in the block."""
+    runner._make_lazy_layers()
     cells = runner.hook_points.cells
-    with _Recorder(runner._tap, cells, (), flush=True).listening(runner.model):
+    with _Recorder(runner._tap, cells, (), flush=True).recording(runner.model):
         yield
 
 
 def recorded_calls(runner: ModelRunner, hook: CellHook) -> list[tuple[Any, Any]]:
-    """``((args, kwargs), output)`` of every call of a cell in one forward pass."""
-    runner._ready()
+    """Return ``((args, kwargs), output)`` of every call of a cell in one forward pass."""
+    runner._make_lazy_layers()
     recorder = _Recorder(runner._tap, [hook], (), flush=False)
-    with recorder.listening(runner.model):
+    with recorder.recording(runner.model):
         runner.outputs(runner.sequence(), runner.time_delta)
     return recorder.calls(hook)

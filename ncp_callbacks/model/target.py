@@ -1,4 +1,4 @@
-"""The scalar of each sequence that is attributed: which output, and when in the sequence."""
+"""Reduce a model's outputs to the scalar of each sequence that is attributed."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ At: TypeAlias = "str | int"
 
 
 class Target:
-    """Reduces a model's outputs to one number per sequence.
+    """Reduce a model's outputs to one number per sequence.
 
     Args:
         target: ``"prediction"``: the only output, or with several the largest one of that sequence,
             chosen once and then kept; an index: that output; ``"loss"``: squared error, for integer
             targets cross-entropy (outputs are logits); a callable from all outputs
             (``(B, T, O)`` or ``(B, O)``) and the batch's targets to ``(B,)``.
-        at: ``"last"`` real step, ``"mean"`` over real steps, or a step's index.
+        at: ``"last"`` real time step, ``"mean"`` over real ones, or the index of a time step.
         held_out: The batch.
-        calling: What the model returns.
+        calling: The calling convention of the model.
 
     Raises:
         ModelError: If the model's outputs or the batch's targets don't fit.
-        TypeError, ValueError: If ``target`` or ``at`` is none of the above.
+        TypeError: If ``target`` has none of these types.
+        ValueError: If ``target`` or ``at`` is unknown.
 
     Attributes:
-        name: For titles and guides: "prediction at last step".
-        slug: For tags: "" for the default target, else a suffix such as "_loss" or "_output2_at3".
+        name: The name for titles and guides, such as "prediction at last step".
+        slug: The suffix of tags: "" for the default target, or for instance "_output2_at3".
     """
 
     def __init__(
@@ -56,33 +57,34 @@ class Target:
         names = self._held_out.class_names
         if names is not None and outputs > 1 and len(names) != outputs:
             raise ModelError(
-                f"class_names has {len(names)} names, but the model has {outputs} outputs"
+                f"class_names has {len(names)} names, but the model has {outputs} outputs: "
+                "pass one name per output"
             )
         if isinstance(target, np.integer):
             target = int(target)
         if isinstance(target, bool):
-            raise TypeError(f"target={target!r}: give 'prediction', an output's index or 'loss'")
+            raise TypeError(f"target={target!r}: pass 'prediction', an output's index or 'loss'")
         if isinstance(target, int):
             if not -outputs <= target < outputs:
                 raise ModelError(
-                    f"target={target}, but the model has {outputs} outputs: choose "
+                    f"target={target}, but the model has {outputs} outputs: pass "
                     f"0 to {outputs - 1}, 'prediction' or 'loss'"
                 )
             return target % outputs
         if isinstance(target, str):
             if target not in ("prediction", "loss"):
                 raise ValueError(
-                    f"target={target!r} is unknown: give 'prediction', 'loss', an output's index "
+                    f"target={target!r} is unknown: pass 'prediction', 'loss', an output's index "
                     "or a callable(outputs, targets) -> (batch,)"
                 )
             if target == "loss" and self._held_out.targets is None:
                 raise ModelError(
-                    "target='loss' needs targets: give them as HeldOutBatch(inputs, targets=...)"
+                    "target='loss' needs targets: pass HeldOutBatch(inputs, targets=...)"
                 )
             return target
         if not callable(target):
             raise TypeError(
-                f"target is a {type(target).__name__}: give 'prediction', 'loss', an output's "
+                f"target is a {type(target).__name__}: pass 'prediction', 'loss', an output's "
                 "index or a callable(outputs, targets) -> (batch,)"
             )
         return target
@@ -94,28 +96,27 @@ class Target:
             at = int(at)
         if at == "all":
             raise ValueError(
-                "at='all': a target is one number per sequence. For the outputs of all steps add "
-                "the callback OutputTime(), which attributes each of them to each input step; for "
-                "their mean give at='mean'"
+                "at='all': a target is one number per sequence. To attribute the outputs of all "
+                "steps, add the callback OutputTime(); for their mean, pass at='mean'"
             )
         if not (at == "mean" or (isinstance(at, int) and not isinstance(at, bool))):
-            raise ValueError(f"at={at!r} is unknown: give 'last', 'mean' or a step's index")
+            raise ValueError(f"at={at!r} is unknown: pass 'last', 'mean' or a step's index")
         if not self._calling.per_step:
             raise ModelError(
-                f"at={at!r}, but the model gives one output per sequence, not one per step: "
-                "leave at='last'"
+                f"at={at!r}, but the model returns one output per sequence, not one per "
+                "step: set at='last'"
             )
         if isinstance(at, int):
             if not -self._steps <= at < self._steps:
                 raise ModelError(
-                    f"at={at}, but the held-out batch has {self._steps} steps: choose 0 to "
+                    f"at={at}, but the held-out batch has {self._steps} steps: pass 0 to "
                     f"{self._steps - 1}"
                 )
             at %= self._steps
             missing = (~self._held_out.mask_array[:, at]).nonzero()[0]
             if len(missing):
                 raise ModelError(
-                    f"at={at} is padding in sequence {missing[0]} ({len(missing)} such): use "
+                    f"at={at} is padding in sequence {missing[0]} ({len(missing)} such): set "
                     "at='last', which takes each sequence's last real step"
                 )
         return at
@@ -139,7 +140,8 @@ class Target:
         return f"{what} {when}".strip(), slug
 
     def _at_step(self, values: mx.array) -> mx.array:
-        """``(B, T, ...)`` to ``(B, ...)``; without gathers, which have no forward-mode gradient."""
+        """Reduce ``(B, T, ...)`` to ``(B, ...)``, at the time step or as a mean."""
+        # No gathers: MLX has no forward-mode gradient of them.
         if isinstance(self._at, int):
             return values[:, self._at]
         mask = self._held_out.mask_array
@@ -155,14 +157,14 @@ class Target:
         return total / weight.sum(axis=1).astype(values.dtype)
 
     def choose(self, outputs: mx.array) -> mx.array | None:
-        """``(B,)``, the output to follow in each sequence; None without a choice."""
+        """Return ``(B,)``, the output to follow in each sequence; None without a choice."""
         if self._target != "prediction" or self._calling.outputs == 1:
             return None
         at_step = self._at_step(outputs) if self._calling.per_step else outputs
         return mx.stop_gradient(mx.argmax(at_step, axis=-1))
 
     def __call__(self, outputs: mx.array, chosen: mx.array | None) -> mx.array:
-        """``(B,)`` values from ``(B, T, O)`` or ``(B, O)``, in float32 or wider."""
+        """Return ``(B,)`` values from ``(B, T, O)`` or ``(B, O)``, in float32 or wider."""
         if outputs.dtype in (mx.float16, mx.bfloat16):
             outputs = outputs.astype(mx.float32)
         target = self._target
@@ -195,17 +197,19 @@ class Target:
                 f"one number per sequence, an mx.array of shape ({batch},)"
             )
         if not mx.issubdtype(values.dtype, mx.floating):
-            raise ModelError(f"target returned dtype {values.dtype}, which has no gradient")
+            raise ModelError(
+                f"target returned dtype {values.dtype}, which has no gradient: return floats"
+            )
         return values
 
     @property
     def is_loss(self) -> bool:
-        """Whether this is ``"loss"``."""
+        """Return whether the target is ``"loss"``."""
         return isinstance(self._target, str) and self._target == "loss"
 
     @property
     def of_every_step(self) -> tuple[str, str] | None:
-        """Name and slug of what :meth:`every_step` gives; None where it can give nothing."""
+        """Return name and slug of :meth:`every_step`'s values; None if it is not applicable."""
         if not self._calling.per_step or callable(self._target):
             return None
         what, slug = self._names("")
@@ -213,13 +217,16 @@ class Target:
 
     @property
     def follows_predictions(self) -> bool:
-        """Whether there are several outputs, of which the largest is followed."""
+        """Return whether the largest of several outputs is followed."""
         return self._target == "prediction" and self._calling.outputs > 1
 
     def every_step(self, outputs: mx.array, follow: mx.array | None = None) -> mx.array:
-        """``(B, T)`` values from ``(B, T, O)``, wherever the target itself is taken.
+        """Return the target at every time step, ``(B, T)`` from ``(B, T, O)``.
 
-        A prediction is the largest output of each step, or the one to ``follow``, ``(B, T)``.
+        Args:
+            outputs: ``(B, T, O)``.
+            follow: ``(B, T)``, the outputs to follow for a prediction; None: the largest of each
+                time step.
         """
         if outputs.dtype in (mx.float16, mx.bfloat16):
             outputs = outputs.astype(mx.float32)
@@ -236,11 +243,11 @@ class Target:
         targets = self._held_out.targets
         if not isinstance(targets, mx.array):
             raise ModelError(
-                f"target='loss' needs targets as an array, not {type(targets).__name__}; for any "
-                "other loss give target=callable(outputs, targets) -> (batch,)"
+                f"target='loss' needs targets as an array, not {type(targets).__name__}; for "
+                "another loss pass target=callable(outputs, targets) -> (batch,)"
             )
         classes = not mx.issubdtype(targets.dtype, mx.floating)
-        # Targets without an output axis: (B, T) beside (B, T, O), (B,) beside (B, O).
+        # Targets without an output axis: (B, T) for (B, T, O), (B,) for (B, O).
         per_step = self._calling.per_step and self._is_per_step(targets, outputs, classes)
         if every_step and not per_step:
             targets = mx.repeat(targets[:, None], self._steps, axis=1)
@@ -253,7 +260,7 @@ class Target:
             allowed = f"{expected[:-1]} (classes)" if expected[-1] > 1 else f"{expected[:-1]}"
             raise ModelError(
                 f"target='loss': targets of shape {shape} don't fit outputs of shape {expected}; "
-                f"expected {allowed} or {expected}"
+                f"pass targets of shape {allowed} or {expected}"
             )
         if classes and targets.shape[-1] == 1 and expected[-1] > 1:
             self._check_classes(targets[..., 0], expected[-1], per_step, every_step)
@@ -270,7 +277,7 @@ class Target:
     def _check_classes(
         self, targets: mx.array, outputs: int, per_step: bool, every_step: bool
     ) -> None:
-        """MLX reads anything for a class that isn't there. Where none is read any may stand."""
+        """Raise if a class that is read is out of range, for which MLX would read other memory."""
         labels = np.array(targets.astype(mx.int64))
         read = np.ones(labels.shape, bool)
         if per_step and (every_step or self._at == "mean"):
@@ -284,7 +291,7 @@ class Target:
             raise ModelError(
                 f"target='loss': class {labels[tuple(bad[0])]} at targets[{place}] ({len(bad)} "
                 f"such), but the model has {outputs} outputs: classes are 0 to {outputs - 1}. "
-                "Steps without a class belong to the padding: give mask="
+                "Steps without a class belong to the padding: pass mask= to HeldOutBatch"
             )
 
     def _is_per_step(self, targets: mx.array, outputs: mx.array, classes: bool) -> bool:

@@ -1,8 +1,9 @@
-"""Which calls belong to which time step.
+"""Assign calls to time steps.
 
-The model is run again with another input at the first step, and every cell given the states of the
-run before: only calls for that step notice. Where a model feeds what a step gave into the next one,
-all later calls notice as well; then another input at the last step tells.
+The model is run again with another input at the first step, while every cell receives the states of
+the run before: then only the arguments of calls for that step change. If a model feeds the output
+of a step into the next one, the arguments of all later calls change too, and a run with another
+input at the last step decides.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ from .recurrence import Recurrence
 
 __all__ = ["SEQUENCE_LAYERS", "TimeOrder"]
 
-# They run over a sequence by themselves, and have no cell.
+# Layers that run over a sequence in one call, without a cell.
 SEQUENCE_LAYERS = (nn.RNN, nn.GRU, nn.LSTM)
 
 
-# By argument, which of its elements notice.
-_Noticing: TypeAlias = "dict[Path, np.ndarray[Any, np.dtype[np.bool_]]]"
+# By path of an argument, the elements that change.
+_Changed: TypeAlias = "dict[Path, np.ndarray[Any, np.dtype[np.bool_]]]"
 
 
 class TimeOrder:
-    """Tells it for the calls of one recorded run.
+    """Determine the time steps of the calls of one recorded run.
 
     Args:
+        copy: The copy of the model.
+        inputs: ``(B, T, F)``.
+        run: Runs the copy on inputs.
         calls: All calls of ``run(inputs)``.
         recurrences: Calls of cells among them.
+        values: The values of arrays.
     """
 
     def __init__(
@@ -59,39 +64,40 @@ class TimeOrder:
     def is_reverse(
         self, first: Sequence[Call], last: Sequence[Call], states: Sequence[Path] = ()
     ) -> bool | None:
-        """Whether calls run from the last step to the first; None where that can't be told.
+        """Return whether calls run from the last step to the first; None if that is uncertain.
 
         Args:
-            first, last: The first and the last ones.
-            states: Which of their arguments are states.
+            first: The calls of the step that runs first.
+            last: The calls of the step that runs last.
+            states: Paths of their arguments that are states.
         """
         return self._is_reverse(
             lambda step: (
-                self._noticing(first, step, states),
-                self._noticing(last, step, states),
+                self._changed(first, step, states),
+                self._changed(last, step, states),
             )
         )
 
     def is_reversed_sequence(self, call: Call) -> bool | None:
-        """The same for a call that takes all steps at once."""
+        """Return whether a call that takes all steps runs backwards; None if that is uncertain."""
 
-        def notice(step: int) -> tuple[_Noticing, _Noticing]:
-            noticing = self._noticing([call], step)
-            sequences = [place for place in noticing if self.is_sequence(call.inputs[place])]
+        def changes_at(step: int) -> tuple[_Changed, _Changed]:
+            changes = self._changed([call], step)
+            sequences = [place for place in changes if self.is_sequence(call.inputs[place])]
             return (
-                {place: noticing[place][:, 0] for place in sequences},
-                {place: noticing[place][:, -1] for place in sequences},
+                {place: changes[place][:, 0] for place in sequences},
+                {place: changes[place][:, -1] for place in sequences},
             )
 
-        return self._is_reverse(notice)
+        return self._is_reverse(changes_at)
 
-    def _is_reverse(self, notice: Callable[[int], tuple[_Noticing, _Noticing]]) -> bool | None:
-        seen = False
+    def _is_reverse(self, changes_at: Callable[[int], tuple[_Changed, _Changed]]) -> bool | None:
+        any_changed = False
         for step in (0, -1):
-            if not self._again(step):
+            if not self._changed_calls(step):
                 return None
-            at_first, at_last = notice(step)
-            # By element: beside a step's input there may be something that all steps are given.
+            at_first, at_last = changes_at(step)
+            # By element, as an argument may join a step's input with a value for all steps.
             pairs = [
                 (at_first[place], at_last[place])
                 for place in at_first.keys() & at_last.keys()
@@ -101,57 +107,57 @@ class TimeOrder:
             last_only = any((last & ~first).any() for first, last in pairs)
             if first_only != last_only:
                 return last_only if step == 0 else first_only
-            seen = seen or any(first.any() for first, _ in pairs)
-        return None if seen else False  # False: a decoder, which is given no step's input
+            any_changed = any_changed or any(first.any() for first, _ in pairs)
+        return None if any_changed else False  # False: a decoder, which receives no step's input
 
-    def notices(self, call: Call, step: int, states: Sequence[Path] = ()) -> bool:
-        """Whether the input at ``step`` (0 or -1) reaches ``call`` other than as its state."""
-        return any(changed.any() for changed in self._noticing([call], step, states).values())
+    def is_affected(self, call: Call, step: int, states: Sequence[Path] = ()) -> bool:
+        """Return whether the input at ``step`` (0 or -1) changes arguments besides ``states``."""
+        return any(changed.any() for changed in self._changed([call], step, states).values())
 
-    def _noticing(self, calls: Sequence[Call], step: int, states: Sequence[Path] = ()) -> _Noticing:
-        """Which elements of which arguments of calls for one step."""
-        noticing: _Noticing = {}
+    def _changed(self, calls: Sequence[Call], step: int, states: Sequence[Path] = ()) -> _Changed:
+        """Return the elements of the arguments of calls that another input at ``step`` changes."""
+        changes: _Changed = {}
         for call in calls:
-            after = self._again(step).get(id(call))
+            after = self._changed_calls(step).get(id(call))
             for place, array in call.inputs.items():
                 other = None if after is None else after.inputs.get(place)
                 if other is None or place in states or other.shape != array.shape:
                     continue
                 x, y = self._values.of(array), self._values.of(other)
                 changed = (x != y) & ~(np.isnan(x) & np.isnan(y))
-                known = noticing.get(place, changed)
-                noticing[place] = known | changed if known.shape == changed.shape else changed
-        return noticing
+                known = changes.get(place, changed)
+                changes[place] = known | changed if known.shape == changed.shape else changed
+        return changes
 
     def is_sequence(self, array: mx.array) -> bool:
-        """Whether it is ``(B, T, N)``."""
+        """Return whether an array is ``(B, T, N)``."""
         return array.ndim == 3 and array.shape[:2] == self._inputs.shape[:2]
 
-    def _again(self, step: int) -> dict[int, Call]:
-        """By call, its counterpart with another input at ``step``; empty where there is none."""
+    def _changed_calls(self, step: int) -> dict[int, Call]:
+        """Return each call's counterpart with another input at ``step``, by id, or nothing."""
         if step not in self._runs:
-            self._runs[step] = self._run_again(step)
+            self._runs[step] = self._run_changed(step)
         return self._runs[step]
 
-    def _run_again(self, step: int) -> dict[int, Call]:
+    def _run_changed(self, step: int) -> dict[int, Call]:
         inputs = self._inputs
         here = inputs[:, step][:, None]
         others = np.flatnonzero(np.array(mx.any(inputs != here, axis=(0, 2))))
         if not len(others):
             return {}
-        # A value that occurs: one made up could be an index that the model doesn't have.
-        first = int(others[0])  # before MLX 0.32 no number of numpy is an index
+        # An input that occurs, as an invented one could be a token that the model lacks.
+        first = int(others[0])  # before MLX 0.32 numpy integers are no indices
         other = inputs[:, first : first + 1]
         parts = [other, inputs[:, 1:]] if step == 0 else [inputs[:, :-1], other]
         with self._copy.preserved():
             again, _ = record(
-                self._copy.model, lambda: self._run(mx.concatenate(parts, 1)), self._held
+                self._copy.model, lambda: self._run(mx.concatenate(parts, 1)), self._run_call
             )
         if [(c.path, c.number) for c in again] != list(self._before):
             return {}
         return {id(before): after for before, after in zip(self._calls, again, strict=True)}
 
-    def _held(
+    def _run_call(
         self, this: Call, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         given: Any = (args, kwargs)
@@ -165,7 +171,7 @@ class TimeOrder:
         return output
 
     def _without_memory(self, before: Call, this: Call, output: Any) -> Any:
-        """What a layer over the whole sequence returns where other steps' inputs don't matter."""
+        """Return a sequence layer's output in which changed inputs affect their own step only."""
         for place, array in this.inputs.items():
             was = before.inputs.get(place)
             if was is None or was.shape != array.shape or not self.is_sequence(array):

@@ -175,7 +175,7 @@ class Observer:
             at=settings.at,
             cells=settings.cells,
             layers=settings.layers,
-            most_rows=settings.chunk_size,
+            max_sequences=settings.chunk_size,
         )
 
     @property
@@ -201,7 +201,7 @@ class Observer:
         small = self.runner.small()
         callbacks = list(self._callbacks.values())
         with small.analysing(), one_blas_thread():
-            with self._memory.of_rows(len(small.held_out)):
+            with self._memory.measure(len(small.held_out)):
                 observation = Observation(small, 0, _needs(callbacks))
             # The standard set takes no time; others may take seconds.
             for callback in progress(callbacks, "dry run", "callback", fewest=8):
