@@ -1,10 +1,12 @@
 """Measure what the monitor costs the training loop, and keep it within a share of the wall time.
 
-overhead = Overhead(max_share=0.02)
-if overhead.affords():                   # at a step at which callbacks are due
-    with overhead.occupying():
-        ...                              # read the model, hand it over, wait for room
-    overhead.records()                   # monitor/loop_seconds, monitor/share
+::
+
+    overhead = Overhead(max_share=0.02)
+    if overhead.affords():               # at a step at which callbacks are due
+        with overhead.occupying():
+            ...                          # read the model, hand it over, wait for room
+        overhead.records()               # monitor/loop_seconds, monitor/share
 """
 
 from __future__ import annotations
@@ -22,18 +24,18 @@ _LARGE_SHARE, _LONG_ENOUGH = 0.2, 60.0
 
 
 class Overhead:
-    """Accounts for the time that the loop spends in the monitor at due steps.
+    """Account for the time that the loop spends in the monitor at due steps.
 
     Args:
-        max_share: Share of the wall time that it may be; None: any. A snapshot that took ``c``
+        max_share: Largest share of the wall time that it may take; None: any. A snapshot that took ``c``
             seconds is followed by none until ``c / max_share`` seconds are over, so that the share
             holds from the first one on, however long the steps are.
         clock: Monotonic seconds.
 
     Attributes:
-        skipped: Snapshots that were skipped for this.
-        snapshots: Snapshots that were read.
-        seconds: What they took altogether.
+        skipped: Number of snapshots that were skipped for this reason.
+        snapshots: Number of snapshots that were read.
+        seconds: Time that they took altogether; s.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Overhead:
         self._share: float | None = None
 
     def affords(self) -> bool:
-        """Tell if a snapshot may be read now; count those that may not."""
+        """Return whether a snapshot may be read now; count those that may not."""
         if self._max_share is None or self._ended is None:
             return True
         affords = self._debt <= self._max_share * (self._clock() - self._ended)
@@ -80,21 +82,21 @@ class Overhead:
 
     @property
     def share(self) -> float | None:
-        """Share of the wall time since the first snapshot began; None before the second."""
+        """Return the share of the wall time since the first snapshot; None before the second."""
         if self._began is None or self._ended is None or self.snapshots < 2:
             return None
         return self.seconds / max(self._ended - self._began, 1e-9)
 
     @property
     def is_large(self) -> bool:
-        """Whether the share has been so large for so long that the user should be told."""
+        """Return whether the share has been large for so long that the user should know."""
         if self._began is None or self._ended is None or self._max_share is not None:
             return False
         long = self._ended - self._began > _LONG_ENOUGH
         return long and (self.share or 0.0) > _LARGE_SHARE
 
     def records(self) -> Iterator[Record]:
-        """Yield what the last snapshot cost."""
+        """Yield the cost of the last snapshot."""
         yield Scalar(
             "monitor/loop_seconds",
             self._last,

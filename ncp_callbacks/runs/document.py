@@ -297,7 +297,7 @@ def _measures(comparison: Comparison, names: Sequence[str]) -> Section:
         )
     text += "Drift: the first snapshot of a run against the compared one. " if drifting else ""
     text += (
-        "Within: mean over pairs of runs of one side. Sides that are no further apart than their "
+        "Within: mean over pairs of runs of one side. Sides that are no more apart than their "
         "own runs may differ by seed only."
         if grouped
         else "With one run each, the distance between two seeds is not known."

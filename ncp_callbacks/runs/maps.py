@@ -60,7 +60,7 @@ _MOVED = "0 the same, 1 nothing in common"
 
 @dataclass(frozen=True)
 class _Kind:
-    """A measure of two arrays or histograms of runs, None where it can't be taken."""
+    """Describe a measure of two arrays or histograms, which is None where it can't be computed."""
 
     name: str
     meaning: str

@@ -1,4 +1,4 @@
-"""The thread between a training loop, which must not wait, and files, which may::
+"""Write records on a thread of their own, so that the training loop does not wait for files.
 
     writer = BackgroundWriter(sink, flush_seconds=5.0)
     writer.put(step, time.time(), records)  # microseconds
@@ -30,16 +30,16 @@ from .projector import write_embedding
 __all__ = ["BackgroundWriter", "EventSink"]
 
 logger = logging.getLogger("ncp_callbacks")
-# Seconds. A thread that asks again at once keeps the lock from those who have something to say.
+# Seconds. A thread that asks again at once keeps the lock from threads that have records.
 _LEAST_IDLE = 0.25
 
 
 class EventSink(Protocol):
-    """Where events go; called on the background writer's thread only."""
+    """Take encoded events; called on the background writer's thread only."""
 
     @property
     def log_dir(self) -> Path | None:
-        """Directory of the log; None where there is none on this machine."""
+        """Return the directory of the log; None where there is none on this machine."""
 
     def write(self, event: Event) -> None:
         """Take an event."""
@@ -59,7 +59,7 @@ class _Entry(NamedTuple):
 
 
 class BackgroundWriter:
-    """A bounded queue and the daemon thread that encodes and writes what is in it.
+    """Queue records within bounds, and encode and write them on a daemon thread.
 
     The first exception of the sink stops it for good: it is kept in ``failure`` and logged, and
     whatever is put later is ignored. A record that can't be encoded is lost alone.
@@ -181,7 +181,7 @@ class BackgroundWriter:
         self, step: int, records: Sequence[Record | RunConfig], max_bytes: int
     ) -> Sequence[Record | RunConfig]:
         """Return the records if there is room for them, or none."""
-        # What is too big by itself must not wait for a day that never comes.
+        # Records larger than the whole limit would never fit, so an idle queue takes them.
         busy = self._waiting or self._writing
         if busy and self._bytes + sum(map(_size, records)) > max_bytes:
             self.dropped.update(map(type, records))
@@ -199,7 +199,7 @@ class BackgroundWriter:
         return self._bytes > self._max_bytes // 2
 
     def _at_exit(self) -> None:
-        """Write what waits, and from now on at once what is put.
+        """Write the queue, and from now on write records as soon as they are put.
 
         Exit handlers that were registered earlier run later, and may still log something.
         """
@@ -208,7 +208,7 @@ class BackgroundWriter:
         self.flush()
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until `done` or until the thread has ended; False: gave up."""
+        """Return true when `done` or when the thread has ended, and False on a timeout."""
         if os.getpid() != self._pid or threading.current_thread() is self._thread:
             return True
         limit = self._timeout if timeout is None else timeout

@@ -1,4 +1,4 @@
-"""Encode records as TensorBoard's protocol buffers::
+"""Encode records as TensorBoard's protocol buffers.
 
     encoder = Encoder()
     event = Event(step=step, wall_time=now, summary=Summary(value=encoder.values(record)))
@@ -28,7 +28,7 @@ from tensorboardX.summary import hparams
 
 from ..records import Array, Embedding, Histogram, Note, Picture, Record, Scalar, Text
 from .base import clean_tag, valid_text
-from .custom_scalars import INTERVALS, ChartTags, CustomScalars
+from .custom_scalars import CI_ARRAYS, ChartTags, CustomScalars
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
@@ -40,7 +40,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The hyper-parameters of a run; :meth:`of` makes one from any mapping."""
+    """Hold the hyper-parameters of a run; :meth:`of` makes one from any mapping."""
 
     values: Mapping[str, bool | float | str]
     tag: str = "run config"
@@ -72,7 +72,7 @@ def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, bool | floa
 
 
 class Encoder:
-    """Turns records into summary values; remembers which clean tag stands for which original.
+    """Turn records into summary values, and remember the clean tag of each original one.
 
     Args:
         log_dir: Where the log is, if on this machine.
@@ -96,7 +96,7 @@ class Encoder:
             self._end = list(end.value)
             return list(start.value)
         if isinstance(record, Note | Embedding):
-            return []  # The monitor says notes, as one text; embeddings have files of their own.
+            return []  # The monitor writes notes as one text; embeddings have files of their own.
         tag = self._tag(type(record), record.tag)
         if isinstance(record, Scalar):
             return self._scalar(tag, record)
@@ -123,11 +123,11 @@ class Encoder:
 
     @property
     def layout_changed(self) -> bool:
-        """True when a scalar has an interval that the last layout didn't have."""
+        """Return true when a scalar with a confidence interval has no chart in the last layout."""
         return self._charts.changed
 
     def layout(self) -> list[Summary.Value]:
-        """Return the charts of scalars with an interval, beside those that the log has.
+        """Return the charts of scalars with a confidence interval, and those that the log has.
 
         Raises:
             OSError: What the log has can't be read.
@@ -150,7 +150,7 @@ class Encoder:
         if record.chart:
             tags = self._charts.of(tag, lambda wanted: self._tag(ChartTags, wanted))
         if tags is None:
-            name = self._tag(Array, f"{INTERVALS}{tag}")
+            name = self._tag(Array, f"{CI_ARRAYS}{tag}")
             array = Array(name, np.array(points[1:]))
             return [_tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))]
         return [
