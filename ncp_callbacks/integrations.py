@@ -24,8 +24,9 @@ __all__ = ["ReportCallback"]
 class ReportCallback:
     """Pass the reports of ``mlx_lm``'s trainer to a monitor, as its ``training_callback``.
 
-    Numbers of training reports are logged as ``train/<name>`` at due steps, and those of validation
-    reports as ``val/<name>`` always; ``train_loss`` and ``val_loss`` become ``train/loss`` and ``val/loss``.
+    Numbers of training reports are logged as ``train/<name>`` at due steps, and all numbers of
+    validation reports as ``val/<name>``. ``train_loss`` becomes ``train/loss``, and ``val_loss``
+    becomes ``val/loss``.
 
     Args:
         monitor: The monitor, inside its ``with`` block.

@@ -27,9 +27,9 @@ class Overhead:
     """Account for the time that the loop spends in the monitor at due steps.
 
     Args:
-        max_share: Largest share of the wall time that it may take; None: any. A snapshot that took ``c``
-            seconds is followed by none until ``c / max_share`` seconds are over, so that the share
-            holds from the first one on, however long the steps are.
+        max_share: Largest share of the wall time that it may take; None: any. A snapshot that took
+            ``c`` seconds is followed by none until ``c / max_share`` seconds are over, so that the
+            share holds from the first one on, however long the steps are.
         clock: Monotonic seconds.
 
     Attributes:

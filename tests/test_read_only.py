@@ -83,7 +83,7 @@ METHODS: dict[str, Callable[[ncp.Observation], Any]] = {
     "slopes": lambda o: o.slopes(X2, along=np.ones_like(X2)),
     "at_steps": lambda o: o.at_steps([1, 2]),
     "at_own_steps": lambda o: o.at_own_steps(),
-    "again": lambda o: [o.again(), o.again(X2[0])],
+    "reevaluate": lambda o: [o.reevaluate(), o.reevaluate(X2[0])],
     "randomised": lambda o: stages(o),
 }
 

@@ -662,14 +662,14 @@ def test_tokens_are_embedded_anew() -> None:
     assert found["sanity_check/strength_random"].value == pytest.approx(strength, rel=1e-4)
 
 
-# ---- observing again
+# ---- re-evaluation
 
 
 def test_an_observation_again_is_that_of_other_inputs() -> None:
     model = made("CfC")
     (x, dt), (other, _) = batch(), batch(7)
     needs = [ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT]
-    moved = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt)), 0, needs).again(other)
+    moved = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt)), 0, needs).reevaluate(other)
     expected = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(other, dt)), 0, needs)
     for name in ("inputs", "target_values", "input_gradient", "time_gradient"):
         np.testing.assert_allclose(

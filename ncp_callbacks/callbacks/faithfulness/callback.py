@@ -314,7 +314,7 @@ class Faithfulness(Callback):
             )
 
         def attribute(inputs: FloatArray) -> FloatArray:
-            return self._attributor.attribute(observation.again(inputs)).inputs
+            return self._attributor.attribute(observation.reevaluate(inputs)).inputs
 
         if self._perturbations:
             yield from self._sensitivity(attribute, group, observation, found)
