@@ -260,8 +260,8 @@ class HeldOutBatch:
             return _copied(targets)
         if targets.ndim == 0 or targets.shape[0] != batch:
             raise ValueError(
-                f"targets has shape {tuple(targets.shape)} for {batch} sequences: its first axis "
-                "must be the batch"
+                f"targets has shape {tuple(targets.shape)} for {batch} sequences: pass an array "
+                "whose first axis is the batch"
             )
         mx.eval(targets)
         return targets
@@ -279,7 +279,7 @@ class HeldOutBatch:
 
     @property
     def has_companions(self) -> bool:
-        """Whether the model is given more than the sequence."""
+        """Return true if the model gets other arrays besides the sequence."""
         return self._container is not None
 
     def pack(self, sequence: mx.array) -> Any:

@@ -755,6 +755,10 @@ class _Reevaluation(Observation):
         return super().states
 
     @functools.cached_property
+    def activations(self) -> Sequence[Activations]:
+        raise RuntimeError("a re-evaluation has no activations: read those of the observation")
+
+    @functools.cached_property
     def losses(self) -> FloatArray | None:
         return None
 

@@ -140,7 +140,7 @@ def test_every_array_of_an_extra_pass_is_protected(model: nn.Module) -> None:
     for name, call in METHODS.items():
         needs = seen
         result = call(needs)
-        if name == "again":
+        if name == "reevaluate":
             result[1] = (result[1].inputs, result[1].input_gradient)
             result[0] = (result[0].inputs, result[0].input_gradient, result[0].states)
         found = list(arrays_in(result, name))

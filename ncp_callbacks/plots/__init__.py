@@ -7,8 +7,8 @@
 
 Every function takes a result of :mod:`ncp_callbacks.analysis` or a plain array and returns a
 ``matplotlib.figure.Figure`` of 640 × 430 pixels with text of 16 points. ``pyplot`` and matplotlib's
-global settings are neither used nor changed, so figures do not depend on the user's style and can be
-drawn on any thread.
+global settings are neither used nor changed, so figures do not depend on the user's style and can
+be drawn on any thread.
 
 The caller sets the limits of axes and colours, so that pictures of different steps and runs can be
 compared; :func:`nice_limit` rounds them. Without a limit, the data's own is used.

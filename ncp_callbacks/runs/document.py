@@ -46,7 +46,7 @@ Part: TypeAlias = str | Table | Tags
 
 @dataclass(frozen=True)
 class Section:
-    """Hold a title and what stands below it; the name tells sections apart."""
+    """Hold a title and its content; the name identifies the section."""
 
     name: str
     title: str

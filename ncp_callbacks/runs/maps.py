@@ -1,4 +1,4 @@
-"""Compare the raw arrays and histograms of several runs: how alike is what the models do?
+"""Compare the raw arrays and histograms of several runs.
 
 For groups, each measure is also taken among the runs of one side. Sides that differ by more than
 their own runs do are different; others may only have had other seeds.

@@ -204,7 +204,7 @@ def _size(row: ScalarRow) -> float:
 
 
 def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
-    """Return a sentence on what the differences can tell, given how many runs there are."""
+    """Return a sentence on what the differences can tell with so many runs."""
     sizes = [len(group.runs) for group in groups]
     fewest = min(sizes)
     if max(sizes) == 1:

@@ -61,22 +61,22 @@ class _Entry(NamedTuple):
 class BackgroundWriter:
     """Queue records within bounds, and encode and write them on a daemon thread.
 
-    The first exception of the sink stops it for good: it is kept in ``failure`` and logged, and
-    whatever is put later is ignored. A record that can't be encoded is lost alone.
+    The first exception of the sink stops the writer for good. The exception is kept in ``failure``
+    and logged, and later records are ignored. A record that can't be encoded is lost alone.
 
     Args:
-        sink: Closed by the thread when it ends.
+        sink: Takes the events; the thread closes it when it ends.
         flush_seconds: Least time between two rounds of writing and flushing, and so the longest
-            that records wait.
-        max_bytes: Memory of all that waits. Pictures may take half of it. Only what is bigger by
-            itself may exceed it.
-        timeout: ``flush`` and ``close`` give up after so many seconds without any progress.
+            time that records wait.
+        max_bytes: Memory of all waiting records. Pictures may take half of it. Only a record that
+            is larger by itself may exceed it.
+        timeout: Seconds without any progress after which ``flush`` and ``close`` give up.
 
     Attributes:
-        failure: What stopped the thread, if anything did.
-        dropped: How many records found no place in the queue, by kind.
-        failed: How many couldn't be encoded.
-        written: How many the sink took, by kind.
+        failure: Exception that stopped the thread, or None.
+        dropped: Number of records that found no place in the queue, by kind.
+        failed: Number of records that could not be encoded.
+        written: Number of records that the sink took, by kind.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class BackgroundWriter:
     # --- for other threads
 
     def put(self, step: int, wall_time: float, records: Sequence[Record | RunConfig]) -> None:
-        """Queue the records of a step; never waits."""
+        """Queue the records of a step, and return at once."""
         if self._closing or self._ended or os.getpid() != self._pid:
             return
         pictures = [record for record in records if isinstance(record, Picture)]
@@ -134,7 +134,7 @@ class BackgroundWriter:
                 self._bytes += size
                 self._waiting.append(_Entry(step, wall_time, kept, size))
                 if len(self._waiting) == 1 or self._is_half_full():
-                    # Else the thread already knows when to go on.
+                    # Otherwise the thread already knows when to go on.
                     self._changed.notify_all()
         if self._exiting:
             self.flush()

@@ -51,7 +51,7 @@ class CustomScalars:
     """Keep the charts of a log, one for each tag with a confidence interval.
 
     Args:
-        log_dir: Where the log is. It may have charts already, which keep their places.
+        log_dir: Directory of the log. It may have charts already, which keep their places.
 
     Attributes:
         changed: True when a layout must be written.

@@ -75,7 +75,7 @@ class Encoder:
     """Turn records into summary values, and remember the clean tag of each original one.
 
     Args:
-        log_dir: Where the log is, if on this machine.
+        log_dir: Directory of the log, if it is on this machine.
     """
 
     def __init__(self, log_dir: Path | None = None) -> None:
@@ -114,7 +114,7 @@ class Encoder:
             width, height = struct.unpack(">II", record.png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
             return [_tensor(tag, record, "images", sized)]
-        raise TypeError(f"not a record: {record!r}")
+        raise TypeError(f"not a record: {record!r}; pass Scalar, Histogram, Text, Array or Picture")
 
     def end(self) -> list[Summary.Value]:
         """Return once what ends the session that a :class:`RunConfig` started, if one did."""
@@ -162,7 +162,9 @@ class Encoder:
         values = np.asarray(record.values).reshape(-1)
         edges = np.asarray(record.edges, dtype=np.float64)
         if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0).all():
-            raise ValueError(f"edges of {record.tag!r} must be increasing and at least 2")
+            raise ValueError(
+                f"edges of {record.tag!r} are not increasing or fewer than 2: pass at least 2 increasing edges"
+            )
         finite = values[np.isfinite(values)]
         encoded = []
         if finite.size:

@@ -101,7 +101,7 @@ class EventFile:
         self._pending += struct.pack("<I", masked_crc32c(data))
 
     def flush(self) -> None:
-        """Hand everything to the operating system: it survives the death of this process.
+        """Write all events to the operating system, so that they survive this process.
 
         Raises:
             OSError: The disk is full, the file was deleted, …
