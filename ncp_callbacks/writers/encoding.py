@@ -163,7 +163,8 @@ class Encoder:
         edges = np.asarray(record.edges, dtype=np.float64)
         if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0).all():
             raise ValueError(
-                f"edges of {record.tag!r} are not increasing or fewer than 2: pass at least 2 increasing edges"
+                f"edges of {record.tag!r} have shape {edges.shape} or do not increase: pass at "
+                "least 2 increasing edges"
             )
         finite = values[np.isfinite(values)]
         encoded = []
