@@ -986,7 +986,7 @@ def write_analysed(
         if time_share is not None:
             share = time_share + rng.normal(0, 1e-3)
             ci = (share - 0.05, share + 0.05)
-            records.append(ncp.Scalar("attribution/time_share", share, interval=ci))
+            records.append(ncp.Scalar("attribution/time_share", share, ci=ci))
         if marks is not None:
             records.append(ncp.Array("_ncp/held_out", marks))
         writer.write(step, records)
