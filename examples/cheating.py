@@ -1,16 +1,16 @@
-"""A model that cheats, caught: it reads how often patients are measured instead of how they are.
+"""Catch a model that cheats: it reads how often patients are measured instead of how they are.
 
     python examples/cheating.py
 
 Made-up patients on a ward, of whom some get worse. Heart rate, blood pressure and temperature tell
-something about who will. But nurses who worry about a patient look more often, and the model is
-told the time between measurements: it learns the worry. Its validation accuracy is splendid, and
-gone in a hospital where everybody is measured at the same pace.
+something about who will. But nurses who worry about a patient come more often, and the model gets
+the time between measurements: it learns the worry. Its validation accuracy is splendid, and gone in
+a hospital where everybody is measured at the same pace.
 
-``attribution/time_share`` shows it from the first looks on: of what moves the prediction, most is
-*when* was measured, not *what*. Then the leak is mended, one measurement every 90 minutes for
-everybody, and the two runs are compared. Takes half a minute, and ends with the command that opens
-both runs in TensorBoard.
+``attribution/time_share`` shows it from the first snapshots on: most of what moves the prediction
+is *when* was measured, not *what*. Then the leak is fixed, with one measurement every 90 minutes
+for everybody, and the two runs are compared. The script takes half a minute, and ends with the
+command that opens both runs in TensorBoard.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ Data = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Net(nn.Module):
+    """Predict who gets worse from the last state of a CfC."""
+
     def __init__(self) -> None:
         super().__init__()
         self.rnn = CfC(len(VITALS), 16, backbone_units=32, activation="silu")
@@ -50,10 +52,12 @@ class Net(nn.Module):
 
 
 def ward(rng: np.random.Generator, size: int, *, worried: bool) -> Data:
-    """The last 12 measurements of each patient, hours between them, and who gets worse.
+    """Return the last 12 measurements of each patient, hours between them, and who gets worse.
 
     Args:
-        worried: Whether those who get worse are measured more often.
+        rng: Random numbers.
+        size: Number of patients.
+        worried: Measure those who get worse more often.
     """
     worse = rng.uniform(size=size) < 0.5
     pace = np.where(worse & worried, 0.65, 0.95) * rng.lognormal(0, 0.12, size)
@@ -68,7 +72,7 @@ def ward(rng: np.random.Generator, size: int, *, worried: bool) -> Data:
 
 
 def at_one_pace(data: Data) -> Data:
-    """Of the last six hours, the measurement nearest to every 90 minutes; the rest is dropped."""
+    """Keep the measurement nearest to every 90 minutes of the last six hours; drop the others."""
     x, delta, worse = data
     ago = delta[:, ::-1].cumsum(axis=1)[:, ::-1] - delta
     wanted = np.arange(HOURS - EVERY, -EVERY / 2, -EVERY)
@@ -78,11 +82,13 @@ def at_one_pace(data: Data) -> Data:
 
 
 def arrays(data: Data) -> tuple[mx.array, mx.array, mx.array]:
+    """Return the data as MLX arrays."""
     x, delta, worse = data
     return mx.array(x), mx.array(delta), mx.array(worse)
 
 
 def accuracy(model: Net, data: Data) -> float:
+    """Return the fraction of patients whose prediction is right."""
     x, delta, worse = arrays(data)
     return float(((model(x, delta)[:, 0] > 0) == (worse > 0.5)).mean().item())
 
@@ -90,7 +96,7 @@ def accuracy(model: Net, data: Data) -> float:
 def train(
     name: str, learn: Data, validate: Data, elsewhere: Data, log_dir: Path, steps: int
 ) -> tuple[Net, Path]:
-    """Train a CfC and watch it; returns it, and where its log is."""
+    """Train a CfC and watch it; return it and the directory of its log."""
     mx.random.seed(0)
     rng = np.random.default_rng(1)
     model = Net()
@@ -118,35 +124,38 @@ def train(
             mx.eval(model.parameters(), optimizer.state)
             monitor.on_step_end(step, loss=loss)
             if step % 25 == 0:
-                seen = {"val/accuracy": validate, "elsewhere/accuracy": elsewhere}
-                monitor.log_scalars(step, {tag: accuracy(model, d) for tag, d in seen.items()})
+                sets = {"val/accuracy": validate, "elsewhere/accuracy": elsewhere}
+                monitor.log_scalars(step, {tag: accuracy(model, d) for tag, d in sets.items()})
     assert monitor.log_dir is not None
     return model, Path(monitor.log_dir)
 
 
 class Log:
-    """A run's log, as TensorBoard reads it."""
+    """Read a run's log as TensorBoard does."""
 
     def __init__(self, run: Path) -> None:
         self._events = EventAccumulator(str(run), size_guidance={"tensors": 0})
         self._events.Reload()
 
     def curve(self, tag: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of a scalar."""
         points = self._events.Scalars(tag)
         return [p.step for p in points], [p.value for p in points]
 
     def last(self, tag: str) -> float:
+        """Return the last value of a scalar."""
         return self.curve(tag)[1][-1]
 
     def last_image(self, tag: str) -> Image.Image:
+        """Return the last picture of a tag."""
         # The first two strings of an image summary are its width and height.
         return Image.open(BytesIO(self._events.Tensors(tag)[-1].tensor_proto.string_val[2]))
 
 
 def picture(logs: Sequence[Log], path: Path) -> None:
-    """What TensorBoard shows of both runs, on one sheet."""
-    sheet = Figure(figsize=(12.8, 9.4), dpi=100)
-    (accuracies, shares), heatmaps = sheet.subplots(2, 2)
+    """Draw what TensorBoard shows of both runs in one figure."""
+    figure = Figure(figsize=(12.8, 9.4), dpi=100)
+    (accuracies, shares), heatmaps = figure.subplots(2, 2)
     for log, name, color in zip(logs, NAMES, COLORS, strict=True):
         accuracies.plot(*log.curve("val/accuracy"), color=color, linewidth=4, label=name)
         shares.plot(*log.curve("attribution/time_share"), color=color, linewidth=4, label=name)
@@ -166,9 +175,9 @@ def picture(logs: Sequence[Log], path: Path) -> None:
         axes.imshow(log.last_image("attribution/heatmap"))
         axes.set_title(f"attribution/heatmap\n{name}", fontsize=15)
         axes.set_axis_off()
-    sheet.tight_layout(h_pad=2.0)
+    figure.tight_layout(h_pad=2.0)
     buffer = BytesIO()
-    sheet.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
     image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
@@ -177,18 +186,18 @@ def picture(logs: Sequence[Log], path: Path) -> None:
 
 
 def report(logs: Sequence[Log], runs: Sequence[Path], swapped: float) -> None:
-    """What was found, in words."""
+    """Print the findings."""
     first, second = logs
 
     def line(what: str, share: float, remark: str = "") -> None:
         print(f"   {what:28} {share:6.1%}  {remark}".rstrip())
 
     print(f"1. {NAMES[0].capitalize()}")
-    line("val/accuracy", first.last("val/accuracy"), "splendid. But look:")
+    line("val/accuracy", first.last("val/accuracy"), "splendid. But:")
     line("attribution/time_share", first.last("attribution/time_share"), "of it is when, not what")
     share = first.last("input_x_gradient/time_share")
     line("input_x_gradient/time_share", share, "plain gradients are flat where it is sure")
-    line("with intervals of others", swapped, "so it is true: without the intervals, nothing")
+    line("with time_delta of others", swapped, "so it is true: without the times, nothing")
     line("where nobody worries", first.last("elsewhere/accuracy"), "what it is worth")
     print(f"2. {NAMES[1].capitalize()}")
     line("val/accuracy", second.last("val/accuracy"), "not splendid, but honest:")
@@ -205,6 +214,7 @@ def report(logs: Sequence[Log], runs: Sequence[Path], swapped: float) -> None:
 
 
 def main() -> None:
+    """Train with and without the leak, and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--log-dir", type=Path, default=Path("runs/cheating"))
@@ -225,7 +235,7 @@ def main() -> None:
     path = args.picture or args.log_dir / "cheating.png"
     picture(logs, path)
     print(f"picture  {path}")
-    print("To look at it:")
+    print("To open both logs:")
     print(f"  {sys.executable} -m tensorboard.main --logdir {args.log_dir}")
 
 

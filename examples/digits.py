@@ -1,12 +1,13 @@
-"""Handwritten digits, read row by row at irregular times, by a CfC that is watched while it learns.
+"""Read handwritten digits row by row at irregular times, with a CfC that is watched.
 
     python examples/digits.py
 
 Each image is a sequence of its 8 rows, top to bottom, with 8 features (columns). Three rows are
-dropped at random, and the model is told how many rows lie between one it sees and the one before:
-without the intervals it can't know where on the page a row belongs. Prints the accuracy, with and
-without the intervals, and the command that opens the log in TensorBoard. The settings were chosen
-by trying a few on this very split: the accuracy shows that the model has learnt, no more.
+dropped at random, and the model gets the distance of each row from the one before as its elapsed
+time: without it, the model can't know where on the page a row belongs. The script prints the
+accuracy with and without the elapsed times, and the command that opens the log in TensorBoard. The
+settings were chosen by trying a few on this very split: the accuracy shows that the model has
+learnt, no more.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ROWS_SEEN, BATCH = 5, 32
 
 
 class DigitReader(nn.Module):
-    """A recurrent network and a linear layer that names the digit after the last row."""
+    """Name the digit after the last row, by a recurrent network and a linear layer."""
 
     def __init__(self, kind: str, units: int) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class DigitReader(nn.Module):
 
 
 def thinned(images: np.ndarray, rng: np.random.Generator) -> tuple[mx.array, mx.array]:
-    """``(N, 5, 8)`` of the 8 rows, and ``(N, 5)`` intervals: rows since the last one seen."""
+    """Return 5 of the 8 rows ``(N, 5, 8)`` and the distance of each from the last ``(N, 5)``."""
     order = rng.random(images.shape[:2]).argsort(axis=1)
     rows = np.sort(order[:, :ROWS_SEEN], axis=1)
     x = np.take_along_axis(images, rows[..., None], axis=1)
@@ -54,12 +55,13 @@ def thinned(images: np.ndarray, rng: np.random.Generator) -> tuple[mx.array, mx.
 
 
 def main() -> None:
+    """Train, and print the accuracy and the command that opens the log."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=("cfc", "ltc"), default="cfc")
     parser.add_argument("--units", type=int, default=48)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=100, help="look every so many steps")
+    parser.add_argument("--every", type=int, default=100, help="steps between snapshots")
     parser.add_argument("--log-dir", type=Path, default=Path("runs/digits"))
     args = parser.parse_args()
 
@@ -118,14 +120,14 @@ def main() -> None:
             loss = train_step(x_train[batch], dt_train[batch], y_train[batch])
             monitor.on_step_end(step, loss=loss)
             if step % batches == 0:
-                seen = accuracy(x_test, dt_test)
-                monitor.log_scalars(step, {"val/accuracy": seen})
-                progress.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{seen:.1%}")
+                score = accuracy(x_test, dt_test)
+                monitor.log_scalars(step, {"val/accuracy": score})
+                progress.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{score:.1%}")
 
     print(f"test accuracy            {accuracy(x_test, dt_test):.1%}")
-    print(f"with all intervals at 1  {accuracy(x_test, mx.ones_like(dt_test)):.1%}")
+    print(f"with time_delta at 1     {accuracy(x_test, mx.ones_like(dt_test)):.1%}")
     print(f"log                      {monitor.log_dir}")
-    print("To look at it:")
+    print("To open it:")
     print(
         f"  {sys.executable} -m tensorboard.main --logdir {args.log_dir} "
         "--samples_per_plugin=images=200"

@@ -21,6 +21,8 @@ from ncp_callbacks.models import CfC
 
 
 class Net(nn.Module):
+    """Predict one number from the last state of a CfC."""
+
     def __init__(self) -> None:
         super().__init__()
         self.rnn, self.head = CfC(2, 12, backbone_units=12), nn.Linear(12, 1)
@@ -30,6 +32,7 @@ class Net(nn.Module):
 
 
 def main() -> None:
+    """Train on several processes, of which one watches."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--log-dir", default="runs/distributed/cfc")

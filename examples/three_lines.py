@@ -1,4 +1,4 @@
-"""The three lines in a plain loop: a small LTC learns how steeply a signal rises or falls.
+"""Watch a plain loop with three lines: a small LTC learns the slope of a signal.
 
 python examples/three_lines.py
 """
@@ -12,6 +12,8 @@ from ncp_callbacks.models import LTC
 
 
 class Net(nn.Module):
+    """Predict one number from the last state of an LTC."""
+
     def __init__(self) -> None:
         super().__init__()
         self.rnn, self.head = LTC(2, 12), nn.Linear(12, 1)
@@ -21,7 +23,7 @@ class Net(nn.Module):
 
 
 def batch(seed: int, size: int = 32) -> tuple[mx.array, mx.array, mx.array]:
-    """Signals sampled at random times, beside a channel of noise, and their slopes."""
+    """Return signals sampled at random times, with a channel of noise, and their slopes."""
     keys = mx.random.split(mx.random.key(seed), 4)
     dt = mx.random.uniform(0.1, 1.0, (size, 10), key=keys[0])
     slope = mx.random.uniform(-1, 1, (size, 1), key=keys[1])

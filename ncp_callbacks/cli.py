@@ -1,6 +1,8 @@
-"""Run the command ``ncp-callbacks``::
+"""Run the command ``ncp-callbacks``.
 
-ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
+::
+
+    ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _compare(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python would complain again at its exit.
+        # The reader (head, less) has closed the pipe; Python would warn again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -114,19 +116,19 @@ def _compare(options: argparse.Namespace) -> int:
         if options.out is not None:
             _report(groups, result, options.out)
     except RunsError as error:
-        _tell(f"ncp-callbacks compare: {error}")
+        _print_error(f"ncp-callbacks compare: {error}")
         return 2
     if options.format == "json":
         for warning in result.warnings:
-            _tell(f"warning: {warning}")
+            _print_error(f"warning: {warning}")
     for reason in broken:
-        _tell(f"failed: {reason}")
+        _print_error(f"failed: {reason}")
     for reason in unjudged:
-        _tell(f"can't be judged: {reason}")
+        _print_error(f"can't be judged: {reason}")
     return 1 if broken else 3 if unjudged else 0
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     from .runs.render import printable
 
     print(printable(text), file=sys.stderr)
@@ -157,7 +159,7 @@ def _report(groups: Sequence[Group], result: Comparison, folder: Path) -> None:
     except OSError as error:
         raise RunsError(f"no report can be written to '{folder}': {error.strerror}") from error
     sys.stdout.flush()
-    _tell(f"report: {path}")
+    _print_error(f"report: {path}")
 
 
 def _progress(paths: list[Path]) -> Iterable[Path]:

@@ -1,11 +1,12 @@
-"""What is said of a run when it begins and ends: where its log is, how to open it, what is in it.
+"""Print console summaries of a run: at its start how to open the log, at its end what it holds.
+
+::
 
     show(opening("runs/cfc-seed0", ["attribution/heatmap", "hidden/pca"]))
     ...
-    show(closing("runs/cfc-seed0", writer.tally, steps=3000, looks=30))
+    show(closing("runs/cfc-seed0", writer.tally, steps=3000, snapshots=30))
 
-The functions but :func:`show` only make text. Nothing imports IPython, which is asked only where it
-is there already.
+All functions but :func:`show` only return text. IPython is used if it is imported already.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ __all__ = ["closing", "in_notebook", "link", "opening", "show", "tensorboard_com
 PathLike = str | os.PathLike[str]
 
 _LOG = logging.getLogger("ncp_callbacks")
-_MOST_PINNED = 6
+_MAX_PINNED = 6
 
 
 def tensorboard_command(log_dir: PathLike, program: str = "tensorboard") -> str:
-    """What opens a log with all of its pictures and, beside it, the runs in the same directory.
+    """Return the command that opens a log, together with the runs in the same directory.
 
     Without ``--samples_per_plugin`` TensorBoard keeps 10 pictures of a tag, chosen at random.
+
+    Args:
+        log_dir: The run's directory.
+        program: Command that starts TensorBoard.
     """
     root = shlex.quote(_shown(_root_and_run(log_dir)[0]))
     return f"{program} --logdir {root} --samples_per_plugin=images=200"
@@ -49,17 +54,20 @@ def link(
     scalars: Sequence[str] = ("train/loss",),
     port: int = 6006,
 ) -> str:
-    """Address of TensorBoard's Time Series with these cards on top, the first six.
+    """Return the address of TensorBoard's Time Series with the first six cards on top.
+
+    Cards appear as soon as the log has their tags.
 
     Args:
-        log_dir: The run whose pictures they are; scalars are those of all runs.
-        pictures, scalars: Tags. Those that the log doesn't have yet appear when it has.
-        port: Where TensorBoard listens, which takes another port when this one is taken.
+        log_dir: The run that has the pictures.
+        pictures: Tags of pictures of this run.
+        scalars: Tags of scalars of all runs.
+        port: Port of TensorBoard. It takes another one if this is in use.
     """
     run = f"defaultExperimentId/{_root_and_run(log_dir)[1]}"
     cards: list[dict[str, str | int]] = [{"plugin": "scalars", "tag": tag} for tag in scalars]
     cards += [{"plugin": "images", "tag": tag, "runId": run, "sample": 0} for tag in pictures]
-    pinned = json.dumps(cards[:_MOST_PINNED], separators=(",", ":"))
+    pinned = json.dumps(cards[:_MAX_PINNED], separators=(",", ":"))
     # Terminals end an address at a quote or bracket, not at these.
     quoted = urllib.parse.quote(pinned, safe="/:,")
     return f"http://localhost:{port}/?pinnedCards={quoted}#timeseries"
@@ -73,13 +81,14 @@ def opening(
     notebook: bool | None = None,
     program: str | None = None,
 ) -> str:
-    """Where the log goes and how to open it; "" where it goes to no directory.
+    """Return the console summary of a run that starts; "" without a directory.
 
     Args:
         log_dir: The run's directory.
-        pictures, scalars: Tags of cards to see first.
-        notebook: Whether to name magics instead of a command; None: if this is a notebook.
-        program: What starts TensorBoard; None: what is installed.
+        pictures: Tags of the first pictures to show.
+        scalars: Tags of the first scalars to show.
+        notebook: True to print notebook magics instead of a command; None: detect it.
+        program: Command that starts TensorBoard; None: the one installed.
     """
     if log_dir is None:
         return ""
@@ -87,7 +96,7 @@ def opening(
     if program is None:
         program = _program()
         if not program:
-            lines.append("  TensorBoard, to look at it:  pip install 'ncp-callbacks[viewer]'")
+            lines.append("  to install TensorBoard:  pip install 'ncp-callbacks[viewer]'")
             program = "tensorboard"
     if in_notebook() if notebook is None else notebook:
         lines += [
@@ -115,17 +124,17 @@ def closing(
     seconds: float = 0.0,
     failure: BaseException | None = None,
 ) -> str:
-    """What became of a run.
+    """Return the console summary of a run that ends.
 
     Args:
-        log_dir: Where it is logged, None for no directory.
-        tally: What the writer did, once it is closed.
-        steps: How many the monitor was told of.
-        snapshots: How many were taken.
-        notes: How many the user should read.
-        loop_seconds: Seconds that the training loop spent in the monitor.
-        seconds: How long the run took.
-        failure: What stopped the writing, if anything did.
+        log_dir: The run's directory; None without one.
+        tally: Counts of the closed writer.
+        steps: Number of steps that the monitor was called with.
+        snapshots: Number of snapshots taken.
+        notes: Number of notes for the user.
+        loop_seconds: Time that the training loop spent in the monitor; s.
+        seconds: Duration of the run; s.
+        failure: Exception that stopped the writing, if any.
     """
     where = "" if log_dir is None else f" in {_shown(log_dir)}"
     lines = [
@@ -163,8 +172,8 @@ def show(text: str, *, verbose: bool | None = None) -> None:
     """Log a text at INFO, and print it if somebody is likely to read it.
 
     Args:
-        text: Nothing happens with "".
-        verbose: Whether to print; None: in a notebook, or where stderr is a terminal.
+        text: The text; nothing happens with "".
+        verbose: True to print; None: print in a notebook, or if stderr is a terminal.
     """
     if not text:
         return
@@ -173,7 +182,7 @@ def show(text: str, *, verbose: bool | None = None) -> None:
     # Notebooks show stderr like an error.
     stream = sys.stdout if notebook else sys.stderr
     if verbose is None:
-        # Who has set up logging to show it would see it twice.
+        # With logging set up at INFO, the text would appear twice.
         read = notebook or (stream is not None and stream.isatty())
         verbose = read and not _LOG.isEnabledFor(logging.INFO)
     if verbose and not (notebook and _displayed(text)):
@@ -181,7 +190,7 @@ def show(text: str, *, verbose: bool | None = None) -> None:
 
 
 def _displayed(text: str) -> bool:
-    """Whether the notebook shows it, with links that can be clicked and commands to be copied."""
+    """Display a text with clickable links in a notebook; return False if that is impossible."""
     import html
 
     display = getattr(sys.modules.get("IPython.display"), "display", None)
@@ -198,13 +207,13 @@ def _displayed(text: str) -> bool:
 
 
 def in_notebook() -> bool:
-    """Whether this runs in the kernel of a notebook."""
+    """Return true if this runs in the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
 
 def _program() -> str:
-    """What starts TensorBoard here; "" if nothing does."""
+    """Return the command that starts TensorBoard; "" if it is not installed."""
     if shutil.which("tensorboard"):
         return "tensorboard"
     if importlib.util.find_spec("tensorboard"):
@@ -213,15 +222,15 @@ def _program() -> str:
 
 
 def _root_and_run(log_dir: PathLike) -> tuple[Path, str]:
-    """The directory to open and the name that the run then has."""
+    """Return the directory to open and the name that the run then has."""
     run = Path(os.path.abspath(log_dir))
-    # TensorBoard searches all below for runs; in these that is too much, or somebody else's.
+    # TensorBoard searches all subdirectories for runs; these hold too many, or those of others.
     broad = {Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path(run.anchor)}
     return (run, ".") if run.parent in broad else (run.parent, run.name)
 
 
 def _shown(path: PathLike) -> str:
-    """Relative to the current directory where that is shorter, as the user writes it."""
+    """Return a path relative to the current directory if it is inside, or else an absolute one."""
     whole = os.path.abspath(path)
     relative = os.path.relpath(whole)
     return whole if relative.startswith(os.pardir) else relative

@@ -1,4 +1,6 @@
-"""The held-out batch: what every look at the model looks at, checked once and never changed.
+"""Hold the batch on which the model is analysed, checked once and never changed.
+
+::
 
     held_out = HeldOutBatch(x_val[:16], time_delta=dt_val[:16], feature_names=["hr", "bp"])
 
@@ -23,74 +25,75 @@ _FLOATING = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
 
 def to_numpy(array: mx.array) -> npt.NDArray[np.float32]:
-    """A float32 copy: numpy has no bfloat16, and through a view it could write into MLX."""
+    """Return a float32 copy of an MLX array."""
+    # numpy has no bfloat16, and through a view it could write into MLX.
     return np.array(array.astype(mx.float32), dtype=np.float32)
 
 
 def read_only(array: _A) -> _A:
-    """Return a view of ``array`` that can't be written to."""
+    """Return a read-only view of ``array``."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
-def _handed_out(value: Any) -> Any:
-    """Copy MLX arrays and containers, and protect numpy arrays, so that nobody can change ours."""
+def _guarded(value: Any) -> Any:
+    """Copy MLX arrays and containers, and make numpy arrays read-only, for callers."""
     if isinstance(value, mx.array):
         return mx.array(value)
     if isinstance(value, np.ndarray):
         return read_only(value)
     if type(value) is dict:
-        return {key: _handed_out(each) for key, each in value.items()}
+        return {key: _guarded(each) for key, each in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_handed_out, value))
+        return type(value)(map(_guarded, value))
     return value
 
 
-def _kept(value: Any) -> Any:
-    """Copy arrays and the containers that hold them, so that later changes don't reach ours."""
+def _copied(value: Any) -> Any:
+    """Copy arrays and their containers, so that later changes by the caller have no effect."""
     if isinstance(value, np.ndarray):
         return read_only(value.copy())
     if type(value) is dict:
-        return {key: _kept(each) for key, each in value.items()}
+        return {key: _copied(each) for key, each in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_kept, value))
-    return _handed_out(value)
+        return type(value)(map(_copied, value))
+    return _guarded(value)
 
 
 def _names(names: Sequence[str] | None, what: str, count: int | None) -> tuple[str, ...] | None:
     if names is None:
         return None
     if isinstance(names, str):
-        raise TypeError(f"{what}={names!r} is one string; give a sequence, e.g. ['hr', 'bp']")
+        raise TypeError(f"{what}={names!r} is one string: pass a sequence, such as ['hr', 'bp']")
     listed = tuple(str(n) for n in names)
     if count is not None and len(listed) != count:
-        raise ValueError(f"{what} has {len(listed)} names for {count} features: give one for each")
+        raise ValueError(f"{what} has {len(listed)} names for {count} features: pass one for each")
     doubled = sorted({n for n in listed if listed.count(n) > 1})
     if doubled:
-        raise ValueError(f"{what} has {doubled[0]!r} more than once: names must tell them apart")
+        raise ValueError(f"{what} has {doubled[0]!r} more than once: pass different names")
     return listed
 
 
 class HeldOutBatch:
-    """Sequences to look at, frozen: later changes to the arrays given don't reach it.
+    """Hold sequences to analyse; later changes to the arrays passed have no effect on it.
 
     Args:
-        inputs: ``(B, T, F)``, floating; numpy or MLX. Its dtype is what the model will be given.
-            Or tokens, ``(B, T)`` integers, which are looked at behind the model's embedding. Or a
-            tuple, list or dict of arrays with ``B`` first, of which one is such a sequence.
-        time_delta: Intervals before each step, finite and above 0: ``(B, T)``, ``(B, T, 1)`` or one
-            number for all. ``(B, T)`` and ``(B, T, 1)`` are passed to the model as given.
-        targets: Whatever the target or loss function needs; arrays have ``B`` first.
-        mask: ``(B, T)`` bool, true at real steps; at least one in each sequence. What is not finite
-            elsewhere is replaced: inputs by 0, intervals by 1.
-        feature_names: ``F`` different names.
+        inputs: ``(B, T, F)``, floating; numpy or MLX. The model gets this dtype. Or tokens,
+            ``(B, T)`` integers, which are analysed after the model's embedding. Or a tuple, list or
+            dict of arrays with ``B`` first, of which one is such a sequence.
+        time_delta: Elapsed time before each time step, finite and above 0. It is ``(B, T)``,
+            ``(B, T, 1)`` or one number for all. The model gets arrays in the shape passed.
+        targets: Anything that the target or loss function needs; arrays have ``B`` first.
+        mask: ``(B, T)`` bool, true at real time steps; at least one in each sequence. Elsewhere,
+            values that are not finite are replaced: inputs by 0, elapsed time by 1.
+        feature_names: ``F`` different names; None: "feature 0" and so on.
         class_names: Names of the model's outputs.
 
     Raises:
-        TypeError: For inputs that are none of these.
-        ValueError: For shapes that don't fit, doubled names, intervals not above 0, and masks
-            that leave a sequence empty.
+        TypeError: The inputs are none of these.
+        ValueError: A shape does not fit, a name occurs twice, an elapsed time is not above 0, or
+            the mask leaves a sequence empty.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class HeldOutBatch:
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        # The sequence, and what it is given to the model in, with None in its place.
+        # The sequence, and the container that the model gets it in, with None in its place.
         self._inputs, self._container, self._key = self._check_inputs(inputs)
         batch, steps, features = self.inputs_shape
         self._mask = self._check_mask(mask, batch, steps)
@@ -117,12 +120,12 @@ class HeldOutBatch:
 
     @classmethod
     def _check_inputs(cls, inputs: Any) -> tuple[mx.array, Any, Any]:
-        """The sequence, its container with None in its place, and its key there."""
+        """Return the sequence, its container with None in its place, and its key there."""
         if isinstance(inputs, mx.array | np.ndarray):
             return cls._check_sequence(inputs), None, None
         if not isinstance(inputs, dict | list | tuple) or not inputs:
             raise TypeError(
-                f"inputs is a {type(inputs).__name__}; give an array (batch, time steps, "
+                f"inputs is a {type(inputs).__name__}: pass an array (batch, time steps, "
                 "features), or a tuple, list or dict of arrays of which one is such a sequence"
             )
         items = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
@@ -136,7 +139,7 @@ class HeldOutBatch:
         if len(sequences) != 1:
             raise ValueError(
                 f"inputs holds {shapes}; expected one sequence among them, floating (batch, time "
-                "steps, features), or tokens (batch, time steps). Give the one to be looked at "
+                "steps, features), or tokens (batch, time steps). Pass the one to analyse "
                 "alone, and add the others in forward=lambda model, inputs, time_delta: ..."
             )
         key = sequences[0]
@@ -156,7 +159,7 @@ class HeldOutBatch:
     @staticmethod
     def _array(value: Any, what: str) -> mx.array:
         if not isinstance(value, mx.array | np.ndarray):
-            raise TypeError(f"{what} is a {type(value).__name__}; give an mx.array or numpy array")
+            raise TypeError(f"{what} is a {type(value).__name__}: pass an mx.array or numpy array")
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
             value = value.astype(np.float32)  # as mx.array does for Python floats
         return mx.array(value)
@@ -190,7 +193,7 @@ class HeldOutBatch:
             )
         if array.dtype != np.bool_:
             if not np.isin(array, (0, 1)).all():
-                raise ValueError(f"mask holds {array.min()} to {array.max()}; give booleans")
+                raise ValueError(f"mask holds {array.min()} to {array.max()}: pass booleans")
             array = array.astype(bool)
         empty = np.flatnonzero(~array.any(axis=1))
         if len(empty):
@@ -222,14 +225,16 @@ class HeldOutBatch:
             b, t = bad[0]
             raise ValueError(
                 f"time_delta is {values[b, t]:g} at sequence {b}, step {t} ({len(bad)} such): "
-                "intervals must be finite and above 0. They are the times between samples, not "
-                "timestamps: np.diff turns timestamps into intervals; give the first step one too"
+                "elapsed times must be finite and above 0. They are times between samples, not "
+                "timestamps: np.diff turns timestamps into elapsed times; pass one for the first "
+                "step, too"
             )
         mx.eval(array)
         return array
 
     def _fill_padding(self, real: mx.array) -> None:
-        """NaN in padding would come back in the gradients of real steps, as 0 times NaN."""
+        """Replace values in padding that are not finite."""
+        # NaN in padding would come back in the gradients of real steps, as 0 times NaN.
         if not self.tokens:
             odd = mx.logical_not(real[..., None] | mx.isfinite(self._inputs))
             self._inputs = mx.where(odd, mx.zeros_like(self._inputs), self._inputs)
@@ -245,18 +250,18 @@ class HeldOutBatch:
             targets = np.asarray(targets)
         if isinstance(targets, np.ndarray):
             if targets.dtype == object:
-                return _kept(targets)
+                return _copied(targets)
             targets = mx.array(
                 targets.astype(np.float32) if targets.dtype == np.float64 else targets
             )
         elif isinstance(targets, mx.array):
             targets = mx.array(targets)
         else:
-            return _kept(targets)
+            return _copied(targets)
         if targets.ndim == 0 or targets.shape[0] != batch:
             raise ValueError(
-                f"targets has shape {tuple(targets.shape)} for {batch} sequences: its first axis "
-                "must be the batch"
+                f"targets has shape {tuple(targets.shape)} for {batch} sequences: pass an array "
+                "whose first axis is the batch"
             )
         mx.eval(targets)
         return targets
@@ -264,21 +269,21 @@ class HeldOutBatch:
     # An mx.array can be written in place, so every caller gets a handle of its own.
     @property
     def inputs(self) -> mx.array:
-        """The sequence, ``(B, T, F)`` in the dtype given, or tokens ``(B, T)``."""
+        """Return the sequence, ``(B, T, F)`` in the dtype passed, or tokens ``(B, T)``."""
         return mx.array(self._inputs)
 
     @property
     def tokens(self) -> bool:
-        """Whether the sequence is of tokens."""
+        """Return true if the sequence holds tokens."""
         return bool(self._inputs.ndim == 2)
 
     @property
     def has_companions(self) -> bool:
-        """Whether the model is given more than the sequence."""
+        """Return true if the model gets other arrays besides the sequence."""
         return self._container is not None
 
     def pack(self, sequence: mx.array) -> Any:
-        """What the model is given: ``sequence`` beside its companions, if it has any.
+        """Return the model's inputs: ``sequence`` with its companion arrays, if it has any.
 
         Companions are repeated for a sequence of several times the batch.
         """
@@ -297,47 +302,47 @@ class HeldOutBatch:
 
     @property
     def time_delta(self) -> mx.array | None:
-        """``(B, T)`` or ``(B, T, 1)`` as given, or None."""
+        """Return the elapsed time, ``(B, T)`` or ``(B, T, 1)`` as passed, or None."""
         return None if self._time_delta is None else mx.array(self._time_delta)
 
     @property
     def flat_time_delta(self) -> mx.array | None:
-        """``(B, T)``, or None."""
+        """Return the elapsed time as ``(B, T)``, or None."""
         delta = self.time_delta
         return None if delta is None else delta.reshape(self.inputs_shape[:2])
 
     @property
     def targets(self) -> Any:
-        """As passed; arrays as MLX arrays.
+        """Return the targets as passed, with arrays as MLX arrays.
 
-        MLX arrays are copies, numpy arrays inside containers can't be written to.
+        MLX arrays are copies. numpy arrays inside containers are read-only.
         """
-        return _handed_out(self._targets)
+        return _guarded(self._targets)
 
     @property
     def mask(self) -> npt.NDArray[np.bool_] | None:
-        """``(B, T)`` bool, not writable, or None."""
+        """Return the mask, ``(B, T)`` bool and read-only, or None."""
         return self._mask
 
     @property
     def mask_array(self) -> npt.NDArray[np.bool_]:
-        """``(B, T)`` bool, not writable, all true where no mask was passed."""
+        """Return the mask, ``(B, T)`` bool and read-only; all true if none was passed."""
         return read_only(np.ones(self.inputs_shape[:2], bool)) if self._mask is None else self._mask
 
     @property
     def inputs_shape(self) -> tuple[int, int, int]:
-        """``(B, T, F)``; tokens count as one feature."""
+        """Return ``(B, T, F)``; tokens count as one feature."""
         batch, steps, *features = self._inputs.shape
         return batch, steps, features[0] if features else 1
 
     @property
     def last_steps(self) -> npt.NDArray[np.intp]:
-        """``(B,)``, not writable, index of each sequence's last real time step."""
+        """Return the index of each sequence's last real time step, ``(B,)`` and read-only."""
         from_end: npt.NDArray[np.intp] = np.argmax(self.mask_array[:, ::-1], axis=1)
         return read_only(self.inputs_shape[1] - 1 - from_end)
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Return the number of sequences."""
         return int(self._inputs.shape[0])
 
     def __repr__(self) -> str:
@@ -355,7 +360,7 @@ class HeldOutBatch:
         return f"HeldOutBatch({', '.join(parts)})"
 
     def take(self, rows: slice | npt.NDArray[np.intp]) -> HeldOutBatch:
-        """Some of the sequences; targets that are no arrays stay whole."""
+        """Return a batch of some of the sequences; targets that are no arrays stay whole."""
         part = copy.copy(self)
         picked = rows if isinstance(rows, slice) else mx.array(rows)
         part._inputs = self._inputs[picked]
@@ -376,11 +381,10 @@ class HeldOutBatch:
         return part
 
     def spread(self, count: int) -> npt.NDArray[np.intp]:
-        """``count`` sequences spread over the batch, in order; those of a smaller count are among
-        those of a larger one.
+        """Return the indices of ``count`` sequences spread over the batch, in increasing order.
 
-        Spread, because held-out data is often sorted; nested, so that callbacks which look at
-        different numbers of sequences share what they see.
+        They are spread because held-out data is often sorted. A smaller count gives a subset of a
+        larger one, so that callbacks that analyse different numbers of sequences share them.
         """
         bits = max(1, (len(self) - 1).bit_length())
         backwards = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))

@@ -1,4 +1,6 @@
-"""The same analyses outside a loop, for notebooks: one call for one model and one batch.
+"""Analyse a model outside a training loop, as in a notebook, with one call for one batch.
+
+::
 
     importance = compute_temporal_importance(model, x, time_delta)
     plot_feature_importance(importance, feature_names)
@@ -6,10 +8,10 @@
     everything = interpret_model(model, x, time_delta)
     everything["sensitivity"]["sensitivities"]
 
-Each function finds out by itself how the model is called, which module is its recurrent cell and
-what its backbone is, and leaves the model as it was. Keywords common to all (``mask``,
-``forward``, ``cells``, ``layers``, and where a target is attributed ``target``, ``targets``,
-``at``) are those of :class:`~ncp_callbacks.Monitor` and :class:`~ncp_callbacks.HeldOutBatch`.
+Each function finds the calling convention, the recurrent cell and the backbone of the model, and
+leaves the model unchanged. Keywords common to all functions (``mask``, ``forward``, ``cells``,
+``layers``, and ``target``, ``targets`` and ``at`` where a target is attributed) are those of
+:class:`~ncp_callbacks.Monitor` and :class:`~ncp_callbacks.HeldOutBatch`.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ __all__ = [
 ]
 
 
-_HOW = ("target", "at", "forward", "cells", "layers")
+_RUNNER_OPTIONS = ("target", "at", "forward", "cells", "layers")
 
 
 def _runner(
@@ -66,10 +68,12 @@ def _runner(
     class_names: Sequence[str] | None = None,
     **how: Any,
 ) -> ModelRunner:
-    unknown = sorted(how.keys() - set(_HOW))
+    unknown = sorted(how.keys() - set(_RUNNER_OPTIONS))
     if unknown:
         batch = ("targets", "mask", "feature_names", "class_names")
-        raise TypeError(f"{unknown[0]!r} is no option; there are {', '.join((*batch, *_HOW))}")
+        raise TypeError(
+            f"{unknown[0]!r} is an unknown option: pass {', '.join((*batch, *_RUNNER_OPTIONS))}"
+        )
     held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names, class_names)
     return ModelRunner(model, held_out, **how)
 
@@ -89,16 +93,18 @@ def compute_temporal_importance(
     Args:
         model: Any ``mlx.nn.Module``.
         x: ``(B, T, F)``, tokens ``(B, T)``, or either with companions, as for ``HeldOutBatch``.
-        time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None where the model needs none.
-        method, baseline, time_baseline: As for :class:`~ncp_callbacks.GradientAttribution`; by
-            default input × gradient.
+        time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
+        method: As for :class:`~ncp_callbacks.GradientAttribution`; by default input × gradient.
+        baseline: Inputs to compare with, as for the method.
+        time_baseline: Elapsed times to compare with, as for the method.
+        **options: Keywords common to all functions, see the module.
 
     Returns:
-        An object that is the ``(T, F)`` array wherever numpy wants one, with the signed mean, sign
-        agreement, shares, their intervals and checks as attributes.
+        An object that is the ``(T, F)`` array wherever numpy expects one, with the signed mean,
+        sign agreement, shares, their confidence intervals and checks as attributes.
 
     Raises:
-        ModelError, ValueError: If model and arrays don't fit.
+        ModelError, ValueError: Model and arrays do not fit.
     """
     attributor = Attributor(method, baseline, time_baseline)
     runner = _runner(model, x, time_delta, **options)
@@ -114,22 +120,24 @@ def analyze_time_sensitivity(
     scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
     **options: Any,
 ) -> TimeSensitivity:
-    """Change of the target when all intervals are multiplied by each of ``scales``.
+    """Return the change of the target when all elapsed times are multiplied by ``scales``.
 
     Args:
-        model, x: As for :func:`compute_temporal_importance`.
+        model: Any ``mlx.nn.Module``.
+        x: ``(B, T, F)``, as for :func:`compute_temporal_importance`.
         base_time_delta: ``(B, T)``, ``(B, T, 1)`` or one number.
-        scales: Factors above 0; 1 is added where it is missing.
+        scales: Factors above 0; 1 is added if it is missing.
+        **options: Keywords common to all functions, see the module.
 
     Returns:
         A mapping with ``scales`` and ``sensitivities`` (in SDs of the target over sequences; NaN
         for one sequence, whose change is in ``rms_change``) and more.
 
     Raises:
-        ModelError, ValueError: If model and arrays don't fit, or the model takes no intervals.
+        ModelError, ValueError: Model and arrays do not fit, or the model takes no elapsed time.
     """
     if base_time_delta is None:
-        raise ValueError("base_time_delta is None: give the intervals that are to be scaled")
+        raise ValueError("base_time_delta is None: pass the elapsed times to be scaled")
     wanted = checked_scales(scales)
     runner = _runner(model, x, base_time_delta, **options)
     with runner.analysing():
@@ -146,18 +154,21 @@ def visualize_hidden_states(
     cell: str | None = None,
     **options: Any,
 ) -> StateSpace:
-    """Hidden trajectories along the principal axes of all states.
+    """Return hidden trajectories along the principal axes of all states.
 
     Args:
-        model, x, time_delta: As for :func:`compute_temporal_importance`.
+        model: Any ``mlx.nn.Module``.
+        x: ``(B, T, F)``, as for :func:`compute_temporal_importance`.
+        time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
         components: Number of axes.
-        cell: Which recurrent cell, by module path; by default the last one.
+        cell: Module path of the recurrent cell; by default the last one.
+        **options: Keywords common to all functions, see the module.
 
     Returns:
-        An object that is the ``(B, T, components)`` array of scores wherever numpy wants one.
+        An object that is the ``(B, T, components)`` array of scores wherever numpy expects one.
 
     Raises:
-        ModelError: If no recurrent cell is found, or none of that name.
+        ModelError: No recurrent cell is found, or none of that name.
     """
     runner = _runner(model, x, time_delta, **options)
     with runner.analysing():
@@ -174,7 +185,7 @@ def _trajectory(observation: Observation, cell: str | None) -> Trajectory:
     for trajectory in found:
         if trajectory.cell == cell:
             return trajectory
-    raise ModelError(f"cell={cell!r}: the model has {', '.join(t.cell for t in found)}")
+    raise ModelError(f"cell={cell!r}: the model has {', '.join(t.cell for t in found)}; pass one")
 
 
 def _states(observation: Observation, components: int, cell: str | None) -> StateSpace:
@@ -185,7 +196,9 @@ def _states(observation: Observation, components: int, cell: str | None) -> Stat
 
 
 class StateTransitionAnalyzer:
-    """Collects hidden trajectories of one model and sums up their steps.
+    """Collect hidden trajectories of one model and summarise the changes between time steps.
+
+    ::
 
         analyzer = StateTransitionAnalyzer(model)
         analyzer.add_sequence(x, time_delta)
@@ -194,7 +207,8 @@ class StateTransitionAnalyzer:
 
     Args:
         model: Any ``mlx.nn.Module``.
-        cell: Which recurrent cell, by module path; by default the last one.
+        cell: Module path of the recurrent cell; by default the last one.
+        **options: Keywords common to all functions, see the module.
     """
 
     def __init__(self, model: nn.Module, *, cell: str | None = None, **options: Any) -> None:
@@ -203,10 +217,15 @@ class StateTransitionAnalyzer:
         self._parts: list[tuple[FloatArray, FloatArray, np.ndarray[Any, Any], str]] = []
 
     def add_sequence(self, x: Any, time_delta: Any = None, mask: Any = None) -> None:
-        """Run ``(B, T, F)`` sequences and keep their trajectories.
+        """Run sequences and keep their trajectories.
+
+        Args:
+            x: ``(B, T, F)``, as for :func:`compute_temporal_importance`.
+            time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
+            mask: ``(B, T)`` bool, true at real time steps; None: all are.
 
         Raises:
-            ModelError, ValueError: If model and arrays don't fit.
+            ModelError, ValueError: Model and arrays do not fit.
         """
         runner = _runner(self.model, x, time_delta, mask=mask, **self._options)
         with runner.analysing():
@@ -217,7 +236,9 @@ class StateTransitionAnalyzer:
         trajectory = _trajectory(observation, self._cell)
         batch, steps, _ = trajectory.values.shape
         if steps < 2:
-            raise ValueError("the sequences have one step: there is no transition between steps")
+            raise ValueError(
+                "the sequences have one step: pass at least two, so that there are transitions"
+            )
         delta = observation.time_delta
         self._parts.append(
             (
@@ -229,10 +250,10 @@ class StateTransitionAnalyzer:
         )
 
     def analyze_transitions(self) -> TransitionStatistics:
-        """Statistics over all sequences added; a mapping with ``magnitude_mean`` and so on.
+        """Return statistics over all sequences added, a mapping with ``magnitude_mean`` and more.
 
         Raises:
-            ValueError: If no sequence was added.
+            ValueError: No sequence was added.
         """
         if not self._parts:
             raise ValueError("no sequence was added: call add_sequence(x, time_delta) first")
@@ -257,13 +278,16 @@ class StateTransitionAnalyzer:
 def analyze_backbone(
     model: nn.Module, x: Any, time_delta: Any = None, **options: Any
 ) -> BackboneReport:
-    """Statistics of the hidden layers inside the recurrent cell, one mapping a layer.
+    """Return statistics of the hidden layers inside the recurrent cell, a mapping for each.
 
     Args:
-        model, x, time_delta: As for :func:`compute_temporal_importance`.
+        model: Any ``mlx.nn.Module``.
+        x: ``(B, T, F)``, as for :func:`compute_temporal_importance`.
+        time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
+        **options: Keywords common to all functions, see the module.
 
     Raises:
-        ModelError: If the model has no backbone.
+        ModelError: The model has no backbone.
     """
     runner = _runner(model, x, time_delta, **options)
     with runner.analysing():
@@ -276,16 +300,17 @@ def analyze_backbone(
 
 @dataclass(frozen=True, eq=False)
 class Interpretation(MappingResult):
-    """Everything at once, also as a mapping; None where the model has nothing to look at.
+    """Hold all analyses of a model, also as a mapping; None for those that are not applicable.
 
     Attributes:
-        importance: Which inputs matter, when.
-        sensitivity: How the target reacts to time; None for a model or call without intervals.
+        importance: Attribution of the target to features and time steps.
+        sensitivity: Change of the target with scaled time; None for a model or call without elapsed
+            times.
         states: Trajectories of the (last) recurrent cell in two dimensions.
-        transitions: Statistics of their steps.
+        transitions: Statistics of the changes between time steps.
         backbone: Statistics of the backbone's layers.
-        notes: What there was not to look at, one sentence each.
-        time_delta: ``(B, T)``, for the pictures.
+        notes: One sentence for each analysis that is not applicable.
+        time_delta: ``(B, T)`` elapsed times, for the pictures.
     """
 
     importance: TemporalImportance
@@ -297,7 +322,7 @@ class Interpretation(MappingResult):
     time_delta: FloatArray | None
 
     def _repr_html_(self) -> str:
-        """The figures and notes, as a notebook shows them."""
+        """Return HTML of the figures and notes, for notebooks."""
         from base64 import b64encode
         from html import escape
 
@@ -311,7 +336,7 @@ class Interpretation(MappingResult):
         return "\n".join([*pictures, *(f"<p>{escape(note)}</p>" for note in self.notes)])
 
     def figures(self) -> Mapping[str, matplotlib.figure.Figure]:
-        """One figure for each of ``importance``, ``sensitivity``, ``states``, ``backbone``."""
+        """Return a figure for each of ``importance``, ``sensitivity``, ``states``, ``backbone``."""
         from .callbacks.backbone_activations.plot import plot_unit_activity
         from .callbacks.gradient_attribution.plot import plot_feature_importance
         from .callbacks.state_space.plot import plot_state_space
@@ -335,14 +360,17 @@ def interpret_model(
     scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
     **options: Any,
 ) -> Interpretation:
-    """All of the above from one pass of the model (two with intervals).
+    """Return all analyses above, from one pass of the model (two with elapsed times).
 
     Args:
-        model, x, time_delta: As for :func:`compute_temporal_importance`.
-        scales: As for :func:`analyze_time_sensitivity`.
+        model: Any ``mlx.nn.Module``.
+        x: ``(B, T, F)``, as for :func:`compute_temporal_importance`.
+        time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
+        scales: Factors above 0, as for :func:`analyze_time_sensitivity`.
+        **options: Keywords common to all functions, see the module.
 
     Raises:
-        ModelError, ValueError: If model and arrays don't fit.
+        ModelError, ValueError: Model and arrays do not fit.
     """
     wanted = checked_scales(scales)
     runner = _runner(model, x, time_delta, **options)
@@ -353,9 +381,13 @@ def interpret_model(
         if observation.takes_time:
             sensitivity = time_sensitivity_of(observation, wanted)
             if sensitivity.ignores_time:
-                notes.append("the model takes intervals, but the target doesn't depend on them")
+                notes.append(
+                    "the model takes elapsed times, but the target does not depend on them"
+                )
         else:
-            notes.append("no intervals reach the model: there is no time to scale")
+            notes.append(
+                "no elapsed times reach the model, so there is no time to scale: pass time_delta"
+            )
         importance, backbone = Attributor().importance(observation), backbone_report(observation)
         if observation.states:
             states = _states(observation, 2, None)

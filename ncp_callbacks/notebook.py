@@ -11,7 +11,7 @@ def png_of(result: Pictured, plot: str) -> bytes:
     """Return the picture that a plot function makes of a result.
 
     Args:
-        result: A result.
+        result: The result to draw.
         plot: Name of the function in :mod:`ncp_callbacks.plots`.
     """
     from . import plots  # It imports matplotlib, which waits until something is shown.

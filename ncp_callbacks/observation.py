@@ -1,4 +1,4 @@
-"""What one look at the model sees: one fused pass, shared by all callbacks that are due.
+"""Hold the arrays of one snapshot: one fused pass, shared by all callbacks that are due.
 
 A callback declares what it needs, and reads numpy arrays::
 
@@ -51,12 +51,12 @@ __all__ = ["Activations", "Need", "Observation", "Trajectory"]
 
 
 class Need(enum.Enum):
-    """What an observation can hold beyond outputs and target values."""
+    """List the arrays that an observation can hold besides outputs and target values."""
 
     INPUT_GRADIENT = "input_gradient"
     """Gradient of the targets with respect to the inputs."""
     TIME_GRADIENT = "time_gradient"
-    """Gradient of the targets with respect to the intervals; costs nothing beside the former."""
+    """Gradient of the targets with respect to ``time_delta``; free with :attr:`INPUT_GRADIENT`."""
     STATES = "states"
     """Hidden states of every recurrent cell."""
     ACTIVATIONS = "activations"
@@ -65,13 +65,13 @@ class Need(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """States of one recurrent cell.
+    """Hold the states of one recurrent cell.
 
     Attributes:
         cell: Module path of the cell.
-        values: ``(B, T, H)``; a cell with several state arrays has them side by side.
-        initial: ``(B, H)``, state before the first step, or None where the model didn't give one.
-        reverse: Whether the cell ran from the last step to the first.
+        values: ``(B, T, H)``; several state arrays of a cell are concatenated.
+        initial: ``(B, H)``, state before the first time step; None if the model passes none.
+        reverse: True if the cell runs from the last time step to the first.
     """
 
     cell: str
@@ -82,11 +82,11 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """Activations of one backbone layer.
+    """Hold the activations of one backbone layer.
 
     Attributes:
         layer: Module path of the layer.
-        activation: Name of its activation function, "unknown" if it isn't recognised.
+        activation: Name of its activation function, "unknown" if it is not recognised.
         values: ``(B, T, N)``.
     """
 
@@ -96,26 +96,26 @@ class Activations:
 
 
 class Observation:
-    """The held-out batch seen through the model at one step, as float32 numpy arrays.
+    """Hold what the model makes of the held-out batch at one step, as float32 numpy arrays.
 
-    All callbacks share them, so no array can be written to: work on a copy, ``x = x - x.mean()``.
+    All callbacks share the arrays, so they are read-only: work on a copy, ``x = x - x.mean()``.
 
-    Valid during ``measure`` only: some of it is computed when first asked for. Asking for what was
-    not declared in ``needs`` is an error, because it would cost every user another pass.
+    An observation is valid during ``measure`` only, because some arrays are computed on first use.
+    Reading an array that ``needs`` does not declare is an error: it would cost another pass.
 
     Attributes:
         step: The training step.
-        held_out: The sequences seen.
-        indices: ``(B,)``, which of the whole held-out batch they are.
-        inputs: ``(B, T, F)``; for tokens, what they are embedded as.
+        held_out: The sequences analysed.
+        indices: ``(B,)``, their indices in the whole held-out batch.
+        inputs: ``(B, T, F)``; for tokens, their embeddings.
         time_delta: ``(B, T)`` or None.
         mask: ``(B, T)`` bool or None.
         outputs: ``(B, T, O)`` or ``(B, O)``.
         target_values: ``(B,)``, the scalar target of each sequence.
-        no_cells: Why there are no states, with the mend; "" where there are.
-        no_layers: Why there are no activations, likewise.
-        target: Its name, for titles.
-        target_slug: Its suffix for tags, "" for the default target.
+        no_cells: Reason why there are no states, with the fix; "" if there are states.
+        no_layers: Reason why there are no activations, with the fix; "" if there are some.
+        target: Name of the target, for titles.
+        target_slug: Suffix of the target for tags, "" for the default target.
     """
 
     def __init__(
@@ -126,12 +126,13 @@ class Observation:
         *,
         max_sequences: int | None = None,
     ) -> None:
-        """Run the model once; only inside ``runner.analysing()``.
+        """Run the model once. Call this only inside ``runner.analysing()``.
 
         Args:
-            runner: What runs the model.
-            step, needs: What is seen, and when.
-            max_sequences: How many of the sequences, None: all.
+            runner: Runs the model on the held-out batch.
+            step: The training step.
+            needs: The arrays to compute.
+            max_sequences: Largest number of sequences, spread over the batch; None: all.
         """
         self.step = step
         self._batch: HeldOutBatch = runner.held_out
@@ -145,15 +146,15 @@ class Observation:
         self.no_cells, self.no_layers = hook_points.no_cells, hook_points.no_layers
         self._needs = frozenset(needs)
         self._whole: Observation | None = None
-        self._rows: npt.NDArray[np.intp] | None = None
+        self._selected: npt.NDArray[np.intp] | None = None
         wanted = {need.value: need in self._needs for need in Need}
         self._passes = list(run_in_batches(runner, wanted))
-        self._rows_at_once = runner.max_sequences or len(self._batch)
+        self._batch_size = runner.max_sequences or len(self._batch)
         chosen = [c for part in self._passes if (c := part.chosen) is not None]
         self._chosen = np.concatenate(chosen) if chosen else None
-        self._see(runner)
+        self._set_arrays(runner)
 
-    def _see(self, runner: ModelRunner) -> None:
+    def _set_arrays(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._scaled: dict[float, FloatArray] = {}
         self._scaled_losses: dict[float, FloatArray] = {}
@@ -165,58 +166,61 @@ class Observation:
         self.time_delta = None if delta is None else read_only(to_numpy(delta))
         self.mask: npt.NDArray[np.bool_] | None = self.held_out.mask
 
-    def limited(self, sequences: int | None) -> Observation:
-        """At most so many of the sequences, spread over the batch, at no cost.
+    def limited(self, max_sequences: int | None) -> Observation:
+        """Return an observation of fewer sequences, spread over the batch, without another pass.
 
-        All of them where the model or the target takes the whole batch only.
+        It has all sequences if the model or the target takes the whole batch only.
+
+        Args:
+            max_sequences: Largest number of sequences; None: all.
         """
         here = len(self.held_out)
-        if sequences is None or sequences >= here or not self._runner.divisible:
+        if max_sequences is None or max_sequences >= here or not self._runner.divisible:
             return self
         part = copy.copy(self)
-        # What was worked out of all the sequences.
+        # These were computed from all the sequences.
         for name in ("states", "activations", "input_gradient", "time_gradient", "losses"):
             part.__dict__.pop(name, None)
-        # The same ones of the whole batch, whatever others look at.
-        part.indices = read_only(self._batch.spread(sequences))
+        # The choice depends on the whole batch alone, so that all callbacks agree on it.
+        part.indices = read_only(self._batch.spread(max_sequences))
         rows = np.searchsorted(self.indices, part.indices)
         part._whole = self if self._whole is None else self._whole
-        part._rows = rows if self._rows is None else self._rows[rows]
+        part._selected = rows if self._selected is None else self._selected[rows]
         part._chosen = None if self._chosen is None else self._chosen[rows]
-        part._see(self._runner.take(rows))
+        part._set_arrays(self._runner.take(rows))
         return part
 
     @property
     def whole_batch(self) -> int:
-        """How many sequences the held-out batch has, of which these are some."""
+        """Return the number of sequences in the whole held-out batch."""
         return self._runner.whole_batch
 
     @functools.cached_property
     def whole_inputs(self) -> FloatArray:
-        """``(N, T, F)``, inputs of the whole held-out batch, of which :attr:`inputs` are some."""
+        """Return the inputs ``(N, T, F)`` of the whole held-out batch."""
         return read_only(to_numpy(self._whole_runner.sequence()))
 
     @functools.cached_property
     def whole_time_delta(self) -> FloatArray | None:
-        """``(N, T)``, time_delta of the whole held-out batch; None where it has none."""
+        """Return ``time_delta`` ``(N, T)`` of the whole held-out batch; None if it has none."""
         delta = self._whole_runner.time_delta
         return None if delta is None else read_only(to_numpy(delta))
 
     @property
     def whole_mask(self) -> npt.NDArray[np.bool_] | None:
-        """``(N, T)``, true at real steps of the whole held-out batch; None where all are."""
+        """Return the mask ``(N, T)`` of the whole batch, true at real steps; None if all are."""
         return self._batch.mask
 
     @property
     def takes_time(self) -> bool:
-        """Whether the intervals reach the model."""
+        """Return true if ``time_delta`` reaches the model."""
         return self._runner.takes_time
 
     def _array(self, name: str) -> FloatArray:
-        return self._of_rows(np.concatenate([part.array(name) for part in self._passes]))
+        return self._select(np.concatenate([part.array(name) for part in self._passes]))
 
-    def _of_rows(self, values: FloatArray) -> FloatArray:
-        return read_only(values if self._rows is None else values[self._rows])
+    def _select(self, values: FloatArray) -> FloatArray:
+        return read_only(values if self._selected is None else values[self._selected])
 
     def _require(self, need: Need) -> None:
         if need not in self._needs:
@@ -227,28 +231,30 @@ class Observation:
 
     @functools.cached_property
     def input_gradient(self) -> FloatArray:
-        """``(B, T, F)``, gradient of each sequence's target with respect to its inputs."""
+        """Return the gradient ``(B, T, F)`` of each sequence's target by its inputs."""
         self._require(Need.INPUT_GRADIENT)
         return self._array("input_gradient")
 
     @functools.cached_property
     def time_gradient(self) -> FloatArray | None:
-        """``(B, T)``, gradient with respect to the intervals; None where the model takes none."""
+        """Return the gradient ``(B, T)`` by ``time_delta``; None if the model does not take it."""
         self._require(Need.TIME_GRADIENT)
         return self._array("time_gradient") if self.takes_time else None
 
     @functools.cached_property
     def states(self) -> Sequence[Trajectory]:
-        """One trajectory per recurrent cell; empty where none was found."""
+        """Return one trajectory per recurrent cell; empty if none was found."""
         self._require(Need.STATES)
         if self._whole is not None:
             return tuple(
                 replace(
-                    seen,
-                    values=self._of_rows(seen.values),
-                    initial=None if seen.initial is None else self._of_rows(seen.initial),
+                    trajectory,
+                    values=self._select(trajectory.values),
+                    initial=None
+                    if trajectory.initial is None
+                    else self._select(trajectory.initial),
                 )
-                for seen in self._whole.states
+                for trajectory in self._whole.states
             )
         return tuple(
             Trajectory(
@@ -267,11 +273,12 @@ class Observation:
 
     @functools.cached_property
     def activations(self) -> Sequence[Activations]:
-        """One per backbone layer, in the order of the forward pass; empty where none was found."""
+        """Return one entry per backbone layer in forward order; empty if none was found."""
         self._require(Need.ACTIVATIONS)
         if self._whole is not None:
             return tuple(
-                replace(seen, values=self._of_rows(seen.values)) for seen in self._whole.activations
+                replace(layer, values=self._select(layer.values))
+                for layer in self._whole.activations
             )
         return tuple(
             Activations(
@@ -282,7 +289,7 @@ class Observation:
             for hook in self._runner.hook_points.layers
         )
 
-    # ---- further passes
+    # ---- extra passes
 
     def evaluate(
         self,
@@ -293,22 +300,22 @@ class Observation:
         gradient: bool = False,
         loss: bool = False,
     ) -> TargetValues:
-        """Targets, and their gradients, of ``K`` variants of the batch: further passes.
+        """Return target values of ``K`` variants of the batch, by extra passes.
 
-        The same outputs are followed as in the batch itself. At most as many sequences are run at
-        once as the held-out batch has (or ``chunk_size``), without gradients four times as many.
+        Each variant is evaluated at the output that was chosen for the batch itself. A pass holds
+        at most as many sequences as the held-out batch (or ``chunk_size``), and four times as many
+        without gradients.
 
         Args:
             inputs: ``(K, B, T, F)``; None: the batch's own.
             time_delta: ``(K, B, T)``; None: the batch's own.
-            rows: ``(R,)``, the sequences of which these are variants, ``R`` in place of ``B``
-                everywhere; they may recur. None: all.
-            gradient: Whether gradients are wanted.
-            loss: Whether the loss is wanted beside the target, see :attr:`losses`; not with
-                gradients.
+            rows: ``(R,)``, indices of the sequences to vary, which may repeat; shapes then have
+                ``R`` in place of ``B``. None: all.
+            gradient: True to compute gradients.
+            loss: True to compute the loss as well, see :attr:`losses`; not with gradients.
 
         Raises:
-            ValueError: For shapes that don't fit the batch.
+            ValueError: A shape does not fit the batch, or the batch has no ``time_delta``.
         """
         batch = len(self.held_out) if rows is None else len(rows)
         for what, array, own in (
@@ -316,10 +323,12 @@ class Observation:
             ("time_delta", time_delta, self.time_delta),
         ):
             if array is not None and own is None:
-                raise ValueError(f"{what} are given, but the held-out batch has none to vary")
+                raise ValueError(
+                    f"{what} can't be varied: the held-out batch has none; pass it to HeldOutBatch"
+                )
             if array is not None and array.shape[1:] != (batch, *own.shape[1:]):  # type: ignore[union-attr]
                 raise ValueError(
-                    f"{what} have shape {array.shape}; expected (variants, "
+                    f"{what} has shape {array.shape}; pass (variants, "
                     f"{', '.join(map(str, (batch, *own.shape[1:])))})"  # type: ignore[union-attr]
                 )
         if rows is None:
@@ -328,13 +337,13 @@ class Observation:
             chosen = None if self._chosen is None else self._chosen[rows]
             some = self._runner.take(rows)
             return self._points(some, inputs, time_delta, chosen, gradient, loss)
-        # Only whole batches can be run: the others come along as they are.
-        times, again = Counter[int](), np.zeros(len(rows), int)
+        # The model runs whole batches only, so the other sequences are run unchanged.
+        times, repeat = Counter[int](), np.zeros(len(rows), int)
         for i, row in enumerate(rows.tolist()):
-            again[i] = times[row]
+            repeat[i] = times[row]
             times[row] += 1
-        if again.any():
-            parts = [np.flatnonzero(again == k) for k in range(again.max() + 1)]
+        if repeat.any():
+            parts = [np.flatnonzero(repeat == k) for k in range(repeat.max() + 1)]
             found = [
                 self.evaluate(
                     None if inputs is None else inputs[:, at],
@@ -374,40 +383,45 @@ class Observation:
             chosen,
             gradient=gradient,
             loss=loss,
-            rows=self._rows_at_once,
+            rows=self._batch_size,
             copies=1 if gradient else VARIANTS_AT_ONCE,
         )
         return _protected(found)
 
-    def cell_stepper(self, cell: str, sequences: int | None = None) -> CellStepper:
-        """A cell whose steps can be run again from any state; one forward pass.
+    def cell_stepper(self, cell: str, max_sequences: int | None = None) -> CellStepper:
+        """Return a stepper that runs a cell from any state; costs one forward pass.
 
         Args:
-            cell: Its :attr:`Trajectory.cell`.
-            sequences: How many of the sequences, spread over the batch; None: all.
+            cell: Name of the cell, see :attr:`Trajectory.cell`.
+            max_sequences: Largest number of sequences, spread over the batch; None: all.
 
         Raises:
-            NotApplicable: If its steps can't be run by themselves.
-            KeyError: If there is no such cell.
+            NotApplicable: The time steps of the cell can't be run one by one.
+            KeyError: The model has no such cell.
         """
         hook_points = {hook.name: hook for hook in self._runner.hook_points.cells}
         if cell not in hook_points:
-            raise KeyError(f"{cell!r}; the model's cells are {', '.join(hook_points) or 'none'}")
-        return CellStepper(self.limited(sequences)._runner, hook_points[cell])
+            raise KeyError(
+                f"no cell {cell!r}: the model's cells are {', '.join(hook_points) or 'none'}"
+            )
+        return CellStepper(self.limited(max_sequences)._runner, hook_points[cell])
 
-    def state_jacobian(self, cell: str, sequences: int | None = 8) -> FloatArray:
-        """``(S, T - 1, H, H)``: element ``[s, t, i, j]`` is ``d h_{t+1,i} / d h_{t,j}``.
+    def state_jacobian(self, cell: str, max_sequences: int | None = 8) -> FloatArray:
+        """Return the Jacobians ``(S, T - 1, H, H)`` of each state with respect to the one before.
 
-        Costs a forward pass, and a backward pass of ``H`` copies of each sequence. Of a cell that
-        runs backwards, steps are counted as it makes them: ``h_0`` is its state at the last one.
+        Element ``[s, t, i, j]`` is ``d h_{t+1,i} / d h_{t,j}``. The cost is a forward pass and a
+        backward pass of ``H`` copies of each sequence. A reverse cell is followed in its own order:
+        ``h_0`` is its state at the last time step.
 
         Args:
-            cell, sequences: As for :meth:`stepper`.
+            cell: Name of the cell, see :attr:`Trajectory.cell`.
+            max_sequences: Largest number of sequences, spread over the batch; None: all.
 
         Raises:
-            NotApplicable, KeyError: Likewise.
+            NotApplicable: The time steps of the cell can't be run one by one.
+            KeyError: The model has no such cell.
         """
-        stepper = self.cell_stepper(cell, sequences)
+        stepper = self.cell_stepper(cell, max_sequences)
         steps = [stepper.jacobian(t) for t in _after_first(stepper)]
         units = sum(stepper.sizes)
         found = (
@@ -417,19 +431,21 @@ class Observation:
         )
         return read_only(found)
 
-    def jacobian_products(self, cell: str, sequences: int | None = 8) -> JacobianProducts:
-        """Products of the Jacobians that :meth:`state_jacobian` returns with vectors.
+    def jacobian_products(self, cell: str, max_sequences: int | None = 8) -> JacobianProducts:
+        """Return functions that multiply the Jacobians of :meth:`state_jacobian` with vectors.
 
-        Costs a forward pass, and for each product of ``k`` vectors a backward step of ``k`` copies
-        of each sequence, or two where the Jacobian is not transposed.
+        The cost is a forward pass. Each product of ``k`` vectors with a transposed Jacobian takes a
+        backward step of ``k`` copies of each sequence, and with the Jacobian itself two.
 
         Args:
-            cell, sequences: As for :meth:`stepper`.
+            cell: Name of the cell, see :attr:`Trajectory.cell`.
+            max_sequences: Largest number of sequences, spread over the batch; None: all.
 
         Raises:
-            NotApplicable, KeyError: As :meth:`stepper`.
+            NotApplicable: The time steps of the cell can't be run one by one.
+            KeyError: The model has no such cell.
         """
-        stepper = self.cell_stepper(cell, sequences)
+        stepper = self.cell_stepper(cell, max_sequences)
         order = list(_after_first(stepper))
         batch, units = stepper.before(0).shape
         return JacobianProducts(
@@ -441,14 +457,18 @@ class Observation:
         )
 
     def state_x_gradient(self, cell: str) -> FloatArray:
-        """``(B, T - 1, H)``: states a cell hands on to its next step × the target's gradient there.
+        """Return the states of a cell × the target's gradient by them, ``(B, T - 1, H)``.
 
-        In units of the target, and in the order in which the cell makes its steps. One forward and
-        one gradient pass of all the sequences at once: take few, see :meth:`limited`.
+        Values are in units of the target. They cover the states that the cell passes to its next
+        time step, in the order in which it runs. The cost is one forward and one gradient pass of
+        all sequences at once, so use few of them, see :meth:`limited`.
+
+        Args:
+            cell: Name of the cell, see :attr:`Trajectory.cell`.
 
         Raises:
-            NotApplicable: If the cell isn't given its states from outside.
-            KeyError: If there is no such cell.
+            NotApplicable: The model does not pass the cell its states.
+            KeyError: The model has no such cell.
         """
         hook = {hook.name: hook for hook in self._runner.hook_points.cells}[cell]
         chosen = None if self._chosen is None else mx.array(self._chosen)
@@ -459,15 +479,18 @@ class Observation:
         return read_only(product)
 
     def values_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
-        """Targets ``(B,)`` with all intervals multiplied by each scale, one more forward pass.
+        """Return the targets ``(B,)`` with ``time_delta`` multiplied by each scale.
 
-        The same outputs are followed as at scale 1, whose values cost nothing.
+        Each scale costs one forward pass, except 1. The outputs chosen at scale 1 are followed.
+
+        Args:
+            scales: Factors above 0.
 
         Raises:
-            RuntimeError: If the model takes no intervals.
+            RuntimeError: The model takes no ``time_delta``.
         """
         if not self.takes_time:
-            raise RuntimeError("the model takes no intervals: check observation.takes_time first")
+            raise RuntimeError("the model takes no time_delta: check observation.takes_time first")
         assert self.time_delta is not None
         self._scaled[1.0] = self.target_values
         missing = [s for s in dict.fromkeys(map(float, scales)) if s not in self._scaled]
@@ -481,21 +504,24 @@ class Observation:
 
     @functools.cached_property
     def losses(self) -> FloatArray | None:
-        """``(B,)``, what ``target="loss"`` would be, where another target is taken; costs no pass.
+        """Return the values ``(B,)`` of ``target="loss"`` if another target is set; costs no pass.
 
-        None where that is the target itself, and where the batch has no targets or such as are only
-        for a loss of the user's own.
+        They are None if the loss is the target itself, if the batch has no targets, or if its
+        targets fit only a loss function of the user's own.
         """
         values = self._runner.losses(mx.array(self.outputs))
         return None if values is None else read_only(to_numpy(values))
 
     def losses_at_scales(self, scales: Sequence[float]) -> Mapping[float, FloatArray] | None:
-        """:attr:`losses` with all intervals multiplied by each scale; None where there are none.
+        """Return :attr:`losses` with ``time_delta`` multiplied by each scale; None without losses.
 
-        From the pass of :meth:`values_at_scales`.
+        The pass of :meth:`values_at_scales` computes them.
+
+        Args:
+            scales: Factors above 0.
 
         Raises:
-            RuntimeError: If the model takes no intervals.
+            RuntimeError: The model takes no ``time_delta``.
         """
         self.values_at_scales(scales)
         if self.losses is None:
@@ -504,14 +530,19 @@ class Observation:
         return {s: known[s] for s in map(float, scales)}
 
     def values_with_finer_solver(self, scales: Sequence[float]) -> Mapping[float, FloatArray]:
-        """As :meth:`values_at_scales`, with twice the sub-steps of LTC cells; twice a pass.
+        """Return :meth:`values_at_scales` with twice the ODE sub-steps of LTC cells.
+
+        Each scale costs a pass that takes twice as long as usual.
+
+        Args:
+            scales: Factors above 0.
 
         Raises:
-            NotApplicable: If no module of the model has ``ode_unfolds``.
-            RuntimeError: If the model takes no intervals.
+            NotApplicable: No module of the model has ``ode_unfolds``.
+            RuntimeError: The model takes no ``time_delta``.
         """
         if not self.takes_time:
-            raise RuntimeError("the model takes no intervals: check observation.takes_time first")
+            raise RuntimeError("the model takes no time_delta: check observation.takes_time first")
         assert self.time_delta is not None
         wanted = list(dict.fromkeys(map(float, scales)))
         scaled = np.stack([self.time_delta * np.float32(s) for s in wanted])
@@ -527,17 +558,18 @@ class Observation:
         along: FloatArray,
         time_along: FloatArray | None = None,
     ) -> TargetValues:
-        """Derivatives along a direction, and their gradients: Hessians times the direction.
+        """Return derivatives along a direction and their gradients, the Hessian-vector products.
 
-        For each variant of the batch a gradient of a gradient, some five forward passes.
+        Each variant costs a gradient of a gradient, which takes some five forward passes.
 
         Args:
-            inputs, time_delta: ``(K, B, T, F)`` and ``(K, B, T)``, as for :meth:`evaluate`.
-            along: ``(K, B, T, F)`` or what broadcasts to it.
-            time_along: ``(K, B, T)`` likewise; None: intervals stay.
+            inputs: ``(K, B, T, F)``, variants of the inputs.
+            time_delta: ``(K, B, T)``, variants of ``time_delta``; None: the batch's own.
+            along: Direction in the inputs, broadcast to ``(K, B, T, F)``.
+            time_along: Direction in ``time_delta``, broadcast to ``(K, B, T)``; None: zero.
 
         Returns:
-            As ``values`` the derivatives of the targets.
+            Target values whose ``values`` are the derivatives along the direction.
         """
         count = len(inputs)
         along = np.broadcast_to(along, inputs.shape)
@@ -557,7 +589,7 @@ class Observation:
                 else mx.array(array[at, here]).astype(own_delta.dtype)
                 for array in (time_delta, time_along)
             ]
-            seen = directional_derivatives(
+            found = directional_derivatives(
                 some,
                 mx.array(inputs[at, here]).astype(own.dtype),
                 times[0],
@@ -565,53 +597,56 @@ class Observation:
                 times[1],
                 None if self._chosen is None else mx.array(self._chosen[here]),
             )
-            return as_target_values(seen)
+            return as_target_values(found)
 
         # It keeps some three times what a gradient does.
-        rows = max(1, self._rows_at_once // 3)
+        rows = max(1, self._batch_size // 3)
         return _protected(run_in_parts(self._runner, run, count, rows=rows, copies=1))
 
     @property
     def every_step(self) -> tuple[str, str] | None:
-        """Name of the target at every step, and its suffix for tags.
+        """Return the name of the target at every time step, and its suffix for tags.
 
-        None for a model with one output per sequence, and a target that is a callable.
+        It is None for a model with one output per sequence, and for a callable target.
         """
         return self._runner.target.of_every_step
 
-    def at_steps(self, steps: Sequence[int]) -> TargetValues:
-        """The target at each of ``K`` steps, and its gradients; a gradient pass for each.
+    def at_steps(self, time_steps: Sequence[int]) -> TargetValues:
+        """Return the target at each of ``K`` time steps, and its gradients.
 
-        Of a sequence whose step is padding, what it gives is of no meaning.
+        Each time step costs a gradient pass. Values of a sequence at padding have no meaning.
+
+        Args:
+            time_steps: Indices along the sequence.
 
         Raises:
-            RuntimeError: If there is no target at every step, see :attr:`every_step`.
+            RuntimeError: There is no target at every time step, see :attr:`every_step`.
         """
         total = self.inputs.shape[1]
-        wanted = np.zeros((len(steps), 1, total), bool)
-        wanted[np.arange(len(steps)), :, list(steps)] = True
+        wanted = np.zeros((len(time_steps), 1, total), bool)
+        wanted[np.arange(len(time_steps)), :, list(time_steps)] = True
         return self._at_steps(wanted, hold_states=False)
 
     def at_own_steps(
         self, inputs: FloatArray | None = None, time_delta: FloatArray | None = None
     ) -> tuple[TargetValues, bool]:
-        """What each step's input does to that step's target, with the state before it held fixed.
+        """Return the gradient of each time step's target by its own input, with states held fixed.
 
-        With the states that cells are given counted as constants, a target depends on no other
-        step's inputs, so that the gradient of the sum over all steps is that of each; half of the
-        steps at a time, so that it shows if that is not so.
+        If the states passed to cells are constants, a target depends on the inputs of its own time
+        step only, and the gradient of the sum over time steps has the gradients of all. Half of the
+        time steps are summed at a time, so that a dependence on others is detected.
 
         Args:
-            inputs, time_delta: ``(K, B, T, F)`` and ``(K, B, T)``, variants of the batch; None: its
-                own. The same outputs are followed as in the batch itself.
+            inputs: ``(K, B, T, F)``, variants of the inputs; None: the batch's own.
+            time_delta: ``(K, B, T)``, variants of ``time_delta``; None: the batch's own.
 
         Returns:
-            One variant, or ``K``, and whether targets depended on other steps' inputs all the same.
-            As ``values`` the sum over real steps.
+            Target values of the ``K`` variants (or one), whose ``values`` are sums over real time
+            steps, and true if a target depends on the inputs of other time steps.
 
         Raises:
-            RuntimeError: If there is no target at every step, see :attr:`every_step`.
-            NotApplicable: If the states can't be held fixed.
+            RuntimeError: There is no target at every time step, see :attr:`every_step`.
+            NotApplicable: The states can't be held fixed.
         """
         real = self.held_out.mask_array
         half = np.random.default_rng(0).permutation(real.shape[1]) % 2 == 0
@@ -624,7 +659,7 @@ class Observation:
         )
         assert found.input_gradient is not None
         first, second = found.input_gradient[::2], found.input_gradient[1::2]
-        # What of other steps came through, at steps that were not asked for.
+        # Gradients at the time steps of the other half, which must be 0.
         others = np.where((real & half)[..., None], second, np.where(real[..., None], first, 0.0))
         mixed = bool(np.nan_to_num(others).any())
         own = np.where(half[:, None], first, second)
@@ -644,7 +679,9 @@ class Observation:
         hold_states: bool,
     ) -> TargetValues:
         if self.every_step is None:
-            raise RuntimeError("there is no target at every step: check observation.every_step")
+            raise RuntimeError(
+                "there is no target at every step: check observation.every_step first"
+            )
         predicted = None
         if hold_states and self._runner.target.follows_predictions:
             predicted = self.outputs.argmax(axis=-1)
@@ -662,19 +699,19 @@ class Observation:
                 step_gradients(some, part, x, dt, follow, hold_states=hold_states)
             )
 
-        found = run_in_parts(self._runner, run, len(wanted), rows=self._rows_at_once, copies=1)
+        found = run_in_parts(self._runner, run, len(wanted), rows=self._batch_size, copies=1)
         return _protected(found)
 
-    def again(self, inputs: FloatArray | None = None) -> Observation:
-        """The same sequences through the model as it is now, by one gradient pass.
+    def reevaluate(self, inputs: FloatArray | None = None) -> Observation:
+        """Run the same sequences through the model as it is now, by one gradient pass.
 
-        For attributions: inputs, target values and both gradients are new, and the same outputs
-        are followed. There are no outputs or activations, and states by a forward pass.
+        The result has new inputs, target values and gradients, for attributions of the same
+        outputs. It has no outputs and no activations. Its states cost a forward pass.
 
         Args:
-            inputs: ``(B, T, F)`` in place of their own.
+            inputs: ``(B, T, F)``, used in place of the batch's own; None: the batch's own.
         """
-        return _Again(self, inputs)
+        return _Reevaluation(self, inputs)
 
     @contextlib.contextmanager
     def randomised(
@@ -682,47 +719,59 @@ class Observation:
     ) -> Iterator[Iterator[tuple[tuple[str, ...], Observation]]]:
         """Iterate over stages that randomise parameters, from the output towards the input.
 
-        Gives the modules that a stage adds, and these sequences through the model as it is then
-        (:meth:`again`). On leaving the ``with`` block the model is as it was.
+        Each item has the modules that a stage randomises and the result of :meth:`reevaluate`
+        at that stage. The model is restored on leaving the ``with`` block.
 
         Args:
-            stages: At most so many.
+            stages: Largest number of stages.
 
         Raises:
-            NotApplicable: If the model has no trainable parameters that can change places.
+            NotApplicable: The model has no trainable parameters to shuffle.
         """
         with randomised(self._runner, stages) as cascade:
-            yield ((names, self.again()) for names in cascade)
+            yield ((names, self.reevaluate()) for names in cascade)
 
 
-class _Again(Observation):
-    """See :meth:`Observation.again`."""
+class _Reevaluation(Observation):
+    """Hold the arrays of one gradient pass; see :meth:`Observation.reevaluate`."""
 
-    def __init__(self, of: Observation, inputs: FloatArray | None) -> None:
-        known = vars(of).items()
-        # Without what was worked out of the other pass.
-        vars(self).update((k, v) for k, v in known if k != "outputs" and k not in vars(Observation))
+    def __init__(self, source: Observation, inputs: FloatArray | None) -> None:
+        # The same sequences, targets and outputs to follow.
+        self.step, self._needs = source.step, source._needs
+        self._batch, self._whole_runner = source._batch, source._whole_runner
+        self._runner, self._batch_size = source._runner, source._batch_size
+        self.indices, self._chosen = source.indices, source._chosen
+        self.target, self.target_slug = source.target, source.target_slug
+        self.no_cells, self.no_layers = source.no_cells, source.no_layers
+        self.held_out, self.time_delta, self.mask = source.held_out, source.time_delta, source.mask
+        # Nothing that was computed from the pass of the source.
+        self._whole = self._selected = None
         self._scaled, self._scaled_losses, self._passes = {}, {}, []
-        # What tokens are embedded as may have changed.
-        embedded = to_numpy(of._runner.sequence()) if inputs is None else np.asarray(inputs)
+        # The embedding of tokens may have changed.
+        embedded = to_numpy(source._runner.sequence()) if inputs is None else np.asarray(inputs)
         self.inputs = read_only(embedded)
-        self._seen = super().evaluate(self.inputs[None], gradient=True)
-        self.target_values = self._seen.values[0]
         self._own_inputs = inputs is None
+        self._found = super().evaluate(self.inputs[None], gradient=True)
+        self.target_values = self._found.values[0]
 
     @functools.cached_property
     def states(self) -> Sequence[Trajectory]:
-        """By a forward pass when asked for, while the model is still as it was when this was made.
+        """Run a forward pass when asked for; the model must not have changed since.
 
         Raises:
-            RuntimeError: With other inputs.
+            RuntimeError: The inputs are not those of the batch.
         """
         if not self._own_inputs:
-            raise RuntimeError("of other inputs there are no states")
-        self._whole = self._rows = None
+            raise RuntimeError(
+                "states are unavailable for modified inputs: call reevaluate() without inputs"
+            )
         wanted = {need.value: need is Need.STATES for need in Need}
         self._passes = list(run_in_batches(self._runner, wanted))
         return super().states
+
+    @functools.cached_property
+    def activations(self) -> Sequence[Activations]:
+        raise RuntimeError("a re-evaluation has no activations: read those of the observation")
 
     @functools.cached_property
     def losses(self) -> FloatArray | None:
@@ -730,13 +779,13 @@ class _Again(Observation):
 
     @functools.cached_property
     def input_gradient(self) -> FloatArray:
-        assert self._seen.input_gradient is not None
-        gradient: FloatArray = self._seen.input_gradient[0]
+        assert self._found.input_gradient is not None
+        gradient: FloatArray = self._found.input_gradient[0]
         return gradient
 
     @functools.cached_property
     def time_gradient(self) -> FloatArray | None:
-        gradients = self._seen.time_gradient
+        gradients = self._found.time_gradient
         if gradients is None:
             return None
         gradient: FloatArray = gradients[0]
@@ -759,20 +808,20 @@ class _Again(Observation):
 
 
 def _after_first(stepper: CellStepper) -> range:
-    """All steps of a cell but the first, in the order in which it makes them."""
+    """Return all time steps of a cell but the first, in the order in which it runs."""
     return range(stepper.steps - 2, -1, -1) if stepper.hook.reverse else range(1, stepper.steps)
 
 
-def _protected(points: TargetValues) -> TargetValues:
-    """Return the points with arrays that can't be written to."""
-    arrays = (points.values, points.input_gradient, points.time_gradient, points.loss)
+def _protected(values: TargetValues) -> TargetValues:
+    """Return target values with read-only arrays."""
+    arrays = (values.values, values.input_gradient, values.time_gradient, values.loss)
     return TargetValues(*[None if a is None else read_only(a) for a in arrays])  # type: ignore[arg-type]
 
 
 def _among(
     own: FloatArray, rows: npt.NDArray[np.intp], variants: FloatArray | None
 ) -> FloatArray | None:
-    """``(K, B, ...)``: the batch's own with ``rows`` replaced by ``(K, R, ...)``."""
+    """Return ``(K, B, ...)``, the batch's own arrays with ``rows`` replaced by variants."""
     if variants is None:
         return None
     whole = np.repeat(own[None], len(variants), axis=0)

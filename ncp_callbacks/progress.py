@@ -1,4 +1,4 @@
-"""A bar for what takes long, where somebody looks and ``tqdm`` is installed."""
+"""Show a progress bar on terminals, if ``tqdm`` is installed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ __all__ = ["progress"]
 T = TypeVar("T")
 
 
-def progress(items: Sequence[T], what: str, unit: str, *, fewest: int = 3) -> Iterable[T]:
-    """The items, with a bar on the terminal while they are gone through, which then vanishes.
+def progress(items: Sequence[T], description: str, unit: str, *, min_items: int = 3) -> Iterable[T]:
+    """Return the items, with a progress bar on the terminal that disappears at the end.
 
     Args:
-        items: What is gone through.
-        what, unit: Words beside the bar.
-        fewest: Fewer items get no bar.
+        items: The items to iterate over.
+        description: Text before the bar.
+        unit: Name of one item.
+        min_items: Fewer items get no bar.
     """
-    if len(items) < fewest or sys.stderr is None or not sys.stderr.isatty():
+    if len(items) < min_items or sys.stderr is None or not sys.stderr.isatty():
         return items
     try:
         tqdm = importlib.import_module("tqdm")
     except ImportError:
         return items
-    bar: Iterable[T] = tqdm.tqdm(items, desc=what, unit=unit, leave=False)
+    bar: Iterable[T] = tqdm.tqdm(items, desc=description, unit=unit, leave=False)
     return bar

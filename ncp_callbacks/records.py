@@ -1,6 +1,6 @@
-"""What a callback hands to a writer: numbers with a tag, and nothing that runs the model.
+"""Define records, which callbacks pass to writers: data with a tag, without model or MLX arrays.
 
-A callback's ``measure`` yields records; a writer decides what becomes of them::
+The ``measure`` method of a callback yields records, and a writer logs them::
 
     yield Scalar("attribution/entropy", 0.83)
     yield Figure("attribution/heatmap", plot_feature_importance, importance)
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 __all__ = [
-    "MOST_POINTS",
+    "MAX_POINTS",
     "Array",
     "Embedding",
     "Figure",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def _check_tag(tag: Any) -> None:
-    # A dashboard shows what a tag names, long after the line that made it has run.
+    # Later, a wrong tag could no longer be traced to the line that made it.
     if not isinstance(tag, str):
         raise TypeError(f"tag={tag!r} is a {type(tag).__name__}: pass a str, such as 'group/name'")
     if not tag:
@@ -44,16 +44,16 @@ def _check_tag(tag: Any) -> None:
 
 @dataclass(frozen=True)
 class Scalar:
-    """One number.
+    """Hold one number.
 
     Args:
         tag: ``group/name``; characters other than letters, digits, ``_ . - /`` become ``_``.
         value: NaN and infinities are written as they are.
-        description: What the number is, in one sentence with its unit; shown in the run's guide.
-        ci: Lower and upper end of the 95 % confidence interval over sequences, unless the
-            description says otherwise. Without finite ends there is none at this step.
-        chart: Whether TensorBoard's Custom Scalars draws the confidence interval around the value:
-            for the few numbers of a group that matter most. The log holds those of all numbers.
+        description: Meaning of the number, in one sentence with its unit; shown in the run's guide.
+        ci: Lower and upper end of the 95 % confidence interval, over sequences unless the
+            description names something else. It is skipped at steps where an end is not finite.
+        chart: Draw the confidence interval in TensorBoard's Custom Scalars. Pass False for all but
+            the few most important numbers of a group; the log has all of them.
 
     Raises:
         TypeError: The value is no number, or the tag no str.
@@ -69,26 +69,26 @@ class Scalar:
     def __post_init__(self) -> None:
         _check_tag(self.tag)
         try:
-            # Also of MLX, which must not go to the writer's thread.
+            # Scalars of MLX become floats here, because MLX must not run on the writer's thread.
             object.__setattr__(self, "value", float(self.value))
         except (TypeError, ValueError, OverflowError) as error:
-            raise TypeError(f"value={self.value!r} of {self.tag!r}: give a number") from error
+            raise TypeError(f"value={self.value!r} of {self.tag!r}: pass a number") from error
         if self.ci is not None and self.ci[0] > self.ci[1]:
             raise ValueError(f"ci={self.ci} of {self.tag!r}: pass the lower end first")
 
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts of ``values`` between fixed ``edges``, so that steps can be compared.
+    """Count ``values`` between fixed ``edges``, so that steps can be compared.
 
-    Values beyond the edges are counted in the first or last bin; non-finite values are left out
-    of the counts and logged beside the histogram as ``<tag>_nonfinite``.
+    Values beyond the edges are counted in the first or last bin. Non-finite values are not counted;
+    their number is logged as ``<tag>_nonfinite``.
 
     Args:
         tag: As for :class:`Scalar`.
         values: Any shape, floating.
         edges: ``(bins + 1,)``, increasing.
-        description: What is counted, with its unit.
+        description: Meaning of the values, with their unit.
 
     Raises:
         TypeError: The tag is no str.
@@ -106,14 +106,14 @@ class Histogram:
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A picture that a thread of the writer draws later, by calling ``plot(data, **options)``.
+    """Hold data of a picture that the writer draws later, by calling ``plot(data, **options)``.
 
     Args:
         tag: As for :class:`Scalar`.
         plot: Returns a ``matplotlib.figure.Figure`` made without ``pyplot``.
         data: Numpy data or a result of :mod:`ncp_callbacks.analysis`; must not hold MLX arrays.
         options: Keywords for ``plot``.
-        description: What the picture shows, in one or two sentences.
+        description: Meaning of the picture, in one or two sentences.
 
     Raises:
         TypeError: The tag is no str.
@@ -132,12 +132,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture.
+    """Hold a finished picture.
 
     Args:
         tag: As for :class:`Scalar`.
         png: The bytes of a PNG file.
-        description: What the picture shows, in one or two sentences.
+        description: Meaning of the picture, in one or two sentences.
 
     Raises:
         TypeError: The tag is no str, or ``png`` no bytes.
@@ -160,7 +160,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Text:
-    """Markdown for TensorBoard's Text dashboard.
+    """Hold Markdown for TensorBoard's Text dashboard.
+
+    Args:
+        tag: As for :class:`Scalar`.
+        markdown: The text.
 
     Raises:
         TypeError: The tag is no str.
@@ -176,11 +180,12 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """Raw numbers behind a figure, for comparing runs later; no dashboard shows them.
+    """Hold raw numbers behind a figure, for comparing runs later; no dashboard shows them.
 
     Args:
         tag: By convention below ``_ncp/``.
-        values: Written as float32.
+        values: Any shape; written as float32.
+        description: Meaning of the values, with their unit.
 
     Raises:
         TypeError: The tag is no str.
@@ -195,27 +200,29 @@ class Array:
         _check_tag(self.tag)
 
 
-MOST_POINTS = 2000
-"""Points of an :class:`Embedding`: what TensorBoard's Projector moves about without lagging."""
+MAX_POINTS = 2000
+"""Largest number of points of an :class:`Embedding` that the Projector moves without lagging."""
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Points in many dimensions, for TensorBoard's Projector, as a rule once, at the end of a run.
+    """Hold points in many dimensions for TensorBoard's Projector.
 
-    They go into files beside the log, where each tag has one set of points: those written last. A
-    TensorBoard that was open before shows them once it is started again.
+    They are usually logged once, at the end of a run. They go into files beside the log, where each
+    tag keeps only the points written last. A TensorBoard that is already open shows them after a
+    restart.
 
     Args:
         tag: As for :class:`Scalar`.
-        values: ``(N, D)``, at most 2,000 points; those with NaN or infinity are left out.
+        values: ``(N, D)``, at most 2,000 points; those with NaN or infinity are skipped.
         labels: Columns of ``N`` numbers or names to colour and search the points by, as in
             ``{"class": [...], "time": [...]}``; the first is shown beside a point.
-        description: What a point is.
+        description: Meaning of a point.
 
     Raises:
         TypeError: The tag is no str.
-        ValueError: The tag is empty, or for other shapes, more points, or labels of another length.
+        ValueError: The tag is empty, a shape does not fit, there are more points, or labels have
+            another length.
     """
 
     tag: str
@@ -228,25 +235,25 @@ class Embedding:
         shape = np.shape(self.values)
         if len(shape) != 2 or 0 in shape:
             raise ValueError(
-                f"values of {self.tag!r} have the shape {shape}: give (points, dimensions)"
+                f"values of {self.tag!r} have the shape {shape}: pass (points, dimensions)"
             )
-        if shape[0] > MOST_POINTS:
+        if shape[0] > MAX_POINTS:
             raise ValueError(
-                f"{self.tag!r} has {shape[0]:,} points: choose at most {MOST_POINTS:,} of them"
+                f"{self.tag!r} has {shape[0]:,} points: pass at most {MAX_POINTS:,} of them"
             )
         for name, column in self.labels.items():
             if len(column) != shape[0]:
                 raise ValueError(
                     f"labels[{name!r}] of {self.tag!r} has {len(column):,} entries for "
-                    f"{shape[0]:,} points: give one a point"
+                    f"{shape[0]:,} points: pass one for each point"
                 )
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something the user should know about the model or the run.
+    """Hold a sentence that the user should know about the model or the run.
 
-    The monitor says it once, however often it is made; it is not for writers.
+    The monitor reports it once, however often it is yielded. Writers do not get notes.
     """
 
     message: str

@@ -1,4 +1,4 @@
-"""Bases of the result dataclasses: mappings over their fields, or arrays with company."""
+"""Provide base classes for results: mappings of their fields, or arrays with attributes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 def compact(values: FloatArray) -> FloatArray:
-    """Return float32; float64 where a finite value is beyond what float32 holds."""
+    """Return the values as float32, or as float64 if a finite one exceeds the range of float32."""
     values = np.asarray(values)
     size = np.abs(values[np.isfinite(values)]).max(initial=0.0)
     return values.astype(np.float32 if size <= np.finfo(np.float32).max else np.float64)
 
 
 class Pictured:
-    """Shows itself as a picture in a notebook.
+    """Show a result as a picture in a notebook.
 
     Attributes:
-        draw: Makes a PNG of a result and the name of a plot function; set by the room that knows
-            how to draw, :mod:`ncp_callbacks.notebook`.
+        draw: Function of a result and the name of a plot function that returns a PNG; set by
+            :mod:`ncp_callbacks.notebook`.
     """
 
     _plot = ""
@@ -41,7 +41,7 @@ class Pictured:
 
 
 class MappingResult(Pictured, Mapping[str, Any]):
-    """A dataclass that also reads like the dict of its fields: ``result["scales"]``."""
+    """Give a dataclass the interface of a mapping of its fields: ``result["scales"]``."""
 
     def _names(self) -> tuple[str, ...]:
         return tuple(f.name for f in dataclasses.fields(self))  # type: ignore[arg-type]
@@ -63,19 +63,19 @@ class MappingResult(Pictured, Mapping[str, Any]):
         return self is other
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dict (arrays are not copied)."""
+        """Return the fields as a plain dict (arrays are not copied)."""
         return dict(self)
 
 
 class ArrayResult(Pictured, NDArrayOperatorsMixin):
-    """A dataclass that stands for its main array wherever numpy wants one.
+    """Let a dataclass stand for its main array wherever numpy expects an array.
 
     ``np.asarray(result)``, ``mx.array(result)``, ``result[0]``, ``result / 2``, ``len(result)`` and
-    what arrays have (``result.shape``, ``result.mean(axis=0)``) speak of that array; everything
-    else is an attribute.
+    attributes of arrays (``result.shape``, ``result.mean(axis=0)``) refer to that array. The other
+    fields are attributes.
     """
 
-    # One result is equal to itself only, as any object.
+    # A result equals only itself, as any object does.
     __eq__ = object.__eq__
     __ne__ = object.__ne__
     __hash__ = object.__hash__
@@ -97,7 +97,7 @@ class ArrayResult(Pictured, NDArrayOperatorsMixin):
 
         return mx.array(self._main)
 
-    if not TYPE_CHECKING:  # which would then take any name for an attribute
+    if not TYPE_CHECKING:  # A type checker would then accept any attribute.
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_") or not hasattr(np.ndarray, name):

@@ -1,4 +1,4 @@
-"""What a log says of itself: the cards ``about/run`` and ``about/guide``, in Markdown."""
+"""Write the cards ``about/run`` and ``about/guide`` of a log, in Markdown."""
 
 from __future__ import annotations
 
@@ -23,19 +23,28 @@ def run_card(
     notes: Sequence[str],
     place: str,
 ) -> str:
-    """The model as it was understood, the held-out batch, schedules, versions."""
+    """Return a description of the run: model, held-out batch, schedules, versions.
+
+    Args:
+        runner: Runs the model on the held-out batch.
+        callbacks: The callbacks of the run.
+        every: The schedule of callbacks without one of their own.
+        run_config: Hyper-parameters.
+        notes: Sentences for the user.
+        place: Where the observer runs, as in "in a process of its own".
+    """
     batch, steps, features = runner.held_out.inputs_shape
     hook_points = runner.hook_points
     layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(hook_points.layers)]
     versions = ", ".join(f"{name} {_version(name)}" for name in ("ncp-callbacks", "mlx", "numpy"))
     rows = {
         "model": type(runner.model).__name__,
-        "intervals": runner.calling.time_argument if runner.takes_time else "none",
+        "elapsed time": runner.calling.time_argument if runner.takes_time else "none",
         "recurrent cells": ", ".join(f"`{s.name}`" for s in hook_points.cells) or "none found",
         "backbone layers": ", ".join(layers) or "none found",
         "target": runner.target.name,
         "held-out batch": f"{batch} sequences × {steps} steps × {features} features",
-        "looks": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
+        "schedules": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
         "observer": f"runs {place}",
         "versions": f"{versions}, Python {platform.python_version()}",
     }
@@ -62,12 +71,15 @@ def _version(distribution: str) -> str:
 
 
 def guide(explained: Mapping[str, str]) -> str:
-    """What every tag means, from its description."""
+    """Return a table of the tags of a log.
+
+    Args:
+        explained: Descriptions by tag.
+    """
     lines = [
-        "What is logged, by tag. Everything is measured on the held-out batch, which is the same "
-        "at every step.",
+        "Everything below is measured on the held-out batch, which is the same at every step.",
         "",
-        "| tag | what |",
+        "| tag | meaning |",
         "|---|---|",
     ]
     lines += [
@@ -76,12 +88,12 @@ def guide(explained: Mapping[str, str]) -> str:
     lines += [
         "",
         "`train/…` and other tags that aren't listed are the training loop's own numbers. "
-        "`intervals/…` repeat those that have an interval, with its ends, for the bands in Custom "
-        "Scalars.",
+        "`ci/…` repeat numbers with the ends of their 95 % confidence intervals, for the charts in "
+        "Custom Scalars.",
     ]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    """A pipe would end the table's cell."""
+    """Return a text for a table's cell, which a pipe would end."""
     return text.replace("||", "‖").replace("|", "∣")

@@ -1,4 +1,6 @@
-"""When to look: a schedule is any callable from step to bool; these are the usual ones.
+"""Decide at which steps a snapshot is taken. A schedule is any callable from step to bool.
+
+::
 
     every(steps=100)                        # steps 100, 200, ...
     every(steps=100) | at([1, 10])          # and these two
@@ -22,11 +24,11 @@ __all__ = ["Schedule", "ScheduleLike", "as_schedule", "at", "every", "log_spaced
 
 
 class Schedule(abc.ABC):
-    """A callable ``step -> due?`` that combines with others by ``|``, ``&`` and ``~``."""
+    """Tell for each step if it is due; combine with others by ``|``, ``&`` and ``~``."""
 
     @abc.abstractmethod
     def __call__(self, step: int) -> bool:
-        """Whether to look at this step; asked once per step."""
+        """Return true if the step is due; called once per step."""
 
     def __or__(self, other: ScheduleLike) -> Schedule:
         return _Combined(any, "|", self, as_schedule(other))
@@ -132,48 +134,53 @@ def every(
     seconds: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Schedule:
-    """Due at multiples of ``steps``, or when ``seconds`` have passed since last due, or both.
+    """Return a schedule that is due every so many steps or seconds, or both.
 
-    In a loop that counts by more than one, due at the first step at or after each multiple that
-    comes after the first step asked about.
+    Steps are due at multiples of ``steps``. A loop that counts by more than one is due at the first
+    step at or after each multiple that follows its first step.
 
     Args:
         steps: At least 1.
-        seconds: Above 0; counted from the first step asked about.
-        clock: Where the seconds come from.
+        seconds: Above 0; counted from the first step.
+        clock: Returns the time in seconds.
 
     Raises:
-        ValueError: If neither is given, or one is out of range.
+        ValueError: Neither is passed, or one is out of range.
     """
     if steps is None and seconds is None:
-        raise ValueError("every() needs steps=, seconds= or both, e.g. every(steps=100)")
+        raise ValueError(
+            "every() has no argument: pass steps=, seconds= or both, such as every(steps=100)"
+        )
     parts: list[Schedule] = []
     if steps is not None:
         whole = _whole(steps)
         if whole is None or whole < 1:
-            raise ValueError(f"every(steps={steps!r}): steps is a whole number of at least 1")
+            raise ValueError(f"every(steps={steps!r}): pass a whole number of at least 1")
         parts.append(_EverySteps(whole))
     if seconds is not None:
         if not isinstance(seconds, numbers.Real) or not seconds > 0:
-            raise ValueError(f"every(seconds={seconds!r}): seconds is a number above 0")
+            raise ValueError(f"every(seconds={seconds!r}): pass a number above 0")
         parts.append(_EverySeconds(float(seconds), clock))
     return parts[0] if len(parts) == 1 else _Combined(any, "|", *parts)
 
 
 def at(steps: Iterable[int]) -> Schedule:
-    """Due at exactly these steps.
+    """Return a schedule that is due at exactly these steps.
+
+    Args:
+        steps: Whole numbers.
 
     Raises:
-        TypeError: If ``steps`` is no collection of whole numbers.
+        TypeError: ``steps`` is not a collection of whole numbers.
     """
     if not isinstance(steps, Iterable):
-        raise TypeError(f"at({steps!r}): give a list of steps, e.g. at([{steps!r}])")
+        raise TypeError(f"at({steps!r}): pass a list of steps, such as at([{steps!r}])")
     listed = sorted({operator.index(step) for step in steps})
     return _Steps(frozenset(listed), f"at({listed})")
 
 
 def log_spaced(*, first: int = 1, last: int = 10**9, per_decade: int = 4) -> Schedule:
-    """Due at steps that grow by a constant factor: dense early, sparse late.
+    """Return a schedule whose steps grow by a constant factor: dense early, sparse late.
 
     Args:
         first: First due step, at least 1.
@@ -181,12 +188,12 @@ def log_spaced(*, first: int = 1, last: int = 10**9, per_decade: int = 4) -> Sch
         per_decade: Due steps per factor of ten, at least 1.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: A value is out of range.
     """
     if first < 1 or last < first or per_decade < 1:
         raise ValueError(
-            f"log_spaced(first={first}, last={last}, per_decade={per_decade}): needs "
-            "1 <= first <= last and per_decade >= 1"
+            f"log_spaced(first={first}, last={last}, per_decade={per_decade}): "
+            "pass 1 <= first <= last and per_decade >= 1"
         )
     steps: set[int] = set()
     power = 0
@@ -198,29 +205,33 @@ def log_spaced(*, first: int = 1, last: int = 10**9, per_decade: int = 4) -> Sch
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number, numpy's too; None for anything else."""
+    """Return a whole number as an int, numpy's too; None for anything else."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         return None
     return operator.index(value)
 
 
 def as_schedule(value: ScheduleLike, *, what: str = "every") -> Schedule:
-    """An integer, schedule or any callable ``step -> bool``, as a schedule.
+    """Return a schedule made from an integer, a schedule or a callable ``step -> bool``.
+
+    Args:
+        value: Number of steps, a schedule or a callable.
+        what: Name of the argument, for messages.
 
     Raises:
-        TypeError: If it is none of these.
-        ValueError: For an integer below 1.
+        TypeError: The value is none of these.
+        ValueError: An integer is below 1.
     """
     if isinstance(value, Schedule):
         return value
     whole = _whole(value)
     if whole is not None:
         if whole < 1:
-            raise ValueError(f"{what}={value}: give a number of steps of at least 1")
+            raise ValueError(f"{what}={value}: pass a number of steps of at least 1")
         return _EverySteps(whole)
     if callable(value):
         return _Function(value)
     raise TypeError(
-        f"{what}={value!r} is no schedule: give a number of steps (100), a schedule "
+        f"{what}={value!r} is no schedule: pass a number of steps (100), a schedule "
         "(every(seconds=60)) or a callable from step to bool"
     )

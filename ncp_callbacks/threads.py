@@ -1,8 +1,7 @@
-"""One thread for small matrices.
+"""Limit BLAS to one thread, which suits small matrices.
 
-Analyses multiply small matrices on the training thread. With a thread for every core BLAS is no
-faster at that, and where the cores are busy, with training or with its data, threads that wait for
-each other make it many times slower.
+Analyses multiply small matrices. A BLAS thread on every core is no faster at that. Where the cores
+are busy with training or its data, threads that wait for each other are many times slower.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ __all__ = ["one_blas_thread"]
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
-    """While open, numpy's BLAS uses one thread, where it can be told to."""
+    """Return a context in which numpy's BLAS uses one thread, if the library can be limited."""
     limited: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
     return limited
 
 
 @functools.cache
 def _controller() -> Any:
-    # It comes with scikit-learn; finding the libraries takes milliseconds, once.
+    # Finding the libraries takes milliseconds, once.
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()

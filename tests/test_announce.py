@@ -239,7 +239,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_on_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert list(progress([1, 2, 3], "reading runs", "run")) == [1, 2, 3]
     shown = sys.stderr.getvalue()

@@ -152,7 +152,7 @@ def go(page: Any, board: Board, where: str) -> None:
 def test_time_series_has_the_promised_groups_and_cards(board: Board, page: Any) -> None:
     kinds = ("scalar", "image", "histogram")
     tags = [tag for cls in STANDARD for tag, kind in promised(cls).items() if kind in kinds]
-    groups = {tag.split("/")[0] for tag in (*tags, "train/loss", "fill/last", "intervals/any")}
+    groups = {tag.split("/")[0] for tag in (*tags, "train/loss", "fill/last", "ci/any")}
     go(page, board, "/#timeseries")
     page.wait_for_selector("card-view")
     names = page.locator("metrics-card-group-toolbar .group-title")

@@ -236,8 +236,8 @@ def test_a_handful_of_bands_a_group(tmp_path: Path) -> None:
     }
     run = read_run(tmp_path / "run")
     clean = {re.sub(r"[^-/\w.]", "_", tag) for tag in with_interval}
-    assert {tag for tag in clean if not tag.endswith("_change")} <= set(run.intervals)
-    assert not any(tag.startswith("_ncp/intervals") for tag in run.arrays)
+    assert {tag for tag in clean if not tag.endswith("_change")} <= set(run.ci)
+    assert not any(tag.startswith("_ncp/ci") for tag in run.arrays)
 
 
 # --- changes

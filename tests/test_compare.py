@@ -986,7 +986,7 @@ def write_analysed(
         if time_share is not None:
             share = time_share + rng.normal(0, 1e-3)
             ci = (share - 0.05, share + 0.05)
-            records.append(ncp.Scalar("attribution/time_share", share, interval=ci))
+            records.append(ncp.Scalar("attribution/time_share", share, ci=ci))
         if marks is not None:
             records.append(ncp.Array("_ncp/held_out", marks))
         writer.write(step, records)
@@ -1229,7 +1229,7 @@ def test_the_untrained_snapshot_is_never_averaged() -> None:
 def test_constants_and_machine_properties_come_last() -> None:
     rng = np.random.default_rng(0)
     last = ["monitor/seconds", "time_delta/outside_x2", "hidden/nonfinite", "hidden/basis_refits",
-            "attribution/nodes", "attribution/constant"]  # fmt: skip
+            "attribution/n_steps", "attribution/constant"]  # fmt: skip
     first = ["val/loss", "train/loss", "attribution/entropy"]
 
     def run(name: str, offset: float) -> Group:

@@ -122,10 +122,10 @@ def test_layout_is_written_when_a_tag_is_new_and_is_bounded(tmp_path: Path) -> N
     assert sum(map(len, charts(third).values())) == 48
     assert charts(third)["many"] == [f"many/{i}" for i in range(6)]
     # Without a chart of its own, but not lost, and in nobody's way.
-    found = read_run(tmp_path).intervals["many/99"]
+    found = read_run(tmp_path).ci["many/99"]
     assert (found.steps.tolist(), found.low.tolist(), found.high.tolist()) == ([7], [98], [100])
     scalars = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
-    assert sum(tag.startswith("intervals/") for tag in scalars) == 3 * 48
+    assert sum(tag.startswith("ci/") for tag in scalars) == 3 * 48
 
 
 @pytest.mark.parametrize("charted", [(True, False), (False, True)])
@@ -138,7 +138,7 @@ def test_a_band_whose_chart_comes_or_goes_with_a_resumed_run_is_read_whole(
             value = float(step)
             writer.write(step, [Scalar("a/x", value, ci=(value - 1, value + 1), chart=chart)])
         writer.close()
-    found = read_run(tmp_path).intervals["a/x"]
+    found = read_run(tmp_path).ci["a/x"]
     steps = np.arange(1, 8)
     np.testing.assert_array_equal(found.steps, steps)
     np.testing.assert_array_equal(found.low, steps - 1)
@@ -161,7 +161,7 @@ def test_a_band_that_nobody_charts_is_kept(
         for step, (value, bounds) in enumerate(points, start=1)
         if bounds is not None and np.isfinite([value, *bounds]).all()
     ]
-    found = run.intervals.get("a/x")
+    found = run.ci.get("a/x")
     bands = [] if found is None else zip(found.steps, found.low, found.high, strict=True)
     assert [tuple(map(float, point)) for point in bands] == whole
     assert not run.arrays
@@ -171,8 +171,8 @@ def test_a_band_that_nobody_charts_is_kept(
 def test_bounds_stay_apart_from_tags_of_the_user(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path)
     for step in (1, 2):
-        writer.write(step, [Scalar("intervals/a b/low", 7), band("a b", 0, 1)])
-        writer.write(step, [Scalar("intervals/a_b/high", 9)])
+        writer.write(step, [Scalar("ci/a b/low", 7), band("a b", 0, 1)])
+        writer.write(step, [Scalar("ci/a_b/high", 9)])
     writer.close()
     (layout,) = layouts(tmp_path)
     accumulator = EventAccumulator(str(tmp_path)).Reload()
@@ -233,12 +233,12 @@ def test_charts_of_a_full_group_keep_their_places_in_a_resumed_run(tmp_path: Pat
     log = EventAccumulator(str(tmp_path)).Reload()
     for name in names[:6]:
         for part in ("value", "low", "high"):
-            found = [event.step for event in log.Scalars(f"intervals/{name}/{part}")]
+            found = [event.step for event in log.Scalars(f"ci/{name}/{part}")]
             assert found == list(range(1, 9))
     # Those without a chart are in no chart's way, and not lost.
     for name in names[6:]:
-        assert f"intervals/{name}/low" not in log.Tags()["scalars"]
-        assert read_run(tmp_path).intervals[name].steps.tolist() == list(range(1, 9))
+        assert f"ci/{name}/low" not in log.Tags()["scalars"]
+        assert read_run(tmp_path).ci[name].steps.tolist() == list(range(1, 9))
 
 
 def test_a_layout_that_is_none_stops_nothing(
@@ -257,7 +257,7 @@ def test_a_layout_that_is_none_stops_nothing(
     assert writer.failure is None
     assert caplog.text.count("can't write the layout of the Custom Scalars") == 1
     accumulator = EventAccumulator(str(tmp_path)).Reload()
-    assert [e.value for e in accumulator.Scalars("intervals/a/x/low")] == [0, 1, 2]
+    assert [e.value for e in accumulator.Scalars("ci/a/x/low")] == [0, 1, 2]
 
 
 # --- a real TensorBoard
@@ -303,7 +303,7 @@ def board(log_dir: Path, request: pytest.FixtureRequest) -> Iterator[Board]:
         return int(server.get("scalars/scalars", run=run, tag=tag)[-1][1])
 
     try:
-        server.wait(lambda: last("long", "intervals/a/sometimes/high") == LONG - 1)
+        server.wait(lambda: last("long", "ci/a/sometimes/high") == LONG - 1)
         server.wait(lambda: last("gaps", "b/never") == last("without", "a/sometimes") == 19)
         yield server
     finally:
@@ -361,17 +361,17 @@ def test_read_back_and_compared(tmp_path: Path) -> None:
                 step,
                 [
                     Scalar("attribution/strength", value, ci=interval),
-                    Scalar("intervals/mean", value),
-                    Scalar("intervals/mean/low", value),
+                    Scalar("ci/mean", value),
+                    Scalar("ci/mean/low", value),
                 ],
             )
         writer.close()
     run = read_run(tmp_path / "with")
-    assert set(run.scalars) == {"attribution/strength", "intervals/mean", "intervals/mean/low"}
+    assert set(run.scalars) == {"attribution/strength", "ci/mean", "ci/mean/low"}
     assert run.scalars["attribution/strength"].values.tolist() == list(range(1, 9))
-    (tag,) = run.intervals
+    (tag,) = run.ci
     assert tag == "attribution/strength"
-    found = run.intervals[tag]
+    found = run.ci[tag]
     assert found.steps.tolist() == [1, 3, 5, 7]
     assert found.low.tolist() == [0, 2, 4, 6]
     assert found.high.tolist() == [3, 5, 7, 9]

@@ -443,7 +443,7 @@ def test_unknown_cell(model, x, time_delta):
 
 
 def test_no_intervals_to_scale(model, x):
-    with pytest.raises(ValueError, match="base_time_delta is None: give the intervals"):
+    with pytest.raises(ValueError, match="base_time_delta is None: pass the elapsed times"):
         analyze_time_sensitivity(model, x, None)
 
 
@@ -480,7 +480,7 @@ WRONG = {
     "time runs back": ({"dt": -1.0}, ValueError, "time_delta is -1 at sequence 0, step 0"),
     "time is not known": ({"dt": np.full((B, T), np.nan)}, ValueError, "finite"),
     "mask of steps": ({"mask": np.ones(T, bool)}, ValueError, "mask has shape"),
-    "mask of numbers": ({"mask": np.full((B, T), 2)}, ValueError, "give booleans"),
+    "mask of numbers": ({"mask": np.full((B, T), 2)}, ValueError, "pass booleans"),
     "mask of nothing": ({"mask": np.zeros((B, T), bool)}, ValueError, "leaves no step"),
     "another feature": ({"x": np.ones((B, T, F + 1), np.float32)}, ModelError, "failed"),
     "too few names": ({"feature_names": ["a"]}, ValueError, "1 names for 3 features"),
@@ -516,7 +516,7 @@ def test_unknown_option(model, x):
 
 
 def test_options_that_are_none():
-    with pytest.raises(TypeError, match=r"'colour' is no option; there are targets, mask"):
+    with pytest.raises(TypeError, match=r"'colour' is an unknown option: pass targets, mask"):
         compute_temporal_importance(None, np.ones((B, T, F), np.float32), colour="red")
 
 

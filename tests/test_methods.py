@@ -1072,10 +1072,10 @@ def test_a_mean_baseline_is_of_the_whole_batch():
         close(found.inputs, fixed.inputs, 1e-5)
         close(found.time_delta, fixed.time_delta, 1e-5)
         # And it stays where it is for other inputs of these sequences.
-        again = attributor.attribute(some.again(some.inputs + 1))
+        again = attributor.attribute(some.reevaluate(some.inputs + 1))
         moved = Attributor(
             name, mean if name == "integrated_gradients" else np.zeros(3), mean_dt
-        ).attribute(some.again(some.inputs + 1))
+        ).attribute(some.reevaluate(some.inputs + 1))
         close(again.inputs, moved.inputs, 1e-5)
     # Those drawn are all sequences, too, with the mean in the place of padding.
     filled = np.where(mask[..., None], x, mean)

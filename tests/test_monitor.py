@@ -1008,8 +1008,8 @@ def own(**body: Any) -> ncp.Callback:
     [
         ({"measure": lambda *_: None}, RuntimeError, "returned None.* return .Scalar"),
         ({"measure": lambda *_: ncp.Scalar("a", 1.0)}, RuntimeError, "returned Scalar.*no list"),
-        ({"measure": lambda *_: [ncp.Scalar("a", "b")]}, RuntimeError, "'b' of 'a': give a number"),
-        ({"measure": lambda *_: [ncp.Scalar("a", None)]}, RuntimeError, "None of 'a': give a num"),
+        ({"measure": lambda *_: [ncp.Scalar("a", "b")]}, RuntimeError, "'b' of 'a': pass a number"),
+        ({"measure": lambda *_: [ncp.Scalar("a", None)]}, RuntimeError, "None of 'a': pass a num"),
         ({"needs": ncp.Need.STATES}, TypeError, "needs = frozenset"),
         ({"needs": {"states"}}, TypeError, "needs = frozenset"),
         ({"every_nth": 0}, ValueError, "every_nth is 0; set 1 or more"),

@@ -852,7 +852,7 @@ def test_a_model_without_time_has_no_sensitivity_and_says_so():
     observation, _ = observe(model, HeldOutBatch(x))
     assert observation.time_gradient is None
     assert not observation.takes_time
-    with pytest.raises(RuntimeError, match="takes no intervals"):
+    with pytest.raises(RuntimeError, match="takes no time_delta"):
         observation.values_at_scales([2.0])
 
 

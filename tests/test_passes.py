@@ -189,7 +189,7 @@ def test_jacobians_are_those_of_finite_differences(model: nn.Module) -> None:
     takes_time = isinstance(model, Net)
     seen = observe(model, ncp.HeldOutBatch(X, DT if takes_time else None))
     (cell,) = [s.cell for s in seen.states]
-    jacobian = seen.state_jacobian(cell, sequences=3)
+    jacobian = seen.state_jacobian(cell, max_sequences=3)
     part = seen.limited(3)
     stepper = part.cell_stepper(cell)
     states = part.states[0].values
@@ -258,7 +258,7 @@ def test_a_step_that_can_not_be_run_separately_is_reported() -> None:
 def test_a_cell_that_starts_from_nothing() -> None:
     model = Loop(NoneFirst(), None)
     seen = observe(model, ncp.HeldOutBatch(X))
-    jacobian = seen.state_jacobian("cell", sequences=None)
+    jacobian = seen.state_jacobian("cell", max_sequences=None)
     # tanh' times the recurrent weights.
     slope = 1 - seen.states[0].values[:, 1:] ** 2
     expected = slope[..., None] * np.array(model.cell.hh.weight)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from ncp_callbacks.records import MOST_POINTS, Embedding, Scalar
+from ncp_callbacks.records import MAX_POINTS, Embedding, Scalar
 from ncp_callbacks.writers import (
     MemoryWriter,
     SummaryWriterAdapter,
@@ -55,7 +55,7 @@ def table(log_dir: Path, entry: Any) -> list[list[str]]:
         (np.zeros(5), {}, r"'h' have the shape \(5,\): give \(points, dimensions\)"),
         (np.zeros((0, 3)), {}, r"shape \(0, 3\)"),
         (np.zeros((3, 0)), {}, r"shape \(3, 0\)"),
-        (np.zeros((2001, 2)), {}, r"'h' has 2,001 points: choose at most 2,000"),
+        (np.zeros((2001, 2)), {}, r"'h' has 2,001 points: pass at most 2,000"),
         (np.zeros((4, 2)), {"class": "abc"}, r"labels\['class'\] of 'h' has 3 entries for 4"),
     ],
 )
@@ -66,7 +66,7 @@ def test_what_is_no_embedding(values: Any, labels: Any, message: str) -> None:
 
 def test_memory_keeps_it() -> None:
     writer = MemoryWriter()
-    record = Embedding("h", np.zeros((MOST_POINTS, 2)), description="States")
+    record = Embedding("h", np.zeros((MAX_POINTS, 2)), description="States")
     writer.write(1, [record])
     assert writer.records == [(1, record)]
     assert writer.tags == ["h"]

@@ -276,7 +276,7 @@ def test_the_example_finds_the_cheat(tmp_path):
     assert number(cheat, "val/accuracy") > 88
     assert number(cheat, "attribution/time_share") > 60
     # It is so: the intervals are what it knows.
-    assert number(cheat, "with intervals of others") < 65
+    assert number(cheat, "with time_delta of others") < 65
     assert number(cheat, "where nobody worries") < 65
     assert number(mended, "attribution/time_share") == 0
     assert number(mended, "where nobody worries") > number(cheat, "where nobody worries") + 10

@@ -83,7 +83,7 @@ METHODS: dict[str, Callable[[ncp.Observation], Any]] = {
     "slopes": lambda o: o.slopes(X2, along=np.ones_like(X2)),
     "at_steps": lambda o: o.at_steps([1, 2]),
     "at_own_steps": lambda o: o.at_own_steps(),
-    "again": lambda o: [o.again(), o.again(X2[0])],
+    "reevaluate": lambda o: [o.reevaluate(), o.reevaluate(X2[0])],
     "randomised": lambda o: stages(o),
 }
 
@@ -140,7 +140,7 @@ def test_every_array_of_an_extra_pass_is_protected(model: nn.Module) -> None:
     for name, call in METHODS.items():
         needs = seen
         result = call(needs)
-        if name == "again":
+        if name == "reevaluate":
             result[1] = (result[1].inputs, result[1].input_gradient)
             result[0] = (result[0].inputs, result[0].input_gradient, result[0].states)
         found = list(arrays_in(result, name))

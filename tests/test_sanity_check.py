@@ -665,14 +665,33 @@ def test_tokens_are_embedded_anew() -> None:
     assert found["sanity_check/strength_random"].value == pytest.approx(strength, rel=1e-4)
 
 
-# ---- observing again
+# ---- re-evaluation
 
 
-def test_an_observation_again_is_that_of_other_inputs() -> None:
+def test_a_reevaluation_has_no_arrays_of_the_pass_before() -> None:
+    (x, dt), (other, _) = batch(), batch(7)
+    whole = ncp.Observation(ModelRunner(made("CfC"), ncp.HeldOutBatch(x, dt)), 0, set(ncp.Need))
+    for observation in (whole, whole.limited(2)):
+        assert observation.activations
+        assert len(observation.states)
+        inputs = other[: len(observation.inputs)]
+        with pytest.raises(RuntimeError, match="has no activations: read those of the observation"):
+            _ = observation.reevaluate(inputs).activations
+        with pytest.raises(
+            RuntimeError, match=r"modified inputs: call reevaluate\(\) without inputs"
+        ):
+            _ = observation.reevaluate(inputs).states
+        assert not hasattr(observation.reevaluate(inputs), "outputs")
+        np.testing.assert_array_equal(
+            observation.reevaluate().states[0].values, observation.states[0].values
+        )
+
+
+def test_a_reevaluation_is_an_observation_of_other_inputs() -> None:
     model = made("CfC")
     (x, dt), (other, _) = batch(), batch(7)
     needs = [ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT]
-    moved = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt)), 0, needs).again(other)
+    moved = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt)), 0, needs).reevaluate(other)
     expected = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(other, dt)), 0, needs)
     for name in ("inputs", "target_values", "input_gradient", "time_gradient"):
         np.testing.assert_allclose(

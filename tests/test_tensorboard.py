@@ -63,7 +63,7 @@ def test_every_promised_tag_is_served_and_no_other(board: Board) -> None:
     for kind, tags in served.items():
         wanted = [pattern(t) for t, k in promises if k == kind and t not in OPTIONAL]
         for tag in tags:
-            tag = re.sub(r"^intervals/(.+)/(low|high|value)$", r"\1", tag)
+            tag = re.sub(r"^ci/(.+)/(low|high|value)$", r"\1", tag)
             assert any(w.match(tag) for w in wanted), f"{kind} {tag} is promised nowhere"
         for w in wanted:
             assert any(w.match(tag) for tag in tags), f"{kind} {w.pattern} is not served"

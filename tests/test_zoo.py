@@ -106,7 +106,7 @@ def test_gradients_are_those_of_a_plain_function(name):
 def test_targets_at_scaled_elapsed_times_are_those_of_plain_calls(name):
     case, x, dt, runner, seen = observed(name, target=0)
     if dt is None:
-        with pytest.raises(RuntimeError, match="takes no intervals"):
+        with pytest.raises(RuntimeError, match="takes no time_delta"):
             seen.values_at_scales((2.0,))
         return
     model = built(name)[3]

@@ -1,4 +1,4 @@
-"""Pure functions from arrays to frozen results: no model, no plotting, no loop."""
+"""Compute frozen results from arrays, without a model, plots or a loop."""
 
 from .. import notebook as _notebook  # noqa: F401 (results show themselves)
 from .._lazy import attach_stub

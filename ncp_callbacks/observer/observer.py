@@ -204,7 +204,7 @@ class Observer:
             with self._memory.measure(len(small.held_out)):
                 observation = Observation(small, 0, _needs(callbacks))
             # The standard set takes no time; others may take seconds.
-            for callback in progress(callbacks, "dry run", "callback", fewest=8):
+            for callback in progress(callbacks, "dry run", "callback", min_items=8):
                 # A copy, so that nothing is remembered of an analysis that doesn't count.
                 rehearsal = _rehearsal(callback)
                 if rehearsal is None:

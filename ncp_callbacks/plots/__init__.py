@@ -1,4 +1,4 @@
-"""Figures of results, made to be read as small pictures in TensorBoard.
+"""Draw results as figures that can be read as small pictures in TensorBoard.
 
     from ncp_callbacks.plots import plot_feature_importance, to_png
 
@@ -7,11 +7,11 @@
 
 Every function takes a result of :mod:`ncp_callbacks.analysis` or a plain array and returns a
 ``matplotlib.figure.Figure`` of 640 × 430 pixels with text of 16 points. ``pyplot`` and matplotlib's
-global settings are neither used nor changed, so figures look the same everywhere and can be drawn
-on any thread.
+global settings are neither used nor changed, so figures do not depend on the user's style and can
+be drawn on any thread.
 
-Limits of axes and colours are the caller's, so that pictures of different steps and runs compare;
-:func:`nice_limit` rounds them. Where no limit is given, it is that of the data.
+The caller sets the limits of axes and colours, so that pictures of different steps and runs can be
+compared; :func:`nice_limit` rounds them. Without a limit, the data's own is used.
 """
 
 from .._lazy import attach_stub

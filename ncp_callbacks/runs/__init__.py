@@ -23,15 +23,15 @@ from .comparison import (
     SideValue,
 )
 from .errors import RunsError
-from .reader import Band, Binned, Image, Run, Scalars, read_run
+from .reader import Binned, ConfidenceIntervals, Image, Run, Scalars, read_run
 from .report import write_report  # The module tells a notebook how to show a comparison.
 
 __all__ = [
-    "Band",
     "Binned",
     "Change",
     "Comparison",
     "Condition",
+    "ConfidenceIntervals",
     "Curve",
     "Image",
     "Measure",

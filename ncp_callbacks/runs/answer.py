@@ -250,11 +250,11 @@ def _like_seeds(measures: Sequence[Measure], span: float) -> str:
 
 def _ci(group: Group, row: ScalarRow) -> str:
     """Return the 95 % CI over sequences of a single run, at its last step in the window."""
-    band = group.runs[0].intervals.get(row.tag) if len(group.runs) == 1 else None
-    at = [] if band is None else [i for i, s in enumerate(band.steps) if s <= row.steps[1]]
-    if band is None or not at:
+    ci = group.runs[0].ci.get(row.tag) if len(group.runs) == 1 else None
+    at = [] if ci is None else [i for i, s in enumerate(ci.steps) if s <= row.steps[1]]
+    if ci is None or not at:
         return ""
-    return f" [{100 * band.low[at[-1]]:.0f}, {100 * band.high[at[-1]]:.0f}]"
+    return f" [{100 * ci.low[at[-1]]:.0f}, {100 * ci.high[at[-1]]:.0f}]"
 
 
 def _share(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Compare runs side by side, by number::
+"""Compare runs side by side, by number.
 
     result = compare_runs(["runs/cfc-s0", "runs/ltc-s0"])
     result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"}, tags="^val/")

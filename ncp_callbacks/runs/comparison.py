@@ -110,7 +110,7 @@ class ScalarRow:
 
 @dataclass(frozen=True)
 class Measure:
-    """Tell how alike raw arrays or histograms are, as one number.
+    """Hold the similarity of raw arrays or histograms, as one number.
 
     Attributes:
         tag: Tag of the array without ``_ncp/``, or of the histogram.
@@ -170,7 +170,7 @@ class Comparison:
         answer: Sentences: which side is better and whether that means anything, what the models
             rely on differently, what makes the runs incommensurable or is not known.
         sides: Two or more.
-        conditions: What the runs were analysed on, compared with the first side.
+        conditions: Conditions of the analysis, compared with the first side.
         step: Step up to which runs were compared.
         set_by: Reason for that step.
         window: First and last step of the snapshots that were averaged.

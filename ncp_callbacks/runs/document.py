@@ -46,7 +46,7 @@ Part: TypeAlias = str | Table | Tags
 
 @dataclass(frozen=True)
 class Section:
-    """Hold a title and what stands below it; the name tells sections apart."""
+    """Hold a title and its content; the name identifies the section."""
 
     name: str
     title: str
@@ -297,7 +297,7 @@ def _measures(comparison: Comparison, names: Sequence[str]) -> Section:
         )
     text += "Drift: the first snapshot of a run against the compared one. " if drifting else ""
     text += (
-        "Within: mean over pairs of runs of one side. Sides that are no further apart than their "
+        "Within: mean over pairs of runs of one side. Sides that are no more apart than their "
         "own runs may differ by seed only."
         if grouped
         else "With one run each, the distance between two seeds is not known."

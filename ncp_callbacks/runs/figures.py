@@ -60,7 +60,7 @@ _LONGEST_NAME = 24
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    """Set matplotlib's defaults and the style above, whatever the user's style sheet has."""
+    """Set matplotlib's defaults and the style above, whatever the user's matplotlibrc has."""
     import matplotlib as mpl
 
     with mpl.rc_context():

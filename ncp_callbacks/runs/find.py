@@ -170,7 +170,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return the ends of paths that tell them apart."""
+    """Return the shortest ends of paths that are different."""
     whole = {path: path.expanduser().absolute().parts for path in paths}
     for depth in range(1, max(map(len, whole.values()), default=1) + 1):
         names = {path: "/".join(parts[-depth:]) for path, parts in whole.items()}

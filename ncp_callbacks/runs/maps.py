@@ -1,4 +1,4 @@
-"""Compare the raw arrays and histograms of several runs: how alike is what the models do?
+"""Compare the raw arrays and histograms of several runs.
 
 For groups, each measure is also taken among the runs of one side. Sides that differ by more than
 their own runs do are different; others may only have had other seeds.
@@ -60,7 +60,7 @@ _MOVED = "0 the same, 1 nothing in common"
 
 @dataclass(frozen=True)
 class _Kind:
-    """A measure of two arrays or histograms of runs, None where it can't be taken."""
+    """Describe a measure of two arrays or histograms, which is None where it can't be computed."""
 
     name: str
     meaning: str

@@ -1,4 +1,4 @@
-"""Read a run from the event files of a directory::
+"""Read a run from the event files of a directory.
 
     run = read_run("runs/cfc-seed0")
     run.scalars["val/loss"].values
@@ -29,8 +29,8 @@ from .errors import RunsError
 from .frames import Frame, Frames, read_frame
 
 __all__ = [
-    "Band",
     "Binned",
+    "ConfidenceIntervals",
     "HyperParameter",
     "Image",
     "Run",
@@ -43,8 +43,8 @@ HyperParameter: TypeAlias = bool | float | str
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _ARRAYS = "ncp_callbacks"
-_INTERVALS = "intervals"
-_WITHOUT_CHART = "_ncp/intervals/"
+_CI = "ci"
+_WITHOUT_CHART = "_ncp/ci/"
 _NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
 _FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7
@@ -59,7 +59,7 @@ class Scalars:
 
 
 @dataclass(frozen=True, eq=False)
-class Band:
+class ConfidenceIntervals:
     """Hold the 95 % CI of a scalar: ``steps``, ``low`` and ``high``, all ``(N,)``."""
 
     steps: npt.NDArray[np.int64]
@@ -114,7 +114,7 @@ class Run:
             several times has its last value.
         hparams: Hyper-parameters, as TensorBoard's HParams dashboard shows them.
         warnings: Sentences that name what was skipped.
-        intervals: 95 % CIs by the tag of their scalar. They are not among the scalars.
+        ci: 95 % CIs by the tag of their scalar. They are not among the scalars.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Run:
     images: Mapping[str, Mapping[int, Image]]
     hparams: Mapping[str, HyperParameter]
     warnings: tuple[str, ...] = ()
-    intervals: Mapping[str, Band] = field(default_factory=dict)
+    ci: Mapping[str, ConfidenceIntervals] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[int, int] | None:
@@ -202,9 +202,9 @@ class _Log:
                 values = np.array([value for _, value in points], np.float64)
                 order = np.argsort(steps, kind="stable")
                 scalars[tag] = Scalars(steps[order], values[order])
-        intervals = _taken_out(scalars)
+        ci = _take_charted_ci(scalars)
         for tag, later in self._without_chart(scalars).items():
-            intervals[tag] = _joined(intervals[tag], later) if tag in intervals else later
+            ci[tag] = _joined(ci[tag], later) if tag in ci else later
         others = {
             kind: {
                 tag: dict(sorted(dict(points).items())) for tag, points in tags.items() if points
@@ -219,20 +219,20 @@ class _Log:
             **others,
             hparams=self._hparams,
             warnings=tuple(self._warnings),
-            intervals=intervals,
+            ci=ci,
         )
 
-    def _without_chart(self, scalars: Mapping[str, Scalars]) -> dict[str, Band]:
+    def _without_chart(self, scalars: Mapping[str, Scalars]) -> dict[str, ConfidenceIntervals]:
         """Move the bounds among arrays out of them."""
-        bands, arrays = {}, self._points["arrays"]
+        found, arrays = {}, self._points["arrays"]
         for name in [name for name in arrays if name.startswith(_WITHOUT_CHART)]:
             tag, points = name.removeprefix(_WITHOUT_CHART), dict(arrays[name])
             if tag in scalars and all(bounds.shape == (2,) for bounds in points.values()):
                 both = np.array([points[step] for step in sorted(points)], np.float64)
                 steps = np.array(sorted(points), np.int64)
-                bands[tag] = Band(steps, both[:, 0], both[:, 1])
+                found[tag] = ConfidenceIntervals(steps, both[:, 0], both[:, 1])
                 del arrays[name]
-        return bands
+        return found
 
     def read(self, path: Path) -> None:
         from tensorboardX.proto.event_pb2 import SessionLog
@@ -320,7 +320,7 @@ class _Log:
             self._hparams.update(_hparams(value.metadata.plugin_data.content))
 
 
-def _joined(charted: Band, others: Band) -> Band:
+def _joined(charted: ConfidenceIntervals, others: ConfidenceIntervals) -> ConfidenceIntervals:
     """Join two parts of a CI, whose form changed when its run was resumed."""
     steps = np.concatenate([charted.steps, others.steps])
     order = np.argsort(steps, kind="stable")
@@ -328,22 +328,22 @@ def _joined(charted: Band, others: Band) -> Band:
         np.concatenate(bounds)[order]
         for bounds in ((charted.low, others.low), (charted.high, others.high))
     )
-    return Band(steps[order], low, high)
+    return ConfidenceIntervals(steps[order], low, high)
 
 
-def _taken_out(scalars: dict[str, Scalars]) -> dict[str, Band]:
+def _take_charted_ci(scalars: dict[str, Scalars]) -> dict[str, ConfidenceIntervals]:
     """Move the bounds among scalars out of them."""
-    bands = {}
+    found = {}
     for tag in list(scalars):
-        low, high, value = (f"{_INTERVALS}/{tag}/{part}" for part in ("low", "high", "value"))
+        low, high, value = (f"{_CI}/{tag}/{part}" for part in ("low", "high", "value"))
         if not (low in scalars and high in scalars and value in scalars):
             continue
         steps = scalars[low].steps
         if all(np.array_equal(scalars[other].steps, steps) for other in (high, value)):
-            bands[tag] = Band(steps, scalars[low].values, scalars[high].values)
+            found[tag] = ConfidenceIntervals(steps, scalars[low].values, scalars[high].values)
             for other in (low, high, value):
                 del scalars[other]
-    return bands
+    return found
 
 
 def _numbers(tensor: Any) -> FloatArray:

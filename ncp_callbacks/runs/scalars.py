@@ -27,7 +27,7 @@ _TRAINING = re.compile(r"(train|training)(?=[/_]|$)|loss$")
 # The cost of the monitor, properties of the batch and the machine, and what was new since the
 # previous snapshot tell nothing about the models.
 _ASIDE = re.compile(
-    r"monitor/|.*/(numbers_changed|nonfinite|sequences|basis_refits|nodes|n_steps|n_samples|"
+    r"monitor/|.*/(numbers_changed|nonfinite|sequences|basis_refits|n_steps|n_samples|"
     r"seconds|outside_x\S*|\w+_change)$|.*_nonfinite$"
 )
 
@@ -204,7 +204,7 @@ def _size(row: ScalarRow) -> float:
 
 
 def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
-    """Return a sentence on what the differences can tell, given how many runs there are."""
+    """Return a sentence on what the differences can tell with so many runs."""
     sizes = [len(group.runs) for group in groups]
     fewest = min(sizes)
     if max(sizes) == 1:

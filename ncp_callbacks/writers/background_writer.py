@@ -1,4 +1,4 @@
-"""The thread between a training loop, which must not wait, and files, which may::
+"""Write records on a thread of their own, so that the training loop does not wait for files.
 
     writer = BackgroundWriter(sink, flush_seconds=5.0)
     writer.put(step, time.time(), records)  # microseconds
@@ -30,16 +30,16 @@ from .projector import write_embedding
 __all__ = ["BackgroundWriter", "EventSink"]
 
 logger = logging.getLogger("ncp_callbacks")
-# Seconds. A thread that asks again at once keeps the lock from those who have something to say.
+# Seconds. A thread that asks again at once keeps the lock from threads that have records.
 _LEAST_IDLE = 0.25
 
 
 class EventSink(Protocol):
-    """Where events go; called on the background writer's thread only."""
+    """Take encoded events; called on the background writer's thread only."""
 
     @property
     def log_dir(self) -> Path | None:
-        """Directory of the log; None where there is none on this machine."""
+        """Return the directory of the log; None where there is none on this machine."""
 
     def write(self, event: Event) -> None:
         """Take an event."""
@@ -59,24 +59,24 @@ class _Entry(NamedTuple):
 
 
 class BackgroundWriter:
-    """A bounded queue and the daemon thread that encodes and writes what is in it.
+    """Queue records within bounds, and encode and write them on a daemon thread.
 
-    The first exception of the sink stops it for good: it is kept in ``failure`` and logged, and
-    whatever is put later is ignored. A record that can't be encoded is lost alone.
+    The first exception of the sink stops the writer for good. The exception is kept in ``failure``
+    and logged, and later records are ignored. A record that can't be encoded is lost alone.
 
     Args:
-        sink: Closed by the thread when it ends.
+        sink: Takes the events; the thread closes it when it ends.
         flush_seconds: Least time between two rounds of writing and flushing, and so the longest
-            that records wait.
-        max_bytes: Memory of all that waits. Pictures may take half of it. Only what is bigger by
-            itself may exceed it.
-        timeout: ``flush`` and ``close`` give up after so many seconds without any progress.
+            time that records wait.
+        max_bytes: Memory of all waiting records. Pictures may take half of it. Only a record that
+            is larger by itself may exceed it.
+        timeout: Seconds without any progress after which ``flush`` and ``close`` give up.
 
     Attributes:
-        failure: What stopped the thread, if anything did.
-        dropped: How many records found no place in the queue, by kind.
-        failed: How many couldn't be encoded.
-        written: How many the sink took, by kind.
+        failure: Exception that stopped the thread, or None.
+        dropped: Number of records that found no place in the queue, by kind.
+        failed: Number of records that could not be encoded.
+        written: Number of records that the sink took, by kind.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class BackgroundWriter:
     # --- for other threads
 
     def put(self, step: int, wall_time: float, records: Sequence[Record | RunConfig]) -> None:
-        """Queue the records of a step; never waits."""
+        """Queue the records of a step, and return at once."""
         if self._closing or self._ended or os.getpid() != self._pid:
             return
         pictures = [record for record in records if isinstance(record, Picture)]
@@ -136,7 +136,7 @@ class BackgroundWriter:
                 self._bytes += size
                 self._waiting.append(_Entry(step, wall_time, kept, size))
                 if len(self._waiting) == 1 or self._is_half_full():
-                    # Else the thread already knows when to go on.
+                    # Otherwise the thread already knows when to go on.
                     self._changed.notify_all()
         if self._exiting:
             self.flush()
@@ -183,7 +183,7 @@ class BackgroundWriter:
         self, step: int, records: Sequence[Record | RunConfig], max_bytes: int
     ) -> Sequence[Record | RunConfig]:
         """Return the records if there is room for them, or none."""
-        # What is too big by itself must not wait for a day that never comes.
+        # Records larger than the whole limit would never fit, so an idle queue takes them.
         busy = self._waiting or self._writing
         if busy and self._bytes + sum(map(_size, records)) > max_bytes:
             self.dropped.update(map(type, records))
@@ -201,7 +201,7 @@ class BackgroundWriter:
         return self._bytes > self._max_bytes // 2
 
     def _at_exit(self) -> None:
-        """Write what waits, and from now on at once what is put.
+        """Write the queue, and from now on write records as soon as they are put.
 
         Exit handlers that were registered earlier run later, and may still log something.
         """
@@ -210,7 +210,7 @@ class BackgroundWriter:
         self.flush()
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until `done` or until the thread has ended; False: gave up."""
+        """Return true when `done` or when the thread has ended, and False on a timeout."""
         if os.getpid() != self._pid or threading.current_thread() is self._thread:
             return True
         limit = self._timeout if timeout is None else timeout

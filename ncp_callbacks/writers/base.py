@@ -1,4 +1,4 @@
-"""The interface of writers, which take the records of a step.
+"""Declare the interface of writers, which take the records of a step.
 
 ``Monitor`` calls a writer from the training thread only. ``write`` must return at once and must
 never raise for anything that happens to files later; ``close`` writes what is left.
@@ -17,7 +17,7 @@ __all__ = ["Tally", "Writer", "clean_tag", "valid_text"]
 
 
 class Tally(NamedTuple):
-    """How many records were written, dropped and failed; ``records`` are the other kinds."""
+    """Count records written, dropped and failed; ``records`` are all but figures and embeddings."""
 
     records: int = 0
     figures: int = 0
@@ -28,7 +28,7 @@ class Tally(NamedTuple):
 
 
 class Writer(abc.ABC):
-    """Takes the records of a run."""
+    """Take the records of a run."""
 
     @abc.abstractmethod
     def write(self, step: int, records: Sequence[Record]) -> None:
@@ -55,12 +55,12 @@ class Writer(abc.ABC):
 
     @property
     def tally(self) -> Tally:
-        """How much was written so far, dropped, and failed."""
+        """Return the numbers of records written so far, dropped, and failed."""
         return Tally()
 
     @property
     def failure(self) -> BaseException | None:
-        """The exception that stopped this writer for good, or None."""
+        """Return the exception that stopped this writer for good, or None."""
         return None
 
 

@@ -1,8 +1,8 @@
-"""Show scalars with an interval as margin charts in TensorBoard's Custom Scalars.
+"""Show scalars with a confidence interval as margin charts in TensorBoard's Custom Scalars.
 
 A margin chart takes three tags that have points at exactly the same steps, and is an error message
 otherwise. The value is therefore written twice: under its own tag, and where there are bounds
-beside them, as ``intervals/<tag>/value``, ``…/low``, ``…/high``. A layout names the tags of each
+beside them, as ``ci/<tag>/value``, ``…/low``, ``…/high``. A layout names the tags of each
 chart, and the layout that was written last to a run counts::
 
     charts = CustomScalars(log_dir)
@@ -10,8 +10,9 @@ chart, and the layout that was written last to a run counts::
     if charts.changed:
         Summary(value=[charts.layout()])
 
-The dashboard shows charts one below the other, and nobody looks through fifty: a group has at most
-six. Other intervals go into the log as arrays, ``_ncp/intervals/<tag>``, which no dashboard shows.
+The dashboard shows charts one below the other, and nobody reads fifty: a group has at most
+six. Other confidence intervals go into the log as arrays, ``_ncp/ci/<tag>``, which no dashboard
+shows.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 
-__all__ = ["INTERVALS", "MAX_CHARTS", "MAX_CHARTS_PER_GROUP", "ChartTags", "CustomScalars"]
+__all__ = ["CI_ARRAYS", "MAX_CHARTS", "MAX_CHARTS_PER_GROUP", "ChartTags", "CustomScalars"]
 
 MAX_CHARTS = 48
 MAX_CHARTS_PER_GROUP = 6
-INTERVALS = "_ncp/intervals/"
-_GROUP = "intervals"
+CI_ARRAYS = "_ncp/ci/"
+_GROUP = "ci"
 _LAYOUT = "custom_scalars__config__"
 _PLUGIN = "custom_scalars"
 
 
 class ChartTags(NamedTuple):
-    """The tags of a chart, in the order in which they are written."""
+    """Hold the tags of a chart, in the order in which they are written."""
 
     value: str
     low: str
@@ -47,10 +48,10 @@ class ChartTags(NamedTuple):
 
 
 class CustomScalars:
-    """The charts of a log, one for a tag with an interval.
+    """Keep the charts of a log, one for each tag with a confidence interval.
 
     Args:
-        log_dir: Where the log is. It may have charts already, which keep their places.
+        log_dir: Directory of the log. It may have charts already, which keep their places.
 
     Attributes:
         changed: True when a layout must be written.

@@ -1,4 +1,4 @@
-"""Encode records as TensorBoard's protocol buffers::
+"""Encode records as TensorBoard's protocol buffers.
 
     encoder = Encoder()
     event = Event(step=step, wall_time=now, summary=Summary(value=encoder.values(record)))
@@ -28,7 +28,7 @@ from tensorboardX.summary import hparams
 
 from ..records import Array, Embedding, Histogram, Note, Picture, Record, Scalar, Text
 from .base import clean_tag, valid_text
-from .custom_scalars import INTERVALS, ChartTags, CustomScalars
+from .custom_scalars import CI_ARRAYS, ChartTags, CustomScalars
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
@@ -40,7 +40,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The hyper-parameters of a run; :meth:`of` makes one from any mapping."""
+    """Hold the hyper-parameters of a run; :meth:`of` makes one from any mapping."""
 
     values: Mapping[str, bool | float | str]
     tag: str = "run config"
@@ -72,10 +72,10 @@ def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, bool | floa
 
 
 class Encoder:
-    """Turns records into summary values; remembers which clean tag stands for which original.
+    """Turn records into summary values, and remember the clean tag of each original one.
 
     Args:
-        log_dir: Where the log is, if on this machine.
+        log_dir: Directory of the log, if it is on this machine.
     """
 
     def __init__(self, log_dir: Path | None = None) -> None:
@@ -96,7 +96,7 @@ class Encoder:
             self._end = list(end.value)
             return list(start.value)
         if isinstance(record, Note | Embedding):
-            return []  # The monitor says notes, as one text; embeddings have files of their own.
+            return []  # The monitor writes notes as one text; embeddings have files of their own.
         tag = self._tag(type(record), record.tag)
         if isinstance(record, Scalar):
             return self._scalar(tag, record)
@@ -114,7 +114,7 @@ class Encoder:
             width, height = struct.unpack(">II", record.png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
             return [_tensor(tag, record, "images", sized)]
-        raise TypeError(f"not a record: {record!r}")
+        raise TypeError(f"not a record: {record!r}; pass Scalar, Histogram, Text, Array or Picture")
 
     def end(self) -> list[Summary.Value]:
         """Return once what ends the session that a :class:`RunConfig` started, if one did."""
@@ -123,11 +123,11 @@ class Encoder:
 
     @property
     def layout_changed(self) -> bool:
-        """True when a scalar has an interval that the last layout didn't have."""
+        """Return true when a scalar with a confidence interval has no chart in the last layout."""
         return self._charts.changed
 
     def layout(self) -> list[Summary.Value]:
-        """Return the charts of scalars with an interval, beside those that the log has.
+        """Return the charts of scalars with a confidence interval, and those that the log has.
 
         Raises:
             OSError: What the log has can't be read.
@@ -150,7 +150,7 @@ class Encoder:
         if record.chart:
             tags = self._charts.of(tag, lambda wanted: self._tag(ChartTags, wanted))
         if tags is None:
-            name = self._tag(Array, f"{INTERVALS}{tag}")
+            name = self._tag(Array, f"{CI_ARRAYS}{tag}")
             array = Array(name, np.array(points[1:]))
             return [_tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))]
         return [
@@ -162,7 +162,10 @@ class Encoder:
         values = np.asarray(record.values).reshape(-1)
         edges = np.asarray(record.edges, dtype=np.float64)
         if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0).all():
-            raise ValueError(f"edges of {record.tag!r} must be increasing and at least 2")
+            raise ValueError(
+                f"edges of {record.tag!r} have shape {edges.shape} or do not increase: pass at "
+                "least 2 increasing edges"
+            )
         finite = values[np.isfinite(values)]
         encoded = []
         if finite.size:

@@ -1,4 +1,4 @@
-"""Write an event file of our own in a run directory of its own::
+"""Write an event file of our own in a run directory of its own.
 
     file = EventFile("runs/cfc-seed0")      # or runs/cfc-seed0-2 when that one is taken
     file.write(Event(step=1, summary=...))
@@ -33,7 +33,7 @@ _CLAIM = ".ncp_callbacks-claim"
 
 
 class EventFile:
-    """A new event file.
+    """Create an event file and append events to it.
 
     Args:
         log_dir: Made when missing. Unless resuming, the first of ``log_dir``, ``log_dir-2``,
@@ -88,7 +88,7 @@ class EventFile:
 
     @property
     def log_dir(self) -> Path:
-        """The directory used."""
+        """Return the directory used."""
         return self.path.parent
 
     def write(self, event: Event) -> None:
@@ -101,7 +101,7 @@ class EventFile:
         self._pending += struct.pack("<I", masked_crc32c(data))
 
     def flush(self) -> None:
-        """Hand everything to the operating system: it survives the death of this process.
+        """Write all events to the operating system, so that they survive this process.
 
         Raises:
             OSError: The disk is full, the file was deleted, …

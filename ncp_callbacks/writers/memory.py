@@ -1,4 +1,4 @@
-"""Keep records in memory, for tests and notebooks::
+"""Keep records in memory, for tests and notebooks.
 
     writer = MemoryWriter()
     with Monitor(model, held_out, writer=writer) as monitor:
@@ -20,7 +20,7 @@ __all__ = ["MemoryWriter"]
 
 
 class MemoryWriter(Writer):
-    """Keeps every record as it came, figures undrawn; it grows with the number of steps.
+    """Keep every record as it came, without drawing figures; memory grows with the number of steps.
 
     Attributes:
         records: ``(step, record)`` in the order of writing.
@@ -33,7 +33,7 @@ class MemoryWriter(Writer):
 
     @property
     def tags(self) -> list[str]:
-        """All tags, in the order of first appearance."""
+        """Return all tags, in the order of first appearance."""
         records = (record for _, record in self.records)
         return list(dict.fromkeys(r.tag for r in records if not isinstance(r, Note)))
 

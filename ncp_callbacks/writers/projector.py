@@ -1,4 +1,4 @@
-"""Write points for TensorBoard's Projector, to files beside the event file::
+"""Write points for TensorBoard's Projector, to files beside the event file.
 
     write_embedding(log_dir, step, Embedding("hidden/states", states, {"class": names}))
 

@@ -30,7 +30,7 @@ _TIMEOUT = 8.0
 
 
 class ClosesOnSignals:
-    """Calls ``close`` on SIGTERM and SIGHUP, as long as nobody else handles the signal.
+    """Call ``close`` on SIGTERM and SIGHUP, as long as nobody else handles the signal.
 
     Only the main thread may set handlers. A log that is opened on another thread is closed too if
     one of the main thread is open.
@@ -98,7 +98,7 @@ def _restore_default() -> None:
 
 @functools.cache
 def _block_around_forks() -> None:
-    """Give forked children the default back, without a moment in which a signal gets lost."""
+    """Restore the default in forked children, without a moment in which a signal gets lost."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(
             before=_before_fork,

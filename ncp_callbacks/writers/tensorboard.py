@@ -1,4 +1,4 @@
-"""Write records for TensorBoard, to an event file of our own or through the user's writer::
+"""Write records for TensorBoard, to an event file of our own or through the user's writer.
 
     writer = TensorBoardWriter("runs/cfc-seed0")
     writer.log_run_config({"lr": 1e-3, "cell": {"units": 32}})
@@ -37,7 +37,7 @@ _FOR_WRITING = 1.0
 
 
 class _BackgroundedWriter(Writer):
-    """A writer whose records are written by a thread, and whose figures are drawn by another."""
+    """Write records on one thread and draw figures on another."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _BackgroundedWriter(Writer):
 
     @property
     def dropped_figures(self) -> int:
-        """Pictures that came faster than they could be drawn or written.
+        """Count pictures that came faster than they could be drawn or written.
 
         They are logged as ``monitor/dropped_figures``.
         """
@@ -157,13 +157,13 @@ class _BackgroundedWriter(Writer):
 
     @property
     def dropped_records(self) -> int:
-        """Other records for which the queue had no memory; ``monitor/dropped_records``."""
+        """Count other records for which the queue had no memory; ``monitor/dropped_records``."""
         dropped = self._background.dropped
         return dropped.total() - dropped[Picture]
 
     @property
     def failed_records(self) -> int:
-        """Records that couldn't be drawn or encoded; ``monitor/failed_records``."""
+        """Count records that couldn't be drawn or encoded; ``monitor/failed_records``."""
         return self._renderer.failed + self._background.failed
 
 
@@ -172,7 +172,7 @@ def _at_least(end: float) -> float:
 
 
 class TensorBoardWriter(_BackgroundedWriter):
-    """Writes an event file of its own.
+    """Write an event file of its own.
 
     Args:
         log_dir: The run's directory, made when missing. When it already holds a run, ``log_dir-2``,
@@ -224,7 +224,7 @@ class TensorBoardWriter(_BackgroundedWriter):
 
 
 class SummaryWriterAdapter(_BackgroundedWriter):
-    """Writes into the event file of a ``tensorboardX.SummaryWriter``, which stays the user's.
+    """Write into the event file of a ``tensorboardX.SummaryWriter``, which stays the user's.
 
     Args:
         summary_writer: Flushed and never closed; close it after this one.
@@ -265,7 +265,7 @@ class SummaryWriterAdapter(_BackgroundedWriter):
 
 
 class _SharedFile:
-    """The event file of a SummaryWriter, written to past its queue.
+    """Write to the event file of a SummaryWriter, past its queue.
 
     Its queue blocks for ever once its thread has died, and its flush doesn't wait for the queue.
     The file object below has its own lock.

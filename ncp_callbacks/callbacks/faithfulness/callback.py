@@ -218,7 +218,7 @@ class Faithfulness(Callback):
         yield from _infidelity_scalars(result, group)
 
         def attribute(inputs: FloatArray) -> FloatArray:
-            return self._attributor.attribute(observation.again(inputs)).inputs
+            return self._attributor.attribute(observation.reevaluate(inputs)).inputs
 
         if self._perturbations:
             yield from _sensitivity(attribute, group, observation, found, self._perturbations)

@@ -23,7 +23,7 @@ from ...held_out import HeldOutBatch, to_numpy
 from ...model import NotApplicable
 from ...model.liquid import neuron_groups
 from ...observation import Need, Observation, Trajectory
-from ...records import MOST_POINTS, Array, Embedding, Figure, Note, Record, Scalar
+from ...records import MAX_POINTS, Array, Embedding, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import Estimate
@@ -316,8 +316,8 @@ def _points(tag: str, cell: Trajectory, observation: Observation) -> Embedding |
     real = np.flatnonzero(mask.reshape(-1) & np.isfinite(cell.values).all(axis=-1).reshape(-1))
     if not len(real):
         return None
-    if len(real) > MOST_POINTS:
-        real = real[np.linspace(0, len(real) - 1, MOST_POINTS).round().astype(int)]
+    if len(real) > MAX_POINTS:
+        real = real[np.linspace(0, len(real) - 1, MAX_POINTS).round().astype(int)]
     sequence, step = np.divmod(real, steps)
     labels: dict[str, Any] = {}
     classes, names = sequence_classes(observation.held_out), observation.held_out.class_names
