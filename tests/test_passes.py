@@ -171,7 +171,7 @@ def test_what_can_not_be_divided_is_seen_whole() -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "all"])
 def test_max_sequences_that_are_none(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_sequences=.*give 1 or more"):
+    with pytest.raises(ValueError, match=r"max_sequences=.*pass 1 or more"):
         ncp.StateTransitions(max_sequences=bad)
 
 

@@ -931,7 +931,7 @@ def test_every_model_of_the_zoo_has_its_time_constants_or_says_why_not(name):
         assert f"time_constants/{LIQUID[name]}_q50" in tags
         assert not any("logged instead" in note for note in notes)
     if not any(tag.startswith("time_constants") for tag in tags):
-        assert sum(note.startswith("time_constants is left out") for note in notes) == 1
+        assert sum(note.startswith("time_constants doesn't apply to this model") for note in notes) == 1
 
 
 def test_a_model_without_a_cell_is_told_once():
@@ -944,7 +944,7 @@ def test_a_model_without_a_cell_is_told_once():
             return self.head(x.reshape(len(x), -1))
 
     writer, notes = logged(Flat(), batch()[0], steps=3)
-    assert sum("time_constants is left out" in note for note in notes) == 1
+    assert sum("time_constants doesn't apply to this model" in note for note in notes) == 1
     assert not any("time_constants/" in r.tag for _, r in writer.records)
 
 

@@ -309,7 +309,7 @@ def test_what_float32_cannot_hold_is_reported_once(tmp_path: Path, log: Any) -> 
             step,
             [
                 Scalar("big", 1e300),
-                Scalar("bounds", 1.0, interval=(-1e39, 2.0)),
+                Scalar("bounds", 1.0, ci=(-1e39, 2.0)),
                 Array("_ncp/big", np.array([1.0, -1e200, np.inf])),
                 Scalar("fits", 3.4e38),
                 Scalar("inf", float("inf")),
