@@ -27,10 +27,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from ncp_callbacks.analysis.methods import Attribution
 from ncps.wirings import AutoNCP
 
-from ncp_callbacks.analysis import summarize, time_sensitivity, transition_statistics
+from ncp_callbacks.analysis import time_sensitivity, transition_statistics
+from ncp_callbacks.attribution import (
+    Attribution,
+    AttributionMethod,
+    InputXGradient,
+    IntegratedGradients,
+    summarize,
+)
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.stats import Estimate, t_quantile
 
@@ -111,24 +117,24 @@ class Pool:
         self.values = {scale: np.array(model(x, scale * delta)) for scale in SCALES}
         gx, gd = gradients(model, x, delta)
         self.time_gradient = np.array(gd)
-        self.maps = {"input_x_gradient": (np.array(gx * x), np.array(gd * delta))}
+        self.maps: dict[str, tuple[AttributionMethod, np.ndarray, np.ndarray]] = {
+            "x*grad": (InputXGradient(), np.array(gx * x), np.array(gd * delta))
+        }
         # From the mean, by 8 Gauss-Legendre points.
         x0, d0, sx, sd = x.mean((0, 1)), delta.mean(), 0.0, 0.0
         nodes, weights = np.polynomial.legendre.leggauss(8)
         for a, w in zip((nodes + 1) / 2, weights / 2, strict=True):
             gx, gd = gradients(model, x0 + float(a) * (x - x0), d0 + float(a) * (delta - d0))
             sx, sd = sx + float(w) * gx, sd + float(w) * gd
-        self.maps["integrated_gradients"] = (
-            np.array(sx * (x - x0)), np.array(sd * (delta - d0)),
+        self.maps["ig"] = (
+            IntegratedGradients(n_steps=8), np.array(sx * (x - x0)), np.array(sd * (delta - d0)),
         )  # fmt: skip
 
     def estimates(self, rows: slice | np.ndarray) -> Iterator[tuple[str, Estimate]]:
         """Yield the numbers that callbacks log, of some sequences."""
         names = tuple(f"feature {i}" for i in range(FEATURES))
-        for method, (inputs, times) in self.maps.items():
-            count = np.ones(len(inputs[rows]), int)
-            attribution = Attribution(method, inputs[rows], times[rows], None, count)
-            short = {"input_x_gradient": "x*grad", "integrated_gradients": "ig"}[method]
+        for short, (method, inputs, times) in self.maps.items():
+            attribution = Attribution(method, inputs[rows], times[rows])
             for name, number in summarize(attribution).estimates(names).items():
                 yield f"{short} {name.replace('share/', 'share of ')}", number
         sensitivity = time_sensitivity(

@@ -220,7 +220,9 @@ def assert_unchanged_by_the_standard_set(name, compiled, background):
     assert {step for step, _ in writer.records} >= {*range(EVERY, STEPS + 1, EVERY)}
     assert {tag.split("/")[0] for tag in writer.tags} >= {"attribution", "train", "monitor"}
     wrong = ("fail", "dropped", "not analysed", "no snapshot", "can't")
-    assert not [n for n in monitor.notes if any(word in n for word in wrong)], monitor.notes
+    # How fast the process is depends on the machine, and what else runs there.
+    notes = [n for n in monitor.notes if not n.startswith("the loop has waited for the observer")]
+    assert not [n for n in notes if any(word in n for word in wrong)], monitor.notes
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -328,13 +330,17 @@ def assert_interrupted_training_goes_on(training, expected):
     "error", [KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__
 )
 def test_an_interrupt_inside_the_process_ends_no_training(error):
-    """Nobody pressed Ctrl-C here: it is a fault of that process."""
+    """Nobody pressed Ctrl-C here: the callback fails, and the others go on."""
     name = FEW[0]
     training = Training(name)
-    with training.monitor(callbacks=[Failing(error)], background=True) as monitor:
+    callbacks = [Failing(error), ncp.StateSpace()]
+    with training.monitor(callbacks=callbacks, background=True) as monitor:
         training.run(monitors=[monitor])
     assert_same(training.trace(), plain(name, compiled=False))
-    assert any("the observer's process" in note for note in monitor.notes), monitor.notes
+    failed = f"failing failed at step {EVERY}; failing disabled: {type(error).__name__}"
+    assert sum(note.startswith(failed) for note in monitor.notes) == 1, monitor.notes
+    assert not any("the observer's process" in note for note in monitor.notes), monitor.notes
+    assert len(monitor._writer.scalars("hidden/participation_ratio")) == STEPS // EVERY
 
 
 @few

@@ -931,7 +931,10 @@ def test_every_model_of_the_zoo_has_its_time_constants_or_says_why_not(name):
         assert f"time_constants/{LIQUID[name]}_q50" in tags
         assert not any("logged instead" in note for note in notes)
     if not any(tag.startswith("time_constants") for tag in tags):
-        assert sum(note.startswith("time_constants doesn't apply to this model") for note in notes) == 1
+        assert (
+            sum(note.startswith("time_constants doesn't apply to this model") for note in notes)
+            == 1
+        )
 
 
 def test_a_model_without_a_cell_is_told_once():

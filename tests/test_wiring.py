@@ -425,7 +425,10 @@ def test_a_wired_cfc_is_not_drawn_as_if_its_wiring_were_its_influence(mode):
 @pytest.mark.parametrize("model", [lambda: CfC(F, 5), lambda: zoo.PortRNN(zoo.PortCfCCell(F, 5))])
 def test_a_model_without_a_wiring_is_told_once(model):
     writer, notes = looked(model(), steps=3)
-    assert sum("wiring doesn't apply to this model" in note and "no wiring" in note for note in notes) == 1
+    assert (
+        sum("wiring doesn't apply to this model" in note and "no wiring" in note for note in notes)
+        == 1
+    )
     assert not any(r.tag.startswith("wiring") for step, r in writer.records if step)
 
 
