@@ -368,7 +368,7 @@ class ModelRunner:
                 np.random.seed(seed)  # noqa: NPY002
                 random.seed(seed)
                 outputs.append(to_numpy(part.outputs(part.sequence(), part.time_delta)))
-        return not np.array_equal(*outputs, equal_nan=True)
+        return not np.array_equal(outputs[0], outputs[1], equal_nan=True)
 
     @property
     def divisible(self) -> bool:
