@@ -628,7 +628,9 @@ class Monitor:
                 f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
                 "behind without a value. Analyses use the value that it had before, or zeros"
             )
-        if isinstance(self._observer, BackgroundObserver) and self._observer.waited > 1.0:
+        # What comes last is waited for after the loop.
+        slow = isinstance(self._observer, BackgroundObserver) and self._observer.waited > 1.0
+        if slow and not finish:
             self._log.report(
                 f"the loop has waited for the observer by step {step}, which can't keep up: "
                 "analyse less often (every=...), fewer sequences, or fewer callbacks",

@@ -107,7 +107,7 @@ class BackgroundObserver:
     Attributes:
         lost: Whether the process is gone.
         unfit: Whether the model or the callbacks couldn't be rebuilt there.
-        waited: Seconds that :meth:`submit` has waited in all.
+        waited: Seconds that :meth:`submit` has waited for room, the start of the process apart.
         dropped: Snapshots that were not analysed: lost with the process, or for which there was no
             room.
     """
@@ -165,6 +165,7 @@ class BackgroundObserver:
         began = time.monotonic()
         with self._changed:
             progress, since = self._progress, began
+            starting = not progress
             while not self.lost and not self._has_room(size):
                 now = time.monotonic()
                 if self._progress != progress:
@@ -174,7 +175,7 @@ class BackgroundObserver:
                     self.dropped += 1
                     return False
                 self._changed.wait(1.0)
-            self.waited += time.monotonic() - began
+            self.waited += 0.0 if starting else time.monotonic() - began
             if self.lost:
                 self.dropped += 1
                 return False
