@@ -16,7 +16,7 @@ Where
 features at 5 steps. A white box: nothing is trained. Five seeds, with a salient set each.
 
 ``state`` (Tonekaboni et al. 2020, arXiv:2003.02821; truth of Crabbé & van der Schaar): 3 features
-of a Markov recurrence with two hidden states; the label of a step is drawn from the one feature that the
+of a Markov chain with two hidden states; the label of a step is drawn from the one feature that the
 state makes count. ``switch-feature`` (Liu et al. 2024, arXiv:2401.08552): three states, three
 features; a Gaussian process of length scale 0.2 on whole steps is white noise. Trained here: a CfC
 and a GRU of 32 units, 300 steps with labels at every step. What is attributed is the prediction at

@@ -676,9 +676,9 @@ class Monitor:
                 f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
                 "behind without a value. Analyses use the value that it had before, or zeros"
             )
-        self._report_waiting(step)
+        self._report_waiting(step, finish=finish)
 
-    def _report_waiting(self, step: int) -> None:
+    def _report_waiting(self, step: int, *, finish: bool) -> None:
         if self._dropped_snapshots:
             self._log.write(
                 step,
@@ -691,7 +691,9 @@ class Monitor:
                     )
                 ],
             )
-        if isinstance(self._observer, BackgroundObserver) and self._observer.waited > 1.0:
+        # What comes last is waited for after the loop.
+        slow = isinstance(self._observer, BackgroundObserver) and self._observer.waited > 1.0
+        if slow and not finish:
             self._log.report(
                 f"the loop has waited for the observer by step {step}, which can't keep up: "
                 "analyse less often (every=...), fewer sequences, or fewer callbacks",

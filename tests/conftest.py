@@ -1,9 +1,23 @@
+import mlx.core as mx
 import pytest
 from hypothesis import settings
 
 # Machines differ in speed, and a failure must come back when the test is run again.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("repeatable")
+
+
+def pytest_collectstart(collector):
+    """Give the models that a module of tests makes the same weights in each run."""
+    if isinstance(collector, pytest.Module):
+        mx.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Let models have the same weights in each run, whichever tests ran before: MLX starts from
+    the clock."""
+    mx.random.seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -105,7 +105,7 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
     held_out = ncp.HeldOutBatch(
         rng.standard_normal((B, T, F)).astype(np.float32), rng.uniform(0.5, 2, (B, T))
     )
-    writer = ncp.TensorBoardWriter(tmp_path, flush_seconds=0.0, process=False)
+    writer = ncp.TensorBoardWriter(tmp_path, flush_seconds=0.0)
     with ncp.Monitor(Counted(), held_out, writer=writer, every=1) as monitor:
         for step in (1, 2):
             monitor.on_step_end(step)

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import pickle
 import random
+import threading
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +22,9 @@ import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.capture import Tap
 from ncp_callbacks.model.pytrees import modules
+from ncp_callbacks.observer.background import BackgroundObserver
+from ncp_callbacks.observer.observer import Analysis, Request
+from ncp_callbacks.observer.snapshot import Snapshot
 
 STEPS, EVERY = 24, 6
 
@@ -328,13 +333,17 @@ def assert_interrupted_training_goes_on(training, expected):
     "error", [KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__
 )
 def test_an_interrupt_inside_the_process_ends_no_training(error):
-    """Nobody pressed Ctrl-C here: it is a fault of that process."""
+    """Nobody pressed Ctrl-C here: the callback fails, and the others go on."""
     name = FEW[0]
     training = Training(name)
-    with training.monitor(callbacks=[Failing(error)], background=True) as monitor:
+    callbacks = [Failing(error), ncp.StateSpace()]
+    with training.monitor(callbacks=callbacks, background=True) as monitor:
         training.run(monitors=[monitor])
     assert_same(training.trace(), plain(name, compiled=False))
-    assert any("the observer's process" in note for note in monitor.notes), monitor.notes
+    failed = f"failing failed at step {EVERY}; failing disabled: {type(error).__name__}"
+    assert sum(note.startswith(failed) for note in monitor.notes) == 1, monitor.notes
+    assert not any("the observer's process" in note for note in monitor.notes), monitor.notes
+    assert len(monitor._writer.scalars("hidden/participation_ratio")) == STEPS // EVERY
 
 
 @few
@@ -367,6 +376,20 @@ class AlwaysFailing(ncp.Callback):
 
     def measure(self, observation):
         raise RuntimeError("never works")
+
+
+def test_the_start_of_the_process_is_no_waiting_for_its_analyses():
+    """One snapshot may wait, and each analysis takes 0.2 s; before the first is the start."""
+    observer = BackgroundObserver(mock.Mock(), max_waiting=1)
+    waited = []
+    for step in range(3):
+        timer = threading.Timer(0.2, observer._take, [("analysis", Analysis(step, 0.0))])
+        if step:
+            timer.start()
+        assert observer.submit(Request(step, 0.0, Snapshot(None, {}, 0, 0), ()))
+        waited.append(observer.waited)
+    assert waited[:2] == [0.0, 0.0]
+    assert waited[2] >= 0.19
 
 
 @few

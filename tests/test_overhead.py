@@ -214,7 +214,7 @@ def test_sets_by_name() -> None:
     assert names(None) == names("standard") == standard
     assert names("light") == ["attribution", "transitions"]
     assert set(standard) < set(names("full"))
-    with pytest.raises(ValueError, match="'heavy' is unknown: give 'light', 'standard', 'full'"):
+    with pytest.raises(ValueError, match="'heavy' is unknown: pass 'light', 'standard', 'full'"):
         ncp.Monitor(Net(), held_out(), "heavy", writer=ncp.MemoryWriter())
 
 

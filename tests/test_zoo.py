@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 import re
 
 import mlx.core as mx
@@ -557,19 +559,29 @@ def test_sequences_that_act_on_each_other_are_mentioned():
 class Noisy(nn.Module):
     """Draws numbers in eval mode too, and goes on from the state that it was left in."""
 
-    def __init__(self):
+    def __init__(self, noise=mx.random.normal):
         super().__init__()
         self.gru, self.carried = nn.GRU(FEATURES, UNITS), mx.zeros((1, UNITS))
+        self.noise = noise
 
     def __call__(self, x):
-        states = self.gru(x + mx.random.normal(x.shape), self.carried)
+        states = self.gru(x + self.noise(x.shape), self.carried)
         self.carried = states[:1, -1]
         return {"anything": states}
 
 
-def test_noise_is_not_mistaken_for_sequences_that_act_on_each_other():
+def numpy_noise(shape):
+    return mx.array(np.random.standard_normal(shape).astype(np.float32))  # noqa: NPY002
+
+
+def python_noise(shape):
+    return mx.array([random.gauss(0, 1) for _ in range(math.prod(shape))]).reshape(shape)
+
+
+@pytest.mark.parametrize("noise", [mx.random.normal, numpy_noise, python_noise])
+def test_noise_is_not_mistaken_for_sequences_that_act_on_each_other(noise):
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
-    runner = ModelRunner(Noisy(), ncp.HeldOutBatch(x))
+    runner = ModelRunner(Noisy(noise), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["gru"]
     assert runner.notes == ()
     assert "backbone" in runner.missing[0]

@@ -112,7 +112,7 @@ class BackgroundObserver:
             couldn't be rebuilt there.
         patience: Seconds without any progress after which the end of the run no longer waits.
         patience_for_room: Seconds without any progress after which :meth:`submit` no longer waits.
-        waited: Seconds that :meth:`submit` has waited in all.
+        waited: Seconds that :meth:`submit` has waited for room, the start of the process apart.
         dropped: Snapshots that were not analysed: lost with the process, or for which there was no
             room.
     """
@@ -182,6 +182,7 @@ class BackgroundObserver:
         began = time.monotonic()
         with self._lock:
             progress, since = self._progress, began
+            starting = not progress
             while not self.lost and not self._has_room(size):
                 now = time.monotonic()
                 if self._progress != progress:
@@ -190,7 +191,7 @@ class BackgroundObserver:
                     self._stuck = True
                     break
                 self._changed.wait(min(1.0, self.patience_for_room))
-            self.waited += time.monotonic() - began
+            self.waited += 0.0 if starting else time.monotonic() - began
             if self.lost or self._stuck:
                 self.dropped += 1
                 return False
