@@ -657,7 +657,7 @@ class Monitor:
             try:
                 if not self._revive():
                     self._dropped += 1
-                    self._report_waiting(step)
+                    self._report_waiting(step, finish=finish)
                     return
                 assert self._observer is not None
                 snapshot = self._reader.read()

@@ -11,6 +11,8 @@ from vocabulary import RETIRED, ROOT, Retired, files, hits, words
 NOT_YET = (
     "README.md",
     "benchmarks/",
+    # It lists keywords of users' models, which are theirs.
+    "ncp_callbacks/model/conventions.py",
     "ncp_callbacks/observer/",
 )
 

@@ -26,7 +26,7 @@ from .discovery import find_hook_points
 from .embedding import find_embedding
 from .errors import ModelError
 from .hook_points import CellHook, HookPoints, LayerHook
-from .model_copy import ModelCopy, Subject, set_evaluation_mode
+from .model_copy import ModelCopy, Subject, random_states, set_evaluation_mode
 from .pytrees import Path, get_leaf, modules, replace_leaf
 from .target import At, Target, TargetLike
 
@@ -380,13 +380,16 @@ class ModelRunner:
 
     def _draws_random_numbers(self, rows: slice) -> bool:
         """Tell whether outputs depend on the seed, although the model is in evaluation mode."""
-        part = self._of(rows)
+        part = self._part(rows)
         outputs = []
+        # Global generators that another thread may use can't be put back.
+        own = random_states().numpy is not None
         for seed in (0, 1):
             with self.preserved():
                 mx.random.seed(seed)
-                np.random.seed(seed)  # noqa: NPY002
-                random.seed(seed)
+                if own:
+                    np.random.seed(seed)  # noqa: NPY002
+                    random.seed(seed)
                 outputs.append(to_numpy(part.outputs(part.sequence(), part.time_delta)))
         return not np.array_equal(outputs[0], outputs[1], equal_nan=True)
 
