@@ -13,7 +13,6 @@ NOT_YET = (
     "benchmarks/",
     # It lists keywords of users' models, which are theirs.
     "ncp_callbacks/model/conventions.py",
-    "ncp_callbacks/observer/",
 )
 
 

@@ -173,7 +173,7 @@ class BackgroundObserver:
         """Hand over a snapshot, once there is room; return False if it was dropped.
 
         It waits no longer than ``patience_for_room`` without any progress; until there is some
-        again, further snapshots are dropped at once.
+        again, later snapshots are dropped at once.
         """
         if self.lost or self._closing or os.getpid() != self._pid:
             self.dropped += 1
@@ -479,7 +479,7 @@ class _Server:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Serve until told to end, or until the training process is gone."""
+        """Serve until the end of the run, or until the training process is gone."""
         threading.Thread(
             target=self._watch_parent, name="ncp_callbacks parent", daemon=True
         ).start()

@@ -161,7 +161,7 @@ class _Known:
         A trained parameter is a new object after each update. An object that comes back may still
         have been written in place: then it has another buffer than the view of it that is kept.
         """
-        if not _is_told_by_address(array):
+        if not _has_address(array):
             data = array_bytes(array) if isinstance(array, mx.array) else array.tobytes()
             digest = zlib.crc32(data)
             same = digest == self._digest
@@ -199,7 +199,7 @@ class SnapshotLoader:
         self._copy.load(self._skeleton, self._arrays)
 
 
-def _is_told_by_address(array: Any) -> bool:
+def _has_address(array: Any) -> bool:
     """Tell if an array's address shows that it holds other numbers now.
 
     A transposed array has the address of the original, and one that isn't contiguous has none.
