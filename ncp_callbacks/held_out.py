@@ -40,7 +40,7 @@ def read_only(array: _A) -> _A:
 def _guarded(value: Any) -> Any:
     """Copy MLX arrays and containers, and make numpy arrays read-only, for callers."""
     if isinstance(value, mx.array):
-        return mx.array(value)
+        return _mlx(value)
     if isinstance(value, np.ndarray):
         return read_only(value)
     if type(value) is dict:
@@ -73,6 +73,11 @@ def _names(names: Sequence[str] | None, what: str, count: int | None) -> tuple[s
     if doubled:
         raise ValueError(f"{what} has {doubled[0]!r} more than once: pass different names")
     return listed
+
+
+def _mlx(value: Any) -> mx.array:
+    """Return an MLX array. MLX refuses views that run backwards, such as ``x[::-1]``."""
+    return mx.array(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
 
 
 class HeldOutBatch:
@@ -207,7 +212,7 @@ class HeldOutBatch:
     def _check_time(self, time_delta: Any, batch: int, steps: int) -> mx.array | None:
         if time_delta is None:
             return None
-        array = mx.array(time_delta)
+        array = _mlx(time_delta)
         if array.dtype not in _FLOATING:
             array = array.astype(mx.float32)
         if isinstance(time_delta, np.ndarray) and array.dtype == mx.float64:
@@ -251,9 +256,7 @@ class HeldOutBatch:
         if isinstance(targets, np.ndarray):
             if targets.dtype == object:
                 return _copied(targets)
-            targets = mx.array(
-                targets.astype(np.float32) if targets.dtype == np.float64 else targets
-            )
+            targets = _mlx(targets.astype(np.float32) if targets.dtype == np.float64 else targets)
         elif isinstance(targets, mx.array):
             targets = mx.array(targets)
         else:

@@ -165,6 +165,11 @@ class GradientAttribution(Callback):
         self._map_changes = _MapChanges()
         self._changes = PairedChanges()
 
+    @property
+    def method_name(self) -> str:
+        """Name of the attribution method: only maps of one method are compared between runs."""
+        return self._attributor.method.name
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "limit": self._limit.value,

@@ -81,9 +81,9 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
     """Return the mean of samples, the variances along their principal axes, and the axes.
 
     The axes are computed by :class:`sklearn.decomposition.PCA` as eigenvectors of the covariance,
-    which for tall data is far cheaper than a singular value decomposition. With more units than
-    samples they are computed from the samples' scalar products, whose non-zero eigenvalues are
-    those of the covariance. Variances have ``N`` in the denominator.
+    which for tall data is far cheaper than a singular value decomposition. Of at most twice as many
+    samples as units they are computed from the samples' scalar products, whose non-zero eigenvalues
+    are those of the covariance. Variances have ``N`` in the denominator.
 
     Args:
         samples: ``(N, H)``.
@@ -91,9 +91,6 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
     Returns:
         The mean ``(H,)``, the variances ``(H,)``, decreasing, and the axes ``(min(N, H), H)``.
     """
-    # Imported here, since it takes half a second.
-    from sklearn.decomposition import PCA
-
     x = samples.astype(np.float64)
     count, width = x.shape
     mean = x.mean(axis=0)
@@ -102,13 +99,18 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
     x -= mean
     if not x.any():
         return mean, variances, np.eye(width)[:count]
-    if width > count:
+    # The dry run has few samples, and must not wait for scikit-learn's import.
+    if count <= 2 * width:
+        kept = min(count, width)
         values, vectors = np.linalg.eigh(x @ x.T / count)
         # The axes are orthonormal also where a variance is only a rounding error; one always is.
-        axes, signs = np.linalg.qr(x.T @ vectors[:, ::-1])
+        axes, signs = np.linalg.qr(x.T @ vectors[:, ::-1][:, :kept])
         axes = axes * np.where(np.diagonal(signs) < 0, -1.0, 1.0)
-        variances[:count] = np.maximum(values[::-1], 0.0)
+        variances[:kept] = np.maximum(values[::-1][:kept], 0.0)
         return mean, variances, axes.T
+    # Imported here, since it takes half a second.
+    from sklearn.decomposition import PCA
+
     pca = PCA(svd_solver="covariance_eigh").fit(x)
     variances[: len(pca.components_)] = pca.explained_variance_ * (count - 1) / count
     return mean, np.maximum(variances, 0.0), pca.components_
