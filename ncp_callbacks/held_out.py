@@ -40,7 +40,7 @@ def read_only(array: _A) -> _A:
 def _guarded(value: Any) -> Any:
     """Copy MLX arrays and containers, and make numpy arrays read-only, for callers."""
     if isinstance(value, mx.array):
-        return _mlx(value)
+        return mx.array(value)
     if isinstance(value, np.ndarray):
         return read_only(value)
     if type(value) is dict:
@@ -77,7 +77,7 @@ def _names(names: Sequence[str] | None, what: str, count: int | None) -> tuple[s
 
 def _mlx(value: Any) -> mx.array:
     """Return an MLX array. MLX refuses views that run backwards, such as ``x[::-1]``."""
-    return mx.array(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
+    return mx.array(np.array(value, order="C") if isinstance(value, np.ndarray) else value)
 
 
 class HeldOutBatch:
@@ -167,7 +167,7 @@ class HeldOutBatch:
             raise TypeError(f"{what} is a {type(value).__name__}: pass an mx.array or numpy array")
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
             value = value.astype(np.float32)  # as mx.array does for Python floats
-        return mx.array(value)
+        return _mlx(value)
 
     @classmethod
     def _check_sequence(cls, inputs: Any) -> mx.array:
