@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import one_line
 from ..records import Figure, Picture
 
 __all__ = ["Renderer", "memory_of"]
@@ -99,6 +100,7 @@ class Renderer:
             none waits.
         max_bytes: How much memory they may hold. Only what is bigger by itself may exceed it.
         timeout: Seconds for one picture; the first one includes the import of matplotlib.
+        report: Takes each warning that is logged, as one line; it must not wait for the renderer.
 
     Attributes:
         dropped: How many figures found no place, or were given up by :meth:`close`.
@@ -112,6 +114,7 @@ class Renderer:
         max_figures: int = 32,
         max_bytes: int = 128 << 20,
         timeout: float = 25.0,
+        report: Callable[[str], object] | None = None,
     ) -> None:
         self.dropped = 0
         self.failed = 0
@@ -119,6 +122,7 @@ class Renderer:
         self._max_figures = max_figures
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._report = report
         self._pid = os.getpid()
 
         # Reentrant, for a signal handler that closes while `submit` holds it.
@@ -207,7 +211,7 @@ class Renderer:
                 left = [job for job in (self._current, *self._jobs) if job is not None]
                 self.dropped += len(left)
                 self._end()
-            logger.warning(
+            self._warn(
                 "closing the log gave up %d picture%s, the first of them %r of step %d",
                 len(left),
                 "" if len(left) == 1 else "s",
@@ -262,7 +266,12 @@ class Renderer:
     ) -> None:
         if key not in self._reported:
             self._reported.add(key)
-            logger.warning(message, *args, exc_info=error)
+            self._warn(message, *args, error=error)
+
+    def _warn(self, message: str, *args: object, error: BaseException | None = None) -> None:
+        logger.warning(message, *args, exc_info=error)
+        if self._report is not None:
+            self._report(message % args + ("" if error is None else f": {one_line(error)}"))
 
     # --- the thread
 
@@ -320,7 +329,7 @@ class Renderer:
             self._drawing.end()  # If the plot function returns after all.
             self._drawing = None
             self._given_up.add(figure.tag)
-            logger.warning(
+            self._warn(
                 "the picture %r of step %d takes longer than %g s: it is given up, and not drawn "
                 "again; numbers and other pictures go on",
                 figure.tag,
