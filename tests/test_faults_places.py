@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +17,13 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from ncps.wirings import AutoNCP
-from test_faults import held_out, logged, net, scalars, text
+from test_faults import both_places, held_out, logged, net, scalars, text
 
 import ncp_callbacks as ncp
 from ncp_callbacks.callbacks.sets import callback_set
+from ncp_callbacks.model import CopyError
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plotting.drawer import Drawer
 from ncp_callbacks.records import Picture
@@ -216,3 +222,222 @@ def test_pictures_that_fail_in_the_background_are_named_and_cost_no_number() -> 
     assert len(named) == 1
     assert scalars(monitor, "drawing/step") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert scalars(monitor, "monitor/dropped_pictures")[-1][1] == 3
+
+
+# ---- back-pressure
+
+
+class Slow(ncp.Callback):
+    default_name = "slow"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def measure(self, observation: ncp.Observation) -> Iterator[ncp.Scalar]:
+        if observation.step:
+            time.sleep(self.seconds)
+        yield ncp.Scalar("slow/step", observation.step)
+
+
+def in_background(callbacks: Sequence[ncp.Callback], **options: Any) -> ncp.Monitor:
+    options = {"writer": ncp.MemoryWriter(), "every": 1, "background": True, **options}
+    return ncp.Monitor(net(), held_out(), callbacks, **options)
+
+
+def test_no_snapshot_is_lost_to_slow_analyses_and_waiting_is_reported() -> None:
+    with in_background([Slow(0.3)]) as monitor:
+        for step in range(1, 11):
+            monitor.on_step_end(step, loss=1.0)
+        observer: Any = monitor._observer
+        # Six of ten must come back before the last is taken, as four may wait.
+        assert observer.waited > 1.5
+        assert monitor._overhead.seconds >= observer.waited
+    assert scalars(monitor, "slow/step") == [(step, float(step)) for step in range(1, 11)]
+    assert scalars(monitor, "monitor/dropped_snapshots") == []
+    assert len([n for n in monitor.notes if "the loop has waited for the observer" in n]) == 1
+
+
+def test_max_overhead_counts_waiting_for_the_observer() -> None:
+    with in_background([Slow(0.2)], max_overhead=0.1) as monitor:
+        for step in range(1, 61):
+            time.sleep(0.02)
+            monitor.on_step_end(step, loss=1.0)
+    assert [n for n in monitor.notes if "max_overhead" in n]
+    assert 4 <= len(scalars(monitor, "slow/step")) < 40
+    assert scalars(monitor, "monitor/skipped_snapshots")[-1][1] > 0
+
+
+def test_an_analysis_that_is_stuck_costs_snapshots_and_not_the_training() -> None:
+    began = time.monotonic()
+    with in_background([Slow(1000.0)]) as monitor:
+        observer: Any = monitor._observer
+        observer.patience_for_room, observer.patience = 2.0, 3.0
+        for step in range(1, 9):
+            monitor.on_step_end(step, loss=1.0 / step)
+    assert time.monotonic() - began < 25.0
+    # Four wait for ever; each of the four others finds no room, the first after the patience.
+    assert scalars(monitor, "monitor/dropped_snapshots") == [(s, s - 4.0) for s in range(5, 9)]
+    assert [step for step, _ in scalars(monitor, "train/loss")] == list(range(1, 9))
+    assert [n for n in monitor.notes if n.startswith("8 snapshots not analysed")]
+
+
+# ---- what can't be sent to another process
+
+
+class Unpicklable(ncp.Callback):
+    default_name = "unpicklable"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def measure(self, observation: ncp.Observation) -> Iterator[ncp.Scalar]:
+        yield ncp.Scalar("unpicklable/step", observation.step)
+
+
+def test_a_callback_that_cannot_be_sent_runs_in_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ncp_callbacks.observer.placement.why_in_loop", lambda nbytes: None)
+    with in_background([Unpicklable()], background=None) as monitor:
+        assert not monitor.in_background
+        monitor.on_step_end(1, loss=1.0)
+    assert scalars(monitor, "unpicklable/step") == [(1, 1.0)]
+    (note,) = [n for n in monitor.notes if "analyses run in the training loop" in n]
+    assert "unpicklable" in note.lower()
+    assert "lock" in note
+
+
+def test_a_callback_that_cannot_be_sent_and_must_be_is_an_error() -> None:
+    with pytest.raises(CopyError, match=r"(?is)unpicklable.*lock.*background=False"):
+        in_background([Unpicklable()], background=True).start()
+
+
+class Collecting(ncp.Callback):
+    default_name = "collecting"
+
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def measure(self, observation: ncp.Observation) -> Iterator[ncp.Scalar]:
+        self.seen.append(observation.step)
+        yield ncp.Scalar("collecting/seen", len(self.seen))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.seen[:] = state["seen"]
+
+
+@both_places
+def test_the_state_comes_back_and_side_effects_from_the_loop_only(background: bool) -> None:
+    seen: list[int] = []
+    with in_background([Collecting(seen)], background=background) as monitor:
+        seen.clear()  # of the dry run
+        for step in (1, 2, 3):
+            monitor.on_step_end(step, loss=1.0)
+    assert monitor.state_dict()["callbacks"]["collecting"]["seen"][-3:] == [1, 2, 3]
+    assert seen == ([] if background else [1, 2, 3])
+
+
+# ---- resuming
+
+
+@both_places
+def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> None:
+    def run(steps: range, state: str | None) -> tuple[dict[str, Any], str]:
+        model = net()
+        for step in range(1, steps.start):
+            move(model, step)
+        monitor = ncp.Monitor(
+            model, batch, every_callback(), writer=ncp.MemoryWriter(), every=1,
+            background=background,
+        )  # fmt: skip
+        if state is not None:
+            monitor.load_state_dict(json.loads(state))
+        with monitor:
+            for step in steps:
+                move(model, step)
+                monitor.on_step_end(step, loss=1.0)
+        writer: Any = monitor._writer
+        numbers, _ = by_kind(
+            [(s, r) for s, r in writer.records if not isinstance(r, ncp.Figure | Picture)]
+        )
+        return numbers, json.dumps(monitor.state_dict())
+
+    def move(model: nn.Module, step: int) -> None:
+        model.update(tree_map(lambda p: p * (1 + 0.05 * step), model.parameters()))
+        mx.eval(model.parameters())
+
+    batch = held_out(SEQUENCES)
+    whole, last = run(range(1, 5), None)
+    first, state = run(range(1, 3), None)
+    second, resumed = run(range(3, 5), state)
+    # A last snapshot at the end of a run has what a run that goes on does not have.
+    again = {**{k: v for k, v in first.items() if k[0] < 3}, **second}
+    assert [key for key in whole if whole[key] != again.get(key)] == []
+    assert resumed == last
+
+
+def test_a_step_before_the_one_that_was_resumed_from_is_reported(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ncp.Monitor(net(), held_out(), [], run, every=1) as monitor:
+        monitor.on_step_end(1, loss=1.0)
+    with ncp.Monitor(net(), held_out(), [], run, every=1, resume_step=5) as monitor:
+        monitor.on_step_end(5, loss=1.0)
+    assert any(n.startswith("step 5 came after step 5") for n in monitor.notes)
+
+
+# ---- ranks
+
+
+RANKS = [
+    {"MLX_RANK": "1"},
+    {"PMI_RANK": "2"},
+    {"OMPI_COMM_WORLD_RANK": "3"},
+    {"SLURM_NTASKS": "4", "SLURM_PROCID": "1"},
+]
+
+
+@both_places
+@pytest.mark.parametrize("variables", RANKS, ids=lambda variables: min(variables))
+def test_ranks_above_0_say_that_they_do_not_log(
+    variables: dict[str, str],
+    background: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options: dict[str, Any] = {"every": 1, "background": background}
+    caplog.set_level(logging.INFO, "ncp_callbacks")
+    with ncp.Monitor(net(), held_out(), [Slow(0.0)], tmp_path / "run", **options) as monitor:
+        monitor.on_step_end(1, loss=1.0)
+        monitor.log_scalars(1, {"val/loss": 1.0})
+        assert monitor.log_dir is None
+    (line,) = caplog.records
+    assert line.levelno == logging.INFO
+    assert "log_on_all_ranks=True" in line.getMessage()
+    assert list(tmp_path.iterdir()) == []
+
+
+class Environment(ncp.Callback):
+    default_name = "environment"
+
+    def measure(self, observation: ncp.Observation) -> Iterator[ncp.Scalar]:
+        found = [n for case in RANKS for n in case if n in os.environ]
+        yield ncp.Scalar("environment/launcher", len(found))
+
+
+def test_all_ranks_log_on_demand_and_their_observers_join_no_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"MLX_RANK": "1", "PMI_RANK": "1", "SLURM_NTASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with in_background([Environment()], log_on_all_ranks=True) as monitor:
+        monitor.on_step_end(1, loss=1.0)
+    assert scalars(monitor, "environment/launcher") == [(1, 0.0)]
