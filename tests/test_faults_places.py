@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import resource
-import threading
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 from ncps.wirings import AutoNCP
-from test_faults import both_places, held_out, logged, net, scalars, text
+from test_faults import both_places, ended, held_out, logged, net, scalars, script, text
 
 import ncp_callbacks as ncp
 from ncp_callbacks.callbacks.sets import callback_set
@@ -290,7 +293,7 @@ class Unpicklable(ncp.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.Lock()
+        self.lines = (line for line in ())
 
     def measure(self, observation: ncp.Observation) -> Iterator[ncp.Scalar]:
         yield ncp.Scalar("unpicklable/step", observation.step)
@@ -306,11 +309,11 @@ def test_a_callback_that_cannot_be_sent_runs_in_the_loop(
     assert scalars(monitor, "unpicklable/step") == [(1, 1.0)]
     (note,) = [n for n in monitor.notes if "analyses run in the training loop" in n]
     assert "unpicklable" in note.lower()
-    assert "lock" in note
+    assert "lines" in note
 
 
 def test_a_callback_that_cannot_be_sent_and_must_be_is_an_error() -> None:
-    with pytest.raises(CopyError, match=r"(?is)unpicklable.*lock.*background=False"):
+    with pytest.raises(CopyError, match=r"(?is)unpicklable.*lines.*background=False"):
         in_background([Unpicklable()], background=True).start()
 
 
@@ -441,3 +444,146 @@ def test_all_ranks_log_on_demand_and_their_observers_join_no_group(
     with in_background([Environment()], log_on_all_ranks=True) as monitor:
         monitor.on_step_end(1, loss=1.0)
     assert scalars(monitor, "environment/launcher") == [(1, 0.0)]
+
+
+# ---- several monitors, and monitors that nobody closes
+
+
+@both_places
+def test_three_monitors_of_one_model_nested(background: bool, tmp_path: Path) -> None:
+    model = net()
+    with contextlib.ExitStack() as stack:
+        monitors = [
+            stack.enter_context(
+                ncp.Monitor(
+                    model, held_out(), [Slow(0.0)], tmp_path / name, every=1, background=background
+                )
+            )
+            for name in "abc"
+        ]
+        for step in range(1, 4):
+            for monitor in monitors:
+                monitor.on_step_end(step, loss=1.0)
+    for name in "abc":
+        assert logged(tmp_path / name, "slow/step") == [1, 2, 3]
+        assert logged(tmp_path / name, "train/loss") == [1, 2, 3]
+
+
+@both_places
+def test_a_monitor_that_is_never_closed_has_a_complete_log(
+    background: bool, tmp_path: Path
+) -> None:
+    code = """
+        watching = monitor().start()
+        for step in range(1, 4):
+            watching.on_step_end(step, loss=1.0)
+    """
+    ended(code, tmp_path, background=background)
+    assert logged(tmp_path / "run", "own/step") == [1, 2, 3]
+    assert logged(tmp_path / "run", "train/loss") == [1, 2, 3]
+
+
+# ---- numbers on disk
+
+
+@both_places
+def test_a_killed_training_loses_no_number_older_than_flush_seconds(
+    background: bool, tmp_path: Path
+) -> None:
+    code = """
+        class Endless(ncp.Callback):
+            default_name = "endless"
+            def measure(self, observation):
+                yield ncp.Scalar("endless/step", observation.step)
+                yield ncp.Figure("endless/picture", lambda data: time.sleep(1000), None)
+
+        writer = ncp.TensorBoardWriter(f"{RUN}/run", flush_seconds=1.0)
+        held_out = ncp.HeldOutBatch(np.zeros((4, 5, 3), "f"))
+        options = {"writer": writer, "every": 1, "background": BACKGROUND}
+        with ncp.Monitor(Net(), held_out, [Endless()], **options) as watching:
+            for step in range(1, 11):
+                watching.on_step_end(step, loss=1.0)
+            watching._observer.wait(30.0)
+            time.sleep(3.0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ended(code, tmp_path, background=background, code_of_exit=-signal.SIGKILL)
+    assert logged(tmp_path / "run", "train/loss") == list(range(1, 11))
+    assert logged(tmp_path / "run", "endless/step") == list(range(1, 11))
+
+
+# ---- environments that lack something
+
+
+TRAINING = """
+    with monitor() as watching:
+        for step in range(1, 4):
+            watching.on_step_end(step, loss=1.0)
+"""
+
+
+def assert_complete(tmp_path: Path) -> None:
+    assert logged(tmp_path / "run", "own/step") == [1, 2, 3]
+    assert logged(tmp_path / "run", "train/loss") == [1, 2, 3]
+
+
+BEFORE = {
+    "no output": "sys.stdout.close(); sys.stderr.close()",
+    "no standard files": "[os.close(number) for number in (0, 1, 2)]",
+    "no working directory": "os.mkdir(f'{RUN}/gone'); os.chdir(f'{RUN}/gone'); os.rmdir(os.getcwd())",
+    "no interpreter": "sys.executable = None",
+    "a wrong interpreter": "sys.executable = '/nonexistent/python'",
+    "no backend": "os.environ['MPLBACKEND'] = 'nonsense'",
+    "warnings are errors": "import warnings; warnings.simplefilter('error')",
+}
+
+
+@both_places
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_training_without(before: str, background: bool, tmp_path: Path) -> None:
+    ended(f"    {BEFORE[before]}\n" + TRAINING, tmp_path, background=background)
+    assert_complete(tmp_path)
+
+
+@both_places
+@pytest.mark.parametrize("option", ["-O", "-Werror"])
+def test_a_training_with_an_option_of_python(option: str, background: bool, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, option, "-c", script(TRAINING, tmp_path, background=background)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert_complete(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["file", "stdin", "module"])
+def test_a_script_beside_a_module_of_the_name_of_a_standard_one(how: str, tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise ImportError('not the standard module')\n")
+    # A script of such a directory can't import much itself: only the observer starts with it.
+    code = "import sys; beside = sys.path.pop(0)\n" + script(TRAINING, tmp_path)
+    code = code.replace("with monitor() as", "sys.path.insert(0, beside)\nwith monitor() as")
+    (tmp_path / "training.py").write_text(code)
+    arguments = {
+        "file": [str(tmp_path / "training.py")],
+        "stdin": ["-"],
+        "module": ["-m", "training"],
+    }
+    run = subprocess.run(
+        [sys.executable, *arguments[how]], input=code if how == "stdin" else None, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert_complete(tmp_path)
+
+
+@both_places
+def test_a_training_without_spare_file_descriptors(background: bool, tmp_path: Path) -> None:
+    code = """
+        import resource
+        with monitor() as watching:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 64))
+            for step in range(1, 4):
+                watching.on_step_end(step, loss=1.0)
+    """
+    ended(code, tmp_path, background=background)
+    assert_complete(tmp_path)
