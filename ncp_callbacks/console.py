@@ -10,6 +10,7 @@ is there already.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -172,12 +173,14 @@ def show(text: str, *, verbose: bool | None = None) -> None:
     notebook = in_notebook()
     # Notebooks show stderr like an error.
     stream = sys.stdout if notebook else sys.stderr
-    if verbose is None:
-        # Who has set up logging to show it would see it twice.
-        read = notebook or (stream is not None and stream.isatty())
-        verbose = read and not _LOG.isEnabledFor(logging.INFO)
-    if verbose and not (notebook and _displayed(text)):
-        print(text, file=stream, flush=True)
+    # A stream that is closed, or a pipe that nobody reads, must not end the training.
+    with contextlib.suppress(OSError, ValueError):
+        if verbose is None:
+            # Who has set up logging to show it would see it twice.
+            read = notebook or (stream is not None and stream.isatty())
+            verbose = read and not _LOG.isEnabledFor(logging.INFO)
+        if verbose and not (notebook and _displayed(text)):
+            print(text, file=stream, flush=True)
 
 
 def _displayed(text: str) -> bool:
@@ -216,14 +219,19 @@ def _root_and_run(log_dir: PathLike) -> tuple[Path, str]:
     """The directory to open and the name that the run then has."""
     run = Path(os.path.abspath(log_dir))
     # TensorBoard searches all below for runs; in these that is too much, or somebody else's.
-    broad = {Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path(run.anchor)}
+    broad = {Path.home(), Path(tempfile.gettempdir()), Path(run.anchor)}
+    with contextlib.suppress(OSError):  # the current directory may be gone
+        broad.add(Path.cwd())
     return (run, ".") if run.parent in broad else (run.parent, run.name)
 
 
 def _shown(path: PathLike) -> str:
     """Relative to the current directory where that is shorter, as the user writes it."""
     whole = os.path.abspath(path)
-    relative = os.path.relpath(whole)
+    try:
+        relative = os.path.relpath(whole)
+    except OSError:  # the current directory is gone
+        return whole
     return whole if relative.startswith(os.pardir) else relative
 
 

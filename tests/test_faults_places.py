@@ -530,7 +530,7 @@ def assert_complete(tmp_path: Path) -> None:
 BEFORE = {
     "no output": "sys.stdout.close(); sys.stderr.close()",
     "no standard files": "[os.close(number) for number in (0, 1, 2)]",
-    "no working directory": "os.mkdir(f'{RUN}/gone'); os.chdir(f'{RUN}/gone'); os.rmdir(os.getcwd())",
+    "no working directory": "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
     "no interpreter": "sys.executable = None",
     "a wrong interpreter": "sys.executable = '/nonexistent/python'",
     "no backend": "os.environ['MPLBACKEND'] = 'nonsense'",
@@ -541,7 +541,7 @@ BEFORE = {
 @both_places
 @pytest.mark.parametrize("before", BEFORE)
 def test_a_training_without(before: str, background: bool, tmp_path: Path) -> None:
-    ended(f"    {BEFORE[before]}\n" + TRAINING, tmp_path, background=background)
+    ended(f"    {BEFORE[before]}\n" + TRAINING, tmp_path, background=background, cwd=tmp_path)
     assert_complete(tmp_path)
 
 
@@ -559,9 +559,9 @@ def test_a_training_with_an_option_of_python(option: str, background: bool, tmp_
 @pytest.mark.parametrize("how", ["file", "stdin", "module"])
 def test_a_script_beside_a_module_of_the_name_of_a_standard_one(how: str, tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("raise ImportError('not the standard module')\n")
-    # A script of such a directory can't import much itself: only the observer starts with it.
-    code = "import sys; beside = sys.path.pop(0)\n" + script(TRAINING, tmp_path)
-    code = code.replace("with monitor() as", "sys.path.insert(0, beside)\nwith monitor() as")
+    # The script has the standard module already; the observer's process starts from nothing.
+    head = "import sys; beside = sys.path.pop(0); import queue; sys.path.insert(0, beside)\n"
+    code = head + script(TRAINING, tmp_path)
     (tmp_path / "training.py").write_text(code)
     arguments = {
         "file": [str(tmp_path / "training.py")],
