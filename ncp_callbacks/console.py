@@ -11,6 +11,7 @@ All functions but :func:`show` only return text. IPython is used if it is import
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -181,12 +182,14 @@ def show(text: str, *, verbose: bool | None = None) -> None:
     notebook = in_notebook()
     # Notebooks show stderr like an error.
     stream = sys.stdout if notebook else sys.stderr
-    if verbose is None:
-        # With logging set up at INFO, the text would appear twice.
-        read = notebook or (stream is not None and stream.isatty())
-        verbose = read and not _LOG.isEnabledFor(logging.INFO)
-    if verbose and not (notebook and _displayed(text)):
-        print(text, file=stream, flush=True)
+    # A stream that is closed, or a pipe that nobody reads, must not end the training.
+    with contextlib.suppress(OSError, ValueError):
+        if verbose is None:
+            # With logging set up at INFO, the text would appear twice.
+            read = notebook or (stream is not None and stream.isatty())
+            verbose = read and not _LOG.isEnabledFor(logging.INFO)
+        if verbose and not (notebook and _displayed(text)):
+            print(text, file=stream, flush=True)
 
 
 def _displayed(text: str) -> bool:
@@ -225,14 +228,19 @@ def _root_and_run(log_dir: PathLike) -> tuple[Path, str]:
     """Return the directory to open and the name that the run then has."""
     run = Path(os.path.abspath(log_dir))
     # TensorBoard searches all subdirectories for runs; these hold too many, or those of others.
-    broad = {Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path(run.anchor)}
+    broad = {Path.home(), Path(tempfile.gettempdir()), Path(run.anchor)}
+    with contextlib.suppress(OSError):  # the current directory may be gone
+        broad.add(Path.cwd())
     return (run, ".") if run.parent in broad else (run.parent, run.name)
 
 
 def _shown(path: PathLike) -> str:
     """Return a path relative to the current directory if it is inside, or else an absolute one."""
     whole = os.path.abspath(path)
-    relative = os.path.relpath(whole)
+    try:
+        relative = os.path.relpath(whole)
+    except OSError:  # the current directory is gone
+        return whole
     return whole if relative.startswith(os.pardir) else relative
 
 

@@ -360,6 +360,9 @@ class Monitor:
             if self._observer is not None:
                 self._final_state = self._observer.known_state
             atexit.unregister(self._exit_hook)
+            if self._overhead.skipped and self._last_step is not None:
+                # Those since the last snapshot count, too.
+                self._log.write(self._last_step, self._overhead.skips())
             if self._given_writer is self._writer and end is None:
                 self._log.flush()  # the user's, who may go on with it
             else:

@@ -106,6 +106,10 @@ class Overhead:
                 self._share,
                 "Share of the wall time since the last snapshot that this one took of the loop",
             )
+        yield from self.skips()
+
+    def skips(self) -> Iterator[Record]:
+        """Yield how many snapshots were skipped, where there is a bound."""
         if self._max_share is not None:
             yield Scalar(
                 "monitor/skipped_snapshots",

@@ -40,6 +40,7 @@ class RunLog:
         self._writer: Writer | None = None
         self._notes: list[str] = []
         self._more_notes = 0
+        self._closing = False
         self._topics: set[str] = set()
         self._explained: dict[str, str] = {}
         self._rehearsed: set[str] = set()
@@ -63,6 +64,7 @@ class RunLog:
     def open(self, writer: Writer, run_config: Mapping[str, Any]) -> None:
         """Write to this writer from now on."""
         self._writer = writer
+        writer.report = self._take_warning
         if run_config:
             self._guarded(lambda w: w.log_run_config(run_config))
 
@@ -80,6 +82,9 @@ class RunLog:
         with self._lock:
             self._write_cards(now=True)
             self._guarded(lambda w: w.flush())
+            if any(self._changed.values()):  # by warnings of the writer
+                self._write_cards(now=True)
+                self._guarded(lambda w: w.flush())
 
     def close(self, timeout: float | None = None) -> None:
         """Write all cards and close the writer.
@@ -88,6 +93,7 @@ class RunLog:
             timeout: Seconds that pictures may take; None: as the writer does by default.
         """
         with self._lock:
+            self._closing = True
             self._write_cards(now=True)
             self._guarded(lambda w: w.close() if timeout is None else w.close_within(timeout))
 
@@ -137,6 +143,11 @@ class RunLog:
             if self._keep(message):
                 _LOG.error("%s%s", message, f"\n{error}" if error else "")
 
+    def _take_warning(self, message: str) -> None:
+        """Keep what the writer has logged already."""
+        with self._lock:
+            self._keep(message)
+
     def _keep(self, message: str) -> bool:
         self._changed["about/notes"] = True
         if len(self._notes) >= _MAX_NOTES:
@@ -173,7 +184,7 @@ class RunLog:
             return
         for tag, changed in self._changed.items():
             last = self._written.get(tag)
-            due = now or last is None or self._clock() - last >= _CARD_SECONDS
+            due = now or self._closing or last is None or self._clock() - last >= _CARD_SECONDS
             if changed and due:
                 self._changed[tag] = False
                 self._written[tag] = self._clock()

@@ -98,7 +98,7 @@ def pack(subject: Subject, extra: Any = None) -> Packed:
 
     Args:
         subject: The model and the user's functions.
-        extra: More objects, which may share parts with these.
+        extra: The held-out batch and the callbacks, which may share parts with these.
 
     Raises:
         CopyError: If a part can't be pickled; the message names it.
@@ -504,8 +504,16 @@ def _copy_error(subject: Subject, extra: Any, error: Exception) -> CopyError:
                 "when it is needed instead of keeping it there, or pass make_model=, a function "
                 "that builds such a model"
             )
-    what = "the callbacks" if extra is not None else "the model"
-    return CopyError(f"{what} can't be copied: {type(error).__name__}: {error}")
+    held_out, callbacks = extra if extra is not None else (None, ())
+    for part in (held_out, *callbacks):
+        found = _culprit(part, type(part).__name__, set())
+        if found is not None:
+            where, why = found
+            return CopyError(
+                f"{where} can't be sent to another process: {why}. Make this part when it is "
+                "needed instead of keeping it there, or pass background=False"
+            )
+    return CopyError(f"the model can't be copied: {type(error).__name__}: {error}")
 
 
 def _find_cause(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:

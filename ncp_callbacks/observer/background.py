@@ -37,12 +37,14 @@ __all__ = ["BackgroundObserver", "Deliver", "Start", "serve"]
 
 _LOG = logging.getLogger("ncp_callbacks")
 
-# Isolated, so that a module beside the training script can't take the place of Python's own before
-# this process's search path is there.
+# Python's own modules come first on the search path, so that one beside the training script that is
+# called queue.py can't take the place of what this process needs.
 _COMMAND = (
     "import pickle, struct, sys; "
     "read = sys.stdin.buffer.read; "
-    "sys.path[:] = pickle.loads(read(struct.unpack('<Q', read(8))[0])); "
+    "given = pickle.loads(read(struct.unpack('<Q', read(8))[0])); "
+    "own = [path for path in sys.path if not path.endswith('-packages')]; "
+    "sys.path[:] = [*own, *given]; "
     f"from {__name__} import serve; serve(int(sys.argv[1]))"
 )
 _NICE = 10

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import one_line
 from ..records import Figure, Picture
 
 __all__ = ["Renderer", "memory_of"]
@@ -102,6 +103,8 @@ class Renderer:
         max_bytes: Largest memory of the figures that wait. Only the figures of a single step may
             exceed it.
         timeout: Seconds for one picture. The first one includes the import of matplotlib.
+        report: Called with each warning that is logged, as one line; it must not wait for the
+            renderer. None: warnings are only logged.
 
     Attributes:
         dropped: Number of figures that were dropped, or given up by :meth:`close`.
@@ -115,6 +118,7 @@ class Renderer:
         max_figures: int = 32,
         max_bytes: int = 128 << 20,
         timeout: float = 25.0,
+        report: Callable[[str], object] | None = None,
     ) -> None:
         self.dropped = 0
         self.failed = 0
@@ -122,6 +126,7 @@ class Renderer:
         self._max_figures = max_figures
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._report = report
         self._pid = os.getpid()
 
         # Reentrant, for a signal handler that closes while `submit` holds it.
@@ -216,7 +221,7 @@ class Renderer:
                 left = [job for job in (self._current, *self._jobs) if job is not None]
                 self.dropped += len(left)
                 self._end()
-            logger.warning(
+            self._warn(
                 "closing the log gave up %d picture%s, the first of them %r of step %d",
                 len(left),
                 "" if len(left) == 1 else "s",
@@ -271,7 +276,12 @@ class Renderer:
     ) -> None:
         if key not in self._reported:
             self._reported.add(key)
-            logger.warning(message, *args, exc_info=error)
+            self._warn(message, *args, error=error)
+
+    def _warn(self, message: str, *args: object, error: BaseException | None = None) -> None:
+        logger.warning(message, *args, exc_info=error)
+        if self._report is not None:
+            self._report(message % args + ("" if error is None else f": {one_line(error)}"))
 
     # --- the thread
 
@@ -329,7 +339,7 @@ class Renderer:
             self._drawing.end()  # If the plot function returns after all.
             self._drawing = None
             self._given_up.add(figure.tag)
-            logger.warning(
+            self._warn(
                 "the picture %r of step %d takes longer than %g s: it is skipped from now on; "
                 "numbers and other pictures go on. Make its plot function faster",
                 figure.tag,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..records import Record
@@ -28,7 +28,14 @@ class Tally(NamedTuple):
 
 
 class Writer(abc.ABC):
-    """Take the records of a run."""
+    """Take the records of a run.
+
+    Attributes:
+        report: Called with what the user should know of records that couldn't be written, each
+            once, by the thread that calls the writer. None: it is only logged.
+    """
+
+    report: Callable[[str], object] | None = None
 
     @abc.abstractmethod
     def write(self, step: int, records: Sequence[Record]) -> None:

@@ -12,7 +12,9 @@ A file that fails later never raises to the caller: see ``writer.failure``.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -57,12 +59,14 @@ class _BackgroundedWriter(Writer):
             sink, flush_seconds=flush_seconds, max_bytes=max_bytes // 2, timeout=timeout
         )
         put = self._background.put
+        self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
         # Made after the background writer: exit handlers run in the opposite order.
         self._renderer = Renderer(
             lambda step, wall_time, picture: put(step, wall_time, [picture]),
             max_figures=max_figures,
             max_bytes=max_bytes // 2,
             timeout=timeout,
+            report=self._warnings.put,
         )
         self._first_step = first_step
         self._timeout = timeout
@@ -88,6 +92,7 @@ class _BackgroundedWriter(Writer):
         }
         others += [Scalar(f"monitor/{name}", count) for name, count in losses.items() if count]
         self._background.put(step, now, others)
+        self._report_warnings()
 
     def log_run_config(self, config: Mapping[str, Any]) -> None:
         """Show these hyper-parameters in TensorBoard's HParams dashboard.
@@ -112,6 +117,7 @@ class _BackgroundedWriter(Writer):
         end = None if timeout is None else time.monotonic() + timeout
         if self._background.flush(timeout):  # Numbers don't wait for pictures.
             self._renderer.flush(None if end is None else end - time.monotonic() - _FOR_WRITING)
+            self._report_warnings()
             self._background.flush(None if end is None else _at_least(end))
 
     def close(self, timeout: float | None = None) -> None:
@@ -128,7 +134,16 @@ class _BackgroundedWriter(Writer):
             self._renderer.close(end - time.monotonic() - _FOR_WRITING)
         else:
             self._renderer.close(0.0)
+        self._report_warnings()
         self._background.close(_at_least(end))
+
+    def _report_warnings(self) -> None:
+        """Report what the drawing thread warned of; it must not wait for whoever waits for it."""
+        if self.report is None:
+            return
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.report(self._warnings.get_nowait())
 
     @property
     def failure(self) -> BaseException | None:
