@@ -189,7 +189,7 @@ class Drawing(ncp.Callback):
 
 @pytest.mark.parametrize(
     ("plot", "says"),
-    [(endless, "it is given up"), (failing, "ValueError: no such plot")],
+    [(endless, "it is skipped from now on"), (failing, "ValueError: no such plot")],
     ids=["endless", "failing"],
 )
 def test_pictures_that_fail_in_the_loop_are_named_and_cost_no_number(

@@ -506,7 +506,7 @@ def _copy_error(subject: Subject, extra: Any, error: Exception) -> CopyError:
             )
     held_out, callbacks = extra if extra is not None else (None, ())
     for part in (held_out, *callbacks):
-        found = _culprit(part, type(part).__name__, set())
+        found = _find_cause(part, type(part).__name__, set())
         if found is not None:
             where, why = found
             return CopyError(
