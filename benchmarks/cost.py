@@ -1,6 +1,6 @@
 """Measure what a monitor costs, in the user's own training steps.
 
-    python benchmarks/cost.py                                # 20 minutes; updates cost.csv
+    python benchmarks/cost.py                                # half an hour; updates cost.csv
     python benchmarks/cost.py --before /a/checkout           # CPU time beside an earlier version
     python benchmarks/cost.py --only peers --peer-python /somewhere/bin/python   # has PyTorch
     python benchmarks/cost.py --models CfC --sizes S --only loop
@@ -11,6 +11,7 @@ in one process, and given as the ratio of their medians, with quartiles. A peer 
 own training steps, of the same model on the same sequences. What is measured:
 
 * ``loop``: how long the loop waits at a due step, and how long until everything is on disk.
+* ``more``: entering the monitor, a due step of the full set, and what each analysis of it takes.
 * ``extra``: how much longer a training takes, with a snapshot every 100 steps. Blocks of training
   steps with and without a snapshot alternate; it is the median of their paired differences.
 * ``cpu``: CPU time of a snapshot until it is on disk, of all processes together.
@@ -64,17 +65,31 @@ class Rounds(NamedTuple):
 
     Attributes:
         turns: Due steps.
+        full: Due steps of the full set, whose analysis may take 50 training steps.
         pairs, block: Pairs of blocks, and training steps in a block. A block is several times as
             long as the observer takes for a snapshot.
     """
 
     turns: int
+    full: int
     pairs: int
     block: int
 
 
-ROUNDS = {"S": Rounds(20, 40, 30), "M": Rounds(10, 12, 8), "L": Rounds(5, 5, 3)}
-QUICK = Rounds(1, 1, 1)
+# By how long a training step takes: hundredths of a second, tenths, seconds.
+SHORT, MEDIUM, LONG = Rounds(16, 4, 30, 20), Rounds(10, 3, 16, 8), Rounds(4, 2, 5, 3)
+ROUNDS = {
+    ("CfC", "S"): SHORT,
+    ("GRU", "S"): SHORT,
+    ("LTC", "S"): MEDIUM,
+    ("CfC", "M"): MEDIUM,
+    ("GRU", "M"): MEDIUM,
+    ("CfC", "L"): LONG,
+    ("GRU", "L"): LONG,
+    # Minutes for an analysis of the full set.
+    ("LTC", "M"): LONG._replace(full=0),
+}
+QUICK = Rounds(1, 1, 1, 1)
 
 
 def full() -> list[ncp.Callback]:
@@ -141,16 +156,11 @@ def loop(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
     """Measure due steps in both places, the passes alone, and entering."""
     training = Training(kind, SIZES[size])
     timings = Timings(scope="loop", model=kind, size=size, sequences=count)
-    few = count < SIZES[size].batch
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         open_one = functools.partial(Monitored, training, count)
         background = stack.enter_context(open_one(folder / "1", background=True))
         in_loop = stack.enter_context(open_one(folder / "2", background=False))
-        everything = None
-        if few:
-            everything = open_one(folder / "3", background=True, callbacks=full())
-            stack.enter_context(everything)
         training.step()
         training.plain_passes(count)
         for _ in range(rounds.turns):
@@ -165,16 +175,29 @@ def loop(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
             timings.note("until on disk, in the loop", seconds + in_loop.wait())
             timings.step(timed(training.step))
             timings.note("passes alone", timed(lambda: training.plain_passes(count)))
-            if everything is not None:
-                timings.step(timed(training.step))
-                timings.note("due step, background, full set", everything.snapshot())
-                everything.wait()
-                for name, seconds in everything.seconds.items():
-                    timings.note(f"analysis: {name}", seconds)
-        if few:
-            for number in range(3):
-                with open_one(folder / f"entered {number}", background=True) as entered:
-                    timings.note("entering", entered.entering)
+    return timings.rows()
+
+
+def more(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
+    """Measure entering, and due steps of the full set with the time of every analysis."""
+    training = Training(kind, SIZES[size])
+    timings = Timings(scope="more", model=kind, size=size, sequences=count)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(3):
+            timings.step(timed(training.step))
+            log = Path(folder) / str(number)
+            with Monitored(training, count, log, background=True) as entered:
+                timings.note("entering", entered.entering)
+        if rounds.full:
+            log = Path(folder) / "full"
+            options = {"background": True, "callbacks": full()}
+            with Monitored(training, count, log, **options) as everything:
+                for _ in range(rounds.full):
+                    timings.step(timed(training.step))
+                    timings.note("due step, full set", everything.snapshot())
+                    everything.wait()
+                    for name, seconds in everything.seconds.items():
+                        timings.note(f"analysis: {name}", seconds)
     return timings.rows()
 
 
@@ -224,8 +247,8 @@ def cpu(kind: str, size: str, count: int, rounds: Rounds, before: Path | None) -
             workers[name] = stack.enter_context(worker)
             if name == "before" and Path(worker.versions["ncp_callbacks"]).parent != before:
                 raise SystemExit(f"--before: there is no ncp_callbacks in {before}")
-        each = 4 if size == "S" else 2
-        for number in range(1 + max(2, rounds.turns // 3)):
+        each = 4 if rounds.turns > 4 else 2
+        for number in range(1 + max(2, rounds.turns // 2)):
             for name, worker in workers.items():
                 found = worker.ask("snapshots", count=each)
                 if number:
@@ -351,18 +374,19 @@ def jobs(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], list[Row]
     repeats = (20, 1) if args.quick else (20_000, 9)
     yield from add("once", "", lambda: [not_due(repeats[0]), importing(repeats[1])])
     for kind, size in cases:
-        rounds = QUICK if args.quick else ROUNDS[size]
+        rounds = ROUNDS.get((kind, size), QUICK)
         few, whole = (2, 4) if args.quick else (SEQUENCES, SIZES[size].batch)
         name = f"{kind} {size}, {few} sequences"
         yield from add("loop", name, loop, kind, size, few, rounds)
         yield from add("extra", name, extra, kind, size, few, rounds)
         yield from add("cpu", name, cpu, kind, size, few, rounds, args.before)
+        yield from add("more", name, more, kind, size, few, rounds)
         name = f"{kind} {size}, whole batch"
         yield from add("loop", name, loop, kind, size, whole, rounds)
-        if size != "L":
+        if rounds != LONG:
             yield from add("cpu", name, cpu, kind, size, whole, rounds, args.before)
     for size in sizes:
-        rounds = QUICK if args.quick else ROUNDS[size]
+        rounds = ROUNDS.get(("CfC", size), QUICK)
         yield from add("peers", size, peers, size, rounds, args.peer_python)
 
 
@@ -382,7 +406,7 @@ def _folder(path: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    scopes = ["loop", "extra", "cpu", "once", "peers"]
+    scopes = ["loop", "extra", "cpu", "more", "once", "peers"]
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--sizes", nargs="+", choices=["S", "M", "L"], default=["S", "M", "L"])
     parser.add_argument("--only", nargs="+", choices=scopes, default=scopes)
