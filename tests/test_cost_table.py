@@ -159,12 +159,6 @@ def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path: Path) -> No
     assert readme.read_text() == "a\n<!-- cost.csv -->\nnew\n<!-- end -->\nb\n"
 
 
-def test_the_readme_shows_the_stored_measurement() -> None:
-    readme = (report.HERE.parent / "README.md").read_text()
-    shown = readme.split("<!-- cost.csv -->\n")[1].split("\n<!-- end -->")[0]
-    assert shown == report.table(report.read(report.HERE / "cost.csv"))
-
-
 def test_the_picture_can_be_drawn(tmp_path: Path) -> None:
     report.plot(example(), tmp_path / "cost.png")
     with Image.open(tmp_path / "cost.png") as image:

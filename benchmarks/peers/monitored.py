@@ -83,7 +83,7 @@ class _Writer(ncp.TensorBoardWriter):
 
 
 class Monitored:
-    """A monitor that takes a snapshot when told to; a context manager.
+    """A monitor that takes a snapshot for each call; a context manager.
 
     Args:
         training: What it monitors.
