@@ -207,15 +207,18 @@ def extra(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
     timings = Timings(scope="extra", model=kind, size=size, sequences=count)
 
     def block(monitored: Monitored | None) -> float:
-        start = 0.0 if monitored is None else monitored.snapshot()
-        return start + sum(timed(training.step) for _ in range(rounds.block))
+        seconds = 0.0 if monitored is None else monitored.snapshot()
+        seconds += sum(timed(training.step) for _ in range(rounds.block))
+        if monitored is not None:
+            # On a busy machine something may be left, which must not fall into the next block.
+            monitored.wait()
+        return seconds
 
     with (
         tempfile.TemporaryDirectory() as folder,
         Monitored(training, count, Path(folder) / "run", background=True) as monitored,
     ):
         block(monitored)
-        monitored.wait()
         block(None)
         for number in range(rounds.pairs):
             # In turn first and last, so that what drifts has no part in the median.
