@@ -23,7 +23,7 @@ Row: TypeAlias = dict[str, str]
 
 _TORCH, _SHARED = "PyTorch + Captum", "PyTorch + Captum, passes shared by hand"
 _PEERS = {
-    "ncp_callbacks": "`ncp_callbacks`, without holding up the loop",
+    "ncp_callbacks": "`ncp_callbacks`",
     _TORCH: "PyTorch: ncps, Captum, scikit-learn, pyplot, SummaryWriter",
     _SHARED: "the same, passes shared by hand",
     "plain MLX": "MLX: each analysis by itself, pyplot, SummaryWriter",
@@ -51,6 +51,10 @@ class _Measured:
                 return float(row["median"])
         return None
 
+    def dates(self, scope: str) -> list[str]:
+        """Return the days on which it was measured."""
+        return sorted({row["measured"] for row in self._rows if row["scope"] == scope})
+
     def cases(self, scope: str) -> list[dict[str, str]]:
         """Return the models, sizes and numbers of sequences that were measured."""
         found = [
@@ -76,13 +80,12 @@ def table(rows: Sequence[Row]) -> str:
     """Return markdown: a line for each model and size, the peers, and what is paid once."""
     m = _Measured(rows)
     lines = [
-        "| 16 sequences, standard set | step | due step | training | CPU | `background=False` |",
-        "|---|---|---|---|---|---|",
+        "| 16 sequences, standard set | due step | training | CPU | `background=False` |",
+        "|---|---|---|---|---|",
     ]
     for case in m.few("loop"):
         cells = [
-            _number(m.median("loop", "training step", **case), ".0f") + " ms",
-            _number(m.median("loop", "due step, background", **case), ".3f"),
+            _number(m.median("loop", "due step, background", **case), ".2g"),
             _signed(m.median("extra", "training, every=100", **case)),
             _number(m.median("cpu", "until on disk, background", **case)),
             _number(m.median("loop", "due step, in the loop", **case)),
@@ -101,7 +104,8 @@ def _peers(m: _Measured) -> Iterator[str]:
     if not cases:
         return
     sizes = [case["size"] for case in cases]
-    yield f"| whole batch, CfC, until on disk | {' | '.join(sizes)} |"
+    dates = ", ".join(m.dates("peer"))
+    yield f"| CfC, whole batch, until on disk, in steps, measured {dates} | {' | '.join(sizes)} |"
     yield f"|---|{'---|' * len(sizes)}"
     for name, title in _PEERS.items():
         cells = []
