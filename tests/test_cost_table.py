@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 from scripts import script
 
 import ncp_callbacks as ncp
@@ -18,124 +20,138 @@ import ncp_callbacks as ncp
 cost = script("cost")
 report = sys.modules["cost_report"]
 cases = sys.modules["peers.cases"]
+monitored = sys.modules["peers.monitored"]
+processes = sys.modules["processes"]
 protocol = sys.modules["peers.protocol"]
+training = sys.modules["peers.training"]
 TINY = cases.SIZES["tiny"]
+LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
 
 
-class Silent:
-    def advance(self, what: str) -> None:
-        pass
-
-
-def rows(**columns: str) -> dict[str, str]:
-    return {column: columns.get(column, "") for column in report.COLUMNS}
-
-
-def look(size: str, sequences: int, what: str, quantity: str, median: float) -> dict[str, str]:
-    return rows(
-        scope="look", model="CfC", size=size, sequences=str(sequences), what=what,
-        quantity=quantity, median=str(median), unit="steps",
-    )  # fmt: skip
+def row(scope: str, what: str, median: float, **columns: str) -> dict[str, str]:
+    found = {"scope": scope, "what": what, "median": str(median), "unit": "steps"}
+    found |= {"measured": "2001-02-03", **columns}
+    return {column: found.get(column, "") for column in report.COLUMNS}
 
 
 # ---- arithmetic
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_the_slope_of_a_power_is_its_exponent(power: float) -> None:
-    x = [1, 2, 4, 8, 16]
-    assert report.slope(x, [3.0 * v**power for v in x]) == pytest.approx(power, abs=1e-12)
-
-
-def test_rounds_give_ratios_of_medians_without_the_first_round() -> None:
-    rounds = cost.Rounds(lambda: None, model="CfC", size="S", sequences=4)
-    for step, call in [(100.0, 900.0), (2.0, 3.0), (1.0, 5.0), (4.0, 4.0)]:
-        rounds.start()
-        rounds.step(step)
-        rounds.note("standard set", "in the loop", call)
-        rounds.note("standard set", "extra", call, "%")
-    own, ratio, share = rounds.rows("look")
-    assert (own["what"], own["unit"], own["median"], own["rounds"]) == (
-        "training step", "ms", "2000", "3",
-    )  # fmt: skip
+def test_seconds_become_ratios_of_medians() -> None:
+    timings = cost.Timings(scope="loop", model="CfC", size="S", sequences=4)
+    for step, call in [(2.0, 3.0), (1.0, 5.0), (4.0, 4.0)]:
+        timings.step(step)
+        timings.note("due step", call)
+        timings.note("share", call, "%")
+    own, ratio, share = timings.rows()
+    assert (own["what"], own["unit"], own["median"]) == ("training step", "ms", "2000")
     # Median 4 of 3, 5, 4 over median 2 of 2, 1, 4; quartiles 3.5 and 4.5.
     assert [ratio[k] for k in ("median", "q1", "q3", "unit")] == ["2", "1.75", "2.25", "steps"]
-    assert (share["median"], share["unit"]) == ("4", "%")
+    assert (share["median"], share["unit"], share["rounds"]) == ("4", "%", "3")
     assert (own["model"], ratio["size"], share["sequences"]) == ("CfC", "S", "4")
 
 
-def test_time_in_passes_is_counted_once_and_only_inside() -> None:
-    training = cost.Training("CfC", TINY)
-    passes = cost.Passes(training.model)
-    before = (mx.eval, mx.grad, mx.value_and_grad, mx.vjp, type(training.model).__call__)
-    outer = cost.timed(training.gradient)
-    assert passes.seconds == 0
-    with passes.counted():
-        outer = cost.timed(training.gradient)
-    # A gradient runs the model inside, which must not count twice.
-    assert 0 < passes.seconds <= outer
-    with passes.counted():
-        sum(range(1000))
-    assert passes.seconds == 0
-    assert before == (mx.eval, mx.grad, mx.value_and_grad, mx.vjp, type(training.model).__call__)
+def test_a_new_measurement_replaces_the_same_quantity_only() -> None:
+    labels = {"model": "CfC", "size": "S", "sequences": "16"}
+    old = [
+        row("loop", "due step", 1.0, **labels),
+        row("loop", "due step", 2.0, **{**labels, "size": "M"}),
+        row("machine", "mlx 1", 1.0, model="x86"),
+    ]
+    new = [row("loop", "due step", 3.0, **labels), row("machine", "mlx 2", 1.0, model="x86")]
+    assert cost.merged(old, new) == [new[0], old[1], new[1]]
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("CfC", 4), ("LTC", 4), ("GRU", 1)])
+def test_the_passes_alone_are_a_gradient_and_the_other_scales(
+    kind: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = training.Training(kind, TINY)
+    given: list[list[mx.array]] = []
+    run = type(one.model).__call__
+
+    def counted(self: Any, *inputs: mx.array) -> mx.array:
+        given.append(list(inputs))
+        return run(self, *inputs)
+
+    monkeypatch.setattr(type(one.model), "__call__", counted)
+    one.plain_passes(2)
+    assert [len(inputs[0]) for inputs in given] == [2] * passes
+    if kind != "GRU":
+        scales = [float((inputs[1] / one.inputs[1][:2]).mean()) for inputs in given[1:]]
+        assert scales == pytest.approx([0.5, 2.0, 5.0])
+
+
+@LINUX
+def test_cpu_time_counts_that_of_children() -> None:
+    code = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    before = processes.cpu_seconds()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
+        assert processes.children() == [child.pid]
+        busy = processes.cpu_seconds() - before
+        child.communicate(b"\n")
+    # The child has spent half a second by its own count, in ticks of 10 ms.
+    assert busy >= 0.47
 
 
 # ---- the table
 
 
 def example() -> list[dict[str, str]]:
-    found = []
-    for sequences, factor in ((64, 1.0), (16, 0.25)):
-        found += [
-            look("M", sequences, "standard set", "in the loop", 1.5 * factor),
-            look("M", sequences, "standard set", "until on disk", 1.75 * factor),
-            look("M", sequences, "standard set", "next step", 1.25),
-            look("M", sequences, "standard set", "model passes", 1.25 * factor),
-            look("M", sequences, "bare model", "forward pass", 0.5 * factor),
-            look("M", sequences, "bare model", "gradient pass", 0.75 * factor),
-            look("M", sequences, "standard set", "entering", 2.5 * factor),
-        ]
-    found += [
-        look("M", 64, "StateSpace", "in the loop", 0.5),
-        look("M", 64, "StateSpace", "until on disk", 0.625),
+    few = {"model": "CfC", "size": "M", "sequences": "16"}
+    whole = {**few, "sequences": "64"}
+    return [
+        row("loop", "training step", 250.0, **few),
+        row("loop", "due step, background", 0.01275, **few),
+        row("more", "due step, full set", 0.0375, **few),
+        row("loop", "due step, in the loop", 0.5, **few),
+        row("loop", "passes alone", 0.4375, **few),
+        row("more", "entering", 2.5, **few),
+        row("extra", "training, every=100", 0.25, **few),
+        row("cpu", "until on disk, background", 0.75, **few),
+        row("cpu", "until on disk, before", 0.5, **few),
+        row("loop", "due step, in the loop", 1.5, **whole),
+        row("loop", "passes alone", 1.0, **whole),
+        row("peer", "ncp_callbacks", 2.0, **whole),
+        row("peer", "ncp_callbacks, with integrated gradients", 3.0, **whole),
+        row("peer", "PyTorch + Captum", 16.0, **whole),
+        row("peer", "plain MLX", 5.0, **whole),
+        row("once", "step at which nothing is due", 1.25),
+        row("once", "import after mlx", 90.0),
     ]
-    peers = [
-        look("M", 64, "standard set", "until on disk", 2.0),
-        look("M", 64, report.ALL_INTEGRATED, "until on disk", 2.5),
-        look("M", 64, report.FEW_INTEGRATED, "until on disk", 2.25),
-        look("M", 64, "PyTorch + Captum", "until on disk", 16.0),
-        look("M", 64, "PyTorch + Captum", "with integrated gradients", 25.0),
-        look("M", 64, "PyTorch + Captum", "with those of 8 sequences", 18.0),
-        look("M", 64, "plain MLX", "until on disk", 5.0),
-    ]
-    return found + [{**row, "scope": "peer"} for row in peers]
 
 
 def test_the_table_shows_what_was_measured() -> None:
     lines = report.table(example()).splitlines()
-    assert "| CfC M, standard set | 1.50 | 1.75 | 0.38 | 0.44 |" in lines
-    assert "| CfC M, `StateSpace` alone | 0.50 | 0.62 | – | – |" in lines
-    assert "M: batch 64, 64 steps, 16 features, 64 units." in lines
-    # Three forward passes and one with gradients; of the rest first what the loop pays for.
-    assert "| CfC M, 64 sequences | 2.25 | 1.25 | 0.25 | 0.25 |" in lines
-    assert "| CfC M, 16 sequences | 0.56 | 0.31 | 0.06 | 0.06 |" in lines
-    assert "| `ncp_callbacks`, standard set | 2.00 |" in lines
-    torch, few, more = [line for line in lines if line.startswith("| PyTorch")]
-    assert torch.endswith("SummaryWriter | 16.0 (8.0 ×) |")
-    assert few.endswith(" + integrated gradients, 8 nodes, 8 sequences | 18.0 (8.0 ×) |")
-    assert more.endswith(" + integrated gradients, 8 nodes, all sequences | 25.0 (10.0 ×) |")
-    assert "at most 1.25 steps. Entering the monitor: at most 2.5 steps" in lines[-1]
+    assert "| CfC M | 0.013 | +0.25 % | 0.75 | 0.50 |" in lines
+    assert "| CfC, whole batch, until on disk, in steps, measured 2001-02-03 | M |" in lines
+    assert "| `ncp_callbacks` | 2.0 (3.0) |" in lines
+    assert "| PyTorch: ncps, Captum, scikit-learn, pyplot, SummaryWriter | 16.0 (–) |" in lines
+    assert lines[-1] == (
+        "A step at which nothing is due takes 1.25 µs, the import 90 ms, entering at most 2.5 "
+        "steps."
+    )
 
 
-def test_the_budgets_say_what_is_missed() -> None:
+def test_the_budgets_show_what_is_missed() -> None:
     lines = report.budgets(example()).splitlines()
-    missed = [line for line in lines if line.startswith("MISSED")]
-    assert [line for line in missed if "after a look" not in line] == [
-        "MISSED plain MLX, M, times our look: 2.5 (≥ 3)"
+    few, whole = "CfC M, 16 sequences, ", "CfC M, 64 sequences, "
+    assert [line for line in lines if line.startswith("MISSED")] == [
+        f"MISSED {few}due step, steps, full set: 0.0375 (≤ 0.02)",
+        f"MISSED {few}CPU until on disk, steps, beside the earlier version's: 0.75 (≤ 0.5)",
+        f"MISSED {whole}background=False, steps, beside its passes alone + 15 %: 1.5 (≤ 1.15)",
+        "MISSED plain MLX, M, times ours: 2.5 (≥ 3)",
     ]
-    assert len(missed) == 3
-    assert "ok     CfC M, whole batch, steps until on disk: 1.75 (≤ 2)" in lines
-    assert "ok     PyTorch + Captum, M, times our look: 8 (≥ 5)" in lines
+    assert f"ok     {few}due step, steps: 0.0127 (≤ 0.02)" in lines
+    # 1.15 x 0.4375 = 0.503
+    assert (
+        f"ok     {few}background=False, steps, beside its passes alone + 15 %: 0.5 (≤ 0.503)"
+        in lines
+    )
+    assert "ok     PyTorch + Captum, M, times ours: 8 (≥ 5)" in lines
 
 
 def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path: Path) -> None:
@@ -145,80 +161,75 @@ def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path: Path) -> No
     assert readme.read_text() == "a\n<!-- cost.csv -->\nnew\n<!-- end -->\nb\n"
 
 
+def test_the_picture_can_be_drawn(tmp_path: Path) -> None:
+    report.plot(example(), tmp_path / "cost.png")
+    with Image.open(tmp_path / "cost.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+    # Bars of four quantities on the left; three of the peers on the right were measured.
+    assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0xCC, 0x79, 0xA7)} <= colours
+
+
 # ---- it runs
 
 
-@pytest.fixture(scope="module")
-def measured() -> list[dict[str, str]]:
-    """What is measured of a CfC and a GRU, at sizes of which nothing can be learned."""
-    whole = cost.measure("CfC", "tiny", None, 1, Silent())
-    few = cost.measure("GRU", "tiny", 2, 1, Silent())
-    return [*whole, *few, *cost.growth(TINY._replace(batch=2, steps=2), 4, 1, Silent())]
+def test_a_snapshot_is_on_disk_after_waiting(tmp_path: Path) -> None:
+    one = training.Training("GRU", TINY)
+    for background in (True, False):
+        log = tmp_path / str(background)
+        with monitored.Monitored(one, 2, log, background=background) as watched:
+            assert watched.monitor.in_background is background
+            size = sum(f.stat().st_size for f in log.iterdir())
+            watched.snapshot()
+            watched.wait()
+            grown = sum(f.stat().st_size for f in log.iterdir())
+            assert grown > size
+            watched.wait()
+            assert sum(f.stat().st_size for f in log.iterdir()) == grown
+            assert watched.entering > 0
 
 
-def test_every_look_and_part_is_measured(measured: list[dict[str, str]]) -> None:
-    found = {(r["model"], r["sequences"], r["what"]) for r in measured if r["scope"] == "look"}
-    looks, parts, own = set(cost.LOOKS), set(cost.PARTS), {"training step"}
-    assert found == {
-        *(("CfC", "4", what) for what in looks | parts | own | {"bare model"}),
-        *(("GRU", "2", what) for what in {"standard set", "bare model"} | own),
-    }
+@pytest.mark.parametrize("kind", ["CfC", "GRU"])
+def test_due_steps_are_measured_in_both_places(kind: str) -> None:
+    rows = cost.loop(kind, "tiny", 2, cost.QUICK)
+    assert {r["what"] for r in rows} == {
+        "training step", "due step, background", "until on disk, background",
+        "due step, in the loop", "until on disk, in the loop", "passes alone",
+    }  # fmt: skip
+    assert all(float(r["median"]) > 0 for r in rows)
 
 
-def test_what_finds_nothing_to_look_at_is_left_out() -> None:
-    # A GRU takes no intervals and has no backbone, which is no reason to stop.
-    parts = {name: cost.PARTS[name] for name in ("TimeSensitivity", "BackboneActivations")}
-    with cost.looking(cost.Training("GRU", TINY), None, parts) as looks:
-        assert looks == {}
+@pytest.mark.parametrize("kind", ["CfC", "GRU"])
+def test_analyses_are_measured_one_by_one(kind: str) -> None:
+    rows = cost.more(kind, "tiny", 2, cost.QUICK)
+    names = {r["what"] for r in rows}
+    assert {"training step", "entering", "due step, full set"} <= names
+    assert {"analysis: pass", "analysis: attribution", "analysis: dynamics"} <= names
+    assert ("analysis: time_delta" in names) == (kind == "CfC")  # a GRU takes no elapsed time
 
 
-def test_what_a_look_consists_of_adds_up(measured: list[dict[str, str]]) -> None:
-    for model in ("CfC", "GRU"):
-        of = {
-            r["quantity"]: float(r["median"])
-            for r in measured
-            if (r["model"], r["what"]) == (model, "standard set")
-        }
-        assert 0 < of["model passes"] < of["in the loop"] < of["until on disk"]
-        beyond = 100 * (of["in the loop"] - of["model passes"]) / of["until on disk"]
-        assert of["beyond model passes"] == pytest.approx(beyond, rel=0.01)
+def test_the_extra_time_of_a_training_is_a_paired_difference() -> None:
+    (own, extra) = cost.extra("GRU", "tiny", 2, cost.QUICK._replace(pairs=3, block=2))
+    assert (own["rounds"], extra["rounds"], extra["unit"]) == ("3", "3", "steps")
 
 
-def test_growth_has_every_point(measured: list[dict[str, str]]) -> None:
-    found = {(r["what"], r["quantity"]) for r in measured if r["scope"] == "growth"}
-    points = {"sequences": (2, 4, 8), "time steps": (2, 4, 8), "scales": (1, 2, 4)}
-    assert found == {
-        (what, quantity)
-        for what, numbers in points.items()
-        for kind in ("time", "memory")
-        for quantity in (f"{kind}, slope", *(f"{kind} at {n}" for n in numbers))
-    }
+@LINUX
+def test_cpu_time_is_compared_with_another_version() -> None:
+    root = Path(ncp.__file__).parent.parent
+    rows = cost.cpu("GRU", "tiny", 2, cost.QUICK, root)
+    assert [r["what"] for r in rows] == [
+        "training step", "until on disk, background", "until on disk, in the loop",
+        "until on disk, before",
+    ]  # fmt: skip
 
 
-def test_the_picture_can_be_drawn(measured: list[dict[str, str]], tmp_path: Path) -> None:
-    from PIL import Image
-
-    report.plot(measured, tmp_path / "cost.png")
-    report.plot([*measured, *example()], tmp_path / "more.png")
-    with Image.open(tmp_path / "cost.png") as one, Image.open(tmp_path / "more.png") as more:
-        assert more.width > one.width  # one panel more: peers
-        assert len(more.convert("RGB").getcolors(1 << 24)) > 10
+def test_a_folder_without_the_package_is_no_earlier_version(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="there is no ncp_callbacks in"):
+        cost.cpu("GRU", "tiny", 2, cost.QUICK, tmp_path)
 
 
-@pytest.mark.parametrize("look", ["", "standard set"])
-def test_a_process_of_its_own_says_what_it_holds(look: str) -> None:
-    found = cost.in_process("CfC", "tiny", None, look)
-    assert ("first look, steps" in found) == bool(look)
-    assert found["MLX at its peak, MB"] > 0
-    # A look leaves nothing behind; a step makes the optimiser's state the first time only.
-    assert found["MLX after, MB"] == pytest.approx(found["MLX before, MB"], abs=0.01)
-    # This process has Python, MLX, numpy and the tests in it.
-    assert 50 < found["process at its peak, MB"] < 10_000
-
-
-def test_a_step_that_is_not_due_is_measured() -> None:
-    (row,) = cost.not_due(20)
-    assert float(row["median"]) > 0
+def test_what_is_paid_once_is_measured() -> None:
+    assert float(cost.not_due(20)["median"]) > 0
+    assert float(cost.importing(1)["median"]) > 0
 
 
 # ---- peers
@@ -238,7 +249,7 @@ def test_plain_mlx_finds_what_we_find(plain: Any) -> None:
     module = sys.modules["peers.naive_mlx"]
     with logged.context() as patch:
         patch.setattr(module, "log", lambda writer, step, what, watch: found.update(what=what))
-        plain.look("separate", nodes=32)
+        plain.snapshot("separate")
     theirs = found["what"]
     ours = ncp.interpret_model(plain.net, plain.x, plain.dt)
     np.testing.assert_allclose(
@@ -252,23 +263,33 @@ def test_plain_mlx_finds_what_we_find(plain: Any) -> None:
     # Complete: what integrated gradients attribute is the whole change from the zero input.
     zero = plain.net(mx.zeros_like(plain.x), plain.dt)[:, -1, 0]
     change = np.array(plain.net(plain.x, plain.dt)[:, -1, 0] - zero)
-    np.testing.assert_allclose(theirs.integrated.sum(axis=(1, 2)), change, atol=1e-5)
+    integrated = plain.integrated(n_steps=32)
+    np.testing.assert_allclose(integrated.sum(axis=(1, 2)), change, atol=1e-5)
 
 
-def test_a_worker_does_what_it_is_told(tmp_path: Path) -> None:
+def test_a_worker_carries_out_commands(tmp_path: Path) -> None:
     options = {"size": "tiny", "sequences": 2, "log": tmp_path}
     with protocol.Worker("peers.naive_mlx", sys.executable, **options) as worker:
         assert worker.versions["mlx"]
         assert worker.ask("step")["seconds"] > 0
-        parts = worker.ask("look", way="separate", nodes=2)
+        parts = worker.ask("snapshot", way="separate")
     assert set(parts) == {
         "attribution", "time gradient", "scales", "states", "backbone", "integrated gradients",
-        "of few of them", "figures", "numbers",
+        "figures", "numbers",
     }  # fmt: skip
     assert list(tmp_path.glob("events.*"))
 
 
-def test_what_a_peer_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_is_measured_beside_a_peer() -> None:
+    found = {r["what"] for r in cost.peers("tiny", cost.QUICK, "") if r["scope"] == "peer"}
+    names = {"ncp_callbacks", "plain MLX"}
+    assert found == {
+        *names, *(f"{name}, with integrated gradients" for name in names),
+        "training step of ours", "training step of peers.naive_mlx",
+    }  # fmt: skip
+
+
+def test_what_a_peer_lacks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "captum.py").write_text("raise ImportError('none here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     options = {"size": "tiny", "sequences": 2, "log": tmp_path}

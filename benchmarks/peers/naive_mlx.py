@@ -14,49 +14,31 @@ from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 from sklearn.decomposition import PCA
 from tensorboardX import SummaryWriter
 
-from ncp_callbacks.models import CfC
-from peers.cases import SCALES, SIZES, sequences
+from peers.cases import INTEGRATED, N_STEPS, SCALES, SIZES
 from peers.pictures import Found, Stopwatch, log
 from peers.protocol import serve
-
-
-class Net(nn.Module):
-    def __init__(self, features: int, units: int) -> None:
-        super().__init__()
-        self.rnn, self.head = CfC(features, units), nn.Linear(units, 1)
-
-    def __call__(self, x: mx.array, dt: mx.array) -> mx.array:
-        return self.head(self.rnn(x, dt)[0])
+from peers.training import Training
 
 
 class Peer:
     def __init__(self, size: str, count: int, directory: str) -> None:
-        mx.random.seed(0)
-        shape = SIZES[size]
-        self.net = net = Net(shape.features, shape.units)
-        self.optimizer = optim.Adam(learning_rate=1e-3)
-        self.data = [mx.array(a) for a in sequences(shape)]
-        self.x, self.dt = (a[:count] for a in self.data[:2])
-        self.loss_and_grad = nn.value_and_grad(net, lambda x, dt, y: ((net(x, dt) - y) ** 2).mean())
-        mx.eval(self.data, self.x, self.dt, net.parameters())
+        self.training = Training("CfC", SIZES[size])
+        self.net = self.training.model
+        self.x, self.dt = (a[:count] for a in self.training.inputs)
         self.writer = SummaryWriter(directory)
         self.number = 0
 
     def step(self) -> dict[str, Any]:
         start = time.perf_counter()
-        loss, gradients = self.loss_and_grad(*self.data)
-        self.optimizer.update(self.net, gradients)
-        mx.eval(self.net.parameters(), self.optimizer.state, loss)
+        self.training.step()
         return {"seconds": time.perf_counter() - start}
 
-    def look(self, way: str, nodes: int, few: int = 0) -> dict[str, Any]:
-        """Seconds by part; with ``nodes`` > 0 also integrated gradients, again of few of them."""
+    def snapshot(self, way: str) -> dict[str, Any]:
+        """Return the seconds of each part."""
         self.number += 1
         watch = Stopwatch()
         x, dt = self.x, self.dt
@@ -79,11 +61,8 @@ class Peer:
             states, scores.reshape(*states.shape[:2], 2), pca.explained_variance_ratio_,
             activations,
         )  # fmt: skip
-        if nodes:
-            with watch("integrated gradients"):
-                found.integrated = self.integrated(nodes)
-            with watch("of few of them"):
-                self.integrated(nodes, few)
+        with watch("integrated gradients"):
+            found.integrated = self.integrated()
         self.net.train()
         log(self.writer, self.number, found, watch)
         return watch.seconds
@@ -112,9 +91,9 @@ class Peer:
             _, state = cell(self.x[:, t], state, self.dt[:, t, None])
         return {name: np.array(mx.stack(a, axis=1)) for name, a in seen.items()}
 
-    def integrated(self, nodes: int, count: int | None = None) -> np.ndarray:
+    def integrated(self, count: int = INTEGRATED, n_steps: int = N_STEPS) -> np.ndarray:
         x, dt = self.x[:count], self.dt[:count]
-        points, weights = np.polynomial.legendre.leggauss(nodes)
+        points, weights = np.polynomial.legendre.leggauss(n_steps)
         total = np.zeros(x.shape, np.float32)
         for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
             total += weight * np.array(mx.grad(self.target)(x * float(point), dt))
@@ -129,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     peer = Peer(args.size, args.sequences, args.log)
     serve(
-        {"step": peer.step, "look": peer.look},
+        {"step": peer.step, "snapshot": peer.snapshot},
         {"mlx": version("mlx"), "python": sys.version.split()[0]},
     )
 

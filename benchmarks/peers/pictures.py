@@ -1,4 +1,4 @@
-"""Pictures, histograms and numbers of a look, as written with pyplot and a SummaryWriter."""
+"""Draw and write a snapshot's pictures, histograms and numbers with pyplot and a SummaryWriter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass
 class Found:
-    """What the analyses of one look gave.
+    """Results of one snapshot.
 
     Attributes:
         attribution: ``(B, T, F)``, input x gradient.
@@ -47,7 +47,7 @@ class Found:
 
 
 class Stopwatch:
-    """Seconds by the name of what was done."""
+    """Add up seconds by the name of what was done."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -70,7 +70,7 @@ def heat_map(attribution: Floats, title: str) -> Any:
 def curve(change: Mapping[float, float]) -> Any:
     figure, axes = plt.subplots(figsize=(6.4, 4.3))
     axes.semilogx(list(change), list(change.values()), marker="o")
-    axes.set(title="time sensitivity", xlabel="scale of all intervals", ylabel="change")
+    axes.set(title="time sensitivity", xlabel="scale of the elapsed time", ylabel="change")
     return figure
 
 

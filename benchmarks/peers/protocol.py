@@ -1,4 +1,4 @@
-"""A worker process that does one thing at a time, when told to by a line on its stdin.
+"""A worker process that does one thing at a time, for each line on its stdin.
 
 One side::
 
@@ -8,7 +8,7 @@ One side::
 
 The other::
 
-    serve({"step": step, "look": look}, versions)
+    serve({"step": step, "snapshot": snapshot}, versions)
 
 Commands and answers are JSON, one a line.
 """
@@ -64,7 +64,7 @@ class Worker:
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # why it ended is on its stderr; reading says that it did
+            pass  # why it ended is on its stderr; reading reports that it did
         return self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _answer(message: Mapping[str, Any]) -> None:
 
 
 def missing(error: ImportError) -> None:
-    """Say what this Python lacks, and end."""
+    """Report what this Python lacks, and end."""
     _answer(
         {
             "error": f"{sys.executable} can't run the PyTorch route ({error}). Install what it "

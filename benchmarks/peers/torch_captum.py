@@ -2,9 +2,10 @@
 
     python -m peers.torch_captum --size=S --sequences=32 --log=/tmp/log
 
-A worker of :mod:`peers.protocol`. ``look`` does the analyses in two ways: ``"separate"``, each by
-itself, as one writes them; ``"shared"``, with passes shared by hand wherever the libraries allow
-it: one Captum call for inputs and intervals, one forward pass with hooks for states and layers.
+A worker of :mod:`peers.protocol`. ``snapshot`` does the analyses in two ways: ``"separate"``, each
+by itself, as one writes them; ``"shared"``, with passes shared by hand wherever the libraries allow
+it: one Captum call for inputs and elapsed times, one forward pass with hooks for states and
+layers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from peers.cases import SCALES, SIZES, sequences
+from peers.cases import INTEGRATED, N_STEPS, SCALES, SIZES, sequences
 from peers.protocol import missing, serve
 
 try:
@@ -65,25 +66,22 @@ class Peer:
         self.optimizer.step()
         return {"seconds": time.perf_counter() - start}
 
-    def look(self, way: str, nodes: int, few: int = 0) -> dict[str, Any]:
-        """Seconds by part; with ``nodes`` > 0 also integrated gradients, again of few of them."""
+    def snapshot(self, way: str) -> dict[str, Any]:
+        """Return the seconds of each part."""
         self.number += 1
         watch = Stopwatch()
         self.net.eval()
         found = self.separate(watch) if way == "separate" else self.shared(watch)
-        if nodes:
-            with watch("integrated gradients"):
-                found.integrated = self.integrated(nodes)
-            with watch("of few of them"):
-                self.integrated(nodes, few)
+        with watch("integrated gradients"):
+            found.integrated = self.integrated()
         self.net.train()
         log(self.writer, self.number, found, watch)
         return watch.seconds
 
-    def integrated(self, nodes: int, count: int | None = None) -> Any:
-        x, dt = self.x[:count], self.dt[:count]
+    def integrated(self) -> Any:
+        x, dt = self.x[:INTEGRATED], self.dt[:INTEGRATED]
         method = IntegratedGradients(self.target)
-        return method.attribute(x, additional_forward_args=dt, n_steps=nodes).numpy()
+        return method.attribute(x, additional_forward_args=dt, n_steps=N_STEPS).numpy()
 
     def target(self, x: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
         return self.net(x, dt)[:, -1, 0]
@@ -94,8 +92,8 @@ class Peer:
             method = InputXGradient(self.target)
             attribution = method.attribute(x.clone().requires_grad_(), additional_forward_args=dt)
         with watch("time gradient"):
-            interval = dt.clone().requires_grad_()
-            (time_gradient,) = torch.autograd.grad(self.target(x, interval).sum(), interval)
+            time_delta = dt.clone().requires_grad_()
+            (time_gradient,) = torch.autograd.grad(self.target(x, time_delta).sum(), time_delta)
         with watch("scales"), torch.no_grad():
             values = {scale: self.target(x, dt * scale) for scale in SCALES}
         with watch("states"), torch.no_grad():
@@ -132,7 +130,7 @@ class Peer:
         )  # fmt: skip
 
     def hooked(self, modules: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
-        """What modules gave in one forward pass, ``(B, T, N)`` each, and the model's outputs."""
+        """Return ``(B, T, N)`` outputs of modules in one forward pass, and those of the model."""
         kept: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
 
         def keep(name: str) -> Any:
@@ -166,7 +164,7 @@ def main() -> None:
         "torch": torch.__version__, "captum": captum.__version__, "sklearn": sklearn.__version__,
         "python": sys.version.split()[0],
     }  # fmt: skip
-    serve({"step": peer.step, "look": peer.look}, versions)
+    serve({"step": peer.step, "snapshot": peer.snapshot}, versions)
 
 
 if __name__ == "__main__":
