@@ -21,7 +21,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_map
-from ncp_callbacks.plotting.drawer import Drawer
+from ncp_callbacks.plotting.redraw import Redrawer
 from ncps.wirings import AutoNCP
 from test_faults import both_places, ended, held_out, logged, net, scalars, script, text
 
@@ -94,11 +94,11 @@ def by_kind(records: Sequence[tuple[int, Any]]) -> tuple[dict[Any, Any], dict[An
     """Return numbers by step and tag, and PNGs; figures are drawn in their order."""
     numbers: dict[Any, Any] = {}
     pictures: dict[Any, bytes] = {}
-    drawer = Drawer()
+    redrawer = Redrawer()
     for step, record in records:
         key = step, type(record).__name__, getattr(record, "tag", "")
         if isinstance(record, ncp.Figure):
-            pictures[step, record.tag] = drawer.png(
+            pictures[step, record.tag] = redrawer.png(
                 record.tag, record.plot, record.data, record.options
             )
         elif isinstance(record, Picture):
