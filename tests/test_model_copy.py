@@ -530,7 +530,7 @@ def test_a_function_that_builds_the_model_is_a_way_out(kind: str, background: bo
 
 
 def test_built_models_of_another_structure() -> None:
-    with pytest.raises(CopyError, match=r"an array gru\.Wx and what make_model"):
+    with pytest.raises(CopyError, match=r"an array gru\.Wx, which the model of make_model"):
         ncp.Monitor(
             Net(), held_out(), [], writer=ncp.MemoryWriter(), make_model=lambda: nn.Linear(F, 4)
         ).start()
