@@ -21,7 +21,6 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_map
-from ncp_callbacks.plotting.redraw import Redrawer
 from ncps.wirings import AutoNCP
 from test_faults import both_places, ended, held_out, logged, net, scalars, script, text
 
@@ -29,6 +28,7 @@ import ncp_callbacks as ncp
 from ncp_callbacks.callbacks.sets import callback_set
 from ncp_callbacks.model import CopyError
 from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.plotting.redraw import Redrawer
 from ncp_callbacks.records import Picture
 
 FEATURES, STEPS, SEQUENCES = 3, 6, 16

@@ -278,7 +278,7 @@ def test_layers_that_run_by_themselves_can_not_be_held() -> None:
     mx.random.seed(0)
     records, notes = look(EveryGRU(), ncp.HeldOutBatch(data()[0]))
     assert len(notes) == 1
-    assert "rnn runs over the whole sequence by itself" in notes[0]
+    assert "rnn runs over the whole sequence in one call" in notes[0]
     assert records["output_time/future_share"].value == 0.0
     assert not any("local" in tag or "time_time_profile" in tag for tag in records)
     assert "output_time/mean_lag_time" not in records

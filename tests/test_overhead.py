@@ -258,11 +258,11 @@ def test_an_analysis_needs_no_more_than_twice_the_memory_of_training(
         return rows
 
     with (
-        mock.patch.object(memory_module, "ENOUGH", 0),
+        mock.patch.object(memory_module, "MIN_LIMIT_BYTES", 0),
         mock.patch.object(mx, "get_peak_memory", side_effect=lambda: peak),
         mock.patch.object(mx, "get_active_memory", return_value=500),
     ):
-        with memory.of_rows(2):
+        with memory.measure(2):
             peak = 1_000 + 2 * per_row  # The dry run: 700 beyond what is held, by two sequences.
         peak = 2_000  # Training.
         with memory.bounding(runner, training_peak=peak):
@@ -277,7 +277,7 @@ def test_an_analysis_needs_no_more_than_twice_the_memory_of_training(
                 with memory.bounding(runner, training_peak=peak):
                     seen.append(analyse())
         assert seen == [64, 32, 32]
-        assert "from now on 32" in caplog.text
+        assert "running 32 from now on" in caplog.text
 
         # One that was chosen is kept.
         runner = ModelRunner(Net(), held_out(64), max_sequences=48)
@@ -290,7 +290,7 @@ def test_an_analysis_needs_no_more_than_twice_the_memory_of_training(
 def test_small_models_are_run_whole() -> None:
     """Whatever the estimate says of an analysis that comes before any training."""
     runner, memory = ModelRunner(Net(), held_out(64)), Memory(bounded=True)
-    with memory.of_rows(2):
+    with memory.measure(2):
         mx.eval(mx.random.normal((512, 512)) @ mx.random.normal((512, 512)))
     with memory.bounding(runner, training_peak=0):
         pass

@@ -113,9 +113,9 @@ def test_variants_follow_the_output_of_the_batch_itself() -> None:
 def test_variants_that_do_not_fit() -> None:
     model = Net()
     seen = observe(model, ncp.HeldOutBatch(X))
-    with pytest.raises(ValueError, match=r"inputs have shape \(7, 5, 3\); expected \(variants"):
+    with pytest.raises(ValueError, match=r"inputs has shape \(7, 5, 3\); pass \(variants"):
         seen.evaluate(X)
-    with pytest.raises(ValueError, match="held-out batch has none to vary"):
+    with pytest.raises(ValueError, match="the held-out batch has none; pass it to"):
         seen.evaluate(time_delta=DT[None])
 
 
@@ -173,7 +173,7 @@ def test_an_indivisible_batch_is_run_whole() -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "all"])
 def test_max_sequences_that_are_none(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_sequences=.*pass 1 or more"):
+    with pytest.raises(ValueError, match=r"max_sequences=.*pass a whole number of at least 1"):
         ncp.StateTransitions(max_sequences=bad)
 
 
@@ -251,7 +251,7 @@ def test_a_step_that_can_not_be_run_separately_is_reported() -> None:
     seen = observe(model, ncp.HeldOutBatch(X))
     with pytest.raises(NotApplicable, match="cell, run separately, returns another state"):
         seen.state_jacobian("cell")
-    with pytest.raises(KeyError, match="'nothing'; the model's cells are cell"):
+    with pytest.raises(KeyError, match="no cell .*nothing.*cells are cell"):
         seen.state_jacobian("nothing")
 
 

@@ -536,7 +536,9 @@ def test_the_limit_only_grows_also_over_an_interruption():
 
 @pytest.mark.parametrize("sequences", [0, 1.5, True])
 def test_numbers_that_cannot_be_are_refused(sequences):
-    with pytest.raises(ValueError, match=f"max_sequences={sequences}: pass 1 or more"):
+    with pytest.raises(
+        ValueError, match=f"max_sequences={sequences}: pass a whole number of at least 1"
+    ):
         Wiring(max_sequences=sequences)
 
 
