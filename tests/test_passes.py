@@ -251,7 +251,7 @@ def test_a_step_that_can_not_be_run_separately_is_reported() -> None:
     seen = observe(model, ncp.HeldOutBatch(X))
     with pytest.raises(NotApplicable, match="cell, run separately, returns another state"):
         seen.state_jacobian("cell")
-    with pytest.raises(KeyError, match="no cell .*nothing.*cells are cell"):
+    with pytest.raises(KeyError, match=r"no cell .*nothing.*cells are cell"):
         seen.state_jacobian("nothing")
 
 
