@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections import defaultdict
 from itertools import pairwise
@@ -360,27 +359,3 @@ def test_tokens_are_the_same_whatever_they_are_embedded_as() -> None:
             monitor.on_step_end(step)
     for group in ("attribution", "transitions", "hidden", "backbone"):
         assert [step for step, _ in writer.scalars(f"{group}/numbers_changed")] == [2], group
-
-
-def test_a_state_from_before_there_were_intervals_is_taken_up() -> None:
-    mx.random.seed(0)
-    model, writer = Net("cfc"), ncp.MemoryWriter()
-    with ncp.Monitor(model, batch(), everything(), writer=writer, every=1) as monitor:
-        monitor.on_step_end(1)
-        state = json.loads(json.dumps(monitor.state_dict()))
-    for part in state["callbacks"].values():
-        part.pop("changes", None)
-        part.pop("charts", None)
-    for field in ("by_sequence", "ci"):
-        del state["callbacks"]["time_delta"]["first"][field]
-    again = ncp.MemoryWriter()
-    with ncp.Monitor(
-        model, batch(), everything(), writer=again, every=1, on_error="raise"
-    ) as monitor:
-        monitor.load_state_dict(state)
-        monitor.on_step_end(2)
-        monitor.on_step_end(3)
-    changed = {s for s, r in again.records if getattr(r, "tag", "").endswith("numbers_changed")}
-    assert changed == {3}
-    first = next(r for s, r in again.records if s == 2 and r.tag == "time_delta/curve")
-    assert first.plot(first.data, **first.options).axes
