@@ -587,3 +587,22 @@ def test_a_training_without_spare_file_descriptors(background: bool, tmp_path: P
     """
     ended(code, tmp_path, background=background)
     assert_complete(tmp_path)
+
+
+def test_snapshots_are_taken_again_once_a_stuck_observer_goes_on() -> None:
+    from unittest import mock
+
+    from ncp_callbacks.observer.background import BackgroundObserver
+
+    observer = BackgroundObserver(mock.Mock(), max_waiting=1)
+    observer.patience_for_room = 0.05
+    request = mock.Mock()
+    request.snapshot.nbytes = 1
+    assert observer.submit(request)
+    assert not observer.submit(request)
+    assert not observer.submit(request)
+    with observer._lock:  # as when an analysis comes back
+        observer._waiting.clear()
+        observer._progress += 1
+    assert observer.submit(request)
+    assert observer.dropped == 2

@@ -193,6 +193,8 @@ class BackgroundObserver:
                     self._stuck = True
                     break
                 self._changed.wait(min(1.0, self.patience_for_room))
+            else:
+                self._stuck = False  # There is room again.
             self.waited += 0.0 if starting else time.monotonic() - began
             if self.lost or self._stuck:
                 self.dropped += 1
