@@ -654,10 +654,10 @@ class Monitor:
 
     def _analyse(self, step: int, due: Sequence[Callback], *, finish: bool = False) -> None:
         assert self._reader is not None
-        # MLX computes when it must: the training step's own work is not the monitor's.
-        self._reader.evaluate_pending()
-        with self._overhead.occupying():
-            try:
+        try:
+            # MLX computes when it must: the training step's own work is not the monitor's.
+            self._reader.evaluate_pending()
+            with self._overhead.occupying():
                 if not self._revive():
                     self._dropped += 1
                     self._report_waiting(step, finish=finish)
@@ -667,13 +667,13 @@ class Monitor:
                 names = tuple(callback.name for callback in due)
                 peak = mx.get_peak_memory()
                 self._observer.submit(Request(step, time.time(), snapshot, names, finish, peak))
-            except BaseException as error:
-                # The observer may not have got what was read: the next snapshot is whole.
-                self._reader.restart()
-                passes = self._on_error == "raise" or raised_by_signal_handler(error)
-                if passes or not isinstance(error, Exception):
-                    raise
-                self._log.fail(f"no snapshot could be taken at step {step}", error)
+        except BaseException as error:
+            # The observer may not have got what was read: the next snapshot is whole.
+            self._reader.restart()
+            passes = self._on_error == "raise" or raised_by_signal_handler(error)
+            if passes or not isinstance(error, Exception):
+                raise
+            self._log.fail(f"no snapshot could be taken at step {step}", error)
         for name in self._reader.unreadable:
             self._log.report(
                 f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "

@@ -48,11 +48,6 @@ class RunLog:
         self._written: dict[str, float] = {}
 
     @property
-    def writer(self) -> Writer | None:
-        """The writer, as long as it works."""
-        return self._writer
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What was reported so far: at most 100 notes, and how many more there were."""
         # Without the lock, which another thread may have held when this process was forked.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -590,8 +591,6 @@ def test_a_training_without_spare_file_descriptors(background: bool, tmp_path: P
 
 
 def test_snapshots_are_taken_again_once_a_stuck_observer_goes_on() -> None:
-    from unittest import mock
-
     from ncp_callbacks.observer.background import BackgroundObserver
 
     observer = BackgroundObserver(mock.Mock(), max_waiting=1)
@@ -606,3 +605,17 @@ def test_snapshots_are_taken_again_once_a_stuck_observer_goes_on() -> None:
         observer._progress += 1
     assert observer.submit(request)
     assert observer.dropped == 2
+
+
+def test_what_fails_in_evaluating_the_model_ends_no_training() -> None:
+    model = nn.Linear(3, 1)
+    with ncp.Monitor(model, ncp.HeldOutBatch(np.ones((4, 5, 3), "f")), writer=ncp.MemoryWriter(),
+                     callbacks=[ncp.GradientAttribution()], every=1, at=0) as monitor:  # fmt: skip
+        assert monitor._reader is not None
+        with mock.patch.object(
+            monitor._reader, "evaluate_pending", side_effect=MemoryError("full")
+        ):
+            monitor.on_step_end(1)
+        monitor.on_step_end(2)
+    assert any("no snapshot could be taken at step 1" in note for note in monitor.notes)
+    assert len(monitor.callbacks) == 1

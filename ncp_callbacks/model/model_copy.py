@@ -162,7 +162,8 @@ class ModelCopy:
             CopyError: If a part can't be copied; the message names it.
         """
         packed = pack(subject)
-        arrays, _ = usable(packed.arrays)
+        failed = evaluate_pending(packed.arrays)
+        arrays = [None if id(array) in failed else own_view(array) for array in packed.arrays]
         copy = cls()
         copy.load(packed.skeleton, arrays)
         return copy
@@ -236,25 +237,10 @@ def evaluate_pending(arrays: Iterable[Any]) -> set[int]:
     return failed
 
 
-def usable(arrays: Sequence[Any]) -> tuple[list[Any], list[int]]:
-    """Evaluate pending arrays, and hand out views that a later write in place doesn't reach.
-
-    Returns:
-        The views, None for an array that can't be evaluated (left over from tracing), and the slots
-        of these.
-    """
-    failed = evaluate_pending(arrays)
-    slots = [slot for slot, array in enumerate(arrays) if id(array) in failed]
-    views: list[Any] = []
-    for array in arrays:
-        if id(array) in failed:
-            views.append(None)
-        elif isinstance(array, mx.array):
-            # This shares the buffer, but is another object.
-            views.append(mx.stop_gradient(array))
-        else:
-            views.append(array.copy())
-    return views, slots
+def own_view(array: Any) -> Any:
+    """Return an array that a later write in place doesn't reach; of MLX one that costs nothing."""
+    # The identity shares the buffer, but is another object.
+    return mx.stop_gradient(array) if isinstance(array, mx.array) else array.copy()
 
 
 def _evaluates(array: mx.array) -> bool:
@@ -431,8 +417,7 @@ class _Unpacker(pickle.Unpickler):
                 self._views[slot] = mx.zeros(shape, getattr(mx, dtype.rsplit(".", 1)[-1]))
             else:
                 # Analyses may write in place.
-                view = mx.stop_gradient(array) if isinstance(array, mx.array) else array.copy()
-                self._views[slot] = view
+                self._views[slot] = own_view(array)
         return self._views[slot]
 
     def find_class(self, module: str, name: str) -> Any:

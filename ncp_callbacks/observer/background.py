@@ -119,8 +119,6 @@ class BackgroundObserver:
             room.
     """
 
-    in_background = True
-
     def __init__(
         self, deliver: Deliver, *, max_waiting: int = 4, max_bytes: int = 256 << 20
     ) -> None:
@@ -128,7 +126,6 @@ class BackgroundObserver:
         self.patience, self.patience_for_room = 300.0, 60.0
         self.waited = 0.0
         self.dropped = 0
-        self.current = ""
         self._deliver = deliver
         self._max_waiting, self._max_bytes = max_waiting, max_bytes
         self._process: subprocess.Popen[bytes] | None = None
@@ -337,8 +334,6 @@ class BackgroundObserver:
                 number, analysis = content
                 self._waiting.pop(number, None)
                 self._state.update(analysis.state)
-            elif kind == "running":
-                self.current = content[0]
             elif kind == "ready":
                 self._ready = True
             elif kind == "failed":

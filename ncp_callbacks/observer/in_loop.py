@@ -19,8 +19,6 @@ class InLoopObserver:
         deliver: Called with each analysis.
     """
 
-    in_background = False
-
     def __init__(self, observer: Observer, deliver: Callable[[Analysis], None]) -> None:
         self._observer, self._deliver = observer, deliver
 

@@ -2,7 +2,6 @@
 
     observer = Observer(copy, held_out, callbacks, Settings())
     observer.dry_run()                        # configuration errors come out here
-    observer.load(snapshot)
     analysis = observer.analyse(Request(step, time.time(), snapshot, due=("attribution",)))
 
 An observer runs in the training loop's thread or in a process of its own. It is the same object in

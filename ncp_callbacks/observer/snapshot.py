@@ -22,8 +22,8 @@ from ..model.model_copy import (
     array_bytes,
     array_paths,
     evaluate_pending,
+    own_view,
     pack,
-    usable,
 )
 
 __all__ = ["ArrayBytes", "Snapshot", "SnapshotLoader", "SnapshotReader"]
@@ -119,26 +119,23 @@ class SnapshotReader:
             CopyError: If the model holds something now that can't be copied.
         """
         packed = pack(self._subject, extra)
-        views, failed = usable(packed.arrays)
-        for slot in failed:
-            self._report_unreadable(packed.arrays[slot])
+        failed = evaluate_pending(packed.arrays)
         whole = packed.skeleton != self._skeleton
         if whole:
             self._known = {}
         arrays: dict[int, Any] = {}
         nbytes = 0
-        for slot, (array, view) in enumerate(zip(packed.arrays, views, strict=True)):
-            if view is None:
+        for slot, array in enumerate(packed.arrays):
+            if id(array) in failed:
+                self._report_unreadable(array)
                 continue
-            known = self._known.setdefault(slot, _Known())
-            if self._as_bytes and known.still(array):
+            if self._as_bytes and self._known.setdefault(slot, _Known()).still(array):
                 continue
-            nbytes += view.nbytes
-            arrays[slot] = (
-                ArrayBytes.of(view) if self._as_bytes and isinstance(view, mx.array) else view
-            )
+            nbytes += array.nbytes
+            as_bytes = self._as_bytes and isinstance(array, mx.array)
+            arrays[slot] = ArrayBytes.of(array) if as_bytes else own_view(array)
         self._skeleton = packed.skeleton
-        return Snapshot(packed.skeleton if whole else None, arrays, len(views), nbytes)
+        return Snapshot(packed.skeleton if whole else None, arrays, len(packed.arrays), nbytes)
 
     def _report_unreadable(self, array: mx.array) -> None:
         paths = [path for path, held in array_paths(self._subject.model) if held is array]
@@ -171,7 +168,7 @@ class _Known:
         if self._view is not None and _address(array) == _address(self._view):
             return True
         # A view is kept only of what seems not to be trained: it keeps the buffer alive.
-        self._view = mx.stop_gradient(array) if id(array) == self._id else None
+        self._view = own_view(array) if id(array) == self._id else None
         if self._view is not None:
             mx.eval(self._view)
         self._id = id(array)
