@@ -1,6 +1,18 @@
+import signal
+
 import mlx.core as mx
 import pytest
 from hypothesis import settings
+
+# A suite that a shell or nohup started in the background has these ignored, and so would have the
+# processes that tests start and send them to.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Machines differ in speed, and a failure must come back when the test is run again.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
