@@ -237,12 +237,18 @@ def test_a_lost_observer_is_started_again_once(act: Callable[[], None], how: str
     assert monitor.state_dict()["callbacks"]["counting"] == {"count": 4}
 
 
-def test_all_that_waits_is_lost_with_the_process() -> None:
-    with opened([Counting(lambda: time.sleep(60), at=[1])], train_every=1) as monitor:
+def test_all_that_waits_is_lost_with_the_process(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def endless() -> None:
+        begun.touch()
+        time.sleep(60)
+
+    with opened([Counting(endless, at=[1])], train_every=1) as monitor:
         for step in (1, 2, 3):
             monitor.on_step_end(step, loss=step)
         observer: Any = monitor._observer
-        while observer.current != "counting":
+        while not begun.exists():
             time.sleep(0.01)
         observer._process.kill()
         while not observer.lost:
@@ -332,6 +338,7 @@ def test_a_record_that_cannot_be_sent_costs_itself_alone() -> None:
 
 ORPHAN = """
     def act(step):
+        open(f"{RUN}/begun", "w").close()
         time.sleep(100)
 
     with monitor() as watching:
@@ -340,7 +347,7 @@ ORPHAN = """
             time.sleep(8)
             os._exit(0)
         observer = watching._observer
-        while observer.current != "own" and not EARLY:
+        while not os.path.exists(f"{RUN}/begun") and not EARLY:
             time.sleep(0.01)
         print(observer._process.pid, flush=True)
         time.sleep(100)

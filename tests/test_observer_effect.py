@@ -383,7 +383,7 @@ def test_the_start_of_the_process_is_no_waiting_for_its_analyses():
     observer = BackgroundObserver(mock.Mock(), max_waiting=1)
     waited = []
     for step in range(3):
-        timer = threading.Timer(0.2, observer._take, [("analysis", Analysis(step, 0.0))])
+        timer = threading.Timer(0.2, observer._take, [("analysis", step, Analysis(step, 0.0))])
         if step:
             timer.start()
         assert observer.submit(Request(step, 0.0, Snapshot(None, {}, 0, 0), ()))
@@ -525,7 +525,7 @@ def test_taps_on_one_module_can_be_nested(make):
         assert log == ["inner", "outer", "outer"]
         cell(x, h, dt)
         log.clear()
-    with pytest.raises(RuntimeError, match="tapped already"), outer.on([(cell, broken)] * 2):
+    with pytest.raises(RuntimeError, match="already tapped"), outer.on([(cell, broken)] * 2):
         pass
     assert type(cell) is cls
 

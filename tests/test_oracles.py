@@ -839,7 +839,7 @@ def test_a_model_that_ignores_time_has_sensitivity_exactly_zero():
     assert not sensitivity.elasticity_by_step.any()
     assert sensitivity.mean_elasticity == sensitivity.relative_elasticity == 0.0
     assert sensitivity.ignores_time
-    assert any("doesn't depend on them" in note for note in result.notes)
+    assert any("does not depend on them" in note for note in result.notes)
 
 
 def test_a_model_without_time_has_no_sensitivity_and_says_so():

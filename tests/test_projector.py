@@ -52,7 +52,7 @@ def table(log_dir: Path, entry: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("values", "labels", "message"),
     [
-        (np.zeros(5), {}, r"'h' have the shape \(5,\): give \(points, dimensions\)"),
+        (np.zeros(5), {}, r"'h' have the shape \(5,\): pass \(points, dimensions\)"),
         (np.zeros((0, 3)), {}, r"shape \(0, 3\)"),
         (np.zeros((3, 0)), {}, r"shape \(3, 0\)"),
         (np.zeros((2001, 2)), {}, r"'h' has 2,001 points: pass at most 2,000"),
