@@ -22,12 +22,12 @@ from typing import Any, Literal, TypeAlias
 import mlx.core as mx
 import mlx.nn as nn
 
+from .arguments import as_callbacks, check_log, check_model, check_options
 from .callback import Callback
 from .errors import one_line
 from .held_out import HeldOutBatch
 from .model import At, Forward, ModelCopy, Subject, TargetLike
 from .model.model_copy import check_copy
-from .monitor import Monitor, as_callbacks
 from .observer.background import Start
 from .observer.observer import Analysis, Observer, Request, Settings
 from .observer.snapshot import SnapshotLoader, SnapshotReader
@@ -130,12 +130,9 @@ def replay(
         RuntimeError: If a callback fails in the dry run.
     """
     listed = as_callbacks(callbacks)
-    # It checks the arguments that it has in common with a replay, and is never started.
-    Monitor(
-        model, held_out, listed, log_dir, writer=writer, target=target, at=at, forward=forward,
-        cells=cells, layers=layers, chunk_size=chunk_size, make_model=make_model,
-        run_config=run_config, on_error=on_error,
-    )  # fmt: skip
+    check_log(log_dir, writer)
+    check_model(model, forward, make_model)
+    check_options(chunk_size=chunk_size, run_config=run_config, on_error=on_error)
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
         raise ValueError(f"n_jobs={n_jobs!r}: pass 1 or more jobs, or -1 for one per core")
     files = _checked_files(checkpoints)

@@ -13,52 +13,37 @@ disabled.
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
-import functools
-import logging
-import math
 import operator
 import os
-import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import mlx.core as mx
 import mlx.nn as nn
 
+from .active_run import ActiveRun
+from .arguments import as_callbacks, check_log, check_model, check_options, whole_number
 from .callback import Callback
-from .callbacks.sets import callback_set
-from .console import closing, opening, show
-from .errors import one_line
+from .console import opening, show
+from .due_callbacks import DueCallbacks
 from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
-from .model import At, CopyError, Forward, ModelCopy, ModelError, Subject, TargetLike
-from .model.model_copy import check_copy
-from .observation import Need
-from .observer import placement
-from .observer.background import BackgroundObserver, Start
-from .observer.in_loop import InLoopObserver
-from .observer.observer import Analysis, DryRun, Observer, Request, Settings, plain
-from .observer.snapshot import SnapshotLoader, SnapshotReader
+from .loop_scalars import loop_scalars
+from .model import At, Forward, Subject, TargetLike
+from .observer.attached import AttachedObserver
+from .observer.observer import Settings
 from .overhead import Overhead
 from .ranks import rank
-from .records import Figure, Picture, Record, Scalar, Text
+from .records import Figure, Record, Text
 from .run_card import run_card
 from .run_log import RunLog
-from .scheduling import Schedule, ScheduleLike, as_schedule, every
-from .signal_handlers import raised_by_signal_handler
+from .scheduling import ScheduleLike, as_schedule
 from .writers import TensorBoardWriter, Writer, as_writer
-from .writers.signals import ClosesOnSignals
 
 if TYPE_CHECKING:
     import tensorboardX
 
 __all__ = ["Monitor"]
-
-_LOG = logging.getLogger("ncp_callbacks")
 
 
 class Monitor:
@@ -151,87 +136,58 @@ class Monitor:
         resume_step: int | None = None,
         on_error: Literal["disable", "raise"] = "disable",
     ) -> None:
-        if (log_dir is None) == (writer is None):
-            raise TypeError(
-                "pass either log_dir='runs/name', a directory for this run's log, or writer=, one "
-                f"that exists; {'neither' if log_dir is None else 'both'} was passed"
-            )
-        if on_error not in ("disable", "raise"):
-            raise ValueError(f"on_error={on_error!r}: pass 'disable' or 'raise'")
-        if observer_device not in (None, "cpu", "gpu"):
-            raise ValueError(f"observer_device={observer_device!r}: pass 'cpu', 'gpu' or None")
-        if make_model is not None and not callable(make_model):
-            raise TypeError(
-                f"make_model is a {type(make_model).__name__}; pass a function that builds a model"
-            )
-        if not isinstance(model, nn.Module):
-            called = f": write {model.__name__}(...)" if isinstance(model, type) else ""
-            raise TypeError(f"model is a {type(model).__name__}; pass an mlx.nn.Module{called}")
-        if run_config is not None and not isinstance(run_config, Mapping):
-            raise TypeError(f"run_config is a {type(run_config).__name__}; pass a mapping")
-        if max_overhead is not None and not 0 < max_overhead <= 1:
-            raise ValueError(
-                f"max_overhead={max_overhead!r}: pass a share of the wall time, such as 0.02, or "
-                "None for no bound"
-            )
-        if chunk_size is not None and _whole(chunk_size, 1) is None:
-            raise ValueError(f"chunk_size={chunk_size!r}: pass 1 or more sequences, or None")
-        if resume_step is not None:
-            if _whole(resume_step, 0) is None:
-                raise ValueError(f"resume_step={resume_step!r}: pass the last step done, 0 or more")
-            if writer is not None:
-                raise ValueError(
-                    "resume_step= continues the run in log_dir=; with writer=, make the writer "
-                    "with purge_step= or first_step= instead"
-                )
-            resume_step = operator.index(resume_step)
+        check_log(log_dir, writer)
+        check_model(model, forward, make_model)
+        check_options(
+            chunk_size=chunk_size,
+            max_overhead=max_overhead,
+            observer_device=observer_device,
+            run_config=run_config,
+            on_error=on_error,
+        )
         self._held_out = held_out
         self._callbacks = as_callbacks(callbacks)
         self._log_dir, self._given_writer = log_dir, writer
+        self._resume_step = _checked_resume_step(resume_step, writer)
         self._every = as_schedule(every)
-        self._train_every = (
-            None if train_every is None else as_schedule(train_every, what="train_every")
-        )
-        self._subject = Subject(
-            model, _callable(forward), target if callable(target) else None, make_model
-        )
-        self._settings = Settings(
-            "prediction" if callable(target) else target,
-            at,
-            cells,
-            layers,
-            chunk_size,
-            raise_errors=on_error == "raise",
-        )
-        self._background, self._device = background, observer_device
-        self._overhead = Overhead(max_overhead)
-        self._verbose, self._on_error = verbose, on_error
+        train = None if train_every is None else as_schedule(train_every, what="train_every")
+        self._background, self._verbose = background, verbose
+        self._raise_errors = on_error == "raise"
         self._run_config = dict(run_config or {})
-        self._resume_step = resume_step
         self._rank = 0 if log_on_all_ranks else rank()
-        self._state: Literal["new", "open", "closed"] = "new"
-        self._ended = False
-        self._log = RunLog()
-        self._writer: Writer | None = None
-        self._reader: SnapshotReader | None = None
-        self._observer: InLoopObserver | BackgroundObserver | None = None
-        self._restarted = False
-        self._dropped = 0
-        self._on_signals: ClosesOnSignals | None = None
-        self._groups: list[tuple[Schedule, list[Callback]]] = []
-        self._disabled: set[str] = set()
+        self._is_new = True
         self._without_state: set[str] = set()
-        self._raised: Exception | None = None
-        self._last_step: int | None = resume_step
-        self._memory_per_sequence: float | None = None
-        self._occasions: dict[str, int] = {}
-        self._final_state: dict[str, Any] = {}
-        self._entered = 0.0
-        self._steps = 0
-        self._pid = os.getpid()
-        self._exit_hook = functools.partial(_close_at_exit, weakref.ref(self))
+        self._log = RunLog()
+        self._overhead = Overhead(max_overhead)
+        self._observer = AttachedObserver(
+            Subject(model, forward, target if callable(target) else None, make_model),
+            held_out,
+            self._callbacks,
+            Settings(
+                "prediction" if callable(target) else target,
+                at,
+                cells,
+                layers,
+                chunk_size,
+                raise_errors=self._raise_errors,
+            ),
+            self._log,
+            overhead=self._overhead,
+            device=observer_device,
+            verbose=verbose,
+        )
+        self._due = DueCallbacks(
+            self._callbacks,
+            self._every,
+            train,
+            self._observer.disabled,
+            self._log.fail,
+            raise_errors=self._raise_errors,
+        )
+        self._run = ActiveRun(self._log, self._observer, self._overhead, verbose)
+        self._run.last_step = self._resume_step
 
-    # ---- life
+    # ---- the run
 
     def start(self) -> Monitor:
         """Begin the run, as entering the ``with`` block does; :meth:`close` ends it.
@@ -243,7 +199,7 @@ class Monitor:
             CopyError: If the model can't be copied.
             ModelError, TypeError, ValueError: If the arguments don't fit each other.
         """
-        if self._state != "new":
+        if self._state != "not started":
             raise RuntimeError(
                 f"this monitor is {self._state} already: a run's log is written once. Make a new "
                 "Monitor for another run; in a notebook, run the cell that makes it again"
@@ -256,61 +212,56 @@ class Monitor:
             )
         else:
             self._begin()
-        self._state = "open"
+        self._is_new = False
         return self
 
     __enter__ = start
 
     def _begin(self) -> None:
-        self._reader = SnapshotReader(self._subject, as_bytes=False)
-        copied = ModelCopy()
-        snapshot = self._reader.read()
-        SnapshotLoader(copied).load(snapshot)
-        check_copy(self._subject, copied)
-        observer = Observer(copied, self._held_out, self._callbacks, self._settings)
-        dry_run = observer.dry_run()
-        self._disabled = set(dry_run.not_applicable)
-        self._groups = _grouped(self.callbacks, self._every)
-        # The process only now: a configuration that fails must not leave one behind.
-        place = self._place(observer, snapshot.nbytes)
-        for note in dry_run.notes:
+        beginning = self._observer.begin(background=self._background)
+        for note in beginning.dry_run.notes:
             self._log.report(note)
         self._report_missing_state()
-        card = run_card(
-            observer.runner,
-            self.callbacks,
-            self._every,
-            self._run_config,
-            self._log.notes,
-            place,
-        )
         try:
+            card = run_card(
+                beginning.runner,
+                self.callbacks,
+                self._every,
+                self._run_config,
+                self._log.notes,
+                beginning.place,
+            )
+            target = beginning.runner.target.name
             texts = [
                 Text("about/run", card),
-                Text(
-                    "about/fingerprint",
-                    fingerprint(self._held_out, self.callbacks, observer.runner.target.name),
-                ),
+                Text("about/fingerprint", fingerprint(self._held_out, self.callbacks, target)),
             ]
-            self._open_log(texts, dry_run)
+            self._open_log(texts, beginning.dry_run.records)
         except BaseException:
-            self._close_observer(0.0)
+            self._observer.close(0.0)
             raise
-        self._entered = time.perf_counter()
 
-    def _open_log(self, texts: Sequence[Text], dry_run: DryRun) -> None:
+    def _open_log(self, texts: Sequence[Text], rehearsed: Sequence[Record]) -> None:
         # Only now: a configuration that fails must not leave an empty run behind.
-        self._writer = self._open_writer()
-        self._log.rehearse(dry_run.records)
-        self._log.open(self._writer, self._run_config)
-        step = 0 if self._resume_step is None else self._resume_step + 1
-        self._log.last_step = step
-        self._log.write(step, texts)
-        self._on_signals = ClosesOnSignals(self._close_on_signal)
-        # After the writer's: what is registered last runs first.
-        atexit.register(self._exit_hook)
-        pictures = [r.tag for r in dry_run.records if isinstance(r, Figure)]
-        show(opening(self.log_dir, pictures), verbose=self._verbose)
+        writer, first = self._open_writer(), 0
+        if self._resume_step is not None:
+            first = self._resume_step + 1
+        self._log.rehearse(rehearsed)
+        keep_open = self._given_writer is not None
+        log_dir = self._directory(writer)
+        self._run.open(writer, self._run_config, log_dir=log_dir, keep_open=keep_open)
+        self._log.last_step = first
+        self._log.write(first, texts)
+        self._run.close_in_every_case(self, Monitor.close)
+        pictures = [record.tag for record in rehearsed if isinstance(record, Figure)]
+        show(opening(log_dir, pictures), verbose=self._verbose)
+
+    def _open_writer(self) -> Writer:
+        if self._given_writer is not None:
+            return as_writer(self._given_writer)
+        assert self._log_dir is not None
+        first = None if self._resume_step is None else self._resume_step + 1
+        return TensorBoardWriter(self._log_dir, first_step=first)
 
     def __exit__(
         self,
@@ -328,103 +279,37 @@ class Monitor:
         self._close(finish=True)
 
     def _close(self, *, finish: bool) -> None:
-        if self._state != "open" or os.getpid() != self._pid:
+        if self._state != "open":
             return
         try:
-            self._state = "closed"
-            if finish and self._writer is not None:
+            self._run.is_ending = True
+            if finish and self._run.is_ours:
                 self._finish()
         finally:
-            self._end()
+            self._run.end()
         if finish:
-            self._raise_delivered()
+            self._observer.raise_delivered()
 
     def _finish(self) -> None:
         """Take a last snapshot for callbacks that have something to tell at the end."""
         last = [c for c in self.callbacks if type(c).finish is not Callback.finish]
-        if last and self._last_step is not None and self._steps:
-            self._analyse(self._last_step, last, finish=True)
-
-    def _end(self, grace: float | None = None) -> None:
-        """Close everything, also when an interrupt ends the waiting.
-
-        Args:
-            grace: Seconds for what is outstanding; None: as long as it takes.
-        """
-        if self._writer is None or self._ended:
-            return
-        end = None if grace is None else time.monotonic() + grace
-        try:
-            self._close_observer(grace)
-        finally:
-            if self._observer is not None:
-                self._final_state = self._observer.known_state
-            atexit.unregister(self._exit_hook)
-            if self._overhead.skipped and self._last_step is not None:
-                # Those since the last snapshot count, too.
-                self._log.write(self._last_step, self._overhead.skips())
-            if self._given_writer is self._writer and end is None:
-                self._log.flush()  # the user's, who may go on with it
-            else:
-                self._log.close(None if end is None else max(1.0, end - time.monotonic()))
-            self._ended = True
-            if self._on_signals is not None:
-                self._on_signals.undo()
-            self._show_closing()
-
-    def _close_observer(self, grace: float | None = None) -> None:
-        try:
-            if self._observer is not None:
-                self._observer.close(grace)
-        finally:
-            dropped = self._dropped_snapshots
-            if dropped:
-                self._log.report(
-                    f"{dropped} snapshot{'s' * (dropped != 1)} not analysed: the run ended, the "
-                    "observer was lost, or there was no room for them",
-                    topic="dropped snapshots",
-                )
+        if last and self._run.last_step is not None and self._run.steps:
+            self._observer.analyse(self._run.last_step, last, finish=True)
 
     @property
-    def _dropped_snapshots(self) -> int:
-        now = self._observer.dropped if isinstance(self._observer, BackgroundObserver) else 0
-        return self._dropped + now
-
-    def _close_on_signal(self, seconds: float) -> None:
-        """Write what can be had; the process is about to end."""
-        # Also where the end of the run was waiting: that would go on for too long now.
-        self._state = "closed"
-        self._end(grace=seconds)
-
-    def _open_writer(self) -> Writer:
-        if self._given_writer is not None:
-            return as_writer(self._given_writer)
-        assert self._log_dir is not None
-        first = None if self._resume_step is None else self._resume_step + 1
-        return TensorBoardWriter(self._log_dir, first_step=first)
-
-    def _show_closing(self) -> None:
-        if self._writer is None or not self._steps:
-            return
-        text = closing(
-            self.log_dir,
-            self._writer.tally,
-            steps=self._steps,
-            snapshots=self._overhead.snapshots,
-            notes=len(self._log.notes),
-            loop_seconds=self._overhead.seconds,
-            seconds=time.perf_counter() - self._entered,
-            failure=self._writer.failure,
-        )
-        show(text, verbose=self._verbose)
+    def _state(self) -> Literal["not started", "open", "closed"]:
+        if self._is_new:
+            return "not started"
+        return "closed" if self._run.is_ending else "open"
 
     @property
     def log_dir(self) -> str | None:
         """Directory of the log, where it is known; once started, the one really used."""
-        if self._rank:
-            return None
-        if isinstance(self._writer, TensorBoardWriter):
-            return str(self._writer.log_dir)
+        return None if self._rank else self._directory(self._run.writer)
+
+    def _directory(self, writer: Writer | None) -> str | None:
+        if isinstance(writer, TensorBoardWriter):
+            return str(writer.log_dir)
         given = getattr(self._given_writer, "logdir", self._log_dir)
         return None if given is None else os.fspath(given)
 
@@ -436,112 +321,12 @@ class Monitor:
     @property
     def callbacks(self) -> tuple[Callback, ...]:
         """The callbacks that are still enabled."""
-        return tuple(c for c in self._callbacks if c.name not in self._disabled)
+        return self._observer.callbacks
 
     @property
     def in_background(self) -> bool:
         """Whether a process of its own analyses."""
-        return isinstance(self._observer, BackgroundObserver)
-
-    # ---- where the observer runs
-
-    def _place(self, observer: Observer, nbytes: int) -> str:
-        """Start the observer where it is to run, and return where and why."""
-        why: str | None = None
-        if self._background is False:
-            why = "background=False"
-        elif self._background is None:
-            why = placement.why_in_loop(nbytes)
-            if why is None and self._on_error == "raise":
-                why = "on_error='raise'"
-        else:
-            why = placement.no_interpreter()
-            if why is not None:
-                self._log.report(f"analyses run in the training loop: {why}")
-        if why is None:
-            try:
-                self._start_process(observer.memory_per_sequence)
-                return "in a process of its own"
-            except CopyError as error:
-                if self._background:
-                    raise
-                why = str(error)
-                self._log.report(f"analyses run in the training loop: {why}")
-            except OSError as error:
-                why = f"no process could be started: {one_line(error)}"
-                self._log.report(f"analyses run in the training loop: {why}")
-        assert self._reader is not None
-        self._reader.restart(as_bytes=False)
-        self._observer = InLoopObserver(observer, self._take_analysis)
-        return f"in the training loop: {why}"
-
-    def _start_process(self, memory_per_sequence: float | None = None) -> None:
-        assert self._reader is not None
-        self._memory_per_sequence = memory_per_sequence
-        self._reader.restart(as_bytes=True)
-        snapshot = self._reader.read(extra=(self._held_out, list(self.callbacks)))
-        process = BackgroundObserver(_Delivery(self))
-        state = {c.name: plain(c.state_dict()) for c in self.callbacks}
-        if isinstance(self._observer, BackgroundObserver):
-            state.update(self._observer.known_state)
-        settings = dataclasses.replace(self._settings, raise_errors=False, isolated=True)
-        process.start(Start(snapshot, settings, state, memory_per_sequence, self._device))
-        self._observer = process
-
-    def _revive(self) -> bool:
-        """Replace a process that is lost, once; tell if there is an observer."""
-        lost = self._observer
-        if not isinstance(lost, BackgroundObserver) or not lost.lost:
-            return lost is not None
-        if self._restarted:
-            return False
-        self._restarted = True
-        lost.close(0.0)
-        try:
-            if lost.unfit:
-                self._observe_in_loop()
-            else:
-                self._start_process(self._memory_per_sequence)
-        except (CopyError, ModelError, OSError) as error:
-            self._log.fail("the observer can't be started again", error)
-            return False
-        self._dropped += lost.dropped
-        return True
-
-    def _observe_in_loop(self) -> None:
-        assert self._reader is not None
-        self._reader.restart(as_bytes=False)
-        copied = ModelCopy()
-        SnapshotLoader(copied).load(self._reader.read())
-        observer = Observer(copied, self._held_out, self.callbacks, self._settings)
-        self._reader.restart()
-        self._observer = InLoopObserver(observer, self._take_analysis)
-        self._log.report("analyses run in the training loop from now on")
-
-    # ---- what comes back
-
-    def _take_analysis(self, analysis: Analysis) -> None:
-        records = list(analysis.records)
-        for part, seconds in analysis.seconds.items():
-            what = (
-                "the passes that callbacks share" if part == "pass" else f"{part}, with its passes"
-            )
-            records.append(
-                Scalar(f"monitor/seconds/{part}", seconds, f"Time of the analysis for {what}; s")
-            )
-        self._log.write(analysis.step, records, analysis.wall_time)
-        for note in analysis.notes:
-            self._log.report(note)
-        for failure in analysis.failures:
-            self._log.fail(failure.message, failure.details)
-            if self._on_error == "raise" and self.in_background:
-                self._raised = RuntimeError(f"{failure.message}\n{failure.details}")
-        self._disabled |= analysis.disabled
-
-    def _raise_delivered(self) -> None:
-        error, self._raised = self._raised, None
-        if error is not None:
-            raise error
+        return self._observer.in_background
 
     # ---- interruptions
 
@@ -551,17 +336,12 @@ class Monitor:
         Save it beside the checkpoint, and pass it to ``load_state_dict`` of the monitor that
         continues the run with ``resume_step=``. Snapshots that wait are analysed first.
         """
-        if self._observer is None:
-            known = {c.name: plain(c.state_dict()) for c in self._callbacks}
-        elif self._state == "open":
-            known = self._observer.state()
-        else:
-            known = self._final_state
+        known = self._observer.state(wait=self._state == "open")
         names = {c.name for c in self.callbacks}
         return {
-            "step": self._last_step,
+            "step": self._run.last_step,
             "callbacks": {name: state for name, state in known.items() if name in names},
-            "occasions": dict(self._occasions),
+            "occasions": self._due.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -575,22 +355,11 @@ class Monitor:
                 "this is no state of a monitor: pass the dict that monitor.state_dict() returned"
             )
         known, step = state["callbacks"], state.get("step")
-        if self._last_step is None or (step is not None and step > self._last_step):
-            self._last_step = step
-        self._occasions = {str(k): int(v) for k, v in state.get("occasions", {}).items()}
-        for callback in self.callbacks:
-            if callback.name not in known:
-                self._without_state.add(callback.name)
-                continue
-            try:
-                callback.load_state_dict(known[callback.name])
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(
-                    f"{callback!r} can't take up its part of the state: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-        if self._observer is not None and self.in_background:
-            self._observer.load_state(known)
+        if self._run.last_step is None or (step is not None and step > self._run.last_step):
+            self._run.last_step = step
+        self._due.load_state_dict(state.get("occasions", {}))
+        self._without_state |= {c.name for c in self.callbacks} - set(known)
+        self._observer.load_state(known)
         if self._state == "open":
             self._report_missing_state()
 
@@ -615,99 +384,58 @@ class Monitor:
             RuntimeError: Before :meth:`start` or after :meth:`close`.
             TypeError: If ``step`` is no whole number.
         """
-        if self._state != "open":
-            raise RuntimeError(
-                f"on_step_end was called on a monitor that is {_STATES[self._state]}; write\n"
-                "    with Monitor(model, held_out, log_dir=...) as monitor:\n"
-                "        for step, batch in enumerate(batches, start=1): ...\n"
-                "            monitor.on_step_end(step, loss=loss)"
-            )
-        if self._writer is None or os.getpid() != self._pid:
+        self._check_open("on_step_end")
+        if not self._run.is_ours:
             return
         step = operator.index(step)
-        if self._last_step is not None and step <= self._last_step:
+        last = self._run.last_step
+        if last is not None and step <= last:
             self._log.report(
-                f"step {step} came after step {self._last_step}: let steps increase, or curves "
-                "run backwards in TensorBoard",
+                f"step {step} came after step {last}: let steps increase, or curves run backwards "
+                "in TensorBoard",
                 topic="steps",
             )
-        self._last_step = step
-        self._steps += 1
-        fired = [group for schedule, group in self._groups if self._is_due(schedule, step)]
-        due = [
-            callback
-            for group in fired
-            for callback in group
-            if callback.name not in self._disabled and self._has_turn(callback)
-        ]
-        train_due = self._is_due(self._train_every, step) if self._train_every else bool(fired)
+        self._run.last_step = step
+        self._run.steps += 1
+        due, train_due = self._due.at(step)
         if not due and not train_due:
             return
         self._log.last_step = step
         if train_due:
-            self._log.write(step, self._numbers({f"train/{k}": v for k, v in scalars.items()}))
+            self._write_scalars(step, {f"train/{name}": value for name, value in scalars.items()})
         if due and self._affords():
-            self._analyse(step, due)
+            self._observer.analyse(step, due)
             self._log.write(step, self._overhead.records())
             self._report_large_share()
-        self._raise_delivered()
+        self._observer.raise_delivered()
 
-    def _analyse(self, step: int, due: Sequence[Callback], *, finish: bool = False) -> None:
-        assert self._reader is not None
-        try:
-            # MLX computes when it must: the training step's own work is not the monitor's.
-            self._reader.evaluate_pending()
-            with self._overhead.occupying():
-                if not self._revive():
-                    self._dropped += 1
-                    self._report_waiting(step, finish=finish)
-                    return
-                assert self._observer is not None
-                snapshot = self._reader.read()
-                names = tuple(callback.name for callback in due)
-                peak = mx.get_peak_memory()
-                self._observer.submit(Request(step, time.time(), snapshot, names, finish, peak))
-        except BaseException as error:
-            # The observer may not have got what was read: the next snapshot is whole.
-            self._reader.restart()
-            passes = self._on_error == "raise" or raised_by_signal_handler(error)
-            if passes or not isinstance(error, Exception):
-                raise
-            self._log.fail(f"no snapshot could be taken at step {step}", error)
-        for name in self._reader.unreadable:
-            self._log.report(
-                f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
-                "behind without a value. Analyses use the value that it had before, or zeros"
-            )
-        self._report_waiting(step, finish=finish)
+    def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Log numbers measured elsewhere, under tags of one's own: ``{"val/loss": 0.3}``.
 
-    def _report_waiting(self, step: int, *, finish: bool) -> None:
-        if self._dropped_snapshots:
-            self._log.write(
-                step,
-                [
-                    Scalar(
-                        "monitor/dropped_snapshots",
-                        self._dropped_snapshots,
-                        "Snapshots that were not analysed, because the observer was lost or made "
-                        "no progress",
-                    )
-                ],
+        Raises:
+            RuntimeError: Before :meth:`start` or after :meth:`close`.
+            TypeError: If ``step`` is no whole number, or ``scalars`` no mapping.
+        """
+        if not isinstance(scalars, Mapping):
+            raise TypeError(
+                f"scalars is a {type(scalars).__name__}; pass a mapping: {{'val/loss': 0.3}}"
             )
-        # What comes last is waited for after the loop.
-        slow = isinstance(self._observer, BackgroundObserver) and self._observer.waited > 1.0
-        if slow and not finish:
-            self._log.report(
-                f"the loop has waited for the observer by step {step}, which can't keep up: "
-                "analyse less often (every=...), fewer sequences, or fewer callbacks",
-                topic="waited",
-            )
+        self._check_open("log_scalars")
+        if self._run.is_ours:
+            self._write_scalars(operator.index(step), scalars)
 
-    def _has_turn(self, callback: Callback) -> bool:
-        """Tell if this occasion is one of those that the callback takes."""
-        number = self._occasions.get(callback.name, 0)
-        self._occasions[callback.name] = number + 1
-        return number % callback.every_nth == 0
+    def _write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        records = loop_scalars(scalars, self._log.report, raise_errors=self._raise_errors)
+        self._log.write(step, records)
+
+    def _check_open(self, what: str) -> None:
+        if self._state != "open":
+            raise RuntimeError(
+                f"{what} was called on a monitor that is {self._state}; write\n"
+                "    with Monitor(model, held_out, log_dir=...) as monitor:\n"
+                "        for step, batch in enumerate(batches, start=1): ...\n"
+                "            monitor.on_step_end(step, loss=loss)"
+            )
 
     def _affords(self) -> bool:
         if self._overhead.affords():
@@ -728,181 +456,15 @@ class Monitor:
                 topic="large share",
             )
 
-    def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Log numbers measured elsewhere, under tags of one's own: ``{"val/loss": 0.3}``.
 
-        Raises:
-            RuntimeError: Before :meth:`start` or after :meth:`close`.
-            TypeError: If ``step`` is no whole number, or ``scalars`` no mapping.
-        """
-        if not isinstance(scalars, Mapping):
-            raise TypeError(
-                f"scalars is a {type(scalars).__name__}; pass a mapping: {{'val/loss': 0.3}}"
-            )
-        if self._state != "open":
-            raise RuntimeError(
-                f"log_scalars was called on a monitor that is {_STATES[self._state]}"
-            )
-        if self._writer is not None and os.getpid() == self._pid:
-            self._log.write(operator.index(step), self._numbers(scalars))
-
-    def _is_due(self, schedule: Schedule, step: int) -> bool:
-        try:
-            return schedule(step)
-        except Exception as error:
-            if self._on_error == "raise" or raised_by_signal_handler(error):
-                raise
-            stopped = [c.name for s, group in self._groups if s is schedule for c in group]
-            self._log.fail(
-                f"the schedule {schedule!r} failed at step {step}, which stops "
-                f"{', '.join(stopped) or 'train/*'}",
-                error,
-            )
-            self._disabled |= set(stopped)
-            self._groups = [(s, group) for s, group in self._groups if s is not schedule]
-            if schedule is self._train_every:
-                self._train_every = ~every(steps=1)
-            return False
-
-    def _numbers(self, scalars: Mapping[str, Any]) -> list[Record]:
-        records: list[Record] = []
-        for tag, value in scalars.items():
-            try:
-                number = float(value.item() if hasattr(value, "item") else value)
-                record = Scalar(tag, number)
-            except Exception as error:
-                if self._on_error == "raise" or raised_by_signal_handler(error):
-                    raise
-                shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-                self._log.report(
-                    f"{tag} is a {type(value).__name__}{shape} and not logged; pass a number "
-                    f"({type(error).__name__}: {error})",
-                    topic=f"no number: {tag}",
-                )
-                continue
-            if not math.isfinite(number):
-                self._log.report(f"{tag} is {number}; it is logged as it is")
-            records.append(record)
-        return records
-
-
-class _Delivery:
-    """Takes what comes from the observer's process, for a monitor."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
-    def analysis(self, analysis: Analysis) -> None:
-        self._monitor._take_analysis(analysis)
-
-    def picture(self, step: int, wall_time: float, picture: Picture) -> None:
-        self._monitor._log.write(step, [picture], wall_time)
-
-    def dropped_pictures(self, count: int) -> None:
-        if count:
-            what = "Pictures that took too long, failed, or came faster than they are drawn"
-            self._monitor._log.write(
-                self._monitor._log.last_step, [Scalar("monitor/dropped_pictures", count, what)]
-            )
-
-    def note(self, message: str) -> None:
-        self._monitor._log.report(message)
-
-    def waiting(self, what: str) -> None:
-        show(
-            f"ncp_callbacks: waiting for {what} (Ctrl-C stops the waiting, not the log)",
-            verbose=self._monitor._verbose,
-        )
-
-    def fault(self, message: str, details: str, *, unfit: bool) -> None:
-        if self._monitor._restarted:
-            then = "it is not started again: analyses end here, the loop's own numbers go on"
-        elif unfit:
-            then = "the next snapshot is analysed in the training loop"
-        else:
-            then = "the next snapshot starts it again, once"
-        self._monitor._log.fail(f"{message}; {then}", details)
-
-
-_STATES = {"new": "not started", "open": "open", "closed": "closed"}
-
-
-def _close_at_exit(monitor: weakref.ref[Monitor]) -> None:
-    open_still = monitor()
-    if open_still is not None:
-        open_still.close()
-
-
-def _grouped(
-    callbacks: Iterable[Callback], default: Schedule
-) -> list[tuple[Schedule, list[Callback]]]:
-    """Group callbacks by schedule, so that one that counts time is asked once a step."""
-    groups: dict[int, tuple[Schedule, list[Callback]]] = {}
-    for callback in callbacks:
-        schedule = callback.every or default
-        groups.setdefault(id(schedule), (schedule, []))[1].append(callback)
-    # A schedule without callbacks still decides when the loop's own numbers are logged.
-    return list(groups.values()) or [(default, [])]
-
-
-def as_callbacks(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
-    """Return the callbacks as a list.
-
-    Raises:
-        TypeError, ValueError: If they are no callbacks, or two have one name.
-    """
-    if callbacks is None or isinstance(callbacks, str):
-        return callback_set("standard" if callbacks is None else callbacks)
-    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
-        raise TypeError(
-            f"callbacks={callbacks!r}: pass a list of callbacks, the name of a set, or None"
-        )
-    listed = list(callbacks)
-    for callback in listed:
-        if isinstance(callback, type):
-            raise TypeError(f"callbacks has a class, not an object: write {callback.__name__}()")
-        if not isinstance(callback, Callback):
-            raise TypeError(
-                f"callbacks has a {type(callback).__name__}; pass objects of subclasses of "
-                "ncp_callbacks.Callback"
-            )
-        _check_settings(callback)
-    names = [c.name for c in listed]
-    doubled = sorted({n for n in names if names.count(n) > 1})
-    if doubled:
-        raise ValueError(
-            f"two callbacks are called {doubled[0]!r}, so their tags would mix: pass one "
-            f"name='{doubled[0]}_2'"
-        )
-    return listed
-
-
-def _check_settings(callback: Callback) -> None:
-    """Check what a user's class may have got wrong, before it fails in the midst of training."""
-    needs: Any = callback.needs
-    if not isinstance(needs, Iterable) or not all(isinstance(need, Need) for need in needs):
-        raise TypeError(
-            f"{callback!r}.needs is {needs!r}; write needs = frozenset({{Need.STATES, ...}})"
-        )
-    if not isinstance(needs, frozenset):
-        callback.needs = frozenset(needs)
-    every_nth: Any = callback.every_nth
-    if not hasattr(every_nth, "__index__") or operator.index(every_nth) < 1:
-        raise ValueError(f"{callback!r}.every_nth is {every_nth!r}; set 1 or more")
-
-
-def _callable(forward: Any) -> Any:
-    if forward is not None and not callable(forward):
-        raise TypeError(
-            f"forward is a {type(forward).__name__}; pass a callable "
-            "(model, inputs, time_delta) -> outputs"
-        )
-    return forward
-
-
-def _whole(value: Any, least: int) -> int | None:
-    """Return a whole number of at least so much; None for anything else."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+def _checked_resume_step(resume_step: Any, writer: Any) -> int | None:
+    if resume_step is None:
         return None
-    number = operator.index(value)
-    return number if number >= least else None
+    if whole_number(resume_step, 0) is None:
+        raise ValueError(f"resume_step={resume_step!r}: pass the last step done, 0 or more")
+    if writer is not None:
+        raise ValueError(
+            "resume_step= continues the run in log_dir=; with writer=, make the writer "
+            "with purge_step= or first_step= instead"
+        )
+    return operator.index(resume_step)

@@ -5,10 +5,12 @@ It guards the writer: what goes wrong there is reported once and never reaches t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import one_line, traceback_of
@@ -29,6 +31,10 @@ _CARD_SECONDS = 60.0
 class RunLog:
     """Takes records, notes and failures from any thread, one at a time.
 
+    Only the training's thread waits for its turn. What another thread hands over by
+    :meth:`deliver` is written by whoever has the turn, so that a signal handler that interrupts the
+    training's thread within its turn, and waits for that other thread, doesn't wait in vain.
+
     Attributes:
         last_step: The last step that the loop reported.
     """
@@ -37,6 +43,8 @@ class RunLog:
         self.last_step = 0
         self._clock = clock
         self._lock = threading.RLock()
+        self._is_delivering = False
+        self._delivered: deque[Callable[[], object]] = deque()
         self._writer: Writer | None = None
         self._notes: list[str] = []
         self._more_notes = 0
@@ -54,6 +62,48 @@ class RunLog:
         more = (f"and {self._more_notes} more",) if self._more_notes else ()
         return (*self._notes, *more)
 
+    # ---- other threads
+
+    def deliver(self, call: Callable[[], object]) -> None:
+        """Make a call that writes, now or as soon as the log is free; never wait for that.
+
+        Args:
+            call: Calls methods of this object.
+        """
+        self._delivered.append(call)
+        # Whoever has the turn, or makes such calls, looks once more when that is over.
+        while self._delivered and not self._is_delivering and self._lock.acquire(blocking=False):
+            try:
+                self._make_delivered_calls()
+            finally:
+                self._lock.release()
+
+    def _make_delivered_calls(self) -> None:
+        if self._is_delivering and not self._closing:
+            return  # One of these calls writes: the others come after it.
+        self._is_delivering = True
+        try:
+            while self._delivered:
+                try:
+                    call = self._delivered.popleft()
+                except IndexError:  # A signal handler took it.
+                    return
+                call()
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
+            _LOG.exception("writing what the observer found failed")
+        finally:
+            self._is_delivering = False
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._lock:
+            self._make_delivered_calls()
+            yield
+        if self._delivered:
+            self.deliver(_nothing)
+
     # ---- the writer
 
     def open(self, writer: Writer, run_config: Mapping[str, Any]) -> None:
@@ -65,7 +115,7 @@ class RunLog:
 
     def write(self, step: int, records: Iterable[Record], wall_time: float | None = None) -> None:
         """Write records, with what the guide then has to say of new tags."""
-        with self._lock:
+        with self._turn():
             records = list(records)
             self._explain(records)
             if records:
@@ -74,7 +124,7 @@ class RunLog:
 
     def flush(self) -> None:
         """Write all cards and flush the writer."""
-        with self._lock:
+        with self._turn():
             self._write_cards(now=True)
             self._guarded(lambda w: w.flush())
             if any(self._changed.values()):  # by warnings of the writer
@@ -87,8 +137,8 @@ class RunLog:
         Args:
             timeout: Seconds that pictures may take; None: as the writer does by default.
         """
-        with self._lock:
-            self._closing = True
+        self._closing = True
+        with self._turn():
             self._write_cards(now=True)
             self._guarded(lambda w: w.close() if timeout is None else w.close_within(timeout))
 
@@ -113,7 +163,7 @@ class RunLog:
 
     def report(self, message: str, *, topic: str | None = None) -> None:
         """Tell the user once for a topic (by default the message itself)."""
-        with self._lock:
+        with self._turn():
             topic = topic or message
             if topic in self._topics:
                 return
@@ -132,16 +182,15 @@ class RunLog:
             error: The error, whose type and text are added; or a traceback, for a message that has
                 them already.
         """
-        with self._lock:
+        with self._turn():
             if isinstance(error, BaseException):
                 message, error = f"{message}: {one_line(error)}", traceback_of(error)
             if self._keep(message):
                 _LOG.error("%s%s", message, f"\n{error}" if error else "")
 
     def _take_warning(self, message: str) -> None:
-        """Keep what the writer has logged already."""
-        with self._lock:
-            self._keep(message)
+        """Keep what the writer has logged already; called on its thread."""
+        self.deliver(lambda: self._keep(message))
 
     def _keep(self, message: str) -> bool:
         self._changed["about/notes"] = True
@@ -156,7 +205,7 @@ class RunLog:
 
     def rehearse(self, records: Iterable[Record]) -> None:
         """Take descriptions of the dry run, which knows less than an analysis will."""
-        with self._lock:
+        with self._turn():
             self._explain(records)
             self._rehearsed = set(self._explained)
 
@@ -188,3 +237,7 @@ class RunLog:
 
     def _notes_card(self) -> str:
         return "\n".join(f"* {note}" for note in self.notes)
+
+
+def _nothing() -> None:
+    pass

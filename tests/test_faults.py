@@ -80,12 +80,12 @@ def one_by_one(monitor: ncp.Monitor, steps: Iterable[int]) -> None:
     """Make steps, each once the last one is analysed, so that what is lost is known."""
     for step in steps:
         monitor.on_step_end(step, loss=1.0 / step)
-        observer: Any = monitor._observer
+        observer: Any = monitor._observer.current
         observer.wait(20.0)
 
 
 def scalars(monitor: ncp.Monitor, tag: str) -> list[tuple[int, float]]:
-    writer: Any = monitor._writer
+    writer: Any = monitor._run.writer
     return writer.scalars(tag)
 
 
@@ -247,7 +247,7 @@ def test_all_that_waits_is_lost_with_the_process(tmp_path: Path) -> None:
     with opened([Counting(endless, at=[1])], train_every=1) as monitor:
         for step in (1, 2, 3):
             monitor.on_step_end(step, loss=step)
-        observer: Any = monitor._observer
+        observer: Any = monitor._observer.current
         while not begun.exists():
             time.sleep(0.01)
         observer._process.kill()
@@ -261,7 +261,7 @@ def test_all_that_waits_is_lost_with_the_process(tmp_path: Path) -> None:
 
 def test_an_observer_killed_while_it_starts_costs_no_later_snapshot() -> None:
     with opened([Counting()], train_every=1) as monitor:
-        observer: Any = monitor._observer
+        observer: Any = monitor._observer.current
         observer._process.kill()
         while not observer.lost:
             time.sleep(0.01)
@@ -346,7 +346,7 @@ ORPHAN = """
         if FORK and not os.fork():
             time.sleep(8)
             os._exit(0)
-        observer = watching._observer
+        observer = watching._observer.current
         while not os.path.exists(f"{RUN}/begun") and not EARLY:
             time.sleep(0.01)
         print(observer._process.pid, flush=True)
@@ -402,7 +402,7 @@ WAITING = """
             for step in range(1, 7):
                 watching.on_step_end(step, loss=step)
                 if step < 3:
-                    watching._observer.wait()
+                    watching._observer.current.wait()
             print("leaving", flush=True)
         print("never")
     except KeyboardInterrupt:
@@ -434,6 +434,42 @@ def test_a_signal_stops_the_waiting_and_not_the_log(
     assert logged(tmp_path / "run", "train/loss") == [1, 2, 3, 4, 5, 6]
     assert logged(tmp_path / "run", "own/step") == [1, 2]
     assert "4 snapshots not analysed" in text(tmp_path / "run")
+
+
+def test_a_signal_within_a_write_of_the_loop_loses_no_analysis(tmp_path: Path) -> None:
+    """The analyses that the end waits for are written by a thread that finds the log in use."""
+    code = """
+        class Signalling(ncp.TensorBoardWriter):
+            def write(self, step, records):
+                super().write(step, records)
+                if step == 3 and records[0].tag == "train/loss":
+                    watching._observer.current.submit(watching.last)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.1)
+
+        held_out = ncp.HeldOutBatch(np.zeros((4, 5, 3), "f"))
+        writer = Signalling(f"{RUN}/run")
+        watching = ncp.Monitor(Net(), held_out, [Own()], writer=writer, every=1, background=True)
+        with watching:
+            observer = watching._observer.current
+            submit = observer.submit
+            def keep(request):
+                watching.last = request
+                return submit(request)
+            observer.submit = keep
+            for step in range(1, 4):
+                watching.on_step_end(step, loss=step)
+                observer.wait()
+    """
+    with process(code, tmp_path) as started:
+        began = time.monotonic()
+        _, err = started.communicate(timeout=40)
+    assert time.monotonic() - began < 25
+    assert started.returncode == -signal.SIGTERM, err
+    assert logged(tmp_path / "run", "train/loss") == [1, 2, 3]
+    # That of step 2 was handed over twice.
+    assert logged(tmp_path / "run", "own/step") == [1, 2, 2]
+    assert "not analysed" not in text(tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -575,7 +611,7 @@ def test_interrupts_at_random_moments(
         for step in (1, 2, 3):
             monitor.on_step_end(step, loss=step)
             began = time.perf_counter()
-            observer: Any = monitor._observer
+            observer: Any = monitor._observer.current
             observer.wait()
         typical, last = 0.003 if background else 0.03, 3
         for step in range(4, 40 * times):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ import ncp_callbacks as ncp
 from ncp_callbacks.callbacks.sets import callback_set
 from ncp_callbacks.model import CopyError
 from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.observer import attached, background
 from ncp_callbacks.plotting.redraw import Redrawer
 from ncp_callbacks.records import Picture
 
@@ -168,8 +171,24 @@ def test_notes_and_guide_are_capped(tmp_path: Path) -> None:
 # ---- pictures that are slow, endless or fail
 
 
+_released = threading.Event()
+
+
 def endless(data: Any) -> Any:
-    time.sleep(1000.0)
+    _released.wait(1000.0)
+    raise TimeoutError
+
+
+@pytest.fixture
+def released() -> Iterator[None]:
+    """Let endless pictures end after a test, so that no thread of it goes on."""
+    _released.clear()
+    yield
+    _released.set()
+    end = time.monotonic() + 10
+    while any(thread.name == "ncp_callbacks drawing" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def failing(data: Any) -> Any:
@@ -194,7 +213,7 @@ class Drawing(ncp.Callback):
     ids=["endless", "failing"],
 )
 def test_pictures_that_fail_in_the_loop_are_named_and_cost_no_number(
-    plot: Callable[[Any], Any], says: str, tmp_path: Path
+    plot: Callable[[Any], Any], says: str, tmp_path: Path, released: None
 ) -> None:
     writer = ncp.TensorBoardWriter(tmp_path / "run", timeout=2.0)
     options: dict[str, Any] = {"writer": writer, "every": 1, "background": False}
@@ -217,12 +236,25 @@ def test_a_warning_that_comes_while_the_log_closes_is_in_the_log(tmp_path: Path)
     assert monitor.notes[-1] in text(run)
 
 
-def test_pictures_that_fail_in_the_background_are_named_and_cost_no_number() -> None:
+@pytest.mark.parametrize(
+    ("plot", "says"),
+    [(endless, "takes longer than 1 s"), (failing, "ValueError: no such plot")],
+    ids=["endless", "failing"],
+)
+def test_pictures_that_fail_in_the_background_are_named_and_cost_no_number(
+    plot: Callable[[Any], Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = functools.partial(background.Start, picture_seconds=1.0)
+    monkeypatch.setattr(attached, "Start", start)
     options: dict[str, Any] = {"writer": ncp.MemoryWriter(), "every": 1, "background": True}
-    with ncp.Monitor(net(), held_out(), [Drawing(failing)], **options) as monitor:
+    with ncp.Monitor(net(), held_out(), [Drawing(plot)], **options) as monitor:
         for step in range(1, 4):
             monitor.on_step_end(step, loss=1.0)
-    named = [n for n in monitor.notes if "drawing/picture" in n and "no such plot" in n]
+        end = time.monotonic() + 60
+        while not any("drawing/picture" in note for note in monitor.notes):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    named = [n for n in monitor.notes if "drawing/picture" in n and says in n]
     assert len(named) == 1
     assert scalars(monitor, "drawing/step") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert scalars(monitor, "monitor/dropped_pictures")[-1][1] == 3
@@ -253,7 +285,7 @@ def test_no_snapshot_is_lost_to_slow_analyses_and_waiting_is_reported() -> None:
     with in_background([Slow(0.3)]) as monitor:
         for step in range(1, 11):
             monitor.on_step_end(step, loss=1.0)
-        observer: Any = monitor._observer
+        observer: Any = monitor._observer.current
         # Six of ten must come back before the last is taken, as four may wait.
         assert observer.waited > 1.5
         assert monitor._overhead.seconds >= observer.waited
@@ -275,7 +307,7 @@ def test_max_overhead_counts_waiting_for_the_observer() -> None:
 def test_an_analysis_that_is_stuck_costs_snapshots_and_not_the_training() -> None:
     began = time.monotonic()
     with in_background([Slow(1000.0)]) as monitor:
-        observer: Any = monitor._observer
+        observer: Any = monitor._observer.current
         observer.patience_for_room, observer.patience = 2.0, 3.0
         for step in range(1, 9):
             monitor.on_step_end(step, loss=1.0 / step)
@@ -366,7 +398,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> 
             for step in steps:
                 move(model, step)
                 monitor.on_step_end(step, loss=1.0)
-        writer: Any = monitor._writer
+        writer: Any = monitor._run.writer
         numbers, _ = by_kind(
             [(s, r) for s, r in writer.records if not isinstance(r, ncp.Figure | Picture)]
         )
@@ -484,6 +516,31 @@ def test_a_monitor_that_is_never_closed_has_a_complete_log(
     assert logged(tmp_path / "run", "train/loss") == [1, 2, 3]
 
 
+@both_places
+def test_a_monitor_that_is_dropped_has_a_complete_log(background: bool, tmp_path: Path) -> None:
+    code = """
+        import gc, weakref
+
+        def train():
+            watching = monitor().start()
+            for step in range(1, 4):
+                watching.on_step_end(step, loss=1.0)
+            return weakref.ref(watching)
+
+        dropped = train()
+        gc.collect()
+        assert dropped() is None
+        while any(t.name.startswith("ncp_callbacks") for t in threading.enumerate()):
+            time.sleep(0.05)
+        print("closed", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    out, _ = ended(code, tmp_path, background=background, code_of_exit=-signal.SIGKILL)
+    assert out == "closed\n"
+    assert logged(tmp_path / "run", "own/step") == [1, 2, 3]
+    assert logged(tmp_path / "run", "train/loss") == [1, 2, 3]
+
+
 # ---- numbers on disk
 
 
@@ -504,7 +561,7 @@ def test_a_killed_training_loses_no_number_older_than_flush_seconds(
         with ncp.Monitor(Net(), held_out, [Endless()], **options) as watching:
             for step in range(1, 11):
                 watching.on_step_end(step, loss=1.0)
-            watching._observer.wait(30.0)
+            watching._observer.current.wait(30.0)
             time.sleep(3.0)
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -590,6 +647,32 @@ def test_a_training_without_spare_file_descriptors(background: bool, tmp_path: P
     assert_complete(tmp_path)
 
 
+def test_a_class_that_only_the_training_can_import_is_observed_in_the_loop(tmp_path: Path) -> None:
+    code = """
+        import types
+
+        made = types.ModuleType("made_up")
+        sys.modules["made_up"] = made
+        Hidden = type("Hidden", (Net,), {"__module__": "made_up"})
+        made.Hidden = Hidden
+        Net = Hidden
+        with monitor() as watching:
+            observer = watching._observer.current
+            for step in range(1, 4):
+                watching.on_step_end(step, loss=step)
+                observer.wait()
+        assert not watching.in_background
+        print(watching.notes)
+    """
+    out, _ = ended(code, tmp_path, background=True)
+    assert "No module named 'made_up'" in out
+    assert "the next snapshot is analysed in the training loop" in out
+    assert logged(tmp_path / "run", "train/loss") == [1, 2, 3]
+    # The one that was handed over before the process failed is lost, and counted.
+    assert logged(tmp_path / "run", "own/step") == [2, 3]
+    assert "1 snapshot not analysed" in text(tmp_path / "run")
+
+
 def test_snapshots_are_taken_again_once_a_stuck_observer_goes_on() -> None:
     from ncp_callbacks.observer.background import BackgroundObserver
 
@@ -611,9 +694,9 @@ def test_what_fails_in_evaluating_the_model_ends_no_training() -> None:
     model = nn.Linear(3, 1)
     with ncp.Monitor(model, ncp.HeldOutBatch(np.ones((4, 5, 3), "f")), writer=ncp.MemoryWriter(),
                      callbacks=[ncp.GradientAttribution()], every=1, at=0) as monitor:  # fmt: skip
-        assert monitor._reader is not None
+        assert monitor._observer._reader is not None
         with mock.patch.object(
-            monitor._reader, "evaluate_pending", side_effect=MemoryError("full")
+            monitor._observer._reader, "evaluate_pending", side_effect=MemoryError("full")
         ):
             monitor.on_step_end(1)
         monitor.on_step_end(2)

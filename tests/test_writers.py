@@ -901,6 +901,35 @@ def test_forked_child_leaves_the_file_alone(tmp_path: Path) -> None:
     assert sum(event.HasField("session_log") for event in events(tmp_path)) == 1
 
 
+def test_forked_child_can_exit_while_another_thread_held_the_lock(tmp_path: Path) -> None:
+    process = script(
+        """
+        import os, sys, threading, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later, of forks
+        writer = TensorBoardWriter(sys.argv[1], flush_seconds=60)
+        writer.write(1, [Scalar("a", 1)])
+        held, enough = threading.Event(), threading.Event()
+        def hold():
+            with writer._background._lock:
+                held.set()
+                enough.wait()
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait()
+        child = os.fork()
+        if not child:
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        enough.set()
+        holder.join()
+        writer.write(2, [Scalar("a", 2)])
+        """,
+        tmp_path,
+    )
+    assert finish(process)[1] == ""
+    assert scalars(tmp_path, "a") == [(1, 1), (2, 2)]
+
+
 # --- trouble
 
 

@@ -91,6 +91,7 @@ class Start:
         state: Of callbacks, by name.
         memory_per_sequence: What the dry run showed, in bytes.
         device: Where to compute, "cpu" or "gpu"; None: where MLX does by default.
+        picture_seconds: A picture that takes longer is given up.
     """
 
     snapshot: Snapshot
@@ -98,6 +99,7 @@ class Start:
     state: Mapping[str, Any]
     memory_per_sequence: float | None = None
     device: str | None = None
+    picture_seconds: float = 25.0
 
 
 class BackgroundObserver:
@@ -338,7 +340,8 @@ class BackgroundObserver:
                 self._ready = True
             elif kind == "failed":
                 self.unfit = True
-                self._fail("the model can't be rebuilt in another process", content[0])
+                why, details = content
+                self._fail(f"the model can't be rebuilt in another process: {why}", details)
             elif kind == "closed":
                 self._closed = True
             self._changed.notify_all()
@@ -486,13 +489,13 @@ class _Server:
         threading.Thread(target=self._read_all, name="ncp_callbacks inbox", daemon=True).start()
         try:
             observer = self._observer(start)
-        except Exception:
-            self._tell("failed", traceback.format_exc())
+        except Exception as error:
+            self._tell("failed", one_line(error), traceback.format_exc())
             return
         self._tell("ready")
         _LOG.addHandler(_Notes(self._tell))
         _LOG.propagate = False
-        renderer = Renderer(self._send_picture)
+        renderer = Renderer(self._send_picture, timeout=start.picture_seconds)
         dropped = 0
         while (message := self._inbox.get()) != "close":
             kind, *content = message

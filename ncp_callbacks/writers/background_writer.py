@@ -205,6 +205,8 @@ class BackgroundWriter:
 
         Exit handlers that were registered earlier run later, and may still log something.
         """
+        if os.getpid() != self._pid:
+            return  # The fork has no thread of ours, and another thread may have held the lock.
         with self._lock:
             self._exiting = self._unflushed = True
         self.flush()

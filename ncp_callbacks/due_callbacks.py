@@ -1,0 +1,96 @@
+"""Tell which callbacks are due at a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from .callback import Callback
+from .scheduling import Schedule, every
+from .signal_handlers import raised_by_signal_handler
+
+__all__ = ["DueCallbacks"]
+
+
+class DueCallbacks:
+    """Asks the schedules of callbacks, each once a step.
+
+    Args:
+        callbacks: What is to be analysed.
+        default: Schedule of callbacks that have none of their own.
+        train: Schedule of the loop's own numbers; None: they are due whenever a schedule of the
+            callbacks is.
+        disabled: Names of callbacks that are never due; names are added where a schedule fails.
+        fail: Called with a message and the error of a schedule that failed.
+        raise_errors: Raise errors of schedules instead.
+    """
+
+    def __init__(
+        self,
+        callbacks: Iterable[Callback],
+        default: Schedule,
+        train: Schedule | None,
+        disabled: set[str],
+        fail: Callable[[str, BaseException], None],
+        *,
+        raise_errors: bool,
+    ) -> None:
+        self._groups = _grouped(callbacks, default)
+        self._train = train
+        self._disabled = disabled
+        self._fail, self._raise_errors = fail, raise_errors
+        self._occasions: dict[str, int] = {}
+
+    def at(self, step: int) -> tuple[list[Callback], bool]:
+        """Return the callbacks that are due, and whether the loop's own numbers are."""
+        fired = [group for schedule, group in self._groups if self._is_due(schedule, step)]
+        due = [
+            callback
+            for group in fired
+            for callback in group
+            if callback.name not in self._disabled and self._has_turn(callback)
+        ]
+        return due, self._is_due(self._train, step) if self._train else bool(fired)
+
+    def _has_turn(self, callback: Callback) -> bool:
+        """Tell if this occasion is one of those that the callback takes."""
+        number = self._occasions.get(callback.name, 0)
+        self._occasions[callback.name] = number + 1
+        return number % callback.every_nth == 0
+
+    def _is_due(self, schedule: Schedule, step: int) -> bool:
+        try:
+            return schedule(step)
+        except Exception as error:
+            if self._raise_errors or raised_by_signal_handler(error):
+                raise
+            stopped = [c.name for s, group in self._groups if s is schedule for c in group]
+            self._fail(
+                f"the schedule {schedule!r} failed at step {step}, which stops "
+                f"{', '.join(stopped) or 'train/*'}",
+                error,
+            )
+            self._disabled |= set(stopped)
+            self._groups = [(s, group) for s, group in self._groups if s is not schedule]
+            if schedule is self._train:
+                self._train = ~every(steps=1)
+            return False
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how often each callback's schedule was due."""
+        return dict(self._occasions)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take up what :meth:`state_dict` returned."""
+        self._occasions = {str(name): int(count) for name, count in state.items()}
+
+
+def _grouped(
+    callbacks: Iterable[Callback], default: Schedule
+) -> list[tuple[Schedule, list[Callback]]]:
+    """Group callbacks by schedule, so that one that counts time is asked once a step."""
+    groups: dict[int, tuple[Schedule, list[Callback]]] = {}
+    for callback in callbacks:
+        schedule = callback.every or default
+        groups.setdefault(id(schedule), (schedule, []))[1].append(callback)
+    # A schedule without callbacks still decides when the loop's own numbers are logged.
+    return list(groups.values()) or [(default, [])]
