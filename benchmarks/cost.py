@@ -18,7 +18,7 @@ own training steps, of the same model on the same sequences. What is measured:
 * ``once``: a step at which nothing is due, and the import.
 * ``peers``: the same analyses written with PyTorch and Captum, and plainly in MLX.
 
-``cost.csv`` has a row for every quantity; ``cost_report.py`` makes the README's table of it,
+``cost.csv`` has a row for every quantity; ``cost_report.py`` makes the table in the guide of it,
 ``cost.png``, and the budgets that are printed at the end.
 """
 
@@ -44,7 +44,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from cost_report import COLUMNS, HERE, Row, budgets, into_readme, plot, read, table
+from cost_report import COLUMNS, HERE, Row, budgets, into_guide, plot, read, table
 from peers.cases import INTEGRATED, N_STEPS, SIZES
 from peers.monitored import Monitored, timed
 from peers.protocol import Worker
@@ -432,7 +432,7 @@ def main() -> None:
     print(f"{table(rows)}\n\n{budgets(rows)}")
     if not args.quick and args.out == HERE / "cost.csv":
         plot(rows, args.out.with_suffix(".png"))
-        into_readme(HERE.parent / "README.md", table(rows))
+        into_guide(HERE.parent / "examples" / "cost.md", table(rows))
 
 
 if __name__ == "__main__":

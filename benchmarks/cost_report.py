@@ -1,4 +1,4 @@
-"""Report what ``cost.csv`` holds: the README's table, the budgets, ``cost.png``.
+"""Report what ``cost.csv`` holds: the table in the guide, the budgets, ``cost.png``.
 
 python benchmarks/cost_report.py        # all three again from the stored measurement
 """
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from peers.cases import SIZES
 
-__all__ = ["COLUMNS", "HERE", "Row", "budgets", "into_readme", "plot", "read", "table"]
+__all__ = ["COLUMNS", "HERE", "Row", "budgets", "into_guide", "plot", "read", "table"]
 
 HERE = Path(__file__).parent
 COLUMNS = (
@@ -73,7 +73,7 @@ def _number(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form)
 
 
-# ---- the README's table
+# ---- the table of the guide
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -128,11 +128,11 @@ def _once(m: _Measured) -> str:
     )
 
 
-def into_readme(readme: Path, shown: str) -> None:
-    """Put the table where the README shows it."""
-    before, rest = readme.read_text().split("<!-- cost.csv -->\n")
+def into_guide(guide: Path, shown: str) -> None:
+    """Put the table where the guide shows it."""
+    before, rest = guide.read_text().split("<!-- cost.csv -->\n")
     after = rest.split("<!-- end -->")[1]
-    readme.write_text(f"{before}<!-- cost.csv -->\n{shown}\n<!-- end -->{after}")
+    guide.write_text(f"{before}<!-- cost.csv -->\n{shown}\n<!-- end -->{after}")
 
 
 # ---- budgets
@@ -237,7 +237,7 @@ def _bars(
 def main() -> None:
     rows = read(HERE / "cost.csv")
     shown = table(rows)
-    into_readme(HERE.parent / "README.md", shown)
+    into_guide(HERE.parent / "examples" / "cost.md", shown)
     plot(rows, HERE / "cost.png")
     print(f"{shown}\n\n{budgets(rows)}")
 

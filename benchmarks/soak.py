@@ -62,10 +62,9 @@ def process(pid: int) -> Process:
     return Process(resident_mb(pid), threads(pid), len(os.listdir(f"/proc/{pid}/fd")))
 
 
-def reading(step: int, log: Path) -> Reading:
-    """Read what this process and its only child hold."""
+def reading(step: int, log: Path, observer: int) -> Reading:
+    """Read what this process and its observer hold."""
     gc.collect()
-    (observer,) = children()
     log_bytes = sum(f.stat().st_size for f in log.rglob("*") if f.is_file())
     return Reading(
         step, process(os.getpid()), process(observer), mx.get_active_memory() / 1e6, log_bytes / 1e6
@@ -85,11 +84,12 @@ def soak(steps: int, every: int, log: Path) -> list[Reading]:
         model, lambda x, y: nn.losses.cross_entropy(model(x), y, reduction="mean")
     )
     held_out = ncp.HeldOutBatch(x, targets=y)
-    readings = []
+    readings, others = [], set(children())
     writer = ncp.TensorBoardWriter(log)
     with ncp.Monitor(
         model, held_out, writer=writer, every=every, background=True, verbose=False
     ) as monitor:
+        (observer,) = set(children()) - others
         for step in range(1, steps + 1):
             loss, gradients = loss_and_grad(x, y)
             optimizer.update(model, gradients)
@@ -99,10 +99,10 @@ def soak(steps: int, every: int, log: Path) -> list[Reading]:
                 monitor.state_dict()  # waits for the analyses
                 time.sleep(1.0)  # for the last pictures
                 writer.flush()
-                readings.append(reading(step, log))
+                readings.append(reading(step, log, observer))
     writer.close()
     last, end = readings[-1].training, process(os.getpid())
-    if children() or end.threads >= last.threads or end.files >= last.files:
+    if set(children()) - others or end.threads >= last.threads or end.files >= last.files:
         raise RuntimeError("closing left the observer's process, or a thread or file, open")
     return readings
 

@@ -155,10 +155,10 @@ def test_the_budgets_show_what_is_missed() -> None:
 
 
 def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- cost.csv -->\nold\n<!-- end -->\nb\n")
-    report.into_readme(readme, "new")
-    assert readme.read_text() == "a\n<!-- cost.csv -->\nnew\n<!-- end -->\nb\n"
+    guide = tmp_path / "cost.md"
+    guide.write_text("a\n<!-- cost.csv -->\nold\n<!-- end -->\nb\n")
+    report.into_guide(guide, "new")
+    assert guide.read_text() == "a\n<!-- cost.csv -->\nnew\n<!-- end -->\nb\n"
 
 
 def test_the_picture_can_be_drawn(tmp_path: Path) -> None:

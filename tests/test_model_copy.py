@@ -21,6 +21,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import zoo
+from tqdm import tqdm
 from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
@@ -311,7 +312,12 @@ def test_every_kind_of_state_is_put_back(error: type[BaseException] | None) -> N
     assert names_that_differ(expected, copied.everything()) == set()
 
 
-def test_random_numbers_of_the_process_are_put_back() -> None:
+@pytest.mark.parametrize("progress_bar", [False, True])
+def test_random_numbers_of_the_process_are_put_back(progress_bar: bool) -> None:
+    if progress_bar:  # its monitor is one more thread, which draws no numbers
+        bar = tqdm(total=1)
+        bar.close()
+        assert any(type(t).__module__.startswith("tqdm") for t in threading.enumerate())
     copy = ModelCopy.of(Subject(nn.Linear(2, 2)))
     mx.random.seed(7)
     random.seed(7)

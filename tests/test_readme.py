@@ -1,4 +1,4 @@
-"""The README does what it says: its Python blocks run, in order, on a small training loop."""
+"""README and guides do what they say: their Python blocks run, in order, on a small loop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ from scripts import BENCHMARKS, script
 import ncp_callbacks as ncp
 from ncp_callbacks.models import CfC
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDES = sorted((ROOT / "examples").glob("*.md"))
+TEXTS = {path: path.read_text() for path in [ROOT / "README.md", *GUIDES]}
+BLOCKS = [
+    block
+    for text in TEXTS.values()
+    for block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+]
 
 
 class Net(nn.Module):
@@ -39,7 +46,7 @@ class TimeFirst(Net):
 
 
 def namespace() -> dict[str, Any]:
-    """What the README takes for granted: a model, data, and a step."""
+    """Return what README and guides take for granted: a model, data, and a step."""
     mx.random.seed(0)
     model, optimizer = Net(), optim.Adam(learning_rate=1e-3)
     x, dt = mx.random.normal((20, 6, 3)), mx.random.uniform(0.5, 1.5, (20, 6))
@@ -140,9 +147,26 @@ def test_the_callback_of_ones_own_is_short() -> None:
     assert len(code.splitlines()) < 40
 
 
-def test_the_table_names_the_standard_set() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [("README.md", r"\| `(\w+)` \|$"), ("examples/callbacks.md", r"^\| `(\w+)` \|")],
+)
+def test_the_tables_name_every_callback_and_the_standard_set_first(path: str, row: str) -> None:
+    from ncp_callbacks.callbacks import callback_set
+
+    rows = re.findall(row, (ROOT / path).read_text(), re.MULTILINE)
     assert rows[:5] == [type(c).__name__ for c in standard()]
+    assert len(rows) == len(set(rows))
+    assert set(rows) == {type(c).__name__ for c in callback_set("full")}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1250
+
+
+def test_the_guides_are_linked_from_the_readme() -> None:
+    for path in GUIDES:
+        assert f"(examples/{path.name})" in README
 
 
 def standard() -> list[ncp.Callback]:
@@ -162,7 +186,8 @@ def test_the_table_of_costs_is_the_stored_measurement() -> None:
     cost = script("cost")
     with (BENCHMARKS / "cost.csv").open(newline="") as file:
         table = cost.table(list(csv.DictReader(file)))
-    assert README.split("<!-- cost.csv -->\n")[1].split("<!-- end -->")[0] == table + "\n"
+    shown = (ROOT / "examples" / "cost.md").read_text()
+    assert shown.split("<!-- cost.csv -->\n")[1].split("<!-- end -->")[0] == table + "\n"
 
 
 def test_the_short_example_finds_the_signal(tmp_path: Path) -> None:
@@ -200,10 +225,17 @@ def test_the_comparison_runs_as_shown(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "compare.html").is_file()
 
 
-def test_pictures_exist() -> None:
-    root = Path(__file__).parent.parent
-    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (root / path).is_file(), path
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_what_is_linked_exists(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", TEXTS[path])
+    for file, heading in links:
+        if file.startswith("http"):
+            continue
+        target = (path.parent / file).resolve() if file else path
+        assert target.is_file(), file
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {h.lower().replace(" ", "-") for h in headings}, heading
 
 
 def test_only_bash_and_python_blocks() -> None:

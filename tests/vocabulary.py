@@ -101,7 +101,11 @@ def hits(text: str) -> Iterator[Hit]:
 
 def files() -> list[Path]:
     """Return the files whose words are checked: package, examples and documents."""
-    found = [ROOT / "README.md", *(ROOT / ".github").glob("*.md")]
+    found = [
+        ROOT / "README.md",
+        *(ROOT / ".github").glob("*.md"),
+        *(ROOT / "examples").glob("*.md"),
+    ]
     for folder in ("ncp_callbacks", "examples", "benchmarks"):
         found += sorted(p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".pyi"))
     return found

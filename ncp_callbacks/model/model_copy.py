@@ -638,6 +638,9 @@ def _shared_by_threads() -> bool:
     """Return whether a thread of the user's could use the global generators, as data loaders do."""
     own = threading.current_thread()
     return any(
-        thread is not own and not thread.name.startswith("ncp_callbacks")
+        thread is not own
+        and not thread.name.startswith("ncp_callbacks")
+        # The monitor of progress bars draws no numbers.
+        and not type(thread).__module__.startswith("tqdm.")
         for thread in threading.enumerate()
     )
