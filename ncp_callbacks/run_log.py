@@ -164,13 +164,13 @@ class RunLog:
     def report(self, message: str, *, topic: str | None = None) -> None:
         """Tell the user once for a topic (by default the message itself)."""
         with self._turn():
-            topic = topic or message
-            if topic in self._topics:
+            if (topic or message) in self._topics:
                 return
-            if len(self._topics) >= 10 * _MAX_NOTES:
+            # Topics that are named are few: only messages with numbers in them may go on for ever.
+            if topic is None and len(self._topics) >= 10 * _MAX_NOTES:
                 self._more_notes += 1
                 return
-            self._topics.add(topic)
+            self._topics.add(topic or message)
             if self._keep(message):
                 _LOG.warning(message)
 

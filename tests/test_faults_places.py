@@ -34,6 +34,7 @@ from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.observer import attached, background
 from ncp_callbacks.plotting.redraw import Redrawer
 from ncp_callbacks.records import Picture
+from ncp_callbacks.run_log import RunLog
 
 FEATURES, STEPS, SEQUENCES = 3, 6, 16
 
@@ -168,6 +169,15 @@ def test_notes_and_guide_are_capped(tmp_path: Path) -> None:
     assert text(tmp_path / "run").endswith("and 2900 more")
 
 
+def test_what_has_a_topic_counts_once_however_many_notes_there_are() -> None:
+    log = RunLog()
+    for number in range(1500):
+        log.report(f"message {number}")
+        log.report(f"message {number} of a topic", topic="one")
+    assert log.notes[:3] == ("message 0", "message 0 of a topic", "message 1")
+    assert log.notes[-1] == "and 1401 more"
+
+
 # ---- pictures that are slow, endless or fail
 
 
@@ -286,12 +296,14 @@ def test_no_snapshot_is_lost_to_slow_analyses_and_waiting_is_reported() -> None:
         for step in range(1, 11):
             monitor.on_step_end(step, loss=1.0)
         observer: Any = monitor._observer.current
-        # Six of ten must come back before the last is taken, as four may wait.
-        assert observer.waited > 1.5
+        # Six of ten must come back before the last is taken, as four may wait. The first isn't
+        # waited for, as the process starts meanwhile; reading the model overlaps with the others.
+        assert 1.0 < observer.waited
         assert monitor._overhead.seconds >= observer.waited
     assert scalars(monitor, "slow/step") == [(step, float(step)) for step in range(1, 11)]
     assert scalars(monitor, "monitor/dropped_snapshots") == []
-    assert len([n for n in monitor.notes if "the loop has waited for the observer" in n]) == 1
+    (note,) = [n for n in monitor.notes if "s for the observer, " in n]
+    assert "can't keep up: analyse less often" in note
 
 
 def test_max_overhead_counts_waiting_for_the_observer() -> None:
