@@ -37,11 +37,11 @@ from ncp_callbacks.callbacks.time_constants.analysis import (
 )
 from ncp_callbacks.callbacks.time_constants.plot import needed_decades, needed_limits
 from ncp_callbacks.model import ModelRunner
+from ncp_callbacks.model.jacobian_diagonal import jacobian_diagonal
 from ncp_callbacks.model.liquid import (
     DecayReading,
     GateReading,
     LTCReading,
-    jacobian_diagonal,
     read_liquid,
 )
 from ncp_callbacks.models import LTC, CfC, LTCCell
@@ -850,7 +850,7 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 50, 10**6])
 def test_the_diagonal_is_that_of_the_whole_jacobian(at_once, monkeypatch):
-    monkeypatch.setattr("ncp_callbacks.model.liquid._MAX_NUMBERS", at_once)
+    monkeypatch.setattr("ncp_callbacks.model.jacobian_diagonal._MAX_NUMBERS", at_once)
     for model in (LTC(F, H), CfC(F, AutoNCP(9, 2, seed=3))):
         _, stepper = seen(model, *batch())
         for t in (0, 4):
