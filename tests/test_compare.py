@@ -702,16 +702,24 @@ def test_logs_from_before_there_were_samples_still_compare(tmp_path: Path, logs:
 @pytest.mark.parametrize(
     ("runs", "options", "says"),
     [
-        (["cfc-s0", "cfc-s9"], {}, r"no such run: .*cfc-s9.*nearest: cfc-s"),
+        (
+            ["cfc-s0", "cfc-s9"],
+            {},
+            r"there is no run .*cfc-s9.: pass a folder with event files, such as cfc-s\d",
+        ),
         (["cfc-s0", "cfc-s0"], {}, "passed twice"),
         (["A=cfc-s*", "B=cfc-s1"], {}, "passed twice, in 'A' and 'B'"),
-        (["cfc-s0"], {}, "only 'cfc-s0' to compare"),
-        (["cfc-s0", "nothing*"], {}, "no run matches"),
-        (["cfc-s0", "."], {}, r"holds no event files; there are runs below it \(cfc-s0"),
-        (["cfc-s0", "ltc-s0"], {"tags": "val/los$"}, "no tag matches .*nearest: val/loss"),
-        (["cfc-s0", "ltc-s0"], {"tags": "("}, "no regular expression"),
+        (["cfc-s0"], {}, "only 'cfc-s0' to compare: pass two runs or more"),
+        (["cfc-s0", "nothing*"], {}, r"no run matches 'nothing\*' .*: pass a glob"),
+        (["cfc-s0", "."], {}, r"holds no event files: pass runs below it \(cfc-s0"),
+        (
+            ["cfc-s0", "ltc-s0"],
+            {"tags": "val/los$"},
+            "no tag matches .*: pass an expression .*, such as val/loss",
+        ),
+        (["cfc-s0", "ltc-s0"], {"tags": "("}, r"tags='\(' is no regular expression .*: pass one"),
         (["cfc-s0", "ltc-s0"], {"at": 1000}, "ends at step 100: pass at most that"),
-        (["cfc-s0", "ltc-s0"], {"last": 0}, "must be at least 1"),
+        (["cfc-s0", "ltc-s0"], {"last": 0}, "last=0: pass at least 1"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_there_is(
@@ -790,7 +798,7 @@ def test_fail_if(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *runs, "--fail-if", "val/loss>9", "--fail-if", "val/loss>+5%"]) == 1
     assert "a change of +" in capsys.readouterr().err
     assert main(["compare", *runs, "--fail-if", "val/los>+5%"]) == 2
-    assert "nearest: val/loss" in capsys.readouterr().err
+    assert "pass a tag of all runs, such as val/loss" in capsys.readouterr().err
     assert main(["compare", *runs, "--fail-if", "val/loss up"]) == 2
     assert "is no condition" in capsys.readouterr().err
 
@@ -1301,7 +1309,7 @@ def test_many_runs_are_one_table_and_a_pair_is_shown_in_detail(
     assert text.startswith("r1 against r3\n")
     assert "Scalars: r1 against r3" in text
     assert main([*given, "--pair", "r3", "r9"]) == 2
-    assert "no side is named 'r9'; nearest: r" in capsys.readouterr().err
+    assert "no side is named 'r9': pass r" in capsys.readouterr().err
     assert main([*given, "--pair", "r3", "r3"]) == 2
 
 

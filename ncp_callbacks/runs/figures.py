@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..plotting.style import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, SIGNED, SKY, VERMILION
 from .comparison import Curve
 from .reader import Binned, Scalars
 from .render import printable
@@ -18,20 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLORS",
-    "encoded",
-    "plot_difference",
-    "plot_histograms",
-    "plot_scalar",
-    "plot_time_curves",
-]
+__all__ = ["COLORS", "plot_difference", "plot_histograms", "plot_scalar", "plot_time_curves"]
 
 FloatArray = npt.NDArray[np.float64]
 
-INK, LIGHT = "#1a1a1a", "#d9d9d9"
-# Okabe & Ito's palette, distinguishable with any colour vision, then grey and brown.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#8C510A")
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#888888", "#8C510A")  # Grey, brown.
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 14,
@@ -101,32 +92,19 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     )  # fmt: skip
 
 
-def encoded(figure: Figure) -> bytes:
-    """Return the picture as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
 def plot_scalar(
-    tag: str,
-    names: Sequence[str],
-    sides: Sequence[Sequence[Scalars]],
-    span: tuple[int, int],
+    tag: str, names: Sequence[str], sides: Sequence[Sequence[Scalars]], span: tuple[int, int]
 ) -> Figure:
     """Draw a scalar of all runs over training; the averaged steps, ``span``, are shaded."""
     with _styled():
         figure, axes = _page(tag)
-        every = [series for side in sides for series in side]
         axes.axvspan(*span, color=LIGHT, alpha=0.5, linewidth=0)
         for side, group in enumerate(sides):
             for series in group:
                 steps, values = _thinned(series)
-                style = _line(side, len(group))
-                if len(steps) <= 12:
-                    style |= {"marker": "o", "markersize": 5}
-                axes.plot(steps, values, **style)
-        values = np.concatenate([series.values for series in every])
+                marker = "o" if len(steps) <= 12 else ""
+                axes.plot(steps, values, marker=marker, markersize=5, **_line(side, len(group)))
+        values = np.concatenate([series.values for side in sides for series in side])
         values = values[np.isfinite(values)]
         if values.size:
             # A few wild points at the start would flatten all that follows.
@@ -179,7 +157,7 @@ def plot_difference(
         figure.suptitle(text, x=0.01, ha="left", fontsize=15)
         axes.grid(False)
         image = axes.imshow(
-            points.T, cmap="PuOr_r", norm=Normalize(-limit, limit), aspect="auto",
+            points.T, cmap=SIGNED, norm=Normalize(-limit, limit), aspect="auto",
             interpolation="nearest" if size <= 300 else "antialiased",
         )  # fmt: skip
         bar = figure.colorbar(image, ax=axes, ticks=[-limit, 0, limit], pad=0.02, aspect=30)
