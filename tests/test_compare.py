@@ -230,7 +230,7 @@ def test_one_run_each_has_no_significance(logs: Path) -> None:
     assert result.row("val/loss").changes[0].delta == pytest.approx(0.2, abs=0.1)
 
 
-def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> None:
+def test_two_runs_a_side_have_no_ci_and_the_reason_is_reported(logs: Path) -> None:
     result = compare_runs({"A": [logs / "cfc-s0", logs / "cfc-s1"], "B": str(logs / "ltc-s[01]")})
     assert result.significance.startswith("2 runs on a side: no CI and no p, since")
     assert all(row.changes[0].ci is None for row in result.scalars)
@@ -238,7 +238,7 @@ def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> Non
     assert result.significance == "one run in 'A': no significance, no CI"
 
 
-def test_groups_have_intervals_and_the_limits_of_p_are_said(logs: Path) -> None:
+def test_groups_have_cis_and_the_limits_of_p_are_reported(logs: Path) -> None:
     result = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"])
     (change,) = result.row("val/loss").changes
     assert change.p == pytest.approx(2 / 70)
@@ -341,7 +341,7 @@ def test_attention_that_moved_is_measured(logs: Path) -> None:
     assert drift == (1.0, 1.0)
 
 
-def test_groups_are_as_far_apart_as_their_runs_or_further(logs: Path) -> None:
+def test_groups_are_at_least_as_far_apart_as_their_runs(logs: Path) -> None:
     result = compare_runs({"A": f"{logs}/cfc-s*", "B": f"{logs}/ltc-s*"})
     shift = next(m for m in result.measures if m.name == "shift of the map")
     assert shift.between[0] > 5 * max(shift.within)
@@ -349,7 +349,7 @@ def test_groups_are_as_far_apart_as_their_runs_or_further(logs: Path) -> None:
     assert spectrum.between[0] == spectrum.within[0] == 0
 
 
-def test_arrays_of_other_shapes_are_said_not_to_compare(tmp_path: Path) -> None:
+def test_arrays_of_other_shapes_are_reported_not_to_compare(tmp_path: Path) -> None:
     for name, size in (("a", 3), ("b", 4)):
         writer = ncp.TensorBoardWriter(tmp_path / name)
         arrays = [ncp.Array("_ncp/own", np.ones(size)), ncp.Array("_ncp/x_spectrum", np.ones(size))]
@@ -722,7 +722,7 @@ def test_logs_from_before_there_were_samples_still_compare(tmp_path: Path, logs:
         (["cfc-s0", "ltc-s0"], {"last": 0}, "last=0: pass at least 1"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_there_is(
+def test_errors_name_what_is_wrong_and_the_fix(
     logs: Path, runs: list[str], options: dict, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(logs)
@@ -928,7 +928,7 @@ def test_a_notebook_shows_the_tables(logs: Path) -> None:
     assert "<html" not in page
 
 
-def test_what_looking_cost_comes_last_however_much_it_changed(tmp_path: Path) -> None:
+def test_the_cost_of_the_monitor_comes_last_however_much_it_changed(tmp_path: Path) -> None:
     for name, factor in (("a", 1.0), ("b", 50.0)):
         writer = TensorBoardWriter(tmp_path / name)
         for step in range(1, 9):
@@ -1013,7 +1013,7 @@ def said_by(result: Comparison) -> str:
     return " ".join(result.answer)
 
 
-def test_what_was_analysed_alike_is_told_to_be(tmp_path: Path) -> None:
+def test_runs_that_were_analysed_alike_are_reported_to_be(tmp_path: Path) -> None:
     runs = [write_analysed(tmp_path / n, seed=i, about=about()) for i, n in enumerate("xy")]
     result = compare_runs(runs)
     assert [c.name for c in result.conditions] == [
@@ -1026,7 +1026,7 @@ def test_what_was_analysed_alike_is_told_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "no json", "[1, 2]", "[" * 100_000, '{"held_out": 3}'])
-def test_what_is_not_known_is_told_and_compared(tmp_path: Path, text: str | None) -> None:
+def test_what_is_not_known_is_reported_and_compared(tmp_path: Path, text: str | None) -> None:
     runs = [write_analysed(tmp_path / "x", about=about()),
             write_analysed(tmp_path / "y", loss=0.7, about=text)]  # fmt: skip
     result = compare_runs(runs)

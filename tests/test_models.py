@@ -327,7 +327,7 @@ def test_ltc_held_input_reaches_the_resting_potential(x):
     assert_close(model(held, 50.0, mx.random.normal((B, H)))[1], rest)
 
 
-def test_ltc_coupled_state_settles_where_currents_balance(x):
+def test_ltc_coupled_state_comes_to_rest_where_currents_balance(x):
     cell = LTC(F, AutoNCP(8, 2)).cell
     v = mx.zeros((B, 8))
     for _ in range(30):

@@ -91,7 +91,7 @@ def test_points_and_labels_are_read_back(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_non_finite_points_are_left_out_with_their_labels(tmp_path: Path) -> None:
+def test_non_finite_points_are_skipped_with_their_labels(tmp_path: Path) -> None:
     states = STATES.copy()
     states[3, 1], states[7, 0] = np.nan, -np.inf
     write_embedding(tmp_path, 1, Embedding("some", states, {"number": range(12)}))
