@@ -197,7 +197,7 @@ def test_files_that_cannot_be_written_lose_the_embedding_alone(
     writer.close()
     assert writer.failure is None
     assert writer.tally.failed_records == 2
-    assert caplog.text.count("can't log Embedding 'a'") == 1
+    assert caplog.text.count("the Embedding 'a' can't be logged") == 1
 
 
 # --- a real TensorBoard

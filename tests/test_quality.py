@@ -204,8 +204,8 @@ def test_the_share_of_elapsed_time_goes_to_where_the_label_comes_from(driven, me
     assert by_time[f"{method} share before"] == by_input[f"{method} share before"] < 0.3
     # It is so: without what has the share, the models know nothing, and without the rest, all.
     assert by_input["accuracy, inputs at their mean"] < 0.65
-    assert by_time["accuracy, intervals at their mean"] < 0.65
-    assert by_input["accuracy, intervals at their mean"] > by_input["accuracy"] - 0.05
+    assert by_time["accuracy, elapsed times at their mean"] < 0.65
+    assert by_input["accuracy, elapsed times at their mean"] > by_input["accuracy"] - 0.05
     assert by_time["accuracy, inputs at their mean"] > by_time["accuracy"] - 0.05
 
 
@@ -275,7 +275,7 @@ def test_the_example_finds_the_cheat(tmp_path):
 
     assert number(cheat, "val/accuracy") > 88
     assert number(cheat, "attribution/time_share") > 60
-    # It is so: the intervals are what it knows.
+    # It is so: elapsed times are what it knows.
     assert number(cheat, "with time_delta of others") < 65
     assert number(cheat, "where nobody worries") < 65
     assert number(mended, "attribution/time_share") == 0

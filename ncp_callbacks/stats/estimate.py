@@ -381,8 +381,8 @@ class Estimate:
         """Return the difference and its standard error, of logarithms for sizes."""
         if before.sequences != self.sequences:
             raise ValueError(
-                f"{before.sequences} sequences before and {self.sequences} now: pass estimates of "
-                "the same sequences"
+                f"there were {before.sequences} sequences before and there are {self.sequences} "
+                "now: pass estimates of the same sequences"
             )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.scale.name == SIZE.name:

@@ -112,7 +112,9 @@ class EventFile:
             rest = rest[self._file.write(rest) :]
         if os.fstat(self._file.fileno()).st_nlink == 0:
             # Writing to it goes on without an error, into nothing.
-            raise FileNotFoundError(f"the event file {str(self.path)!r} was deleted")
+            raise FileNotFoundError(
+                f"the event file {str(self.path)!r} was deleted: keep it until the run has ended"
+            )
 
     def close(self) -> None:
         """Flush and close."""
@@ -133,17 +135,17 @@ def _explained(error: OSError, wanted: Path) -> OSError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return NotADirectoryError(
             f"log_dir {str(wanted)!r} can't be a directory: it, or a part of its path, is a file "
-            f"or a link to nowhere. Choose another, for instance log_dir={str(wanted) + '-logs'!r}."
+            f"or a link to nowhere. Pass another, such as log_dir={str(wanted) + '-logs'!r}."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionError(
             f"log_dir {str(wanted)!r} can't be written to ({error.strerror}). Make it "
-            "writable, or choose another, for instance log_dir='~/runs/cfc-seed0'."
+            "writable, or pass another, such as log_dir='~/runs/cfc-seed0'."
         )
     return OSError(
         error.errno,
         f"no log can be opened in log_dir {str(wanted)!r} ({error.strerror}). Make room there, or "
-        "choose another, for instance log_dir='~/runs/cfc-seed0'.",
+        "pass another, such as log_dir='~/runs/cfc-seed0'.",
     )
 
 

@@ -264,9 +264,10 @@ class SummaryWriterAdapter(_BackgroundedWriter):
 
         if not isinstance(summary_writer, tensorboardX.SummaryWriter):
             raise TypeError(
-                "writer must be a Writer of ncp_callbacks or a tensorboardX.SummaryWriter, not "
-                f"{type(summary_writer).__module__}.{type(summary_writer).__qualname__}. "
-                "To leave the file to us, pass a directory instead: log_dir='runs/cfc-seed0'."
+                f"writer is a {type(summary_writer).__module__}."
+                f"{type(summary_writer).__qualname__}: pass a Writer of ncp_callbacks or a "
+                "tensorboardX.SummaryWriter, or pass a directory in its place, such as "
+                "log_dir='runs/cfc-seed0'"
             )
         super().__init__(
             _SharedFile(summary_writer),
@@ -312,7 +313,7 @@ class _SharedFile:
         writer = self._summary_writer.file_writer
         if writer is None:
             # Asking it for a file would open a second one, maybe over the first.
-            raise ValueError("the SummaryWriter was closed; close it after the monitor")
+            raise ValueError("the SummaryWriter was closed too early: close it after the monitor")
         # With write_to_disk=False there is none.
         event_writer = getattr(writer, "event_writer", None)
         return None if event_writer is None else event_writer._ev_writer
