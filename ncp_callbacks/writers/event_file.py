@@ -36,7 +36,7 @@ class EventFile:
     """Create an event file and append events to it.
 
     Args:
-        log_dir: Made when missing. Unless resuming, the first of ``log_dir``, ``log_dir-2``,
+        log_dir: It is made if it is missing. Unless resuming, the first of ``log_dir``, ``log_dir-2``,
             ``log_dir-3``, … that holds no event files is used.
         first_step: Resume: use ``log_dir`` as it is; TensorBoard then hides what earlier files
             hold from this step on.
@@ -45,7 +45,7 @@ class EventFile:
         ValueError: ``first_step`` is beyond what a log can hold.
         NotADirectoryError: ``log_dir``, or what should contain it, is a file.
         PermissionError: ``log_dir`` can't be written to.
-        OSError: The disk is full, or anything else. No file or directory is left.
+        OSError: The disk is full, or there is another reason. No file or directory is left.
     """
 
     def __init__(

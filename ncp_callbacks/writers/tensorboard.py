@@ -190,16 +190,16 @@ class TensorBoardWriter(_BackgroundedWriter):
     """Write an event file of its own.
 
     Args:
-        log_dir: The run's directory, made when missing. When it already holds a run, ``log_dir-2``,
+        log_dir: The run's directory, made if it is missing. If it holds a run already, ``log_dir-2``,
             ``log_dir-3``, … is used, unless resuming.
         first_step: Resume the run in ``log_dir``: the first step that will be written. TensorBoard
             hides what was logged for this and later steps before.
         flush_seconds: Records reach the disk at most so long after ``write`` (figures: after they
             are drawn), whatever happens to this process then.
-        max_figures: Figures that may wait to be drawn; beyond, all figures of a step are dropped.
+        max_figures: Figures that may wait to be drawn; if more wait, a step's figures are dropped.
         max_bytes: Memory of everything that waits, half of it for figures.
-        timeout: Seconds after which one picture, or a disk that makes no progress, is given up;
-            ``close`` gives up all pictures left after as many.
+        timeout: Seconds after which one picture, or a disk that makes no progress, is given up.
+            ``close`` gives up the pictures that are left after as many seconds.
         clock: Wall time, in seconds since 1970.
 
     Attributes:
@@ -209,7 +209,7 @@ class TensorBoardWriter(_BackgroundedWriter):
         ValueError: ``first_step`` is beyond what a log can hold.
         NotADirectoryError: ``log_dir`` or a part of its path is a file.
         PermissionError: ``log_dir`` can't be written to.
-        OSError: The disk is full, or anything else. No file or directory is left.
+        OSError: The disk is full, or there is another reason. No file or directory is left.
     """
 
     def __init__(
