@@ -285,6 +285,12 @@ def test_runs_are_averaged_over_the_same_steps() -> None:
     assert [value.points for value in row.values] == [(11,), (2,)]
 
 
+def test_a_row_that_is_not_there_is_reported_with_those_that_are(logs: Path) -> None:
+    result = compare_runs([logs / "cfc-s0", logs / "ltc-s0"])
+    with pytest.raises(KeyError, match="no row of 'val/los': pass val/loss or"):
+        result.row("val/los")
+
+
 def test_order_of_tags_and_tags_of_some_runs(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", 0, extra=["only/a"])
     b = write_run(tmp_path / "b", 1, shift=0.2, lean=9.0)
@@ -772,7 +778,7 @@ def test_json_is_the_comparison(logs: Path) -> None:
     result = compare_runs({"A": f"{logs}/cfc-s*", "B": f"{logs}/ltc-s*"})
     assert Comparison.from_json(done.stdout) == result
     assert json.loads(done.stdout)["scalars"][0]["tag"] == "val/loss"
-    with pytest.raises(ValueError, match="not a comparison"):
+    with pytest.raises(ValueError, match=r"not a comparison .*: pass what Comparison\.to_json"):
         Comparison.from_json('{"step": 1}')
 
 

@@ -108,7 +108,8 @@ def _better(sides: Sequence[Side], headlines: Sequence[ScalarRow]) -> list[str]:
     rows = rows or [row for row in usable if row.tag == "train/loss"]
     if not rows:
         return [
-            "Which is better is not known: no validation metric and no train/loss can be compared."
+            "Which is better is not known: no validation metric and no train/loss can be compared. "
+            "Log one, such as val/loss, in all runs."
         ]
     rows.sort(key=lambda row: not row.tag.endswith("loss"))
     if len(sides) > 2:

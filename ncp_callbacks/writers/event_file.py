@@ -36,8 +36,8 @@ class EventFile:
     """Create an event file and append events to it.
 
     Args:
-        log_dir: It is made if it is missing. Unless resuming, the first of ``log_dir``, ``log_dir-2``,
-            ``log_dir-3``, … that holds no event files is used.
+        log_dir: It is made if it is missing. Unless resuming, the first of ``log_dir``,
+            ``log_dir-2``, ``log_dir-3``, … that holds no event files is used.
         first_step: Resume: use ``log_dir`` as it is; TensorBoard then hides what earlier files
             hold from this step on.
 

@@ -190,8 +190,8 @@ class TensorBoardWriter(_BackgroundedWriter):
     """Write an event file of its own.
 
     Args:
-        log_dir: The run's directory, made if it is missing. If it holds a run already, ``log_dir-2``,
-            ``log_dir-3``, … is used, unless resuming.
+        log_dir: The run's directory, made if it is missing. If it holds a run already,
+            ``log_dir-2``, ``log_dir-3``, … is used, unless resuming.
         first_step: Resume the run in ``log_dir``: the first step that will be written. TensorBoard
             hides what was logged for this and later steps before.
         flush_seconds: Records reach the disk at most so long after ``write`` (figures: after they
