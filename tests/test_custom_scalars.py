@@ -255,7 +255,7 @@ def test_a_layout_that_is_none_stops_nothing(
         writer.flush()
     writer.close()
     assert writer.failure is None
-    assert caplog.text.count("can't write the layout of the Custom Scalars") == 1
+    assert caplog.text.count("the layout of the Custom Scalars dashboard can't be written") == 1
     accumulator = EventAccumulator(str(tmp_path)).Reload()
     assert [e.value for e in accumulator.Scalars("ci/a/x/low")] == [0, 1, 2]
 
