@@ -6,8 +6,8 @@
     python benchmarks/attribution_quality.py --table        # the stored numbers again
 
 Two kinds of question. *Where*: data in which it is known which inputs matter, and the methods rank
-all of them. *When or what*: data in which intervals decide, or inputs, and the share of the
-intervals is compared with that.
+all of them. *When or what*: data in which elapsed times decide, or inputs, and the share of elapsed
+time is compared with that.
 
 Where
 -----
@@ -16,8 +16,8 @@ Where
 features at 5 steps. A white box: nothing is trained. Five seeds, with a salient set each.
 
 ``state`` (Tonekaboni et al. 2020, arXiv:2003.02821; truth of Crabbé & van der Schaar): 3 features
-of a Markov chain with two hidden states; the label of a step is drawn from the one feature that the
-state makes count. ``switch-feature`` (Liu et al. 2024, arXiv:2401.08552): three states, three
+of a Markov process with two hidden states; the label of a step is drawn from the one feature that
+the state makes count. ``switch-feature`` (Liu et al. 2024, arXiv:2401.08552): three states, three
 features; a Gaussian process of length scale 0.2 on whole steps is white noise. Trained here: a CfC
 and a GRU of 32 units, 300 steps with labels at every step. What is attributed is the prediction at
 the last step of prefixes, and its own last input is what is scored. One seed.
@@ -46,19 +46,19 @@ What to keep in mind beside published numbers:
 
 When or what
 ------------
-``feature-driven`` and ``time-driven``: the same inputs and intervals, labelled by inputs only, or
-by the elapsed time only. ``parity``: a stream of bits as runs (bit, length of the run as interval),
-labelled after each run by the parity of the ones so far: bits alternate, so that all but the first
-run's is known before, and the intervals carry the label (after Lechner & Hasani 2020,
+``feature-driven`` and ``time-driven``: the same inputs and elapsed times, labelled by inputs only,
+or by elapsed times only. ``parity``: a stream of bits as runs (bit, length of the run as elapsed
+time), labelled after each run by the parity of the ones so far: bits alternate, so that all but the
+first run's is known before, and elapsed times carry the label (after Lechner & Hasani 2020,
 arXiv:2006.04418, who have 32 bits, runs of any length and a label at the end; ours are 12, in runs
 of at most 3, tested on other streams; with longer runs, CfCs trained as here got .82). These are
-solved, accuracy 1 with each of three seeds, and still the intervals' share by integrated gradients
-is .67, .61 and .71, not 1: only runs of ones count, so the bits say which intervals matter, and
-with the bits at their mean accuracy falls to .45, .52 and .77. The target jumps several times on
-the way from the mean to a stream, so that with 64 steps a third of them stays incomplete, with 256
-none.
+solved, accuracy 1 with each of three seeds, and still the share of elapsed time by integrated
+gradients is .67, .61 and .71, not 1: only runs of ones count, so the bits say which lengths matter,
+and with the bits at their mean accuracy falls to .45, .52 and .77. The target jumps several times
+on the way from the mean to a stream, so that with 64 steps a third of them stays incomplete, with
+256 none.
 Besides the shares, before and after training, what they claim is tested by intervention: accuracy
-with all intervals, or all inputs, set to their mean.
+with all elapsed times, or all inputs, set to their mean.
 
 How much a share is worth, ``incomplete`` says: the part of the sequences whose attributions don't
 sum to the change of the target within 5 %. Without weight decay a CfC can become so sensitive that
@@ -307,7 +307,7 @@ SERIES: Mapping[str, Callable[[np.random.Generator, int], Series]] = {
 
 
 class Net(nn.Module):
-    """One logit at every step, from a CfC with intervals or without, or a GRU."""
+    """Return one logit at every step, from a CfC with or without elapsed times, or a GRU."""
 
     def __init__(self, kind: str, features: int, units: int) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ class Net(nn.Module):
 
 
 class Untimed(Net):
-    """Takes no intervals."""
+    """Take no elapsed times."""
 
     def __call__(self, x: mx.array) -> mx.array:  # type: ignore[override]
         return super().__call__(x)
@@ -480,7 +480,7 @@ def prefixes(
 
 @dataclass(frozen=True)
 class Timed:
-    """Inputs, intervals, labels of every step and how much they count in training, real steps."""
+    """Hold inputs, elapsed times, labels of every step and their weights, and real steps."""
 
     x: Array
     dt: Array
@@ -534,7 +534,7 @@ def parity(streams: Array) -> Timed:
 
 
 def accuracy(model: Net, data: Timed, x: Array | None = None, dt: Array | None = None) -> float:
-    """With other inputs or intervals, if given."""
+    """Return the accuracy, perhaps with other inputs or elapsed times."""
     given = (data.x if x is None else x, data.dt if dt is None else dt)
     logits = np.array(model(*(mx.array(g.astype(np.float32)) for g in given))[..., 0])
     return float(((data.at_last(logits) > 0) == (data.at_last(data.labels) > 0.5)).mean())
@@ -549,9 +549,9 @@ SHARES = {
 
 
 def time_shares(model: Net, data: Timed) -> tuple[dict[str, float], Array]:
-    """Share of the intervals by every method that gives inputs and intervals one unit.
+    """Return the share of elapsed time by every method with one unit for inputs and elapsed times.
 
-    Inputs are compared with their mean, intervals likewise. Also the completeness errors of
+    Inputs and elapsed times are compared with their means. Also return the completeness errors of
     integrated gradients.
     """
     held_out = ncp.HeldOutBatch(data.x, data.dt, mask=data.mask)
@@ -596,7 +596,7 @@ def when_or_what(
         "",
         {
             "accuracy": accuracy(model, unknown),
-            "accuracy, intervals at their mean": accuracy(model, unknown, dt=dt0),
+            "accuracy, elapsed times at their mean": accuracy(model, unknown, dt=dt0),
             "accuracy, inputs at their mean": accuracy(model, unknown, x=x0),
         },
     )

@@ -357,22 +357,30 @@ def interpret_model(
     x: Any,
     time_delta: Any = None,
     *,
+    method: str | AttributionMethod = DEFAULT_METHOD,
+    baseline: Any = None,
+    time_baseline: Any = None,
     scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
     **options: Any,
 ) -> Interpretation:
     """Return all analyses above, from one pass of the model (two with elapsed times).
 
+    A ``method`` other than the default one runs its own passes, too.
+
     Args:
         model: Any ``mlx.nn.Module``.
         x: ``(B, T, F)``, as for :func:`compute_temporal_importance`.
         time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
+        method: As for :func:`compute_temporal_importance`.
+        baseline: As for :func:`compute_temporal_importance`.
+        time_baseline: As for :func:`compute_temporal_importance`.
         scales: Factors above 0, as for :func:`analyze_time_sensitivity`.
         **options: Keywords common to all functions, see the module.
 
     Raises:
         ModelError, ValueError: Model and arrays do not fit.
     """
-    wanted = checked_scales(scales)
+    wanted, attributor = checked_scales(scales), Attributor(method, baseline, time_baseline)
     runner = _runner(model, x, time_delta, **options)
     notes: list[str] = [*runner.notes, *runner.missing]
     with runner.analysing():
@@ -388,7 +396,7 @@ def interpret_model(
             notes.append(
                 "no elapsed times reach the model, so there is no time to scale: pass time_delta"
             )
-        importance, backbone = Attributor().importance(observation), backbone_report(observation)
+        importance, backbone = attributor.importance(observation), backbone_report(observation)
         if observation.states:
             states = _states(observation, 2, None)
             if observation.inputs.shape[1] > 1:

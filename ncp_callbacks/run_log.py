@@ -71,7 +71,7 @@ class RunLog:
             call: Calls methods of this object.
         """
         self._delivered.append(call)
-        # Whoever has the turn, or makes such calls, looks once more when that is over.
+        # Whoever has the turn, or makes such calls, checks once more when that is over.
         while self._delivered and not self._is_delivering and self._lock.acquire(blocking=False):
             try:
                 self._make_delivered_calls()

@@ -377,7 +377,7 @@ def test_padding_has_no_elasticity_whatever_stands_in_it():
 
 
 @pytest.mark.parametrize("given_one", ["time_delta", "time_gradient"])
-def test_elasticity_needs_both_intervals_and_gradient(given_one):
+def test_elasticity_needs_both_time_delta_and_gradient(given_one):
     y = {1: np.arange(3), 2: np.arange(3) * 2}  # integers will do
     result = time_sensitivity(y, **{given_one: np.ones((3, 2))})
     assert (result.sequences, result.non_finite) == (3, 0)
@@ -761,7 +761,7 @@ def test_one_sequence_with_one_varying_step():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_states_and_padding_are_left_out(bad):
+def test_non_finite_states_and_padding_are_skipped(bad):
     rng = np.random.default_rng(0)
     h, mask = rng.normal(size=(3, 5, 2)), np.ones((3, 5), bool)
     mask[1, 3:] = False
@@ -846,7 +846,7 @@ def test_treves_rolls_closed_forms_and_invariances(rng, c):
         assert layer_statistics(other).treves_rolls == pytest.approx(expected)
 
 
-def test_treves_rolls_leaves_out_samples_without_activity():
+def test_treves_rolls_skips_units_without_activity():
     a = np.zeros((1, 3, 4))
     a[0, 1] = 1.0
     assert layer_statistics(a).treves_rolls == pytest.approx(1.0)

@@ -213,7 +213,7 @@ def test_the_guide_is_a_table(board: Board, page: Any) -> None:
 
 
 @ONE_LOADER
-def test_custom_scalars_draws_the_band(board: Board, page: Any) -> None:
+def test_custom_scalars_draws_the_ci(board: Board, page: Any) -> None:
     go(page, board, "/#custom_scalars")
     card = page.locator("tf-custom-scalar-margin-chart-card").filter(has_text="fill/last")
     playwright.expect(card.get_by_text("Matches (1)")).to_be_visible()

@@ -192,7 +192,7 @@ def test_cis_of_few_sequences_are_marked(name: str) -> None:
                     assert ("unreliable" in record.description) == of_few, (size, tag)
 
 
-def test_it_is_said_once_of_a_small_batch() -> None:
+def test_a_small_batch_is_reported_once() -> None:
     _, notes = looked("cfc", everything(), 6)
     assert len(notes) - len(told(notes)) == 1
     assert any(
@@ -213,7 +213,7 @@ def test_captions_say_it_too(size: int) -> None:
     assert ("unreliable" in guide) == (size == 6)
 
 
-def test_a_handful_of_bands_a_group(tmp_path: Path) -> None:
+def test_a_handful_of_charted_cis_a_group(tmp_path: Path) -> None:
     charts: dict[str, set[str]] = defaultdict(set)
     for group in scalars().values():
         for tag, records in group.items():

@@ -230,7 +230,7 @@ def test_one_run_each_has_no_significance(logs: Path) -> None:
     assert result.row("val/loss").changes[0].delta == pytest.approx(0.2, abs=0.1)
 
 
-def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> None:
+def test_two_runs_a_side_have_no_ci_and_the_reason_is_reported(logs: Path) -> None:
     result = compare_runs({"A": [logs / "cfc-s0", logs / "cfc-s1"], "B": str(logs / "ltc-s[01]")})
     assert result.significance.startswith("2 runs on a side: no CI and no p, since")
     assert all(row.changes[0].ci is None for row in result.scalars)
@@ -238,7 +238,7 @@ def test_two_runs_a_side_have_no_intervals_and_it_is_said_why(logs: Path) -> Non
     assert result.significance == "one run in 'A': no significance, no CI"
 
 
-def test_groups_have_intervals_and_the_limits_of_p_are_said(logs: Path) -> None:
+def test_groups_have_cis_and_the_limits_of_p_are_reported(logs: Path) -> None:
     result = compare_runs([f"A={logs}/cfc-s*", f"B={logs}/ltc-s*"])
     (change,) = result.row("val/loss").changes
     assert change.p == pytest.approx(2 / 70)
@@ -283,6 +283,12 @@ def test_runs_are_averaged_over_the_same_steps() -> None:
     row = compare_groups(groups, last=2, at=50).row("x")
     assert row.steps == (40, 50)
     assert [value.points for value in row.values] == [(11,), (2,)]
+
+
+def test_a_row_that_is_not_there_is_reported_with_those_that_are(logs: Path) -> None:
+    result = compare_runs([logs / "cfc-s0", logs / "ltc-s0"])
+    with pytest.raises(KeyError, match="no row of 'val/los': pass val/loss or"):
+        result.row("val/los")
 
 
 def test_order_of_tags_and_tags_of_some_runs(tmp_path: Path) -> None:
@@ -341,7 +347,7 @@ def test_attention_that_moved_is_measured(logs: Path) -> None:
     assert drift == (1.0, 1.0)
 
 
-def test_groups_are_as_far_apart_as_their_runs_or_further(logs: Path) -> None:
+def test_groups_are_at_least_as_far_apart_as_their_runs(logs: Path) -> None:
     result = compare_runs({"A": f"{logs}/cfc-s*", "B": f"{logs}/ltc-s*"})
     shift = next(m for m in result.measures if m.name == "shift of the map")
     assert shift.between[0] > 5 * max(shift.within)
@@ -349,7 +355,7 @@ def test_groups_are_as_far_apart_as_their_runs_or_further(logs: Path) -> None:
     assert spectrum.between[0] == spectrum.within[0] == 0
 
 
-def test_arrays_of_other_shapes_are_said_not_to_compare(tmp_path: Path) -> None:
+def test_arrays_of_other_shapes_are_reported_not_to_compare(tmp_path: Path) -> None:
     for name, size in (("a", 3), ("b", 4)):
         writer = ncp.TensorBoardWriter(tmp_path / name)
         arrays = [ncp.Array("_ncp/own", np.ones(size)), ncp.Array("_ncp/x_spectrum", np.ones(size))]
@@ -702,19 +708,27 @@ def test_logs_from_before_there_were_samples_still_compare(tmp_path: Path, logs:
 @pytest.mark.parametrize(
     ("runs", "options", "says"),
     [
-        (["cfc-s0", "cfc-s9"], {}, r"no such run: .*cfc-s9.*nearest: cfc-s"),
+        (
+            ["cfc-s0", "cfc-s9"],
+            {},
+            r"there is no run .*cfc-s9.: pass a folder with event files, such as cfc-s\d",
+        ),
         (["cfc-s0", "cfc-s0"], {}, "passed twice"),
         (["A=cfc-s*", "B=cfc-s1"], {}, "passed twice, in 'A' and 'B'"),
-        (["cfc-s0"], {}, "only 'cfc-s0' to compare"),
-        (["cfc-s0", "nothing*"], {}, "no run matches"),
-        (["cfc-s0", "."], {}, r"holds no event files; there are runs below it \(cfc-s0"),
-        (["cfc-s0", "ltc-s0"], {"tags": "val/los$"}, "no tag matches .*nearest: val/loss"),
-        (["cfc-s0", "ltc-s0"], {"tags": "("}, "no regular expression"),
+        (["cfc-s0"], {}, "only 'cfc-s0' to compare: pass two runs or more"),
+        (["cfc-s0", "nothing*"], {}, r"no run matches 'nothing\*' .*: pass a glob"),
+        (["cfc-s0", "."], {}, r"holds no event files: pass runs below it \(cfc-s0"),
+        (
+            ["cfc-s0", "ltc-s0"],
+            {"tags": "val/los$"},
+            "no tag matches .*: pass an expression .*, such as val/loss",
+        ),
+        (["cfc-s0", "ltc-s0"], {"tags": "("}, r"tags='\(' is no regular expression .*: pass one"),
         (["cfc-s0", "ltc-s0"], {"at": 1000}, "ends at step 100: pass at most that"),
-        (["cfc-s0", "ltc-s0"], {"last": 0}, "must be at least 1"),
+        (["cfc-s0", "ltc-s0"], {"last": 0}, "last=0: pass at least 1"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_there_is(
+def test_errors_name_what_is_wrong_and_the_fix(
     logs: Path, runs: list[str], options: dict, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(logs)
@@ -764,7 +778,7 @@ def test_json_is_the_comparison(logs: Path) -> None:
     result = compare_runs({"A": f"{logs}/cfc-s*", "B": f"{logs}/ltc-s*"})
     assert Comparison.from_json(done.stdout) == result
     assert json.loads(done.stdout)["scalars"][0]["tag"] == "val/loss"
-    with pytest.raises(ValueError, match="not a comparison"):
+    with pytest.raises(ValueError, match=r"not a comparison .*: pass what Comparison\.to_json"):
         Comparison.from_json('{"step": 1}')
 
 
@@ -790,7 +804,7 @@ def test_fail_if(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *runs, "--fail-if", "val/loss>9", "--fail-if", "val/loss>+5%"]) == 1
     assert "a change of +" in capsys.readouterr().err
     assert main(["compare", *runs, "--fail-if", "val/los>+5%"]) == 2
-    assert "nearest: val/loss" in capsys.readouterr().err
+    assert "pass a tag of all runs, such as val/loss" in capsys.readouterr().err
     assert main(["compare", *runs, "--fail-if", "val/loss up"]) == 2
     assert "is no condition" in capsys.readouterr().err
 
@@ -920,7 +934,7 @@ def test_a_notebook_shows_the_tables(logs: Path) -> None:
     assert "<html" not in page
 
 
-def test_what_looking_cost_comes_last_however_much_it_changed(tmp_path: Path) -> None:
+def test_the_cost_of_the_monitor_comes_last_however_much_it_changed(tmp_path: Path) -> None:
     for name, factor in (("a", 1.0), ("b", 50.0)):
         writer = TensorBoardWriter(tmp_path / name)
         for step in range(1, 9):
@@ -1005,7 +1019,7 @@ def said_by(result: Comparison) -> str:
     return " ".join(result.answer)
 
 
-def test_what_was_analysed_alike_is_told_to_be(tmp_path: Path) -> None:
+def test_runs_that_were_analysed_alike_are_reported_to_be(tmp_path: Path) -> None:
     runs = [write_analysed(tmp_path / n, seed=i, about=about()) for i, n in enumerate("xy")]
     result = compare_runs(runs)
     assert [c.name for c in result.conditions] == [
@@ -1018,7 +1032,7 @@ def test_what_was_analysed_alike_is_told_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "no json", "[1, 2]", "[" * 100_000, '{"held_out": 3}'])
-def test_what_is_not_known_is_told_and_compared(tmp_path: Path, text: str | None) -> None:
+def test_what_is_not_known_is_reported_and_compared(tmp_path: Path, text: str | None) -> None:
     runs = [write_analysed(tmp_path / "x", about=about()),
             write_analysed(tmp_path / "y", loss=0.7, about=text)]  # fmt: skip
     result = compare_runs(runs)
@@ -1301,7 +1315,7 @@ def test_many_runs_are_one_table_and_a_pair_is_shown_in_detail(
     assert text.startswith("r1 against r3\n")
     assert "Scalars: r1 against r3" in text
     assert main([*given, "--pair", "r3", "r9"]) == 2
-    assert "no side is named 'r9'; nearest: r" in capsys.readouterr().err
+    assert "no side is named 'r9': pass r" in capsys.readouterr().err
     assert main([*given, "--pair", "r3", "r3"]) == 2
 
 

@@ -66,7 +66,7 @@ class Counted(nn.Module):
         ),
     ],
 )
-def test_passes_of_one_look(
+def test_passes_of_one_snapshot(
     callbacks: list[ncp.Callback] | str | None, passes: list[int], gradients: int
 ) -> None:
     mx.random.seed(0)

@@ -58,7 +58,7 @@ def test_bounds_in_the_wrong_order_are_an_error_where_they_are_made() -> None:
         Scalar("a/b", 1.0, "what", (0, 1))  # type: ignore[misc]
 
 
-def test_memory_keeps_the_interval() -> None:
+def test_memory_keeps_the_ci() -> None:
     writer = MemoryWriter()
     writer.write(3, [band("a", 1.0, 0.5), Scalar("b", 2.0)])
     assert [(step, r.ci) for step, r in writer.records if isinstance(r, Scalar)] == [
@@ -129,7 +129,7 @@ def test_layout_is_written_when_a_tag_is_new_and_is_bounded(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("charted", [(True, False), (False, True)])
-def test_a_band_whose_chart_comes_or_goes_with_a_resumed_run_is_read_whole(
+def test_a_ci_whose_chart_comes_or_goes_with_a_resumed_run_is_read_whole(
     tmp_path: Path, charted: tuple[bool, bool]
 ) -> None:
     for first, chart in zip((1, 4), charted, strict=True):
@@ -146,7 +146,7 @@ def test_a_band_whose_chart_comes_or_goes_with_a_resumed_run_is_read_whole(
 
 
 @given(st.lists(st.tuples(NUMBERS, BOUNDS), max_size=8), st.booleans())
-def test_a_band_that_nobody_charts_is_kept(
+def test_a_ci_that_nobody_charts_is_kept(
     points: list[tuple[float, tuple[float, float] | None]], chart: bool
 ) -> None:
     with TemporaryDirectory() as where:
@@ -255,7 +255,7 @@ def test_a_layout_that_is_none_stops_nothing(
         writer.flush()
     writer.close()
     assert writer.failure is None
-    assert caplog.text.count("can't write the layout of the Custom Scalars") == 1
+    assert caplog.text.count("the layout of the Custom Scalars dashboard can't be written") == 1
     accumulator = EventAccumulator(str(tmp_path)).Reload()
     assert [e.value for e in accumulator.Scalars("ci/a/x/low")] == [0, 1, 2]
 
@@ -310,7 +310,7 @@ def board(log_dir: Path, request: pytest.FixtureRequest) -> Iterator[Board]:
         server.close()
 
 
-def test_the_dashboard_has_a_chart_for_every_band(board: Board) -> None:
+def test_the_dashboard_has_a_chart_for_every_charted_ci(board: Board) -> None:
     layout = board.get("custom_scalars/layout")
     titles = {c["title"]: [chart["title"] for chart in c["chart"]] for c in layout["category"]}
     assert titles["a"][:2] == ["a/always", "a/sometimes"]

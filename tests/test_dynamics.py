@@ -225,7 +225,7 @@ def test_norm_is_the_largest_singular_value_and_bounds_the_radius(seed):
     assert (radius <= norm * (1 + 1e-9)).all()
 
 
-def test_only_so_many_steps_are_looked_at():
+def test_only_so_many_time_steps_are_analysed():
     jacobians = np.arange(1.0, 41.0).reshape(2, 20, 1, 1)
     radius, _ = jacobian_gains(jacobians, max_steps=10)
     assert len(set(radius.tolist())) == 10
@@ -292,7 +292,7 @@ def test_padding_changes_no_measure_of_jacobians(seed, lengths):
         np.testing.assert_allclose(found, expected)
 
 
-def test_sequences_with_nan_are_left_out_and_counted():
+def test_sequences_with_nan_are_skipped_and_counted():
     rng = np.random.default_rng(5)
     jacobians = random_steps(rng)
     broken = jacobians.copy()
@@ -309,7 +309,7 @@ def test_sequences_with_nan_are_left_out_and_counted():
     assert math.isnan(nothing.steps)
 
 
-def test_shapes_that_do_not_fit_are_said():
+def test_shapes_that_do_not_fit_are_reported():
     jacobians = np.ones((2, 3, 4, 4))
     for function in (lyapunov_exponents, memory_horizon, jacobian_gains):
         with pytest.raises(ValueError, match=r"jacobians have shape \(2, 3, 4\)"):
@@ -523,7 +523,7 @@ def test_the_bias_of_cka_is_as_the_docstring_says():
         assert np.mean(found) == pytest.approx(expected, abs=0.01)
 
 
-def test_drift_leaves_out_what_is_not_finite_and_knows_no_constant_states():
+def test_drift_skips_what_is_not_finite_and_knows_no_constant_states():
     one, other = np.random.default_rng(15).normal(size=(2, 20, 3))
     expected = state_drift(np.delete(one, [2, 7], 0), np.delete(other, [2, 7], 0))
     one[2], other[7, 1] = np.nan, np.inf
@@ -639,7 +639,7 @@ def test_the_picture_shows_the_numbers():
     assert "r with loss" in shown
 
 
-def test_memory_that_does_not_end_is_said_to_be_so():
+def test_memory_that_does_not_end_is_reported():
     assert "above 1/e for all 19 steps" in words(plot_dynamics(correlations(), some_memory(0.99)))
     assert "first" not in [
         t.get_text() for t in texts(plot_dynamics(correlations(), some_memory()))
@@ -774,7 +774,7 @@ def test_the_callback_logs_what_a_leaky_bank_has(reverse):
     assert exponent.ci == pytest.approx((-1 / 1.5, -1 / 1.5), rel=1e-4)
 
 
-def test_drift_is_to_the_first_and_to_the_previous_look():
+def test_drift_is_to_the_first_and_to_the_previous_snapshot():
     callback, tau = Dynamics(jacobians=False), [1.0, 2.0, 4.0]
     seen = [Seen(tau, step=s) for s in (1, 2, 3)]
     found = [scalars(callback.measure(o)) for o in seen]
@@ -792,7 +792,7 @@ def test_speeds_may_be_per_step():
     assert values["dynamics/unit_speed_q50"] == pytest.approx(float(np.median(speed)), rel=1e-5)
 
 
-def test_without_intervals_time_is_steps():
+def test_without_time_delta_time_is_counted_in_steps():
     observation = Seen([2.0, 2.0])
     observation.time_delta = None
     values = scalars(Dynamics().measure(observation))
@@ -802,7 +802,7 @@ def test_without_intervals_time_is_steps():
     assert values["dynamics/lyapunov_1"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_cell_that_cannot_be_run_again_is_looked_at_without_jacobians():
+def test_a_cell_that_cannot_be_run_again_is_analysed_without_jacobians():
     callback = Dynamics()
     observation = Seen([1.0, 2.0], jacobians=ncp.NotApplicable("it depends on the moon"))
     records = list(callback.measure(observation))
@@ -829,7 +829,7 @@ def test_names_of_cells_and_targets_are_in_the_tags():
                    and not tag.endswith(("overview", "beyond_chance")))  # fmt: skip
 
 
-def test_what_padding_holds_is_not_looked_at():
+def test_what_padding_holds_is_not_analysed():
     lengths = [12, 9, 12, 7, 10, 12, 8, 11]
     mask = mask_of(lengths, 12)
     clean, dirty = (Seen([1.0, 3.0], mask=mask) for _ in range(2))
@@ -853,7 +853,7 @@ def test_what_is_not_finite_is_counted():
     assert set(scalars(Dynamics().measure(observation))) == {"dynamics/nonfinite"}
 
 
-def test_constant_states_and_targets_are_said_and_do_not_stop_it():
+def test_constant_states_and_targets_are_reported_and_do_not_stop_it():
     observation = Seen([1.0, 2.0])
     observation.states[0].values[:] = 0.5
     records = list(Dynamics(jacobians=False).measure(observation))
@@ -914,7 +914,7 @@ def test_arguments_are_checked(keyword):
         Dynamics(**{keyword: 0})
 
 
-def test_nothing_to_observe():
+def test_a_model_to_which_it_does_not_apply():
     observation = Seen([1.0], names=(), no_cells="there is no cell")
     with pytest.raises(ncp.NotApplicable, match="there is no cell"):
         list(Dynamics().measure(observation))
@@ -983,7 +983,7 @@ def made(kind):
 
 
 @pytest.mark.parametrize("kind", ["cfc", "gru"])
-def test_models_are_looked_at(kind):
+def test_models_are_analysed(kind):
     writer, said, _ = run(made(kind), Dynamics())
     assert told(said) == ()
     promises = promised(Dynamics)

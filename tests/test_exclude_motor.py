@@ -65,7 +65,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize("make", MODELS)
-def test_the_neurons_left_out_are_those_that_are_the_outputs(make):
+def test_the_excluded_neurons_are_those_that_are_the_outputs(make):
     mx.random.seed(0)
     seen, records = looked(make(), exclude_motor=True)
     same = np.isclose(seen.states[..., :, None], seen.outputs[..., None, :], atol=1e-6)

@@ -445,7 +445,7 @@ def test_a_step_without_features_of_its_own_goes_as_a_whole() -> None:
     np.testing.assert_allclose(found.comprehensiveness(0.5), largest / found.change, rtol=1e-5)
 
 
-def test_sequences_that_are_not_finite_are_left_out() -> None:
+def test_sequences_that_are_not_finite_are_skipped() -> None:
     x = data()
     maps = x**2
     maps[0, 2, 2] = np.nan
@@ -471,7 +471,7 @@ def test_sequences_that_are_not_finite_are_left_out() -> None:
         assert (none.sequences, none.change, none.infidelity) == (0, 0.0, None)
 
 
-def test_nothing_is_said_of_a_target_that_does_not_depend_on_inputs() -> None:
+def test_nothing_is_logged_of_a_target_that_does_not_depend_on_inputs() -> None:
     x = data()
     noise = np.random.default_rng(0)
     white = White(lambda v: 7 + 1e-7 * noise.uniform(size=v.shape[:-2]))
@@ -667,7 +667,7 @@ class Misled(nn.Module):
         return (5 * mx.tanh(10 * x[..., 1:]).sum(axis=-1) + inner).sum(axis=1)[:, None]
 
 
-def test_a_map_worse_than_random_is_said_once() -> None:
+def test_a_map_worse_than_random_is_reported_once() -> None:
     x = np.zeros((8, 10, 4), np.float32)
     x[..., 0] = np.random.default_rng(0).uniform(0.001, 0.002, (8, 10))
     x[..., 1:] = np.random.default_rng(1).uniform(3, 4, (8, 10, 3))
@@ -740,7 +740,7 @@ def test_another_target_and_name() -> None:
     assert "check_loss/max_sensitivity" not in own
 
 
-def test_the_same_at_every_look_and_after_an_interruption() -> None:
+def test_the_same_at_every_snapshot_and_after_an_interruption() -> None:
     mx.random.seed(0)
     model, first, second = Net(nn.GRU(4, 10)), ncp.Faithfulness(), ncp.Faithfulness()
     writer, _ = look(model, first, looks=2)
@@ -849,7 +849,7 @@ def test_cis_are_marked_below_16_sequences_and_there_are_none_of_one() -> None:
         assert len(figure.axes[0].collections) == (1 if batch == 1 else 3)
 
 
-def test_a_wide_band_does_not_move_the_axis() -> None:
+def test_a_wide_ci_does_not_move_the_axis() -> None:
     curves = np.array([[0.0, 1.2, 1.0], [0.0, 0.1, 1.0]])
     result = replace(
         of_squares(data()), shares=np.linspace(0, 1, 3), decreasing=curves, increasing=curves / 2,

@@ -267,7 +267,7 @@ def test_groups_take_features_together() -> None:
     np.testing.assert_allclose(effects, [6.0, 5.0])
 
 
-def test_a_sequence_that_is_not_finite_is_left_out() -> None:
+def test_a_sequence_that_is_not_finite_is_skipped() -> None:
     x = whole([[2.0, 3.0], [np.nan, 1.0], [1.0, 1.0]])
     found = product(x).found("archipelago", np.zeros_like(x))
     assert (found.sequences, found.non_finite) == (2, 1)
@@ -539,7 +539,7 @@ def test_the_docstring_lists_every_tag(method: str) -> None:
     assert left == {f"interactions/{other[method]}"}
 
 
-def test_intervals_that_are_all_alike_are_left_out() -> None:
+def test_elapsed_times_that_are_all_alike_are_skipped() -> None:
     x, _ = data()
     records, notes = logged(ncp.FeatureInteractions(), Net(), ncp.HeldOutBatch(x, 0.7), steps=2)
     assert sum("all elapsed times are equal to their baseline" in note for note in notes) == 1
@@ -652,7 +652,7 @@ class Saturated(nn.Module):
         return mx.tanh(1e4 + x.sum(axis=(1, 2)))[:, None] + self.offset
 
 
-def test_it_is_said_once_that_nothing_acts() -> None:
+def test_it_is_reported_once_that_nothing_acts() -> None:
     x = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(np.float32)
     writer = ncp.MemoryWriter()
     with ncp.Monitor(

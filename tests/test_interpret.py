@@ -442,12 +442,12 @@ def test_unknown_cell(model, x, time_delta):
         StateTransitionAnalyzer(model, cell="decoder").add_sequence(x, time_delta)
 
 
-def test_no_intervals_to_scale(model, x):
+def test_no_elapsed_times_to_scale(model, x):
     with pytest.raises(ValueError, match="base_time_delta is None: pass the elapsed times"):
         analyze_time_sensitivity(model, x, None)
 
 
-def test_model_that_takes_no_intervals(x, time_delta):
+def test_model_that_takes_no_time_delta(x, time_delta):
     with pytest.raises(ModelError, match=r"Layer\(x\) takes no keyword for it; tried time_d"):
         analyze_time_sensitivity(Layer(), x, time_delta)
 

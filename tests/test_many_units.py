@@ -98,7 +98,7 @@ def test_products_are_those_of_a_linear_cell() -> None:
     assert len(radius) == len(norm) == len(owner) == 4 * B
 
 
-def test_padding_is_left_out_of_products() -> None:
+def test_padding_is_skipped_of_products() -> None:
     lengths = np.array([9, 5, 9, 7, 2, 1])
     model = Net(known(80))
     mask = np.arange(T) < lengths[:, None]
@@ -136,7 +136,7 @@ def looked(units: int, callback: ncp.Callback) -> tuple[int, dict[str, float], l
 
 
 @pytest.mark.parametrize("kind", [ncp.TimeConstants, ncp.Dynamics])
-def test_rows_that_a_look_runs_do_not_grow_with_units(kind: Any) -> None:
+def test_sequences_that_a_snapshot_runs_do_not_grow_with_units(kind: Any) -> None:
     few, *_ = looked(64, kind(max_units=16))
     many, scalars, notes, _ = looked(192, kind(max_units=16))
     assert many <= 1.2 * few

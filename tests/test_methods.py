@@ -314,7 +314,7 @@ def test_rounding_of_a_target_that_hardly_moves_is_no_error(scale):
     assert (found.error.max() > 0.5) == (scale > 1e-7)
 
 
-def test_intervals_stay_where_they_are_without_a_baseline():
+def test_time_delta_stays_as_it_is_without_a_baseline():
     rng = np.random.default_rng(0)
     (w, v), (x, dt, x0, _) = weights(rng), batch(rng)
     box = ridge(np.tanh, tanh_slope, w, v, x, dt)
@@ -445,7 +445,7 @@ def test_occlusion_of_a_product(rng):
 
 
 @pytest.mark.parametrize("steps", [1, 15, 16, 17, 33])
-def test_occlusion_of_intervals_in_groups(steps):
+def test_occlusion_of_time_delta_in_groups(steps):
     rng = np.random.default_rng(0)
     x, dt = np.float32(rng.normal(size=(2, steps, 1))), np.float32(rng.uniform(1, 2, (2, steps)))
     v = rng.normal(size=steps)
@@ -680,7 +680,7 @@ def test_constant_target(method):
 
 @pytest.mark.parametrize("method", RELATIVE)
 @pytest.mark.parametrize("by", ["intervals", "inputs"])
-def test_what_only_intervals_or_only_inputs_decide(method, by):
+def test_what_only_elapsed_times_or_only_inputs_decide(method, by):
     rng = np.random.default_rng(0)
     (w, v), (x, dt, x0, dt0) = weights(rng), batch(rng)
     w, v = (0 * w, v) if by == "intervals" else (w, 0 * v)
@@ -1208,7 +1208,7 @@ def test_a_target_that_takes_the_whole_batch(trained):
         (
             lambda: Attributor(3),
             TypeError,
-            "method=3 is of type int: pass a name or an Attribution",
+            "method=3 is of type int: pass the name of a method, such as 'occlusion', or an Attr",
         ),
         (lambda: IntegratedGradients(0), ValueError, "n_steps=0: pass a whole number of at least"),
         (lambda: IntegratedGradients(2.5), ValueError, "n_steps=2.5: pass a whole number"),

@@ -327,7 +327,7 @@ def test_ltc_held_input_reaches_the_resting_potential(x):
     assert_close(model(held, 50.0, mx.random.normal((B, H)))[1], rest)
 
 
-def test_ltc_coupled_state_settles_where_currents_balance(x):
+def test_ltc_coupled_state_comes_to_rest_where_currents_balance(x):
     cell = LTC(F, AutoNCP(8, 2)).cell
     v = mx.zeros((B, 8))
     for _ in range(30):
@@ -655,17 +655,32 @@ def test_seed_decides_the_weights():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"x": mx.zeros((T, F))}, r"\(batch, time, features\).*\(6, 4\).*x\[None\]"),
-        ({"x": mx.zeros((1, B, T, F))}, r"\(batch, time, features\).*\(1, 3, 6, 4\)"),
-        ({"x": mx.zeros((B, T, 7))}, r"7 features.*\(3, 6, 7\).*takes 4.*input_size=7"),
+        (
+            {"x": mx.zeros((T, F))},
+            r"x has shape \(6, 4\): pass \(batch, time, features\), such as x\[None\]",
+        ),
+        (
+            {"x": mx.zeros((1, B, T, F))},
+            r"x has shape \(1, 3, 6, 4\): pass \(batch, time, features\)$",
+        ),
+        ({"x": mx.zeros((B, T, 7))}, r"7 features.*\(3, 6, 7\).*takes 4.*input_size=7, or pass 4"),
         ({"x": mx.zeros((B, 0, F))}, r"no time steps.*\(3, 0, 4\)"),
-        ({"x": mx.zeros((B, T, F), dtype=mx.int32)}, r"floating.*int32.*astype"),
-        ({"time_delta": mx.ones((T,))}, r"\(3, 6\) or \(3, 6, 1\).*\(6,\).*broadcast_to"),
-        ({"time_delta": mx.ones((B, 1))}, r"\(3, 6\) or \(3, 6, 1\).*got \(3, 1\)"),
-        ({"time_delta": mx.ones((B, T, F))}, r"got \(3, 6, 4\)"),
-        ({"time_delta": -1.0}, r"finite and >= 0, got -1\.0"),
-        ({"time_delta": float("nan")}, "finite and >= 0, got nan"),
-        ({"state": mx.zeros((B, 99))}, r"\(batch, units\) = \(3, \d\), got \(3, 99\)"),
+        (
+            {"x": mx.zeros((B, T, F), dtype=mx.int32)},
+            r"x is an array of .*int32: pass x\.astype\(mx\.float32\)",
+        ),
+        ({"time_delta": mx.ones((T,))}, r"shape \(6,\), .*\(3, 6\) or \(3, 6, 1\).*broadcast_to"),
+        ({"time_delta": mx.ones((B, 1))}, r"shape \(3, 1\), .*: pass .*\(3, 6\) or \(3, 6, 1\)"),
+        (
+            {"time_delta": mx.ones((B, T, F))},
+            r"time_delta has shape \(3, 6, 4\), .*: pass one number",
+        ),
+        ({"time_delta": -1.0}, r"time_delta=-1\.0: pass a finite number of at least 0"),
+        ({"time_delta": float("nan")}, "time_delta=nan: pass a finite number of at least 0"),
+        (
+            {"state": mx.zeros((B, 99))},
+            r"state has shape \(3, 99\): pass \(batch, units\) = \(3, \d\)",
+        ),
     ],
 )
 def test_call_errors(model, arguments, message):
@@ -676,23 +691,44 @@ def test_call_errors(model, arguments, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CfC(F, H, mode="fast"), "unknown mode 'fast'.*'default', 'pure', 'no_gate'"),
-        (lambda: CfC(F, H, activation="selu"), "unknown activation 'selu'.*'lecun_tanh'"),
-        (lambda: CfC(0, H), "input_size must be an integer >= 1, got 0"),
-        (lambda: CfC(F, 2.5), "units must be an integer >= 1, got 2.5"),
-        (lambda: CfC(F, H, backbone_layers=-1), "backbone_layers must be an integer >= 0, got -1"),
-        (lambda: CfC(F, H, backbone_units=0), "backbone_units must be an integer >= 1, got 0"),
-        (lambda: CfC(F, H, backbone_dropout=1.0), r"backbone_dropout must be in \[0, 1\), got 1"),
-        (lambda: CfC(F, H, proj_size=0), "proj_size must be an integer >= 1, got 0"),
-        (lambda: CfC(F, AutoNCP(8, 2), backbone_units=64), "a wired CfC has no backbone"),
-        (lambda: CfC(F, AutoNCP(8, 2), mode="fast"), "unknown mode 'fast'"),
-        (lambda: CfCCell(F, H, mask=np.ones((9, 5))), "mask needs backbone_layers=0"),
-        (lambda: CfCCell(F, H, backbone_layers=0, mask=np.ones((5, 9))), r"\(9, 5\), got \(5, 9\)"),
-        (lambda: LTC(F, True), "units_or_wiring must be an integer >= 1, got True"),
-        (lambda: LTC(F, H, ode_unfolds=0), "ode_unfolds must be an integer >= 1, got 0"),
-        (lambda: LTC(F, H, epsilon=-1), "epsilon must be >= 0, got -1"),
-        (lambda: LTC(F, H, input_mapping="log"), "unknown input_mapping 'log'.*'affine', 'linear'"),
-        (lambda: LTC(F, H, output_mapping="log"), "unknown output_mapping 'log'"),
+        (
+            lambda: CfC(F, H, mode="fast"),
+            "mode='fast' is unknown: pass one of 'default', 'pure', 'no_gate'",
+        ),
+        (lambda: CfC(F, H, activation="selu"), "activation='selu' is unknown: pass .*'lecun_tanh'"),
+        (lambda: CfC(0, H), "input_size=0: pass a whole number of at least 1"),
+        (lambda: CfC(F, 2.5), "units=2.5: pass a whole number of at least 1"),
+        (
+            lambda: CfC(F, H, backbone_layers=-1),
+            "backbone_layers=-1: pass a whole number of at least 0",
+        ),
+        (
+            lambda: CfC(F, H, backbone_units=0),
+            "backbone_units=0: pass a whole number of at least 1",
+        ),
+        (lambda: CfC(F, H, backbone_dropout=1.0), "backbone_dropout=1.0: pass a number from 0 to"),
+        (lambda: CfC(F, H, proj_size=0), "proj_size=0: pass a whole number of at least 1"),
+        (
+            lambda: CfC(F, AutoNCP(8, 2), backbone_units=64),
+            "a CfC with a wiring has no backbone: pass",
+        ),
+        (lambda: CfC(F, AutoNCP(8, 2), mode="fast"), "mode='fast' is unknown"),
+        (
+            lambda: CfCCell(F, H, mask=np.ones((9, 5))),
+            "mask .*backbone_layers=1, .*: pass backbone_layers=0",
+        ),
+        (
+            lambda: CfCCell(F, H, backbone_layers=0, mask=np.ones((5, 9))),
+            r"\(5, 9\): pass .*\(9, 5\)",
+        ),
+        (lambda: LTC(F, True), "units_or_wiring=True: pass a whole number of at least 1"),
+        (lambda: LTC(F, H, ode_unfolds=0), "ode_unfolds=0: pass a whole number of at least 1"),
+        (lambda: LTC(F, H, epsilon=-1), "epsilon=-1: pass a number of at least 0"),
+        (
+            lambda: LTC(F, H, input_mapping="log"),
+            "input_mapping='log' is unknown: pass .*'affine', 'linear'",
+        ),
+        (lambda: LTC(F, H, output_mapping="log"), "output_mapping='log' is unknown"),
         (lambda: LTC(F, Wiring(4)), "no output neurons.*set_output_dim"),
     ],
 )
@@ -705,7 +741,7 @@ def test_construction_errors(make, message):
 def test_wiring_of_another_input_size(make):
     wiring = AutoNCP(8, 2)
     make(F, wiring)
-    with pytest.raises(ValueError, match="built for 4 inputs, got input_size=5"):
+    with pytest.raises(ValueError, match=r"built for 4 inputs, .* input_size=5: pass a new one"):
         make(5, wiring)
 
 
@@ -769,9 +805,9 @@ def test_a_wiring_needs_only_the_interface_and_is_not_trained(make, x):
 @pytest.mark.parametrize(
     ("wiring", "message"),
     [
-        ("16", "str is no wiring, it has no units, .*pass a number of units, or a wiring such as"),
+        ("16", "str is no wiring, .* lacks units, .*pass a number of units, or a wiring such as"),
         (nn.Linear(2, 2), "Linear is no wiring"),
-        (AutoNCP, "got the class AutoNCP: pass an instance"),
+        (AutoNCP, "AutoNCP is a class, not a wiring: pass an instance"),
     ],
 )
 def test_what_is_no_wiring(make, wiring, message):

@@ -506,7 +506,7 @@ def test_a_model_that_begins_to_fail(
     assert "attribution, time_delta, transitions, hidden, backbone" in errors[0].getMessage()
 
 
-def test_what_does_not_fit_into_memory_is_looked_at_in_parts(
+def test_what_does_not_fit_into_memory_is_analysed_in_parts(
     model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     room = 0
@@ -558,7 +558,7 @@ def test_interrupts_pass(model: Net, held_out: ncp.HeldOutBatch) -> None:
     assert model.training
 
 
-def test_what_is_no_number_is_said_once(
+def test_what_is_no_number_is_reported_once(
     model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = ncp.MemoryWriter()
@@ -570,7 +570,7 @@ def test_what_is_no_number_is_said_once(
     assert len([r for r in caplog.records if "(3,)" in r.getMessage()]) == 1
 
 
-def test_steps_that_run_backwards_are_said_once(
+def test_steps_that_run_backwards_are_reported_once(
     model: Net, held_out: ncp.HeldOutBatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = ncp.MemoryWriter()
@@ -699,7 +699,7 @@ def test_what_stands_in_padding_does_not_matter(model: Net) -> None:
     assert clean.scalars("attribution/nonfinite") == [(1, 0)]
 
 
-def test_sequences_left_out_are_spoken_of_once(model: Net) -> None:
+def test_skipped_sequences_are_reported_once(model: Net) -> None:
     x, dt = arrays()
     x[2, 3, 1] = np.nan
     writer, notes = logged(model, ncp.HeldOutBatch(x, dt), steps=(1, 2, 3))

@@ -62,7 +62,7 @@ def test_time_lowers_the_level_as_it_should_near_the_data(names: dict[str, Any])
     assert max(gaps[1], gaps[3]) < 0.2 < max(gaps[0], gaps[4])
 
 
-def test_what_is_said_of_states_and_backbone(names: dict[str, Any]) -> None:
+def test_sentences_on_states_and_backbone(names: dict[str, Any]) -> None:
     assert names["states"].participation_ratio < 5
     assert names["transitions"].direction_persistence < 0
     assert names["transitions"].saturation < 0.2

@@ -355,7 +355,7 @@ def test_gradients_that_vanished_are_zero_and_no_others_are():
 @pytest.mark.parametrize("wanted", [2, 3])
 @pytest.mark.parametrize("given", [2, 3])
 @pytest.mark.parametrize("model", BANKS)
-def test_every_way_to_take_intervals(model, given, wanted):
+def test_every_way_to_take_time_delta(model, given, wanted):
     p, (x, dt) = parameters(), data()
     held_out = HeldOutBatch(x, dt if given == 2 else dt[..., None])
     observation, scaled = observe(model(p, dims=wanted), held_out, target=0)
@@ -367,7 +367,7 @@ def test_every_way_to_take_intervals(model, given, wanted):
     assert observation.time_delta.shape == (B, T)
 
 
-def test_one_interval_for_all_and_a_function_that_calls_the_model():
+def test_one_time_delta_for_all_and_a_function_that_calls_the_model():
     p, (x, _) = parameters(), data()
     dt = np.full((B, T), 0.5, np.float32)
     known = Closed(p, x, dt)

@@ -309,7 +309,7 @@ def test_what_goes_past_the_cells_is_noticed() -> None:
     assert "output_time/local" not in records
 
 
-def test_intervals_that_tell_of_the_future_are_a_leak() -> None:
+def test_elapsed_times_that_tell_of_the_future_are_a_leak() -> None:
     mx.random.seed(0)
     records, notes = look(Relative(), ncp.HeldOutBatch(*data()))
     assert records["output_time/future_share"].value == 0.0
@@ -365,7 +365,7 @@ def test_half_precision() -> None:
     assert np.isfinite(records["output_time/matrix"].data.influence).all()
 
 
-def test_what_has_no_outputs_over_time_is_left_out() -> None:
+def test_what_has_no_outputs_over_time_is_skipped() -> None:
     p, held_out = parameters(), ncp.HeldOutBatch(*data())
     records, notes = look(TimeDeltaBank(p, per_step=False), held_out)
     assert not records
@@ -454,7 +454,7 @@ def test_the_order_of_sequences_does_not_matter() -> None:
         np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=1e-6, err_msg=name)
 
 
-def test_a_sequence_that_is_not_finite_is_left_out_unless_it_is_padding() -> None:
+def test_a_sequence_that_is_not_finite_is_skipped_unless_it_is_padding() -> None:
     attributed = np.ones((T, B, T, F))
     attributed[2, 1, 5] = np.nan  # padding
     assert output_time(attributed, np.arange(T), mask=MASK).non_finite == 0
@@ -716,6 +716,6 @@ def test_the_error_of_own_steps_is_above_what_it_really_is() -> None:
     ({"local": "occlusion"}, "local='occlusion': pass 'input_x_gradient'"),
     ({"local": "integrated"}, "did you mean 'integrated_gradients'"),
 ])  # fmt: skip
-def test_how_own_steps_are_looked_at(options: dict[str, Any], what: str) -> None:
+def test_how_own_time_steps_are_analysed(options: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         ncp.OutputTime(**options)

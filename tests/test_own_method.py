@@ -92,7 +92,7 @@ def test_own_method_in_gradient_attribution() -> None:
     assert "Unit: units of the target." in figure.description
 
 
-def test_own_method_that_is_exact_is_said_to_be() -> None:
+def test_own_method_that_is_exact_has_no_note() -> None:
     writer, notes, _ = logged(ncp.GradientAttribution(method=Midpoint(), baseline="zeros"), 1)
     assert writer.scalars("attribution/completeness_error")[0][1] < 1e-5
     assert writer.scalars("attribution/incomplete") == [(1, 0.0)]

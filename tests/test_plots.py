@@ -216,7 +216,7 @@ def test_leaves_pyplot_and_settings_alone(example: Any) -> None:
 
 
 @pytest.mark.parametrize("style", ["dark_background", "seaborn-v0_8-poster", "own"])
-def test_looks_the_same_whatever_the_users_style(example: Any, style: str) -> None:
+def test_pictures_are_the_same_whatever_the_users_style(example: Any, style: str) -> None:
     own = {
         "font.size": 30, "font.family": "monospace", "font.weight": "bold", "text.usetex": True,
         "axes.grid": True, "axes.spines.top": False, "xtick.top": True, "ytick.minor.visible": True,
@@ -449,7 +449,7 @@ def test_time_is_readable_for_any_scales(scales: tuple[float, ...], size: float)
     assert 1.0 in figure.axes[0].get_xticks()
 
 
-def test_time_ignored_is_said_and_drawn_flat() -> None:
+def test_time_ignored_is_reported_and_drawn_flat() -> None:
     result = time_sensitivity({s: np.arange(4.0) for s in (0.5, 1.0, 2.0)})
     figure = plot_time_sensitivity(result, step=7)
     assert title(figure) == "the model ignores time · step 7"
@@ -526,7 +526,7 @@ def states_basis(h: np.ndarray) -> Any:
     return state_space(h).basis
 
 
-def test_the_guides_call_with_states_and_intervals() -> None:
+def test_the_guides_call_with_states_and_time_delta() -> None:
     scores = np.random.default_rng(0).normal(size=(4, 6, 2))
     dt = np.full((4, 6, 1), 0.5)
     figure = plot_state_space(scores, dt)
@@ -704,7 +704,7 @@ def test_units_are_readable_at_any_size(layers: int, units: int, name: str) -> N
     assert ("+2 more layers" in words(figure)) == (layers == 5)
 
 
-def test_units_without_finite_samples_are_said_to_be() -> None:
+def test_units_without_finite_values_are_reported() -> None:
     figure = plot_unit_activity(layer_statistics(np.full((2, 3, 4), np.nan)))
     assert "no finite values" in words(figure)
     check_text(figure)
@@ -1023,7 +1023,7 @@ def test_a_tag_may_change_its_plot_and_users_plots_are_drawn_afresh() -> None:
         assert redrawer.png("tag", plot, *pictures[0]) == Redrawer().png("tag", plot, *pictures[0])
 
 
-def test_next_pictures_look_the_same_whatever_the_users_style() -> None:
+def test_next_pictures_are_the_same_whatever_the_users_style() -> None:
     for plot, pictures in LOOKS.values():
         plain, redrawer = Redrawer().png("tag", plot, *pictures[0]), Redrawer()
         with matplotlib.rc_context():
@@ -1089,7 +1089,7 @@ def test_names_with_room_are_left_alone_and_the_middle_is_cut() -> None:
     assert re.fullmatch(r"mean ar\w*…[\w ]*\(lead i\)", short)
 
 
-def test_lines_over_bars_are_the_intervals_of_the_shares() -> None:
+def test_lines_over_bars_are_the_cis_of_the_shares() -> None:
     result = importance()
     (rim, ci) = plot_feature_importance(result).axes[1].lines
     ends = np.reshape(ci.get_xdata(), (-1, 3))[:, :2]
@@ -1104,7 +1104,7 @@ def test_lines_over_bars_are_the_intervals_of_the_shares() -> None:
     assert not plot_feature_importance(one).axes[1].lines
 
 
-def test_the_share_of_intervals_stands_below_the_map() -> None:
+def test_the_share_of_elapsed_time_stands_below_the_map() -> None:
     x, t = np.ones((4, 3, 2)), np.ones((4, 3))
     result = summarize(Attribution(InputXGradient(), x * x, t * 2 * t))
     assert result.time_delta_share == pytest.approx(0.5)

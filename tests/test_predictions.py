@@ -113,7 +113,7 @@ def test_the_guide_names_the_tags_of_the_sequences_chosen() -> None:
     assert "sample_0" not in guide
 
 
-def test_a_chosen_sequence_is_itself_whatever_others_look_at() -> None:
+def test_a_chosen_sequence_is_itself_whatever_others_analyse() -> None:
     mx.random.seed(0)
     model, held_out = Net(), ncp.HeldOutBatch(*data())
     alone, _ = look(model, held_out, sequences=[3])
@@ -164,7 +164,7 @@ def test_the_docstring_lists_every_tag_and_no_other(target: Any) -> None:
     assert seen == set(promises)
 
 
-def test_what_a_model_does_not_have_is_said_once_and_left_out() -> None:
+def test_what_a_model_does_not_have_is_reported_once_and_skipped() -> None:
     x, _ = data()
     mx.random.seed(0)
     records, notes = look(EveryGRU(), ncp.HeldOutBatch(x))
@@ -189,7 +189,7 @@ def test_tokens() -> None:
     assert records["predictions/sequence_2/top_share"].value == pytest.approx(1.0)
 
 
-def test_a_sequence_that_is_not_finite_is_left_out() -> None:
+def test_a_sequence_that_is_not_finite_is_skipped() -> None:
     x, dt = data()
     x[2, 3, 1] = np.inf
     mx.random.seed(0)

@@ -91,7 +91,7 @@ def test_points_and_labels_are_read_back(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_non_finite_points_are_left_out_with_their_labels(tmp_path: Path) -> None:
+def test_non_finite_points_are_skipped_with_their_labels(tmp_path: Path) -> None:
     states = STATES.copy()
     states[3, 1], states[7, 0] = np.nan, -np.inf
     write_embedding(tmp_path, 1, Embedding("some", states, {"number": range(12)}))
@@ -197,7 +197,7 @@ def test_files_that_cannot_be_written_lose_the_embedding_alone(
     writer.close()
     assert writer.failure is None
     assert writer.tally.failed_records == 2
-    assert caplog.text.count("can't log Embedding 'a'") == 1
+    assert caplog.text.count("the Embedding 'a' can't be logged") == 1
 
 
 # --- a real TensorBoard

@@ -124,7 +124,7 @@ def test_every_method_finds_what_is_rare():
         assert found["random"]["AUR"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_state_is_the_chain_it_is_said_to_be():
+def test_state_is_the_markov_process_that_is_declared():
     data = quality.state(np.random.default_rng(0), 400)
     active = data.truth.argmax(axis=2)
     assert set(np.unique(active)) == {1, 2}
@@ -141,7 +141,7 @@ def test_state_is_the_chain_it_is_said_to_be():
     assert data.labels[high].mean() == pytest.approx(1 / (1 + np.exp(-1.0)), abs=0.02)
 
 
-def test_switch_feature_is_the_chain_it_is_said_to_be():
+def test_switch_feature_is_the_markov_process_that_is_declared():
     data = quality.switch(np.random.default_rng(0), 400)
     active = data.truth.argmax(axis=2)
     turn = np.array([[0.95, 0.02, 0.03], [0.02, 0.95, 0.03], [0.03, 0.02, 0.95]])
@@ -194,7 +194,7 @@ def driven():
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "expected_gradients", "occlusion"])
-def test_the_share_of_the_intervals_goes_to_where_the_label_comes_from(driven, method):
+def test_the_share_of_elapsed_time_goes_to_where_the_label_comes_from(driven, method):
     by_input, by_time = driven["feature-driven"], driven["time-driven"]
     assert by_input["accuracy"] > 0.85
     assert by_time["accuracy"] > 0.85
@@ -204,8 +204,8 @@ def test_the_share_of_the_intervals_goes_to_where_the_label_comes_from(driven, m
     assert by_time[f"{method} share before"] == by_input[f"{method} share before"] < 0.3
     # It is so: without what has the share, the models know nothing, and without the rest, all.
     assert by_input["accuracy, inputs at their mean"] < 0.65
-    assert by_time["accuracy, intervals at their mean"] < 0.65
-    assert by_input["accuracy, intervals at their mean"] > by_input["accuracy"] - 0.05
+    assert by_time["accuracy, elapsed times at their mean"] < 0.65
+    assert by_input["accuracy, elapsed times at their mean"] > by_input["accuracy"] - 0.05
     assert by_time["accuracy, inputs at their mean"] > by_time["accuracy"] - 0.05
 
 
@@ -275,7 +275,7 @@ def test_the_example_finds_the_cheat(tmp_path):
 
     assert number(cheat, "val/accuracy") > 88
     assert number(cheat, "attribution/time_share") > 60
-    # It is so: the intervals are what it knows.
+    # It is so: elapsed times are what it knows.
     assert number(cheat, "with time_delta of others") < 65
     assert number(cheat, "where nobody worries") < 65
     assert number(mended, "attribution/time_share") == 0

@@ -224,7 +224,7 @@ def test_all_comes_back_when_something_is_raised() -> None:
             np.testing.assert_array_equal(array, before[path])
 
 
-def test_a_model_without_anything_to_learn_is_left_out() -> None:
+def test_a_model_without_anything_to_learn_is_skipped() -> None:
     class Mean(nn.Module):
         def __call__(self, x: mx.array) -> mx.array:
             return x.mean(axis=(1, 2))[:, None]
@@ -287,7 +287,7 @@ def test_training_is_bit_identical(name: str, compiled: bool) -> None:
         np.testing.assert_array_equal(plain[path], watched[path], err_msg=path)
 
 
-def test_others_of_the_same_look_see_the_trained_model() -> None:
+def test_others_of_the_same_snapshot_analyse_the_trained_model() -> None:
     def values(callbacks: list[ncp.Callback]) -> dict[str, float]:
         found = scalars(monitored(made("CfC"), callbacks, 2)[0])
         return {t: r.value for t, r in found.items() if not t.startswith(("sanity", "monitor"))}
@@ -618,7 +618,7 @@ def test_elasticity_is_that_of_time_sensitivity() -> None:
     assert found["sanity_check/elasticity_random"].value > 0
 
 
-def test_the_first_look_is_kept_over_an_interruption() -> None:
+def test_the_first_snapshot_is_kept_over_an_interruption() -> None:
     first, second = ncp.SanityCheck(), ncp.SanityCheck()
     writer, _ = monitored(made("CfC"), [first], 2)
     pictures = [r for _, r in writer.records if r.tag == "sanity_check/cascade"]

@@ -37,11 +37,11 @@ from ncp_callbacks.callbacks.time_constants.analysis import (
 )
 from ncp_callbacks.callbacks.time_constants.plot import needed_decades, needed_limits
 from ncp_callbacks.model import ModelRunner
+from ncp_callbacks.model.jacobian_diagonal import jacobian_diagonal
 from ncp_callbacks.model.liquid import (
     DecayReading,
     GateReading,
     LTCReading,
-    jacobian_diagonal,
     read_liquid,
 )
 from ncp_callbacks.models import LTC, CfC, LTCCell
@@ -466,7 +466,7 @@ def test_the_parameters_of_an_ltc_do_not_make_one():
     assert "effective_q50" in found
 
 
-def test_conductances_that_cannot_be_are_counted_and_said():
+def test_conductances_that_cannot_be_are_counted_and_reported():
     model = LTC(F, AutoNCP(9, 2, seed=3), implicit_param_constraints=False)
     x, dt = batch()
     model.cell.w = mx.where(model.cell.sparsity_mask, -0.01, 0.0)
@@ -584,7 +584,7 @@ def test_rates_of_a_pure_cell_are_those_of_its_formula(port):
     assert found["decay_q50"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_three_derivatives_by_the_interval_show_the_same_gate():
+def test_three_derivatives_by_time_delta_show_the_same_gate():
     """Of ``c + d z``: ``h''/h' = k(1-2z)`` and ``h'''/h' = k^2(1-6z+6z^2)``; no layer is read."""
     x, dt = batch()
     model = CfC(F, H, backbone_units=6)
@@ -704,7 +704,7 @@ def test_an_ltc_in_another_unit():
     assert there["outside_bounds"] == 0
 
 
-def test_intervals_in_no_unit_are_said():
+def test_elapsed_times_in_no_unit_are_reported():
     x, dt = batch()
     model = CfC(F, H, backbone_units=6)
     planted(model.cell, RATES, OFFSETS, 1)
@@ -714,7 +714,7 @@ def test_intervals_in_no_unit_are_said():
 
 
 @pytest.mark.parametrize("port", [False, True])
-def test_without_intervals_time_is_counted_in_steps(port):
+def test_without_time_delta_time_is_counted_in_steps(port):
     x, _ = batch()
     if port:  # which hands its cell a Python number
         model = zoo.PortRNN(zoo.PortCfCCell(F, H))
@@ -850,7 +850,7 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 50, 10**6])
 def test_the_diagonal_is_that_of_the_whole_jacobian(at_once, monkeypatch):
-    monkeypatch.setattr("ncp_callbacks.model.liquid._MAX_NUMBERS", at_once)
+    monkeypatch.setattr("ncp_callbacks.model.jacobian_diagonal._MAX_NUMBERS", at_once)
     for model in (LTC(F, H), CfC(F, AutoNCP(9, 2, seed=3))):
         _, stepper = seen(model, *batch())
         for t in (0, 4):
@@ -936,7 +936,7 @@ def test_every_model_of_the_zoo_has_its_time_constants_or_says_why_not(name):
         assert sum(note.startswith("time_constants doesn't apply") for note in notes) == 1
 
 
-def test_a_model_without_a_cell_is_told_once():
+def test_a_model_without_a_cell_is_reported_once():
     class Flat(nn.Module):
         def __init__(self):
             super().__init__()
@@ -950,7 +950,7 @@ def test_a_model_without_a_cell_is_told_once():
     assert not any("time_constants/" in r.tag for _, r in writer.records)
 
 
-def test_several_cells_are_told_apart():
+def test_several_cells_have_names_of_their_own():
     x, _ = batch()
     writer, _ = logged(zoo.Stack(nn.GRU(F, H), nn.LSTM(H, H)), x)
     tags = {r.tag for step, r in writer.records if step}
@@ -1053,7 +1053,7 @@ def figures(writer):
     return [r for step, r in writer.records if step and isinstance(r, ncp.Figure)]
 
 
-def test_the_first_look_is_remembered_over_an_interruption():
+def test_the_first_snapshot_is_remembered_over_an_interruption():
     x, dt = batch()
     model = LTC(F, H)
     callback = TimeConstants()
@@ -1076,7 +1076,7 @@ def test_the_first_look_is_remembered_over_an_interruption():
         assert record.options["limits"][1] >= earlier.options["limits"][1]
 
 
-def test_a_look_leaves_no_trace():
+def test_a_snapshot_leaves_no_trace():
     x, dt = batch()
     for make in MODELS.values():
         model = make()
@@ -1196,7 +1196,7 @@ def test_the_map_has_slow_units_on_top_and_steps_across():
     check_text(figure)
 
 
-def test_steps_that_were_not_looked_at_are_those_nearest():
+def test_time_steps_that_were_not_analysed_are_those_nearest():
     values = np.full((2, 7, 2), np.nan)
     values[:, 1], values[:, 5] = (1.0, 10.0), (10.0, 100.0)
     values[:, 1, 1] = np.nan

@@ -40,7 +40,7 @@ def intervals():
     return np.random.default_rng(1).lognormal(0.0, 0.5, (B, T)).astype(np.float32)
 
 
-def test_shares_outside_of_even_intervals_are_those_of_the_line():
+def test_shares_outside_of_even_elapsed_times_are_those_of_the_line():
     # On [1, 2] doubled ones are in [2, 4], of which nearly none is below 1.99; tripled, none.
     even = np.linspace(1, 2, 100_001)[None]
     assert share_outside(even, 1.0) == pytest.approx(0.02, abs=1e-4)
@@ -94,7 +94,7 @@ def test_solver_error_is_what_a_model_with_twice_the_sub_steps_does_otherwise():
     assert not any("solver" in note for note in notes)
 
 
-def test_a_model_without_a_solver_is_told_once():
+def test_a_model_without_a_solver_is_reported_once():
     callback = ncp.TimeSensitivity(solver_error=True)
     _, found, notes = looked(CfC(F, 4), intervals(), callback)
     assert sum("ode_unfolds" in note for note in notes) == 1
@@ -185,7 +185,7 @@ def test_a_time_at_which_the_model_is_right_is_where_the_loss_is_least():
 
 
 @pytest.mark.parametrize("limit", [None, 5])
-def test_losses_of_a_limited_look_are_of_its_sequences(limit):
+def test_losses_of_limited_sequences_are_theirs(limit):
     targets = np.random.default_rng(2).normal(size=(B, T, F)).astype(np.float32)
     x, found = losses(targets, max_sequences=limit, chunk_size=4)
     rows = ncp.HeldOutBatch(x.astype(np.float32)).spread(limit or B)

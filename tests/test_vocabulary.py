@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from vocabulary import RETIRED, ROOT, Retired, files, hits, words
-
-# Files and folders (with a slash at the end) that still use retired words. To be emptied.
-NOT_YET = (
-    "benchmarks/",
-    # It lists keywords of users' models, which are theirs.
-    "ncp_callbacks/model/conventions.py",
-)
-
-
-def covers(entry: str, path: Path) -> bool:
-    name = path.relative_to(ROOT).as_posix()
-    return name.startswith(entry) if entry.endswith("/") else name == entry
 
 
 @pytest.mark.parametrize("word", RETIRED, ids=lambda word: word.found)
@@ -49,7 +38,7 @@ def test_words_of_identifiers() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in files() if not any(covers(entry, path) for entry in NOT_YET)],
+    files(),
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_no_retired_word(path: Path) -> None:
@@ -57,7 +46,15 @@ def test_no_retired_word(path: Path) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("entry", NOT_YET)
-def test_the_list_of_files_shrinks(entry: str) -> None:
-    texts = [path.read_text() for path in files() if covers(entry, path)]
-    assert any(any(hits(text)) for text in texts), f"remove {entry!r} from NOT_YET"
+def test_keywords_of_users_models_are_theirs() -> None:
+    assert not list(hits('KEYWORDS = ("dt", "intervals", "time_intervals")'))
+    assert list(hits('raise ValueError("pass intervals")'))
+    assert list(hits("time_intervals = 1"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.name)
+def test_no_retired_word_in_the_names_of_tests(path: Path) -> None:
+    names = re.findall(r"^\s*(?:def|class) (\w+)", path.read_text(), re.MULTILINE)
+    own = [name for name in (path.stem, *names) if name.lower().startswith("test")]
+    found = {name: hit.word.use for name in own for hit in hits(name)}
+    assert not found, found

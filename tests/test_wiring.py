@@ -332,7 +332,7 @@ def test_who_does_not_reach_the_target_has_no_part_in_it():
     assert found["attribution_command"] == found["attribution_inter"] == 0
 
 
-def test_attribution_leaves_out_what_is_not_finite():
+def test_attribution_skips_what_is_not_finite():
     groups = (NeuronGroup("a", np.array([0])), NeuronGroup("b", np.array([1, 2])))
     values = np.array([[[1.0, -1.0, 2.0]], [[np.nan, 5.0, 5.0]]])
     shares, sequences = group_attribution(values, groups)
@@ -343,7 +343,7 @@ def test_attribution_leaves_out_what_is_not_finite():
     assert group_attribution(np.zeros((2, 3, 3)), groups) == ({}, 2)
 
 
-def test_shares_of_neurons_are_those_of_their_groups_told_apart():
+def test_shares_of_neurons_are_those_of_their_groups():
     values = np.array([[[1.0, -1.0, 2.0]], [[np.nan, 5.0, 5.0]], [[0.0, 0.0, 4.0]]])
     np.testing.assert_allclose(neuron_attribution(values), [1 / 8, 1 / 8, 6 / 8])
     assert neuron_attribution(np.zeros((2, 3, 3))) is None
@@ -423,13 +423,13 @@ def test_a_wired_cfc_is_not_drawn_as_if_its_wiring_were_its_influence(mode):
 
 
 @pytest.mark.parametrize("model", [lambda: CfC(F, 5), lambda: zoo.PortRNN(zoo.PortCfCCell(F, 5))])
-def test_a_model_without_a_wiring_is_told_once(model):
+def test_a_model_without_a_wiring_is_reported_once(model):
     writer, notes = looked(model(), steps=3)
     assert sum("wiring doesn't apply" in note and "no wiring" in note for note in notes) == 1
     assert not any(r.tag.startswith("wiring") for step, r in writer.records if step)
 
 
-def test_models_without_a_cell_or_a_liquid_one_are_told_once():
+def test_models_without_a_cell_or_a_liquid_one_are_reported_once():
     class Flat(nn.Module):
         def __init__(self):
             super().__init__()
@@ -454,7 +454,7 @@ class Both(nn.Module):
         return self.decoder(self.encoder(x, time_delta)[0], time_delta)[0]
 
 
-def test_of_several_cells_those_that_are_wired_are_looked_at():
+def test_of_several_cells_those_that_are_wired_are_analysed():
     writer, notes = looked(Both())
     tags = {r.tag for step, r in writer.records if step}
     assert "wiring_encoder/graph" in tags

@@ -69,6 +69,8 @@ RETIRED = (
     Retired(r"changes? of ranks?", "paired change", "the change of ranks"),
     Retired(r"likewise|and (its|the) like", "(write it out)", "the targets likewise"),
 )  # fmt: skip
+# Keywords of users' models, which are theirs.
+_KEYWORDS = re.compile(r"""["'](time_)?intervals["']""")
 _PATTERNS = [re.compile(rf"\b(?:{word.pattern})\b", re.IGNORECASE) for word in RETIRED]
 
 
@@ -89,7 +91,7 @@ def words(text: str) -> str:
 def hits(text: str) -> Iterator[Hit]:
     """Yield the retired words of a text; a phrase may go on in the next line."""
     # Margins of comments, blanks and line ends are one blank each, as many as there are lines.
-    split = words(text)
+    split = words(_KEYWORDS.sub("", text))
     flat = re.sub(r"\n[ \t]*(#:? )?", lambda m: "\n", split)
     starts = [match.end() for match in re.finditer("\n", flat)]
     joined = flat.replace("\n", " ")

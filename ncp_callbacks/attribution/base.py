@@ -90,7 +90,7 @@ class AttributionMethod(abc.ABC):
 
     @property
     def title(self) -> str:
-        """Return the label with a capital, for the begin of a title."""
+        """Return the label with a capital, to begin a title with."""
         return self.label[0].upper() + self.label[1:]
 
     @property
@@ -195,8 +195,8 @@ class AttributionMethod(abc.ABC):
         ):
             if array is not None and np.shape(array) != shape:
                 raise ValueError(
-                    f"{type(self).__name__}.attribute returned {what} of shape {np.shape(array)}; "
-                    f"return {shape}, one number for each of the batch's"
+                    f"{type(self).__name__}.attribute returned {what} of shape {np.shape(array)}: "
+                    f"return shape {shape}"
                 )
         if self.complete and self.draws_baselines and maps.target_at_baseline is None:
             raise ValueError(

@@ -101,8 +101,8 @@ class TemporalImportance(ArrayResult):
     def entropy(self) -> float:
         """Return the entropy of ``feature_share``, as a fraction of the entropy of equal shares.
 
-        1 if all features matter equally, 0 if one feature has everything or is the only one. NaN
-        if every attribution is 0.
+        It is 1 if all features matter equally, 0 if one feature has everything or is the only one,
+        and NaN if every attribution is 0.
         """
         p = self.feature_share[self.feature_share > 0].astype(np.float64)
         if not p.size:

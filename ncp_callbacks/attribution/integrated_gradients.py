@@ -97,7 +97,7 @@ class IntegratedGradients(AttributionMethod):
 
         Returns:
             The maps, and ``(B,)``: the norm of the difference of the maps of inputs, over the RMS
-            norm of all sequences. It is an upper estimate of the error. NaN with one point.
+            norm of all sequences. It is an upper estimate of the error, and NaN with one point.
         """
         points, weights = np.polynomial.legendre.leggauss(self.n_steps)
         both = np.stack([weights, _every_other(points)])

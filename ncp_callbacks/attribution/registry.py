@@ -40,8 +40,8 @@ def method_from(method: str | AttributionMethod, argument: str = "method") -> At
         raise TypeError(f"{argument}={method.__name__} is a class: pass {method.__name__}()")
     if not isinstance(method, str):
         raise TypeError(
-            f"{argument}={method!r} is of type {type(method).__name__}: pass a name or an "
-            "AttributionMethod"
+            f"{argument}={method!r} is of type {type(method).__name__}: pass the name of a "
+            "method, such as 'occlusion', or an AttributionMethod"
         )
     by_name = {known.name: known for known in BUILT_IN}
     if method not in by_name:

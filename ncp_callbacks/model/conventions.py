@@ -100,7 +100,7 @@ def primary_output(raw: Any) -> mx.array:
             keys = f" with keys {', '.join(map(repr, found))}" if isinstance(found, dict) else ""
             raise ModelError(
                 f"the model returned a {type(raw).__name__}{keys} in which no outputs were found "
-                f"(tried: an array, a tuple's first element, keys {', '.join(_OUTPUT_KEYS)}); "
+                f"(tried: an array, a tuple's first element, keys {', '.join(_OUTPUT_KEYS)}): "
                 + _FORWARD_HINT
             )
     return found
@@ -326,14 +326,14 @@ def _has_time_axis(
         return False
     if len(shape) > 3:
         raise ModelError(
-            f"the model's outputs have shape {shape}; expected (batch, time, outputs), "
-            "(batch, outputs) or (batch,). Pass forward= that reduces them"
+            f"the model's outputs have shape {shape}: pass forward= that returns (batch, time, "
+            "outputs), (batch, outputs) or (batch,)"
         )
     if shape[1] != steps:
         if len(shape) == 3:
             raise ModelError(
-                f"the model's outputs have shape {shape} for {steps} time steps; expected "
-                "(batch, time, outputs) or (batch, outputs). Pass forward= that selects or flattens"
+                f"the model's outputs have shape {shape} for {steps} time steps: pass forward= "
+                "that returns (batch, time, outputs) or (batch, outputs)"
             )
         return False
     if steps == 1:

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class _FrozenNames(set[str]):
-    """The names a module does not train, some of them for good."""
+    """Hold the names that a module does not train; ``constants`` stay among them."""
 
     def __init__(self, names: Iterable[str] = (), constants: Iterable[str] = ()) -> None:
         self.constants = frozenset(constants)
@@ -44,7 +44,7 @@ class _FrozenNames(set[str]):
 
 
 class Module(nn.Module):
-    """An ``nn.Module`` with a typed constructor."""
+    """Give ``nn.Module`` a typed constructor."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ def set_untrained(module: nn.Module, name: str, value: object) -> None:
 
 
 class Cell(Module):
-    """One time step of a recurrent model: ``(x_t, state, time_delta_t) -> (output_t, state)``."""
+    """Run one time step: ``(x_t, state, time_delta_t) -> (output_t, state)``."""
 
     input_size: int
     units: int
@@ -84,7 +84,7 @@ class Cell(Module):
 
 
 class RecurrentModel(Module):
-    """Runs ``self.cell`` over a batch of sequences."""
+    """Run ``self.cell`` over a batch of sequences."""
 
     cell: Cell
     input_size: int
@@ -102,8 +102,8 @@ class RecurrentModel(Module):
 
         Args:
             x: ``(B, T, input_size)``, floating.
-            time_delta: Time since the previous step, >= 0: ``(B, T)``, ``(B, T, 1)`` or one
-                number for all steps; ``None`` means 1.
+            time_delta: Time since the previous step, at least 0: ``(B, T)``, ``(B, T, 1)`` or one
+                number for all time steps; ``None`` means 1.
             state: ``(B, units)``; ``None`` means zeros in the dtype of ``x``.
 
         Returns:
@@ -111,7 +111,7 @@ class RecurrentModel(Module):
             ``return_sequences``, and the last state ``(B, units)``.
 
         Raises:
-            ValueError: A shape or value that does not fit; the message says how to fix it.
+            ValueError: A shape or a value does not fit.
         """
         batch, steps = self._check_inputs(x)
         time_deltas = _split_time_delta(time_delta, batch, steps, x.dtype)
@@ -119,8 +119,8 @@ class RecurrentModel(Module):
             state = mx.zeros((batch, self.units), dtype=x.dtype)
         elif state.shape != (batch, self.units):
             raise ValueError(
-                f"state must have shape (batch, units) = {(batch, self.units)}, "
-                f"got {state.shape}: pass the state this model returned, or None to start at zero"
+                f"state has shape {state.shape}: pass (batch, units) = {(batch, self.units)}, such "
+                "as the state that this model returned, or None to start from zeros"
             )
         outputs = []
         # One split has a cheap gradient; slicing x step by step makes it quadratic in T.
@@ -137,18 +137,19 @@ class RecurrentModel(Module):
 
     def _check_inputs(self, x: mx.array) -> tuple[int, int]:
         if x.ndim != 3:
-            hint = "add the batch axis with x[None]" if x.ndim == 2 else "put the batch axis first"
-            raise ValueError(f"x must have shape (batch, time, features), got {x.shape}: {hint}")
+            fix = ", such as x[None] for one sequence" if x.ndim == 2 else ""
+            raise ValueError(f"x has shape {x.shape}: pass (batch, time, features){fix}")
         batch, steps, features = x.shape
         if features != self.input_size:
             raise ValueError(
-                f"x has {features} features in its last axis (shape {x.shape}), this model takes "
-                f"{self.input_size}: build it with input_size={features}"
+                f"x has {features} features in its last axis (shape {x.shape}), and this model "
+                f"takes {self.input_size}: make the model with input_size={features}, or pass "
+                f"{self.input_size} features"
             )
         if steps == 0:
             raise ValueError(f"x has no time steps (shape {x.shape}): pass at least one")
         if not mx.issubdtype(x.dtype, mx.floating):
-            raise ValueError(f"x must be floating, got {x.dtype}: use x.astype(mx.float32)")
+            raise ValueError(f"x is an array of {x.dtype}: pass x.astype(mx.float32)")
         return batch, steps
 
 
@@ -165,7 +166,7 @@ def _split_time_delta(
         time_delta = 1.0
     if isinstance(time_delta, (int, float)):
         if not (math.isfinite(time_delta) and time_delta >= 0):
-            raise ValueError(f"time_delta must be finite and >= 0, got {time_delta}")
+            raise ValueError(f"time_delta={time_delta}: pass a finite number of at least 0")
         time_delta = mx.array(float(time_delta), dtype=dtype)
     elif not isinstance(time_delta, mx.array):
         time_delta = mx.array(np.asarray(time_delta), dtype=dtype)
@@ -175,9 +176,9 @@ def _split_time_delta(
         return [mx.broadcast_to(time_delta, (batch, 1))] * steps
     if time_delta.shape not in {(batch, steps), (batch, steps, 1)}:
         raise ValueError(
-            f"time_delta must be a scalar or have shape {(batch, steps)} or {(batch, steps, 1)} "
-            f"to go with x, got {time_delta.shape}: if all sequences share the times, use "
-            f"mx.broadcast_to(time_delta, {(batch, steps)})"
+            f"time_delta has shape {time_delta.shape}, which doesn't fit x: pass one number, or an "
+            f"array of shape {(batch, steps)} or {(batch, steps, 1)}. If all sequences share the "
+            f"times, pass mx.broadcast_to(time_delta, {(batch, steps)})"
         )
     return time_delta.reshape(batch, steps).split(steps, axis=1)
 
@@ -185,11 +186,13 @@ def _split_time_delta(
 def check_size(name: str, value: Any, minimum: int = 1) -> int:
     """Return ``value`` if it is an integer of at least ``minimum``, else raise ``ValueError``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+        raise ValueError(f"{name}={value!r}: pass a whole number of at least {minimum}")
     return int(value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in (choices := tuple(choices)):
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, choices))}")
+        raise ValueError(
+            f"{name}={value!r} is unknown: pass one of {', '.join(map(repr, choices))}"
+        )

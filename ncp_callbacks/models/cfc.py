@@ -40,7 +40,10 @@ _MODES = ("default", "pure", "no_gate")
 
 
 class LeCunTanh(Module):
-    """``1.7159 tanh(0.666 x)`` (LeCun et al. 1998, with the slope 2/3 rounded as in ``ncps``)."""
+    """Return ``1.7159 tanh(0.666 x)``.
+
+    Source: LeCun et al. 1998, with the slope 2/3 rounded as in ``ncps``.
+    """
 
     def __call__(self, x: mx.array) -> mx.array:
         return 1.7159 * mx.tanh(0.666 * x)
@@ -56,7 +59,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer with some of its weights held at zero.
+    """Apply a linear layer with some of its weights held at zero.
 
     Args:
         mask: ``(input, output)``, nonzero where there is a connection.
@@ -72,7 +75,7 @@ class MaskedLinear(nn.Linear):
 
 
 class CfCCell(Cell):
-    """One CfC step.
+    """Run one time step of a CfC.
 
     With ``u`` the backbone's output, or ``[x, h]`` without a backbone, and ``dt`` the elapsed time:
 
@@ -92,7 +95,7 @@ class CfCCell(Cell):
             without a backbone.
 
     Raises:
-        ValueError: An argument out of its range.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -114,7 +117,9 @@ class CfCCell(Cell):
         self.units = self.output_size = check_size("units", units)
         self.mode = mode
         if not 0 <= backbone_dropout < 1:
-            raise ValueError(f"backbone_dropout must be in [0, 1), got {backbone_dropout}")
+            raise ValueError(
+                f"backbone_dropout={backbone_dropout}: pass a number from 0 to below 1"
+            )
         width = input_size + units
         layers: list[nn.Module] = []
         for _ in range(check_size("backbone_layers", backbone_layers, minimum=0)):
@@ -128,11 +133,14 @@ class CfCCell(Cell):
             self.backbone = nn.Sequential(*layers)  # type: ignore[no-untyped-call]
         if mask is not None:
             if layers:
-                raise ValueError("mask needs backbone_layers=0: a backbone mixes all inputs")
+                raise ValueError(
+                    f"mask can't be kept with backbone_layers={backbone_layers}, because a "
+                    "backbone mixes all inputs: pass backbone_layers=0, or no mask"
+                )
             if np.shape(mask) != (width, units):
                 raise ValueError(
-                    f"mask must have shape (input_size + units, units) = {(width, units)}, "
-                    f"got {np.shape(mask)}"
+                    f"mask has shape {np.shape(mask)}: pass (input_size + units, units) = "
+                    f"{(width, units)}"
                 )
 
         self.ff1 = _linear(width, units, mask)
@@ -176,7 +184,7 @@ class CfCCell(Cell):
 
 
 class WiredCfCCell(Cell):
-    """One step of a CfC whose layers follow a wiring.
+    """Run one time step of a CfC whose layers follow a wiring.
 
     Each layer of the wiring is a :class:`CfCCell` without a backbone, fed by the previous one. The
     wiring masks ``ff1`` and ``ff2`` between layers; ``time_a``, ``time_b`` and the recurrence
@@ -185,12 +193,13 @@ class WiredCfCCell(Cell):
     Args:
         input_size: Features of ``x``.
         wiring: An object with the interface of :class:`~ncp_callbacks.models.Wiring`, such as one
-            of ``ncps.wirings``; built in place if it is not yet.
+            of ``ncps.wirings``. It is built in place if it isn't yet.
         mode: ``"default"``, ``"pure"`` or ``"no_gate"``.
 
     Raises:
         TypeError: The wiring lacks an attribute or a method.
-        ValueError: An argument out of its range, or a wiring built for another ``input_size``.
+        ValueError: An argument is out of its range, or the wiring was built for another
+            ``input_size``.
     """
 
     wiring: Wiring
@@ -249,7 +258,7 @@ class WiredCfCCell(Cell):
 
 
 class CfC(RecurrentModel):
-    """A CfC network over sequences with irregular sampling.
+    """Run a CfC network over sequences with irregular sampling.
 
     Args:
         input_size: Features per step.
@@ -257,12 +266,12 @@ class CfC(RecurrentModel):
             :class:`~ncp_callbacks.models.Wiring`, such as ``ncps.wirings.AutoNCP(16, 2)``) for a
             layered, sparse network without a backbone, whose outputs are the motor neurons.
         mode, backbone_units, backbone_layers, backbone_dropout, activation: See :class:`CfCCell`.
-        return_sequences: Whether to return the outputs of all steps or of the last one.
+        return_sequences: Return the outputs of all time steps, not of the last one only.
         proj_size: Size of a final linear layer; ``None`` for none.
 
     Raises:
         TypeError: ``units_or_wiring`` is neither a number nor a wiring.
-        ValueError: An argument out of its range, or a backbone setting together with a wiring.
+        ValueError: An argument is out of its range, or a backbone is set together with a wiring.
     """
 
     cell: CfCCell | WiredCfCCell
@@ -292,8 +301,9 @@ class CfC(RecurrentModel):
             )
             if not no_backbone_settings:
                 raise ValueError(
-                    "a wired CfC has no backbone: do not pass backbone_units, backbone_layers, "
-                    "backbone_dropout and activation, or pass a number of units"
+                    "a CfC with a wiring has no backbone: pass none of backbone_units, "
+                    "backbone_layers, backbone_dropout and activation, or pass a number of units "
+                    "in place of the wiring"
                 )
             self.cell = WiredCfCCell(input_size, wiring, mode=mode)
         else:

@@ -36,7 +36,7 @@ _MAPPINGS = ("affine", "linear", None)
 
 
 class LTCCell(Cell):
-    """One LTC step, by sub-steps of the semi-implicit (fused) Euler method.
+    """Run one time step of an LTC, by sub-steps of the semi-implicit (fused) Euler method.
 
     Neuron ``i`` is a leaky membrane with conductance-based synapses::
 
@@ -55,7 +55,7 @@ class LTCCell(Cell):
     Args:
         input_size: Features of ``x``.
         wiring: An object with the interface of :class:`~ncp_callbacks.models.Wiring`, such as one
-            of ``ncps.wirings``; built in place if it is not yet.
+            of ``ncps.wirings``. It is built in place if it isn't yet.
         ode_unfolds: Sub-steps per time step.
         epsilon: Added to the total conductance of each neuron.
         implicit_param_constraints: Keep ``w``, ``sensory_w``, ``cm`` and ``gleak`` positive by a
@@ -64,7 +64,8 @@ class LTCCell(Cell):
 
     Raises:
         TypeError: The wiring lacks an attribute or a method.
-        ValueError: An argument out of its range, or a wiring built for another ``input_size``.
+        ValueError: An argument is out of its range, or the wiring was built for another
+            ``input_size``.
     """
 
     wiring: Wiring
@@ -84,7 +85,7 @@ class LTCCell(Cell):
         check_choice("input_mapping", input_mapping, _MAPPINGS)
         check_choice("output_mapping", output_mapping, _MAPPINGS)
         if not epsilon >= 0:
-            raise ValueError(f"epsilon must be >= 0, got {epsilon}")
+            raise ValueError(f"epsilon={epsilon}: pass a number of at least 0")
         self.input_size = inputs = check_size("input_size", input_size)
         set_untrained(self, "wiring", build_wiring(wiring, input_size))
         self.units = units = wiring.units
@@ -185,7 +186,8 @@ class LTC(RecurrentModel):
 
     Raises:
         TypeError: The wiring lacks an attribute or a method.
-        ValueError: An argument out of its range, or a wiring built for another ``input_size``.
+        ValueError: An argument is out of its range, or the wiring was built for another
+            ``input_size``.
     """
 
     cell: LTCCell

@@ -1,4 +1,4 @@
-"""Wirings: which neurons of a cell are connected, and with which sign.
+"""Describe wirings: which neurons of a cell are connected, and with which sign.
 
 A wired CfC or LTC takes any object that has the attributes and methods of :class:`Wiring`. Those of
 ``ncps.wirings`` have them, of the packages ncps and ncps-mlx alike; neither package is needed here.
@@ -149,22 +149,20 @@ def build_wiring(wiring: Wiring, input_size: int) -> Wiring:
         ValueError: The wiring was built for another number of inputs, or has no output neurons.
     """
     if isinstance(wiring, type):
-        raise TypeError(
-            f"a wiring is needed, got the class {wiring.__name__}: pass an instance of it"
-        )
+        raise TypeError(f"{wiring.__name__} is a class, not a wiring: pass an instance of it")
     missing = [name for name in _INTERFACE if not hasattr(wiring, name)]
     if missing:
         raise TypeError(
-            f"{type(wiring).__name__} is no wiring, it has no {', '.join(missing)}: pass a number "
-            "of units, or a wiring such as ncps.wirings.AutoNCP(16, 2)"
+            f"{type(wiring).__name__} is no wiring, because it lacks {', '.join(missing)}: pass a "
+            "number of units, or a wiring such as ncps.wirings.AutoNCP(16, 2)"
         )
     if not wiring.is_built():
         wiring.build(input_size)
     if wiring.input_dim != input_size:
         raise ValueError(
-            f"the wiring was built for {wiring.input_dim} inputs, got input_size={input_size}: "
-            "make a new wiring for this model"
+            f"the wiring was built for {wiring.input_dim} inputs, and the model has "
+            f"input_size={input_size}: pass a new one"
         )
     if wiring.output_dim is None:
-        raise ValueError("the wiring has no output neurons: call wiring.set_output_dim(...) first")
+        raise ValueError("the wiring has no output neurons: set them by wiring.set_output_dim(...)")
     return wiring

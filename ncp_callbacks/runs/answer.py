@@ -5,13 +5,16 @@ The sentences carry their numbers and never claim more than the runs can tell.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 from ..stats.run_groups import smallest_p
 from .comparison import Change, Condition, Measure, RunInfo, ScalarRow, Side
 from .find import Group
-from .scalars import RECOMMENDED, VALIDATION
+from .scalars import RECOMMENDED
+from .tags import VALIDATION
+from .words import listed
 
 __all__ = ["answer", "time_share_tag"]
 
@@ -20,8 +23,21 @@ _LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "bce", "ce", "per
 _HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "auprc", "ap", "map", "r2", "precision",
            "recall", "score", "iou", "bleu", "kappa", "mcc", "reward", "correlation",
            "sensitivity", "specificity"}  # fmt: skip
-_TRAINING_NUMBERS = "Only training numbers are subtracted between them"
-_OWN_NUMBERS = "Only training and validation numbers are subtracted between them"
+# For each condition: what differs, how the others are called, and what follows.
+_DIFFERENT = {
+    "held-out batch": (
+        "held-out batch is", "another one", "Only training numbers are subtracted between them",
+    ),
+    "method": (
+        "attribution method is", "another one",
+        "Only training and validation numbers are subtracted between them",
+    ),
+    "target": (
+        "target is", "another one",
+        "Only training and validation numbers are subtracted between them",
+    ),
+    "feature names": ("feature names are", "others", "Maps by feature are not compared"),
+}  # fmt: skip
 _MAX_METRICS = 3
 _CLEAR = 0.1  # A change of a share that is worth a sentence.
 
@@ -34,10 +50,15 @@ def answer(
     measures: Sequence[Measure],
 ) -> tuple[str, ...]:
     """Return the sentences that stand on top of a comparison."""
+    alike = [
+        number
+        for number in range(len(sides))
+        if not number or all(c.same[number - 1] is not False for c in conditions)
+    ]
     return (
-        *_incommensurable(groups, conditions),
+        *_incommensurable(groups[0].name, conditions),
         *_better(sides, headlines),
-        *_rely(groups, sides, conditions, headlines, measures),
+        *_rely(groups, sides, alike, headlines, measures),
         *_not_known(conditions),
     )
 
@@ -45,30 +66,18 @@ def answer(
 def time_share_tag(tags: Sequence[str]) -> str | None:
     """Return the tag of the share of elapsed time in the attribution, if there is one."""
     found = [tag for tag in tags if tag.endswith("/time_share")]
-    return (
-        "attribution/time_share" if "attribution/time_share" in found else next(iter(found), None)
-    )
+    return min(found, key=lambda tag: tag != "attribution/time_share", default=None)
 
 
-def _incommensurable(groups: Sequence[Group], conditions: Sequence[Condition]) -> list[str]:
-    what = {
-        "held-out batch": (
-            "held-out batch is",
-            "Only training numbers are subtracted between them",
-        ),
-        "method": ("attribution method is", _OWN_NUMBERS),
-        "target": ("target is", _OWN_NUMBERS),
-        "feature names": ("feature names are", "Maps by feature are not compared"),
-    }
+def _incommensurable(first: str, conditions: Sequence[Condition]) -> list[str]:
     sentences = []
     for condition in conditions:
         if False in condition.same:
-            subject, consequence = what[condition.name]
+            subject, another, consequence = _DIFFERENT[condition.name]
             verb = "has" if len(condition.different) == 1 else "have"
-            another = "others" if subject.endswith("are") else "another one"
             sentences.append(
-                f"The {subject} not the same: {_some(condition.different)} {verb} {another} than "
-                f"{groups[0].name}. {consequence}."
+                f"The {subject} not the same: {listed(condition.different, 3)} {verb} {another} "
+                f"than {first}. {consequence}."
             )
     return sentences
 
@@ -79,9 +88,12 @@ def _not_known(conditions: Sequence[Condition]) -> list[str]:
         return []
     verb = "are" if len(unknown) > 1 else "is"
     return [
-        f"The logs don't tell whether the {_listed(unknown)} {verb} the same; they are compared as "
+        f"The logs don't tell whether the {listed(unknown)} {verb} the same; they are compared as "
         "if they were."
     ]
+
+
+# --- which side is better
 
 
 def _direction(tag: str) -> int:
@@ -91,46 +103,44 @@ def _direction(tag: str) -> int:
 
 
 def _better(sides: Sequence[Side], headlines: Sequence[ScalarRow]) -> list[str]:
-    usable = [row for row in headlines if any(change is not None for change in row.changes)]
+    usable = [row for row in headlines if any(row.changes)]
     rows = [row for row in usable if VALIDATION.match(row.tag)]
-    if not rows:
-        rows = [row for row in usable if row.tag == "train/loss"]
+    rows = rows or [row for row in usable if row.tag == "train/loss"]
     if not rows:
         return [
-            "Which is better is not known: no validation metric and no train/loss can be compared."
+            "Which is better is not known: no validation metric and no train/loss can be compared. "
+            "Log one, such as val/loss, in all runs."
         ]
     rows.sort(key=lambda row: not row.tag.endswith("loss"))
     if len(sides) > 2:
         return [_ranking(sides, rows[0])]
     sentences = [_pair(sides, row) for row in rows[:_MAX_METRICS]]
-    if max(len(side.runs) for side in sides) == 1:
+    sizes = [len(side.runs) for side in sides]
+    if max(sizes) == 1:
         sentences.append("One run each: with other seeds it may be otherwise.")
-    elif min(len(side.runs) for side in sides) < 3:
+    elif min(sizes) < 3:
         sentences.append("Too few runs on a side to tell this from the differences between seeds.")
     return sentences
 
 
 def _pair(sides: Sequence[Side], row: ScalarRow) -> str:
-    a, b = row.values
-    (change,) = row.changes
+    change = row.changes[0]
     if change is None:
         return ""
     first, other = (f"{side.name} ({value.mean:.4g})"
                     for side, value in zip(sides, row.values, strict=True))  # fmt: skip
-    direction = _direction(row.tag)
-    if change.delta != change.delta:
+    if math.isnan(change.delta):
         return f"By {row.tag}, {other} and {first} can't be ranked: not a number."
     if not change.delta:
         return f"By {row.tag}, {other} and {first} are equal."
-    word = ("higher" if change.delta > 0 else "lower") if not direction else (
-        "better" if direction * change.delta > 0 else "worse")  # fmt: skip
+    direction = _direction(row.tag)
+    better = (direction or 1) * change.delta > 0
+    word = ("better" if better else "worse") if direction else ("higher" if better else "lower")
     size = f", by {abs(change.percent):.3g} %" if change.percent is not None else ""
-    validation = bool(VALIDATION.match(row.tag))
-    means = _means(change, len(a.runs), len(b.runs), validation=validation)
-    return f"By {row.tag}, {other} is {word} than {first}{size}{means}"
+    return f"By {row.tag}, {other} is {word} than {first}{size}{_means(row, change, *sides)}"
 
 
-def _means(change: Change, n: int, m: int, *, validation: bool) -> str:
+def _means(row: ScalarRow, change: Change, first: Side, other: Side) -> str:
     """Return the clause that ends a sentence on a difference: what it means.
 
     Validation is tested alone, and so is train/loss where there is none.
@@ -139,14 +149,14 @@ def _means(change: Change, n: int, m: int, *, validation: bool) -> str:
         if change.over_noise is not None and change.over_noise < 2:
             return ", which is within the scatter from point to point of one run."
         return "."
-    p = change.p_holm if validation and change.p_holm is not None else change.p
-    ci = (
-        ""
-        if change.ci is None
-        else f" (95 % CI of the difference {change.ci[0]:+.3g} to {change.ci[1]:+.3g})"
-    )
+    corrected = change.p_holm if VALIDATION.match(row.tag) else None
+    p = change.p if corrected is None else corrected
+    ci = ""
+    if change.ci is not None:
+        ci = f" (95 % CI of the difference {change.ci[0]:+.3g} to {change.ci[1]:+.3g})"
     if p <= 0.05:
         return f"{ci}: more than seeds explain (p = {p:.2g})."
+    n, m = len(first.runs), len(other.runs)
     least = smallest_p(n, m)
     if least > 0.05:
         return (
@@ -157,11 +167,14 @@ def _means(change: Change, n: int, m: int, *, validation: bool) -> str:
 
 
 def _ranking(sides: Sequence[Side], row: ScalarRow) -> str:
-    use = [True, *(change is not None for change in row.changes)]
-    means = {side.name: value.mean
-             for side, value, ok in zip(sides, row.values, use, strict=True) if ok}  # fmt: skip
+    changes = dict(zip((side.name for side in sides[1:]), row.changes, strict=True))
+    means = {
+        side.name: value.mean
+        for side, value in zip(sides, row.values, strict=True)
+        if changes.get(side.name, True)
+    }
     direction = _direction(row.tag)
-    finite = {name: mean for name, mean in means.items() if abs(mean) < float("inf")}
+    finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     ranked = sorted(finite, key=lambda name: (-direction or 1) * finite[name])
     if len(ranked) < 2:
         return f"By {row.tag} the sides can't be ranked: not a number."
@@ -172,61 +185,59 @@ def _ranking(sides: Sequence[Side], row: ScalarRow) -> str:
         f"({finite[second]:.4g}); {last} is {word[1]} ({finite[last]:.4g})."
     )
     if len(finite) < len(means):
-        text += f" {_some([name for name in means if name not in finite])}: not a number."
-    first = sides[0].name
-    other = second if best == first else best
-    number = [side.name for side in sides].index(other)
-    change = row.changes[number - 1]
-    if change is not None and change.p is not None and first in finite:
-        sizes = len(sides[0].runs), len(sides[number].runs)
-        clause = _means(change, *sizes, validation=bool(VALIDATION.match(row.tag)))
-        text += f" {other} against {first}{clause}"
+        text += f" {listed([name for name in means if name not in finite], 3)}: not a number."
+    first, name = sides[0], second if best == sides[0].name else best
+    change, other = changes[name], next(side for side in sides if side.name == name)
+    if change is not None and change.p is not None and first.name in finite:
+        text += f" {name} against {first.name}{_means(row, change, first, other)}"
     if max(len(side.runs) for side in sides) == 1:
         text += " One run each: with other seeds the order may be another."
     return text
 
 
+# --- what the models rely on
+
+
 def _rely(
     groups: Sequence[Group],
     sides: Sequence[Side],
-    conditions: Sequence[Condition],
+    alike: Sequence[int],
     headlines: Sequence[ScalarRow],
     measures: Sequence[Measure],
 ) -> list[str]:
-    alike = [True] + [
-        all(c.same[number] is not False for c in conditions) for number in range(len(sides) - 1)
-    ]
-    use = [number for number, ok in enumerate(alike) if ok]
-    if len(use) < 2:
+    """Return sentences on the sides that were analysed alike."""
+    if len(alike) < 2:
         return ["What they rely on is not compared."]
     sentences = []
-    shares = [_mean_shares(sides[number].runs) for number in use]
-    if all(shares) and len({frozenset(share) for share in shares}) == 1:
-        spans = {
-            name: max(share[name] for share in shares) - min(share[name] for share in shares)
-            for name in shares[0]
-        }
+    shares = {number: _mean_shares(sides[number].runs) for number in alike}
+    if all(shares.values()) and len({frozenset(share) for share in shares.values()}) == 1:
+        by_feature = {n: [share[n] for share in shares.values()] for n in shares[alike[0]]}
+        spans = {name: max(values) - min(values) for name, values in by_feature.items()}
         name = max(spans, key=lambda n: spans[n])
-        values = [f"{_share(share[name])} in {sides[number].name}"
-                  for number, share in zip(use, shares, strict=True)]  # fmt: skip
-        if len(values) > 3:
-            order = sorted(range(len(shares)), key=lambda i: shares[i][name])
-            values = [values[order[0]], values[order[-1]]]
-        if spans[name] >= _CLEAR:
-            text = f"They rely on the inputs differently: {name} has {_listed(values)}"
-        else:
-            text = f"They rely on the inputs alike: {name} differs most, with {_listed(values)}"
-        sentences.append(f"{text}{_like_seeds(measures, spans[name])}.")
+        values = [
+            f"{_percent(shares[number][name])} in {sides[number].name}"
+            for number in _extremes({n: share[name] for n, share in shares.items()})
+        ]
+        how = "alike: {} differs most, with" if spans[name] < _CLEAR else "differently: {} has"
+        sentences.append(
+            f"They rely on the inputs {how.format(name)} {listed(values)}"
+            f"{_like_seeds(measures, spans[name])}."
+        )
     row = next((row for row in headlines if row.tag.endswith("/time_share")), None)
     if row is not None:
-        every = [row.values[number].mean for number in use]
-        order = sorted(range(len(use)), key=lambda i: every[i])
-        kept = range(len(use)) if len(use) <= 3 else (order[0], order[-1])
+        means = {number: row.values[number].mean for number in alike}
         values = [
-            f"{_share(every[i])}{_ci(groups[use[i]], row)} in {sides[use[i]].name}" for i in kept
+            f"{_percent(means[number])}{_ci(groups[number], row)} in {sides[number].name}"
+            for number in _extremes(means)
         ]
-        sentences.append(f"Of the attribution, elapsed time has {_listed(values)}.")
+        sentences.append(f"Of the attribution, elapsed time has {listed(values)}.")
     return sentences
+
+
+def _extremes(values: dict[int, float]) -> list[int]:
+    """Return all sides up to three; of more, those with the smallest and the largest value."""
+    order = sorted(values, key=lambda number: values[number])
+    return list(values) if len(values) <= 3 else [order[0], order[-1]]
 
 
 def _mean_shares(runs: Sequence[RunInfo]) -> dict[str, float]:
@@ -237,14 +248,13 @@ def _mean_shares(runs: Sequence[RunInfo]) -> dict[str, float]:
 
 def _like_seeds(measures: Sequence[Measure], span: float) -> str:
     """Return a clause where runs of one side differ as much as the sides do."""
-    for measure in measures:
-        if measure.name != "shift of feature shares" or span < _CLEAR:
-            continue
-        within = [value for value in measure.within if value is not None]
-        between = [value for value in measure.between if value is not None]
-        if within and between and max(between) <= max(within):
-            return ", which is no more than between runs of one side"
-        break
+    shift = next((m for m in measures if m.name == "shift of feature shares"), None)
+    if shift is None or span < _CLEAR:
+        return ""
+    within = [value for value in shift.within if value is not None]
+    between = [value for value in shift.between if value is not None]
+    if within and between and max(between) <= max(within):
+        return ", which is no more than between runs of one side"
     return ""
 
 
@@ -257,14 +267,5 @@ def _ci(group: Group, row: ScalarRow) -> str:
     return f" [{100 * ci.low[at[-1]]:.0f}, {100 * ci.high[at[-1]]:.0f}]"
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}" if more else _listed(names)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

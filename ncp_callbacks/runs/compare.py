@@ -18,11 +18,13 @@ from pathlib import Path
 from .answer import answer, time_share_tag
 from .comparison import Comparison, RunInfo, ScalarRow, Side
 from .errors import RunsError
-from .find import Group, RunsLike, find_groups, nearest, read_groups
+from .find import Group, RunsLike, all_runs, find_groups, read_groups, shared_tags
 from .fingerprint import commensurable, compare_fingerprints
-from .maps import PREFIX, Features, compare_arrays, feature_shares, time_curves
+from .maps import Features, compare_arrays, feature_shares, time_curves
 from .reader import HyperParameter
-from .scalars import VALIDATION, common_window, compare_scalars, scalar_row, significance
+from .scalars import common_window, compare_scalars, scalar_row, significance
+from .tags import VALIDATION, short
+from .words import like
 
 __all__ = ["choose_pair", "compare_groups", "compare_runs", "load_groups"]
 
@@ -77,7 +79,7 @@ def choose_pair(groups: Sequence[Group], names: Sequence[str]) -> list[Group]:
     known = {group.name: group for group in groups}
     for name in names:
         if name not in known:
-            raise RunsError(f"no side is named {name!r}{nearest(name, known) or _known([*known])}")
+            raise RunsError(f"no side is named {name!r}: pass {like(name, known)}")
     if len(set(names)) < len(names):
         raise RunsError(f"side {names[0]!r} is passed twice: pass two sides")
     return [known[name] for name in names]
@@ -95,30 +97,29 @@ def compare_groups(
     """Compare runs that were read already, as :func:`compare_runs` does."""
     for name, number in (("last", last), ("top", top)):
         if number < 1:
-            raise RunsError(f"{name}={number} must be at least 1")
+            raise RunsError(f"{name}={number}: pass at least 1")
     step, set_by = _until(groups, at)
-    wanted = _filter(groups, tags)
+    holders = _holders(groups)
+    wanted = _filter(tags, holders)
     window = common_window(groups, step, last)
     conditions = compare_fingerprints(groups)
     allowed = functools.partial(commensurable, conditions)
-    runs = [run for group in groups for run in group.runs]
-    shared = [tag for tag in runs[0].scalars if all(tag in run.scalars for run in runs)]
-    all_rows, all_unchanged, all_apart = compare_scalars(groups, shared, window, allowed)
-    chosen = [tag for tag in shared if wanted(tag)]
-    rows, unchanged, apart = (
-        (all_rows, all_unchanged, all_apart)
-        if tags is None
-        else compare_scalars(groups, chosen, window, allowed, chosen=True)
-    )
-    equal = (scalar_row(groups, tag, window, allowed) for tag in all_unchanged)
-    headlines = _headlines([*all_rows, *(row for row in equal if row is not None)])
-    own = {row.tag: row for row in headlines}
-    # Validation is tested alone and whole, whatever the table shows.
-    rows = [own[row.tag] if VALIDATION.match(row.tag) else row for row in rows]
+    shared = shared_tags(groups, "scalars")
+    all_rows, unchanged, apart = compare_scalars(groups, shared, window, allowed)
+    equal = [row for tag in unchanged if (row := scalar_row(groups, tag, window, allowed))]
+    headlines = _headlines([*all_rows, *equal])
+    rows = all_rows
     measures, notes = compare_arrays(groups, Features(groups), allowed, until=step, top=top)
-    curves = time_curves(groups, until=step)
-    if not (all_rows or all_unchanged or measures):
-        raise RunsError(_nothing_common(groups, all_apart, step))
+    if not (all_rows or unchanged or measures):
+        raise RunsError(_nothing_common(groups, apart, step))
+    if tags is not None:
+        chosen = [tag for tag in shared if wanted(tag)]
+        rows, unchanged, apart = compare_scalars(groups, chosen, window, allowed, chosen=True)
+        # Validation is tested alone and whole, whatever the table shows.
+        whole = {row.tag: row for row in headlines if VALIDATION.match(row.tag)}
+        rows = [whole.get(row.tag, row) for row in rows]
+    runs = all_runs(groups)
+    partial = {tag: tuple(names) for tag, names in holders.items() if len(names) < len(runs)}
     sides = tuple(_side(group, step) for group in groups)
     return Comparison(
         answer=answer(groups, sides, conditions, headlines, measures),
@@ -132,10 +133,10 @@ def compare_groups(
         headlines=headlines,
         scalars=tuple(rows),
         unchanged=tuple(unchanged),
-        partial=_partial(groups, wanted),
+        partial={t: names for t, names in partial.items() if wanted(t) or wanted(short(t))},
         apart=tuple(apart),
         measures=tuple(measures),
-        curves=tuple(curves),
+        curves=tuple(time_curves(groups, until=step)),
         warnings=(
             *warnings,
             *(f"{run.name}: {warning}" for run in runs for warning in run.warnings),
@@ -157,62 +158,47 @@ def _headlines(rows: Sequence[ScalarRow]) -> tuple[ScalarRow, ...]:
 
 def _until(groups: Sequence[Group], at: int | None) -> tuple[int, str]:
     """Return the step up to which runs are compared, and the reason."""
-    ends = [(run.steps[1], run.name) for group in groups for run in group.runs if run.steps]
+    ends = [(run.steps[1], run.name) for run in all_runs(groups) if run.steps]
     end, shortest = min(ends)
     if at is not None:
         if at > end:
             raise RunsError(f"run {shortest!r} ends at step {end:,}: pass at most that, not {at:,}")
         return at, "as asked for"
-    if len({last for last, _ in ends}) == 1:
-        return end, "where all end"
-    return end, f"where {shortest} ends"
+    return end, "where all end" if min(ends)[0] == max(ends)[0] else f"where {shortest} ends"
 
 
-def _filter(groups: Sequence[Group], tags: str | None) -> Callable[[str], bool]:
-    if tags is None:
-        return lambda tag: True
+def _filter(tags: str | None, known: Iterable[str]) -> Callable[[str], bool]:
     try:
-        pattern = re.compile(tags)
+        pattern = re.compile(tags or "")
     except re.error as error:
-        raise RunsError(f"tags={tags!r} is no regular expression: {error}") from error
-    known = list(_holders(groups))
-    if not any(pattern.search(tag) for tag in known):
-        raise RunsError(f"no tag matches {tags!r}{nearest(tags, known) or _known(known)}")
+        raise RunsError(
+            f"tags={tags!r} is no regular expression ({error}): pass one, such as '^val/'"
+        ) from error
+    if tags and not any(map(pattern.search, known)):
+        raise RunsError(
+            f"no tag matches {tags!r}: pass an expression that is found in one, such as "
+            f"{like(tags, known)}"
+        )
     return lambda tag: pattern.search(tag) is not None
-
-
-def _known(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"; there are {', '.join(names[:8])}{more}" if names else ""
 
 
 def _holders(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Return the tags of numbers, and the names of the runs that have them."""
     holders: dict[str, list[str]] = {}
-    for run in (run for group in groups for run in group.runs):
+    for run in all_runs(groups):
         for tag in (*run.scalars, *run.histograms, *run.arrays):
             holders.setdefault(tag, []).append(run.name)
     return holders
 
 
-def _partial(groups: Sequence[Group], wanted: Callable[[str], bool]) -> dict[str, tuple[str, ...]]:
-    count = sum(len(group.runs) for group in groups)
-    return {
-        tag: tuple(names)
-        for tag, names in _holders(groups).items()
-        if len(names) < count and (wanted(tag) or wanted(tag.removeprefix(PREFIX)))
-    }
-
-
 def _nothing_common(groups: Sequence[Group], apart: Sequence[str], step: int) -> str:
-    spans = ", ".join(
-        f"{run.name} {run.steps[0]:,}-{run.steps[1]:,}"
-        for group in groups
-        for run in group.runs
-        if run.steps
-    )
+    spans = ((run.name, run.steps) for run in all_runs(groups))
+    logged = ", ".join(f"{name} {steps[0]:,}-{steps[1]:,}" for name, steps in spans if steps)
     what = "steps" if apart else "tags at steps"
-    return f"the runs have no common {what} up to {step:,}; they logged: {spans}"
+    return (
+        f"the runs have no common {what} up to {step:,}; they logged: {logged}. Pass runs that "
+        "logged the same tags at the same steps"
+    )
 
 
 def _side(group: Group, step: int) -> Side:
@@ -228,7 +214,7 @@ def _side(group: Group, step: int) -> Side:
 
 def _differing(groups: Sequence[Group]) -> dict[str, tuple[tuple[HyperParameter, ...], ...]]:
     """Return the hyper-parameters that not all runs share, with the values on each side."""
-    runs = [run for group in groups for run in group.runs]
+    runs = all_runs(groups)
     names = dict.fromkeys(name for run in runs for name in run.hparams)
     return {
         name: tuple(
@@ -244,13 +230,13 @@ def _copies(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> list[str]:
     """Warn of runs of a side with equal numbers, which are one observation, not several."""
     notes = []
     for number, group in enumerate(groups):
-        seen: dict[tuple[float, ...], str] = {}
+        first: dict[tuple[float, ...], str] = {}
         for place, run in enumerate(group.runs):
             numbers = tuple(row.values[number].runs[place] for row in rows)
-            if len(numbers) > 1 and numbers in seen:
+            other = first.setdefault(numbers, run.name)
+            if len(numbers) > 1 and other != run.name:
                 notes.append(
-                    f"{seen[numbers]} and {run.name} have the same numbers: copies, or one seed "
-                    "twice. They count twice, so that p and CIs are too certain"
+                    f"{other} and {run.name} have the same numbers: copies, or one seed twice. "
+                    "They count twice, so that p and CIs are too certain: pass one of them"
                 )
-            seen.setdefault(numbers, run.name)
     return notes

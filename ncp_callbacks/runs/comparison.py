@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .reader import HyperParameter
+from .words import like
 
 __all__ = [
     "Change",
@@ -212,10 +213,10 @@ class Comparison:
         Raises:
             KeyError: The comparison has no row of this tag.
         """
-        for row in self.scalars:
-            if row.tag == tag:
-                return row
-        raise KeyError(tag)
+        rows = {row.tag: row for row in self.scalars}
+        if tag not in rows:
+            raise KeyError(f"there is no row of {tag!r}: pass {like(tag, rows)}")
+        return rows[tag]
 
     def to_json(self) -> str:
         """Return JSON in ASCII; NaN and infinities become strings such as ``"NaN"``."""
@@ -231,7 +232,10 @@ class Comparison:
         try:
             made: Comparison = _made(cls, json.loads(text))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is not a comparison as JSON: {error}") from error
+            raise ValueError(
+                f"this is not a comparison as JSON ({type(error).__name__}: {error}): pass what "
+                "Comparison.to_json returned"
+            ) from error
         return made
 
 

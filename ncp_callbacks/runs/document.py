@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .comparison import Change, Comparison, Measure, RunInfo, ScalarRow
+from .comparison import Change, Comparison, Curve, Measure, RunInfo, ScalarRow
 from .reader import HyperParameter
-from .scalars import VALIDATION
+from .tags import VALIDATION
+from .words import listed, sentence
 
-__all__ = ["MAX_IN_DETAIL", "Part", "Section", "Table", "Tags", "document", "labels"]
+__all__ = ["Part", "Section", "Table", "Tags", "document"]
 
 MAX_IN_DETAIL = 3  # Sides; of more, a table shows all and --pair shows two.
 NONE = "-"
@@ -53,51 +54,41 @@ class Section:
     parts: tuple[Part, ...]
 
 
-def labels(comparison: Comparison, longest: int = _LONGEST_LABEL) -> tuple[str, ...]:
-    """Return names of the sides for the heads of columns: letters where one is too long."""
-    names = [side.name for side in comparison.sides]
-    if max(map(len, names)) <= longest:
-        return tuple(names)
-    return tuple(chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(names)))
-
-
 def document(comparison: Comparison, *, longest_label: int = _LONGEST_LABEL) -> list[Section]:
     """Return all sections, the answer first.
 
     With more than three sides, details of pairs are not among them.
+
+    Args:
+        comparison: The comparison.
+        longest_label: Where the name of a side is longer, sides are called A, B, … in tables.
     """
-    names = labels(comparison, longest_label)
+    names = _labels([side.name for side in comparison.sides], longest_label)
     detailed = len(names) <= MAX_IN_DETAIL
-    sections = [
-        Section(
-            "answer",
-            _title(comparison),
-            (" ".join(comparison.answer), _context(comparison), _sentence(comparison.significance)),
-        ),
-        Section("runs", "Runs", (_runs(comparison, names, hparams=not detailed),)),
-    ]
+    summary = (" ".join(comparison.answer), _context(comparison), sentence(comparison.significance))
+    runs: list[Part] = [_runs(comparison, names, hparams=not detailed)]
     if not detailed:
-        other, first = comparison.sides[1].name, comparison.sides[0].name
-        advice = f"For two of them in detail, pass --pair and their names: --pair {first} {other}."
-        sections[-1] = Section("runs", "Runs", (*sections[-1].parts, advice))
-    if comparison.hparams and detailed:
-        sections.append(
-            Section("hparams", "Hyper-parameters that differ", (_hparams(comparison, names),))
-        )
-    if comparison.scalars and detailed:
-        sections += _scalars(comparison, names)
-    if comparison.measures and detailed:
-        sections.append(_measures(comparison, names))
+        first, other = (side.name for side in comparison.sides[:2])
+        advice = "For two of them in detail, pass --pair and their names"
+        runs.append(f"{advice}: --pair {first} {other}.")
+    sections = [
+        Section("answer", _title(comparison), summary),
+        Section("runs", "Runs", tuple(runs)),
+    ]
     if detailed:
-        sections += [_curve(comparison, names, number) for number in range(len(comparison.curves))]
-    tags = _tags(comparison)
-    if tags:
+        sections += _details(comparison, names)
+    if tags := _tags(comparison):
         sections.append(Section("tags", "Tags without a row", tags))
     if comparison.warnings:
-        sections.append(
-            Section("warnings", "Warnings", tuple(_sentence(w) for w in comparison.warnings))
-        )
+        sections.append(Section("warnings", "Warnings", tuple(map(sentence, comparison.warnings))))
     return sections
+
+
+def _labels(names: list[str], longest: int) -> list[str]:
+    """Return names of the sides for the heads of columns: letters where one is too long."""
+    if max(map(len, names)) <= longest:
+        return names
+    return [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(names))]
 
 
 def _title(comparison: Comparison) -> str:
@@ -113,34 +104,30 @@ def _context(comparison: Comparison) -> str:
     return f"Compared up to step {comparison.step:,}, {comparison.set_by}; {means}."
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
-
-
 def _runs(comparison: Comparison, names: Sequence[str], *, hparams: bool) -> Table:
     """Return the table of runs × headline metrics."""
-    lettered = any(n != side.name for n, side in zip(names, comparison.sides, strict=True))
-    with_side = lettered or any(len(side.runs) > 1 for side in comparison.sides)
+    sides = comparison.sides
+    lettered = any(n != side.name for n, side in zip(names, sides, strict=True))
+    with_side = ["side"] if lettered or any(len(side.runs) > 1 for side in sides) else []
     metrics = comparison.headlines[:_MAX_METRICS]
     differing = list(comparison.hparams)[:_MAX_HPARAMS] if hparams else []
-    relying = any(run.shares for side in comparison.sides for run in side.runs)
-    header = [*(["side"] if with_side else []), "run", *differing, *(row.tag for row in metrics)]
-    header += [*(["relies most on"] if relying else []), "steps", "path"]
+    relying = ["relies most on"] if any(run.shares for side in sides for run in side.runs) else []
+    header = [*with_side, "run", *differing, *(row.tag for row in metrics), *relying]
     rows = []
-    for number, (name, side) in enumerate(zip(names, comparison.sides, strict=True)):
+    for number, (name, side) in enumerate(zip(names, sides, strict=True)):
         for place, run in enumerate(side.runs):
-            cells = [name if place == 0 else ""] if with_side else []
+            cells = [name if place == 0 else "" for _ in with_side]
             cells.append(run.name)
             cells += [_hparam(run.hparams[h]) if h in run.hparams else NONE for h in differing]
             cells += [_number(row.values[number].runs[place]) for row in metrics]
-            cells += [_most(run)] if relying else []
+            cells += [_most(run) for _ in relying]
             rows.append((*cells, f"{run.steps[0]:,}-{run.steps[1]:,}", run.path))
-    before, count = len(header) - len(metrics) - len(differing) - 2 - relying, len(header)
-    align = "l" * before + "r" * (len(differing) + len(metrics)) + "l" * relying + "rl"
+    left, numbers = len(with_side) + 1, len(differing) + len(metrics)
     # What is most to the right matters least, the first metric is kept.
-    spare = (count - 1, count - 2, *range(count - 3, before + len(differing), -1),
-             *range(before, before + len(differing)))  # fmt: skip
-    return Table(tuple(header), align, tuple(rows), spare)
+    last, first = len(header) + 1, left + len(differing)
+    spare = (*range(last, first, -1), *range(left, first))
+    align = "l" * left + "r" * numbers + "l" * len(relying) + "rl"
+    return Table((*header, "steps", "path"), align, tuple(rows), spare)
 
 
 def _most(run: RunInfo) -> str:
@@ -150,12 +137,7 @@ def _most(run: RunInfo) -> str:
     return f"{name} {100 * run.shares[name]:.0f} %"
 
 
-def _hparams(comparison: Comparison, names: Sequence[str]) -> Table:
-    rows = (
-        (name, *(", ".join(_hparam(v) for v in side) or NONE for side in values))
-        for name, values in comparison.hparams.items()
-    )
-    return Table(("", *names), "l" + "r" * len(names), tuple(rows))
+# --- numbers
 
 
 def _hparam(value: HyperParameter) -> str:
@@ -182,56 +164,73 @@ def _optional(value: float | None, form: Callable[[float], str]) -> str:
     return NONE if value is None or math.isnan(value) else form(value)
 
 
-def _span(steps: tuple[int, int]) -> str:
-    return f"{steps[0]:,}-{steps[1]:,}" if steps[0] != steps[1] else f"{steps[0]:,}"
+def _likeness(value: float) -> str:
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.2f}"
 
 
-def _scalars(comparison: Comparison, names: Sequence[str]) -> list[Section]:
+def _numbers(header: Sequence[str], rows: Sequence[tuple[str, ...]], spare: bool = False) -> Table:
+    """Return a table of names and numbers, whose last column may be dropped."""
+    last = len(header) - 1
+    return Table(tuple(header), "l" + "r" * last, tuple(rows), (last,) if spare else ())
+
+
+# --- the sides in detail
+
+
+def _details(comparison: Comparison, names: Sequence[str]) -> list[Section]:
     sections = []
-    for number, other in enumerate(names[1:]):
-        rows = [(row, row.changes[number]) for row in comparison.scalars]
-        changed = [(row, change) for row, change in rows if change is not None]
-        tested = any(change.p is not None for _, change in changed)
-        parts: list[Part] = []
-        if changed:
-            tail = ("95 % CI", "p", "p (Holm)") if tested else ("/noise",)
-            header = ("tag", names[0], other, "change", "%", *tail, "steps")
-            cells = tuple(_row(row, change, number, tested) for row, change in changed)
-            parts = [
-                Table(header, "l" + "r" * (len(header) - 1), cells, (len(header) - 1,)),
-                _how_to_read(comparison, tested),
-            ]
-        if len(changed) < len(rows):
-            parts.append(
-                f"{len(rows) - len(changed)} tags have no row: the two were analysed on another "
-                "held-out batch, with another method or for another target."
-            )
-        title = f"Scalars: {other} against {names[0]}"
-        sections.append(Section(f"scalars-{number + 1}", title, tuple(parts)))
-    return sections
+    if comparison.hparams:
+        hparams = [
+            (name, *(", ".join(map(_hparam, side)) or NONE for side in values))
+            for name, values in comparison.hparams.items()
+        ]
+        table = _numbers(("", *names), hparams)
+        sections.append(Section("hparams", "Hyper-parameters that differ", (table,)))
+    if comparison.scalars:
+        sections += [_scalars(comparison, names, i) for i in range(len(names) - 1)]
+    if comparison.measures:
+        sections.append(_measures(comparison, names))
+    return sections + [_curve(c, names, i) for i, c in enumerate(comparison.curves, start=1)]
+
+
+def _scalars(comparison: Comparison, names: Sequence[str], number: int) -> Section:
+    """Return the table of a side against the first."""
+    other = names[number + 1]
+    changed = [(r, change) for r in comparison.scalars if (change := r.changes[number])]
+    tested = any(change.p is not None for _, change in changed)
+    parts: list[Part] = []
+    if changed:
+        tail = ("95 % CI", "p", "p (Holm)") if tested else ("/noise",)
+        header = ("tag", names[0], other, "change", "%", *tail, "steps")
+        rows = [_row(row, change, number, tested) for row, change in changed]
+        parts = [_numbers(header, rows, spare=True), _how_to_read(comparison, tested)]
+    without = len(comparison.scalars) - len(changed)
+    if without:
+        parts.append(
+            f"{without} tags have no row: the two were analysed on another held-out batch, with "
+            "another method or for another target."
+        )
+    title = f"Scalars: {other} against {names[0]}"
+    return Section(f"scalars-{number + 1}", title, tuple(parts))
 
 
 def _row(row: ScalarRow, change: Change, number: int, tested: bool) -> tuple[str, ...]:
+    tail: list[str]
+    if tested:
+        ci = NONE if change.ci is None else " to ".join(map(_signed, change.ci))
+        tail = [ci, *(_optional(p, lambda p: f"{p:.2g}") for p in (change.p, change.p_holm))]
+    else:
+        tail = [_optional(change.over_noise, lambda size: f"{size:.1f}")]
+    start, end = row.steps
     return (
         row.tag,
         _number(row.values[0].mean),
         _number(row.values[number + 1].mean),
         _signed(change.delta),
         _percent(change.percent),
-        *(_tested(change) if tested else (_optional(change.over_noise, _noise),)),
-        _span(row.steps),
+        *tail,
+        f"{start:,}-{end:,}" if start != end else f"{end:,}",
     )
-
-
-def _tested(change: Change) -> tuple[str, ...]:
-    ci = NONE
-    if change.ci is not None:
-        ci = f"{_signed(change.ci[0])} to {_signed(change.ci[1])}"
-    return ci, *(_optional(p, lambda p: f"{p:.2g}") for p in (change.p, change.p_holm))
-
-
-def _noise(value: float) -> str:
-    return "inf" if math.isinf(value) else f"{value:.1f}"
 
 
 def _how_to_read(comparison: Comparison, tested: bool) -> str:
@@ -240,12 +239,10 @@ def _how_to_read(comparison: Comparison, tested: bool) -> str:
         "last common step. Validation and training come first, constants and bookkeeping last. "
     )
     if tested:
-        return text + (
-            "Between them stands what is largest against the scatter between runs. Validation is "
-            "tested first and alone, all else is exploration."
-            if any(VALIDATION.match(row.tag) for row in comparison.scalars)
-            else "Between them stands what is largest against the scatter between runs."
-        )
+        text += "Between them stands what is largest against the scatter between runs."
+        if any(VALIDATION.match(row.tag) for row in comparison.scalars):
+            text += " Validation is tested first and alone, all else is exploration."
+        return text
     single = all(len(side.runs) == 1 for side in comparison.sides)
     return text + (
         "/noise is the change over the scatter from point to point within a run, by which the "
@@ -254,27 +251,11 @@ def _how_to_read(comparison: Comparison, tested: bool) -> str:
     )
 
 
-def _tags(comparison: Comparison) -> tuple[Part, ...]:
-    parts: list[Part] = []
-    if comparison.unchanged:
-        parts.append(Tags("The same number in all runs", comparison.unchanged))
-    if comparison.apart:
-        parts.append(Tags("No common steps", comparison.apart))
-    by_runs: dict[tuple[str, ...], list[str]] = {}
-    for tag, runs in comparison.partial.items():
-        by_runs.setdefault(runs, []).append(tag)
-    for runs, tags in by_runs.items():
-        some = runs if len(runs) <= MAX_IN_DETAIL else (*runs[:2], f"{len(runs) - 2} more")
-        parts.append(Tags(f"Only in {', '.join(some)}", tuple(tags)))
-    return tuple(parts)
-
-
 def _measures(comparison: Comparison, names: Sequence[str]) -> Section:
-    header = ["measure"]
-    header += ["between"] if len(names) == 2 else [f"{names[0]} : {other}" for other in names[1:]]
+    between = [f"{names[0]} : {other}" for other in names[1:]] if len(names) > 2 else ["between"]
     grouped = [i for i, side in enumerate(comparison.sides) if len(side.runs) > 1]
-    header += [f"within {names[i]}" for i in grouped]
     drifting = any(d is not None for m in comparison.measures for d in m.drift)
+    header = ["measure", *between, *(f"within {names[i]}" for i in grouped)]
     header += [f"drift {name}" for name in names] if drifting else []
     rows: list[tuple[str, ...]] = []
     tag = ""
@@ -302,30 +283,34 @@ def _measures(comparison: Comparison, names: Sequence[str]) -> Section:
         if grouped
         else "With one run each, the distance between two seeds is not known."
     )
-    table = Table(tuple(header), "l" + "r" * (len(header) - 1), tuple(rows))
-    return Section("attention", "What the models attend to, by number", (table, text))
-
-
-def _likeness(value: float) -> str:
-    return f"{value:.2g}" if 0 < abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.2f}"
+    title = "What the models attend to, by number"
+    return Section("attention", title, (_numbers(header, rows), text))
 
 
 def _snapshots(measure: Measure) -> str:
-    at = sorted({last for _, last in measure.steps})
-    first = sorted({first for first, _ in measure.steps})
-    text = "step " + ", ".join(f"{s:,}" for s in at)
-    if first != at:
-        text += f" (first snapshot: {', '.join(f'{s:,}' for s in first)})"
-    return text
+    first, last = (
+        ", ".join(f"{step:,}" for step in sorted(set(steps)))
+        for steps in zip(*measure.steps, strict=True)
+    )
+    return f"step {last}" + (f" (first snapshot: {first})" if first != last else "")
 
 
-def _curve(comparison: Comparison, names: Sequence[str], number: int) -> Section:
-    curve = comparison.curves[number]
-    rows = tuple(
+def _curve(curve: Curve, names: Sequence[str], number: int) -> Section:
+    rows = [
         (name, *(f"{sum(values) / len(values):.3g}" for values in zip(*side, strict=True)))
         for name, side in zip(names, curve.rms, strict=True)
-    )
-    header = ("all elapsed time x", *(f"{scale:g}" for scale in curve.scales))
-    table = Table(header, "l" + "r" * len(curve.scales), rows)
+    ]
+    table = _numbers(("all elapsed time x", *(f"{scale:g}" for scale in curve.scales)), rows)
     text = "RMS change of the target over held-out sequences, in its unit."
-    return Section(f"curve-{number + 1}", f"Time sensitivity ({curve.tag})", (table, text))
+    return Section(f"curve-{number}", f"Time sensitivity ({curve.tag})", (table, text))
+
+
+def _tags(comparison: Comparison) -> tuple[Part, ...]:
+    by_title: dict[str, tuple[str, ...]] = {
+        "The same number in all runs": comparison.unchanged,
+        "No common steps": comparison.apart,
+    }
+    for tag, runs in comparison.partial.items():
+        title = f"Only in {listed(runs, MAX_IN_DETAIL if len(runs) == MAX_IN_DETAIL else 2)}"
+        by_title[title] = (*by_title.get(title, ()), tag)
+    return tuple(Tags(title, tags) for title, tags in by_title.items() if tags)

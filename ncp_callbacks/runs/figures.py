@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..plotting.style import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, SIGNED, SKY, VERMILION
 from .comparison import Curve
 from .reader import Binned, Scalars
 from .render import printable
@@ -18,20 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLORS",
-    "encoded",
-    "plot_difference",
-    "plot_histograms",
-    "plot_scalar",
-    "plot_time_curves",
-]
+__all__ = ["COLORS", "plot_difference", "plot_histograms", "plot_scalar", "plot_time_curves"]
 
 FloatArray = npt.NDArray[np.float64]
+Points = tuple[npt.ArrayLike, npt.ArrayLike]
 
-INK, LIGHT = "#1a1a1a", "#d9d9d9"
-# Okabe & Ito's palette, distinguishable with any colour vision, then grey and brown.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#8C510A")
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#888888", "#8C510A")  # Grey, brown.
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 14,
@@ -83,58 +75,51 @@ def _short(text: str, longest: int = _LONGEST_NAME) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _line(side: int, runs: int) -> dict[str, Any]:
-    return {"color": COLORS[side % len(COLORS)], "linewidth": 2.4 if runs == 1 else 1.4}
-
-
-def _legend(figure: Figure, names: Sequence[str]) -> None:
+def _draw_runs(
+    title: str,
+    names: Sequence[str],
+    sides: Sequence[Sequence[Points]],
+    xlabel: str,
+    **style: Any,
+) -> tuple[Figure, Axes]:
+    """Draw the points of each run as a line in the colour of its side, with a legend of sides."""
     from matplotlib.lines import Line2D
 
+    figure, axes = _page(title)
+    colors = [COLORS[side % len(COLORS)] for side in range(len(sides))]
+    for color, runs in zip(colors, sides, strict=True):
+        for x, y in runs:
+            axes.plot(x, y, color=color, linewidth=2.4 if len(runs) == 1 else 1.4, **style)
+    axes.set_xlabel(xlabel)
     if len(names) > len(COLORS):  # Colours repeat, and the legend would take all the room.
         names = [*names[: len(COLORS) - 1], f"and {len(names) - len(COLORS) + 1} more"]
-    handles = [
-        Line2D([], [], color=_line(side, 1)["color"], linewidth=4) for side in range(len(names))
-    ]
+    handles = [Line2D([], [], color=c, linewidth=4) for c in colors[: len(names)]]
     figure.legend(
         handles, [_short(name) for name in names], loc="outside upper left",
         ncols=min(len(names), 3), handlelength=1.0, columnspacing=1.2,
     )  # fmt: skip
-
-
-def encoded(figure: Figure) -> bytes:
-    """Return the picture as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure, axes
 
 
 def plot_scalar(
-    tag: str,
-    names: Sequence[str],
-    sides: Sequence[Sequence[Scalars]],
-    span: tuple[int, int],
+    tag: str, names: Sequence[str], sides: Sequence[Sequence[Scalars]], span: tuple[int, int]
 ) -> Figure:
     """Draw a scalar of all runs over training; the averaged steps, ``span``, are shaded."""
+    lines = [[_thinned(series) for series in runs] for runs in sides]
+    few = all(len(steps) <= 12 for runs in lines for steps, _ in runs)
+    values = np.concatenate([series.values for runs in sides for series in runs])
+    values = values[np.isfinite(values)]
     with _styled():
-        figure, axes = _page(tag)
-        every = [series for side in sides for series in side]
+        figure, axes = _draw_runs(
+            tag, names, lines, "training step (shaded: averaged)",
+            marker="o" if few else "", markersize=5,
+        )  # fmt: skip
         axes.axvspan(*span, color=LIGHT, alpha=0.5, linewidth=0)
-        for side, group in enumerate(sides):
-            for series in group:
-                steps, values = _thinned(series)
-                style = _line(side, len(group))
-                if len(steps) <= 12:
-                    style |= {"marker": "o", "markersize": 5}
-                axes.plot(steps, values, **style)
-        values = np.concatenate([series.values for series in every])
-        values = values[np.isfinite(values)]
         if values.size:
             # A few wild points at the start would flatten all that follows.
             low, high = np.quantile(values, [0.005, 0.995])
             margin = 0.06 * (high - low) or 0.5
             axes.set_ylim(low - margin, high + margin)
-        axes.set_xlabel("training step (shaded: averaged)")
-        _legend(figure, names)
         return figure
 
 
@@ -179,7 +164,7 @@ def plot_difference(
         figure.suptitle(text, x=0.01, ha="left", fontsize=15)
         axes.grid(False)
         image = axes.imshow(
-            points.T, cmap="PuOr_r", norm=Normalize(-limit, limit), aspect="auto",
+            points.T, cmap=SIGNED, norm=Normalize(-limit, limit), aspect="auto",
             interpolation="nearest" if size <= 300 else "antialiased",
         )  # fmt: skip
         bar = figure.colorbar(image, ax=axes, ticks=[-limit, 0, limit], pad=0.02, aspect=30)
@@ -210,34 +195,26 @@ def plot_time_curves(curve: Curve, names: Sequence[str]) -> Figure:
     """Draw the RMS change of the target over the factor of all elapsed time, for all runs."""
     from matplotlib.ticker import NullLocator
 
+    lines = [[(curve.scales, values) for values in runs] for runs in curve.rms]
+    title, xlabel = f"{curve.tag}: RMS change of the target", "all elapsed time × (1× = the data's)"
     with _styled():
-        figure, axes = _page(f"{curve.tag}: RMS change of the target")
-        axes.set_xscale("log")
+        figure, axes = _draw_runs(title, names, lines, xlabel, marker="o", markersize=6)
         axes.axvline(1.0, color=INK, linewidth=1.4, linestyle=":")
-        for side, group in enumerate(curve.rms):
-            for values in group:
-                axes.plot(curve.scales, values, marker="o", markersize=6, **_line(side, len(group)))
-        axes.set_ylim(bottom=0)
+        axes.set(xscale="log", ylim=(0, None))
         axes.set_xticks(curve.scales, [f"{scale:g}×" for scale in curve.scales])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("all elapsed time × (1× = the data's)")
-        _legend(figure, names)
         return figure
 
 
 def plot_histograms(tag: str, names: Sequence[str], sides: Sequence[Sequence[Binned]]) -> Figure:
     """Draw the histograms of all runs over each other."""
+    lines = [[_outline(histogram) for histogram in runs] for runs in sides]
     with _styled():
-        figure, axes = _page(f"{tag}: density")
-        for side, group in enumerate(sides):
-            for histogram in group:
-                x, density = _outline(histogram)
-                axes.plot(x, density, **_line(side, len(group)))
-                if len(group) == 1:
-                    axes.fill_between(x, density, color=_line(side, 1)["color"], alpha=0.12, lw=0)
+        figure, axes = _draw_runs(f"{tag}: density", names, lines, "value")
+        for side, runs in enumerate(lines):
+            if len(runs) == 1:
+                axes.fill_between(*runs[0], color=COLORS[side % len(COLORS)], alpha=0.12, lw=0)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("value")
-        _legend(figure, names)
         return figure
 
 

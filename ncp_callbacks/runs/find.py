@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
@@ -13,28 +12,33 @@ from typing import TypeAlias
 
 from .errors import RunsError
 from .reader import Run, event_files, read_run
+from .words import like, listed
 
-__all__ = ["Group", "PathLike", "RunsLike", "find_groups", "nearest", "read_groups"]
+__all__ = ["Group", "RunsLike", "all_runs", "find_groups", "read_groups", "shared_tags"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 RunsLike: TypeAlias = Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]]
 
 _GROUP = re.compile(r"([^=/\\*?\[\]]+)=(.+)", re.DOTALL)
-_MAX_NAMED = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Hold runs that stand for one thing, as a rule seeds; a run by itself is a group of one."""
+    """Hold the runs of one side, as a rule seeds; a run by itself is a group of one."""
 
     name: str
     runs: tuple[Run, ...]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``; nearest: …`` with the names most like ``name``, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(close)}" if close else ""
+def all_runs(groups: Sequence[Group]) -> list[Run]:
+    """Return the runs of all sides."""
+    return [run for group in groups for run in group.runs]
+
+
+def shared_tags(groups: Sequence[Group], kind: str) -> list[str]:
+    """Return the tags that all runs have of a kind: ``scalars``, ``arrays``, ``histograms``, …."""
+    first, *others = (getattr(run, kind) for run in all_runs(groups))
+    return [tag for tag in first if all(tag in other for other in others)]
 
 
 def find_groups(runs: RunsLike) -> tuple[dict[str, list[Path]], list[str]]:
@@ -48,38 +52,25 @@ def find_groups(runs: RunsLike) -> tuple[dict[str, list[Path]], list[str]]:
         RunsError: There are no such runs, fewer than two groups, or a run in two of them.
     """
     skipped: list[str] = []
-    named: dict[str, list[Path]] = {}
-    alone: list[tuple[str | None, Path]] = []
-    for name, pattern in _entries(runs):
-        for path in _paths(pattern, skipped):
-            if name is not None:
-                if name not in named:
-                    named[name] = []
-                    alone.append((name, path))
-                named[name].append(path)
-            else:
-                alone.append((None, path))
-    single = _names([path for name, path in alone if name is None])
+    found = [(name, path) for name, one in _entries(runs) for path in _paths(one, skipped)]
+    names = _names([path for name, path in found if name is None])
+    named = {name for name, _ in found if name is not None}
     groups: dict[str, list[Path]] = {}
-    for name, path in alone:
-        key = single[path] if name is None else name
-        if key in groups:
-            if name is None and groups[key] == [path]:
-                raise RunsError(f"run {str(path)!r} is passed twice: pass it once")
-            raise RunsError(f"{key!r} names two sides: pass one of them as NAME=PATH")
-        groups[key] = [path] if name is None else named[name]
-    seen: dict[str, str] = {}
-    for key, paths in groups.items():
-        for path in paths:
-            real = os.path.realpath(path)
-            if real in seen:
-                where = f"in {seen[real]!r} and {key!r}" if seen[real] != key else f"in {key!r}"
-                raise RunsError(f"run {str(path)!r} is passed twice, {where}: pass it once")
-            seen[real] = key
+    sides: dict[str, str] = {}
+    for name, path in found:
+        side = names[path] if name is None else name
+        real = os.path.realpath(path)
+        if real in sides:
+            where = f", in {sides[real]!r} and {side!r}" if sides[real] != side else ""
+            raise RunsError(f"run {str(path)!r} is passed twice{where}: pass it once")
+        if name is None and side in named:
+            raise RunsError(f"{side!r} names two sides: pass one of them as NAME=PATH")
+        sides[real] = side
+        groups.setdefault(side, []).append(path)
     if len(groups) < 2:
-        have = f"only {next(iter(groups))!r}" if groups else "none"
+        have = f"only {next(iter(groups))!r}" if groups else "no run"
         raise RunsError(
-            f"{have} to compare: pass two runs or more, or groups of runs as in "
+            f"there is {have} to compare: pass two runs or more, or groups of runs as in "
             "'A=runs/cfc-s*' 'B=runs/ltc-s*'"
         )
     return groups, skipped
@@ -94,27 +85,25 @@ def read_groups(
         RunsError: A run can't be read, or has no numbers.
     """
     names = _names([path for paths in groups.values() for path in paths])
-    read = {}
-    for path in progress(list(names)):
-        read[path] = run = read_run(path, name=names[path])
+    read = {path: read_run(path, name=names[path]) for path in progress(list(names))}
+    for path, run in read.items():
         if run.steps is None:
             why = f" ({'; '.join(run.warnings)})" if run.warnings else ""
-            raise RunsError(f"run {str(path)!r} holds no numbers to compare{why}")
+            raise RunsError(f"run {str(path)!r} holds no numbers to compare{why}: pass other runs")
     return [Group(name, tuple(read[path] for path in paths)) for name, paths in groups.items()]
 
 
 def _entries(runs: RunsLike) -> list[tuple[str | None, str]]:
+    """Return the name of a group, or None, for each path or glob."""
     if isinstance(runs, str | os.PathLike):
         raise RunsError(f"runs={runs!r} is one run: pass a list of two or more")
-    entries: list[tuple[str | None, str]] = []
     if isinstance(runs, Mapping):
-        for name, given in runs.items():
-            several = [given] if isinstance(given, str | os.PathLike) else given
-            entries += [(name, os.fspath(one)) for one in several]
-        return entries
-    for one in [os.fspath(run) for run in runs]:
-        group = None if os.path.exists(one) else _GROUP.fullmatch(one)
-        entries.append((group[1], group[2]) if group else (None, one))
+        several = {n: [p] if isinstance(p, str | os.PathLike) else p for n, p in runs.items()}
+        return [(name, os.fspath(path)) for name, paths in several.items() for path in paths]
+    entries: list[tuple[str | None, str]] = []
+    for path in [os.fspath(run) for run in runs]:
+        group = None if os.path.exists(path) else _GROUP.fullmatch(path)
+        entries.append((group[1], group[2]) if group else (None, path))
     return entries
 
 
@@ -122,30 +111,32 @@ def _paths(pattern: str, skipped: list[str]) -> list[Path]:
     """Return the runs that a path or glob names."""
     path = Path(pattern).expanduser()
     if path.exists():
-        return [_checked(path)]
+        _check(path)
+        return [path]
     if not glob.has_magic(pattern):
-        raise RunsError(f"no such run: {pattern!r}{_neighbours(path)}")
+        raise RunsError(f"there is no run {pattern!r}: pass {_neighbours(path)}")
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    found = [match for match in matches if match.is_dir() and _is_run(match)]
-    without = [match.name for match in matches if match.is_dir() and match not in found]
+    folders = [match for match in matches if match.is_dir()]
+    found = [folder for folder in folders if _is_run(folder)]
     if not found:
-        what = f"{len(matches)} match, without event files" if matches else "nothing matches"
-        raise RunsError(f"no run matches {pattern!r} ({what})")
+        why = "its matches hold no event files" if matches else "no file or folder does"
+        raise RunsError(f"no run matches {pattern!r} ({why}): pass a glob of folders of runs")
+    without = [folder.name for folder in folders if folder not in found]
     if without and "**" not in pattern:
-        skipped.append(f"{pattern} also matches {_some(without)}: skipped, no event files")
+        skipped.append(f"{pattern} also matches {listed(without)}: skipped, no event files")
     return found
 
 
-def _checked(path: Path) -> Path:
+def _check(path: Path) -> None:
+    """Raise an error that names the runs below a folder that is none itself."""
     if path.is_file() or _is_run(path):
-        return path
-    below = sorted({Path(p).parent for p in glob.glob(f"{glob.escape(str(path))}/**/*tfevents*",
-                                                      recursive=True)})  # fmt: skip
-    hint = "pass a folder that holds some"
+        return
+    files = glob.glob(f"{glob.escape(str(path))}/**/*tfevents*", recursive=True)
+    below = sorted({str(Path(file).parent.relative_to(path)) for file in files})
+    fix = "a folder that holds some"
     if below:
-        names = _some([str(p.relative_to(path)) for p in below])
-        hint = f"there are runs below it ({names}): pass those, or the glob '{path}/*'"
-    raise RunsError(f"{str(path)!r} holds no event files; {hint}")
+        fix = f"runs below it ({listed(below)}), or the glob '{path}/*'"
+    raise RunsError(f"{str(path)!r} holds no event files: pass {fix}")
 
 
 def _is_run(path: Path) -> bool:
@@ -156,17 +147,13 @@ def _is_run(path: Path) -> bool:
 
 
 def _neighbours(path: Path) -> str:
+    """Return names of folders beside one that is missing, to choose from."""
     try:
         names = sorted(p.name for p in path.parent.iterdir() if p.is_dir())
     except OSError:
-        return f" (nor is there a folder {str(path.parent)!r})"
-    close = nearest(path.name, names)
-    return close or (f"; in {str(path.parent)!r} there are {_some(names)}" if names else "")
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+        return f"another path (there is no folder {str(path.parent)!r} either)"
+    examples = f", such as {like(path.name, names)} in {str(path.parent)!r}" if names else ""
+    return f"a folder with event files{examples}"
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

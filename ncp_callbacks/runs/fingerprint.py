@@ -13,7 +13,6 @@ A run without it may hold an array that tells its batch, ``_ncp/held_out`` or ``
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +22,13 @@ import numpy.typing as npt
 
 from ..stats.state_samples import same_batch
 from .comparison import Condition
-from .find import Group
+from .find import Group, all_runs
 from .reader import Run
+from .tags import HELD_OUT, TRAINING, VALIDATION
 
-__all__ = ["HELD_OUT", "Fingerprint", "commensurable", "compare_fingerprints", "read_fingerprint"]
+__all__ = ["Fingerprint", "commensurable", "compare_fingerprints", "read_fingerprint"]
 
 FINGERPRINT = "about/fingerprint"
-HELD_OUT = re.compile(r"_ncp/(.+_)?held_out")
-_OWN = re.compile(r"(train|training|val|valid|validation|dev|test|eval)(?=[/_]|$)|loss$")
-_TRAIN = re.compile(r"(train|training)(?=[/_]|$)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,29 +44,27 @@ class Fingerprint:
 
 def read_fingerprint(run: Run) -> Fingerprint:
     """Return the fingerprint that a run logged last; what can't be understood is not known."""
-    found: Any = {}
-    if run.texts.get(FINGERPRINT):
-        try:
-            found = json.loads(list(run.texts[FINGERPRINT].values())[-1])
-        except (ValueError, RecursionError):
-            found = {}
+    try:
+        found = json.loads([*run.texts.get(FINGERPRINT, {}).values()][-1])
+    except (IndexError, ValueError, RecursionError):
+        found = None
     found = found if isinstance(found, dict) else {}
     held_out, names = found.get("held_out"), found.get("feature_names")
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    marks = [tag for tag in run.arrays if HELD_OUT.fullmatch(tag)]
+    marks = min((tag for tag in run.arrays if HELD_OUT.fullmatch(tag)), key=len, default=None)
     return Fingerprint(
         held_out if isinstance(held_out, str) else None,
-        list(run.arrays[min(marks, key=len)].values())[-1] if marks else None,
+        None if marks is None else list(run.arrays[marks].values())[-1],
         found.get("method"),
         found.get("target"),
-        tuple(names) if isinstance(names, list) and known and len(set(names)) == len(names)
-        else None,
-    )  # fmt: skip
+        tuple(names) if names and known and len(set(names)) == len(names) else None,
+    )
 
 
 def compare_fingerprints(groups: Sequence[Group]) -> tuple[Condition, ...]:
     """Compare the conditions of each side with those of the first."""
-    prints = {run: read_fingerprint(run) for group in groups for run in group.runs}
+    prints = {run: read_fingerprint(run) for run in all_runs(groups)}
+    reference, *others = groups[0].runs
     conditions = []
     for name, same in (
         ("held-out batch", _same_batch),
@@ -77,16 +72,15 @@ def compare_fingerprints(groups: Sequence[Group]) -> tuple[Condition, ...]:
         ("target", lambda a, b: _same_value(a.target, b.target)),
         ("feature names", _same_names),
     ):
-        reference, *others = groups[0].runs
-        verdicts: list[bool | None] = []
-        different: list[str] = []
-        for group in groups[1:]:
-            runs = (*others, *group.runs)
-            found = [same(prints[reference], prints[run]) for run in runs]
-            verdicts.append(False if False in found else None if None in found else True)
-            different += [
-                run.name for run, verdict in zip(runs, found, strict=True) if verdict is False
-            ]
+        found = [
+            {run.name: same(prints[reference], prints[run]) for run in (*others, *group.runs)}
+            for group in groups[1:]
+        ]
+        verdicts = [
+            False if False in side.values() else None if None in side.values() else True
+            for side in found
+        ]
+        different = [run for side in found for run, verdict in side.items() if verdict is False]
         conditions.append(Condition(name, tuple(verdicts), tuple(dict.fromkeys(different))))
     return tuple(conditions)
 
@@ -103,10 +97,10 @@ def commensurable(conditions: Sequence[Condition], side: int, tag: str) -> bool:
         side: Index of the other side in ``Condition.same``.
         tag: Tag of a scalar, an array or a histogram.
     """
-    differ = {condition.name for condition in conditions if condition.same[side] is False}
-    if _TRAIN.match(tag):
+    if TRAINING.match(tag):
         return True
-    if _OWN.match(tag):
+    differ = {condition.name for condition in conditions if condition.same[side] is False}
+    if VALIDATION.match(tag) or tag == "loss":
         return "held-out batch" not in differ
     return not differ & {"held-out batch", "method", "target"}
 

@@ -195,44 +195,23 @@ class _Log:
         self._warnings: list[str] = []
 
     def run(self, name: str, path: Path) -> Run:
-        scalars = {}
-        for tag, points in self._points["scalars"].items():
-            if points:
-                steps = np.array([step for step, _ in points], np.int64)
-                values = np.array([value for _, value in points], np.float64)
-                order = np.argsort(steps, kind="stable")
-                scalars[tag] = Scalars(steps[order], values[order])
-        ci = _take_charted_ci(scalars)
-        for tag, later in self._without_chart(scalars).items():
-            ci[tag] = _joined(ci[tag], later) if tag in ci else later
-        others = {
-            kind: {
-                tag: dict(sorted(dict(points).items())) for tag, points in tags.items() if points
-            }
+        by_step = {
+            kind: {tag: sorted(points, key=_step) for tag, points in tags.items() if points}
             for kind, tags in self._points.items()
-            if kind != "scalars"
         }
+        scalars = {}
+        for tag, points in by_step.pop("scalars").items():
+            steps, values = zip(*points, strict=True)
+            scalars[tag] = Scalars(np.array(steps, np.int64), np.array(values, np.float64))
+        others = {
+            kind: {tag: dict(points) for tag, points in tags.items()}
+            for kind, tags in by_step.items()
+        }
+        ci = _take_ci(scalars, others["arrays"])
         return Run(
-            name,
-            path,
-            scalars,
-            **others,
-            hparams=self._hparams,
-            warnings=tuple(self._warnings),
+            name, path, scalars, **others, hparams=self._hparams, warnings=tuple(self._warnings),
             ci=ci,
-        )
-
-    def _without_chart(self, scalars: Mapping[str, Scalars]) -> dict[str, ConfidenceIntervals]:
-        """Move the bounds among arrays out of them."""
-        found, arrays = {}, self._points["arrays"]
-        for name in [name for name in arrays if name.startswith(_WITHOUT_CHART)]:
-            tag, points = name.removeprefix(_WITHOUT_CHART), dict(arrays[name])
-            if tag in scalars and all(bounds.shape == (2,) for bounds in points.values()):
-                both = np.array([points[step] for step in sorted(points)], np.float64)
-                steps = np.array(sorted(points), np.int64)
-                found[tag] = ConfidenceIntervals(steps, both[:, 0], both[:, 1])
-                del arrays[name]
-        return found
+        )  # fmt: skip
 
     def read(self, path: Path) -> None:
         from tensorboardX.proto.event_pb2 import SessionLog
@@ -294,55 +273,48 @@ class _Log:
     def _value(self, step: int, value: Any, where: Image) -> None:
         """Keep one value of a summary."""
         tag, form = value.tag, value.WhichOneof("value")
-        plugin = value.metadata.plugin_data.plugin_name
         # Only the first summary of a tag need name the plugin.
-        if plugin:
-            self._plugins.setdefault(tag, plugin)
-        else:
-            plugin = self._plugins.get(tag, "")
-        if form == "simple_value":
-            self._points["scalars"][tag].append((step, value.simple_value))
-        elif form == "histo":
-            self._points["histograms"][tag].append((step, _plain_histogram(value.histo)))
-        elif form == "image":
-            self._points["images"][tag].append((step, where))
-        elif form == "tensor" and plugin == "scalars":
-            self._points["scalars"][tag].append((step, _number(value.tensor)))
-        elif form == "tensor" and plugin == "histograms":
-            self._points["histograms"][tag].append((step, _histogram(_numbers(value.tensor))))
-        elif form == "tensor" and plugin == "images":
-            self._points["images"][tag].append((step, where))
-        elif form == "tensor" and plugin == _ARRAYS:
-            self._points["arrays"][tag].append((step, _numbers(value.tensor)))
-        elif form == "tensor" and plugin == "text":
-            self._points["texts"][tag].append((step, _text(value.tensor)))
+        plugin = value.metadata.plugin_data.plugin_name or self._plugins.get(tag, "")
+        self._plugins.setdefault(tag, plugin)
+        kind, decode = _FORMS.get(form) or _TENSORS.get((form, plugin)) or (None, None)
+        if kind is not None:
+            content = getattr(value, form)
+            self._points[kind][tag].append((step, where if decode is None else decode(content)))
         elif plugin == "hparams":
             self._hparams.update(_hparams(value.metadata.plugin_data.content))
 
 
-def _joined(charted: ConfidenceIntervals, others: ConfidenceIntervals) -> ConfidenceIntervals:
-    """Join two parts of a CI, whose form changed when its run was resumed."""
-    steps = np.concatenate([charted.steps, others.steps])
-    order = np.argsort(steps, kind="stable")
-    low, high = (
-        np.concatenate(bounds)[order]
-        for bounds in ((charted.low, others.low), (charted.high, others.high))
-    )
-    return ConfidenceIntervals(steps[order], low, high)
+def _step(point: tuple[Any, ...]) -> int:
+    return int(point[0])
 
 
-def _take_charted_ci(scalars: dict[str, Scalars]) -> dict[str, ConfidenceIntervals]:
-    """Move the bounds among scalars out of them."""
-    found = {}
+def _take_ci(
+    scalars: dict[str, Scalars], arrays: dict[str, dict[int, FloatArray]]
+) -> dict[str, ConfidenceIntervals]:
+    """Move the bounds of CIs out of scalars and arrays, and return them by the tag of their scalar.
+
+    Those that TensorBoard charts are logged as three scalars, the others as arrays ``(2,)``. A CI
+    may have both forms, where its run was resumed.
+    """
+    bounds: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
     for tag in list(scalars):
-        low, high, value = (f"{_CI}/{tag}/{part}" for part in ("low", "high", "value"))
-        if not (low in scalars and high in scalars and value in scalars):
-            continue
-        steps = scalars[low].steps
-        if all(np.array_equal(scalars[other].steps, steps) for other in (high, value)):
-            found[tag] = ConfidenceIntervals(steps, scalars[low].values, scalars[high].values)
-            for other in (low, high, value):
-                del scalars[other]
+        parts = [f"{_CI}/{tag}/{part}" for part in ("low", "high", "value")]
+        if all(part in scalars for part in parts):
+            low, high, value = (scalars[part] for part in parts)
+            if np.array_equal(low.steps, high.steps) and np.array_equal(low.steps, value.steps):
+                columns = (low.steps.tolist(), low.values.tolist(), high.values.tolist())
+                bounds[tag] += zip(*columns, strict=True)
+                for part in parts:
+                    del scalars[part]
+    for name in [name for name in arrays if name.startswith(_WITHOUT_CHART)]:
+        tag = name.removeprefix(_WITHOUT_CHART)
+        if tag in scalars and all(ends.shape == (2,) for ends in arrays[name].values()):
+            bounds[tag] += [(step, *ends.tolist()) for step, ends in arrays.pop(name).items()]
+    found = {}
+    for tag, points in bounds.items():
+        points.sort(key=_step)
+        steps, lows, highs = (np.array(column) for column in zip(*points, strict=True))
+        found[tag] = ConfidenceIntervals(steps.astype(np.int64), lows, highs)
     return found
 
 
@@ -380,7 +352,8 @@ def _text(tensor: Any) -> str:
     return "\n".join(part.decode(errors="replace") for part in tensor.string_val)
 
 
-def _histogram(table: FloatArray) -> Binned:
+def _histogram(tensor: Any) -> Binned:
+    table = _numbers(tensor)
     if table.ndim != 2 or table.shape[1] != 3:
         raise ValueError(f"has the shape {table.shape}, not that of a histogram, (bins, 3)")
     return _checked(Binned(table[:, 0], table[:, 1], table[:, 2]))
@@ -425,3 +398,19 @@ def _hparam(value: Any) -> HyperParameter:
     if kind == "bool_value":
         return bool(value.bool_value)
     return float(value.number_value) if kind == "number_value" else str(value.string_value)
+
+
+# By the form of a value, and by its form and plugin: the kind, and the function that decodes it.
+# Pictures stay in the file.
+_FORMS: dict[str, tuple[str, Any]] = {
+    "simple_value": ("scalars", float),
+    "histo": ("histograms", _plain_histogram),
+    "image": ("images", None),
+}
+_TENSORS: dict[tuple[str, str], tuple[str, Any]] = {
+    ("tensor", "scalars"): ("scalars", _number),
+    ("tensor", "histograms"): ("histograms", _histogram),
+    ("tensor", "images"): ("images", None),
+    ("tensor", _ARRAYS): ("arrays", _numbers),
+    ("tensor", "text"): ("texts", _text),
+}

@@ -5,7 +5,7 @@ Names and tags come from files of others: characters that a terminal would obey 
 
 from __future__ import annotations
 
-import functools
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -16,9 +16,6 @@ __all__ = ["markdown", "plain", "printable"]
 _GAP = "  "
 _LEAST_FIRST = 16  # Characters that a table's first column keeps.
 _PROSE = 100
-_TAGS = functools.partial(
-    textwrap.TextWrapper, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-)
 
 
 def printable(text: str) -> str:
@@ -31,25 +28,28 @@ def printable(text: str) -> str:
 def plain(sections: Sequence[Section], width: int | None = None) -> str:
     """Return aligned text, at most ``width`` characters wide as far as tables can be."""
     prose = min(width or _PROSE, _PROSE)
-    lines: list[str] = []
+    blocks = []
     for number, section in enumerate(sections):
         title = printable(section.title)
-        rule = ("-" if number else "=") * min(len(title), prose)
-        lines += [*([""] * 2 if number else []), title, rule]
-        for place, part in enumerate(section.parts):
-            if not isinstance(part, Table):
-                lines.append("")
-                lines.append(_prose(part, prose))
-            else:
-                lines += [*([""] if place else []), _plain_table(part, width)]
-    return "\n".join(lines) + "\n"
+        heading = f"{title}\n{('-' if number else '=') * min(len(title), prose)}"
+        parts = [
+            _plain_table(part, width) if isinstance(part, Table) else _prose(part, prose)
+            for part in section.parts
+        ]
+        # A table stands right below its heading.
+        gap = "\n" if isinstance(section.parts[0], Table) else "\n\n"
+        blocks.append(f"{heading}{gap}" + "\n\n".join(parts))
+    return "\n\n\n".join(blocks) + "\n"
 
 
 def _prose(part: str | Tags, width: int) -> str:
     if isinstance(part, str):
         return textwrap.fill(printable(part), width)
     tags = ", ".join(map(printable, part.tags))
-    return _TAGS(width=width).fill(f"{printable(part.title)} ({len(part.tags)}): {tags}")
+    return textwrap.fill(
+        f"{printable(part.title)} ({len(part.tags)}): {tags}", width,
+        subsequent_indent="    ", break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _plain_table(table: Table, width: int | None) -> str:
@@ -57,14 +57,14 @@ def _plain_table(table: Table, width: int | None) -> str:
     columns = list(range(len(header)))
     wide = [max(len(row[c]) for row in [header, *rows] if len(row) > 1) for c in columns]
 
-    def total() -> int:
-        return sum(wide[c] for c in columns) + len(_GAP) * (len(columns) - 1)
+    def excess() -> int:
+        total = sum(wide[c] for c in columns) + len(_GAP) * (len(columns) - 1)
+        return total - (total if width is None else width)
 
     for spare in table.spare:
-        if width is not None and total() > width:
+        if excess() > 0:
             columns.remove(spare)
-    if width is not None and total() > width:
-        wide[0] = max(_LEAST_FIRST, wide[0] - (total() - width))
+    wide[0] = min(wide[0], max(_LEAST_FIRST, wide[0] - excess()))
     lines = []
     for row in (header, *rows):
         if len(row) == 1:
@@ -104,14 +104,13 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    width = len(table.header)
+    rest = [""] * (len(table.header) - 1)
     rows = [
-        [f"**{_escaped(row[0])}**", *[""] * (width - 1)] if len(row) == 1 else map(_escaped, row)
+        [f"**{_escaped(row[0])}**", *rest] if len(row) == 1 else map(_escaped, row)
         for row in table.rows
     ]
     rule = "|".join("---" if a == "l" else "---:" for a in table.align)
-    lines = [_row(map(_escaped, table.header)), f"|{rule}|", *map(_row, rows)]
-    return "\n".join(lines)
+    return "\n".join([_row(map(_escaped, table.header)), f"|{rule}|", *map(_row, rows)])
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -119,7 +118,4 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = printable(text.strip())
-    for mark in ("\\", "|", "*", "_", "<", "`", "[", "~", "&"):
-        text = text.replace(mark, f"\\{mark}")
-    return text
+    return re.sub(r"([\\|*_<`\[~&])", r"\\\1", printable(text.strip()))

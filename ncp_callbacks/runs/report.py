@@ -5,29 +5,25 @@ from __future__ import annotations
 import base64
 import html
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..plotting.png import to_png
 from .comparison import Comparison
 from .document import document
 from .errors import RunsError
-from .figures import (
-    COLORS,
-    encoded,
-    plot_difference,
-    plot_histograms,
-    plot_scalar,
-    plot_time_curves,
-)
-from .find import Group
+from .figures import COLORS, plot_difference, plot_histograms, plot_scalar, plot_time_curves
+from .find import Group, all_runs, shared_tags
 from .fingerprint import commensurable
-from .maps import PREFIX, Features, common_snapshots
-from .reader import Image, Run
+from .maps import Features, common_snapshots, compared_arrays
+from .reader import Run
 from .render import plain, printable
+from .tags import PREFIX
+from .words import listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +54,7 @@ def load_template() -> Any:
         jinja2 = importlib.import_module("jinja2")
     except ImportError as error:
         raise RunsError(
-            "an HTML report needs jinja2, which is not installed: "
+            "an HTML report needs jinja2, which is not installed: run "
             "pip install 'ncp-callbacks[report]'"
         ) from error
     environment = jinja2.Environment(
@@ -92,12 +88,28 @@ def report(groups: Sequence[Group], comparison: Comparison) -> str:
         context=first.parts[1:],
         sides=[(COLORS[i % len(COLORS)], name) for i, name in enumerate(names)],
         sections=sections,
-        training=list(_scalar_figures(groups, comparison, names)),
-        attention=list(_attention_figures(groups, comparison, names)),
+        training=list(_scalars(groups, comparison, names)),
+        attention=[
+            *_differences(groups, comparison, names),
+            *_curves(comparison, names),
+            *_histograms(groups, comparison, names),
+        ],
         pictures=list(_pictures(groups, comparison, notes)),
         notes=notes,
     )
     return page
+
+
+def write_report(page: str, folder: Path) -> Path:
+    """Write ``compare.html`` into a folder, made when missing.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "compare.html"
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
 
 
 def _notebook(comparison: Comparison) -> str:
@@ -112,6 +124,13 @@ def _notebook(comparison: Comparison) -> str:
 Comparison._repr_html_ = _notebook
 
 
+# --- figures
+
+
+def _drawn(figure: Figure, caption: str) -> _Picture:
+    return _picture(to_png(figure), caption)
+
+
 def _picture(data: bytes, caption: str) -> _Picture:
     kind = next((f for start, f in _FORMATS.items() if data.startswith(start)), None)
     if kind is None:
@@ -119,11 +138,7 @@ def _picture(data: bytes, caption: str) -> _Picture:
     return _Picture(caption, f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
 
 
-def _drawn(figure: Figure, caption: str) -> _Picture:
-    return _picture(encoded(figure), caption)
-
-
-def _scalar_figures(
+def _scalars(
     groups: Sequence[Group], comparison: Comparison, names: Sequence[str]
 ) -> Iterator[_Picture]:
     rows = [row for row in comparison.headlines if not row.tag.endswith("/time_share")]
@@ -132,80 +147,78 @@ def _scalar_figures(
         yield _drawn(plot_scalar(row.tag, names, series, row.steps), row.tag)
 
 
-def _attention_figures(
-    groups: Sequence[Group], comparison: Comparison, names: Sequence[str]
-) -> Iterator[_Picture]:
-    measured = dict.fromkeys(measure.tag for measure in comparison.measures)
-    features = Features(groups)
-    for tag in sorted(t for t in measured if t.endswith("_strength")):
-        yield from _differences(groups, f"{PREFIX}{tag}", comparison, names, features)
+def _curves(comparison: Comparison, names: Sequence[str]) -> Iterator[_Picture]:
     for curve in comparison.curves:
         caption = f"{curve.tag}: reaction to scaled elapsed time, in the target's unit"
         yield _drawn(plot_time_curves(curve, names), caption)
-    for tag in measured:
-        if all(tag in run.histograms for group in groups for run in group.runs):
-            yield from _histograms(groups, tag, comparison.step, names)
 
 
 def _histograms(
-    groups: Sequence[Group], tag: str, until: int, names: Sequence[str]
+    groups: Sequence[Group], comparison: Comparison, names: Sequence[str]
 ) -> Iterator[_Picture]:
-    steps = common_snapshots(groups, lambda run: run.histograms[tag], until)
-    if steps is None:
-        return
-    sides = [
-        [run.histograms[tag][at] for run, (_, at) in zip(group.runs, side, strict=True)]
-        for group, side in zip(groups, steps, strict=True)
-    ]
-    if all((h.counts > 0).any() for side in sides for h in side):
-        yield _drawn(plot_histograms(tag, names, sides), f"{tag}, histograms")
+    measured = {measure.tag for measure in comparison.measures}
+    for tag in [tag for tag in shared_tags(groups, "histograms") if tag in measured]:
+        steps = common_snapshots(groups, "histograms", tag, comparison.step) or []
+        sides = [
+            [run.histograms[tag][last] for run, (_, last) in zip(group.runs, side, strict=True)]
+            for group, side in zip(groups, steps, strict=True)
+        ]
+        if all((histogram.counts > 0).any() for side in sides for histogram in side):
+            yield _drawn(plot_histograms(tag, names, sides), f"{tag}, histograms")
 
 
 def _differences(
-    groups: Sequence[Group],
-    tag: str,
-    comparison: Comparison,
-    names: Sequence[str],
-    features: Features,
+    groups: Sequence[Group], comparison: Comparison, names: Sequence[str]
 ) -> Iterator[_Picture]:
     """Draw where a side's attribution is stronger than the first's, in shares of the whole."""
-    others = [
-        number
-        for number in range(1, len(groups))
-        if features.matched(number)
-        and commensurable(comparison.conditions, number - 1, tag.removeprefix(PREFIX))
-    ]
-    sides = [groups[number] for number in (0, *others[:_MAX_MAPS])]
-    steps = common_snapshots(sides, lambda run: run.arrays[tag], comparison.step)
-    if steps is None:
-        return
-    maps = [
-        [
-            features.ordered(run, tag, run.arrays[tag][at])
-            for run, (_, at) in zip(group.runs, side, strict=True)
-        ]
-        for group, side in zip(sides, steps, strict=True)
-    ]
-    usable = [
-        [array for array in side if array is not None and 0 < array.sum() < np.inf] for side in maps
-    ]
-    shapes = {array.shape for side in usable for array in side}
-    shape = next(iter(shapes), ())
-    if list(map(len, usable)) != list(map(len, maps)) or len(shapes) > 1 or len(shape) != 2:
-        return
-    means = [np.mean([array / array.sum() for array in side], axis=0) for side in usable]
-    columns, labels = features.axes(tag, shape)
-    what = tag.removeprefix(PREFIX).removesuffix("_strength").replace("_", " ")
-    at_steps = ", ".join(f"{s:,}" for s in sorted({at for side in steps for _, at in side}))
-    sums = "" if columns else " Beside the names: sum over time steps."
-    for number, mean in zip(others, means[1:], strict=False):
-        name = names[number]
-        yield _drawn(
-            plot_difference(
-                mean - means[0], (names[0], name), title=what, columns=columns, features=labels
-            ),
-            f"{what} at step {at_steps}, each map over its sum: {name} minus {names[0]}.{sums}",
-        )
+    features = Features(groups)
+    for measured in sorted({m.tag for m in comparison.measures if m.tag.endswith("_strength")}):
+        tag = f"{PREFIX}{measured}"
+        others = [
+            number
+            for number in range(1, len(groups))
+            if features.matched(number)
+            and commensurable(comparison.conditions, number - 1, measured)
+        ][:_MAX_MAPS]
+        sides = [groups[number] for number in (0, *others)]
+        found = compared_arrays(sides, tag, comparison.step)
+        means = _mean_maps(sides, tag, found, features)
+        if means is None:
+            continue
+        columns, labels = features.axes(tag, means[0].shape)
+        what = measured.removesuffix("_strength").replace("_", " ")
+        at_steps = ", ".join(f"{s:,}" for s in sorted({step for side in found for step, _ in side}))
+        sums = "" if columns else " Beside the names: sum over time steps."
+        for number, mean in zip(others, means[1:], strict=True):
+            pair = names[0], names[number]
+            figure = plot_difference(
+                mean - means[0], pair, title=what, columns=columns, features=labels
+            )
+            caption = f"each map over its sum: {pair[1]} minus {pair[0]}.{sums}"
+            yield _drawn(figure, f"{what} at step {at_steps}, {caption}")
+
+
+def _mean_maps(
+    sides: Sequence[Group],
+    tag: str,
+    found: Sequence[Sequence[tuple[int, Any]]],
+    features: Features,
+) -> list[Any] | None:
+    """Return the mean map of each side, of maps over their sums; None where maps don't fit."""
+    maps: list[list[Any]] = []
+    shapes = set()
+    for group, side in zip(sides, found, strict=False):
+        maps.append([])
+        for run, (_, array) in zip(group.runs, side, strict=True):
+            ordered = features.ordered(run, tag, array)
+            if ordered is None or ordered.ndim != 2 or not 0 < ordered.sum() < np.inf:
+                return None
+            maps[-1].append(ordered / ordered.sum())
+            shapes.add(ordered.shape)
+    return [np.mean(side, axis=0) for side in maps] if len(shapes) == 1 else None
+
+
+# --- logged pictures
 
 
 def _pictures(
@@ -215,39 +228,25 @@ def _pictures(
 
     Each tag comes with the number of columns in which its pictures are laid out.
     """
-    every = [run for group in groups for run in group.runs]
-    runs = every if len(every) <= _MAX_RUNS else [g.runs[0] for g in groups][:_MAX_RUNS]
-    if len(runs) < len(every):
-        notes.append(f"Logged pictures are those of {', '.join(run.name for run in runs)}.")
+    runs = every = all_runs(groups)
+    if len(every) > _MAX_RUNS:
+        runs = [group.runs[0] for group in groups][:_MAX_RUNS]
+        notes.append(f"Logged pictures are those of {listed([run.name for run in runs])}.")
     for tag in [tag for tag in runs[0].images if all(tag in run.images for run in runs)]:
-        steps = [s for s in runs[0].images[tag] if s <= comparison.step]
-        common = [s for s in steps if all(s in run.images[tag] for run in runs[1:])]
+        steps = set.intersection(*(set(run.images[tag]) for run in runs))
+        common = sorted(step for step in steps if step <= comparison.step)
         if not common:
             notes.append(f"{tag} was logged at no common step.")
             continue
-        cells = [
-            _logged(run, tag, run.images[tag], step)
-            for step in sorted({common[0], common[-1]})
-            for run in runs
-        ]
+        ends = sorted({common[0], common[-1]})
+        cells = [_logged(run, tag, step) for step in ends for run in runs]
         # Steps go side by side where that leaves pictures large enough to read.
         yield tag, len(cells) if len(cells) <= 4 else len(runs), cells
 
 
-def _logged(run: Run, tag: str, images: Mapping[int, Image], step: int) -> _Picture:
+def _logged(run: Run, tag: str, step: int) -> _Picture:
+    caption = f"{run.name}, step {step:,}"
     try:
-        return _picture(images[step].data(), f"{run.name}, step {step:,}")
+        return _picture(run.images[tag][step].data(), caption)
     except (OSError, ValueError) as error:
-        return _Picture(f"{run.name}, step {step:,}: {tag} can't be shown: {error}")
-
-
-def write_report(page: str, folder: Path) -> Path:
-    """Write ``compare.html`` into a folder, made when missing.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "compare.html"
-    path.write_text(page, encoding="utf-8", errors="replace")
-    return path
+        return _Picture(f"{caption}: {tag} can't be shown: {error}")

@@ -15,9 +15,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .comparison import Change
 from .errors import RunsError
-from .find import Group, nearest
+from .find import Group, all_runs
 from .scalars import scalar_row
+from .words import like, listed
 
 __all__ = ["Rule", "judge_rules"]
 
@@ -55,6 +57,19 @@ class Rule:
         kind = "percent" if match["percent"] else "delta" if number[0] in "+-" else "value"
         return cls(text, match["tag"], match["compare"], float(number), kind)
 
+    def judged(self, value: float, change: Change | None) -> tuple[float, str] | None:
+        """Return the number that the rule is about, and how to call it; None without a change."""
+        if self.kind == "value":
+            return value, "and the first is what counts"
+        if change is None:
+            return None
+        if self.kind == "delta":
+            return change.delta, f"a change of {change.delta:+.4g}"
+        percent = change.percent
+        if percent is None:  # A change from 0.
+            percent = math.copysign(math.inf, change.delta) if change.delta else change.delta
+        return percent, f"a change of {percent:+.3g} %"
+
 
 def judge_rules(
     groups: Sequence[Group],
@@ -72,47 +87,33 @@ def judge_rules(
     """
     broken, unjudged = [], []
     for rule in rules:
-        runs = [run for group in groups for run in group.runs]
+        runs = all_runs(groups)
         without = [run.name for run in runs if rule.tag not in run.scalars]
         if without:
             known = dict.fromkeys(tag for run in runs for tag in run.scalars)
             raise RunsError(
-                f"{rule.text!r}: {', '.join(without)} has no scalar {rule.tag!r}"
-                f"{nearest(rule.tag, known)}"
+                f"{rule.text!r}: there is no scalar {rule.tag!r} in {listed(without)}: pass a tag "
+                f"of all runs, such as {like(rule.tag, known)}"
             )
         row = scalar_row(groups, rule.tag, window, commensurable)
         if row is None:
-            raise RunsError(f"{rule.text!r}: the runs have no common steps of {rule.tag!r}")
+            raise RunsError(
+                f"{rule.text!r}: the runs have no common steps of {rule.tag!r}: pass another tag"
+            )
         first = row.values[0].mean
         for group, value, change in zip(groups[1:], row.values[1:], row.changes, strict=True):
-            if rule.kind == "value":
-                number = value.mean
-            elif change is None:
+            judged = rule.judged(value.mean, change)
+            if judged is None:
                 unjudged.append(
                     f"{rule.text}: {group.name} and {groups[0].name} were analysed differently, so "
                     "their change means nothing"
                 )
                 continue
-            elif rule.kind == "percent":
-                number = change.percent if change.percent is not None else _infinite(change.delta)
-            else:
-                number = change.delta
+            number, called = judged
             if math.isnan(number) or _COMPARE[rule.compare](number, rule.threshold):
+                called = "which can't be compared" if math.isnan(number) else called
                 broken.append(
                     f"{rule.text}: {rule.tag} is {value.mean:.4g} in {group.name} and {first:.4g} "
-                    f"in {groups[0].name}, {_explained(rule.kind, number)}"
+                    f"in {groups[0].name}, {called}"
                 )
     return broken, unjudged
-
-
-def _infinite(delta: float) -> float:
-    """Return a change from 0, in per cent."""
-    return math.copysign(math.inf, delta) if delta else delta
-
-
-def _explained(kind: str, number: float) -> str:
-    if math.isnan(number):
-        return "which can't be compared"
-    if kind == "percent":
-        return f"a change of {number:+.3g} %"
-    return f"a change of {number:+.4g}" if kind == "delta" else "and the first is what counts"

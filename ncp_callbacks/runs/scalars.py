@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,23 +12,17 @@ import numpy.typing as npt
 from ..stats import holm
 from ..stats.run_groups import MIN_RUNS, permutation_p, smallest_p, welch_ci, welch_t
 from .comparison import Change, ScalarRow, SideValue
-from .find import Group
+from .find import Group, all_runs, shared_tags
 from .reader import Run, Scalars
+from .tags import ASIDE, TRAINING, VALIDATION
+from .words import listed
 
-__all__ = ["VALIDATION", "common_window", "compare_scalars", "scalar_row", "significance"]
+__all__ = ["common_window", "compare_scalars", "scalar_row", "significance"]
 
 FloatArray = npt.NDArray[np.float64]
 Window = tuple[int, int]
 
 RECOMMENDED = 5  # Runs a side: 252 relabellings, with p down to 0.008.
-VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)(?=[/_]|$)")
-_TRAINING = re.compile(r"(train|training)(?=[/_]|$)|loss$")
-# The cost of the monitor, properties of the batch and the machine, and what was new since the
-# previous snapshot tell nothing about the models.
-_ASIDE = re.compile(
-    r"monitor/|.*/(numbers_changed|nonfinite|sequences|basis_refits|n_steps|n_samples|"
-    r"seconds|outside_x\S*|\w+_change)$|.*_nonfinite$"
-)
 
 
 def common_window(groups: Sequence[Group], until: int, last: int) -> Window:
@@ -40,30 +33,22 @@ def common_window(groups: Sequence[Group], until: int, last: int) -> Window:
     validation tags, or where there are none of all tags but training's. The first snapshot, of an
     untrained model, is no part of the window unless it is all there is.
     """
-    runs = [run for group in groups for run in group.runs]
-    shared = [tag for tag in runs[0].scalars if all(tag in run.scalars for run in runs)]
-    chosen = (
-        [tag for tag in shared if VALIDATION.match(tag)]
-        or [tag for tag in shared if not (_TRAINING.match(tag) or _ASIDE.match(tag))]
-        or shared
-    )
-    made = [_snapshots(run, chosen, until) for run in runs]
+    shared = shared_tags(groups, "scalars")
+    tags = [tag for tag in shared if VALIDATION.match(tag)]
+    tags = tags or [tag for tag in shared if not (_is_training(tag) or ASIDE.match(tag))] or shared
+    made = [_snapshots(run, tags, until) for run in all_runs(groups)]
     if not all(steps.size for steps in made):
         return until, until
     end = min(int(steps[-1]) for steps in made)
-    starts = []
-    for steps in made:
-        reached = steps[steps <= end]
-        starts.append(int((reached[1:] if reached.size > 1 else reached)[-last:][0])
-                      if reached.size else end)  # fmt: skip
-    return min(starts), end
+    reached = [steps[steps <= end] for steps in made]
+    trained = [steps[1:] if steps.size > 1 else steps for steps in reached]
+    return min(int(steps[-last:][0]) if steps.size else end for steps in trained), end
 
 
 def _snapshots(run: Run, tags: Sequence[str], until: int) -> npt.NDArray[np.int64]:
-    steps = np.unique(
-        np.concatenate([np.zeros(0, np.int64), *(run.scalars[t].steps for t in tags)])
-    )
-    return steps[steps <= until]
+    steps = [run.scalars[tag].steps for tag in tags]
+    every = np.unique(np.concatenate([np.zeros(0, np.int64), *steps]))
+    return every[every <= until]
 
 
 def scalar_row(
@@ -82,23 +67,19 @@ def scalar_row(
         window: From :func:`common_window`.
         commensurable: Returns False for a side (but the first) whose tag must not be subtracted.
     """
-    series = [[run.scalars[tag] for run in group.runs] for group in groups]
-    every = [one for side in series for one in side]
+    every = [run.scalars[tag] for run in all_runs(groups)]
     start, end = window
     if not all(_within(one, start, end).any() for one in every):
         common = set.intersection(*(set(one.steps[one.steps <= end].tolist()) for one in every))
         if not common:
             return None
         start = end = max(common)
-    values = tuple(
-        _side_value([one.values[_within(one, start, end)] for one in side]) for side in series
-    )
-    changes = tuple(
-        _change(values[0], value) if commensurable(number, tag) else None
-        for number, value in enumerate(values[1:])
-    )
     steps = np.concatenate([one.steps[_within(one, start, end)] for one in every])
-    return ScalarRow(tag, (int(steps.min()), int(steps.max())), values, changes)
+    a, *others = (_side_value([run.scalars[tag] for run in g.runs], start, end) for g in groups)
+    changes = tuple(
+        _change(a, b) if commensurable(number, tag) else None for number, b in enumerate(others)
+    )
+    return ScalarRow(tag, (int(steps.min()), int(steps.max())), (a, *others), changes)
 
 
 def _within(series: Scalars, start: int, end: int) -> npt.NDArray[np.bool_]:
@@ -106,7 +87,8 @@ def _within(series: Scalars, start: int, end: int) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _side_value(points: Sequence[FloatArray]) -> SideValue:
+def _side_value(runs: Sequence[Scalars], start: int, end: int) -> SideValue:
+    points = [series.values[_within(series, start, end)] for series in runs]
     with np.errstate(all="ignore"):
         means = tuple(float(p.mean()) for p in points)
         noises = [float(np.mean(np.diff(p) ** 2) / 2) for p in points if p.size >= 3]
@@ -116,7 +98,7 @@ def _side_value(points: Sequence[FloatArray]) -> SideValue:
 
 def _change(a: SideValue, b: SideValue) -> Change:
     delta = b.mean - a.mean
-    over_noise = None
+    over_noise = ci = p = None
     if a.noise is not None and b.noise is not None:
         noise = math.hypot(a.noise, b.noise) / math.sqrt(2)
         if noise > 0:
@@ -124,7 +106,6 @@ def _change(a: SideValue, b: SideValue) -> Change:
         elif noise == 0:
             over_noise = math.inf if delta else 0.0
     percent = 100 * delta / abs(a.mean) if a.mean else None
-    ci = p = None
     if min(len(a.runs), len(b.runs)) >= MIN_RUNS:
         ci, p = welch_ci(a.runs, b.runs), permutation_p(a.runs, b.runs)
     return Change(delta, percent, over_noise, ci, p, None)
@@ -151,40 +132,51 @@ def compare_scalars(
         elif len({mean for value in row.values for mean in value.runs}) == 1:
             # Relabelling can't change them either: Holm's correction must not count them.
             unchanged.append(tag)
-        elif _place(row) == 3 and not chosen:
-            rows.append(_with_p(row, lambda change: replace(change, p=None)))
         else:
-            rows.append(row)
-    rows.sort(key=_order)
-    of_validation = [row for row in rows if VALIDATION.match(row.tag)]
-    others = [row for row in rows if not VALIDATION.match(row.tag)]
+            untested = _place(row) == 3 and not chosen
+            rows.append(_with_p(row, lambda change: replace(change, p=None)) if untested else row)
+    of_validation, others = _families(sorted(rows, key=_order))
     return [*_corrected(of_validation), *_corrected(others)], unchanged, apart
+
+
+def _families(rows: Sequence[ScalarRow]) -> tuple[list[ScalarRow], list[ScalarRow]]:
+    """Return the rows of validation, which are tested first and alone, and all others."""
+    of_validation = [row for row in rows if VALIDATION.match(row.tag)]
+    return of_validation, [row for row in rows if not VALIDATION.match(row.tag)]
 
 
 def _with_p(row: ScalarRow, changed: Callable[[Change], Change]) -> ScalarRow:
     return replace(row, changes=tuple(c if c is None else changed(c) for c in row.changes))
 
 
+def _p_values(rows: Sequence[ScalarRow]) -> list[float]:
+    return [c.p for row in rows for c in row.changes if c is not None and c.p is not None]
+
+
 def _corrected(rows: Sequence[ScalarRow]) -> list[ScalarRow]:
-    adjusted = iter(holm([c.p for row in rows for c in row.changes if c and c.p is not None]))
+    adjusted = iter(holm(_p_values(rows)))
     return [
         _with_p(row, lambda c: c if c.p is None else replace(c, p_holm=next(adjusted)))
         for row in rows
     ]
 
 
+def _is_training(tag: str) -> bool:
+    return tag == "loss" or TRAINING.match(tag) is not None
+
+
 def _place(row: ScalarRow) -> int:
     """Return 0 for validation, 1 for training, 2 for the model, 3 for constants and bookkeeping."""
     if VALIDATION.match(row.tag):
         return 0
-    if _TRAINING.match(row.tag):
+    if _is_training(row.tag):
         return 1
-    return 3 if _ASIDE.match(row.tag) or _size(row) == math.inf else 2
+    return 3 if ASIDE.match(row.tag) or _size(row) == math.inf else 2
 
 
-def _order(row: ScalarRow) -> tuple[int, int, float, str]:
-    broken = any(not math.isfinite(value.mean) for value in row.values)
-    return _place(row), 0 if broken else 1, -_size(row), row.tag
+def _order(row: ScalarRow) -> tuple[int, bool, float, str]:
+    finite = all(math.isfinite(value.mean) for value in row.values)
+    return _place(row), finite, -_size(row), row.tag
 
 
 def _size(row: ScalarRow) -> float:
@@ -206,30 +198,22 @@ def _size(row: ScalarRow) -> float:
 def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
     """Return a sentence on what the differences can tell with so many runs."""
     sizes = [len(group.runs) for group in groups]
-    fewest = min(sizes)
     if max(sizes) == 1:
         return "one run each: no significance"
-    if fewest == 1:
+    if min(sizes) == 1:
         names = [repr(group.name) for group in groups if len(group.runs) == 1]
-        several = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"one run in {' and '.join(names[:3])}{several}: no significance, no CI"
-    if fewest < MIN_RUNS:
+        return f"one run in {listed(names, 3)}: no significance, no CI"
+    if min(sizes) < MIN_RUNS:
         return (
             "2 runs on a side: no CI and no p, since two runs tell next to nothing about a third; "
             f"{MIN_RUNS} runs on every side are needed, {RECOMMENDED} are recommended"
         )
-    tests = [
-        sum(c is not None and c.p is not None for row in family for c in row.changes)
-        for family in (
-            [row for row in rows if VALIDATION.match(row.tag)],
-            [row for row in rows if not VALIDATION.match(row.tag)],
-        )
-    ]
+    tests = [len(_p_values(family)) for family in _families(rows)]
     smallest, other = min((smallest_p(sizes[0], size), size) for size in sizes[1:])
+    corrections = [f"(Holm's correction for {n} test{'' if n == 1 else 's'})" for n in tests]
     text = (
         "95 % CIs over runs (Welch) are for each tag alone, p is by relabelling runs. Validation "
-        f"is tested first and alone (Holm's correction for {_tests(tests[0])}); all else is "
-        f"exploration (Holm's correction for {_tests(tests[1])})"
+        f"is tested first and alone {corrections[0]}; all else is exploration {corrections[1]}"
     )
     if min(sizes[0], other) < RECOMMENDED or smallest * max(tests) > 0.05:
         text += (
@@ -244,7 +228,3 @@ def significance(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> str:
     if min(sizes) < RECOMMENDED:
         text += f". {RECOMMENDED} runs a side are recommended"
     return text
-
-
-def _tests(count: int) -> str:
-    return f"{count} test{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Statistics over sequences and over runs.
+"""Compute statistics over sequences and over runs.
 
 - :mod:`.estimate`: a number pooled over sequences, its confidence interval and its paired change.
 - :mod:`.quantiles`: quantiles of values of which many belong to one sequence.

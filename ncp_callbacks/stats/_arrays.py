@@ -1,4 +1,4 @@
-"""The type of arrays of real numbers."""
+"""Name the type of arrays of real numbers."""
 
 from typing import Any, TypeAlias
 

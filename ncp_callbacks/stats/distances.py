@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Counts(Protocol):
-    """Counts of values between the edges of bins, ``(N,)`` each."""
+    """Hold counts of values between the edges of bins, ``(N,)`` each."""
 
     @property
     def left(self) -> npt.NDArray[np.float64]: ...

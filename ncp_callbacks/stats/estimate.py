@@ -1,4 +1,4 @@
-"""Numbers pooled over sequences, their confidence intervals and their paired changes.
+"""Pool numbers over sequences, with their confidence intervals and paired changes.
 
 An :class:`Estimate` holds a number and the influence of each sequence on it::
 
@@ -85,7 +85,7 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """The range of a number, and the transform that makes its errors symmetric.
+    """Describe the range of a number, and the transform that makes its errors symmetric.
 
     Attributes:
         name: Name of the transform: identity, log, logit or fisher_z.
@@ -127,9 +127,9 @@ _SCALES = {scale.name: scale for scale in (REAL, SIZE, SHARE, CORRELATION)}
 
 
 class PairedChange(NamedTuple):
-    """Change of a number between two snapshots of the same sequences, with its 95 % CI.
+    """Hold the change of a number between two snapshots of the same sequences, with its 95 % CI.
 
-    A relative change for sizes (0.1 for 10 % more), a difference for all other numbers.
+    It is a relative change for sizes (0.1 for 10 % more), and a difference for all other numbers.
 
     Attributes:
         value: The change.
@@ -145,7 +145,7 @@ class PairedChange(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A number over sequences, with the influence of each of them.
+    """Hold a number over sequences, with the influence of each of them.
 
     Attributes:
         value: The number.
@@ -294,8 +294,8 @@ class Estimate:
         """Return the effective number of sequences (Kish 1965): ``(sum w)^2 / sum w^2``.
 
         It is the number of equally weighted sequences that would carry the number as evenly. A
-        value far below :attr:`sequences` means that a few sequences decide. NaN if all weights
-        are 0.
+        value far below :attr:`sequences` means that a few sequences decide. It is NaN if all
+        weights are 0.
         """
         if self.weights is None:
             return float(self.sequences)
@@ -381,8 +381,8 @@ class Estimate:
         """Return the difference and its standard error, of logarithms for sizes."""
         if before.sequences != self.sequences:
             raise ValueError(
-                f"{before.sequences} sequences before and {self.sequences} now: pass estimates of "
-                "the same sequences"
+                f"there were {before.sequences} sequences before and there are {self.sequences} "
+                "now: pass estimates of the same sequences"
             )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.scale.name == SIZE.name:

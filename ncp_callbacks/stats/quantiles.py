@@ -25,7 +25,7 @@ def quantile_estimates(
     sequences; its CI is turned back into values. Infinity is larger than all others.
 
     Args:
-        values: Without NaN.
+        values: ``(N,)``, without NaN.
         sequence: ``(N,)``, the sequence that each value belongs to.
         shares: The quantiles to compute, in [0, 1].
     """

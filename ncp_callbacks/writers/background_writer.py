@@ -149,7 +149,11 @@ class BackgroundWriter:
         """
         done = self._wait(lambda: not (self._waiting or self._writing or self._unflushed), timeout)
         if not done:
-            logger.warning("flushing the log got stuck; what is not written yet may be lost")
+            logger.warning(
+                "flushing the log made no progress for %.3g s, and what is not written yet may be "
+                "lost: check the disk of the log directory",
+                self._timeout if timeout is None else timeout,
+            )
         return done
 
     def close(self, timeout: float | None = None) -> None:
@@ -168,7 +172,12 @@ class BackgroundWriter:
         else:
             seconds = self._timeout if timeout is None else timeout
             self.failure = TimeoutError(f"writing made no progress for {seconds:.3g} s")
-            logger.error("closing the log got stuck at step %d; the rest is lost", self._step)
+            logger.error(
+                "closing the log made no progress for %.3g s, and what was logged after step %d is "
+                "lost: check the disk of the log directory",
+                seconds,
+                self._step,
+            )
             self._end()
             atexit.unregister(self._at_exit)
 
@@ -190,8 +199,10 @@ class BackgroundWriter:
             if records:
                 self._report_once(
                     "dropped",
-                    "records come faster than they are written, and the memory for them is "
-                    "full: dropping some from step %d on",
+                    "records come faster than they are written, and their memory (%.0f MB) is "
+                    "full: some are dropped from step %d on. Log less often, or pass a larger "
+                    "max_bytes to the writer",
+                    self._max_bytes / 1e6,
                     step,
                 )
             return []
@@ -254,7 +265,7 @@ class BackgroundWriter:
             self._sink.close()
         except BaseException as error:
             self.failure = error
-            logger.exception("logging stopped at step %d; training goes on", self._step)
+            logger.exception("logging stopped after step %d, and training goes on", self._step)
             with contextlib.suppress(Exception):
                 self._sink.close()
         finally:
@@ -302,8 +313,8 @@ class BackgroundWriter:
             self.failed += len(entry.records)
             self._report_once(
                 "step",
-                "records of step %d are lost: pass steps of less than 2**63; reported once, "
-                "training and other logging go on",
+                "records of step %d are lost: pass steps of less than 2**63. This is reported "
+                "once; training and other logging go on",
                 entry.step,
             )
             return
@@ -323,7 +334,8 @@ class BackgroundWriter:
                 kind, tag = type(record).__name__, getattr(record, "tag", "")
                 self._report_once(
                     (kind, tag),
-                    "can't log %s %r; reported once, training and other logging go on",
+                    "the %s %r can't be logged. This is reported once; training and other logging "
+                    "go on",
                     kind,
                     tag,
                     exc_info=True,
@@ -341,7 +353,9 @@ class BackgroundWriter:
             return self._encoder.layout()
         except Exception:
             self._report_once(
-                "layout", "can't write the layout of the Custom Scalars dashboard", exc_info=True
+                "layout",
+                "the layout of the Custom Scalars dashboard can't be written",
+                exc_info=True,
             )
             return []
 

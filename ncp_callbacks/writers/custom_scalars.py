@@ -87,7 +87,8 @@ class CustomScalars:
     def of(self, tag: str, unique: Callable[[str], str]) -> ChartTags | None:
         """Return the tags for the chart of ``tag``, made unique by ``unique``.
 
-        None: there is no room for its chart, as six of a group get one, and 48 altogether.
+        It returns None if there is no room for the chart: six tags of a group get one, and 48
+        altogether.
         """
         if tag not in self._tags:
             charts = self._tags.keys() | self._earlier

@@ -114,7 +114,9 @@ class Encoder:
             width, height = struct.unpack(">II", record.png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
             return [_tensor(tag, record, "images", sized)]
-        raise TypeError(f"not a record: {record!r}; pass Scalar, Histogram, Text, Array or Picture")
+        raise TypeError(
+            f"{record!r} is no record: pass a Scalar, Histogram, Text, Array or Picture"
+        )
 
     def end(self) -> list[Summary.Value]:
         """Return once what ends the session that a :class:`RunConfig` started, if one did."""

@@ -36,8 +36,8 @@ class EventFile:
     """Create an event file and append events to it.
 
     Args:
-        log_dir: Made when missing. Unless resuming, the first of ``log_dir``, ``log_dir-2``,
-            ``log_dir-3``, … that holds no event files is used.
+        log_dir: It is made if it is missing. Unless resuming, the first of ``log_dir``,
+            ``log_dir-2``, ``log_dir-3``, … that holds no event files is used.
         first_step: Resume: use ``log_dir`` as it is; TensorBoard then hides what earlier files
             hold from this step on.
 
@@ -45,7 +45,7 @@ class EventFile:
         ValueError: ``first_step`` is beyond what a log can hold.
         NotADirectoryError: ``log_dir``, or what should contain it, is a file.
         PermissionError: ``log_dir`` can't be written to.
-        OSError: The disk is full, or anything else. No file or directory is left.
+        OSError: The disk is full, or there is another reason. No file or directory is left.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class EventFile:
             rest = rest[self._file.write(rest) :]
         if os.fstat(self._file.fileno()).st_nlink == 0:
             # Writing to it goes on without an error, into nothing.
-            raise FileNotFoundError(f"the event file {str(self.path)!r} was deleted")
+            raise FileNotFoundError(
+                f"the event file {str(self.path)!r} was deleted: keep it until the run has ended"
+            )
 
     def close(self) -> None:
         """Flush and close."""
@@ -133,17 +135,17 @@ def _explained(error: OSError, wanted: Path) -> OSError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return NotADirectoryError(
             f"log_dir {str(wanted)!r} can't be a directory: it, or a part of its path, is a file "
-            f"or a link to nowhere. Choose another, for instance log_dir={str(wanted) + '-logs'!r}."
+            f"or a link to nowhere. Pass another, such as log_dir={str(wanted) + '-logs'!r}."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionError(
             f"log_dir {str(wanted)!r} can't be written to ({error.strerror}). Make it "
-            "writable, or choose another, for instance log_dir='~/runs/cfc-seed0'."
+            "writable, or pass another, such as log_dir='~/runs/cfc-seed0'."
         )
     return OSError(
         error.errno,
         f"no log can be opened in log_dir {str(wanted)!r} ({error.strerror}). Make room there, or "
-        "choose another, for instance log_dir='~/runs/cfc-seed0'.",
+        "pass another, such as log_dir='~/runs/cfc-seed0'.",
     )
 
 

@@ -190,16 +190,16 @@ class TensorBoardWriter(_BackgroundedWriter):
     """Write an event file of its own.
 
     Args:
-        log_dir: The run's directory, made when missing. When it already holds a run, ``log_dir-2``,
-            ``log_dir-3``, … is used, unless resuming.
+        log_dir: The run's directory, made if it is missing. If it holds a run already,
+            ``log_dir-2``, ``log_dir-3``, … is used, unless resuming.
         first_step: Resume the run in ``log_dir``: the first step that will be written. TensorBoard
             hides what was logged for this and later steps before.
         flush_seconds: Records reach the disk at most so long after ``write`` (figures: after they
             are drawn), whatever happens to this process then.
-        max_figures: Figures that may wait to be drawn; beyond, all figures of a step are dropped.
+        max_figures: Figures that may wait to be drawn; if more wait, a step's figures are dropped.
         max_bytes: Memory of everything that waits, half of it for figures.
-        timeout: Seconds after which one picture, or a disk that makes no progress, is given up;
-            ``close`` gives up all pictures left after as many.
+        timeout: Seconds after which one picture, or a disk that makes no progress, is given up.
+            ``close`` gives up the pictures that are left after as many seconds.
         clock: Wall time, in seconds since 1970.
 
     Attributes:
@@ -209,7 +209,7 @@ class TensorBoardWriter(_BackgroundedWriter):
         ValueError: ``first_step`` is beyond what a log can hold.
         NotADirectoryError: ``log_dir`` or a part of its path is a file.
         PermissionError: ``log_dir`` can't be written to.
-        OSError: The disk is full, or anything else. No file or directory is left.
+        OSError: The disk is full, or there is another reason. No file or directory is left.
     """
 
     def __init__(
@@ -264,9 +264,10 @@ class SummaryWriterAdapter(_BackgroundedWriter):
 
         if not isinstance(summary_writer, tensorboardX.SummaryWriter):
             raise TypeError(
-                "writer must be a Writer of ncp_callbacks or a tensorboardX.SummaryWriter, not "
-                f"{type(summary_writer).__module__}.{type(summary_writer).__qualname__}. "
-                "To leave the file to us, pass a directory instead: log_dir='runs/cfc-seed0'."
+                f"writer is a {type(summary_writer).__module__}."
+                f"{type(summary_writer).__qualname__}: pass a Writer of ncp_callbacks or a "
+                "tensorboardX.SummaryWriter, or pass a directory in its place, such as "
+                "log_dir='runs/cfc-seed0'"
             )
         super().__init__(
             _SharedFile(summary_writer),
@@ -312,7 +313,7 @@ class _SharedFile:
         writer = self._summary_writer.file_writer
         if writer is None:
             # Asking it for a file would open a second one, maybe over the first.
-            raise ValueError("the SummaryWriter was closed; close it after the monitor")
+            raise ValueError("the SummaryWriter was closed too early: close it after the monitor")
         # With write_to_disk=False there is none.
         event_writer = getattr(writer, "event_writer", None)
         return None if event_writer is None else event_writer._ev_writer

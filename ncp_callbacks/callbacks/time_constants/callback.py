@@ -21,12 +21,12 @@ from ...callback import (
 )
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
+from ...model.jacobian_diagonal import jacobian_diagonal
 from ...model.liquid import (
     DecayReading,
     GateReading,
     LTCReading,
     Reading,
-    jacobian_diagonal,
     read_liquid,
     time_delta_per_call,
 )

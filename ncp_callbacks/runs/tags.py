@@ -1,0 +1,29 @@
+"""Tell what is logged under a tag."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["ASIDE", "HELD_OUT", "PREFIX", "TRAINING", "VALIDATION", "is_interactions", "short"]
+
+PREFIX = "_ncp/"  # Of raw arrays, which no dashboard shows.
+VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)(?=[/_]|$)")
+TRAINING = re.compile(r"(train|training)(?=[/_]|$)")
+# The cost of the monitor, properties of the batch and the machine, and what was new since the
+# previous snapshot tell nothing about the models.
+ASIDE = re.compile(
+    r"monitor/|.*/(numbers_changed|nonfinite|sequences|basis_refits|n_steps|n_samples|"
+    r"seconds|outside_x\S*|\w+_change)$|.*_nonfinite$"
+)
+# Arrays that identify the held-out batch.
+HELD_OUT = re.compile(r"_ncp/(.+_)?held_out")
+
+
+def short(tag: str) -> str:
+    """Return the tag of an array without its prefix."""
+    return tag.removeprefix(PREFIX)
+
+
+def is_interactions(tag: str) -> bool:
+    """Return True for maps of feature × feature."""
+    return short(tag).startswith("interactions")
