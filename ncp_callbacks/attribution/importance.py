@@ -135,9 +135,9 @@ class TemporalImportance(ArrayResult):
         own = self.time_delta_by_sequence
         if own is not None and self.time_delta_share is not None:
             found["time_share"] = Estimate.ratio(own, own + whole, SHARE)
-        for name in features:
-            share = parts[:, self.feature_names.index(name)]
-            found[f"share/{name}"] = Estimate.ratio(share, whole, SHARE)
+        own_parts = parts[:, [self.feature_names.index(name) for name in features]]
+        shares = Estimate.ratios(own_parts, whole, SHARE)
+        found |= {f"share/{name}": share for name, share in zip(features, shares, strict=True)}
         return found
 
 
@@ -151,7 +151,7 @@ def _entropy(strength: FloatArray) -> FloatArray:
 def _share_cis(parts: FloatArray) -> FloatArray:
     """Return ``(2, F)``, the CIs of the shares of ``(S, F)`` parts in their total."""
     whole = parts.sum(axis=1)
-    return ci_array([Estimate.ratio(part, whole, SHARE) for part in parts.T]).astype(np.float32)
+    return ci_array(Estimate.ratios(parts, whole, SHARE)).astype(np.float32)
 
 
 def _shares(strength: FloatArray) -> FloatArray:
