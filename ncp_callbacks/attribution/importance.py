@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..results import ArrayResult, FloatArray, compact
-from ..stats import SHARE, SIZE, Estimate, ci_array
+from ..stats import SHARE, SIZE, Estimate, ci_array, with_cis
 from ..stats.reliability import split_half
 from .base import Attribution
 from .gradients import InputXGradient
@@ -135,6 +135,7 @@ class TemporalImportance(ArrayResult):
         own = self.time_delta_by_sequence
         if own is not None and self.time_delta_share is not None:
             found["time_share"] = Estimate.ratio(own, own + whole, SHARE)
+        found = with_cis(found)
         own_parts = parts[:, [self.feature_names.index(name) for name in features]]
         shares = Estimate.ratios(own_parts, whole, SHARE)
         found |= {f"share/{name}": share for name, share in zip(features, shares, strict=True)}

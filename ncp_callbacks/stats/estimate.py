@@ -47,6 +47,7 @@ __all__ = [
     "holm",
     "sd_of_sums",
     "t_quantile",
+    "with_cis",
 ]
 
 MIN_SEQUENCES_FOR_CI = 16
@@ -156,7 +157,8 @@ class Estimate:
         weights: ``(S,)``, how much each sequence counts in the pooled number; None if all count
             equally.
         bias: Bias of the transformed number that the CI corrects for.
-        known_ci: A 95 % CI that was computed in another way than from ``influence``.
+        known_ci: The 95 % CI, if it was computed before, maybe in another way than from
+            ``influence``.
     """
 
     value: float
@@ -417,6 +419,7 @@ class Estimate:
 
 def ci_array(estimates: Sequence[Estimate], level: float = 0.95) -> FloatArray:
     """Return ``(2, N)`` ends of :meth:`Estimate.ci` of ``N`` estimates; NaN where there is none."""
+    error, freedom = _spreads([estimate.influence for estimate in estimates])
     found = np.full((2, len(estimates)), np.nan)
     by_scale: dict[Scale, list[int]] = {}
     for place, estimate in enumerate(estimates):
@@ -424,24 +427,26 @@ def ci_array(estimates: Sequence[Estimate], level: float = 0.95) -> FloatArray:
             found[:, place] = estimate.known_ci
         else:
             by_scale.setdefault(estimate.scale, []).append(place)
-    for scale, places in by_scale.items():
-        some = [estimates[place] for place in places]
-        found[:, places] = _cis(some, scale, level)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        half = t_quantile((1 + level) / 2, freedom) * error
+        for scale, places in by_scale.items():
+            value, bias = np.array([(estimates[i].value, estimates[i].bias) for i in places]).T
+            # Equal sequences differ by rounding.
+            rounding = 1e-12 * (np.abs(value) if scale.name == REAL.name else 1.0)
+            centre, apart = scale.transform(value) - bias, half[places]
+            ends = scale.inverse(np.array([centre - apart, centre + apart]))
+            some = (rounding < error[places]) & np.isfinite(ends).all(axis=0)
+            found[:, places] = np.where(some, np.clip(ends, scale.low, scale.high), np.nan)
     return found
 
 
-def _cis(estimates: Sequence[Estimate], scale: Scale, level: float) -> FloatArray:
-    """Return ``(2, N)`` CIs by Student's t of estimates on one scale; NaN where there is none."""
-    error, freedom = _spreads([estimate.influence for estimate in estimates])
-    value = np.array([estimate.value for estimate in estimates])
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        half = t_quantile((1 + level) / 2, freedom) * error
-        centre = scale.transform(value) - np.array([estimate.bias for estimate in estimates])
-        ends = scale.inverse(np.array([centre - half, centre + half]))
-        # Equal sequences differ by rounding.
-        rounding = 1e-12 * (np.abs(value) if scale.name == REAL.name else 1.0)
-        some = (rounding < error) & np.isfinite(ends).all(axis=0)
-    return np.where(some, np.clip(ends, scale.low, scale.high), np.nan)
+def with_cis(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Return estimates that know their 95 % CIs: it is faster to compute these together."""
+    ends = ci_array(list(estimates.values())).T.tolist()
+    return {
+        name: replace(e, known_ci=None if math.isnan(low) else (low, high))
+        for (name, e), (low, high) in zip(estimates.items(), ends, strict=True)
+    }
 
 
 def _columns(*values: npt.ArrayLike) -> FloatArray:

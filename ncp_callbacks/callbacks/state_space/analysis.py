@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...results import ArrayResult, FloatArray, compact
-from ...stats import SHARE, SIZE, Estimate
+from ...stats import SHARE, SIZE, Estimate, with_cis
 
 __all__ = [
     "Basis",
@@ -227,7 +227,7 @@ def state_space(
         samples=len(samples),
         non_finite=int((real & ~finite).sum()),
         cell=cell,
-        estimates=estimates,
+        estimates=with_cis(estimates),
     )
 
 
@@ -300,7 +300,7 @@ def participation_ratios_without_each(centred: FloatArray, use: np.ndarray) -> F
     trace = (np.trace(total) - np.einsum("bth,bth->b", centred, centred)) / others - size
     squares = (
         (float((total**2).sum()) - 2 * inner + own) / others**2
-        - 2 * (np.einsum("bi,ij,bj->b", mean, total, mean, optimize=True) - along) / others
+        - 2 * (np.einsum("bi,bi->b", mean @ total, mean) - along) / others
         + size**2
     )
     return _ratio(trace, squares)
