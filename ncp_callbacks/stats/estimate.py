@@ -348,8 +348,10 @@ class Estimate:
             carries all of a number has an infinite influence), and where no sequence differs from
             the others.
         """
-        ends = ci_array([self], level)[:, 0].tolist()
-        return None if math.isnan(ends[0]) else (ends[0], ends[1])
+        if self.known_ci is not None and level == 0.95:
+            return self.known_ci
+        low, high = ci_array([self], level)[:, 0].tolist()
+        return None if math.isnan(low) else (low, high)
 
     def change(self, before: Estimate, level: float = 0.95) -> PairedChange | None:
         """Return the change since ``before``, an estimate of the same number and sequences.
