@@ -317,7 +317,7 @@ class PairedChanges:
         now = {
             name: number
             for name, number in now.items()
-            if number.sequences == whole and np.isfinite(number.influence).all()
+            if number.sequences == whole and number.known
         }
         batch, known = _checksum(observation), self._batch.get(group)
         before = self._before.get(group, {}) if batch == known else {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -42,6 +45,7 @@ from ncp_callbacks.stats import (
     holm,
     quantile_estimates,
     t_quantile,
+    with_cis,
 )
 from ncp_callbacks.stats.estimate import sd_of_sums
 
@@ -824,3 +828,67 @@ def test_numbers_too_large_for_a_state_are_kept_without_a_warning() -> None:
         alone = Estimate.mean(np.array([0.0, 0.0, 3.0]), SIZE)
         state = json.loads(json.dumps(alone.to_state(), allow_nan=False))
         assert Estimate.from_state(state).ci() is None
+
+
+# --- many at once
+
+
+@given(seeds, st.integers(2, 20), st.integers(1, 5))
+def test_ratios_of_columns_are_those_of_each_column(rng, count, columns):
+    parts = rng.exponential(size=(count, columns))
+    whole = parts.sum(axis=1) + rng.exponential(size=count)
+    for number, estimate in enumerate(Estimate.ratios(parts, whole, SHARE)):
+        share = parts[:, number].sum() / whole.sum()
+        assert estimate.value == pytest.approx(share)
+        left_out = [
+            np.delete(parts[:, number], s).sum() / np.delete(whole, s).sum() for s in range(count)
+        ]
+        logit = np.log(share / (1 - share)) - np.log(np.array(left_out) / (1 - np.array(left_out)))
+        np.testing.assert_allclose(estimate.influence, (count - 1) * logit, atol=1e-9)
+        assert estimate.scale == SHARE
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_ratios_of_one_sequence_have_no_ci(count):
+    found = Estimate.ratios(np.ones((count, 2)), np.full(count, 2.0), SHARE)
+    assert [estimate.ci() for estimate in found] == [None, None]
+
+
+@given(seeds)
+def test_cis_of_many_numbers_are_those_of_each(rng):
+    values = rng.exponential(size=(4, 9))
+    estimates = {
+        "size": Estimate.mean(values[0], SIZE),
+        "real": Estimate.mean(values[1] - 1),
+        "fewer": Estimate.mean(values[2, :5], SIZE),
+        "equal": Estimate.mean(np.ones(9)),
+        "one": Estimate.mean([2.0]),
+        "known": dataclasses.replace(Estimate.mean(values[3]), known_ci=(1.0, 2.0)),
+    }
+    found = with_cis(estimates)
+    for name, one in estimates.items():
+        assert found[name].ci() == pytest.approx(one.ci())
+    assert found["real"].known_ci == pytest.approx(students_ci(values[1] - 1))
+    assert found["equal"].known_ci is None
+    assert found["one"].known_ci is None
+    assert found["known"].known_ci == (1.0, 2.0)
+    # Another level is computed anew.
+    low, high = found["real"].ci(0.5)
+    assert found["real"].known_ci[0] < low < high < found["real"].known_ci[1]
+
+
+def students_ci(values):
+    return stats.t.interval(0.95, freedom(values), loc=values.mean(), scale=stats.sem(values))
+
+
+def test_two_sequences_need_no_scipy():
+    # As in the dry run, for which the training loop waits.
+    code = (
+        "import sys; from ncp_callbacks.stats import Estimate; "
+        "print(Estimate.mean([1.0, 3.0]).ci(), 'scipy' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    half = math.tan(0.475 * math.pi)  # a standard error of 1 and one degree of freedom
+    low, high, imported = run.stdout.replace("(", "").replace(")", "").replace(",", "").split()
+    assert (float(low), float(high)) == pytest.approx((2 - half, 2 + half))
+    assert imported == "False"

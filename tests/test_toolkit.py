@@ -96,6 +96,22 @@ def test_statistics_are_not_imported_before_they_are_needed() -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_snapshots_wait_for_no_import_that_takes_a_second() -> None:
+    code = """
+import sys, mlx.core as mx, mlx.nn as nn, ncp_callbacks as ncp
+held_out = ncp.HeldOutBatch(mx.random.normal((8, 12, 3)))
+writer = ncp.MemoryWriter()
+with ncp.Monitor(nn.GRU(3, 4), held_out, writer=writer, every=1, background=False) as monitor:
+    for step in (1, 2):
+        monitor.on_step_end(step)
+# The second snapshot compares ranks with the first.
+assert {"attribution/rank_distance", "hidden/pc1_share"} <= set(writer.tags)
+print([name for name in ("scipy.stats", "sklearn") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("shape", [(500, 8), (40, 40), (5, 12), (2, 3)])
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_principal_axes_are_those_of_a_singular_value_decomposition(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..results import ArrayResult, FloatArray, compact
-from ..stats import SHARE, SIZE, Estimate, ci_array
+from ..stats import SHARE, SIZE, Estimate, ci_array, with_cis
 from ..stats.reliability import split_half
 from .base import Attribution
 from .gradients import InputXGradient
@@ -135,9 +135,10 @@ class TemporalImportance(ArrayResult):
         own = self.time_delta_by_sequence
         if own is not None and self.time_delta_share is not None:
             found["time_share"] = Estimate.ratio(own, own + whole, SHARE)
-        for name in features:
-            share = parts[:, self.feature_names.index(name)]
-            found[f"share/{name}"] = Estimate.ratio(share, whole, SHARE)
+        found = with_cis(found)
+        own_parts = parts[:, [self.feature_names.index(name) for name in features]]
+        shares = Estimate.ratios(own_parts, whole, SHARE)
+        found |= {f"share/{name}": share for name, share in zip(features, shares, strict=True)}
         return found
 
 
@@ -146,12 +147,6 @@ def _entropy(strength: FloatArray) -> FloatArray:
     p = strength / strength.sum(axis=-1, keepdims=True)
     terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
     return np.asarray(-terms.sum(axis=-1) / np.log(strength.shape[-1]))
-
-
-def _share_cis(parts: FloatArray) -> FloatArray:
-    """Return ``(2, F)``, the CIs of the shares of ``(S, F)`` parts in their total."""
-    whole = parts.sum(axis=1)
-    return ci_array([Estimate.ratio(part, whole, SHARE) for part in parts.T]).astype(np.float32)
 
 
 def _shares(strength: FloatArray) -> FloatArray:
@@ -236,6 +231,8 @@ def summarize(
     step_weight = len(kept) / count
     by_sequence = np.einsum("stf,t->sf", strength, step_weight)
     error = attribution.error
+    whole = by_sequence.sum(axis=1)
+    cis = ci_array([Estimate.mean(whole, SIZE), *Estimate.ratios(by_sequence, whole, SHARE)])
     return TemporalImportance(
         importance=compact(importance),
         signed=compact(signed),
@@ -255,8 +252,8 @@ def summarize(
         feature_names=feature_names or tuple(f"feature {i}" for i in range(features)),
         by_sequence=compact(by_sequence),
         lag_by_sequence=np.stack([weight.sum(axis=1), (weight * lag).sum(axis=1)], axis=1),
-        share_ci=_share_cis(by_sequence),
-        strength_ci=compact(ci_array([Estimate.mean(by_sequence.sum(axis=1), SIZE)])[:, 0]),
+        share_ci=cis[:, 1:].astype(np.float32),
+        strength_ci=compact(cis[:, 0]),
         reliability=split_half(strength, kept_real),
         **_time_delta_fields(
             None if by_time is None else by_time[finite],
@@ -288,7 +285,6 @@ def _time_delta_fields(
         return dict.fromkeys(f"time_delta_{name}" for name in names)
     importance = np.abs(values).sum(axis=0) / count
     own = (np.abs(values) * (len(values) / count)).sum(axis=1)
-    both = np.stack([own, by_sequence.sum(axis=1)], axis=1)
     # Summed apart, so that a share of everything is exactly 1.
     total = float(own.sum()) + float(by_sequence.sum())
     if is_slope:
@@ -296,7 +292,8 @@ def _time_delta_fields(
         share, ci = None, None
     else:
         share = float(own.sum()) / total if total > 0 else float("nan")
-        ci = _share_cis(both)[:, 0]
+        both = own + by_sequence.sum(axis=1)
+        ci = ci_array([Estimate.ratio(own, both, SHARE)])[:, 0].astype(np.float32)
     return {
         "time_delta_importance": compact(importance),
         "time_delta_signed": compact(values.sum(axis=0) / count),

@@ -504,6 +504,7 @@ class _Server:
                 analysis = observer.analyse(
                     request, reached=lambda name: self._tell("running", name)
                 )
+                analysis.state = observer.state()
                 figures = [r for r in analysis.records if isinstance(r, Figure)]
                 analysis.records = [r for r in analysis.records if not isinstance(r, Figure)]
                 self._send_analysis(number, analysis)

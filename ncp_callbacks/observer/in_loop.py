@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ class InLoopObserver:
     """
 
     def __init__(self, observer: Observer, deliver: Callable[[Analysis], None]) -> None:
+        # Or the first snapshot waits for it.
+        importlib.import_module("scipy.special")
         self._observer, self._deliver = observer, deliver
 
     def submit(self, request: Request) -> bool:

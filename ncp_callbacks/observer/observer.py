@@ -108,7 +108,8 @@ class Analysis:
         failures: What went wrong.
         not_applicable: Callbacks that don't apply to the model, and are disabled.
         seconds: Time that its parts took, by callback; ``pass`` is the passes that they share.
-        state: What a resumed run needs of each callback, by name.
+        state: What a resumed run needs of each callback, by name; filled in by the observer's
+            process.
     """
 
     step: int
@@ -295,7 +296,6 @@ class Observer:
             if self._settings.raise_errors or raised_by_signal_handler(error):
                 raise
             self._fail(analysis, f"the analysis failed at step {request.step}", error, due)
-        analysis.state = self.state()
         return analysis
 
     def _groups(self, due: Sequence[Callback]) -> list[list[Callback]]:
@@ -436,8 +436,13 @@ def checked_records(
         yield record
 
 
+_PLAIN = frozenset({float, int, str, bool, type(None)})
+
+
 def plain(value: Any) -> Any:
     """Return arrays and numpy numbers as lists and Python's numbers, which keep every digit."""
+    if type(value) in _PLAIN:  # by far the most
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

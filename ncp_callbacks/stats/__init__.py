@@ -23,6 +23,7 @@ from .estimate import (
     ci_array,
     holm,
     t_quantile,
+    with_cis,
 )
 from .quantiles import quantile_estimates
 
@@ -40,4 +41,5 @@ __all__ = [
     "holm",
     "quantile_estimates",
     "t_quantile",
+    "with_cis",
 ]

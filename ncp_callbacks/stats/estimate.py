@@ -47,6 +47,7 @@ __all__ = [
     "holm",
     "sd_of_sums",
     "t_quantile",
+    "with_cis",
 ]
 
 MIN_SEQUENCES_FOR_CI = 16
@@ -156,7 +157,8 @@ class Estimate:
         weights: ``(S,)``, how much each sequence counts in the pooled number; None if all count
             equally.
         bias: Bias of the transformed number that the CI corrects for.
-        known_ci: A 95 % CI that was computed in another way than from ``influence``.
+        known_ci: The 95 % CI, if it was computed before, maybe in another way than from
+            ``influence``.
     """
 
     value: float
@@ -186,11 +188,11 @@ class Estimate:
             weights: ``(S,)``, see the class.
         """
         parts = np.asarray(parts, np.float64)
-        total = parts.sum(axis=0)
+        total = parts.sum(axis=0)[None]
+        sums = np.concatenate([total, total - parts]) if len(parts) > 1 else total
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            value = float(function(total[None])[0])
-            without_each = function(total - parts) if len(parts) > 1 else np.empty(0)
-        return cls.jackknife(value, without_each, scale, weights=weights)
+            found = function(sums)
+        return cls.jackknife(found[0], found[1:], scale, weights=weights)
 
     @classmethod
     def mean(cls, values: npt.ArrayLike, scale: Scale = REAL) -> Estimate:
@@ -209,13 +211,32 @@ class Estimate:
         That is a share of a whole, or a mean over the cells of all sequences. It is NaN where the
         denominators sum to 0.
         """
-        parts = np.stack(np.broadcast_arrays(numerators, denominators), axis=1).astype(np.float64)
+        parts = _columns(numerators, denominators)
         return cls.of_sums(_quotient, parts, scale, weights=parts[:, 1])
+
+    @classmethod
+    def ratios(
+        cls, numerators: npt.ArrayLike, denominators: npt.ArrayLike, scale: Scale = REAL
+    ) -> list[Estimate]:
+        """Return :meth:`ratio` of each of the ``(S, N)`` columns to one denominator ``(S,)``."""
+        above = np.asarray(numerators, np.float64)
+        below = np.asarray(denominators, np.float64)
+        sums, whole = above.sum(axis=0), below.sum()
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            values = sums / whole
+            without_each = (sums - above) / (whole - below)[:, None]
+            centre, others = scale.transform(values), scale.transform(without_each)
+            influences = (len(above) - 1) * (centre - others)
+        columns = influences.T.copy() if len(above) > 1 else np.empty((len(values), 0))
+        return [
+            cls(value, influence, scale, below)
+            for value, influence in zip(values.tolist(), columns, strict=True)
+        ]
 
     @classmethod
     def rms(cls, squares: npt.ArrayLike, counts: npt.ArrayLike = 1.0) -> Estimate:
         """Return ``sqrt(sum squares / sum counts)`` of ``(S,)`` each."""
-        parts = np.stack(np.broadcast_arrays(squares, counts), axis=1).astype(np.float64)
+        parts = _columns(squares, counts)
         return cls.of_sums(lambda sums: np.sqrt(_quotient(sums)), parts, SIZE, weights=parts[:, 0])
 
     @classmethod
@@ -317,13 +338,7 @@ class Estimate:
         Source: matching moments as Satterthwaite 1946; for the jackknife, the idea is that of
         Hinkley 1977 (Biometrika 64, 21-28).
         """
-        if self.sequences < 2 or not np.isfinite(self.influence).all():
-            return math.nan
-        deviation = self.influence - self.influence.mean()
-        squares = (deviation / (np.abs(deviation).max() or 1.0)) ** 2
-        kurtosis = self.sequences * float((squares**2).sum() / (squares.sum() ** 2 or 1.0))
-        # 3 is the kurtosis of normal values.
-        return max(1.0, 2 * self.sequences / (max(kurtosis, 3.0) - 1) - 1)
+        return float(_spreads([self.influence])[1][0])
 
     def ci(self, level: float = 0.95) -> tuple[float, float] | None:
         """Return the confidence interval by Student's t, inside the range of the number.
@@ -335,19 +350,8 @@ class Estimate:
         """
         if self.known_ci is not None and level == 0.95:
             return self.known_ci
-        error = _standard_error(self.influence)
-        # Equal sequences differ by rounding.
-        rounding = 1e-12 * (abs(self.value) if self.scale.name == REAL.name else 1.0)
-        if not rounding < error < math.inf:
-            return None
-        half = t_quantile((1 + level) / 2, self.degrees_of_freedom) * error
-        with np.errstate(over="ignore", divide="ignore"):
-            centre = self._transformed - self.bias
-            ends = self.scale.inverse(np.array([centre - half, centre + half]))
-        if not np.isfinite(ends).all():
-            return None
-        low, high = np.clip(ends, self.scale.low, self.scale.high).tolist()
-        return low, high
+        low, high = ci_array([self], level)[:, 0].tolist()
+        return None if math.isnan(low) else (low, high)
 
     def change(self, before: Estimate, level: float = 0.95) -> PairedChange | None:
         """Return the change since ``before``, an estimate of the same number and sequences.
@@ -361,10 +365,10 @@ class Estimate:
         Raises:
             ValueError: If the numbers of sequences differ.
         """
-        compared = self._compared(before)
-        if compared is None:
+        difference, apart = self._apart(before)
+        error = float(_spreads([apart])[0][0])
+        if not math.isfinite(difference + error):
             return None
-        difference, error = compared
         half = t_quantile((1 + level) / 2, self.sequences - 1) * error
         ends = np.array([difference, difference - half, difference + half])
         if self.scale.name == SIZE.name:
@@ -374,25 +378,22 @@ class Estimate:
         return PairedChange(value, low, high, p)
 
     @property
-    def _transformed(self) -> float:
-        return float(self.scale.transform(self.value))
+    def known(self) -> bool:
+        """Return true if all influences are finite."""
+        return bool(np.isfinite(self.influence).all())
 
-    def _compared(self, before: Estimate) -> tuple[float, float] | None:
-        """Return the difference and its standard error, of logarithms for sizes."""
+    def _apart(self, before: Estimate) -> tuple[float, FloatArray]:
+        """Return the difference and the influences on it, of logarithms for sizes."""
         if before.sequences != self.sequences:
             raise ValueError(
                 f"there were {before.sequences} sequences before and there are {self.sequences} "
                 "now: pass estimates of the same sequences"
             )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            if self.scale.name == SIZE.name:
-                difference = self._transformed - before._transformed
-                apart = self.influence - before.influence
-            else:
-                difference = self.value - before.value
-                apart = self._effects - before._effects
-        error = _standard_error(apart)
-        return (difference, error) if math.isfinite(difference + error) else None
+            if self.scale.name != SIZE.name:
+                return self.value - before.value, self._effects - before._effects
+            now, then = self.scale.transform([self.value, before.value]).tolist()
+            return now - then, self.influence - before.influence
 
     @property
     def _effects(self) -> FloatArray:
@@ -408,8 +409,7 @@ class Estimate:
 
         Influences that are not finite are no better than unknown, and not kept.
         """
-        known = np.isfinite(self.influence).all()
-        influence = self.influence.tolist() if known else []
+        influence = self.influence.tolist() if self.known else []
         return {"value": self.value, "influence": influence, "scale": self.scale.name}
 
     @classmethod
@@ -419,10 +419,46 @@ class Estimate:
         return cls(float(state["value"]), influence, _SCALES[state["scale"]])
 
 
-def ci_array(estimates: Sequence[Estimate]) -> FloatArray:
-    """Return ``(2, N)`` ends of the CIs of ``N`` estimates; NaN where there is none."""
-    ends = [estimate.ci() or (math.nan, math.nan) for estimate in estimates]
-    return np.array(ends, np.float64).reshape(-1, 2).T
+def ci_array(estimates: Sequence[Estimate], level: float = 0.95) -> FloatArray:
+    """Return ``(2, N)`` ends of :meth:`Estimate.ci` of ``N`` estimates; NaN where there is none."""
+    error, freedom = _spreads([estimate.influence for estimate in estimates])
+    found = np.full((2, len(estimates)), np.nan)
+    by_scale: dict[Scale, list[int]] = {}
+    for place, estimate in enumerate(estimates):
+        if estimate.known_ci is not None and level == 0.95:
+            found[:, place] = estimate.known_ci
+        else:
+            by_scale.setdefault(estimate.scale, []).append(place)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        half = t_quantile((1 + level) / 2, freedom) * error
+        for scale, places in by_scale.items():
+            value, bias = np.array([(estimates[i].value, estimates[i].bias) for i in places]).T
+            # Equal sequences differ by rounding.
+            rounding = 1e-12 * (np.abs(value) if scale.name == REAL.name else 1.0)
+            centre, apart = scale.transform(value) - bias, half[places]
+            ends = scale.inverse(np.array([centre - apart, centre + apart]))
+            some = (rounding < error[places]) & np.isfinite(ends).all(axis=0)
+            found[:, places] = np.where(some, np.clip(ends, scale.low, scale.high), np.nan)
+    return found
+
+
+def with_cis(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Return estimates that know their 95 % CIs: it is faster to compute these together."""
+    ends = ci_array(list(estimates.values())).T.tolist()
+    return {
+        name: replace(e, known_ci=None if math.isnan(low) else (low, high))
+        for (name, e), (low, high) in zip(estimates.items(), ends, strict=True)
+    }
+
+
+def _columns(*values: npt.ArrayLike) -> FloatArray:
+    """Return ``(S, N)`` float64 columns, of arrays ``(S,)`` and numbers."""
+    arrays = [np.asarray(value, np.float64) for value in values]
+    (length,) = np.broadcast_shapes(*(array.shape for array in arrays))
+    columns = np.empty((length, len(arrays)))
+    for column, array in zip(columns.T, arrays, strict=True):
+        column[:] = array
+    return columns
 
 
 def _quotient(sums: FloatArray) -> FloatArray:
@@ -436,14 +472,31 @@ def sd_of_sums(sums: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(np.maximum(second / count - mean**2, 0.0)))
 
 
-def _standard_error(influence: FloatArray) -> float:
-    """Return the standard error, NaN where it is unknown."""
-    count = len(influence)
-    if count < 2 or not np.isfinite(influence).all():
-        return math.nan
-    with np.errstate(over="ignore", invalid="ignore"):
-        deviation = influence - influence.mean()
-        return math.sqrt(float(deviation @ deviation) / (count * (count - 1)))
+def _spreads(influences: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """Return standard errors and their degrees of freedom, NaN where they are unknown.
+
+    Args:
+        influences: ``N`` arrays ``(S,)``, whose lengths may differ.
+    """
+    error, freedom = np.full((2, len(influences)), np.nan)
+    by_length: dict[int, list[int]] = {}
+    for place, influence in enumerate(influences):
+        by_length.setdefault(len(influence), []).append(place)
+    for count, places in by_length.items():
+        if count < 2:
+            continue
+        some = np.array([influences[place] for place in places])
+        with np.errstate(over="ignore", invalid="ignore"):
+            deviation = some - some.mean(axis=1, keepdims=True)
+            largest = np.abs(deviation).max(axis=1)
+            # Scaled, so that fourth powers neither overflow nor vanish.
+            squares = (deviation / np.where(largest > 0, largest, 1.0)[:, None]) ** 2
+            second, fourth = squares.sum(axis=1), (squares**2).sum(axis=1)
+            error[places] = largest * np.sqrt(second / (count * (count - 1)))
+            kurtosis = count * fourth / np.where(second > 0, second, 1.0) ** 2
+        # 3 is the kurtosis of normal values.
+        freedom[places] = np.maximum(1.0, 2 * count / (np.maximum(kurtosis, 3.0) - 1) - 1)
+    return error, freedom
 
 
 def changed_beyond_chance(
@@ -459,14 +512,15 @@ def changed_beyond_chance(
         pairs: Estimates before and now.
         alpha: Family-wise error rate.
     """
-    compared = [now._compared(before) for before, now in pairs]
-    t = [0.0 if found is None else _t(*found) for found in compared]
+    apart = [now._apart(before) for before, now in pairs]
+    errors = _spreads([influence for _, influence in apart])[0].tolist()
+    t = [_t(difference, error) for (difference, _), error in zip(apart, errors, strict=True)]
     p = _two_sided_p(t, [now.sequences - 1 for _, now in pairs])
     return [adjusted < alpha for adjusted in holm(p)]
 
 
 def _t(difference: float, error: float) -> float:
-    if not difference:
+    if not difference or not math.isfinite(difference + error):
         return 0.0
     return abs(difference) / error if error > 0 else math.inf
 
@@ -491,9 +545,16 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(v) for v in np.minimum(adjusted, 1.0)]
 
 
-def t_quantile(p: float, freedom: float) -> float:
-    """Return a quantile of Student's t."""
-    from scipy import special
+def t_quantile(p: float, freedom: Any) -> Any:
+    """Return a quantile of Student's t, elementwise over the degrees of freedom."""
+    known = np.asarray(freedom, np.float64)
+    if ((known == 1) | np.isnan(known)).all():
+        # The dry run has two sequences, and must not wait for the import of SciPy: with one degree
+        # of freedom this is the Cauchy distribution.
+        found = known * math.tan(math.pi * (p - 0.5))
+    else:
+        from scipy import special
 
-    # The function behind scipy.stats.t.ppf, whose checks take 50 µs for each of a hundred CIs.
-    return float(special.stdtrit(freedom, p))
+        # The function behind scipy.stats.t.ppf, whose checks take 50 µs for each of a hundred CIs.
+        found = special.stdtrit(known, p)
+    return found if isinstance(freedom, np.ndarray) else float(found)

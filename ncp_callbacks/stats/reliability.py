@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -40,8 +41,7 @@ def split_half(
     if count < 4 or maps[0].size < 2:
         return math.nan
     flat = np.asarray(maps, np.float64).reshape(count, -1)
-    rng = np.random.default_rng(seed)
-    half = np.stack([rng.permutation(count) < count // 2 for _ in range(splits)]).astype(float)
+    half = _halves(count, splits, seed)
     there = np.ones(flat.shape)
     if real is not None:
         shape = (*real.shape, *[1] * (maps.ndim - real.ndim))
@@ -65,6 +65,15 @@ def split_half(
     return 2 * r / (1 + r) if r > 0 else r
 
 
+@functools.lru_cache(maxsize=8)
+def _halves(count: int, splits: int, seed: int) -> FloatArray:
+    """Return ``(splits, count)`` random halves of the sequences, 1 for those in the first half."""
+    rng = np.random.default_rng(seed)
+    half = np.stack([rng.permutation(count) < count // 2 for _ in range(splits)]).astype(float)
+    half.flags.writeable = False
+    return half
+
+
 def _centred(values: FloatArray, known: npt.NDArray[np.bool_]) -> FloatArray:
     """Return rows less their means over known elements, 0 elsewhere."""
     known_values = np.where(known, values, 0.0)
@@ -86,14 +95,25 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float | None:
     Returns:
         None for fewer than 3 elements, elements that are not finite, and for all elements equal.
     """
-    from scipy import stats
-
     x, y = a.ravel(), b.ravel()
     if x.size < 3 or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
     if (x == x[0]).all() or (y == y[0]).all():
         return None
-    return float(stats.spearmanr(x, y).statistic)
+    # scipy.stats.spearmanr takes a second to import, in the training loop's thread.
+    deviations = [rank - (x.size - 1) / 2 for rank in (_ranks(x), _ranks(y))]
+    return max(-1.0, min(1.0, cosine(*deviations)))
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    """Return ``(N,)`` ranks from 0, of equal values their mean."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    ends = np.append(starts[1:], len(ordered))
+    ranks = np.empty(len(ordered))
+    ranks[order] = np.repeat((starts + ends - 1) / 2, ends - starts)
+    return ranks
 
 
 def order_correlation(a: FloatArray, b: FloatArray) -> float | None:

@@ -10,6 +10,7 @@ change with these: nothing here draws from one.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -130,11 +131,14 @@ def same_batch(a: FloatArray, b: FloatArray) -> bool:
     return bool(apart[0] <= _TOLERANCE and not apart[1] > _TOLERANCE)
 
 
+@functools.lru_cache(maxsize=8)
 def _weights(count: int) -> FloatArray:
     """Return ``(8, count)`` fixed weights of either sign, between 0.5 and 1.5 in size."""
     raw = np.random.PCG64(0).random_raw(_PROJECTIONS * count)  # whose stream never changes
     size = 0.5 + (raw >> np.uint64(11)) / 2.0**53
-    return np.where(raw & np.uint64(1), size, -size).reshape(_PROJECTIONS, count)
+    weights = np.where(raw & np.uint64(1), size, -size).reshape(_PROJECTIONS, count)
+    weights.flags.writeable = False
+    return weights
 
 
 def _standardised(values: FloatArray, real: npt.NDArray[np.bool_]) -> FloatArray:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...results import FloatArray, MappingResult, Pictured
-from ...stats import SHARE, SIZE, Estimate
+from ...stats import SHARE, SIZE, Estimate, with_cis
 from ...stats.estimate import sd_of_sums
 
 __all__ = [
@@ -303,7 +303,7 @@ def _estimates(
     shift = summed(centred)
     active = power > 0
     sparseness = np.divide(size**2, power, out=np.zeros_like(power), where=active)
-    return {
+    found = {
         "mean": Estimate.ratio(shift + mean * entries, entries),
         "std": Estimate.of_sums(
             sd_of_sums,
@@ -315,3 +315,4 @@ def _estimates(
             summed(sparseness), summed(active.astype(np.float64)), SHARE
         ),
     }
+    return with_cis(found)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...results import FloatArray, MappingResult
-from ...stats import CORRELATION, SHARE, SIZE, Estimate
+from ...stats import CORRELATION, SHARE, SIZE, Estimate, with_cis
 from ...stats.estimate import sd_of_sums
 
 __all__ = ["TransitionStatistics", "stays_within", "transition_statistics"]
@@ -229,5 +229,5 @@ def transition_statistics(
         transitions=int(valid.sum()),
         non_finite=int((both_real & ~valid).sum()),
         cell=cell,
-        estimates=estimates,
+        estimates=with_cis(estimates),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...results import FloatArray, MappingResult
-from ...stats import SIZE, Estimate, ci_array
+from ...stats import SIZE, Estimate, ci_array, with_cis
 from ...stats.estimate import sd_of_sums
 
 __all__ = [
@@ -90,7 +90,7 @@ class TimeSensitivity(MappingResult):
         if np.isfinite(self.elasticity).all() and len(self.elasticity):
             found["elasticity_rms"] = _in_sds(self.elasticity, base)
             found["elasticity"] = _mean_in_sds(self.elasticity, base)
-        return found
+        return with_cis(found)
 
     @property
     def ignores_time(self) -> bool:
