@@ -11,6 +11,8 @@ from .observer import Analysis, Observer, Request
 
 __all__ = ["InLoopObserver"]
 
+_USED_BY_ANALYSES = ("scipy.special", "scipy.stats", "sklearn.decomposition")
+
 
 class InLoopObserver:
     """Analyses each snapshot at once, while the loop waits.
@@ -21,8 +23,9 @@ class InLoopObserver:
     """
 
     def __init__(self, observer: Observer, deliver: Callable[[Analysis], None]) -> None:
-        # Or the first snapshot waits for it.
-        importlib.import_module("scipy.special")
+        # Analyses import them where they are used. The first snapshot is not to wait for that.
+        for name in _USED_BY_ANALYSES:
+            importlib.import_module(name)
         self._observer, self._deliver = observer, deliver
 
     def submit(self, request: Request) -> bool:

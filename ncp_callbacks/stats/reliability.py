@@ -95,25 +95,14 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float | None:
     Returns:
         None for fewer than 3 elements, elements that are not finite, and for all elements equal.
     """
+    from scipy import stats
+
     x, y = a.ravel(), b.ravel()
     if x.size < 3 or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
     if (x == x[0]).all() or (y == y[0]).all():
         return None
-    # scipy.stats.spearmanr takes a second to import, in the training loop's thread.
-    deviations = [rank - (x.size - 1) / 2 for rank in (_ranks(x), _ranks(y))]
-    return max(-1.0, min(1.0, cosine(*deviations)))
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    """Return ``(N,)`` ranks from 0, of equal values their mean."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    ends = np.append(starts[1:], len(ordered))
-    ranks = np.empty(len(ordered))
-    ranks[order] = np.repeat((starts + ends - 1) / 2, ends - starts)
-    return ranks
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def order_correlation(a: FloatArray, b: FloatArray) -> float | None:

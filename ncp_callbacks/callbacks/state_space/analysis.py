@@ -80,10 +80,10 @@ class StateSpace(ArrayResult):
 def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the mean of samples, the variances along their principal axes, and the axes.
 
-    The axes are computed as eigenvectors of the covariance, which for tall data is far cheaper than
-    a singular value decomposition. Of at most twice as many samples as units they are computed from
-    the samples' scalar products, whose non-zero eigenvalues are those of the covariance. Variances
-    have ``N`` in the denominator.
+    The axes are computed by :class:`sklearn.decomposition.PCA` as eigenvectors of the covariance,
+    which for tall data is far cheaper than a singular value decomposition. Of at most twice as many
+    samples as units they are computed from the samples' scalar products, whose non-zero eigenvalues
+    are those of the covariance. Variances have ``N`` in the denominator.
 
     Args:
         samples: ``(N, H)``.
@@ -99,6 +99,7 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
     x -= mean
     if not x.any():
         return mean, variances, np.eye(width)[:count]
+    # The dry run has few samples, and must not wait for scikit-learn's import.
     if count <= 2 * width:
         kept = min(count, width)
         values, vectors = np.linalg.eigh(x @ x.T / count)
@@ -107,9 +108,11 @@ def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, Flo
         axes = axes * np.where(np.diagonal(signs) < 0, -1.0, 1.0)
         variances[:kept] = np.maximum(values[::-1][:kept], 0.0)
         return mean, variances, axes.T
-    # scikit-learn's PCA does the same, after an import of a second in the training loop's thread.
-    values, vectors = np.linalg.eigh(x.T @ x / count)
-    return mean, np.maximum(values[::-1], 0.0), vectors.T[::-1]
+    from sklearn.decomposition import PCA
+
+    pca = PCA(svd_solver="covariance_eigh").fit(x)
+    variances[: len(pca.components_)] = pca.explained_variance_ * (count - 1) / count
+    return mean, np.maximum(variances, 0.0), pca.components_
 
 
 def fit_basis(samples: FloatArray, components: int, like: Basis | None = None) -> Basis:
