@@ -72,6 +72,8 @@ class AttributionMethod(abc.ABC):
             False where it is one baseline per sequence, ``(B, T, F)``.
         gradient_at_inputs: True where the method asks for the gradient at the inputs themselves,
             ``evaluate(gradient=True)``. The pass that all callbacks share then contains it.
+        replaces_inputs: True where the method evaluates targets with some inputs at their baseline,
+            and no gradients. A channel of frames, or a token, is then replaced as a whole.
         default_baseline: ``"zeros"``, ``"mean"`` of each feature over the whole held-out batch, or,
             for a method that draws, ``"held_out"``: the sequences of that batch.
         default_time_baseline: ``"mean"`` or ``"zeros"``.
@@ -84,6 +86,7 @@ class AttributionMethod(abc.ABC):
     complete: ClassVar[bool] = False
     draws_baselines: ClassVar[bool] = False
     gradient_at_inputs: ClassVar[bool] = False
+    replaces_inputs: ClassVar[bool] = False
     default_baseline: ClassVar[str] = "mean"
     default_time_baseline: ClassVar[str] = "mean"
     incomplete_fix: ClassVar[str] = "Set another baseline= or another method="

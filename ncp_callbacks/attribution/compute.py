@@ -15,6 +15,7 @@ from .base import Attribution, AttributionMethod, ExtraPasses
 from .baselines import baseline_sequences, checked_word, constant_baseline, finite_mean
 from .importance import TemporalImportance, summarize
 from .registry import DEFAULT_METHOD, method_from
+from .switches import with_switches
 
 __all__ = ["Attributor", "baseline_of", "importance_of", "time_baseline_of"]
 
@@ -30,7 +31,9 @@ class Attributor:
         method: A name or a method; see :func:`~.registry.method_from`.
         baseline: ``"mean"`` of each feature over the whole held-out batch, ``"zeros"``, or an array
             ``(F,)``, ``(T, F)`` or ``(B, T, F)``; for methods that draw their baselines
-            ``"held_out"`` or an array ``(N, T, F)``. None for the method's default.
+            ``"held_out"`` or an array ``(N, T, F)``. For frames, ``"mean"`` is the mean frame, and
+            an array has one number for each channel, or a frame's shape in place of ``F``. None for
+            the method's default.
         time_baseline: ``"mean"``, ``"zeros"``, a number, or an array ``(T,)`` or ``(B, T)``. None
             for the method's default.
 
@@ -59,23 +62,40 @@ class Attributor:
     def attribute(self, observation: Observation) -> Attribution:
         """Return the attribution of each sequence's target to inputs and elapsed times.
 
-        The attribution of a token is the sum over the dimensions of its embedding.
+        The attribution of a channel of frames is the sum over its pixels, and that of a token the
+        sum over the dimensions of its embedding.
 
         Raises:
             ValueError: If a baseline doesn't fit the held-out batch.
         """
+        if self.method.replaces_inputs and observation.held_out.groups_columns:
+            return self._run(observation, switches=True)
+        found = self.attribute_columns(observation)
+        return replace(found, inputs=observation.held_out.by_feature(found.inputs))
+
+    def attribute_columns(self, observation: Observation) -> Attribution:
+        """Return the attribution to each column of the inputs, such as each pixel of frames.
+
+        Raises:
+            ValueError: If a baseline doesn't fit the held-out batch.
+        """
+        return self._run(observation, switches=False)
+
+    def _run(self, observation: Observation, *, switches: bool) -> Attribution:
         baseline, time_baseline = self._baselines(observation)
-        found = self.method.run(
-            _sharing(observation, self.method.gradient_at_inputs),
-            observation.inputs,
+        evaluate = _sharing(observation, self.method.gradient_at_inputs)
+        inputs = observation.inputs
+        if switches:
+            columns = observation.held_out.feature_of_columns(inputs.shape[2])
+            evaluate, inputs, baseline = with_switches(evaluate, inputs, baseline, columns)
+        return self.method.run(
+            evaluate,
+            inputs,
             observation.time_delta if observation.takes_time else None,
             baseline=baseline,
             time_baseline=time_baseline,
             mask=observation.mask,
         )
-        if not observation.held_out.tokens:
-            return found
-        return replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
 
     def importance(self, observation: Observation) -> TemporalImportance:
         """Return the attribution, summarized over sequences."""
@@ -84,6 +104,8 @@ class Attributor:
     def extra_passes(self, observation: Observation) -> ExtraPasses:
         """Return how many passes of each sequence an attribution costs beyond the shared pass."""
         _, n_time_steps, n_features = observation.inputs.shape
+        if self.method.replaces_inputs:
+            n_features = len(observation.held_out.feature_names)
         return self.method.extra_passes(n_time_steps, n_features, takes_time=observation.takes_time)
 
     def removal_baseline(self, observation: Observation) -> FloatArray:
@@ -113,7 +135,7 @@ class Attributor:
                 if observation.takes_time and times is not None
                 else None,
             )
-        sequences = baseline_sequences(self._baseline, x)
+        sequences = baseline_sequences(_columns(observation, self._baseline), x)
         times = time_baseline_of(observation, self._time_baseline)
         if times is not None:
             # Baselines that are passed come without times of their own.
@@ -167,7 +189,7 @@ def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
         ValueError: If the baseline doesn't fit the held-out batch.
     """
     return constant_baseline(
-        _of_analysed(observation, baseline, observation.inputs.ndim),
+        _of_analysed(observation, _columns(observation, baseline), observation.inputs.ndim),
         observation.inputs,
         observation.mask,
         "baseline",
@@ -196,6 +218,27 @@ def time_baseline_of(observation: Observation, baseline: Any) -> FloatArray | No
         whole=observation.whole_time_delta,
         whole_mask=observation.whole_mask,
     )
+
+
+def _columns(observation: Observation, baseline: Any) -> Any:
+    """Return a baseline of frames with a number for each column.
+
+    Raises:
+        ValueError: If it has neither one number per channel nor the shape of a frame at its end.
+    """
+    held_out = observation.held_out
+    if not held_out.has_frames or isinstance(baseline, str) or not np.ndim(baseline):
+        return baseline
+    each, frame = np.asarray(baseline), held_out.frame_shape
+    if each.shape == (len(held_out.feature_names),):
+        return each[held_out.feature_of_columns(observation.inputs.shape[2])]
+    if each.shape[-len(frame) :] != frame:
+        raise ValueError(
+            f"baseline has shape {each.shape}, which doesn't fit frames {frame}: pass one number, "
+            f"one per feature, ({len(held_out.feature_names)},), or an array whose last axes are "
+            f"{frame}"
+        )
+    return each.reshape(*each.shape[: -len(frame)], -1)
 
 
 def _of_analysed(observation: Observation, baseline: Any, ndim: int) -> Any:
