@@ -457,6 +457,7 @@ class ModelRunner:
             lambda inputs: small.outputs(inputs, small.time_delta),
             cells=cells,
             layers=layers,
+            frames=held_out.has_frames,
         )
         return calling, hook_points
 
