@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from ...attribution import DEFAULT_METHOD, AttributionMethod, method_from
 from ...attribution.compute import Attributor
 from ...callback import (
-    AxisLimit,
     Callback,
     non_finite_count,
     scalar_with_ci,
@@ -36,15 +35,15 @@ _MAX_SEQUENCES, _MAX_FRAMES, _MAX_OUTPUTS = 4, 6, 3
 _DESCRIPTIONS = {
     "strip": "Held-out sequence {index}: the {count} frames with the largest absolute {method} of "
     "the {target}, in order of time. Below each frame its pixels' attribution, summed over "
-    "channels: orange raises the target, purple lowers it. {percent} of the colours' range covers "
-    "all but the strongest pixels",
+    "channels: orange raises the target, purple lowers it. The colours span the weakest {percent} "
+    "of the pixels of this snapshot's pictures; the others have the last colour",
     "half_area": "Smallest share of the pixels that holds half of a sequence's absolute "
     "attribution: 0.5 if all pixels count equally, near 0 if a few do",
     "region_share": "Share of the absolute attribution on the pixels of region=, which are "
     "{area:.1%} of the area",
 }
 # Colours span the values up to this quantile, or else a single pixel would pale all others.
-_QUANTILE = 0.995
+_QUANTILE = 0.99
 
 
 class FrameAttribution(Callback):
@@ -113,18 +112,11 @@ class FrameAttribution(Callback):
         self._n_frames, self._region = n_frames, None if region is None else np.array(region)
         self._attributor = Attributor(method, baseline)
         self.needs = self._attributor.needs
-        self._limit = AxisLimit()
 
     @property
     def method_name(self) -> str:
         """Name of the attribution method: only maps of one method are compared between runs."""
         return self._attributor.method.name
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"limit": self._limit.value}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = AxisLimit(float(state["limit"]))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         held_out = observation.held_out
@@ -144,11 +136,9 @@ class FrameAttribution(Callback):
                           self._attributor.method.label)
             for index, place in shown
         }  # fmt: skip
-        for strip in strips.values():
-            size = np.abs(strip.maps[strip.maps != 0])
-            self._limit.cover(float(np.quantile(size, _QUANTILE)) if size.size else 0.0)
+        limit = _limit([strip.maps for strip in strips.values()])
         for index, place in shown:
-            yield self._picture(strips[index], group, observation.step)
+            yield _picture(strips[index], group, limit, observation.step)
             total = np.abs(maps[place], dtype=np.float64).sum(axis=0)
             yield Array(f"_ncp/{group}_sequence_{index}", total)
         yield from non_finite_count(
@@ -193,18 +183,25 @@ class FrameAttribution(Callback):
             raise ValueError(f"region has dtype {self._region.dtype}: pass booleans")
         return np.asarray(self._region[observation.indices], np.bool_)
 
-    def _picture(self, strip: Strip, group: str, step: int) -> Figure:
-        description = _DESCRIPTIONS["strip"].format(
-            index=strip.sequence,
-            count=len(strip.time_steps),
-            method=strip.method,
-            target=strip.target,
-            percent=f"{_QUANTILE:.1%}",
-        )
-        options = {"limit": self._limit.covering(0.0), "step": step}
-        return Figure(
-            f"{group}/sequence_{strip.sequence}", plot_frame_strip, strip, options, description
-        )
+
+def _limit(maps: Sequence[FloatArray]) -> float | None:
+    """Return the limit of the colours of all pictures of a snapshot; None for maps of zeros."""
+    if not maps:
+        return None
+    sizes = np.concatenate([np.abs(each[each != 0]) for each in maps])
+    return float(np.quantile(sizes, _QUANTILE)) if sizes.size else None
+
+
+def _picture(strip: Strip, group: str, limit: float | None, step: int) -> Figure:
+    description = _DESCRIPTIONS["strip"].format(
+        index=strip.sequence,
+        count=len(strip.time_steps),
+        method=strip.method,
+        target=strip.target,
+        percent=f"{_QUANTILE:.0%}",
+    )
+    tag, options = f"{group}/sequence_{strip.sequence}", {"limit": limit, "step": step}
+    return Figure(tag, plot_frame_strip, strip, options, description)
 
 
 def _checked_sequences(sequences: Sequence[int]) -> list[int]:
@@ -325,19 +322,19 @@ def _truth_and_prediction(observation: Observation, place: int) -> tuple[str, st
         own = own[last]  # One for each time step.
     if own is not None and not mx.issubdtype(own.dtype, mx.floating) and own.size == 1:
         return _class(int(np.array(own).item()), names), _class(int(output.argmax()), names)
-    fits = own is not None and own.size == output.size
-    truth = "" if own is None or not fits else _numbers_in_words(to_numpy(own).reshape(-1))
-    return truth, _numbers_in_words(output)
+    if own is None or own.size != output.size:
+        return "", _numbers_in_words(output, names)
+    # The names once: there is room for no more.
+    return _numbers_in_words(to_numpy(own).reshape(-1), names), _numbers_in_words(output, None)
 
 
 def _class(index: int, names: tuple[str, ...] | None) -> str:
     return names[index] if names is not None and 0 <= index < len(names) else f"class {index}"
 
 
-def _numbers_in_words(values: FloatArray) -> str:
-    """Return the first few numbers."""
-    listed = [number(float(value), 2) for value in values[:_MAX_OUTPUTS]]
-    text = ", ".join(listed)
-    if len(values) > _MAX_OUTPUTS:
-        text += ", …"
-    return f"({text})" if len(values) > 1 else text
+def _numbers_in_words(values: FloatArray, names: tuple[str, ...] | None) -> str:
+    """Return the first few numbers, with the names of the outputs if there are any."""
+    words = [number(float(value), 2) for value in values[:_MAX_OUTPUTS]]
+    if names is not None and len(names) == len(values):
+        words = [f"{name} {word}" for name, word in zip(names, words, strict=False)]
+    return ", ".join(words) + (", …" if len(values) > _MAX_OUTPUTS else "")

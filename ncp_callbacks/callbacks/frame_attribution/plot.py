@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from ...plotting.limits import checked_limit
 from ...plotting.page import Page, redrawable
 from ...plotting.parts import color_bar
-from ...plotting.style import GREY, LEFT, RIGHT, SECOND_Y, SIGNED
+from ...plotting.style import LEFT, LOWERS, RAISES, RIGHT, SECOND_Y, SIGNED
 from ...plotting.text import number, shorten, text_width
 from ...results import FloatArray
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Strip", "plot_frame_strip"]
 
-TOP, BOTTOM, GAP = 362, 62, 8  # Ends of the frames, and pixels between them.
-SHARE_Y, STEP_Y = 9, 34  # Baselines of the text below the frames.
-PALE = 0.7  # Brightness of black in the frames under a map.
+BAR_Y = 346  # Baseline of the colour bar's row.
+TOP, BOTTOM, GAP = 334, 4, 8  # Ends of the frames with text, and pixels between them.
+STEP_BELOW, SHARE_BELOW = 24, 48  # Pixels from the frames down to the text below them.
+BELOW = 56  # Pixels from the frames down to those of the next row.
+DARK, BRIGHT = 0.55, 0.85  # Black and white of the frames under a map.
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,27 +78,32 @@ def plot_frame_strip(
     maps = np.asarray(strip.maps, np.float64)
     limit = checked_limit(limit, maps)
     count = len(strip.time_steps)
+    page.title(
+        f"sequence {strip.sequence}: {count} of {strip.n_time_steps:,} frames "
+        f"{'carries' if count == 1 else 'carry'} {strip.shares.sum():.0%}",
+        step,
+    )
     known = (("true", strip.truth), ("predicted", strip.prediction))
-    says = ", ".join(f"{what} {text}" for what, text in known if text)
-    page.title(f"sequence {strip.sequence}: {says or strip.target}", step)
-    end = color_bar(page, number(-limit), f"+{number(limit)}", cmap=SIGNED, note=None)
-    carries = f"{count} of {strip.n_time_steps} frames: {strip.shares.sum():.0%} of"
-    note = f"{carries} {strip.method} of {strip.target}"
-    page.text(end + 14, SECOND_Y, shorten(note, RIGHT - end - 14), color=GREY)
+    says = " · ".join(f"{what}: {text}" for what, text in known if text)
+    page.text(LEFT, SECOND_Y, shorten(says, RIGHT - LEFT))
+    color_bar(
+        page, number(-limit, 2), f"+{number(limit, 2)}", cmap=SIGNED, y=BAR_Y,
+        note=f"{strip.method} of {strip.target}",
+    )  # fmt: skip
 
     height, width = maps.shape[1:]
-    cell = (RIGHT - LEFT + GAP) / max(count, 4) - GAP
-    row = (TOP - BOTTOM - GAP) / 2
-    scale = min(cell / width, row / height)
+    columns, scale = _columns(count, height, width)
     across, up = scale * width, scale * height
+    cell, block = (RIGHT - LEFT + GAP) / columns, 2 * up + GAP + BELOW
     bright = np.asarray(strip.frames, np.float64)
     bright = np.repeat(bright[..., None], 3, axis=-1) if bright.ndim == 3 else bright
-    left = LEFT + (RIGHT - LEFT - count * (cell + GAP) + GAP) / 2
-    for i, (time_step, share) in enumerate(zip(strip.time_steps, strip.shares, strict=True)):
-        x = round(left + i * (cell + GAP) + (cell - across) / 2)
+    labels = _time_step_labels(strip.time_steps.tolist(), cell - GAP)
+    for i, share in enumerate(strip.shares.tolist()):
+        x = round(LEFT + i % columns * cell + (cell - GAP - across) / 2)
+        top = TOP - i // columns * block
         for bottom, colors in (
-            (TOP - up, bright[i]),
-            (TOP - 2 * up - GAP, _over(bright[i], maps[i] / limit)),
+            (top - up, bright[i]),
+            (top - 2 * up - GAP, _over(bright[i], maps[i] / limit)),
         ):
             box = (x, round(bottom), round(x + across), round(bottom + up))
             axes = page.axes(
@@ -104,25 +112,39 @@ def plot_frame_strip(
             )  # fmt: skip
             _draw(axes, colors)
         middle = x + across / 2
-        page.text(middle, STEP_Y, _fitting(f"time step {time_step:,}", cell), ha="center")
-        page.text(middle, SHARE_Y, f"{share:.0%}", ha="center")
+        page.text(middle, bottom - STEP_BELOW, labels[i], ha="center")
+        page.text(middle, bottom - SHARE_BELOW, f"{share:.0%}", ha="center")
 
 
-def _fitting(label: str, width: float) -> str:
-    """Return a label without its first word where there is no room for it."""
-    return label if text_width(label) <= width else label.split(" ", 1)[1]
+def _columns(count: int, height: int, width: int) -> tuple[int, float]:
+    """Return the number of columns that makes frames largest, and the size of a pixel."""
+    scales = {}
+    for columns in range(1, count + 1):
+        across = (RIGHT - LEFT + GAP) / columns - GAP
+        up = (TOP - BOTTOM) / -(-count // columns) - BELOW - GAP
+        scales[columns] = min(across / width, up / 2 / height)
+    best = max(scales, key=lambda columns: (round(scales[columns], 6), columns))
+    return best, scales[best]
+
+
+def _time_step_labels(time_steps: Sequence[int], width: float) -> list[str]:
+    """Return the names of time steps, all short where there is no room for one of them."""
+    for form in ("time step {:,}", "t = {:,}", "{:,}"):
+        labels = [form.format(time_step) for time_step in time_steps]
+        if max(map(text_width, labels)) <= width:
+            break
+    return labels
 
 
 def _over(bright: npt.NDArray[np.float64], relative: npt.NDArray[np.float64]) -> Any:
     """Return the colours of a map, from -1 to 1, over a pale grey copy of a frame."""
-    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
 
-    strength = np.clip(np.nan_to_num(relative), -1.0, 1.0)
-    colors = colormaps[SIGNED]((strength + 1) / 2)[..., :3]
-    pale = PALE + (1 - PALE) * bright.mean(axis=-1, keepdims=True)
+    strength = np.clip(np.nan_to_num(relative), -1.0, 1.0)[..., None]
     # The middle of the colour map is white, and would hide the frame.
-    cover = np.sqrt(np.abs(strength))[..., None]
-    return (1 - cover) * pale + cover * colors
+    colors = np.where(strength > 0, to_rgb(RAISES), to_rgb(LOWERS))
+    pale = DARK + (BRIGHT - DARK) * bright.mean(axis=-1, keepdims=True)
+    return pale + np.abs(strength) * (colors - pale)
 
 
 def _draw(axes: Axes, colors: npt.NDArray[np.float64]) -> None:
