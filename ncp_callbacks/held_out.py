@@ -121,7 +121,7 @@ class HeldOutBatch:
         # The sequence, and the container that the model gets it in, with None in its place.
         self._inputs, self._container, self._key = self._check_inputs(inputs)
         # The axis of a frame, without (B, T), that holds the channels.
-        self._channel_axis = self._check_channel_axis(channel_axis, feature_names is not None)
+        self._channel_axis = self._check_channel_axis(channel_axis, feature_names)
         batch, steps, features = self.inputs_shape
         self._mask = self._check_mask(mask, batch, steps)
         self._time_delta = self._check_time(time_delta, batch, steps)
@@ -204,7 +204,7 @@ class HeldOutBatch:
         mx.eval(array)
         return array
 
-    def _check_channel_axis(self, axis: Any, named: bool) -> int | None:
+    def _check_channel_axis(self, axis: Any, names: Sequence[str] | None) -> int | None:
         """Return the axis of a frame that holds its channels, None for frames without channels.
 
         Raises:
@@ -219,7 +219,7 @@ class HeldOutBatch:
                 )
             return None
         if axis == "last":
-            self._check_last_axis(named)
+            self._check_last_axis(names)
             axis = -1
         if isinstance(axis, bool) or not isinstance(axis, int):
             raise TypeError(
@@ -234,12 +234,20 @@ class HeldOutBatch:
             )
         return own - 2
 
-    def _check_last_axis(self, named: bool) -> None:
+    def _check_last_axis(self, names: Sequence[str] | None) -> None:
         """Raise if another axis than the last is likely to hold the channels."""
-        *_, shape = (tuple(self._inputs.shape), tuple(self._inputs.shape[2:]))
+        shape = self.frame_shape
+        if names is not None and not isinstance(names, str) and self.has_frames:
+            fitting = [axis + 2 for axis, size in enumerate(shape) if size == len(names)]
+            if fitting and shape[-1] != len(names):
+                raise ValueError(
+                    f"feature_names has {len(names)} names, but the last axis of inputs "
+                    f"{tuple(self._inputs.shape)} is {shape[-1]} long: pass "
+                    f"channel_axis={fitting[0]} if that axis holds the named features"
+                )
         small = [axis + 2 for axis, size in enumerate(shape) if size <= _MAX_PICTURE_CHANNELS]
         sides = sum(size >= _MIN_PICTURE_SIDE for size in shape)
-        picture = shape[-1] >= _MIN_PICTURE_SIDE and sides >= 2 and not named
+        picture = shape[-1] >= _MIN_PICTURE_SIDE and sides >= 2 and names is None
         if picture and len(shape) == 3 and small == [2]:
             raise ValueError(
                 f"inputs has shape {tuple(self._inputs.shape)}, in which axis 2 is "
@@ -373,6 +381,12 @@ class HeldOutBatch:
     def has_frames(self) -> bool:
         """Return true if each time step holds a frame, an array with several axes."""
         return len(self.frame_shape) > 1
+
+    @property
+    def picture_shape(self) -> tuple[int, int] | None:
+        """Return ``(H, W)`` of frames with two axes besides the channels, else None."""
+        sides = [n for axis, n in enumerate(self.frame_shape) if axis != self._channel_axis]
+        return (sides[0], sides[1]) if self.has_frames and len(sides) == 2 else None
 
     @property
     def groups_columns(self) -> bool:

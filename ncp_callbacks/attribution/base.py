@@ -20,8 +20,9 @@ A method is one class. A caller asks it for its properties, never for its name::
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
 
-__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "ExtraPasses"]
+__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "ExtraPasses", "joined"]
 
 
 class ExtraPasses(NamedTuple):
@@ -292,3 +293,16 @@ class Attribution:
             for array in (self.time_delta, self.change, self.rounding)
         )
         return Attribution(self.method, self.inputs[sequences], *others)
+
+
+def joined(parts: Sequence[Attribution]) -> Attribution:
+    """Return the attribution of all sequences from those of parts of the batch, by one method."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def column(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    names = ("inputs", "time_delta", "change", "rounding")
+    return Attribution(parts[0].method, *map(column, names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,17 @@ import numpy.typing as npt
 from ..observation import Need, Observation
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
-from .base import Attribution, AttributionMethod, ExtraPasses
+from .base import Attribution, AttributionMethod, ExtraPasses, joined
 from .baselines import baseline_sequences, checked_word, constant_baseline, finite_mean
 from .importance import TemporalImportance, summarize
 from .registry import DEFAULT_METHOD, method_from
 from .switches import with_switches
 
 __all__ = ["Attributor", "baseline_of", "importance_of", "time_baseline_of"]
+
+
+# Elements of the inputs that are attributed at once, 128 MB in double precision.
+_MAX_ELEMENTS = 1 << 24
 
 
 class Attributor:
@@ -68,34 +73,58 @@ class Attributor:
         Raises:
             ValueError: If a baseline doesn't fit the held-out batch.
         """
-        if self.method.replaces_inputs and observation.held_out.groups_columns:
-            return self._run(observation, switches=True)
-        found = self.attribute_columns(observation)
-        return replace(found, inputs=observation.held_out.by_feature(found.inputs))
+        if not (self.method.replaces_inputs and observation.held_out.groups_columns):
+            return self.attribute_columns(observation, observation.held_out.by_feature)
+        baseline, time_baseline = self._baselines(observation)
+        evaluate, ones, zeros = with_switches(
+            _sharing(observation, self.method.gradient_at_inputs),
+            observation.inputs,
+            baseline,
+            observation.held_out.feature_of_columns(observation.inputs.shape[2]),
+        )
+        return self.method.run(
+            evaluate,
+            ones,
+            observation.time_delta if observation.takes_time else None,
+            baseline=zeros,
+            time_baseline=time_baseline,
+            mask=observation.mask,
+        )
 
-    def attribute_columns(self, observation: Observation) -> Attribution:
+    def attribute_columns(
+        self, observation: Observation, reduce: Callable[[FloatArray], FloatArray]
+    ) -> Attribution:
         """Return the attribution to each column of the inputs, such as each pixel of frames.
+
+        Large inputs are attributed a few sequences at a time, and only what is reduced is kept.
+
+        Args:
+            observation: The observation.
+            reduce: Returns what to keep of maps ``(B, T, P)``, with ``(B, T)`` first.
 
         Raises:
             ValueError: If a baseline doesn't fit the held-out batch.
         """
-        return self._run(observation, switches=False)
-
-    def _run(self, observation: Observation, *, switches: bool) -> Attribution:
         baseline, time_baseline = self._baselines(observation)
-        evaluate = _sharing(observation, self.method.gradient_at_inputs)
-        inputs = observation.inputs
-        if switches:
-            columns = observation.held_out.feature_of_columns(inputs.shape[2])
-            evaluate, inputs, baseline = with_switches(evaluate, inputs, baseline, columns)
-        return self.method.run(
-            evaluate,
-            inputs,
-            observation.time_delta if observation.takes_time else None,
-            baseline=baseline,
-            time_baseline=time_baseline,
-            mask=observation.mask,
-        )
+        batch, drawn = len(observation.inputs), self.method.draws_baselines
+        each = max(1, _MAX_ELEMENTS // observation.inputs[0].size)
+        parts = []
+        for start in range(0, batch, each):
+            rows = np.arange(start, min(batch, start + each))
+
+            def part(array: Any, rows: npt.NDArray[np.intp] = rows) -> Any:
+                return array if array is None or len(rows) == batch else array[rows]
+
+            found = self.method.run(
+                _sharing(observation, self.method.gradient_at_inputs, rows),
+                part(observation.inputs),
+                part(observation.time_delta) if observation.takes_time else None,
+                baseline=baseline if drawn else part(baseline),
+                time_baseline=time_baseline if drawn else part(time_baseline),
+                mask=part(observation.mask),
+            )
+            parts.append(replace(found, inputs=reduce(found.inputs)))
+        return joined(parts)
 
     def importance(self, observation: Observation) -> TemporalImportance:
         """Return the attribution, summarized over sequences."""
@@ -154,8 +183,20 @@ def _without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> 
     return np.where(real, values, finite_mean(values, mask))
 
 
-def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
-    """Return an ``evaluate`` that takes results for the unchanged batch from the shared pass."""
+def _sharing(
+    observation: Observation,
+    gradient_at_inputs: bool,
+    own: npt.NDArray[np.intp] | None = None,
+) -> Evaluate:
+    """Return an ``evaluate`` that takes results for the unchanged batch from the shared pass.
+
+    Args:
+        observation: The observation.
+        gradient_at_inputs: True if the shared pass has the gradient.
+        own: Indices of the sequences to evaluate; None for all.
+    """
+    if own is not None and len(own) == len(observation.inputs):
+        own = None
 
     def evaluate(
         inputs: FloatArray | None = None,
@@ -166,13 +207,18 @@ def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
     ) -> TargetValues:
         unchanged = inputs is None and time_delta is None and rows is None
         if not unchanged or (gradient and not gradient_at_inputs):
+            if own is not None:
+                rows = own if rows is None else own[rows]
             return observation.evaluate(inputs, time_delta, rows=rows, gradient=gradient)
-        values = observation.target_values[None]
+        here: Any = slice(None) if own is None else own
+        values = observation.target_values[here][None]
         if not gradient:
             return TargetValues(values)
         by_time = observation.time_gradient
         return TargetValues(
-            values, observation.input_gradient[None], None if by_time is None else by_time[None]
+            values,
+            observation.input_gradient[here][None],
+            None if by_time is None else by_time[here][None],
         )
 
     return evaluate

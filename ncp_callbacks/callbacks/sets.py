@@ -14,12 +14,12 @@ from .time_sensitivity.callback import TimeSensitivity
 __all__ = ["callback_set"]
 
 
-def callback_set(name: str, *, frames: bool = False) -> list[Callback]:
+def callback_set(name: str, *, pictures: bool = False) -> list[Callback]:
     """Return new callbacks of a set.
 
     Args:
         name: ``"light"``, ``"standard"`` or ``"full"``.
-        frames: True for inputs that are frames, whose pixels ``"standard"`` and ``"full"`` draw.
+        pictures: True for frames with height and width; ``"standard"`` and ``"full"`` draw them.
 
     Raises:
         ValueError: If there is no set of this name.
@@ -29,7 +29,7 @@ def callback_set(name: str, *, frames: bool = False) -> list[Callback]:
             f"callbacks={name!r} is unknown: pass {', '.join(map(repr, _SETS))}, or a list of "
             "callbacks"
         )
-    return _SETS[name]() + ([FrameAttribution()] if frames and name != "light" else [])
+    return _SETS[name]() + ([FrameAttribution()] if pictures and name != "light" else [])
 
 
 def _light() -> list[Callback]:

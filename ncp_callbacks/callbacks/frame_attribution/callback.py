@@ -23,7 +23,7 @@ from ...model import NotApplicable
 from ...observation import Observation
 from ...plotting.text import number
 from ...records import Array, Figure, Note, Record, Scalar
-from ...results import FloatArray
+from ...results import FloatArray, compact
 from ...scheduling import ScheduleLike
 from ...stats import SIZE, Estimate
 from .analysis import half_area, most_important_steps, pixel_maps, region_share
@@ -119,13 +119,15 @@ class FrameAttribution(Callback):
         return self._attributor.method.name
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        held_out = observation.held_out
-        _check_frames(held_out)
-        region = self._region_of(observation)
+        held_out, shape = observation.held_out, _picture_shape(observation.held_out)
+        region = self._region_of(observation, shape)
         group = self.name + observation.target_slug
-        found = self._attributor.attribute_columns(observation).inputs
-        whole = found.reshape(*found.shape[:2], *held_out.frame_shape)
-        maps = pixel_maps(whole, held_out.channel_axis)
+
+        def by_pixel(columns: FloatArray) -> FloatArray:
+            frames = columns.reshape(*columns.shape[:-1], *held_out.frame_shape)
+            return compact(pixel_maps(frames, held_out.channel_axis))
+
+        maps = self._attributor.attribute_columns(observation, by_pixel).inputs
         finite = np.asarray(np.isfinite(maps).all(axis=(1, 2, 3)))
         if finite.any():
             yield from small_batch_note(observation)
@@ -163,7 +165,9 @@ class FrameAttribution(Callback):
         # The dry run has two sequences only, which stand for others.
         return [(s, here.index(s) if s in here else i % len(here)) for i, s in enumerate(chosen)]
 
-    def _region_of(self, observation: Observation) -> npt.NDArray[np.bool_] | None:
+    def _region_of(
+        self, observation: Observation, shape: tuple[int, int]
+    ) -> npt.NDArray[np.bool_] | None:
         """Return the region in the sequences of the observation, ``(B, T, H, W)``.
 
         Raises:
@@ -171,9 +175,7 @@ class FrameAttribution(Callback):
         """
         if self._region is None:
             return None
-        held_out = observation.held_out
-        sides = _sides(held_out)
-        fitting = (observation.whole_batch, held_out.inputs_shape[1], *sides)
+        fitting = (observation.whole_batch, observation.inputs.shape[1], *shape)
         if self._region.shape != fitting:
             raise ValueError(
                 f"region has shape {self._region.shape}: pass (sequences, time steps, height, "
@@ -219,15 +221,8 @@ def _checked_sequences(sequences: Sequence[int]) -> list[int]:
     return indices
 
 
-def _sides(held_out: HeldOutBatch) -> tuple[int, ...]:
-    """Return the axes of a frame without that of the channels."""
-    return tuple(
-        size for axis, size in enumerate(held_out.frame_shape) if axis != held_out.channel_axis
-    )
-
-
-def _check_frames(held_out: HeldOutBatch) -> None:
-    """Raise if there are no frames to draw.
+def _picture_shape(held_out: HeldOutBatch) -> tuple[int, int]:
+    """Return height and width of the frames.
 
     Raises:
         NotApplicable: If a time step is not a picture.
@@ -237,12 +232,13 @@ def _check_frames(held_out: HeldOutBatch) -> None:
             "the held-out inputs are no frames: pass inputs (batch, time steps, height, width, "
             "channels), or drop this callback"
         )
-    if len(_sides(held_out)) != 2:
+    if held_out.picture_shape is None:
         raise NotApplicable(
-            f"frames of shape {held_out.frame_shape} have {len(_sides(held_out))} axes besides "
-            "the channels, and pictures need two: reshape the inputs, or read the attribution by "
-            "channel, which GradientAttribution logs"
+            f"frames of shape {held_out.frame_shape} don't have two axes besides the channels, as "
+            "pictures have: reshape the inputs, or read the attribution by channel, which "
+            "GradientAttribution logs"
         )
+    return held_out.picture_shape
 
 
 def _numbers(
