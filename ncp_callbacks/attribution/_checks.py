@@ -36,5 +36,5 @@ def groups(count: int, size: int = 1) -> Sequence[npt.NDArray[np.intp]]:
         count: Number of variants of the batch.
         size: Number of elements of one variant, as of frames with many pixels.
     """
-    each = max(1, min(8, _MAX_ELEMENTS // size))
-    return np.array_split(np.arange(count), max(1, count // each))
+    most = max(1, _MAX_ELEMENTS // size)
+    return np.array_split(np.arange(count), max(1, count // 8, -(-count // most)))
