@@ -21,8 +21,8 @@ from .switches import with_switches
 __all__ = ["Attributor", "baseline_of", "importance_of", "time_baseline_of"]
 
 
-# Elements of the inputs that are attributed at once, 128 MB in double precision.
-_MAX_ELEMENTS = 1 << 24
+# Elements of the inputs that are attributed at once, 64 MB in double precision.
+_MAX_ELEMENTS = 1 << 23
 
 
 class Attributor:
