@@ -250,7 +250,7 @@ def test_the_axis_is_a_number(axis: Any) -> None:
 
 
 @pytest.mark.parametrize("axis", [-1, 4])
-def test_what_is_said_explicitly_is_believed(axis: int) -> None:
+def test_an_axis_that_is_passed_is_taken(axis: int) -> None:
     held_out = ncp.HeldOutBatch(np.zeros((B, T, 3, 16, 12), np.float32), channel_axis=axis)
     assert held_out.inputs_shape == (B, T, 12)
     # A named last axis is no guess either.
