@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from .callback import Callback
 from .callbacks.sets import callback_set
+from .held_out import HeldOutBatch
 from .observation import Need
 
 __all__ = ["as_callbacks", "check_log", "check_model", "check_options", "whole_number"]
@@ -76,14 +77,19 @@ def check_log(log_dir: Any, writer: Any) -> None:
         )
 
 
-def as_callbacks(callbacks: Iterable[Callback] | str | None) -> list[Callback]:
+def as_callbacks(callbacks: Iterable[Callback] | str | None, held_out: Any) -> list[Callback]:
     """Return the callbacks as a list.
+
+    Args:
+        callbacks: The callbacks, the name of a set, or None for the standard set.
+        held_out: The held-out batch, which is checked later. A set draws frames that are pictures.
 
     Raises:
         TypeError, ValueError: If they are no callbacks, or two have one name.
     """
     if callbacks is None or isinstance(callbacks, str):
-        return callback_set("standard" if callbacks is None else callbacks)
+        pictures = isinstance(held_out, HeldOutBatch) and held_out.picture_shape is not None
+        return callback_set("standard" if callbacks is None else callbacks, pictures=pictures)
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         raise TypeError(
             f"callbacks={callbacks!r}: pass a list of callbacks, the name of a set, or None"

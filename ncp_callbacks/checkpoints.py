@@ -129,7 +129,7 @@ def replay(
         ModelError: As for :class:`Monitor`.
         RuntimeError: If a callback fails in the dry run.
     """
-    listed = as_callbacks(callbacks)
+    listed = as_callbacks(callbacks, held_out)
     check_log(log_dir, writer)
     check_model(model, forward, make_model)
     check_options(chunk_size=chunk_size, run_config=run_config, on_error=on_error)

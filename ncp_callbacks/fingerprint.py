@@ -44,9 +44,10 @@ def batch_digest(held_out: HeldOutBatch) -> str:
     Features are taken in the order of their names, so that the same data with its columns in
     another order, named alike, is the same batch.
     """
-    order = np.argsort(np.array(held_out.feature_names))
-    inputs = to_numpy(held_out.inputs)
-    arrays = [inputs if held_out.tokens else inputs[..., order]]
+    inputs, axis = to_numpy(held_out.inputs), held_out.channel_axis
+    if axis is not None:
+        inputs = np.take(inputs, np.argsort(np.array(held_out.feature_names)), axis + 2)
+    arrays = [inputs]
     for given in (held_out.flat_time_delta, held_out.targets):
         if isinstance(given, mx.array):
             arrays.append(to_numpy(given))

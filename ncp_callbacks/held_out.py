@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +22,8 @@ __all__ = ["HeldOutBatch", "read_only", "to_numpy"]
 _A = TypeVar("_A", bound=np.ndarray[Any, Any])
 
 _FLOATING = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
+# Frames with up to so many channels, and with sides from so many pixels on, are pictures.
+_MAX_PICTURE_CHANNELS, _MIN_PICTURE_SIDE = 4, 8
 
 
 def to_numpy(array: mx.array) -> npt.NDArray[np.float32]:
@@ -84,16 +86,21 @@ class HeldOutBatch:
     """Hold sequences to analyse; later changes to the arrays passed have no effect on it.
 
     Args:
-        inputs: ``(B, T, F)``, floating; numpy or MLX. The model gets this dtype. Or tokens,
-            ``(B, T)`` integers, which are analysed after the model's embedding. Or a tuple, list or
-            dict of arrays with ``B`` first, of which one is such a sequence.
+        inputs: ``(B, T, F)``, floating; numpy or MLX. The model gets this dtype. Or frames,
+            ``(B, T, H, W, C)`` or with any other axes after ``T``. Or tokens, ``(B, T)`` integers,
+            which are analysed after the model's embedding. Or a tuple, list or dict of arrays with
+            ``B`` first, of which one is such a sequence.
         time_delta: Elapsed time before each time step, finite and above 0. It is ``(B, T)``,
             ``(B, T, 1)`` or one number for all. The model gets arrays in the shape passed.
         targets: Anything that the target or loss function needs; arrays have ``B`` first.
         mask: ``(B, T)`` bool, true at real time steps; at least one in each sequence. Elsewhere,
             values that are not finite are replaced: inputs by 0, elapsed time by 1.
-        feature_names: ``F`` different names; None: "feature 0" and so on.
+        feature_names: ``F`` different names, of frames those of the channels; None: "feature 0" or
+            "channel 0" and so on.
         class_names: Names of the model's outputs.
+        channel_axis: The axis of ``inputs`` that holds the channels of frames: 2 for
+            ``(B, T, C, H, W)``. None if frames have none, as in ``(B, T, H, W)``: a frame is then
+            one feature. ``"last"`` is the last axis, and an error where another one is likely.
 
     Raises:
         TypeError: The inputs are none of these.
@@ -109,17 +116,20 @@ class HeldOutBatch:
         mask: mx.array | npt.NDArray[Any] | None = None,
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
+        channel_axis: int | Literal["last"] | None = "last",
     ) -> None:
         # The sequence, and the container that the model gets it in, with None in its place.
         self._inputs, self._container, self._key = self._check_inputs(inputs)
+        # The axis of a frame, without (B, T), that holds the channels.
+        self._channel_axis = self._check_channel_axis(channel_axis, feature_names)
         batch, steps, features = self.inputs_shape
         self._mask = self._check_mask(mask, batch, steps)
         self._time_delta = self._check_time(time_delta, batch, steps)
         self._targets = self._check_targets(targets, batch)
         if self._mask is not None:
             self._fill_padding(mx.array(self._mask))
-        self.feature_names = _names(feature_names, "feature_names", features) or (
-            ("token",) if self.tokens else tuple(f"feature {i}" for i in range(features))
+        self.feature_names = (
+            _names(feature_names, "feature_names", features) or self._default_names()
         )
         self.class_names = _names(class_names, "class_names", None)
 
@@ -131,12 +141,18 @@ class HeldOutBatch:
         if not isinstance(inputs, dict | list | tuple) or not inputs:
             raise TypeError(
                 f"inputs is a {type(inputs).__name__}: pass an array (batch, time steps, "
-                "features), or a tuple, list or dict of arrays of which one is such a sequence"
+                "features) or frames (batch, time steps, ..., channels), or a tuple, list or dict "
+                "of arrays of which one is such a sequence"
             )
         items = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
         arrays = {key: cls._array(value, f"inputs[{key!r}]") for key, value in items}
         shapes = ", ".join(f"{k!r}: {tuple(a.shape)} {a.dtype}" for k, a in arrays.items())
-        sequences = [k for k, a in arrays.items() if a.ndim == 3 and a.dtype in _FLOATING]
+        floating = {k: a for k, a in arrays.items() if a.ndim > 2 and a.dtype in _FLOATING}
+        # A picture that belongs to a sequence, without an axis of time, is a companion.
+        steps = {a.shape[1] for a in floating.values() if a.ndim == 3}
+        sequences = [
+            k for k, a in floating.items() if not steps or a.ndim == 3 or a.shape[1] in steps
+        ]
         if not sequences:
             sequences = [
                 k for k, a in arrays.items() if a.ndim == 2 and mx.issubdtype(a.dtype, mx.integer)
@@ -144,7 +160,8 @@ class HeldOutBatch:
         if len(sequences) != 1:
             raise ValueError(
                 f"inputs holds {shapes}; expected one sequence among them, floating (batch, time "
-                "steps, features), or tokens (batch, time steps). Pass the one to analyse "
+                "steps, features) or frames (batch, time steps, ..., channels), or tokens (batch, "
+                "time steps). Pass the one to analyse "
                 "alone, and add the others in forward=lambda model, inputs, time_delta: ..."
             )
         key = sequences[0]
@@ -173,11 +190,11 @@ class HeldOutBatch:
     def _check_sequence(cls, inputs: Any) -> mx.array:
         array = cls._array(inputs, "inputs")
         tokens = array.ndim == 2 and mx.issubdtype(array.dtype, mx.integer)
-        if (array.ndim != 3 and not tokens) or 0 in array.shape:
+        if (array.ndim < 3 and not tokens) or 0 in array.shape:
             raise ValueError(
                 f"inputs has shape {tuple(array.shape)}; expected (batch, time steps, features), "
-                "none of them 0. For one sequence use inputs[None], for one feature "
-                "inputs[..., None]"
+                "or frames (batch, time steps, ..., channels), none of them 0. For one sequence "
+                "use inputs[None], for one feature inputs[..., None]"
             )
         if array.dtype not in _FLOATING and not tokens:
             raise TypeError(
@@ -186,6 +203,71 @@ class HeldOutBatch:
             )
         mx.eval(array)
         return array
+
+    def _check_channel_axis(self, axis: Any, names: Sequence[str] | None) -> int | None:
+        """Return the axis of a frame that holds its channels, None for frames without channels.
+
+        Raises:
+            TypeError, ValueError: The axis is not one of a frame, or the last axis is not likely to
+                hold the channels.
+        """
+        ndim, shape = self._inputs.ndim, tuple(self._inputs.shape)
+        if axis is None or self.tokens:
+            if axis not in (None, "last") or (axis is None and ndim == 3):
+                raise ValueError(
+                    f"channel_axis={axis!r}, but inputs {shape} are no frames: leave it out"
+                )
+            return None
+        if axis == "last":
+            self._check_last_axis(names)
+            axis = -1
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            raise TypeError(
+                f"channel_axis={axis!r} is a {type(axis).__name__}: pass the number of an axis of "
+                "inputs, such as 2 for (batch, time steps, channels, height, width), or None"
+            )
+        own = axis + ndim if axis < 0 else axis
+        if not 2 <= own < ndim:
+            raise ValueError(
+                f"channel_axis={axis}, but the axes of a frame in inputs {shape} are 2 to "
+                f"{ndim - 1}: pass one of these, or None if frames have no channels"
+            )
+        return own - 2
+
+    def _check_last_axis(self, names: Sequence[str] | None) -> None:
+        """Raise if another axis than the last is likely to hold the channels."""
+        shape = self.frame_shape
+        if names is not None and not isinstance(names, str) and self.has_frames:
+            fitting = [axis + 2 for axis, size in enumerate(shape) if size == len(names)]
+            if fitting and shape[-1] != len(names):
+                raise ValueError(
+                    f"feature_names has {len(names)} names, but the last axis of inputs "
+                    f"{tuple(self._inputs.shape)} is {shape[-1]} long: pass "
+                    f"channel_axis={fitting[0]} if that axis holds the named features"
+                )
+        small = [axis + 2 for axis, size in enumerate(shape) if size <= _MAX_PICTURE_CHANNELS]
+        sides = sum(size >= _MIN_PICTURE_SIDE for size in shape)
+        picture = shape[-1] >= _MIN_PICTURE_SIDE and sides >= 2 and names is None
+        if picture and len(shape) == 3 and small == [2]:
+            raise ValueError(
+                f"inputs has shape {tuple(self._inputs.shape)}, in which axis 2 is "
+                "probably that of the channels: pass channel_axis=2, or channel_axis=-1 if the "
+                "last axis holds the channels"
+            )
+        if picture and len(shape) == 2:
+            raise ValueError(
+                f"inputs has shape {tuple(self._inputs.shape)}, probably frames without channels: "
+                "pass channel_axis=None if they are, or channel_axis=-1 (or 2) if this axis holds "
+                "named features"
+            )
+
+    def _default_names(self) -> tuple[str, ...]:
+        if self.tokens:
+            return ("token",)
+        if self._channel_axis is None:
+            return ("frame",)
+        what = "channel" if self.has_frames else "feature"
+        return tuple(f"{what} {i}" for i in range(self.inputs_shape[2]))
 
     @staticmethod
     def _check_mask(mask: Any, batch: int, steps: int) -> npt.NDArray[np.bool_] | None:
@@ -241,7 +323,8 @@ class HeldOutBatch:
         """Replace values in padding that are not finite."""
         # NaN in padding would come back in the gradients of real steps, as 0 times NaN.
         if not self.tokens:
-            odd = mx.logical_not(real[..., None] | mx.isfinite(self._inputs))
+            by_step = real.reshape(*real.shape, *[1] * len(self.frame_shape))
+            odd = mx.logical_not(by_step | mx.isfinite(self._inputs))
             self._inputs = mx.where(odd, mx.zeros_like(self._inputs), self._inputs)
         if self._time_delta is not None:
             real = real.reshape(self._time_delta.shape)
@@ -272,8 +355,83 @@ class HeldOutBatch:
     # An mx.array can be written in place, so every caller gets a handle of its own.
     @property
     def inputs(self) -> mx.array:
-        """Return the sequence, ``(B, T, F)`` in the dtype passed, or tokens ``(B, T)``."""
+        """Return the sequence in the shape and dtype passed, or tokens ``(B, T)``."""
         return mx.array(self._inputs)
+
+    @property
+    def columns(self) -> mx.array:
+        """Return the sequence as ``(B, T, P)``, with all the values of a frame along one axis.
+
+        This is the shape in which inputs are varied, differentiated and attributed. For inputs
+        ``(B, T, F)`` a column is a feature; for frames it is a pixel of a channel.
+
+        Raises:
+            TypeError: The sequence holds tokens, whose columns are those of their embedding.
+        """
+        if self.tokens:
+            raise TypeError("tokens have no columns before the model embeds them: read inputs")
+        return self._inputs.reshape(*self._inputs.shape[:2], -1)
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Return the axes after time: ``(F,)``, ``(H, W, C)`` of frames, ``()`` of tokens."""
+        return tuple(self._inputs.shape[2:])
+
+    @property
+    def has_frames(self) -> bool:
+        """Return true if each time step holds a frame, an array with several axes."""
+        return len(self.frame_shape) > 1
+
+    @property
+    def picture_shape(self) -> tuple[int, int] | None:
+        """Return ``(H, W)`` of frames with two axes besides the channels, else None."""
+        sides = [n for axis, n in enumerate(self.frame_shape) if axis != self._channel_axis]
+        return (sides[0], sides[1]) if self.has_frames and len(sides) == 2 else None
+
+    @property
+    def groups_columns(self) -> bool:
+        """Return true if a feature has several columns: for frames and for tokens."""
+        return self.has_frames or self.tokens
+
+    @property
+    def channel_axis(self) -> int | None:
+        """Return the axis of a frame, without ``(B, T)``, that holds the features, or None."""
+        return self._channel_axis
+
+    def feature_of_columns(self, count: int) -> npt.NDArray[np.intp]:
+        """Return for each column the index of the feature that it belongs to.
+
+        Args:
+            count: Number of columns, which for tokens is the size of their embedding.
+        """
+        if self._channel_axis is None:
+            return np.zeros(count, np.intp)
+        features = self.frame_shape[self._channel_axis]
+        shape = [1] * len(self.frame_shape)
+        shape[self._channel_axis] = features
+        each = np.broadcast_to(np.arange(features).reshape(shape), self.frame_shape)
+        return each.reshape(-1)
+
+    def by_feature(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return sums over the columns of each feature.
+
+        Args:
+            values: ``(..., P)``, one for each column.
+
+        Returns:
+            ``(..., F)``: of frames the sums over the pixels of each channel, of tokens the sum over
+            their embedding. For inputs ``(B, T, F)`` these are the values themselves.
+        """
+        if self._channel_axis is None:
+            whole: npt.NDArray[Any] = values.sum(axis=-1, keepdims=True)
+            return whole
+        if not self.has_frames:
+            return values
+        lead = values.ndim - 1
+        apart = values.reshape(*values.shape[:-1], *self.frame_shape)
+        others = [i for i in range(len(self.frame_shape)) if i != self._channel_axis]
+        summed: npt.NDArray[Any] = apart.sum(axis=tuple(lead + i for i in others))
+        return summed
 
     @property
     def tokens(self) -> bool:
@@ -289,7 +447,13 @@ class HeldOutBatch:
         """Return the model's inputs: ``sequence`` with its companion arrays, if it has any.
 
         Companions are repeated for a sequence of several times the batch.
+
+        Args:
+            sequence: :attr:`inputs`, or variants ``(n B, T', P)`` of :attr:`columns`, which get the
+                frames' own shape.
         """
+        if self.has_frames:
+            sequence = sequence.reshape(*sequence.shape[:2], *self.frame_shape)
         if self._container is None:
             return sequence
         copies = len(sequence) // len(self)
@@ -334,9 +498,12 @@ class HeldOutBatch:
 
     @property
     def inputs_shape(self) -> tuple[int, int, int]:
-        """Return ``(B, T, F)``; tokens count as one feature."""
-        batch, steps, *features = self._inputs.shape
-        return batch, steps, features[0] if features else 1
+        """Return ``(B, T, F)``, with the number of named features.
+
+        Tokens, and frames without channels, count as one feature; other frames as their channels.
+        """
+        batch, steps, *frame = self._inputs.shape
+        return batch, steps, 1 if self._channel_axis is None else frame[self._channel_axis]
 
     @property
     def last_steps(self) -> npt.NDArray[np.intp]:
@@ -355,6 +522,8 @@ class HeldOutBatch:
             if self.tokens
             else f"{features} features, {str(self._inputs.dtype).split('.')[-1]}"
         )
+        if self.has_frames:
+            what = f"frames {' × '.join(map(str, self.frame_shape))}, {what}"
         parts = [f"{batch} sequences, {steps} steps, {what}"]
         parts += [] if self._container is None else ["companions"]
         parts += ["time_delta"] if self._time_delta is not None else []

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.nn as nn
 import numpy as np
@@ -66,15 +66,16 @@ def _runner(
     mask: Any = None,
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
+    channel_axis: int | Literal["last"] | None = "last",
     **how: Any,
 ) -> ModelRunner:
     unknown = sorted(how.keys() - set(_RUNNER_OPTIONS))
     if unknown:
-        batch = ("targets", "mask", "feature_names", "class_names")
+        batch = ("targets", "mask", "feature_names", "class_names", "channel_axis")
         raise TypeError(
             f"{unknown[0]!r} is an unknown option: pass {', '.join((*batch, *_RUNNER_OPTIONS))}"
         )
-    held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names, class_names)
+    held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names, class_names, channel_axis)
     return ModelRunner(model, held_out, **how)
 
 
@@ -92,7 +93,8 @@ def compute_temporal_importance(
 
     Args:
         model: Any ``mlx.nn.Module``.
-        x: ``(B, T, F)``, tokens ``(B, T)``, or either with companions, as for ``HeldOutBatch``.
+        x: ``(B, T, F)``, frames ``(B, T, ..., C)``, tokens ``(B, T)``, or any of them with
+            companions, as for ``HeldOutBatch``.
         time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
         method: As for :class:`~ncp_callbacks.GradientAttribution`; by default input × gradient.
         baseline: Inputs to compare with, as for the method.

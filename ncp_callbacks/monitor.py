@@ -146,7 +146,7 @@ class Monitor:
             on_error=on_error,
         )
         self._held_out = held_out
-        self._callbacks = as_callbacks(callbacks)
+        self._callbacks = as_callbacks(callbacks, held_out)
         self._log_dir, self._given_writer = log_dir, writer
         self._resume_step = _checked_resume_step(resume_step, writer)
         self._every = as_schedule(every)

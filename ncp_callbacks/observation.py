@@ -107,7 +107,8 @@ class Observation:
         step: The training step.
         held_out: The sequences analysed.
         indices: ``(B,)``, their indices in the whole held-out batch.
-        inputs: ``(B, T, F)``; for tokens, their embeddings.
+        inputs: ``(B, T, F)``; for tokens, their embeddings; for frames, their columns, see
+            :attr:`HeldOutBatch.columns`.
         time_delta: ``(B, T)`` or None.
         mask: ``(B, T)`` bool or None.
         outputs: ``(B, T, O)`` or ``(B, O)``.

@@ -43,7 +43,8 @@ def run_card(
         "recurrent cells": ", ".join(f"`{s.name}`" for s in hook_points.cells) or "none found",
         "backbone layers": ", ".join(layers) or "none found",
         "target": runner.target.name,
-        "held-out batch": f"{batch} sequences × {steps} steps × {features} features",
+        "held-out batch": f"{batch} sequences × {steps} steps × {features} features"
+        + _of_frames(runner),
         "schedules": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
         "observer": f"runs {place}",
         "versions": f"{versions}, Python {platform.python_version()}",
@@ -97,3 +98,11 @@ def guide(explained: Mapping[str, str]) -> str:
 def _cell(text: str) -> str:
     """Return a text for a table's cell, which a pipe would end."""
     return text.replace("||", "‖").replace("|", "∣")
+
+
+def _of_frames(runner: ModelRunner) -> str:
+    """Return the size of a frame, in words; "" without frames."""
+    held_out = runner.held_out
+    if not held_out.has_frames:
+        return ""
+    return f" in frames of {' × '.join(map(str, held_out.frame_shape))}"

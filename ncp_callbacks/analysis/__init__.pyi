@@ -21,6 +21,10 @@ from ..callbacks.faithfulness.analysis import deletion as deletion
 from ..callbacks.faithfulness.analysis import max_sensitivity as max_sensitivity
 from ..callbacks.faithfulness.analysis import noise_similarity as noise_similarity
 from ..callbacks.faithfulness.analysis import structural_similarity as structural_similarity
+from ..callbacks.frame_attribution.analysis import half_area as half_area
+from ..callbacks.frame_attribution.analysis import most_important_steps as most_important_steps
+from ..callbacks.frame_attribution.analysis import pixel_maps as pixel_maps
+from ..callbacks.frame_attribution.analysis import region_share as region_share
 from ..callbacks.sanity_check.analysis import Cascade as Cascade
 from ..callbacks.sanity_check.analysis import Measures as Measures
 from ..callbacks.sanity_check.analysis import map_similarity as map_similarity

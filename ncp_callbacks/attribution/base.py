@@ -20,8 +20,9 @@ A method is one class. A caller asks it for its properties, never for its name::
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
 
-__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "ExtraPasses"]
+__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "ExtraPasses", "joined"]
 
 
 class ExtraPasses(NamedTuple):
@@ -72,6 +73,8 @@ class AttributionMethod(abc.ABC):
             False where it is one baseline per sequence, ``(B, T, F)``.
         gradient_at_inputs: True where the method asks for the gradient at the inputs themselves,
             ``evaluate(gradient=True)``. The pass that all callbacks share then contains it.
+        replaces_inputs: True where the method evaluates targets with some inputs at their baseline,
+            and no gradients. A channel of frames, or a token, is then replaced as a whole.
         default_baseline: ``"zeros"``, ``"mean"`` of each feature over the whole held-out batch, or,
             for a method that draws, ``"held_out"``: the sequences of that batch.
         default_time_baseline: ``"mean"`` or ``"zeros"``.
@@ -84,6 +87,7 @@ class AttributionMethod(abc.ABC):
     complete: ClassVar[bool] = False
     draws_baselines: ClassVar[bool] = False
     gradient_at_inputs: ClassVar[bool] = False
+    replaces_inputs: ClassVar[bool] = False
     default_baseline: ClassVar[str] = "mean"
     default_time_baseline: ClassVar[str] = "mean"
     incomplete_fix: ClassVar[str] = "Set another baseline= or another method="
@@ -289,3 +293,16 @@ class Attribution:
             for array in (self.time_delta, self.change, self.rounding)
         )
         return Attribution(self.method, self.inputs[sequences], *others)
+
+
+def joined(parts: Sequence[Attribution]) -> Attribution:
+    """Return the attribution of all sequences from those of parts of the batch, by one method."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def column(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    names = ("inputs", "time_delta", "change", "rounding")
+    return Attribution(parts[0].method, *map(column, names))

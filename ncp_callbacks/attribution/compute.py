@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,17 @@ import numpy.typing as npt
 from ..observation import Need, Observation
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
-from .base import Attribution, AttributionMethod, ExtraPasses
+from .base import Attribution, AttributionMethod, ExtraPasses, joined
 from .baselines import baseline_sequences, checked_word, constant_baseline, finite_mean
 from .importance import TemporalImportance, summarize
 from .registry import DEFAULT_METHOD, method_from
+from .switches import with_switches
 
 __all__ = ["Attributor", "baseline_of", "importance_of", "time_baseline_of"]
+
+
+# Elements of the inputs that are attributed at once, 64 MB in double precision.
+_MAX_ELEMENTS = 1 << 23
 
 
 class Attributor:
@@ -30,7 +36,9 @@ class Attributor:
         method: A name or a method; see :func:`~.registry.method_from`.
         baseline: ``"mean"`` of each feature over the whole held-out batch, ``"zeros"``, or an array
             ``(F,)``, ``(T, F)`` or ``(B, T, F)``; for methods that draw their baselines
-            ``"held_out"`` or an array ``(N, T, F)``. None for the method's default.
+            ``"held_out"`` or an array ``(N, T, F)``. For frames, ``"mean"`` is the mean frame, and
+            an array has one number for each channel, or a frame's shape in place of ``F``. None for
+            the method's default.
         time_baseline: ``"mean"``, ``"zeros"``, a number, or an array ``(T,)`` or ``(B, T)``. None
             for the method's default.
 
@@ -59,23 +67,64 @@ class Attributor:
     def attribute(self, observation: Observation) -> Attribution:
         """Return the attribution of each sequence's target to inputs and elapsed times.
 
-        The attribution of a token is the sum over the dimensions of its embedding.
+        The attribution of a channel of frames is the sum over its pixels, and that of a token the
+        sum over the dimensions of its embedding.
+
+        Raises:
+            ValueError: If a baseline doesn't fit the held-out batch.
+        """
+        if not (self.method.replaces_inputs and observation.held_out.groups_columns):
+            return self.attribute_columns(observation, observation.held_out.by_feature)
+        baseline, time_baseline = self._baselines(observation)
+        evaluate, ones, zeros = with_switches(
+            _sharing(observation, self.method.gradient_at_inputs),
+            observation.inputs,
+            baseline,
+            observation.held_out.feature_of_columns(observation.inputs.shape[2]),
+        )
+        return self.method.run(
+            evaluate,
+            ones,
+            observation.time_delta if observation.takes_time else None,
+            baseline=zeros,
+            time_baseline=time_baseline,
+            mask=observation.mask,
+        )
+
+    def attribute_columns(
+        self, observation: Observation, reduce: Callable[[FloatArray], FloatArray]
+    ) -> Attribution:
+        """Return the attribution to each column of the inputs, such as each pixel of frames.
+
+        Large inputs are attributed a few sequences at a time, and only what is reduced is kept.
+
+        Args:
+            observation: The observation.
+            reduce: Returns what to keep of maps ``(B, T, P)``, with ``(B, T)`` first.
 
         Raises:
             ValueError: If a baseline doesn't fit the held-out batch.
         """
         baseline, time_baseline = self._baselines(observation)
-        found = self.method.run(
-            _sharing(observation, self.method.gradient_at_inputs),
-            observation.inputs,
-            observation.time_delta if observation.takes_time else None,
-            baseline=baseline,
-            time_baseline=time_baseline,
-            mask=observation.mask,
-        )
-        if not observation.held_out.tokens:
-            return found
-        return replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
+        batch, drawn = len(observation.inputs), self.method.draws_baselines
+        each = max(1, _MAX_ELEMENTS // observation.inputs[0].size)
+        parts = []
+        for start in range(0, batch, each):
+            rows = np.arange(start, min(batch, start + each))
+
+            def part(array: Any, rows: npt.NDArray[np.intp] = rows) -> Any:
+                return array if array is None or len(rows) == batch else array[rows]
+
+            found = self.method.run(
+                _sharing(observation, self.method.gradient_at_inputs, rows),
+                part(observation.inputs),
+                part(observation.time_delta) if observation.takes_time else None,
+                baseline=baseline if drawn else part(baseline),
+                time_baseline=time_baseline if drawn else part(time_baseline),
+                mask=part(observation.mask),
+            )
+            parts.append(replace(found, inputs=reduce(found.inputs)))
+        return joined(parts)
 
     def importance(self, observation: Observation) -> TemporalImportance:
         """Return the attribution, summarized over sequences."""
@@ -84,6 +133,8 @@ class Attributor:
     def extra_passes(self, observation: Observation) -> ExtraPasses:
         """Return how many passes of each sequence an attribution costs beyond the shared pass."""
         _, n_time_steps, n_features = observation.inputs.shape
+        if self.method.replaces_inputs:
+            n_features = len(observation.held_out.feature_names)
         return self.method.extra_passes(n_time_steps, n_features, takes_time=observation.takes_time)
 
     def removal_baseline(self, observation: Observation) -> FloatArray:
@@ -113,7 +164,7 @@ class Attributor:
                 if observation.takes_time and times is not None
                 else None,
             )
-        sequences = baseline_sequences(self._baseline, x)
+        sequences = baseline_sequences(_columns(observation, self._baseline), x)
         times = time_baseline_of(observation, self._time_baseline)
         if times is not None:
             # Baselines that are passed come without times of their own.
@@ -132,8 +183,20 @@ def _without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> 
     return np.where(real, values, finite_mean(values, mask))
 
 
-def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
-    """Return an ``evaluate`` that takes results for the unchanged batch from the shared pass."""
+def _sharing(
+    observation: Observation,
+    gradient_at_inputs: bool,
+    own: npt.NDArray[np.intp] | None = None,
+) -> Evaluate:
+    """Return an ``evaluate`` that takes results for the unchanged batch from the shared pass.
+
+    Args:
+        observation: The observation.
+        gradient_at_inputs: True if the shared pass has the gradient.
+        own: Indices of the sequences to evaluate; None for all.
+    """
+    if own is not None and len(own) == len(observation.inputs):
+        own = None
 
     def evaluate(
         inputs: FloatArray | None = None,
@@ -144,13 +207,18 @@ def _sharing(observation: Observation, gradient_at_inputs: bool) -> Evaluate:
     ) -> TargetValues:
         unchanged = inputs is None and time_delta is None and rows is None
         if not unchanged or (gradient and not gradient_at_inputs):
+            if own is not None:
+                rows = own if rows is None else own[rows]
             return observation.evaluate(inputs, time_delta, rows=rows, gradient=gradient)
-        values = observation.target_values[None]
+        here: Any = slice(None) if own is None else own
+        values = observation.target_values[here][None]
         if not gradient:
             return TargetValues(values)
         by_time = observation.time_gradient
         return TargetValues(
-            values, observation.input_gradient[None], None if by_time is None else by_time[None]
+            values,
+            observation.input_gradient[here][None],
+            None if by_time is None else by_time[here][None],
         )
 
     return evaluate
@@ -167,7 +235,7 @@ def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
         ValueError: If the baseline doesn't fit the held-out batch.
     """
     return constant_baseline(
-        _of_analysed(observation, baseline, observation.inputs.ndim),
+        _of_analysed(observation, _columns(observation, baseline), observation.inputs.ndim),
         observation.inputs,
         observation.mask,
         "baseline",
@@ -196,6 +264,27 @@ def time_baseline_of(observation: Observation, baseline: Any) -> FloatArray | No
         whole=observation.whole_time_delta,
         whole_mask=observation.whole_mask,
     )
+
+
+def _columns(observation: Observation, baseline: Any) -> Any:
+    """Return a baseline of frames with a number for each column.
+
+    Raises:
+        ValueError: If it has neither one number per channel nor the shape of a frame at its end.
+    """
+    held_out = observation.held_out
+    if not held_out.has_frames or isinstance(baseline, str) or not np.ndim(baseline):
+        return baseline
+    each, frame = np.asarray(baseline), held_out.frame_shape
+    if each.shape == (len(held_out.feature_names),):
+        return each[held_out.feature_of_columns(observation.inputs.shape[2])]
+    if each.shape[-len(frame) :] != frame:
+        raise ValueError(
+            f"baseline has shape {each.shape}, which doesn't fit frames {frame}: pass one number, "
+            f"one per feature, ({len(held_out.feature_names)},), or an array whose last axes are "
+            f"{frame}"
+        )
+    return each.reshape(*each.shape[: -len(frame)], -1)
 
 
 def _of_analysed(observation: Observation, baseline: Any, ndim: int) -> Any:

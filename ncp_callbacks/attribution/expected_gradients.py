@@ -78,7 +78,7 @@ class ExpectedGradients(AttributionMethod):
         by_input = np.zeros_like(inputs)
         by_time = None if time_baseline is None else np.zeros(inputs.shape[:2])
         at_baseline = np.zeros(len(inputs))
-        for group in groups(self.n_samples):
+        for group in groups(self.n_samples, inputs.size):
             start = np.where(real[..., None], baseline[drawn[group]], inputs)
             difference, share = inputs - start, places[group][..., None]
             time_start = times = None

@@ -142,7 +142,7 @@ class SmoothGrad(AttributionMethod):
         spread = self.noise * _finite_range(inputs[real])
         rng = np.random.default_rng(self.seed)
         by_input, by_time = np.zeros_like(inputs), None
-        for group in groups(self.n_samples):
+        for group in groups(self.n_samples, inputs.size):
             shift = rng.standard_normal((len(group), *inputs.shape)) * spread
             found = evaluate(inputs + np.where(real[..., None], shift, 0.0), gradient=True)
             assert found.input_gradient is not None

@@ -143,7 +143,7 @@ def _integrals(
         time_difference = time_delta - time_baseline
     by_input = np.zeros((len(weights), *inputs.shape))
     by_time = np.zeros((len(weights), *inputs.shape[:2]))
-    for group in groups(len(points)):
+    for group in groups(len(points), inputs.size):
         share = (points[group] + 1) / 2
         times = None
         if time_difference is not None and time_baseline is not None:

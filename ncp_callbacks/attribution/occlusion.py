@@ -19,6 +19,8 @@ __all__ = ["Occlusion"]
 class Occlusion(AttributionMethod):
     """Measure how much the target falls when one input, or one time_delta, is at its baseline.
 
+    In frames all pixels of a channel are replaced at once.
+
     It needs no gradients and stays valid where the target jumps. The maps don't sum to the change
     of the target.
 
@@ -27,6 +29,7 @@ class Occlusion(AttributionMethod):
 
     name: ClassVar[str] = "occlusion"
     label: ClassVar[str] = "occlusion"
+    replaces_inputs: ClassVar[bool] = True
 
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
         """Return a forward pass for each input and each time_delta of a sequence."""

@@ -3,6 +3,7 @@ from .backbone_activations.callback import BackboneActivations as BackboneActiva
 from .dynamics.callback import Dynamics as Dynamics
 from .faithfulness.callback import Faithfulness as Faithfulness
 from .feature_interactions.callback import FeatureInteractions as FeatureInteractions
+from .frame_attribution.callback import FrameAttribution as FrameAttribution
 from .gradient_attribution.callback import GradientAttribution as GradientAttribution
 from .output_time.callback import OutputTime as OutputTime
 from .sanity_check.callback import SanityCheck as SanityCheck

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ..attribution import IntegratedGradients
 from ..callback import Callback
 from .backbone_activations.callback import BackboneActivations
+from .frame_attribution.callback import FrameAttribution
 from .gradient_attribution.callback import GradientAttribution
 from .state_space.callback import StateSpace
 from .state_transitions.callback import StateTransitions
@@ -13,11 +14,12 @@ from .time_sensitivity.callback import TimeSensitivity
 __all__ = ["callback_set"]
 
 
-def callback_set(name: str) -> list[Callback]:
+def callback_set(name: str, *, pictures: bool = False) -> list[Callback]:
     """Return new callbacks of a set.
 
     Args:
         name: ``"light"``, ``"standard"`` or ``"full"``.
+        pictures: True for frames with height and width; ``"standard"`` and ``"full"`` draw them.
 
     Raises:
         ValueError: If there is no set of this name.
@@ -27,7 +29,7 @@ def callback_set(name: str) -> list[Callback]:
             f"callbacks={name!r} is unknown: pass {', '.join(map(repr, _SETS))}, or a list of "
             "callbacks"
         )
-    return _SETS[name]()
+    return _SETS[name]() + ([FrameAttribution()] if pictures and name != "light" else [])
 
 
 def _light() -> list[Callback]:

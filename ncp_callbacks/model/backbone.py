@@ -15,7 +15,7 @@ from .hook_points import LayerHook
 from .pytrees import Path, leaves
 from .recording import Call, Values
 
-__all__ = ["activation_of", "is_layer", "layer_hooks"]
+__all__ = ["activation_between", "activation_of", "is_layer", "layer_hooks"]
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -62,6 +62,13 @@ def layer_hooks(
             )
         )
     return hook_points
+
+
+def activation_between(before: mx.array, after: mx.array, values: Values) -> str | None:
+    """Return the name of the activation that turns one array into another, in any shape."""
+    if before.size != after.size:
+        return None
+    return recognise_activation(values.of(before).ravel(), values.of(after).ravel())
 
 
 def activation_of(calls: Sequence[Call], values: Values) -> str:
@@ -163,7 +170,7 @@ class _Cell:
                 and self.makers[id(out)] is call
                 and out is not array
                 and out is not None
-                and out.shape == array.shape
+                and out.size == array.size
                 and _elementwise(out, array, self.values)
             ):
                 return call
@@ -204,10 +211,10 @@ def _arrays_of_stages(
 
 def _elementwise(before: mx.array, after: mx.array, values: Values) -> bool:
     """Return whether a known activation, or a monotone function, turns one into the other."""
-    x, y = values.of(before), values.of(after)
+    x, y = values.of(before).ravel(), values.of(after).ravel()
     if recognise_activation(x, y) is not None:
         return True
-    in_order = y.ravel()[np.argsort(x.ravel(), kind="stable")]
+    in_order = y[np.argsort(x, kind="stable")]
     rises = np.diff(in_order)
     return len(rises) > 1 and bool(((rises >= 0).all() or (rises <= 0).all()) and rises.any())
 
@@ -223,7 +230,7 @@ def _activation(
         pairs = [
             (values.of(b).ravel(), values.of(a).ravel())
             for b, a in zip(before, after, strict=False)
-            if b is not None and a is not None and a.shape == b.shape
+            if b is not None and a is not None and a.size == b.size
         ]
         if pairs:
             x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))

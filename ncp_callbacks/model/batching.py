@@ -16,10 +16,11 @@ from ..held_out import to_numpy
 from ..results import FloatArray
 from ..target_values import TargetValues
 from .errors import ModelError
-from .hook_points import CellHook, LayerHook
+from .hook_points import BATCH_FIRST, CellHook, LayerHook, Rows
 from .runner import ModelRunner, Pass, Variants
 
 __all__ = [
+    "MAX_UNITS",
     "EvaluatedPass",
     "as_target_values",
     "concatenate_values",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("ncp_callbacks")
+
+# Units of a convolution whose activations are kept.
+MAX_UNITS = 4096
 
 
 class EvaluatedPass:
@@ -67,8 +71,28 @@ class EvaluatedPass:
         return np.concatenate(parts, axis=-1)
 
     def activations(self, hook: LayerHook) -> FloatArray:
-        """Return the activations ``(B, T, N)``."""
-        return self._over_time(hook, self._pass.activations[hook.name], False)
+        """Return the activations ``(B, T, N)``.
+
+        Of a convolution each channel at each position is a unit, at up to :data:`MAX_UNITS`
+        positions and channels; positions are spread evenly.
+        """
+        arrays = self._pass.activations[hook.name]
+        if hook.rows is not None:
+            arrays = [self._unfolded(hook, arrays[0], hook.rows)]
+        lead = 2 if hook.whole_sequence else 1
+        return self._over_time(hook, [_some_units(array, lead) for array in arrays], False)
+
+    def _unfolded(self, hook: LayerHook, array: mx.array, rows: Rows) -> mx.array:
+        """Return ``(B, T, ...)`` from an array whose rows are the frames of all sequences."""
+        if len(array) != self._batch * self._steps:
+            raise ModelError(
+                f"{hook.name} returned an array of shape {tuple(array.shape)} for {self._batch} "
+                f"sequences of {self._steps} frames, which were its rows in the first pass: make "
+                "it return one row for each frame in each pass"
+            )
+        if rows == BATCH_FIRST:
+            return array.reshape(self._batch, self._steps, *array.shape[1:])
+        return array.reshape(self._steps, self._batch, *array.shape[1:]).swapaxes(0, 1)
 
     def _over_time(
         self, hook: CellHook | LayerHook, arrays: Sequence[mx.array], reverse: bool
@@ -85,6 +109,16 @@ class EvaluatedPass:
             return values[:, ::-1] if reverse else values
         # One conversion is much faster than one for each step.
         return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
+
+
+def _some_units(array: mx.array, lead: int) -> mx.array:
+    """Return an array with one axis of units after the first ``lead``, all channels of some."""
+    if array.ndim <= lead + 1:
+        return array
+    by_position = array.reshape(*array.shape[:lead], -1, array.shape[-1])
+    step = -(-by_position.shape[-2] * by_position.shape[-1] // MAX_UNITS)
+    some = by_position[..., :: max(1, step), :]
+    return some.reshape(*array.shape[:lead], -1)
 
 
 def run_in_batches(runner: ModelRunner, wanted: dict[str, bool]) -> Iterator[EvaluatedPass]:

@@ -3,13 +3,15 @@
 Names and classes of an unknown model are no evidence, so a forward pass of two sequences is
 recorded, call by call. A cell is a module that is called once or more per time step and passes a
 state on: an array that one call returns is an argument of the next. Its backbone consists of the
-hidden layers inside it, between one layer with weights and another.
+hidden layers inside it, between one layer with weights and another. Of a model that takes frames,
+the layers before the first cell belong to the backbone, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ import mlx.core as mx
 
 from .backbone import activation_of, is_layer, layer_hooks
 from .errors import ModelError
+from .front_end import FrontEnd
 from .hook_points import CellHook, HookPoints, LayerHook
 from .model_copy import ModelCopy
 from .pytrees import Path, modules
@@ -41,6 +44,7 @@ def find_hook_points(
     *,
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
+    frames: bool = False,
 ) -> HookPoints:
     """Record ``run(inputs)`` and find cells and backbone layers in it.
 
@@ -51,6 +55,7 @@ def find_hook_points(
         cells: Paths or globs of modules to take as cells; None: found automatically.
         layers: Paths or globs of modules whose outputs to take as backbone layers; None: found
             automatically.
+        frames: True if inputs are frames, whose layers before the cells are backbone layers too.
 
     Raises:
         ModelError: If a pattern matches no module that was called, or a module that it matches
@@ -58,7 +63,11 @@ def find_hook_points(
     """
     finder = _Finder(copy, inputs, run)
     found = finder.cells() if cells is None else finder.named_cells(cells)
-    found_layers = finder.layers() if layers is None else finder.named_layers(layers)
+    if layers is not None:
+        found_layers = finder.named_layers(layers)
+    else:
+        before = finder.front_end(found) if frames else []
+        found_layers = [*before, *finder.layers()]
     return HookPoints(
         tuple(found),
         tuple(found_layers),
@@ -72,7 +81,7 @@ class _Finder:
     """Record one pass of a model and find cells and layers in it."""
 
     def __init__(self, copy: ModelCopy, inputs: mx.array, run: Callable[[mx.array], Any]) -> None:
-        self.inputs = inputs
+        self.copy, self.inputs, self.run = copy, inputs, run
         self.batch, self.steps, _ = inputs.shape
         self.values = Values()
         self.notes: list[str] = []
@@ -291,6 +300,27 @@ class _Finder:
 
     # ---- layers
 
+    @functools.cached_property
+    def front(self) -> FrontEnd:
+        return FrontEnd(self.copy, self.inputs, self.run, self.calls, self.values)
+
+    def front_end(self, cells: Sequence[CellHook]) -> list[LayerHook]:
+        """Return hooks of the layers that turn frames into the inputs of the first cell."""
+        calls = [
+            call
+            for hook in cells
+            for number in {hook.first, *hook.calls}
+            for call in [self.by_module[hook.module][number]]
+        ]
+        if not calls:
+            return []
+        place = {id(call): number for number, call in enumerate(self.calls)}
+        first = min(calls, key=lambda call: place[id(call)])
+        inside = [call for hook in cells for call in self.by_module[hook.module]]
+        hook_points, notes = self.front.layers(first, inside)
+        self.notes += notes
+        return _numbered_hooks(hook_points)
+
     def layers(self) -> list[LayerHook]:
         cell_calls = [
             c
@@ -317,6 +347,11 @@ class _Finder:
             if array is None:
                 raise ModelError(f"layers: {first.name} returned no array")
             whole = self.time_order.is_sequence(array)
+            if not whole and array.ndim > 1 and len(calls) in (1, self.steps):
+                of_frames = self.front.named(calls, place)
+                if of_frames is not None:
+                    hook_points.append(of_frames)
+                    continue
             groups = [[call] for call in calls] if whole else self._by_step(calls)
             if not groups or not (whole or (array.ndim == 2 and len(array) == self.batch)):
                 raise ModelError(

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
 from .pytrees import Path
 
-__all__ = ["CellHook", "HookPoints", "LayerHook"]
+__all__ = ["BATCH_FIRST", "TIME_FIRST", "CellHook", "HookPoints", "LayerHook", "Rows"]
+
+# The order of rows in (B T, ...): all time steps of a sequence, or all sequences of a time step.
+BATCH_FIRST: Final = "batch first"
+TIME_FIRST: Final = "time first"
+Rows: TypeAlias = Literal["batch first", "time first"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,8 @@ class LayerHook:
             a call covers all steps.
         calls_in_all: Number of calls of the module in one pass.
         whole_sequence: True if one call covers all steps.
+        rows: The order of rows if sequences and time steps share the first axis, ``(B T, ...)``;
+            None if they have an axis each.
     """
 
     name: str
@@ -62,6 +70,7 @@ class LayerHook:
     calls: tuple[int, ...]
     calls_in_all: int
     whole_sequence: bool = False
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)

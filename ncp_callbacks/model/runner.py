@@ -457,13 +457,18 @@ class ModelRunner:
             lambda inputs: small.outputs(inputs, small.time_delta),
             cells=cells,
             layers=layers,
+            frames=held_out.has_frames,
         )
         return calling, hook_points
 
     def sequence(self) -> mx.array:
-        """Return ``(B, T, F)``, for gradients: the inputs, or the vectors of embedded tokens."""
+        """Return ``(B, T, P)``, for gradients.
+
+        They are the columns of the inputs, see :attr:`HeldOutBatch.columns`, or the vectors of
+        embedded tokens.
+        """
         if self._embedding is None:
-            return self.held_out.inputs
+            return self.held_out.columns
         return self._embedding.vectors(self.model, self.held_out)
 
     def outputs(self, sequence: mx.array, time_delta: mx.array | None) -> mx.array:

@@ -107,6 +107,7 @@ def color_bar(
     cmap: str = UNSIGNED,
     note: str | None = "",
     x: float = LEFT,
+    y: float = SECOND_Y,
 ) -> float:
     """Draw a colour bar below the title, with the meanings of its ends and a note after it.
 
@@ -117,16 +118,17 @@ def color_bar(
         cmap: Name of the colour map.
         note: Text in grey after the bar, shortened to the room that is left.
         x: Where the bar begins.
+        y: Baseline of the bar's row.
 
     Returns:
         Where the text after the bar ends.
     """
     width = 56
-    start = page.words(x, SECOND_Y, (low, INK)) + 8
-    page.axes(start, SECOND_Y, start + width, SECOND_Y + 16, spines=(), gradient=(cmap, 1.0))
-    end = page.words(start + width + 8, SECOND_Y, (high, INK))
+    start = page.words(x, y, (low, INK)) + 8
+    page.axes(start, y, start + width, y + 16, spines=(), gradient=(cmap, 1.0))
+    end = page.words(start + width + 8, y, (high, INK))
     if note:
-        page.text(end + 14, SECOND_Y, shorten(note, RIGHT - end - 14), color=GREY)
+        page.text(end + 14, y, shorten(note, RIGHT - end - 14), color=GREY)
     return end
 
 

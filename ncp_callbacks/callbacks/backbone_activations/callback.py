@@ -41,6 +41,9 @@ class BackboneActivations(Callback):
     by its values: exact zeros for relu, saturation for bounded functions like tanh, the flat side
     for silu and gelu.
 
+    For frames, the layers before the first cell are analysed too. A unit of a convolution is a
+    channel at a position; of more than 4,096 units, positions are taken that are spread evenly.
+
     It costs one forward pass, or nothing if another callback needs a gradient. It does not apply
     to a model without a backbone.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...attribution import DEFAULT_METHOD, Attribution, AttributionMethod
 from ...attribution.compute import Attributor
+from ...attribution.switches import with_switches
 from ...callback import (
     AxisLimit,
     Callback,
@@ -23,6 +24,7 @@ from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import CORRELATION, REAL, SIZE, Estimate, Scale
+from ...target_values import Evaluate
 from .analysis import Deletion, deletion, max_sensitivity, noise_similarity
 from .plot import plot_faithfulness, rms_curves
 
@@ -190,9 +192,14 @@ class Faithfulness(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)
         x0 = self._attributor.removal_baseline(observation)
+        evaluate: Evaluate = observation.evaluate
+        x, removed = observation.inputs, x0
+        if observation.held_out.groups_columns:
+            columns = observation.held_out.feature_of_columns(x.shape[2])
+            evaluate, x, removed = with_switches(evaluate, x, x0, columns)
         result = deletion(
-            observation.evaluate, observation.inputs, found.inputs,
-            baseline=x0, effects=_predicted_effects(found, observation, x0), mask=observation.mask,
+            evaluate, x, found.inputs, baseline=removed,
+            effects=_predicted_effects(found, observation, x0), mask=observation.mask,
             n_groups=self._n_groups, orders=self._orders, top=_TOP,
         )  # fmt: skip
         group = self.name + observation.target_slug

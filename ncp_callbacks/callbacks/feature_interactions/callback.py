@@ -194,28 +194,31 @@ def _times(observation: Observation, baseline: Any) -> tuple[FloatArray | None, 
 def _strongest_features(observation: Observation, baseline: FloatArray) -> list[str]:
     """Return the names of the features that are analysed separately."""
     names = list(observation.held_out.feature_names)
-    if observation.held_out.tokens or len(names) <= _MAX_FEATURES:
+    if len(names) <= _MAX_FEATURES:
         return names
-    each = [np.array([i]) for i in range(len(names))]
     effects = group_effects(
-        observation.evaluate, observation.inputs, baseline=baseline, groups=each
+        observation.evaluate, observation.inputs, baseline=baseline, groups=_columns(observation)
     )
     strongest = np.argsort(-effects, kind="stable")[: _MAX_FEATURES - 1]
     return [names[i] for i in sorted(strongest)]
 
 
 def _groups(observation: Observation, separate: list[str]) -> tuple[list[str], list[Indices]]:
-    """Return the names of the groups of features, and the indices of their features."""
-    names = list(observation.held_out.feature_names)
-    if observation.held_out.tokens:
-        return names, [np.arange(observation.inputs.shape[2])]
+    """Return the names of the groups of features, and the indices of their columns."""
+    names, columns = list(observation.held_out.feature_names), _columns(observation)
     own = [i for i, name in enumerate(names) if name in separate]
-    others = np.array([i for i in range(len(names)) if i not in own], np.intp)
-    each = [np.array([i]) for i in own]
-    if not others.size:
+    others = [columns[i] for i in range(len(names)) if i not in own]
+    each = [columns[i] for i in own]
+    if not others:
         return names, each
     other = "others" if "others" not in separate else "other features"
-    return [*(names[i] for i in own), other], [*each, others]
+    return [*(names[i] for i in own), other], [*each, np.concatenate(others)]
+
+
+def _columns(observation: Observation) -> list[Indices]:
+    """Return the indices of the columns of each feature."""
+    feature = observation.held_out.feature_of_columns(observation.inputs.shape[2])
+    return [np.flatnonzero(feature == i) for i in range(len(observation.held_out.feature_names))]
 
 
 def _strongest_pairs(result: Interactions) -> list[tuple[str, str]]:

@@ -111,9 +111,11 @@ class GradientAttribution(Callback):
     ==================================== ========= ==============================================
 
     With a target other than the prediction at the last time step, ``attribution`` is followed by
-    its name, as in ``attribution_loss/heatmap``. Strength, entropy, mean lag and shares come with
-    95 % CIs over sequences, which are unreliable with fewer than 16 sequences. The sign agreement
-    has no CI: for pushes with random signs it is about 0.8 over the root of their number.
+    its name, as in ``attribution_loss/heatmap``. For frames, features are the channels, and their
+    attributions are sums over pixels; :class:`FrameAttribution` draws the pixels. Strength,
+    entropy, mean lag and shares come with 95 % CIs over sequences, which are unreliable with fewer
+    than 16 sequences. The sign agreement has no CI: for pushes with random signs it is about 0.8
+    over the root of their number.
 
     Args:
         method: A name or an object of :mod:`ncp_callbacks.attribution`, or a method of your own
@@ -122,11 +124,13 @@ class GradientAttribution(Callback):
             quadrature; ``"smooth_grad"``, the mean gradient at noisy inputs;
             ``"expected_gradients"``, over random baselines; ``"occlusion"``, which replaces one
             input at a time. Pass an object to set options: ``IntegratedGradients(n_steps=32)``.
-        baseline: The inputs to compare with: ``"mean"`` of each feature over all held-out
-            sequences and their time steps, ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or
-            ``(B, T, F)``. For expected gradients, ``"held_out"`` for all held-out sequences, or
-            ``(N, T, F)``, sequences to draw from. None for the method's default: zeros for
-            input × gradient, ``"held_out"`` for expected gradients, and the mean for others.
+        baseline: The inputs to compare with: ``"mean"`` of each feature over all held-out sequences
+            and their time steps, ``"zeros"``, or an array ``(F,)``, ``(T, F)`` or ``(B, T, F)``.
+            For frames, ``"mean"`` is the mean frame, and an array has one number for each channel,
+            ``(F,)``, or ends in the shape of a frame. For expected gradients, ``"held_out"`` for
+            all held-out sequences, or ``(N, T, F)``, sequences to draw from. None for the method's
+            default: zeros for input × gradient, ``"held_out"`` for expected gradients, and the mean
+            for others.
         time_baseline: The elapsed times to compare with: ``"mean"`` (the default), ``"zeros"``, or
             an array ``(T,)`` or ``(B, T)``. With the mean, nothing is attributed to elapsed times
             that are all equal.

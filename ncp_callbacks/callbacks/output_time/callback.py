@@ -235,9 +235,9 @@ def _influence(
     found = observation.at_steps(steps.tolist())
     assert found.input_gradient is not None
     with np.errstate(invalid="ignore", over="ignore"):
-        attributed = observation.inputs[None] * found.input_gradient
-        if observation.held_out.tokens:
-            attributed = attributed.sum(axis=-1, keepdims=True)
+        attributed = observation.held_out.by_feature(
+            observation.inputs[None] * found.input_gradient
+        )
         to_time_delta = None
         if found.time_gradient is not None and observation.time_delta is not None:
             to_time_delta = observation.time_delta[None] * found.time_gradient
@@ -307,10 +307,8 @@ def _log_own_step(
             )
         )
         return
-    if observation.held_out.tokens:
-        found = replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
     result = summarize(
-        found,
+        replace(found, inputs=observation.held_out.by_feature(found.inputs)),
         mask=observation.mask,
         target=f"{target}, own input",
         feature_names=observation.held_out.feature_names,

@@ -201,9 +201,9 @@ def _prediction(
     held_out = observation.held_out
     steps = np.flatnonzero(held_out.mask_array[place])
     with np.errstate(invalid="ignore", over="ignore"):
-        attribution = observation.inputs[place] * observation.input_gradient[place]
-    if held_out.tokens:
-        attribution = attribution.sum(axis=-1, keepdims=True)
+        attribution = held_out.by_feature(
+            observation.inputs[place] * observation.input_gradient[place]
+        )
     value = float(observation.target_values[place])
     if not np.isfinite(attribution[steps]).all() or not np.isfinite(value):
         return None

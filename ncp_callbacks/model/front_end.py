@@ -1,0 +1,251 @@
+"""Find the layers that turn frames into the inputs of the recurrent part.
+
+A front end runs on all frames at once, ``(B T, ...)`` or ``(B, T, ...)``, or on the frames of one
+time step at a time, ``(B, ...)``. Sizes alone don't tell the order of the rows. One frame is
+therefore changed, and the rows that change show which order it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .backbone import activation_between, activation_of, is_layer, layer_hooks
+from .hook_points import BATCH_FIRST, TIME_FIRST, LayerHook, Rows
+from .model_copy import ModelCopy
+from .pytrees import Path
+from .recording import Call, Values, record
+
+__all__ = ["FrontEnd"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Describe how arrays of one or of ``T`` calls belong to sequences and time steps.
+
+    Attributes:
+        rows: The order of rows along the first axis of one array ``(B T, ...)``; None for an axis
+            each.
+        whole: True if one array covers all time steps.
+        reverse: True if the arrays of ``T`` calls are in the reverse order of time.
+    """
+
+    rows: Rows | None = None
+    whole: bool = True
+    reverse: bool = False
+
+
+class FrontEnd:
+    """Find layers before the recurrent part, and the order of the frames in their arrays.
+
+    Args:
+        copy: The copy of the model.
+        inputs: ``(B, T, P)``.
+        run: Runs the copy on inputs.
+        calls: All calls of ``run(inputs)``.
+        values: The values of arrays.
+    """
+
+    def __init__(
+        self,
+        copy: ModelCopy,
+        inputs: mx.array,
+        run: Callable[[mx.array], Any],
+        calls: Sequence[Call],
+        values: Values,
+    ) -> None:
+        self._copy, self._inputs, self._run = copy, inputs, run
+        self._calls, self._values = calls, values
+        self._batch, self._steps, _ = inputs.shape
+        self._by_module: dict[str, list[Call]] = {}
+        for call in calls:
+            self._by_module.setdefault(call.path, []).append(call)
+
+    def layers(self, first_cell: Call, cells: Sequence[Call]) -> tuple[list[LayerHook], list[str]]:
+        """Return hooks of the layers before the recurrent part, and a note on each skipped one.
+
+        Args:
+            first_cell: The first call of a recurrent cell.
+            cells: All calls of cells.
+        """
+        inside = {id(call) for call in cells}
+        around = {id(above) for call in cells for above in _above(call)}
+        before = self._calls.index(first_cell)
+        found: dict[str, list[Call]] = {}
+        outer: dict[str, list[Call]] = {}
+        for call in self._calls[:before]:
+            if id(call) in inside | around or call.within(inside) is not None:
+                continue
+            if is_layer(call.module) and call.outputs:
+                found[call.path] = self._by_module[call.path]
+            if call.parent is None or id(call.parent) in around:
+                outer[call.path] = self._by_module[call.path]
+        hook_points, notes = [], []
+        for parts in self._by_step(list(outer.values())):
+            # The calls of a step, as though they were those inside a cell.
+            steps = [_together(number, part) for number, part in enumerate(parts)]
+            hidden = layer_hooks(steps, cells, self._by_module, self._values)
+            hook_points += [hook for hook in hidden if hook.name in found]
+        known = {hook.name for hook in hook_points}
+        for path, calls in found.items():
+            if path not in known:
+                hook_points.append(self._last_layer(path, calls, before))
+        placed = [self._placed(hook) for hook in hook_points]
+        for hook, other in zip(hook_points, placed, strict=True):
+            if other is None and self._depends_on_frames(found[hook.name]):
+                notes.append(
+                    f"{hook.name} is not analysed: each row of its output must depend on one frame "
+                    "only, and its calls must be one for all frames or one per time step. To "
+                    "choose other layers, pass layers=[...]"
+                )
+        order = {path: number for number, path in enumerate(found)}
+        return sorted(filter(None, placed), key=lambda hook: order[hook.name]), notes
+
+    def _by_step(self, modules: Sequence[Sequence[Call]]) -> Iterator[list[list[Call]]]:
+        """Yield the calls that cover all time steps as one list, and those of each as ``T``."""
+        once: list[Call] = []
+        each: list[list[Call]] = [[] for _ in range(self._steps)]
+        for calls in modules:
+            out = next(iter(calls[0].outputs.values()), None)
+            if len(calls) % self._steps or out is None or out.shape[:1] != (self._batch,):
+                once += calls
+                continue
+            for call in calls:
+                each[call.number * self._steps // len(calls)].append(call)
+        if once:
+            yield [once]
+        if all(each):
+            yield each
+
+    def named(self, calls: Sequence[Call], place: Path) -> LayerHook | None:
+        """Return a hook of the output of one layer; None if its rows don't belong to frames."""
+        return self._placed(self._output(calls[0].name, calls, place))
+
+    def _output(self, name: str, calls: Sequence[Call], place: Path) -> LayerHook:
+        return LayerHook(
+            name=name,
+            module=calls[0].path,
+            path=place,
+            at_input=False,
+            activation=activation_of(calls, self._values),
+            calls=tuple(call.number for call in calls),
+            calls_in_all=len(calls),
+        )
+
+    def _last_layer(self, path: str, calls: Sequence[Call], before: int) -> LayerHook:
+        """Return a hook of a layer that no other layer of the front end reads."""
+        out = next(iter(calls[0].outputs.items()))
+        if len(calls) == 1:
+            start = self._calls.index(calls[0]) + 1
+            for reader in self._calls[start : before + 1]:
+                for place, array in reader.inputs.items():
+                    name = activation_between(out[1], array, self._values)
+                    if name is not None and len(self._by_module[reader.path]) == 1:
+                        return LayerHook(path, reader.path, place, True, name, (0,), 1)
+        return self._output(path, calls, out[0])
+
+    def _placed(self, hook: LayerHook) -> LayerHook | None:
+        """Return the hook with its rows in order; None if they don't belong to frames."""
+        calls = [self._by_module[hook.module][number] for number in hook.calls]
+        after = [self._changed.get(id(call)) for call in calls]
+        pairs = [
+            (_array(call, hook), None if other is None else _array(other, hook))
+            for call, other in zip(calls, after, strict=True)
+        ]
+        place = self._place(pairs)
+        if place is None:
+            return None
+        numbers = hook.calls[::-1] if place.reverse else hook.calls
+        return replace(hook, calls=numbers, whole_sequence=place.whole, rows=place.rows)
+
+    def _place(self, pairs: Sequence[tuple[mx.array | None, mx.array | None]]) -> _Place | None:
+        changed = [
+            rows
+            for before, after in pairs
+            if (rows := self._changed_rows(before, after)) is not None
+        ]
+        if len(changed) < len(pairs):
+            return None
+        # The changed frame is that of the last sequence at the first time step.
+        batch, steps, last = self._batch, self._steps, self._batch - 1
+        if len(changed) == 1:
+            rows = changed[0]
+            if rows.shape[:2] == (batch, steps):
+                return _Place() if _moved(rows.reshape(batch, steps, -1)) == [[last, 0]] else None
+            if len(rows) == batch * steps:
+                moved = _moved(rows.reshape(len(rows), -1))
+                if moved == [[last * steps]]:
+                    return _Place(BATCH_FIRST)
+                if moved == [[last]]:
+                    return _Place(TIME_FIRST)
+            return None
+        if len(changed) != steps or any(len(rows) != batch for rows in changed):
+            return None
+        moved = _moved(np.stack([rows.reshape(batch, -1) for rows in changed]))
+        for reverse, step in ((False, 0), (True, steps - 1)):
+            if moved == [[step, last]]:
+                return _Place(whole=False, reverse=reverse)
+        return None
+
+    def _changed_rows(
+        self, before: mx.array | None, after: mx.array | None
+    ) -> npt.NDArray[np.bool_] | None:
+        if before is None or after is None or before.shape != after.shape or not before.ndim:
+            return None
+        x, y = self._values.of(before), self._values.of(after)
+        # Sums over other rows may be taken in another order.
+        close = np.isclose(x, y, rtol=1e-4, atol=1e-6 * float(np.nanmax(np.abs(x), initial=0.0)))
+        return np.asarray(~(close | (np.isnan(x) & np.isnan(y))))
+
+    def _depends_on_frames(self, calls: Sequence[Call]) -> bool:
+        pairs = [(call, self._changed.get(id(call))) for call in calls]
+        changed = [
+            self._changed_rows(array, None if other is None else other.outputs.get(place))
+            for call, other in pairs
+            for place, array in call.outputs.items()
+        ]
+        return any(rows is None or bool(rows.any()) for rows in changed)
+
+    @functools.cached_property
+    def _changed(self) -> dict[int, Call]:
+        """Return each call's counterpart with another frame in one place, by id, or nothing."""
+        values = self._values.of(self._inputs)
+        noise = np.random.default_rng(0).standard_normal(values.shape[2])
+        other = values.copy()
+        size = float(np.nanstd(values)) or 1.0
+        other[-1, 0] = np.nan_to_num(other[-1, 0]) + size * noise
+        changed = mx.array(other).astype(self._inputs.dtype)
+        with self._copy.preserved():
+            again, _ = record(self._copy.model, lambda: self._run(changed))
+        if [(c.path, c.number) for c in again] != [(c.path, c.number) for c in self._calls]:
+            return {}
+        return {id(before): after for before, after in zip(self._calls, again, strict=True)}
+
+
+def _above(call: Call) -> Sequence[Call]:
+    found, above = [], call.parent
+    while above is not None:
+        found.append(above)
+        above = above.parent
+    return found
+
+
+def _together(number: int, calls: Sequence[Call]) -> Call:
+    """Return a call that stands for all these calls together."""
+    return Call(calls[0].module, "", number, None, children=list(calls))
+
+
+def _moved(changed: npt.NDArray[np.bool_]) -> list[list[int]]:
+    """Return the indices, without the last axis, where an element is true."""
+    indices: list[list[int]] = np.argwhere(np.any(changed, axis=-1)).tolist()
+    return indices
+
+
+def _array(call: Call, hook: LayerHook) -> mx.array | None:
+    return (call.inputs if hook.at_input else call.outputs).get(hook.path)
