@@ -65,17 +65,26 @@ class Attributor:
             ValueError: If a baseline doesn't fit the held-out batch.
         """
         baseline, time_baseline = self._baselines(observation)
+        attributes_time = self._attributes_time(observation)
         found = self.method.run(
             _sharing(observation, self.method.gradient_at_inputs),
             observation.inputs,
-            observation.time_delta if observation.takes_time else None,
+            observation.time_delta if attributes_time else None,
             baseline=baseline,
-            time_baseline=time_baseline,
+            time_baseline=time_baseline if attributes_time else None,
             mask=observation.mask,
         )
         if not observation.held_out.tokens:
             return found
         return replace(found, inputs=found.inputs.sum(axis=-1, keepdims=True))
+
+    def _attributes_time(self, observation: Observation) -> bool:
+        """Return whether elapsed times get a part, which by gradients needs their gradient."""
+        if observation.has_time_gradient or not observation.takes_time:
+            return observation.takes_time
+        _, n_time_steps, n_features = observation.inputs.shape
+        passes = self.method.extra_passes(n_time_steps, n_features, takes_time=True)
+        return not (self.method.gradient_at_inputs or passes.gradient)
 
     def importance(self, observation: Observation) -> TemporalImportance:
         """Return the attribution, summarized over sequences."""
@@ -84,7 +93,8 @@ class Attributor:
     def extra_passes(self, observation: Observation) -> ExtraPasses:
         """Return how many passes of each sequence an attribution costs beyond the shared pass."""
         _, n_time_steps, n_features = observation.inputs.shape
-        return self.method.extra_passes(n_time_steps, n_features, takes_time=observation.takes_time)
+        takes_time = self._attributes_time(observation)
+        return self.method.extra_passes(n_time_steps, n_features, takes_time=takes_time)
 
     def removal_baseline(self, observation: Observation) -> FloatArray:
         """Return ``(B, T, F)``, the values that removed inputs are set to.
@@ -173,6 +183,7 @@ def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
         "baseline",
         whole=observation.whole_inputs,
         whole_mask=observation.whole_mask,
+        categorical=observation.categorical if observation.categorical.any() else None,
     )
 
 

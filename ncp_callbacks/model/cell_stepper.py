@@ -8,6 +8,7 @@ stepper.jacobian(3)                       # (B, H, H), d state after step 3 / d 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..held_out import to_numpy
 from ..results import FloatArray
-from .errors import NotApplicable
+from .errors import NotApplicable, explaining_missing_gradients
 from .hook_points import CellHook
 from .pytrees import get_leaf, leaves, modules, replace_leaf
 from .runner import ModelRunner, recorded_calls
@@ -195,7 +196,8 @@ class CellStepper:
         # Copy i of the batch computes the gradient of unit i.
         copies = mx.concatenate([before] * units)
         wanted = mx.repeat(mx.eye(units, dtype=copies.dtype), self._batch, axis=0)
-        _, (rows,) = mx.vjp(lambda state: self.step(number, state), [copies], [wanted])
+        with self._explaining():
+            _, (rows,) = mx.vjp(lambda state: self.step(number, state), [copies], [wanted])
         return np.moveaxis(to_numpy(rows).reshape(units, self._batch, units), 0, 1)
 
     def transposed_product(self, number: int, vectors: FloatArray) -> FloatArray:
@@ -204,7 +206,8 @@ class CellStepper:
         The cost is one backward step of ``k`` copies of each sequence.
         """
         before, given = self._copies(number, vectors)
-        _, (found,) = mx.vjp(lambda state: self.step(number, state), [before], [given])
+        with self._explaining():
+            _, (found,) = mx.vjp(lambda state: self.step(number, state), [before], [given])
         return self._as_vectors(found, vectors)
 
     def product(self, number: int, vectors: FloatArray) -> FloatArray:
@@ -230,6 +233,9 @@ class CellStepper:
                 f"derivatives of a step of {self.hook.name} can't be differentiated again "
                 f"({type(error).__name__}: {error})"
             ) from error
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        return explaining_missing_gradients(f"of a step of {self.hook.name} by its state")
 
     def _copies(self, number: int, vectors: FloatArray) -> tuple[mx.array, mx.array]:
         """Return the state before a step, once for each vector, and the vectors: ``(k B, H)``."""

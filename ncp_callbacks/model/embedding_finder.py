@@ -1,0 +1,331 @@
+"""Find the vectors that a model makes of tokens.
+
+Which entry of which call belongs to which token is found by changing tokens: an entry that holds
+the vector of one token changes with this token alone. All places together are right if no other
+tokens change the outputs while the vectors stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..held_out import HeldOutBatch
+from .conventions import Calling
+from .embedding import Embedding, Place, changed_call
+from .model_copy import ModelCopy
+from .pytrees import Path
+from .recording import Call, Values, record
+
+__all__ = ["NO_VECTORS", "find_embedding"]
+
+NO_VECTORS = (
+    "tokens have no gradient, and no vectors were found that the model makes of them: no module "
+    "returns or receives exactly one vector for each token. Let a module of its own make them, "
+    "such as nn.Embedding, or set method='occlusion', which needs no gradient. If the integers are "
+    "measurements, pass inputs[..., None].astype(mx.float32)"
+)
+# Groups of calls that are tried for one model.
+_MAX_GROUPS = 8
+_CONSTANT, _SEVERAL = -1, -2
+
+
+def find_embedding(copy: ModelCopy, held_out: HeldOutBatch, calling: Calling) -> Embedding | None:
+    """Find the vectors that a model makes of tokens; return None if there are none.
+
+    Args:
+        copy: The copy of the model.
+        held_out: A batch of few sequences of tokens.
+        calling: The calling convention of the model.
+    """
+    return _Finder(copy, held_out, calling).find()
+
+
+# By path of a module, whether it is an argument, and path of the array there.
+_Key: TypeAlias = "tuple[str, bool, Path]"
+
+
+@dataclass(eq=False)
+class _Run:
+    """Hold one recorded run."""
+
+    calls: dict[tuple[str, int], Call]
+    outputs: npt.NDArray[Any]
+    values: Values = field(default_factory=Values)
+
+    def array(self, key: _Key, number: int) -> mx.array | None:
+        """Return the array of a call."""
+        call = self.calls[key[0], number]
+        return (call.inputs if key[1] else call.outputs).get(key[2])
+
+
+class _Finder:
+    """Change tokens of a small batch, and see which arrays of which calls change."""
+
+    def __init__(self, copy: ModelCopy, held_out: HeldOutBatch, calling: Calling) -> None:
+        self._copy, self._held_out, self._calling = copy, held_out, calling
+        self._tokens = np.array(held_out.inputs)
+        self._batch, self._steps = self._tokens.shape
+        self._others = self._other_tokens()
+
+    def _other_tokens(self) -> npt.NDArray[Any] | None:
+        """Return another token for each, of those of real steps; None if all are equal."""
+        real = np.unique(self._tokens[self._held_out.mask_array])
+        if len(real) < 2:
+            return None
+        after = np.searchsorted(real, self._tokens, side="right")
+        others: npt.NDArray[Any] = real[after % len(real)].astype(self._tokens.dtype)
+        return others
+
+    def find(self) -> Embedding | None:
+        base = self._run(self._tokens)
+        direct = self._direct(base)
+        if direct is not None and not self._unexplained(base, [direct]):
+            return Embedding([direct], self._steps, direct.path)
+        if self._others is None:
+            return None
+        groups = self._groups(base)
+        chosen: list[list[Place]] = []
+        while len(chosen) < _MAX_GROUPS:
+            found = self._frozen([place for group in chosen for place in group], base)
+            if found is None:
+                return None
+            if not self._differ(found.outputs, base.outputs):
+                return self._embedding(chosen, base) if chosen else None
+            upstream = [
+                g for key, g in groups.items() if g not in chosen and _moved(key, found, base)
+            ]
+            if not upstream:
+                break
+            chosen.append(upstream[0])
+        note = (
+            "tokens also reach the outputs in another way than by their vectors, as a mask made of "
+            "them does: attributions hold what goes through the vectors alone"
+        )
+        return self._embedding(chosen, base, note) if chosen else None
+
+    # ---- runs
+
+    def _run(
+        self,
+        tokens: npt.NDArray[Any],
+        frozen: Mapping[tuple[str, int], list[tuple[Place, mx.array]]] | None = None,
+        scale: float = 1.0,
+    ) -> _Run:
+        """Record a run of these tokens, with ``frozen`` arrays and scaled elapsed times."""
+        delta = self._held_out.flat_time_delta
+        kept: list[mx.array] = []
+
+        def run() -> None:
+            kept.append(
+                self._calling(
+                    self._held_out.pack(mx.array(tokens)), None if delta is None else scale * delta
+                )
+            )
+
+        def run_call(
+            this: Call, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            pairs = (frozen or {}).get((this.path, this.number), [])
+            arrays = {id(place): array for place, array in pairs}
+            return changed_call(
+                [place for place, _ in pairs],
+                lambda place, _: arrays[id(place)],
+                call,
+                args,
+                kwargs,
+            )
+
+        with self._copy.preserved():
+            calls, _ = record(self._copy.model, run, run_call if frozen else None)
+            outputs = np.array(kept[-1].astype(mx.float32))
+        return _Run({(call.path, call.number): call for call in calls}, outputs)
+
+    def _differ(self, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+        return a.shape != b.shape or not np.array_equal(a, b, equal_nan=True)
+
+    def _frozen(self, places: Sequence[Place], base: _Run) -> _Run | None:
+        """Return a run in which all tokens are others, and the vectors at ``places`` are not.
+
+        It is None if tokens are all equal, or others change which calls the model makes.
+        """
+        if self._others is None:
+            return None
+        frozen: dict[tuple[str, int], list[tuple[Place, mx.array]]] = {}
+        for place in places:
+            array = base.array((place.path, place.is_input, place.leaf), place.number)
+            assert array is not None
+            frozen.setdefault((place.path, place.number), []).append((place, array))
+        # A model may read the length of a sequence from its padding.
+        others = np.where(self._held_out.mask_array, self._others, self._tokens)
+        found = self._run(others, frozen)
+        return found if list(found.calls) == list(base.calls) else None
+
+    def _unexplained(self, base: _Run, places: Sequence[Place]) -> bool | None:
+        """Return whether tokens reach the outputs past ``places``; None if that is uncertain."""
+        found = self._frozen(places, base)
+        return None if found is None else self._differ(found.outputs, base.outputs)
+
+    # ---- candidates
+
+    def _direct(self, base: _Run) -> Place | None:
+        """Return the output of the first module that takes the tokens themselves, all of them."""
+        tokens = self._held_out.inputs
+        for (path, number), call in base.calls.items():
+            if len(call.inputs) != 1 or len(call.outputs) != 1 or call.children or number:
+                continue
+            ((leaf, array),) = call.outputs.items()
+            if (
+                leaf == ()
+                and next(iter(call.inputs)) == (0, 0)
+                and mx.issubdtype(array.dtype, mx.floating)
+                and tuple(array.shape[:-1]) == self._tokens.shape
+                and base.values.same(next(iter(call.inputs.values())), tokens)
+                and (path, 1) not in base.calls
+            ):
+                width = array.shape[-1]
+                return Place(path, 0, leaf, False, tuple(range(self._steps)), True, (0, width))
+        return None
+
+    def _groups(self, base: _Run) -> dict[_Key, list[Place]]:
+        """Return, best first, groups of arrays that hold one token's vector in each row."""
+        rows = self._rows_of_tokens(base)
+        groups: dict[_Key, list[Place]] = {}
+        for key, by_call in rows.items():
+            places = [self._place(key, number, found, base) for number, found in by_call.items()]
+            whole = [place for place in places if place is not None]
+            if len(whole) == len(places) and any(max(place.steps) >= 0 for place in whole):
+                groups[key] = whole
+        # Outputs of the innermost modules first, and arguments last.
+        order = {path: i for i, path in enumerate(dict.fromkeys(p for p, _ in base.calls))}
+
+        def rank(key: _Key) -> tuple[bool, bool, int]:
+            return key[1], bool(base.calls[key[0], 0].children), order[key[0]]
+
+        return {key: groups[key] for key in sorted(groups, key=rank)}
+
+    def _rows_of_tokens(self, base: _Run) -> dict[_Key, dict[int, npt.NDArray[np.intp]]]:
+        """Return for each array of vectors, by number of its call, the token of each row.
+
+        Tokens are numbered along the batch, then time. A run for each binary digit changes the
+        tokens whose number has that digit, and another run changes all others.
+        """
+        assert self._others is not None
+        numbers = np.arange(self._tokens.size).reshape(self._tokens.shape)
+        digits = max(1, int(self._tokens.size - 1).bit_length())
+        sums: dict[tuple[_Key, int], npt.NDArray[np.intp]] = {
+            (key, number): np.zeros(array.size // array.shape[-1], np.intp)
+            for key, number, array in _vectors(base)
+        }
+        times = {at: np.zeros_like(total) for at, total in sums.items()}
+        bad = {at: np.zeros(total.shape, bool) for at, total in sums.items()}
+        for digit in range(digits):
+            once: dict[tuple[_Key, int], npt.NDArray[np.bool_]] = {}
+            for wanted in (1, 0):
+                changed = np.where((numbers >> digit & 1) == wanted, self._others, self._tokens)
+                run = self._run(changed)
+                if list(run.calls) != list(base.calls):
+                    return {}
+                for at in sums:
+                    moved = _moved_rows(*at, run, base)
+                    if moved is None:
+                        bad[at][:] = True
+                        continue
+                    bad[at] |= moved & once.get(at, False)
+                    once[at] = once.get(at, False) | moved
+                    sums[at] += (moved & bool(wanted)) << digit
+                    times[at] += moved
+        found: dict[_Key, dict[int, npt.NDArray[np.intp]]] = {}
+        for (key, number), total in sums.items():
+            several = bad[key, number] | ~np.isin(times[key, number], (0, digits))
+            constant = times[key, number] == 0
+            row = np.where(several, _SEVERAL, np.where(constant, _CONSTANT, total))
+            found.setdefault(key, {})[number] = row
+        if self._held_out.time_delta is not None:
+            later = self._run(self._tokens, scale=1.5)
+            if list(later.calls) == list(base.calls):
+                # Vectors joined with elapsed times would hide the times' effect if replaced.
+                found = {key: rows for key, rows in found.items() if not _moved(key, later, base)}
+        return found
+
+    def _place(
+        self, key: _Key, number: int, tokens: npt.NDArray[np.intp], base: _Run
+    ) -> Place | None:
+        """Return where a call's vectors are; None if rows aren't in order of sequence or step."""
+        if (tokens == _SEVERAL).any() or len(tokens) % self._batch:
+            return None
+        array = base.array(key, number)
+        assert array is not None
+        count = len(tokens) // self._batch
+        ways = [(True, tokens.reshape(self._batch, count)), (False, tokens.reshape(count, -1).T)]
+        if self._batch == 1 and array.ndim > 2 and array.shape[0] > 1:
+            ways.reverse()  # both fit one sequence; its axis is another than the first
+        for batch_first, numbers in ways:
+            own = np.where(numbers >= 0, numbers // self._steps, np.arange(self._batch)[:, None])
+            each = np.where(numbers >= 0, numbers % self._steps, _CONSTANT)
+            steps = each.max(axis=0)
+            if (own == np.arange(self._batch)[:, None]).all() and (
+                (each == steps) | (numbers < 0)
+            ).all():
+                path, is_input, leaf = key
+                return Place(path, number, leaf, is_input, tuple(steps.tolist()), batch_first)
+        return None
+
+    def _embedding(
+        self, chosen: Sequence[Sequence[Place]], base: _Run, note: str = ""
+    ) -> Embedding:
+        """Return what reads and replaces the vectors of the chosen groups."""
+        places: list[Place] = []
+        width = 0
+        for group in chosen:
+            # One token may be read repeatedly, as by an encoder and a decoder with one embedding.
+            tables: list[tuple[tuple[int, int], dict[int, npt.NDArray[Any]]]] = []
+            for place in group:
+                key = (place.path, place.is_input, place.leaf)
+                array = base.array(key, place.number)
+                assert array is not None
+                vectors = {t: base.values.of(v) for t, v in place.take(array, self._batch).items()}
+                for columns, table in tables:
+                    if columns[1] - columns[0] == array.shape[-1] and all(
+                        np.array_equal(table[t], v) for t, v in vectors.items() if t in table
+                    ):
+                        break
+                else:
+                    columns, table = (width, width + array.shape[-1]), {}
+                    tables.append((columns, table))
+                    width = columns[1]
+                table.update(vectors)
+                places.append(replace(place, columns=columns))
+        return Embedding(places, self._steps, note=note)
+
+
+def _vectors(run: _Run) -> Iterator[tuple[_Key, int, mx.array]]:
+    """Iterate over the floating arrays of a run that may hold vectors."""
+    for (path, number), call in run.calls.items():
+        for is_input, arrays in ((False, call.outputs), (True, call.inputs)):
+            for leaf, array in arrays.items():
+                if array.ndim > 1 and array.size and mx.issubdtype(array.dtype, mx.floating):
+                    yield (path, is_input, leaf), number, array
+
+
+def _moved_rows(key: _Key, number: int, run: _Run, base: _Run) -> npt.NDArray[np.bool_] | None:
+    """Return which rows of an array differ from those of the base run; None without an array."""
+    now, was = run.array(key, number), base.array(key, number)
+    if now is None or was is None or now.shape != was.shape:
+        return None
+    x, y = run.values.of(now), base.values.of(was)
+    changed = (x != y) & ~(np.isnan(x) & np.isnan(y))
+    rows: npt.NDArray[np.bool_] = changed.reshape(-1, changed.shape[-1]).any(axis=1)
+    return rows
+
+
+def _moved(key: _Key, run: _Run, base: _Run) -> bool:
+    """Return whether any call's array differs from that of the base run."""
+    numbers = [number for path, number in base.calls if path == key[0]]
+    moved = [_moved_rows(key, number, run, base) for number in numbers]
+    return any(rows is None or rows.any() for rows in moved if rows is not None)
