@@ -323,6 +323,7 @@ class ModelRunner:
         self.notes = tuple(
             note
             for note in (
+                *held_out.notes,
                 *self.calling.notes,
                 *self.hook_points.notes,
                 *interact,
