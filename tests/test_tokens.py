@@ -351,22 +351,89 @@ def test_padded_tokens_have_vectors_where_other_sequences_go_on() -> None:
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
-class Timed(Reader):
-    """The cell gets vectors joined with elapsed times."""
+class Joined(Reader):
+    """The cell gets rows of a table, joined with something else."""
 
     width = E + 1
 
-    def __call__(self, tokens: mx.array, time_delta: mx.array) -> mx.array:
-        weight = self.emb["weight"]
+    def beside(self, x: Any, t: int) -> mx.array:
+        raise NotImplementedError
+
+    def joined(self, x: Any, vectors: mx.array) -> mx.array:
         steps = [
-            mx.concatenate([weight[tokens[:, t]], time_delta[:, t, None]], axis=-1)
-            for t in range(T)
+            mx.concatenate([vectors[:, t], self.beside(x, t)[:, None]], axis=-1) for t in range(T)
         ]
         return self.read(steps)
 
 
-def test_vectors_joined_with_elapsed_times_are_not_replaced() -> None:
-    model, tokens = made(Timed)
+class Timed(Joined):
+    def beside(self, x: Any, t: int) -> mx.array:
+        return x[:, t]
+
+    def __call__(self, tokens: mx.array, time_delta: mx.array) -> mx.array:
+        return self.joined(time_delta, self.emb["weight"][tokens])
+
+
+class Placed(Joined):
+    """Joined with the position."""
+
+    def beside(self, x: Any, t: int) -> mx.array:
+        return mx.full((len(x),), 0.1 * t + 1)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return self.joined(tokens, self.emb["weight"][tokens])
+
+
+class Measured(Joined):
+    """Joined with a measurement, which is passed beside the tokens."""
+
+    def beside(self, x: Any, t: int) -> mx.array:
+        return x[:, t]
+
+    def __call__(self, tokens: mx.array, measured: mx.array) -> mx.array:
+        return self.joined(measured, self.emb["weight"][tokens])
+
+
+@pytest.mark.parametrize("cls", [Timed, Placed, Measured])
+def test_what_is_joined_with_a_vector_is_left_alone(cls: type[Joined]) -> None:
+    model, tokens = made(cls)
+    number = mx.random.uniform(0.5, 2.0, (B, T), key=mx.random.key(2))
+    other = tokens if cls is Placed else number
+    held_out = {
+        Timed: lambda: ncp.HeldOutBatch(tokens, number),
+        Placed: lambda: ncp.HeldOutBatch(tokens),
+        Measured: lambda: ncp.HeldOutBatch((tokens, number)),
+    }[cls]()
+    runner = ModelRunner(model, held_out, target=1)
+    with runner.analysing():
+        seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT})
+    vectors = model.emb.weight[tokens]
+    np.testing.assert_allclose(seen.inputs, np.array(vectors), rtol=1e-6)
+    by_vector = mx.grad(lambda v: model.joined(other, v)[:, -1, 1].sum())(vectors)
+    np.testing.assert_allclose(seen.input_gradient, np.array(by_vector), rtol=1e-4, atol=1e-7)
+    if cls is Timed:
+        with runner.analysing():
+            doubled = seen.values_at_scales((2.0,))[2.0]
+        np.testing.assert_allclose(
+            doubled, np.array(model(tokens, 2 * number))[:, -1, 1], rtol=1e-5
+        )
+        by_time = mx.grad(lambda d: model(tokens, d)[:, -1, 1].sum())(number)
+        np.testing.assert_allclose(seen.time_gradient, np.array(by_time), rtol=1e-4, atol=1e-7)
+
+
+class Decayed(Reader):
+    """The cell gets rows of a table that decay with elapsed time: no array holds the rows alone."""
+
+    def given(self, tokens: mx.array, time_delta: mx.array) -> mx.array:
+        return self.emb["weight"][tokens] * mx.exp(-time_delta)[..., None]
+
+    def __call__(self, tokens: mx.array, time_delta: mx.array) -> mx.array:
+        x = self.given(tokens, time_delta)
+        return self.read([x[:, t] for t in range(T)])
+
+
+def test_vectors_that_depend_on_elapsed_times_are_not_replaced() -> None:
+    model, tokens = made(Decayed)
     dt = mx.random.uniform(0.5, 2.0, (B, T), key=mx.random.key(2))
     writer = ncp.MemoryWriter()
     held_out = ncp.HeldOutBatch(tokens, dt)
@@ -400,7 +467,7 @@ class ByHand(Reader):
 
 
 def test_without_vectors_all_but_attribution_goes_on() -> None:
-    model, tokens = made(Timed)
+    model, tokens = made(Decayed)
     dt = mx.ones((B, T))
     writer = ncp.MemoryWriter()
     with ncp.Monitor(
@@ -411,7 +478,7 @@ def test_without_vectors_all_but_attribution_goes_on() -> None:
         assert sum("tokens have no gradient" in note for note in monitor.notes) == 1
     h, moved = mx.zeros((B, H)), []
     for t in range(T):
-        x = mx.concatenate([model.emb.weight[tokens[:, t]], dt[:, t, None]], axis=-1)
+        x = model.given(tokens, dt)[:, t]
         new = model.cell(x, h)
         moved.append(np.linalg.norm(np.array(new - h), axis=-1))
         h = new
@@ -421,10 +488,10 @@ def test_without_vectors_all_but_attribution_goes_on() -> None:
     assert {"time_delta", "transitions", "hidden"} <= tags
 
 
-@pytest.mark.parametrize("cls", [ByHand, Timed])
+@pytest.mark.parametrize("cls", [ByHand, Decayed])
 def test_occlusion_needs_no_vectors(cls: type[Reader]) -> None:
     model, tokens = made(cls)
-    extra = (mx.ones((B, T)),) if cls is Timed else ()
+    extra = (mx.ones((B, T)),) if cls is Decayed else ()
     found = ncp.compute_temporal_importance(model, tokens, *extra, target=1, method="occlusion")
     values = np.array(tokens)
     usual = np.bincount(values.ravel()).argmax()
@@ -469,7 +536,7 @@ def test_functions_without_vectors() -> None:
         ncp.compute_temporal_importance(model, tokens)
     # Vectors in the held-out batch would stay what they are while the model learns.
     assert "inputs=model" not in str(refused.value)
-    model, tokens = made(Timed)
+    model, tokens = made(Decayed)
     found = ncp.interpret_model(model, tokens, mx.ones((B, T)))
     assert found.importance is None
     assert found.states is not None

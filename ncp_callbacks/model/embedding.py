@@ -37,7 +37,9 @@ class Place:
         steps: ``(k,)``, the time steps of the ``k`` vectors of each sequence; -1 for a vector that
             doesn't depend on the tokens, as of a start token.
         batch_first: True if the ``k`` vectors of one sequence follow each other.
-        columns: Their place on the last axis of the vectors of all places.
+        entries: The entries of the last axis that hold the vector; others, such as an elapsed time
+            that is joined with it, are left alone.
+        columns: Where the vectors are on the last axis of the vectors of all places.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Place:
     is_input: bool
     steps: tuple[int, ...]
     batch_first: bool
+    entries: tuple[int, ...]
     columns: tuple[int, int] = (0, 0)
 
     def take(self, array: mx.array, batch: int) -> dict[int, mx.array]:
@@ -55,28 +58,33 @@ class Place:
             rows = array.reshape(batch, count, -1)
         else:
             rows = array.reshape(count, batch, -1).swapaxes(0, 1)
+        if len(self.entries) < rows.shape[-1]:
+            rows = rows[..., mx.array(self.entries)]
         return {t: rows[:, i] for i, t in enumerate(self.steps) if t >= 0}
 
     def put(self, array: mx.array, vectors: mx.array) -> mx.array:
         """Return the array with ``vectors``, ``(batch, T, E)``, in place of its own."""
         start, stop = self.columns
-        count, width = len(self.steps), stop - start
+        count, width = len(self.steps), array.shape[-1]
         if vectors.shape[0] * count * width != array.size:
             raise ModelError(
                 f"{self.path} has an array of shape {tuple(array.shape)} for "
                 f"{vectors.shape[0]} sequences, in which the vectors of tokens can't be found: "
                 "let the model treat batches of any size alike"
             )
-        steps = np.maximum(self.steps, 0)
-        new = vectors[:, :, start:stop][:, mx.array(steps)]
-        own = array.reshape(new.shape)
-        known = mx.array(np.array(self.steps) >= 0)[None, :, None]
+        new = vectors[:, :, start:stop][:, mx.array(np.maximum(self.steps, 0))]
+        known = np.broadcast_to(np.array(self.steps)[None, :, None] >= 0, (1, count, width))
+        if len(self.entries) < width:
+            # Where an entry comes from; what others get doesn't matter.
+            source = np.zeros(width, int)
+            source[list(self.entries)] = np.arange(len(self.entries))
+            new = new[..., mx.array(source)]
+            known = known & np.isin(np.arange(width), self.entries)
         if not self.batch_first:
             new, known = new.swapaxes(0, 1), known.swapaxes(0, 1)
-            own = array.reshape(new.shape)
         new = new.astype(array.dtype)
-        if min(self.steps) < 0:
-            new = mx.where(known, new, own)
+        if not known.all():
+            new = mx.where(mx.array(known), new, array.reshape(new.shape))
         return new.reshape(array.shape)
 
 

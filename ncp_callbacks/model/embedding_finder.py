@@ -115,18 +115,18 @@ class _Finder:
         self,
         tokens: npt.NDArray[Any],
         frozen: Mapping[tuple[str, int], list[tuple[Place, mx.array]]] | None = None,
-        scale: float = 1.0,
+        *,
+        others: bool = False,
     ) -> _Run:
-        """Record a run of these tokens, with ``frozen`` arrays and scaled elapsed times."""
-        delta = self._held_out.flat_time_delta
+        """Record a run of these tokens, with ``frozen`` arrays, or all other inputs changed."""
+        held_out, delta = self._held_out, self._held_out.flat_time_delta
+        if others:
+            held_out = held_out.take(np.arange(self._batch)[::-1].copy())
+            delta = None if delta is None else 1.5 * delta
         kept: list[mx.array] = []
 
         def run() -> None:
-            kept.append(
-                self._calling(
-                    self._held_out.pack(mx.array(tokens)), None if delta is None else scale * delta
-                )
-            )
+            kept.append(self._calling(held_out.pack(mx.array(tokens)), delta))
 
         def run_call(
             this: Call, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -188,16 +188,20 @@ class _Finder:
                 and base.values.same(next(iter(call.inputs.values())), tokens)
                 and (path, 1) not in base.calls
             ):
-                width = array.shape[-1]
-                return Place(path, 0, leaf, False, tuple(range(self._steps)), True, (0, width))
+                width, steps = array.shape[-1], tuple(range(self._steps))
+                entries = tuple(range(width))
+                return Place(path, 0, leaf, False, steps, True, entries, (0, width))
         return None
 
     def _groups(self, base: _Run) -> dict[_Key, list[Place]]:
         """Return, best first, groups of arrays that hold one token's vector in each row."""
-        rows = self._rows_of_tokens(base)
+        rows, moved = self._rows_of_tokens(base)
         groups: dict[_Key, list[Place]] = {}
-        for key, by_call in rows.items():
-            places = [self._place(key, number, found, base) for number, found in by_call.items()]
+        for key, entries in self._entries(base, moved).items():
+            places = [
+                self._place(key, number, found, entries, base)
+                for number, found in rows[key].items()
+            ]
             whole = [place for place in places if place is not None]
             if len(whole) == len(places) and any(max(place.steps) >= 0 for place in whole):
                 groups[key] = whole
@@ -209,8 +213,12 @@ class _Finder:
 
         return {key: groups[key] for key in sorted(groups, key=rank)}
 
-    def _rows_of_tokens(self, base: _Run) -> dict[_Key, dict[int, npt.NDArray[np.intp]]]:
+    def _rows_of_tokens(
+        self, base: _Run
+    ) -> tuple[dict[_Key, dict[int, npt.NDArray[np.intp]]], dict[_Key, npt.NDArray[np.bool_]]]:
         """Return for each array of vectors, by number of its call, the token of each row.
+
+        Also return for each which entries of the last axis move with the tokens.
 
         Tokens are numbered along the batch, then time. A run for each binary digit changes the
         tokens whose number has that digit, and another run changes all others.
@@ -224,18 +232,22 @@ class _Finder:
         }
         times = {at: np.zeros_like(total) for at, total in sums.items()}
         bad = {at: np.zeros(total.shape, bool) for at, total in sums.items()}
+        entries: dict[_Key, npt.NDArray[np.bool_]] = {}
         for digit in range(digits):
             once: dict[tuple[_Key, int], npt.NDArray[np.bool_]] = {}
             for wanted in (1, 0):
                 changed = np.where((numbers >> digit & 1) == wanted, self._others, self._tokens)
                 run = self._run(changed)
                 if list(run.calls) != list(base.calls):
-                    return {}
+                    return {}, {}
                 for at in sums:
-                    moved = _moved_rows(*at, run, base)
-                    if moved is None:
+                    changes = _changes(*at, run, base)
+                    known = entries.get(at[0], False)
+                    if changes is None or np.shape(known) not in ((), changes.shape[1:]):
                         bad[at][:] = True
                         continue
+                    entries[at[0]] = known | changes.any(axis=0)
+                    moved = changes.any(axis=1)
                     bad[at] |= moved & once.get(at, False)
                     once[at] = once.get(at, False) | moved
                     sums[at] += (moved & bool(wanted)) << digit
@@ -246,15 +258,43 @@ class _Finder:
             constant = times[key, number] == 0
             row = np.where(several, _SEVERAL, np.where(constant, _CONSTANT, total))
             found.setdefault(key, {})[number] = row
-        if self._held_out.time_delta is not None:
-            later = self._run(self._tokens, scale=1.5)
-            if list(later.calls) == list(base.calls):
-                # Vectors joined with elapsed times would hide the times' effect if replaced.
-                found = {key: rows for key, rows in found.items() if not _moved(key, later, base)}
+        return found, entries
+
+    def _entries(
+        self, base: _Run, moved: dict[_Key, npt.NDArray[np.bool_]]
+    ) -> dict[_Key, tuple[int, ...]]:
+        """Return the entries of the last axis that hold a vector, of arrays that hold one.
+
+        A vector may be joined with elapsed times, companions or positions. If these were replaced,
+        too, their own effect would be hidden, or attributed to the token.
+        """
+        others = self._run(self._tokens, others=True)
+        same_calls = list(others.calls) == list(base.calls)
+        found = {}
+        for key, by_token in moved.items():
+            joined: npt.NDArray[np.bool_] = np.zeros(by_token.shape, bool)
+            for number in (n for path, n in base.calls if path == key[0]):
+                array = base.array(key, number)
+                if array is None or array.shape[-1] != joined.size:
+                    break
+                # Columns of a one-hot vector stay 0 until their token comes.
+                used = np.any(base.values.of(array).reshape(-1, joined.size) != 0, axis=0)
+                joined |= np.asarray(used & ~by_token)
+                changes = _changes(key, number, others, base) if same_calls else None
+                if changes is not None:
+                    joined |= np.asarray(changes.any(axis=0))
+            else:
+                if by_token.any() and not (by_token & joined).any():
+                    found[key] = tuple(np.flatnonzero(~joined).tolist())
         return found
 
     def _place(
-        self, key: _Key, number: int, tokens: npt.NDArray[np.intp], base: _Run
+        self,
+        key: _Key,
+        number: int,
+        tokens: npt.NDArray[np.intp],
+        entries: tuple[int, ...],
+        base: _Run,
     ) -> Place | None:
         """Return where a call's vectors are; None if rows aren't in order of sequence or step."""
         if (tokens == _SEVERAL).any() or len(tokens) % self._batch:
@@ -273,7 +313,8 @@ class _Finder:
                 (each == steps) | (numbers < 0)
             ).all():
                 path, is_input, leaf = key
-                return Place(path, number, leaf, is_input, tuple(steps.tolist()), batch_first)
+                when = tuple(steps.tolist())
+                return Place(path, number, leaf, is_input, when, batch_first, entries)
         return None
 
     def _embedding(
@@ -291,12 +332,12 @@ class _Finder:
                 assert array is not None
                 vectors = {t: base.values.of(v) for t, v in place.take(array, self._batch).items()}
                 for columns, table in tables:
-                    if columns[1] - columns[0] == array.shape[-1] and all(
+                    if columns[1] - columns[0] == len(place.entries) and all(
                         np.array_equal(table[t], v) for t, v in vectors.items() if t in table
                     ):
                         break
                 else:
-                    columns, table = (width, width + array.shape[-1]), {}
+                    columns, table = (width, width + len(place.entries)), {}
                     tables.append((columns, table))
                     width = columns[1]
                 table.update(vectors)
@@ -313,19 +354,18 @@ def _vectors(run: _Run) -> Iterator[tuple[_Key, int, mx.array]]:
                     yield (path, is_input, leaf), number, array
 
 
-def _moved_rows(key: _Key, number: int, run: _Run, base: _Run) -> npt.NDArray[np.bool_] | None:
-    """Return which rows of an array differ from those of the base run; None without an array."""
+def _changes(key: _Key, number: int, run: _Run, base: _Run) -> npt.NDArray[np.bool_] | None:
+    """Return which entries ``(rows, E)`` of an array differ from the base run; None without it."""
     now, was = run.array(key, number), base.array(key, number)
     if now is None or was is None or now.shape != was.shape:
         return None
     x, y = run.values.of(now), base.values.of(was)
-    changed = (x != y) & ~(np.isnan(x) & np.isnan(y))
-    rows: npt.NDArray[np.bool_] = changed.reshape(-1, changed.shape[-1]).any(axis=1)
-    return rows
+    changed: npt.NDArray[np.bool_] = (x != y) & ~(np.isnan(x) & np.isnan(y))
+    return changed.reshape(-1, changed.shape[-1])
 
 
 def _moved(key: _Key, run: _Run, base: _Run) -> bool:
     """Return whether any call's array differs from that of the base run."""
     numbers = [number for path, number in base.calls if path == key[0]]
-    moved = [_moved_rows(key, number, run, base) for number in numbers]
-    return any(rows is None or rows.any() for rows in moved if rows is not None)
+    changes = [_changes(key, number, run, base) for number in numbers]
+    return any(changed.any() for changed in changes if changed is not None)
