@@ -15,12 +15,12 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import HeldOutBatch
+from ..held_out import HeldOutBatch, to_numpy
 from .conventions import Calling
 from .embedding import Embedding, Place, changed_call
 from .model_copy import ModelCopy
 from .pytrees import Path
-from .recording import Call, Values, record
+from .recording import Call, record
 
 __all__ = ["NO_VECTORS", "find_embedding"]
 
@@ -32,7 +32,7 @@ NO_VECTORS = (
 )
 # Groups of calls that are tried for one model.
 _MAX_GROUPS = 8
-_CONSTANT, _SEVERAL = -1, -2
+_CONSTANT = -1  # a row that moves with no token
 
 
 def find_embedding(copy: ModelCopy, held_out: HeldOutBatch, calling: Calling) -> Embedding | None:
@@ -48,20 +48,63 @@ def find_embedding(copy: ModelCopy, held_out: HeldOutBatch, calling: Calling) ->
 
 # By path of a module, whether it is an argument, and path of the array there.
 _Key: TypeAlias = "tuple[str, bool, Path]"
+_Numbers: TypeAlias = "npt.NDArray[np.int_]"
+_Moved: TypeAlias = "npt.NDArray[np.bool_]"
 
 
 @dataclass(eq=False)
 class _Run:
-    """Hold one recorded run."""
+    """Hold one recorded run.
+
+    Attributes:
+        calls: The calls by path of the module and number.
+        outputs: The outputs of the model.
+    """
 
     calls: dict[tuple[str, int], Call]
     outputs: npt.NDArray[Any]
-    values: Values = field(default_factory=Values)
+    _rows: dict[_Key, npt.NDArray[np.float32] | None] = field(default_factory=dict)
 
-    def array(self, key: _Key, number: int) -> mx.array | None:
-        """Return the array of a call."""
-        call = self.calls[key[0], number]
-        return (call.inputs if key[1] else call.outputs).get(key[2])
+    def candidates(self) -> Iterator[_Key]:
+        """Iterate over the arrays of first calls that may hold vectors."""
+        for (path, number), call in self.calls.items():
+            for is_input, arrays in ((False, call.outputs), (True, call.inputs)):
+                for leaf, array in arrays.items() if number == 0 else ():
+                    if array.ndim > 1 and array.size and mx.issubdtype(array.dtype, mx.floating):
+                        yield path, is_input, leaf
+
+    def arrays(self, key: _Key) -> list[mx.array]:
+        """Return the array of each call of a module; fewer if a call has none."""
+        path, is_input, leaf = key
+        found, number = [], 0
+        while (call := self.calls.get((path, number))) is not None:
+            array = (call.inputs if is_input else call.outputs).get(leaf)
+            if array is not None:
+                found.append(array)
+            number += 1
+        return found if len(found) == number else []
+
+    def rows(self, key: _Key) -> npt.NDArray[np.float32] | None:
+        """Return the rows ``(n, E)`` of all calls; None if they have no arrays of one width."""
+        if key not in self._rows:
+            arrays = self.arrays(key)
+            widths = {array.shape[-1] if array.ndim > 1 else 0 for array in arrays}
+            one_width = len(widths) == 1 and 0 not in widths
+            # One conversion is much faster than one for each call.
+            self._rows[key] = (
+                to_numpy(mx.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays]))
+                if one_width
+                else None
+            )
+        return self._rows[key]
+
+    def changes(self, key: _Key, base: _Run) -> npt.NDArray[np.bool_] | None:
+        """Return which entries ``(n, E)`` differ from another run; None if shapes differ."""
+        x, y = self.rows(key), base.rows(key)
+        if x is None or y is None or x.shape != y.shape:
+            return None
+        differ: npt.NDArray[np.bool_] = (x != y) & ~(np.isnan(x) & np.isnan(y))
+        return differ
 
 
 class _Finder:
@@ -98,7 +141,9 @@ class _Finder:
             if not self._differ(found.outputs, base.outputs):
                 return self._embedding(chosen, base) if chosen else None
             upstream = [
-                g for key, g in groups.items() if g not in chosen and _moved(key, found, base)
+                g
+                for key, g in groups.items()
+                if g not in chosen and _moved(found.changes(key, base))
             ]
             if not upstream:
                 break
@@ -158,9 +203,9 @@ class _Finder:
             return None
         frozen: dict[tuple[str, int], list[tuple[Place, mx.array]]] = {}
         for place in places:
-            array = base.array((place.path, place.is_input, place.leaf), place.number)
-            assert array is not None
-            frozen.setdefault((place.path, place.number), []).append((place, array))
+            at = (place.path, place.number)
+            arrays = base.calls[at].inputs if place.is_input else base.calls[at].outputs
+            frozen.setdefault(at, []).append((place, arrays[place.leaf]))
         # A model may read the length of a sequence from its padding.
         others = np.where(self._held_out.mask_array, self._others, self._tokens)
         found = self._run(others, frozen)
@@ -185,7 +230,7 @@ class _Finder:
                 and next(iter(call.inputs)) == (0, 0)
                 and mx.issubdtype(array.dtype, mx.floating)
                 and tuple(array.shape[:-1]) == self._tokens.shape
-                and base.values.same(next(iter(call.inputs.values())), tokens)
+                and _same(next(iter(call.inputs.values())), tokens)
                 and (path, 1) not in base.calls
             ):
                 width, steps = array.shape[-1], tuple(range(self._steps))
@@ -195,15 +240,20 @@ class _Finder:
 
     def _groups(self, base: _Run) -> dict[_Key, list[Place]]:
         """Return, best first, groups of arrays that hold one token's vector in each row."""
-        rows, moved = self._rows_of_tokens(base)
+        others = self._run(self._tokens, others=True)
         groups: dict[_Key, list[Place]] = {}
-        for key, entries in self._entries(base, moved).items():
+        for key, (tokens, moved) in self._rows_of_tokens(base).items():
+            entries = self._entries(key, moved, base, others)
+            arrays = base.arrays(key)
+            ends = np.cumsum([array.size // array.shape[-1] for array in arrays])
             places = [
-                self._place(key, number, found, entries, base)
-                for number, found in rows[key].items()
+                self._place(key, number, part, entries, array)
+                for number, (part, array) in enumerate(
+                    zip(np.split(tokens, ends[:-1]), arrays, strict=True)
+                )
             ]
             whole = [place for place in places if place is not None]
-            if len(whole) == len(places) and any(max(place.steps) >= 0 for place in whole):
+            if entries and len(whole) == len(places):
                 groups[key] = whole
         # Outputs of the innermost modules first, and arguments last.
         order = {path: i for i, path in enumerate(dict.fromkeys(p for p, _ in base.calls))}
@@ -213,94 +263,77 @@ class _Finder:
 
         return {key: groups[key] for key in sorted(groups, key=rank)}
 
-    def _rows_of_tokens(
-        self, base: _Run
-    ) -> tuple[dict[_Key, dict[int, npt.NDArray[np.intp]]], dict[_Key, npt.NDArray[np.bool_]]]:
-        """Return for each array of vectors, by number of its call, the token of each row.
-
-        Also return for each which entries of the last axis move with the tokens.
+    def _rows_of_tokens(self, base: _Run) -> dict[_Key, tuple[_Numbers, _Moved]]:
+        """Return the token of each row, and which entries of a row move with it.
 
         Tokens are numbered along the batch, then time. A run for each binary digit changes the
         tokens whose number has that digit, and another run changes all others.
+
+        Returns:
+            For arrays whose every row moves with one token or none: ``(rows,)`` numbers of tokens,
+            and ``(E,)`` booleans. The rows are those of all calls.
         """
         assert self._others is not None
         numbers = np.arange(self._tokens.size).reshape(self._tokens.shape)
         digits = max(1, int(self._tokens.size - 1).bit_length())
-        sums: dict[tuple[_Key, int], npt.NDArray[np.intp]] = {
-            (key, number): np.zeros(array.size // array.shape[-1], np.intp)
-            for key, number, array in _vectors(base)
+        left: dict[_Key, tuple[_Numbers, _Numbers, _Moved]] = {
+            key: (np.zeros(len(rows), int), np.zeros(len(rows), int), np.zeros(rows.shape[1], bool))
+            for key in base.candidates()
+            if (rows := base.rows(key)) is not None
         }
-        times = {at: np.zeros_like(total) for at, total in sums.items()}
-        bad = {at: np.zeros(total.shape, bool) for at, total in sums.items()}
-        entries: dict[_Key, npt.NDArray[np.bool_]] = {}
         for digit in range(digits):
-            once: dict[tuple[_Key, int], npt.NDArray[np.bool_]] = {}
+            pair = []
             for wanted in (1, 0):
                 changed = np.where((numbers >> digit & 1) == wanted, self._others, self._tokens)
                 run = self._run(changed)
                 if list(run.calls) != list(base.calls):
-                    return {}, {}
-                for at in sums:
-                    changes = _changes(*at, run, base)
-                    known = entries.get(at[0], False)
-                    if changes is None or np.shape(known) not in ((), changes.shape[1:]):
-                        bad[at][:] = True
-                        continue
-                    entries[at[0]] = known | changes.any(axis=0)
-                    moved = changes.any(axis=1)
-                    bad[at] |= moved & once.get(at, False)
-                    once[at] = once.get(at, False) | moved
-                    sums[at] += (moved & bool(wanted)) << digit
-                    times[at] += moved
-        found: dict[_Key, dict[int, npt.NDArray[np.intp]]] = {}
-        for (key, number), total in sums.items():
-            several = bad[key, number] | ~np.isin(times[key, number], (0, digits))
-            constant = times[key, number] == 0
-            row = np.where(several, _SEVERAL, np.where(constant, _CONSTANT, total))
-            found.setdefault(key, {})[number] = row
-        return found, entries
+                    return {}
+                pair.append(run)
+            # An array with a row that moves with several tokens is dropped here.
+            for key, (token, times, moved) in list(left.items()):
+                with_digit, without = (run.changes(key, base) for run in pair)
+                if with_digit is None or without is None:
+                    del left[key]
+                    continue
+                own, other = with_digit.any(axis=1), without.any(axis=1)
+                if (own & other).any():
+                    del left[key]
+                    continue
+                token += own.astype(int) << digit
+                times += own | other
+                moved |= np.asarray(with_digit.any(axis=0) | without.any(axis=0))
+        return {
+            key: (np.where(times == 0, _CONSTANT, token), moved)
+            for key, (token, times, moved) in left.items()
+            if moved.any() and np.isin(times, (0, digits)).all()
+        }
 
-    def _entries(
-        self, base: _Run, moved: dict[_Key, npt.NDArray[np.bool_]]
-    ) -> dict[_Key, tuple[int, ...]]:
-        """Return the entries of the last axis that hold a vector, of arrays that hold one.
+    def _entries(self, key: _Key, moved: _Moved, base: _Run, others: _Run) -> tuple[int, ...]:
+        """Return the entries of the last axis that hold a vector; none if they hold more.
 
         A vector may be joined with elapsed times, companions or positions. If these were replaced,
         too, their own effect would be hidden, or attributed to the token.
         """
-        others = self._run(self._tokens, others=True)
-        same_calls = list(others.calls) == list(base.calls)
-        found = {}
-        for key, by_token in moved.items():
-            joined: npt.NDArray[np.bool_] = np.zeros(by_token.shape, bool)
-            for number in (n for path, n in base.calls if path == key[0]):
-                array = base.array(key, number)
-                if array is None or array.shape[-1] != joined.size:
-                    break
-                # Columns of a one-hot vector stay 0 until their token comes.
-                used = np.any(base.values.of(array).reshape(-1, joined.size) != 0, axis=0)
-                joined |= np.asarray(used & ~by_token)
-                changes = _changes(key, number, others, base) if same_calls else None
-                if changes is not None:
-                    joined |= np.asarray(changes.any(axis=0))
-            else:
-                if by_token.any() and not (by_token & joined).any():
-                    found[key] = tuple(np.flatnonzero(~joined).tolist())
-        return found
+        rows = base.rows(key)
+        assert rows is not None
+        # Columns of a one-hot vector stay 0 until their token comes.
+        joined = np.asarray((rows != 0).any(axis=0) & ~moved)
+        changes = others.changes(key, base)
+        if changes is not None:
+            joined = np.asarray(joined | changes.any(axis=0))
+        return () if (joined & moved).any() else tuple(np.flatnonzero(~joined).tolist())
 
     def _place(
         self,
         key: _Key,
         number: int,
-        tokens: npt.NDArray[np.intp],
+        tokens: _Numbers,
         entries: tuple[int, ...],
-        base: _Run,
+        array: mx.array,
     ) -> Place | None:
         """Return where a call's vectors are; None if rows aren't in order of sequence or step."""
-        if (tokens == _SEVERAL).any() or len(tokens) % self._batch:
+        if len(tokens) % self._batch:
             return None
-        array = base.array(key, number)
-        assert array is not None
         count = len(tokens) // self._batch
         ways = [(True, tokens.reshape(self._batch, count)), (False, tokens.reshape(count, -1).T)]
         if self._batch == 1 and array.ndim > 2 and array.shape[0] > 1:
@@ -326,11 +359,11 @@ class _Finder:
         for group in chosen:
             # One token may be read repeatedly, as by an encoder and a decoder with one embedding.
             tables: list[tuple[tuple[int, int], dict[int, npt.NDArray[Any]]]] = []
+            first = group[0]
+            arrays = base.arrays((first.path, first.is_input, first.leaf))
             for place in group:
-                key = (place.path, place.is_input, place.leaf)
-                array = base.array(key, place.number)
-                assert array is not None
-                vectors = {t: base.values.of(v) for t, v in place.take(array, self._batch).items()}
+                taken = place.take(arrays[place.number], self._batch)
+                vectors = {t: to_numpy(vector) for t, vector in taken.items()}
                 for columns, table in tables:
                     if columns[1] - columns[0] == len(place.entries) and all(
                         np.array_equal(table[t], v) for t, v in vectors.items() if t in table
@@ -345,27 +378,9 @@ class _Finder:
         return Embedding(places, self._steps, note=note)
 
 
-def _vectors(run: _Run) -> Iterator[tuple[_Key, int, mx.array]]:
-    """Iterate over the floating arrays of a run that may hold vectors."""
-    for (path, number), call in run.calls.items():
-        for is_input, arrays in ((False, call.outputs), (True, call.inputs)):
-            for leaf, array in arrays.items():
-                if array.ndim > 1 and array.size and mx.issubdtype(array.dtype, mx.floating):
-                    yield (path, is_input, leaf), number, array
+def _same(a: mx.array, b: mx.array) -> bool:
+    return a.shape == b.shape and bool(mx.array_equal(a, b))
 
 
-def _changes(key: _Key, number: int, run: _Run, base: _Run) -> npt.NDArray[np.bool_] | None:
-    """Return which entries ``(rows, E)`` of an array differ from the base run; None without it."""
-    now, was = run.array(key, number), base.array(key, number)
-    if now is None or was is None or now.shape != was.shape:
-        return None
-    x, y = run.values.of(now), base.values.of(was)
-    changed: npt.NDArray[np.bool_] = (x != y) & ~(np.isnan(x) & np.isnan(y))
-    return changed.reshape(-1, changed.shape[-1])
-
-
-def _moved(key: _Key, run: _Run, base: _Run) -> bool:
-    """Return whether any call's array differs from that of the base run."""
-    numbers = [number for path, number in base.calls if path == key[0]]
-    changes = [_changes(key, number, run, base) for number in numbers]
-    return any(changed.any() for changed in changes if changed is not None)
+def _moved(changes: npt.NDArray[np.bool_] | None) -> bool:
+    return changes is not None and bool(changes.any())
