@@ -265,6 +265,22 @@ def test_a_layer_over_the_whole_sequence_can_be_named(cls: type[Loop]) -> None:
     np.testing.assert_allclose(found.values, states[:, ::-1] if turned else states, rtol=1e-5)
 
 
+class Begun(Loop):
+    """The cell gets a start of its own: one call more than there are time steps."""
+
+    def start(self, x: mx.array) -> Any:
+        return self.cell(mx.ones((len(x), F)), mx.zeros((len(x), H)))
+
+
+def test_a_cell_of_more_calls_than_time_steps_is_not_said_to_hold_no_state() -> None:
+    model, x = made(Begun)
+    try:
+        ModelRunner(model, ncp.HeldOutBatch(x), cells="cell")
+    except ModelError as refused:
+        assert "cell was called 7 times for 6 steps" in str(refused)
+    assert "cells='" not in ModelRunner(model, ncp.HeldOutBatch(x)).hook_points.no_cells
+
+
 def test_a_glob_takes_what_holds_a_state() -> None:
     model, x = made(Loop)
     runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="[ch]*")
