@@ -264,7 +264,7 @@ def test_elapsed_times_as_indices(cls: type[Base]) -> None:
     assert found == pytest.approx(strength, rel=1e-4)
 
 
-def test_methods_that_integrate_leave_out_times_without_a_gradient() -> None:
+def test_methods_that_integrate_skip_times_without_a_gradient() -> None:
     model, x = made(TimeByTable), batch()[..., :2]
     dt = mx.random.uniform(0.2, 3.0, (B, T), key=mx.random.key(5))
     found = ncp.compute_temporal_importance(model, x, dt, method="integrated_gradients")
