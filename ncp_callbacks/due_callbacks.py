@@ -51,6 +51,15 @@ class DueCallbacks:
         ]
         return due, self._is_due(self._train, step) if self._train else bool(fired)
 
+    def never_due(self) -> dict[str, list[Callback]]:
+        """Return the callbacks that no step was due for though some should be, by schedule."""
+        found: dict[str, list[Callback]] = {}
+        for schedule, group in self._groups:
+            left = [c for c in group if c.name not in {*self._disabled, *self._occasions}]
+            if left and schedule.covers_ends:
+                found.setdefault(repr(schedule), []).extend(left)
+        return found
+
     def _has_turn(self, callback: Callback) -> bool:
         """Tell if this occasion is one of those that the callback takes."""
         number = self._occasions.get(callback.name, 0)

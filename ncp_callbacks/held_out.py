@@ -10,12 +10,14 @@ Some 16 sequences are enough for most purposes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+
+from .likely_mistakes import check_array, layout_hint, non_finite, timestamps
 
 __all__ = ["HeldOutBatch", "read_only", "to_numpy"]
 
@@ -63,18 +65,33 @@ def _copied(value: Any) -> Any:
     return _guarded(value)
 
 
-def _names(names: Sequence[str] | None, what: str, count: int | None) -> tuple[str, ...] | None:
+def _names(
+    names: Sequence[str] | None,
+    what: str,
+    count: int | None,
+    inputs_shape: tuple[int, ...] = (),
+) -> tuple[str, ...] | None:
     if names is None:
         return None
     if isinstance(names, str):
         raise TypeError(f"{what}={names!r} is one string: pass a sequence, such as ['hr', 'bp']")
     listed = tuple(str(n) for n in names)
     if count is not None and len(listed) != count:
-        raise ValueError(f"{what} has {len(listed)} names for {count} features: pass one for each")
+        raise ValueError(
+            f"{what} has {len(listed)} names for {count} features: pass one for each"
+            + _names_hint(inputs_shape, len(listed))
+        )
     doubled = sorted({n for n in listed if listed.count(n) > 1})
     if doubled:
         raise ValueError(f"{what} has {doubled[0]!r} more than once: pass different names")
     return listed
+
+
+def _names_hint(inputs_shape: tuple[int, ...], count: int) -> str:
+    """Return what to do if there are as many names as axis 1 of the inputs is long."""
+    if len(inputs_shape) != 3 or inputs_shape[1] != count:
+        return ""
+    return layout_hint(inputs_shape, inputs_shape[2])
 
 
 def _mlx(value: Any) -> mx.array:
@@ -102,8 +119,11 @@ class HeldOutBatch:
             ``(B, T, C, H, W)``. None if frames have none, as in ``(B, T, H, W)``: a frame is then
             one feature. ``"last"`` is the last axis, and an error where another one is likely.
 
+    Attributes:
+        notes: What is probably a mistake, one sentence each.
+
     Raises:
-        TypeError: The inputs are none of these.
+        TypeError: The inputs are none of these, or arrays of another library.
         ValueError: A shape does not fit, a name occurs twice, an elapsed time is not above 0, or
             the mask leaves a sequence empty.
     """
@@ -128,14 +148,17 @@ class HeldOutBatch:
         self._targets = self._check_targets(targets, batch)
         if self._mask is not None:
             self._fill_padding(mx.array(self._mask))
+        shape = tuple(self._inputs.shape)
         self.feature_names = (
-            _names(feature_names, "feature_names", features) or self._default_names()
+            _names(feature_names, "feature_names", features, shape) or self._default_names()
         )
         self.class_names = _names(class_names, "class_names", None)
+        self.notes = tuple(filter(None, self._likely_mistakes()))
 
     @classmethod
     def _check_inputs(cls, inputs: Any) -> tuple[mx.array, Any, Any]:
         """Return the sequence, its container with None in its place, and its key there."""
+        check_array(inputs, "inputs")
         if isinstance(inputs, mx.array | np.ndarray):
             return cls._check_sequence(inputs), None, None
         if not isinstance(inputs, dict | list | tuple) or not inputs:
@@ -180,6 +203,7 @@ class HeldOutBatch:
 
     @staticmethod
     def _array(value: Any, what: str) -> mx.array:
+        check_array(value, what)
         if not isinstance(value, mx.array | np.ndarray):
             raise TypeError(f"{what} is a {type(value).__name__}: pass an mx.array or numpy array")
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
@@ -194,7 +218,8 @@ class HeldOutBatch:
             raise ValueError(
                 f"inputs has shape {tuple(array.shape)}; expected (batch, time steps, features), "
                 "or frames (batch, time steps, ..., channels), none of them 0. For one sequence "
-                "use inputs[None], for one feature inputs[..., None]"
+                "use inputs[None], for one feature inputs[..., None], for tokens "
+                "inputs.astype(mx.int32) of shape (batch, time steps)"
             )
         if array.dtype not in _FLOATING and not tokens:
             raise TypeError(
@@ -269,14 +294,15 @@ class HeldOutBatch:
         what = "channel" if self.has_frames else "feature"
         return tuple(f"{what} {i}" for i in range(self.inputs_shape[2]))
 
-    @staticmethod
-    def _check_mask(mask: Any, batch: int, steps: int) -> npt.NDArray[np.bool_] | None:
+    def _check_mask(self, mask: Any, batch: int, steps: int) -> npt.NDArray[np.bool_] | None:
         if mask is None:
             return None
+        check_array(mask, "mask")
         array = np.array(mask)
         if array.shape != (batch, steps):
             raise ValueError(
                 f"mask has shape {array.shape}; expected (batch, time steps) = ({batch}, {steps})"
+                + self._layout_hint(array.shape)
             )
         if array.dtype != np.bool_:
             if not np.isin(array, (0, 1)).all():
@@ -294,6 +320,7 @@ class HeldOutBatch:
     def _check_time(self, time_delta: Any, batch: int, steps: int) -> mx.array | None:
         if time_delta is None:
             return None
+        check_array(time_delta, "time_delta")
         array = _mlx(time_delta)
         if array.dtype not in _FLOATING:
             array = array.astype(mx.float32)
@@ -305,6 +332,7 @@ class HeldOutBatch:
             raise ValueError(
                 f"time_delta has shape {tuple(array.shape)}; expected (batch, time steps) = "
                 f"({batch}, {steps}), ({batch}, {steps}, 1) or one number"
+                + self._layout_hint(tuple(array.shape))
             )
         values = to_numpy(array).reshape(batch, steps)
         bad = np.argwhere(~(np.isfinite(values) & (values > 0)) & self.mask_array)
@@ -318,6 +346,26 @@ class HeldOutBatch:
             )
         mx.eval(array)
         return array
+
+    def _layout_hint(self, shape: tuple[int, ...]) -> str:
+        """Return what to do if an array ``(B, T)`` shows that the inputs are ``(B, F, T)``."""
+        return layout_hint(tuple(self._inputs.shape), shape[1] if len(shape) > 1 else 0)
+
+    def _likely_mistakes(self) -> Iterator[str]:
+        """Yield notes on arrays that are probably not what they should be; some may be ""."""
+        real = self.mask_array
+        if not self.tokens:
+            yield non_finite(to_numpy(self._inputs), "inputs", real, self.feature_names)
+        arrays = self._container
+        for key, array in arrays.items() if isinstance(arrays, dict) else enumerate(arrays or ()):
+            if array is not None and array.dtype in _FLOATING:
+                steps = real if tuple(array.shape[:2]) == real.shape else None
+                yield non_finite(to_numpy(array), f"inputs[{key!r}]", steps)
+        if isinstance(self._targets, mx.array) and self._targets.dtype in _FLOATING:
+            steps = real if tuple(self._targets.shape[:2]) == real.shape else None
+            yield non_finite(to_numpy(self._targets), "targets", steps)
+        if self._time_delta is not None:
+            yield timestamps(to_numpy(self._time_delta).reshape(real.shape), real)
 
     def _fill_padding(self, real: mx.array) -> None:
         """Replace values in padding that are not finite."""
@@ -334,6 +382,8 @@ class HeldOutBatch:
 
     @staticmethod
     def _check_targets(targets: Any, batch: int) -> Any:
+        if not isinstance(targets, np.ndarray):  # which may hold objects for a target function
+            check_array(targets, "targets")
         if isinstance(targets, list | tuple) and all(isinstance(t, int | float) for t in targets):
             targets = np.asarray(targets)
         if isinstance(targets, np.ndarray):

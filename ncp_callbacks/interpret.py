@@ -36,7 +36,7 @@ from .callbacks.state_transitions.analysis import (
 from .callbacks.time_sensitivity.analysis import TimeSensitivity, checked_scales
 from .callbacks.time_sensitivity.callback import sensitivity as time_sensitivity_of
 from .held_out import HeldOutBatch
-from .model import ModelError, ModelRunner
+from .model import ModelError, ModelRunner, NotApplicable
 from .observation import Need, Observation, Trajectory
 from .results import FloatArray, MappingResult
 
@@ -106,12 +106,16 @@ def compute_temporal_importance(
         sign agreement, shares, their confidence intervals and checks as attributes.
 
     Raises:
-        ModelError, ValueError: Model and arrays do not fit.
+        ModelError, ValueError: Model and arrays do not fit, or the method needs a gradient that the
+            target doesn't have.
     """
     attributor = Attributor(method, baseline, time_baseline)
     runner = _runner(model, x, time_delta, **options)
     with runner.analysing():
-        return attributor.importance(Observation(runner, 0, attributor.needs))
+        try:
+            return attributor.importance(Observation(runner, 0, attributor.needs))
+        except NotApplicable as reason:
+            raise ModelError(str(reason)) from reason
 
 
 def analyze_time_sensitivity(
@@ -305,7 +309,8 @@ class Interpretation(MappingResult):
     """Hold all analyses of a model, also as a mapping; None for those that are not applicable.
 
     Attributes:
-        importance: Attribution of the target to features and time steps.
+        importance: Attribution of the target to features and time steps; None if the target has no
+            gradient by the inputs.
         sensitivity: Change of the target with scaled time; None for a model or call without elapsed
             times.
         states: Trajectories of the (last) recurrent cell in two dimensions.
@@ -315,7 +320,7 @@ class Interpretation(MappingResult):
         time_delta: ``(B, T)`` elapsed times, for the pictures.
     """
 
-    importance: TemporalImportance
+    importance: TemporalImportance | None
     sensitivity: TimeSensitivity | None
     states: StateSpace | None
     transitions: TransitionStatistics | None
@@ -344,7 +349,9 @@ class Interpretation(MappingResult):
         from .callbacks.state_space.plot import plot_state_space
         from .callbacks.time_sensitivity.plot import plot_time_sensitivity
 
-        figures = {"importance": plot_feature_importance(self.importance)}
+        figures = {}
+        if self.importance is not None:
+            figures["importance"] = plot_feature_importance(self.importance)
         if self.sensitivity is not None:
             figures["sensitivity"] = plot_time_sensitivity(self.sensitivity)
         if self.states is not None:
@@ -398,7 +405,11 @@ def interpret_model(
             notes.append(
                 "no elapsed times reach the model, so there is no time to scale: pass time_delta"
             )
-        importance, backbone = attributor.importance(observation), backbone_report(observation)
+        importance, backbone = None, backbone_report(observation)
+        try:
+            importance = attributor.importance(observation)
+        except NotApplicable as reason:
+            notes.append(str(reason))
         if observation.states:
             states = _states(observation, 2, None)
             if observation.inputs.shape[1] > 1:

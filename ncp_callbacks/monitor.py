@@ -291,7 +291,18 @@ class Monitor:
             self._observer.raise_delivered()
 
     def _finish(self) -> None:
-        """Take a last snapshot for callbacks that have something to tell at the end."""
+        """Take a last snapshot for callbacks that were never due, or that tell more at the end."""
+        never = self._due.never_due()
+        if never and self._run.last_step is not None and self._run.steps:
+            self._observer.analyse_held()
+            if self._run.steps > 1:
+                self._observer.analyse(self._run.last_step, _all(never))
+            for schedule, callbacks in never.items():
+                self._log.report(
+                    f"no step was due for {', '.join(c.name for c in callbacks)} by {schedule} in "
+                    f"{self._run.steps} steps: the first and the last step are analysed. Set "
+                    "every= to fewer steps"
+                )
         last = [c for c in self.callbacks if type(c).finish is not Callback.finish]
         if last and self._run.last_step is not None and self._run.steps:
             self._observer.analyse(self._run.last_step, last, finish=True)
@@ -392,12 +403,14 @@ class Monitor:
         if last is not None and step <= last:
             self._log.report(
                 f"step {step} came after step {last}: let steps increase, or curves run backwards "
-                "in TensorBoard",
+                "in TensorBoard. If each epoch counts its batches anew, pass epoch * batches + i",
                 topic="steps",
             )
         self._run.last_step = step
         self._run.steps += 1
         due, train_due = self._due.at(step)
+        if self._run.steps == 1 and not due:
+            self._observer.hold(step, _all(self._due.never_due()))
         if not due and not train_due:
             return
         self._log.last_step = step
@@ -468,3 +481,7 @@ def _checked_resume_step(resume_step: Any, writer: Any) -> int | None:
             "with purge_step= or first_step= instead"
         )
     return operator.index(resume_step)
+
+
+def _all(groups: Mapping[str, Sequence[Callback]]) -> list[Callback]:
+    return [callback for group in groups.values() for callback in group]

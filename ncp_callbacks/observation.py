@@ -232,15 +232,30 @@ class Observation:
 
     @functools.cached_property
     def input_gradient(self) -> FloatArray:
-        """Return the gradient ``(B, T, F)`` of each sequence's target by its inputs."""
+        """Return the gradient ``(B, T, F)`` of each sequence's target by its inputs.
+
+        Raises:
+            NotApplicable: There is none: the inputs are indices, or an operation has no derivative.
+        """
         self._require(Need.INPUT_GRADIENT)
+        self._runner.require_input_gradient()
         return self._array("input_gradient")
 
     @functools.cached_property
     def time_gradient(self) -> FloatArray | None:
-        """Return the gradient ``(B, T)`` by ``time_delta``; None if the model does not take it."""
+        """Return the gradient ``(B, T)`` by ``time_delta``; None if there is none."""
         self._require(Need.TIME_GRADIENT)
-        return self._array("time_gradient") if self.takes_time else None
+        return self._array("time_gradient") if self.has_time_gradient else None
+
+    @property
+    def has_time_gradient(self) -> bool:
+        """Return true if targets have a gradient by ``time_delta``."""
+        return self._runner.has_time_gradient
+
+    @property
+    def categorical(self) -> npt.NDArray[np.bool_]:
+        """Return ``(F,)``, true for features that the model uses as indices, as it does tokens."""
+        return self._runner.categorical
 
     @functools.cached_property
     def states(self) -> Sequence[Trajectory]:

@@ -24,7 +24,14 @@ __all__ = ["Schedule", "ScheduleLike", "as_schedule", "at", "every", "log_spaced
 
 
 class Schedule(abc.ABC):
-    """Tell for each step if it is due; combine with others by ``|``, ``&`` and ``~``."""
+    """Tell for each step if it is due; combine with others by ``|``, ``&`` and ``~``.
+
+    Attributes:
+        covers_ends: True if the first and the last step of a run are analysed where no step was
+            due, as of ``every(steps=100)`` in a run of 50 steps.
+    """
+
+    covers_ends: bool = False
 
     @abc.abstractmethod
     def __call__(self, step: int) -> bool:
@@ -46,6 +53,7 @@ ScheduleLike: TypeAlias = "int | Schedule | Callable[[int], bool]"
 class _Combined(Schedule):
     def __init__(self, fold: Callable[[Iterable[bool]], bool], sign: str, *parts: Schedule) -> None:
         self._fold, self._sign, self._parts = fold, sign, parts
+        self.covers_ends = fold([part.covers_ends for part in parts])
 
     def __call__(self, step: int) -> bool:
         # All parts are asked: one that counts time must not miss a step.
@@ -78,6 +86,8 @@ class _Function(Schedule):
 
 
 class _EverySteps(Schedule):
+    covers_ends = True
+
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._last: int | None = None
@@ -98,6 +108,8 @@ class _EverySteps(Schedule):
 
 
 class _EverySeconds(Schedule):
+    covers_ends = True
+
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
         self._seconds, self._clock = seconds, clock
         self._since: float | None = None
@@ -120,6 +132,7 @@ class _EverySeconds(Schedule):
 class _Steps(Schedule):
     def __init__(self, steps: frozenset[int], text: str) -> None:
         self._steps, self._text = steps, text
+        self.covers_ends = bool(steps)  # without any, no step is meant to be due
 
     def __call__(self, step: int) -> bool:
         return step in self._steps

@@ -204,16 +204,3 @@ def test_forward_is_given_the_container() -> None:
 def test_wrong_inputs_are_refused(inputs: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ncp.HeldOutBatch(inputs)
-
-
-def test_tokens_without_an_embedding() -> None:
-    class Hot(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.GRU(11, 4)
-
-        def __call__(self, tokens: mx.array) -> mx.array:
-            return self.rnn(mx.eye(11)[tokens])
-
-    with pytest.raises(ncp.ModelError, match="no module of the model takes them"):
-        ncp.compute_temporal_importance(Hot(), mx.zeros((B, T), mx.int32))

@@ -431,7 +431,7 @@ def test_no_backbone(x):
 
 @pytest.mark.parametrize("call", ["states", "transitions"])
 def test_no_cell(call, x, time_delta):
-    with pytest.raises(ModelError, match=r"no recurrent cell.*pass cells="):
+    with pytest.raises(ModelError, match=r"no recurrent cell.*Let the cell be a module"):
         CALLS[call](NoCell(), x, time_delta)
 
 

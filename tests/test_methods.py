@@ -1032,11 +1032,11 @@ class Wrong(AttributionMethod):
     [
         (
             AttributionMaps(np.zeros((B, F, T))),
-            r"returned inputs of shape \(5, 3, 4\); return \(5, 4, 3\)",
+            r"returned inputs of shape \(5, 3, 4\): return shape \(5, 4, 3\)",
         ),
         (
             AttributionMaps(np.zeros((B, T, F)), np.zeros(B)),
-            r"returned time_delta of shape \(5,\); return \(5, 4\)",
+            r"returned time_delta of shape \(5,\): return shape \(5, 4\)",
         ),
     ],
 )

@@ -1718,3 +1718,68 @@ for _dtype, _tolerance in ((mx.float16, 2e-3), (mx.bfloat16, 2e-2), (mx.float64,
         dtype=_dtype,
         tolerance=_tolerance,
     )
+
+
+# ---- inputs that have no gradient
+
+
+class Indexed(nn.Module):
+    """The sign of the last feature, and times above 1, choose rows of embeddings."""
+
+    def __init__(self, compiled=False, by_time=False):
+        super().__init__()
+        self.signs, self.late = nn.Embedding(2, 2), nn.Embedding(2, 2)
+        self.cell, self.head = PlainCell(FEATURES + 1), nn.Linear(UNITS, OUTPUTS)
+        self.by_time, self._run = by_time, None
+        if compiled:
+            self._run = mx.compile(self.body, inputs=self.state)
+
+    def joined(self, x, dt, stop=lambda index: index):
+        code = self.signs(stop((x[..., -1] > 0).astype(mx.int32)))
+        if self.by_time:
+            code = code * self.late(stop(mx.minimum(dt, 1.0).astype(mx.int32))) * dt[..., None]
+        return mx.concatenate([x[..., :-1], code], axis=-1)
+
+    def body(self, x, dt=None, stop=lambda index: index):
+        joined, h, outputs = self.joined(x, dt, stop), zeros(x), []
+        for t in range(x.shape[1]):
+            h = self.cell(joined[:, t], h)
+            outputs.append(self.head(h))
+        return mx.stack(outputs, axis=1)
+
+    def __call__(self, x):
+        return self.body(x) if self._run is None else self._run(x)
+
+
+class IndexedByTime(Indexed):
+    def __init__(self):
+        super().__init__(by_time=True)
+
+    def __call__(self, x, dt):
+        return self.body(x, dt)
+
+
+def indexed_states(model, x, dt):
+    joined = model.joined(x, dt)
+
+    def step(t, h):
+        h = model.cell(joined[:, t], h)
+        return h, h
+
+    return {"cell": unrolled(step, zeros(x))}
+
+
+for _name, _build in (
+    ("index", Indexed),
+    ("index-compiled", functools.partial(Indexed, compiled=True)),
+    ("index-by-time", IndexedByTime),
+):
+    example(
+        f"hand/{_name}",
+        _build,
+        outputs=(STEPS, OUTPUTS),
+        plain=lambda m, x, dt: m.body(x, dt, mx.stop_gradient),
+        states=indexed_states,
+        time="dt" if _build is IndexedByTime else None,
+        notes=("as indices", "backbone"),
+    )

@@ -37,6 +37,7 @@ def constant_baseline(
     *,
     whole: FloatArray | None = None,
     whole_mask: npt.NDArray[np.bool_] | None = None,
+    categorical: npt.NDArray[np.bool_] | None = None,
 ) -> FloatArray:
     """Return a baseline as large as ``values``, ``(B, T, F)`` or ``(B, T)``.
 
@@ -50,6 +51,8 @@ def constant_baseline(
         whole: ``(N, T, F)`` or ``(N, T)``, the sequences of which ``"mean"`` is the mean; None
             for ``values``.
         whole_mask: ``(N, T)``, true at their real time steps.
+        categorical: ``(F,)``, true for features that are indices, such as tokens: their ``"mean"``
+            is the most frequent value, because a mean of indices means nothing.
 
     Returns:
         The baseline, float64. In padding it equals ``values``, so padding gets no attribution.
@@ -64,6 +67,8 @@ def constant_baseline(
         if whole is None:
             whole, whole_mask = own, mask
         base = finite_mean(whole, whole_mask) if baseline == "mean" else np.zeros(())
+        if baseline == "mean" and categorical is not None and categorical.any():
+            base = np.where(categorical, _most_frequent(whole, whole_mask), base)
     else:
         base = np.asarray(baseline, np.float64)
         if not np.isfinite(base).all():
@@ -107,6 +112,13 @@ def baseline_sequences(baseline: Any, values: FloatArray) -> FloatArray:
             f"{values.shape[2]})"
         )
     return sequences
+
+
+def _most_frequent(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
+    """Return the most frequent value of each feature over real time steps, ``(F,)``."""
+    real = values.reshape(-1, values.shape[-1]) if mask is None else values[mask]
+    counted = (np.unique(column, return_counts=True) for column in real.T)
+    return np.array([kinds[counts.argmax()] for kinds, counts in counted], np.float64)
 
 
 def finite_mean(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:

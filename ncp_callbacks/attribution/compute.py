@@ -76,6 +76,7 @@ class Attributor:
         if not (self.method.replaces_inputs and observation.held_out.groups_columns):
             return self.attribute_columns(observation, observation.held_out.by_feature)
         baseline, time_baseline = self._baselines(observation)
+        attributes_time = self._attributes_time(observation)
         evaluate, ones, zeros = with_switches(
             _sharing(observation, self.method.gradient_at_inputs),
             observation.inputs,
@@ -85,9 +86,9 @@ class Attributor:
         return self.method.run(
             evaluate,
             ones,
-            observation.time_delta if observation.takes_time else None,
+            observation.time_delta if attributes_time else None,
             baseline=zeros,
-            time_baseline=time_baseline,
+            time_baseline=time_baseline if attributes_time else None,
             mask=observation.mask,
         )
 
@@ -106,8 +107,10 @@ class Attributor:
             ValueError: If a baseline doesn't fit the held-out batch.
         """
         baseline, time_baseline = self._baselines(observation)
+        attributes_time = self._attributes_time(observation)
         batch, drawn = len(observation.inputs), self.method.draws_baselines
         each = max(1, _MAX_ELEMENTS // observation.inputs[0].size)
+        of_time = time_baseline if attributes_time else None
         parts = []
         for start in range(0, batch, each):
             rows = np.arange(start, min(batch, start + each))
@@ -118,13 +121,21 @@ class Attributor:
             found = self.method.run(
                 _sharing(observation, self.method.gradient_at_inputs, rows),
                 part(observation.inputs),
-                part(observation.time_delta) if observation.takes_time else None,
+                part(observation.time_delta) if attributes_time else None,
                 baseline=baseline if drawn else part(baseline),
-                time_baseline=time_baseline if drawn else part(time_baseline),
+                time_baseline=of_time if drawn else part(of_time),
                 mask=part(observation.mask),
             )
             parts.append(replace(found, inputs=reduce(found.inputs)))
         return joined(parts)
+
+    def _attributes_time(self, observation: Observation) -> bool:
+        """Return whether elapsed times get a part, which by gradients needs their gradient."""
+        if observation.has_time_gradient or not observation.takes_time:
+            return observation.takes_time
+        _, n_time_steps, n_features = observation.inputs.shape
+        passes = self.method.extra_passes(n_time_steps, n_features, takes_time=True)
+        return not (self.method.gradient_at_inputs or passes.gradient)
 
     def importance(self, observation: Observation) -> TemporalImportance:
         """Return the attribution, summarized over sequences."""
@@ -135,7 +146,8 @@ class Attributor:
         _, n_time_steps, n_features = observation.inputs.shape
         if self.method.replaces_inputs:
             n_features = len(observation.held_out.feature_names)
-        return self.method.extra_passes(n_time_steps, n_features, takes_time=observation.takes_time)
+        takes_time = self._attributes_time(observation)
+        return self.method.extra_passes(n_time_steps, n_features, takes_time=takes_time)
 
     def removal_baseline(self, observation: Observation) -> FloatArray:
         """Return ``(B, T, F)``, the values that removed inputs are set to.
@@ -241,6 +253,7 @@ def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
         "baseline",
         whole=observation.whole_inputs,
         whole_mask=observation.whole_mask,
+        categorical=observation.categorical if observation.categorical.any() else None,
     )
 
 

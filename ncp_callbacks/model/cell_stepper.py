@@ -16,7 +16,7 @@ import numpy as np
 
 from ..held_out import to_numpy
 from ..results import FloatArray
-from .errors import NotApplicable
+from .errors import NotApplicable, explaining_missing_gradients
 from .hook_points import CellHook
 from .pytrees import get_leaf, leaves, modules, replace_leaf
 from .runner import ModelRunner, recorded_calls
@@ -185,6 +185,21 @@ class CellStepper:
             states = mx.split(state, cuts, axis=-1)
         return mx.concatenate(self._call(number, states, change), axis=-1)
 
+    def state_gradient(self, number: int, state: mx.array, weights: mx.array) -> mx.array:
+        """Return ``(n B, H)``, the gradient of the weighted sum of the new state by the old one.
+
+        Args:
+            number: Index of the time step.
+            state: ``(n B, H)``, the state to start from.
+            weights: ``(n B, H)``, the weight of each unit of the new state.
+
+        Raises:
+            NotApplicable: If an operation of the cell has no derivative.
+        """
+        with explaining_missing_gradients(f"of a step of {self.hook.name} by its state"):
+            _, (found,) = mx.vjp(lambda h: self.step(number, h), [state], [weights])
+        return found
+
     def jacobian(self, number: int) -> FloatArray:
         """Return ``(B, H, H)``, with ``d after_i / d before_j`` at ``[b, i, j]``.
 
@@ -195,7 +210,7 @@ class CellStepper:
         # Copy i of the batch computes the gradient of unit i.
         copies = mx.concatenate([before] * units)
         wanted = mx.repeat(mx.eye(units, dtype=copies.dtype), self._batch, axis=0)
-        _, (rows,) = mx.vjp(lambda state: self.step(number, state), [copies], [wanted])
+        rows = self.state_gradient(number, copies, wanted)
         return np.moveaxis(to_numpy(rows).reshape(units, self._batch, units), 0, 1)
 
     def transposed_product(self, number: int, vectors: FloatArray) -> FloatArray:
@@ -204,7 +219,7 @@ class CellStepper:
         The cost is one backward step of ``k`` copies of each sequence.
         """
         before, given = self._copies(number, vectors)
-        _, (found,) = mx.vjp(lambda state: self.step(number, state), [before], [given])
+        found = self.state_gradient(number, before, given)
         return self._as_vectors(found, vectors)
 
     def product(self, number: int, vectors: FloatArray) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..held_out import HeldOutBatch
+from ..likely_mistakes import layout_hint
 from ..signal_handlers import raised_by_signal_handler
 from .errors import ModelError
 from .model_copy import ModelCopy
@@ -197,6 +198,8 @@ def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | Non
         ModelError: If no call works, or the outputs don't fit the batch.
     """
     model, inputs, delta = copy.model, held_out.inputs, held_out.time_delta
+    if forward is None and not callable(model):
+        raise ModelError(_other_method(model, delta is not None))
     batch, steps, _ = held_out.inputs_shape
     if forward is not None:
         own = forward
@@ -246,7 +249,8 @@ def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | Non
             break
     if working:
         return working[0]
-    raise _error_of_failed_calls(model, held_out, forward, errors) from errors[0]
+    hint = _hint_at_inputs(candidates, held_out)
+    raise _error_of_failed_calls(model, held_out, forward, errors, hint) from errors[0]
 
 
 def _outputs_differ(a: mx.array | None, b: mx.array) -> bool:
@@ -289,8 +293,53 @@ def _check_sequences_independent(
     return ()
 
 
+def _other_method(model: nn.Module, takes_time: bool) -> str:
+    """Return what to do with a model that can't be called."""
+    name = type(model).__name__
+    own = [
+        key
+        for cls in type(model).__mro__[: type(model).__mro__.index(nn.Module)]
+        for key, value in vars(cls).items()
+        if inspect.isfunction(value) and not key.startswith("_")
+    ]
+    if not own:
+        return f"{name} has no __call__: define it, or " + _FORWARD_HINT
+    method = "forward" if "forward" in own else own[0]
+    given = inspect.signature(getattr(type(model), method)).parameters
+    keyword = next((k for k in TIME_KEYWORDS if k in given), None) if takes_time else None
+    time = "" if keyword is None else f", {keyword}=time_delta"
+    return (
+        f"{name} has no __call__, so that model(inputs) fails. If its method {method} returns the "
+        f"outputs, pass forward=lambda model, inputs, time_delta: model.{method}(inputs{time})"
+    )
+
+
+def _hint_at_inputs(candidates: Sequence[_Candidate], held_out: HeldOutBatch) -> str:
+    """Return what is probably wrong with inputs on which every call failed, or ""."""
+    inputs = held_out.inputs
+    if held_out.tokens:
+        return (
+            ". Integers (batch, time steps) are taken for tokens; for measurements pass "
+            "inputs[..., None].astype(mx.float32)"
+        )
+    if inputs.ndim != 3:
+        return ""
+    swapped = inputs.swapaxes(1, 2)
+    if all(candidate.outputs(swapped, None) is None for candidate in candidates):
+        return ""
+    return (
+        f". It runs on inputs {tuple(swapped.shape)}: if yours are (batch, features, time steps), "
+        "pass inputs.swapaxes(1, 2); if the model takes features before time, pass "
+        "forward=lambda model, inputs, time_delta: model(inputs.swapaxes(1, 2))"
+    )
+
+
 def _error_of_failed_calls(
-    model: nn.Module, held_out: HeldOutBatch, forward: Forward | None, errors: list[Exception]
+    model: nn.Module,
+    held_out: HeldOutBatch,
+    forward: Forward | None,
+    errors: list[Exception],
+    at_inputs: str,
 ) -> ModelError:
     error = errors[0]
     if isinstance(error, ModelError):
@@ -302,6 +351,7 @@ def _error_of_failed_calls(
     hint = "" if forward is not None else ". If the call is wrong, " + _FORWARD_HINT
     if held_out.time_delta is None and _time_keywords(model) and forward is None:
         hint = ". It takes elapsed times: if they are missing, pass time_delta=" + hint
+    hint = at_inputs or hint
     return ModelError(f"{what} failed on {arguments}: {type(error).__name__}: {error}{hint}")
 
 
@@ -334,6 +384,7 @@ def _has_time_axis(
             raise ModelError(
                 f"the model's outputs have shape {shape} for {steps} time steps: pass forward= "
                 "that returns (batch, time, outputs) or (batch, outputs)"
+                + layout_hint(tuple(held_out.inputs.shape), shape[1])
             )
         return False
     if steps == 1:

@@ -17,7 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .backbone import activation_of, is_layer, layer_hooks
+from .backbone import activation_of, layer_hooks
+from .checks.holds_state import StateCheck
 from .errors import ModelError
 from .front_end import FrontEnd
 from .hook_points import CellHook, HookPoints, LayerHook
@@ -35,6 +36,8 @@ _NO_LAYERS = (
 )
 # Names of modules in one message.
 _MAX_NAMES = 4
+# Modules that are tried for a state when no cell was found.
+_MAX_TRIED = 8
 
 
 def find_hook_points(
@@ -93,6 +96,7 @@ class _Finder:
                 f"{_listed(hidden)} can't be analysed: called inside mx.vmap, where arrays have no "
                 "values"
             )
+        self.holds_state = StateCheck(copy, lambda: run(self.inputs), self.batch, self.steps)
         self.by_module: dict[str, list[Call]] = {}
         for call in self.calls:
             self.by_module.setdefault(call.path, []).append(call)
@@ -222,13 +226,42 @@ class _Finder:
 
     def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
         hook_points: list[CellHook] = []
-        for calls in self._matching(patterns, "cells"):
+        for calls in self._with_states(patterns):
             if calls[0].path in self.recurrences:
                 hook_points += self._recurrence_hooks(self.recurrences[calls[0].path])
                 continue
             whole = self._sequence_hooks(calls)
             hook_points += whole or [self._hook_without_recurrence(calls, patterns)]
         return hook_points
+
+    def _with_states(self, patterns: Sequence[str]) -> list[list[Call]]:
+        """Return the calls of the modules that patterns match and that hold states.
+
+        Raises:
+            ModelError: If a module that is named itself holds none, or none that a glob matches.
+        """
+        found, faults = [], {}
+        for calls in self._matching(patterns, "cells"):
+            path = calls[0].path
+            if path not in self.recurrences and not isinstance(calls[0].module, SEQUENCE_LAYERS):
+                holds, fault = self.holds_state(calls)
+                if holds is False:
+                    faults[calls[0].name] = fault
+                    if path in patterns:
+                        break
+                    continue
+            found.append(calls)
+        else:
+            if found:
+                return found
+        name, fault = next(reversed(faults.items()))
+        known = [calls[0].name for key, calls in self.by_module.items() if key in self.recurrences]
+        fix = (
+            f"pass cells={known!r}, which do, or leave cells= out"
+            if known
+            else "pass the module that takes a state as an argument and returns the next one"
+        )
+        raise ModelError(f"cells={list(patterns)}: {name} holds no state: {fault}; {fix}")
 
     def _hook_without_recurrence(self, calls: Sequence[Call], patterns: Sequence[str]) -> CellHook:
         first = calls[0]
@@ -280,23 +313,24 @@ class _Finder:
         reason += "no module is called once per time step with a state that it passes on"
         seen = [calls for calls in self.by_module.values() if calls[0].outputs]
         repeated = [calls for calls in seen if len(calls) > 1]
-        once_a_step = [c[0].name for c in repeated if len(c) % self.steps == 0]
+        once_a_step = [c for c in repeated if len(c) % self.steps == 0]
         other = [f"{c[0].name} {len(c)} times" for c in repeated if len(c) % self.steps]
-        whole = [
-            calls[0].name
-            for calls in seen
-            if calls[0].parent is not None
-            and is_layer(calls[0].module)
-            and any(map(self.time_order.is_sequence, calls[0].outputs.values()))
-        ]
+        # Only what keeps a state: the output of another module is none.
+        holding = [c[0].name for c in once_a_step[:_MAX_TRIED] if self.holds_state(c)[0]]
+        if holding:
+            return (
+                f"{reason}. {_listed(holding)} keeps a state between calls: pass "
+                f"cells={holding[-1]!r} to take what it returns for its states"
+            )
         if once_a_step:
-            reason += f"; called once per step are {_listed(once_a_step)}, but they pass nothing on"
+            names = [calls[0].name for calls in once_a_step]
+            reason += f"; called once per step are {_listed(names)}, but they pass nothing on"
         elif other:
             reason += f"; called repeatedly are {_listed(other)}, for {self.steps} steps"
-        elif whole:
-            reason += f"; {_listed(whole)} may be a layer that runs over the whole sequence"
-        example = (once_a_step or whole or ["encoder.cell"])[0]
-        return reason + f". If one holds the states, pass cells={example!r}"
+        return (
+            f"{reason}. Let the cell be a module that takes its state as an argument and returns "
+            "the next one, called once per step. If it keeps its state itself, pass cells=[path]"
+        )
 
     # ---- layers
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .capture import Around, Tap
-from .errors import NotApplicable
+from .errors import NotApplicable, explaining_missing_gradients
 from .hook_points import CellHook
 from .pytrees import Path, get_leaf, modules, replace_leaf
 from .runner import ModelRunner, Variants, flushing_subnormals, recorded_calls
@@ -50,7 +50,8 @@ def directional_derivatives(
         time_along: ``(K, B, T)``, the direction of elapsed times; None: they stay constant.
         chosen: ``(B,)``, the outputs to follow, see :meth:`Target.choose`.
     """
-    takes_time = runner.takes_time
+    runner.require_input_gradient()
+    takes_time = runner.has_time_gradient
     kept: list[mx.array] = []
 
     def targets(x: mx.array, dt: mx.array | None) -> mx.array:
@@ -67,7 +68,7 @@ def directional_derivatives(
         total: mx.array = values.sum()
         return total
 
-    with flushing_subnormals(runner):
+    with flushing_subnormals(runner), explaining_missing_gradients("of the targets' slopes"):
         wanted = [0, 1] if takes_time else [0]
         gradients = mx.grad(slope, argnums=wanted)(sequences, time_deltas)
     if isinstance(gradients, mx.array):
@@ -96,8 +97,10 @@ def step_gradients(
         hold_states: Treat the states that cells receive as constants.
 
     Raises:
-        NotApplicable: If ``hold_states`` is set and a cell keeps its state itself.
+        NotApplicable: If ``hold_states`` is set and a cell keeps its state itself, or the targets
+            have no gradient by the inputs.
     """
+    runner.require_input_gradient()
     own, delta = runner.sequence(), runner.time_delta
     copies = len(steps)
     x, dt = (
@@ -121,7 +124,7 @@ def step_gradients(
         return values.sum()
 
     with held_states(runner) if hold_states else flushing_subnormals(runner):
-        wanted = [0, 1] if runner.takes_time else [0]
+        wanted = [0, 1] if runner.has_time_gradient else [0]
         gradients = mx.grad(total, argnums=wanted)(x, dt)
     if isinstance(gradients, mx.array):
         gradients = (gradients,)
@@ -217,6 +220,8 @@ def state_gradients(
         raise NotApplicable(f"{hook.name} receives no state at its second and later steps")
     at = {number: i for i, number in enumerate(first_calls)}
     module = dict(modules(runner.model))[hook.module]
+    # Before: reading the vectors of tokens may run the model.
+    sequence = runner.sequence()
 
     def total(added: list[list[mx.array]]) -> mx.array:
         calls = 0
@@ -232,10 +237,11 @@ def state_gradients(
             return call(*given[0], **given[1])
 
         with Tap().on([(module, wrapper)]):
-            outputs = runner.outputs(runner.sequence(), runner.time_delta)
+            outputs = runner.outputs(sequence, runner.time_delta)
         return runner.target(outputs, chosen).sum()
 
-    with flushing_subnormals(runner):
+    what = f"of the targets by the states of {hook.name}"
+    with flushing_subnormals(runner), explaining_missing_gradients(what):
         gradients = mx.grad(total)([[mx.zeros_like(a) for a in step] for step in states])
 
     def concatenated(steps: list[list[mx.array]]) -> mx.array:

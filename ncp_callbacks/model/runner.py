@@ -23,8 +23,9 @@ from .capture import Around, Tap, subnormal_flush
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_hook_points
-from .embedding import find_embedding
-from .errors import ModelError
+from .embedding_finder import find_embedding
+from .errors import ModelError, NotApplicable
+from .gradients import Gradients, find_gradients, indices_stopped
 from .hook_points import CellHook, HookPoints, LayerHook
 from .model_copy import ModelCopy, Subject, random_states, set_evaluation_mode
 from .pytrees import Path, get_leaf, modules, replace_leaf
@@ -298,6 +299,7 @@ class ModelRunner:
         if model.target is not None:
             target = _CurrentTarget(model)
         self.whole_batch = len(held_out)
+        self.gradients = Gradients()
         # Shared with the runners of parts of the batch.
         self._limits: dict[str, int | None] = {"sequences": max_sequences}
         self._tap = Tap()
@@ -315,8 +317,21 @@ class ModelRunner:
                 # Only the whole batch shows whether its targets fit.
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
+            self.gradients = find_gradients(self)
         interact = () if independent else (_SEQUENCES_INTERACT,)
-        self.notes = (*self.calling.notes, *self.hook_points.notes, *interact)
+        embedded = () if self._embedding is None else (self._embedding.note,)
+        self.notes = tuple(
+            note
+            for note in (
+                *held_out.notes,
+                *self.calling.notes,
+                *self.hook_points.notes,
+                *interact,
+                *embedded,
+                *self.gradients.notes,
+            )
+            if note
+        )
         self.missing = tuple(filter(None, (self.hook_points.no_cells, self.hook_points.no_layers)))
 
     @property
@@ -445,7 +460,7 @@ class ModelRunner:
             held_out = self.held_out
             calling = find_calling(self.copy, held_out, self.forward)
             self.one_batch_size = True
-        self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
+        self._embedding = find_embedding(self.copy, held_out, calling) if held_out.tokens else None
         small = copy.copy(self)
         small.held_out, small.calling = held_out, calling
         with self.preserved():
@@ -462,19 +477,27 @@ class ModelRunner:
         return calling, hook_points
 
     def sequence(self) -> mx.array:
-        """Return ``(B, T, P)``, for gradients.
+        """Return ``(B, T, P)``: the columns of the inputs, or the vectors made of tokens.
 
-        They are the columns of the inputs, see :attr:`HeldOutBatch.columns`, or the vectors of
-        embedded tokens.
+        See :attr:`HeldOutBatch.columns`. Tokens whose vectors were not found are ``(B, T, 1)``
+        integers.
         """
-        if self._embedding is None:
-            return self.held_out.columns
-        return self._embedding.vectors(self.model, self.held_out)
+        if self._embedding is not None:
+            inputs = self.held_out.inputs
+            return self._embedding.vectors(
+                self.model,
+                self.held_out,
+                lambda: self.calling(self.held_out.pack(inputs), self.time_delta),
+            )
+        held_out = self.held_out
+        return held_out.inputs[..., None] if held_out.tokens else held_out.columns
 
     def outputs(self, sequence: mx.array, time_delta: mx.array | None) -> mx.array:
         """Return the model's outputs for a sequence ``(n B, T, F)``; see :class:`Calling`."""
         if self._embedding is None:
-            return self.calling(self.held_out.pack(sequence), time_delta)
+            inputs = sequence[..., 0] if self.held_out.tokens else sequence
+            with indices_stopped(self.model, self.gradients.index_modules):
+                return self.calling(self.held_out.pack(inputs), time_delta)
         copies = len(sequence) // len(self.held_out)
         tokens = self.held_out.pack(mx.concatenate([self.held_out.inputs] * copies))
         return self._embedding.run(self.model, sequence, lambda: self.calling(tokens, time_delta))
@@ -488,6 +511,24 @@ class ModelRunner:
     def takes_time(self) -> bool:
         """Return whether elapsed times are passed to the model."""
         return self.calling.time_argument is not None and self.held_out.time_delta is not None
+
+    @property
+    def has_time_gradient(self) -> bool:
+        """Return whether targets have a gradient by the elapsed times."""
+        return self.takes_time and not self.gradients.no_time_gradient
+
+    @property
+    def categorical(self) -> npt.NDArray[np.bool_]:
+        """Return ``(F,)``, true for features that the model uses as indices, as it does tokens."""
+        features = self.held_out.inputs_shape[2]
+        if self.held_out.tokens:
+            return np.full(features, self._embedding is None)
+        return np.isin(np.arange(features), self.gradients.index_features)
+
+    def require_input_gradient(self) -> None:
+        """Raise :class:`NotApplicable` if the targets have no gradient by the inputs."""
+        if self.gradients.no_input_gradient:
+            raise NotApplicable(self.gradients.no_input_gradient)
 
     def _make_lazy_layers(self) -> None:
         """Run a model that creates layers in its first call, and set them to evaluation mode.
@@ -530,6 +571,8 @@ class ModelRunner:
             gradient: Also compute gradients with respect to sequences and elapsed times.
             loss: Also compute :attr:`loss`; ignored with ``gradient``.
         """
+        if gradient:
+            self.require_input_gradient()
         self._make_lazy_layers()
         cells = self.hook_points.cells if gradient else ()
         recorder = _Recorder(self._tap, cells, (), flush=gradient)
@@ -556,7 +599,7 @@ class ModelRunner:
             return summed
 
         with recorder.recording(self.model):
-            wanted = [0, 1] if self.takes_time else [0]
+            wanted = [0, 1] if self.has_time_gradient else [0]
             gradients = mx.grad(scalar, argnums=wanted)(sequences, time_deltas)
         if isinstance(gradients, mx.array):
             gradients = (gradients,)
@@ -574,6 +617,7 @@ class ModelRunner:
         """Run one pass; call it inside :meth:`analysing`.
 
         Both gradients cost as much as one. States and activations are recorded in the same pass.
+        A gradient that doesn't exist is None.
 
         Args:
             input_gradient: Compute gradients with respect to the sequence.
@@ -583,6 +627,8 @@ class ModelRunner:
         """
         self._make_lazy_layers()
         inputs, delta = self.sequence(), self.time_delta
+        input_gradient = input_gradient and not self.gradients.no_input_gradient
+        time_gradient = time_gradient and self.has_time_gradient
         gradient = input_gradient or time_gradient
         recorder = _Recorder(
             self._tap,
@@ -611,9 +657,7 @@ class ModelRunner:
                 kept.append(result)
                 return total
 
-            wanted = [0] * input_gradient + [1] * (time_gradient and self.takes_time)
-            if not wanted:
-                return forward(inputs, delta)[1]
+            wanted = [0] * input_gradient + [1] * time_gradient
             gradients = mx.grad(scalar, argnums=wanted)(inputs, delta)
         result = kept[-1]
         if isinstance(gradients, mx.array):
@@ -639,6 +683,8 @@ def recorded_calls(runner: ModelRunner, hook: CellHook) -> list[tuple[Any, Any]]
     """Return ``((args, kwargs), output)`` of every call of a cell in one forward pass."""
     runner._make_lazy_layers()
     recorder = _Recorder(runner._tap, [hook], (), flush=False)
+    # Before: reading the vectors of tokens may run the model.
+    sequence = runner.sequence()
     with recorder.recording(runner.model):
-        runner.outputs(runner.sequence(), runner.time_delta)
+        runner.outputs(sequence, runner.time_delta)
     return recorder.calls(hook)

@@ -96,6 +96,7 @@ class AttachedObserver:
         self._reader = SnapshotReader(subject, as_bytes=False)
         self._memory_per_sequence: float | None = None
         self._dropped = 0  # by a process that was replaced
+        self._held: Request | None = None
         self._began = time.monotonic()
 
     @property
@@ -247,10 +248,44 @@ class AttachedObserver:
             self._dropped += 1
             return
         assert self.current is not None
+        if self._held is not None:
+            # The observer doesn't get what was read: this snapshot is whole.
+            self._held = None
+            self._reader.restart()
+        self.current.submit(self._request(step, due, finish=finish))
+
+    def _request(self, step: int, due: Sequence[Callback], *, finish: bool = False) -> Request:
         snapshot = self._reader.read()
         names = tuple(callback.name for callback in due)
-        peak = mx.get_peak_memory()
-        self.current.submit(Request(step, time.time(), snapshot, names, finish, peak))
+        return Request(step, time.time(), snapshot, names, finish, mx.get_peak_memory())
+
+    def hold(self, step: int, due: Sequence[Callback]) -> None:
+        """Read a snapshot that is analysed if none is due later, by :meth:`analyse_held`.
+
+        Args:
+            step: The training step.
+            due: Callbacks that it is for; nothing is read without any.
+        """
+        if not due:
+            return
+        try:
+            self._reader.evaluate_pending()
+            # It is read once, as the snapshot on entering: most runs have a due step and drop it.
+            self._held = self._request(step, due)
+        except Exception as error:
+            self._reader.restart()
+            if self._settings.raise_errors or raised_by_signal_handler(error):
+                raise
+            self._log.fail(f"no snapshot could be taken at step {step}", error)
+
+    def analyse_held(self) -> None:
+        """Let the snapshot that :meth:`hold` read be analysed, if there is one."""
+        held, self._held = self._held, None
+        lost = isinstance(self.current, BackgroundObserver) and self.current.lost
+        if held is None or self.current is None or lost:
+            self._reader.restart()
+            return
+        self.current.submit(held)
 
     def _report_waiting(self, step: int, *, finish: bool) -> None:
         if self.dropped:

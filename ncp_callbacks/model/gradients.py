@@ -1,0 +1,197 @@
+"""Find out which gradients the targets of a model have.
+
+MLX has no derivative of an index, nor of some operations, and raises an error where one is on the
+way from an input to the target. Indices that reach modules, such as an embedding of a category, are
+passed on as constants, which they are. Otherwise what needs the gradient is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from ..held_out import to_numpy
+from .capture import Tap
+from .embedding_finder import NO_VECTORS
+from .errors import no_gradient
+from .pytrees import leaves, modules, replace_leaf
+from .recording import record
+
+if TYPE_CHECKING:
+    from .runner import ModelRunner
+
+__all__ = ["Gradients", "find_gradients", "indices_stopped"]
+
+# Features that may be indices are tried one by one.
+_MAX_TRIED = 32
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Tell which gradients there are.
+
+    Attributes:
+        no_input_gradient: Why there is none by the inputs, with the fix; "" if there is one.
+        no_time_gradient: The same for the elapsed times.
+        index_modules: Paths of modules that get indices, through which gradients end.
+        index_features: Features that the model uses as indices.
+        notes: What the user should know.
+    """
+
+    no_input_gradient: str = ""
+    no_time_gradient: str = ""
+    index_modules: tuple[str, ...] = ()
+    index_features: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def indices_stopped(model: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+    """Pass integer arguments of modules on as constants.
+
+    Args:
+        model: The model.
+        paths: The paths of the modules.
+    """
+    if not paths:
+        yield
+        return
+
+    def around(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given: Any = (args, kwargs)
+        for path, array in leaves(given):
+            if mx.issubdtype(array.dtype, mx.integer):
+                given = replace_leaf(given, path, mx.stop_gradient(array))
+        return call(*given[0], **given[1])
+
+    found = dict(modules(model))
+    with Tap().on([(found[path], around) for path in paths]):
+        yield
+
+
+def find_gradients(runner: ModelRunner) -> Gradients:
+    """Find out which gradients the targets have; call it inside :meth:`ModelRunner.analysing`."""
+    return _Finder(runner).find()
+
+
+class _Finder:
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner, self._small = runner, runner.small()
+        # Nothing is stopped while it is tried.
+        self._small.gradients = Gradients()
+        with runner.preserved():
+            self._inputs = self._small.sequence()
+            mx.eval(self._inputs)
+        self._times = self._small.time_delta if runner.takes_time else None
+
+    def find(self) -> Gradients:
+        by_input = None
+        integer = not mx.issubdtype(self._inputs.dtype, mx.floating)
+        if not integer:
+            by_input = self._missing(0)
+        by_time = None if self._times is None else self._missing(1)
+        if integer:
+            return Gradients(NO_VECTORS, _of_time(by_time))
+        if by_input is None and by_time is None:
+            return Gradients()
+        features = self._index_features() if by_input is not None else ()
+        names = ", ".join(repr(self._runner.held_out.feature_names[f]) for f in features)
+        stopped = self._index_modules()
+        self._small.gradients = Gradients(index_modules=stopped)
+        used = [names] if by_input is not None else []
+        used += ["the elapsed times"] if by_time is not None else []
+        if stopped and self._missing(0) is None:
+            rest = None if self._times is None else self._missing(1)
+            note = (
+                f"{' and '.join(filter(None, used)) or 'inputs'} reach {', '.join(stopped)} as "
+                "indices, which have no gradient: attributions by gradients hold nothing that goes "
+                "through them. Set method='occlusion' to include it"
+            )
+            return Gradients("", _of_time(rest), stopped, features, (note, _note_on_time(rest)))
+        if by_input is None:
+            return Gradients("", _of_time(by_time), (), (), (_note_on_time(by_time),))
+        column = f" ({names} may be one)" if names else ""
+        return Gradients(
+            f"the target has no gradient by the inputs: {by_input}{column}. "
+            "method='occlusion' needs no gradient",
+            _of_time(by_time),
+            (),
+            features,
+        )
+
+    def _missing(self, argument: int) -> str | None:
+        """Return why there is no gradient by inputs (0) or elapsed times (1); None: there is."""
+        small = self._small
+
+        def target(x: mx.array, dt: mx.array | None) -> mx.array:
+            outputs = small.outputs(x, dt)
+            values: mx.array = small.target(outputs, small.target.choose(outputs))
+            return values.sum()
+
+        with self._runner.preserved():
+            try:
+                # Built and not computed: MLX raises while it builds.
+                mx.grad(target, argnums=argument)(self._inputs, self._small.time_delta)
+            except Exception as error:
+                reason = no_gradient(error)
+                if reason is None:
+                    raise
+                return reason
+        return None
+
+    def _index_modules(self) -> tuple[str, ...]:
+        """Return the modules that are called with integers."""
+        with self._runner.preserved():
+            calls, _ = record(
+                self._runner.model,
+                lambda: self._small.outputs(self._inputs, self._small.time_delta),
+            )
+        given = (c.path for c in calls if any(map(_is_integer, c.inputs.values())))
+        return tuple(dict.fromkeys(path for path in given if path))
+
+    def _index_features(self) -> tuple[int, ...]:
+        """Return the features whose fractions have no effect, and whose whole parts have one."""
+        values = to_numpy(self._runner.held_out.inputs)[self._runner.held_out.mask_array]
+        whole = np.flatnonzero((values == np.round(values)).all(axis=0))
+        inputs, base = to_numpy(self._inputs), self._outputs(self._inputs)
+        found = []
+        for feature in whole[:_MAX_TRIED].tolist():
+            kinds = np.unique(values[:, feature])
+            if len(kinds) < 2:
+                continue
+            moved, other = inputs.copy(), inputs.copy()
+            moved[..., feature] += 0.25
+            after = np.searchsorted(kinds, inputs[..., feature], side="right") % len(kinds)
+            other[..., feature] = kinds[after]
+            same, differs = (
+                np.array_equal(base, self._outputs(mx.array(x).astype(self._inputs.dtype)))
+                for x in (moved, other)
+            )
+            if same and not differs:
+                found.append(int(feature))
+        return tuple(found)
+
+    def _outputs(self, inputs: mx.array) -> npt.NDArray[np.float32]:
+        with self._runner.preserved():
+            return to_numpy(self._small.outputs(inputs, self._small.time_delta))
+
+
+def _of_time(reason: str | None) -> str:
+    return "" if reason is None else f"the target has no gradient by the elapsed times: {reason}"
+
+
+def _note_on_time(reason: str | None) -> str:
+    if reason is None:
+        return ""
+    return f"{_of_time(reason)}. Attributions by gradients leave elapsed times out"
+
+
+def _is_integer(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.integer)

@@ -1,0 +1,286 @@
+"""Modules are suggested and accepted as cells only if they hold a state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+import ncp_callbacks as ncp
+from ncp_callbacks.model import ModelError, ModelRunner
+
+B, T, F, H = 5, 6, 3, 4
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(F + H, H)
+
+    def __call__(self, x: mx.array, h: mx.array) -> mx.array:
+        return mx.tanh(self.mix(mx.concatenate([x, h], axis=-1)))
+
+
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(H, 1)
+        self.setup()
+
+    def setup(self) -> None:
+        self.cell = Cell()
+
+    def start(self, x: mx.array) -> Any:
+        return mx.zeros((len(x), H))
+
+    def step(self, x: mx.array, h: Any) -> Any:
+        return self.cell(x, h)
+
+    def out(self, h: Any) -> mx.array:
+        return self.head(h)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        h, ys = self.start(x), []
+        for t in range(x.shape[1]):
+            h = self.step(x[:, t], h)
+            ys.append(self.out(h))
+        return mx.stack(ys, axis=1)
+
+
+class OwnLinear(nn.Module):
+    """A projection that is no class of mlx.nn."""
+
+    def __init__(self, width: int, units: int) -> None:
+        super().__init__()
+        self.weight = mx.random.normal((width, units)) * 0.4
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x @ self.weight
+
+
+class Projected(Loop):
+    """A loop of the model's own, with a projection in front."""
+
+    def setup(self) -> None:
+        self.proj, self.back = OwnLinear(F, H), mx.random.normal((H, H)) * 0.3
+
+    def __call__(self, x: mx.array) -> mx.array:
+        p, h, ys = self.proj(x), self.start(x), []
+        for t in range(x.shape[1]):
+            h = mx.tanh(p[:, t] + h @ self.back)
+            ys.append(self.head(h))
+        return mx.stack(ys, axis=1)
+
+
+class PreActivation(Loop):
+    """The step is a method of another name, so that its layer is all that is called."""
+
+    def setup(self) -> None:
+        self.layer = OwnLinear(F + H, H)
+
+    def step(self, x: mx.array, h: mx.array) -> mx.array:
+        return mx.tanh(self.layer(mx.concatenate([x, h], axis=-1)))
+
+
+class PreActivationOfLinear(PreActivation):
+    def setup(self) -> None:
+        self.layer = nn.Linear(F + H, H)
+
+
+class Decayed(Loop):
+    """The decay is called once per step, and the state stays in the model's loop."""
+
+    def setup(self) -> None:
+        self.gamma, self.enter = OwnLinear(F, H), mx.random.normal((F, H))
+
+    def step(self, x: mx.array, h: mx.array) -> mx.array:
+        return mx.tanh(x @ self.enter + h * mx.sigmoid(self.gamma(x)))
+
+
+class Field(Loop):
+    """The right-hand side of an equation that the model integrates itself."""
+
+    def setup(self) -> None:
+        self.field = Cell()
+
+    def step(self, x: mx.array, h: mx.array) -> mx.array:
+        for _ in range(2):
+            h = h + 0.3 * self.field(x, h)
+        return h
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.h = nn.Linear(F + H, H), None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self.h = mx.tanh(self.mix(mx.concatenate([x, self.h], axis=-1)))
+        return self.h
+
+
+class KeptInCell(Loop):
+    def setup(self) -> None:
+        self.cell = Stateful()
+
+    def start(self, x: mx.array) -> Any:
+        self.cell.h = mx.zeros((len(x), H))
+
+    def step(self, x: mx.array, h: Any) -> mx.array:
+        return self.cell(x)
+
+
+class State:
+    """An object of the user's own, which is no container that is known."""
+
+    def __init__(self, h: mx.array) -> None:
+        self.h = h
+
+
+class ObjectCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(F + H, H)
+
+    def __call__(self, x: mx.array, state: State) -> mx.array:
+        state.h = mx.tanh(self.mix(mx.concatenate([x, state.h], axis=-1)))
+        return state.h
+
+
+class KeptInObject(Loop):
+    def setup(self) -> None:
+        self.cell = ObjectCell()
+
+    def start(self, x: mx.array) -> State:
+        return State(mx.zeros((len(x), H)))
+
+    def step(self, x: mx.array, h: State) -> State:
+        self.cell(x, h)
+        return h
+
+    def out(self, h: State) -> mx.array:
+        return self.head(h.h)
+
+
+class Scan(nn.Module):
+    """A layer that runs over the whole sequence by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.back = mx.random.normal((F, H)), mx.random.normal((H, H)) * 0.4
+
+    def __call__(self, x: mx.array) -> mx.array:
+        h, states = mx.zeros((len(x), H)), []
+        for t in range(x.shape[1]):
+            h = mx.tanh(x[:, t] @ self.enter + h @ self.back)
+            states.append(h)
+        return mx.stack(states, axis=1)
+
+
+class Scanned(Loop):
+    def setup(self) -> None:
+        self.scan, self.after = Scan(), OwnLinear(H, H)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(self.after(self.scan(x)))
+
+
+class ScannedBackwards(Scanned):
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(self.after(self.scan(x[:, ::-1])[:, ::-1]))
+
+
+def made(cls: type[Loop]) -> tuple[Loop, mx.array]:
+    mx.random.seed(1)
+    model = cls()
+    mx.eval(model.parameters())
+    return model, mx.random.normal((B, T, F), key=mx.random.key(2))
+
+
+@pytest.mark.parametrize(
+    "cls", [Projected, PreActivation, PreActivationOfLinear, Decayed, Field, Scanned]
+)
+def test_nothing_without_a_state_is_suggested(cls: type[Loop]) -> None:
+    model, x = made(cls)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x))
+    assert not runner.hook_points.cells
+    note = runner.hook_points.no_cells
+    assert "cells='" not in note
+    assert "Let the cell be a module that takes its state" in note
+
+
+@pytest.mark.parametrize("cls", [KeptInCell, KeptInObject])
+def test_what_keeps_a_state_is_suggested_and_can_be_followed(cls: type[Loop]) -> None:
+    model, x = made(cls)
+    held_out = ncp.HeldOutBatch(x)
+    assert "pass cells='cell'" in ModelRunner(model, held_out).hook_points.no_cells
+    runner = ModelRunner(model, held_out, cells="cell")
+    with runner.analysing():
+        (found,) = ncp.Observation(runner, 0, {ncp.Need.STATES}).states
+    h, states = mx.zeros((B, H)), []
+    for t in range(T):
+        h = mx.tanh(model.cell.mix(mx.concatenate([x[:, t], h], axis=-1)))
+        states.append(np.array(h))
+    np.testing.assert_allclose(found.values, np.stack(states, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "words"),
+    [
+        (Projected, "proj", "at this time step alone"),
+        (Projected, "head", "mlx.nn.Linear"),
+        (PreActivation, "layer", "keeps nothing between calls"),
+        (PreActivationOfLinear, "layer", "mlx.nn.Linear"),
+        (Decayed, "gamma", "keeps nothing between calls"),
+        (Field, "field", "keeps nothing between calls"),
+        (Loop, "head", r"pass cells=\['cell'\]"),
+        (Loop, "cell.mix", r"pass cells=\['cell'\]"),
+        (Loop, ["cell", "head"], "head holds no state"),
+        (Scanned, "after", "at this time step alone"),
+        (Scanned, "h*", "head holds no state"),
+    ],
+)
+def test_a_module_without_a_state_is_refused_before_training(
+    cls: type[Loop], name: Any, words: str
+) -> None:
+    model, x = made(cls)
+    writer = ncp.MemoryWriter()
+    with pytest.raises(ModelError, match=words) as refused:
+        ncp.Monitor(model, ncp.HeldOutBatch(x), writer=writer, cells=name).start()
+    assert "holds no state" in str(refused.value)
+    assert not writer.records
+
+
+@pytest.mark.parametrize("cls", [Scanned, ScannedBackwards])
+def test_a_layer_over_the_whole_sequence_can_be_named(cls: type[Loop]) -> None:
+    model, x = made(cls)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="scan")
+    with runner.analysing():
+        (found,) = ncp.Observation(runner, 0, {ncp.Need.STATES}).states
+    turned = cls is ScannedBackwards
+    states = np.array(model.scan(x[:, ::-1] if turned else x))
+    np.testing.assert_allclose(found.values, states[:, ::-1] if turned else states, rtol=1e-5)
+
+
+class Begun(Loop):
+    """The cell gets a start of its own: one call more than there are time steps."""
+
+    def start(self, x: mx.array) -> Any:
+        return self.cell(mx.ones((len(x), F)), mx.zeros((len(x), H)))
+
+
+def test_a_cell_of_more_calls_than_time_steps_is_refused_for_its_calls() -> None:
+    model, x = made(Begun)
+    held_out = ncp.HeldOutBatch(x)
+    assert "cells='" not in ModelRunner(model, held_out).hook_points.no_cells
+    with pytest.raises(ModelError, match="cell was called 7 times for 6 steps"):
+        ModelRunner(model, held_out, cells="cell")
+
+
+def test_a_glob_takes_what_holds_a_state() -> None:
+    model, x = made(Loop)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="[ch]*")
+    assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
