@@ -83,13 +83,15 @@ def heat_map(
     from matplotlib.colors import Normalize
     from matplotlib.image import AxesImage
 
+    from .artists import CellImage
+
     cells = np.ma.masked_invalid(np.asarray(values, np.float64))
     rows, columns = cells.shape
     box = axes.bbox
     colors = colormaps[cmap] if isinstance(cmap, str) else cmap
     # Where cells are smaller than pixels, they are averaged rather than dropped.
     fits = rows <= box.height and columns <= box.width
-    image = AxesImage(
+    image = (CellImage if fits else AxesImage)(
         axes, cmap=colors.with_extremes(bad=bad), norm=Normalize(low, high), origin="upper",
         interpolation="nearest" if fits else "antialiased", filternorm=True, resample=True,
         extent=extent or (-0.5, columns - 0.5, rows - 0.5, -0.5), zorder=1,
