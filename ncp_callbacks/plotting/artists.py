@@ -75,8 +75,9 @@ class CellImage(AxesImage):
         columns = _cells_at(axes.get_xlim(), stop[0] - begin[0], left, right, self.get_size()[1])
         colors = self.to_rgba(self.get_array(), self.get_alpha(), bytes=True)
         # Around the cells nothing is drawn.
-        colors = np.pad(colors, ((1, 1), (1, 1), (0, 0))).view(np.uint32)[..., 0]
-        pixels = np.ascontiguousarray(colors[:, columns][rows])
+        padded = np.zeros((colors.shape[0] + 2, colors.shape[1] + 2), np.uint32)
+        padded[1:-1, 1:-1] = colors.view(np.uint32)[..., 0]
+        pixels = padded[:, columns][rows]
         x, y = begin / magnification
         return pixels.view(np.uint8).reshape(*pixels.shape, 4), x, y, IdentityTransform()
 

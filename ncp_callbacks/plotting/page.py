@@ -20,6 +20,7 @@ from .style import (
     LABEL_Y,
     LEFT,
     LIGHT,
+    LINE_HEIGHT,
     RIGHT,
     SECOND_Y,
     TITLE_Y,
@@ -118,6 +119,8 @@ class Page:
         grid: str = "",
         xlabel: str = "",
         ylabel: str = "",
+        hlines: Sequence[tuple[float, dict[str, Any]]] = (),
+        vlines: Sequence[tuple[float, dict[str, Any]]] = (),
         gradient: tuple[str, float] | None = None,
         **properties: Any,
     ) -> Axes:
@@ -137,6 +140,8 @@ class Page:
             grid: Axes with pale lines at their ticks: ``"both"``, ``"x"``, ``"y"`` or ``""``.
             xlabel: Label below the axes.
             ylabel: Label at the left edge of the page.
+            hlines: Places and styles of lines across the axes, below all that is drawn on them.
+            vlines: Places and styles of upright lines.
             gradient: Name of a colour map that fills the axes along their longer side, and the
                 share of the map to use.
             properties: Any other property of axes, such as ``xlim`` or ``xscale``.
@@ -151,7 +156,7 @@ class Page:
         spec = {
             "box": (left, bottom, right, top), "spines": tuple(spines), "at": at, "ticks": ticks,
             "labels": {k: v if v is None else list(v) for k, v in labels.items()}, "grid": grid,
-            "gradient": gradient,
+            "gradient": gradient, "hlines": list(hlines), "vlines": list(vlines),
             "properties": {k: _plain(v) for k, v in properties.items()},
         }  # fmt: skip
         self._used += 1
@@ -314,7 +319,9 @@ class Page:
         for artist in self._drawn_over():
             artist.set_animated(False)
             if artist in self._texts and not artist.stale:
-                self._sprites.draw(artist, *self._texts[artist], renderer)
+                x, y, look = self._texts[artist]
+                reach = 2 * LINE_HEIGHT + int(text_width(look[0]))
+                self._sprites.draw(artist, x, y, look, reach, renderer)
             else:
                 self._texts.pop(artist, None)  # A picture has changed it.
                 artist.draw(renderer)
@@ -337,8 +344,8 @@ class Page:
         over: list[Artist] = []
         moving = set(self._moving())
         for axes in self.figure.axes:
-            spines = set(axes.spines.values())
-            own = [child for child in axes.get_children() if child in moving | spines]
+            spines = {spine for spine in axes.spines.values() if spine.get_visible()}
+            own = [child for child in axes.get_children() if child in moving or child in spines]
             over += sorted(own, key=lambda artist: artist.get_zorder())
         own = [child for child in self.figure.get_children() if child in moving]
         return over + sorted(own, key=lambda artist: artist.get_zorder())
@@ -350,9 +357,7 @@ class Page:
 
         left, bottom, right, top = spec["box"]
         place = (left / WIDTH, bottom / HEIGHT, (right - left) / WIDTH, (top - bottom) / HEIGHT)
-        axes = self.figure.add_axes(
-            place, axes_class=PageAxes, facecolor="white", axisbelow=True
-        )
+        axes = self.figure.add_axes(place, axes_class=PageAxes, facecolor="white", axisbelow=True)
         axes.grid(False, which="both")
         for name, spine in axes.spines.items():
             spine.set_visible(name in spec["spines"])
@@ -371,6 +376,10 @@ class Page:
             axis.set_tick_params(length=points(6) if spec["ticks"] in (name, "both") else 0)
             if spec["grid"] in (name, "both"):
                 axis.grid(True, color=LIGHT, linewidth=points(2), linestyle="-", alpha=1.0)
+        for y, style in spec["hlines"]:
+            axes.axhline(y, zorder=1, **style)
+        for x, style in spec["vlines"]:
+            axes.axvline(x, zorder=1, **style)
         return axes
 
 

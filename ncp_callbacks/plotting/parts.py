@@ -35,6 +35,7 @@ __all__ = [
     "heat_map",
     "left_margin",
     "name_strongest",
+    "shade",
     "shade_ci",
     "sorted_bars",
     "strongest",
@@ -184,8 +185,28 @@ def shade_ci(axes: Axes, x: npt.ArrayLike, ci: npt.ArrayLike, color: Any, alpha:
     # Far beyond the axes, coordinates of pixels overflow.
     room = 10 * (top - bottom)
     low, high = np.clip(np.asarray(ci, np.float64), bottom - room, top + room)
-    if (np.isfinite(low) & np.isfinite(high)).any():
-        axes.fill_between(np.asarray(x, np.float64), low, high, zorder=1.5, **fill(color, alpha))
+    shade(axes, x, low, high, color, alpha)
+
+
+def shade(
+    axes: Axes,
+    x: npt.ArrayLike,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    color: Any,
+    alpha: float,
+) -> None:
+    """Shade the area between two curves, where both are known."""
+    from matplotlib.collections import PolyCollection
+
+    lower, upper = (np.stack([x, y], axis=1).astype(np.float64) for y in (low, high))
+    known = np.isfinite(lower).all(axis=1) & np.isfinite(upper).all(axis=1)
+    # Each run of known points is an area of its own.
+    ends = np.flatnonzero(np.diff(known, prepend=False, append=False)).reshape(-1, 2)
+    areas = [np.concatenate([lower[a:b], upper[a:b][::-1]]) for a, b in ends]
+    if areas:
+        polygons = PolyCollection(areas, zorder=1.5, **fill(color, alpha))
+        axes.add_collection(polygons, autolim=False)
 
 
 def end_labels(page: Page, x: float, axes: Axes, ends: Sequence[tuple[str, Any, float]]) -> None:

@@ -17,8 +17,7 @@ __all__ = ["encode_png", "to_png"]
 # levels; at the edges of lines and letters nobody sees it.
 MAX_CHANGED, VISIBLE = 0.002, 24
 MAX_COLORS = 256
-# Above so many times this number, the palette is chosen in larger boxes, or there is none.
-MANY_HUES, MANY = 8, 32
+MANY_HUES = 2048  # Boxes of 6 bits; above, they are of 5 bits.
 
 
 def to_png(figure: Figure) -> bytes:
@@ -43,9 +42,8 @@ def to_png(figure: Figure) -> bytes:
 def encode_png(rgba: npt.NDArray[np.uint8]) -> bytes:
     """Return ``(height, width, 4)`` opaque pixels as a PNG.
 
-    Colours are sorted into boxes of 6 bits per channel. The fullest boxes make the palette, and
-    all others take the nearest colour of it. With very many colours, such as those of a picture
-    with many hues, boxes of 5 bits choose the palette, so that rare hues are in it too.
+    Colours are sorted into boxes of 6 bits per channel, or 5 where there are many hues. The fullest
+    boxes make the palette, and all others take the nearest colour of it.
     """
     from PIL import Image
 
@@ -55,19 +53,24 @@ def encode_png(rgba: npt.NDArray[np.uint8]) -> bytes:
     np.not_equal(pixels[1:], pixels[:-1], out=begins[1:])
     start = np.flatnonzero(begins)
     length, runs = np.diff(start, append=len(pixels)), pixels[start]
-    box = (runs >> 2 & 0x3F) | (runs >> 4 & 0xFC0) | (runs >> 6 & 0x3F000)
-    count = np.bincount(box, length, minlength=1 << 18)
-    used = np.flatnonzero(count > 0)
+    for bits in (6, 5):
+        low, most = 8 - bits, (1 << bits) - 1
+        red, green, blue = (runs >> low + place & most for place in (0, 8, 16))
+        box = red | green << bits | blue << 2 * bits
+        count = np.bincount(box, length, minlength=1 << 3 * bits)
+        used = np.flatnonzero(count > 0)
+        if len(used) <= MANY_HUES:
+            break
     # A box has the colour of its longest run, of flat areas rather than of edges.
     order = np.argsort(np.minimum(length, 0xFFFF).astype(np.uint16), kind="stable")
-    color = np.zeros(1 << 18, "<u4")
+    color = np.zeros(len(count), "<u4")
     color[box[order]] = runs[order]
     colors = color[used].view(np.uint8).reshape(-1, 4)[:, :3]
     if (found := _nearest(colors, count[used])) is None:
         image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
     else:
         palette, nearest = found
-        index = np.zeros(1 << 18, np.uint8)
+        index = np.zeros(len(count), np.uint8)
         index[used] = nearest
         image = Image.fromarray(np.repeat(index[box], length).reshape(rgba.shape[:2]))
         image.putpalette(palette.tobytes())
@@ -86,20 +89,13 @@ def _nearest(
         count: ``(N,)``, how many pixels each stands for.
     """
     fullest = np.argsort(-count, kind="stable")
+    palette = colors[fullest[:MAX_COLORS]]
     if len(colors) <= MAX_COLORS:
-        return colors[fullest], np.argsort(fullest)
-    if len(colors) > MANY * MAX_COLORS:
+        return palette, np.argsort(fullest)
+    if len(colors) > 4 * MANY_HUES:
         return None
-    if len(colors) > MANY_HUES * MAX_COLORS:
-        halves = colors >> 3
-        larger = halves[:, 0] | halves[:, 1].astype(np.intp) << 5 | halves[:, 2].astype(np.intp) << 10
-        total = np.bincount(larger, count)[larger]
-        _, first = np.unique(larger[fullest], return_index=True)
-        fullest = fullest[first]
-        fullest = fullest[np.argsort(-total[fullest], kind="stable")]
     from scipy.spatial import cKDTree
 
-    palette = colors[fullest[:MAX_COLORS]]
     nearest = np.asarray(cKDTree(palette).query(colors)[1])
     change = np.abs(palette[nearest].astype(np.int16) - colors).max(axis=1)
     if count[change > VISIBLE].sum() >= MAX_CHANGED * count.sum():

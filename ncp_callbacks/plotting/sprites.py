@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ class Sprites:
         self._bytes = 0
         self._sprites: OrderedDict[Any, _Sprite] = OrderedDict()
 
-    def draw(self, text: Any, x: int, y: int, look: Any, renderer: Any) -> None:
+    def draw(self, text: Any, x: int, y: int, look: Any, reach: int, renderer: Any) -> None:
         """Draw a text.
 
         Args:
@@ -47,6 +46,7 @@ class Sprites:
             x: Its place from the left of the page, in pixels.
             y: Its place from the lower end of the page, in pixels.
             look: All that its pixels depend on but its place.
+            reach: Pixels from its place beyond which it has none, in each direction.
             renderer: Renderer of the page.
         """
         page = np.asarray(renderer.buffer_rgba()).view("<u4")[..., 0]
@@ -63,25 +63,25 @@ class Sprites:
                     under[...] = sprite.pixels
                     self._sprites.move_to_end(key)
                     return
-        box = text.get_window_extent(renderer)
-        left, top = math.floor(box.x0) - 2, height - math.ceil(box.y1) - 2
-        right, bottom = math.ceil(box.x1) + 2, height - math.floor(box.y0) + 2
-        whole = left >= 0 and top >= 0 and right <= width and bottom <= height
-        under = page[max(0, top) : bottom, max(0, left) : right]
-        alone = sprite is None and whole and bool((under == WHITE).all())
+        left, top = max(0, x - reach), max(0, height - y - reach)
+        region = page[top : height - y + reach, left : x + reach]
+        before = region.copy()
         text.draw(renderer)
-        if alone:
-            ink = under != WHITE
-            rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-            edge = ink[[0, -1]].any() or ink[:, [0, -1]].any()
-            if len(rows) and not edge:
-                pixels = under[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
-                self._keep(
-                    key, _Sprite(left + columns[0] - x, top + rows[0] - (height - y), pixels)
-                )
+        ink = region != before
+        rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+        if sprite is None and len(rows) and not _on_edge(ink):
+            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            if (before[box] == WHITE).all():
+                across, down = left + columns[0] - x, top + rows[0] - (height - y)
+                self._keep(key, _Sprite(across, down, region[box].copy()))
 
     def _keep(self, key: Any, sprite: _Sprite) -> None:
         self._sprites[key] = sprite
         self._bytes += sprite.pixels.nbytes
         while self._bytes > self._max_bytes:
             self._bytes -= self._sprites.popitem(last=False)[1].pixels.nbytes
+
+
+def _on_edge(ink: npt.NDArray[np.bool_]) -> bool:
+    """Return whether there is ink at the edges, so that there may be more beyond."""
+    return bool(ink[[0, -1]].any() or ink[:, [0, -1]].any())

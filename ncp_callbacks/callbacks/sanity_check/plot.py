@@ -133,10 +133,9 @@ def _cascade(page: Page, result: Cascade, first: Array | None) -> None:
         left, BOTTOM + 4, right, TOP, xlim=(-1.04, 1.04), ylim=(len(names) - 0.5, -0.5),
         spines=("bottom",), xticks=[-1, 0, 1], xticklabels=[number(v) for v in (-1, 0, 1)],
         grid="x", xlabel="similarity of the maps",
+        vlines=[(0.0, line(GREY, 2)), (ALIKE, line(INK, 2, DOTTED))],
     )  # fmt: skip
     axes.axvspan(ALIKE, 1.04, zorder=0.5, **fill(LIGHT, 0.5))
-    axes.axvline(0.0, zorder=1, **line(GREY, 2))
-    axes.axvline(ALIKE, zorder=1, **line(INK, 2, DOTTED))
     if first is not None and len(first) == len(rows):
         axes.plot(first, rows, zorder=3, **line(GREY, 2.5, FIRST))
     whiskers(axes, rows, np.clip(np.asarray(result.ci), -1.0, 1.0), horizontal=True)

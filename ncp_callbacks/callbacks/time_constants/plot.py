@@ -100,17 +100,17 @@ def plot_time_constants(
     labels = [number(float(f"1e{power}")) for power in powers]
     left = left_margin(labels, True) - 7
     right = RIGHT - 12 - text_width("sequence")
-    axes = page.axes(
-        left, BOTTOM + 4, right, TOP, xlim=(0, units), ylim=(low, high), yticks=powers,
-        yticklabels=labels, grid="y", xlabel=_count(len(order)),
-        ylabel="time" if timed else "time steps",
-    )  # fmt: skip
     ends = []
     for name, scale in (("Δt", time_delta), ("sequence", duration)):
         power = math.log10(scale)
         if low <= power <= high and (name, time_delta) != ("sequence", duration):
-            axes.axhline(power, zorder=1, **line(INK, 2, DOTTED))
             ends.append((name, INK, power))
+    axes = page.axes(
+        left, BOTTOM + 4, right, TOP, xlim=(0, units), ylim=(low, high), yticks=powers,
+        yticklabels=labels, grid="y", xlabel=_count(len(order)),
+        ylabel="time" if timed else "time steps",
+        hlines=[(power, line(INK, 2, DOTTED)) for _, _, power in ends],
+    )  # fmt: skip
     shown = [log_clipped(values, low, high)[order]
              for values in (result.unit_low, result.unit_median, result.unit_high)]  # fmt: skip
     known = ~np.isnan(shown[1])
