@@ -53,7 +53,7 @@ class PageAxes(Axes):
                 self._update_patch_limits(patch)
             for collection in self.collections:
                 self._update_collection_limits(collection)
-        super().autoscale_view(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().autoscale_view(*args, **kwargs)
 
 
 class CellImage(AxesImage):
@@ -73,7 +73,7 @@ class CellImage(AxesImage):
         begin, stop = np.floor(axes.bbox.get_points() * magnification + 0.5).astype(int)
         rows = _cells_at(axes.get_ylim(), stop[1] - begin[1], top, bottom, self.get_size()[0])
         columns = _cells_at(axes.get_xlim(), stop[0] - begin[0], left, right, self.get_size()[1])
-        colors = self.to_rgba(self.get_array(), self.get_alpha(), bytes=True)
+        colors = self.to_rgba(np.ma.asarray(self.get_array()), self.get_alpha(), bytes=True)
         # Around the cells nothing is drawn.
         padded = np.zeros((colors.shape[0] + 2, colors.shape[1] + 2), np.uint32)
         padded[1:-1, 1:-1] = colors.view(np.uint32)[..., 0]
@@ -92,6 +92,7 @@ def _cells_at(limits: Any, pixels: int, first: float, last: float, count: int) -
         last: Where the last cell ends.
         count: Number of cells.
     """
-    middles = np.linspace(*limits, 2 * pixels + 1)[1::2]
+    low, high = limits
+    middles = np.linspace(low, high, 2 * pixels + 1)[1::2]
     cells = np.floor((middles - first) / (last - first) * count)
     return np.clip(cells, -1, count).astype(np.intp) + 1

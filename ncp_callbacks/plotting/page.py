@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 __all__ = ["FrameChangedError", "Page", "redrawable"]
 
@@ -95,8 +96,8 @@ class Page:
         self._sprites = Sprites() if sprites is None else sprites
         self._axes: list[tuple[dict[str, Any], Axes]] = []
         self._kept: list[set[Artist]] = []  # Parts of each axes that are kept.
-        self._texts: dict[Artist, _Place] = {}
-        self._old_texts: dict[_Place, Artist] = {}  # Of the last picture.
+        self._texts: dict[Text, _Place] = {}
+        self._old_texts: dict[_Place, Text] = {}  # Of the last picture.
         self._background: Any = None
         self.keepable = True  # Axes are as the calls of :meth:`axes` made them.
         self._used = 0  # Number of kept axes that this picture has used.
@@ -292,8 +293,10 @@ class Page:
             if artist.get_zorder() < OVER:
                 artist.set_zorder(artist.get_zorder() + OVER)
         own = [axes for _, axes in self._axes]
+        # Limits that follow the artists can't be kept with the axes.
         self.keepable = self.figure.axes == own and not any(
-            part.stale for axes, kept in zip(own, self._kept, strict=True) for part in kept
+            axes.get_autoscalex_on() or axes.get_autoscaley_on() or any(part.stale for part in kept)
+            for axes, kept in zip(own, self._kept, strict=True)
         )
         if self._background is None:
             return
@@ -318,12 +321,14 @@ class Page:
         renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
         for artist in self._drawn_over():
             artist.set_animated(False)
-            if artist in self._texts and not artist.stale:
-                x, y, look = self._texts[artist]
+            place = self._texts.get(artist)  # type: ignore[call-overload]
+            if place is not None and not artist.stale:
+                x, y, look = place
                 reach = 2 * LINE_HEIGHT + int(text_width(look[0]))
                 self._sprites.draw(artist, x, y, look, reach, renderer)
             else:
-                self._texts.pop(artist, None)  # A picture has changed it.
+                if place is not None:  # A picture has changed the text.
+                    del self._texts[artist]  # type: ignore[arg-type]
                 artist.draw(renderer)
         for part in set().union(*self._kept):
             part.stale = False
@@ -398,6 +403,7 @@ def _fill(axes: Axes, cmap: str, last: float) -> None:
     image.set_clim(0.0, 1.0)
     axes.add_image(image)
     image.set_clip_path(axes.patch)
+    axes.set_autoscale_on(False)
 
 
 def _plain(value: Any) -> Any:

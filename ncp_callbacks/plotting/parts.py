@@ -35,6 +35,7 @@ __all__ = [
     "heat_map",
     "left_margin",
     "name_strongest",
+    "segments",
     "shade",
     "shade_ci",
     "sorted_bars",
@@ -155,13 +156,30 @@ def sorted_bars(axes: Axes, low: npt.ArrayLike, high: Array, color: Any) -> None
     if 1 < count <= MAX_SEPARATED:
         bottom = np.minimum(np.minimum(low[1:], low[:-1]), np.minimum(high[1:], high[:-1]))
         top = np.maximum(np.maximum(low[1:], low[:-1]), np.maximum(high[1:], high[:-1]))
-        gap: dict[str, Any] = {
-            "colors": "white",
-            "linewidths": points(2),
-            "linestyles": "-",
-            "zorder": 1.5,
-        }
-        axes.vlines(np.arange(1, count), bottom, top, **gap)
+        at = np.arange(1, count)
+        segments(axes, at, bottom, at, top, "white", 2, zorder=1.5)
+
+
+def segments(
+    axes: Axes,
+    x0: npt.ArrayLike,
+    y0: npt.ArrayLike,
+    x1: npt.ArrayLike,
+    y1: npt.ArrayLike,
+    color: Any,
+    pixels: float,
+    *,
+    zorder: float,
+) -> None:
+    """Draw straight lines from ``(x0, y0)`` to ``(x1, y1)``, so many pixels wide."""
+    from matplotlib.collections import LineCollection
+
+    ends = np.stack(np.broadcast_arrays(x0, y0, x1, y1), axis=-1).astype(np.float64)
+    lines = LineCollection(
+        list(ends.reshape(-1, 2, 2)), colors=color, linewidths=points(pixels), linestyles="-",
+        zorder=zorder,
+    )  # fmt: skip
+    axes.add_collection(lines, autolim=False)
 
 
 def whiskers(axes: Axes, at: npt.ArrayLike, ci: npt.ArrayLike, *, horizontal: bool = False) -> None:

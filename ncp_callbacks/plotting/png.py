@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ def encode_png(rgba: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _nearest(
-    colors: npt.NDArray[np.uint8], count: npt.NDArray[np.float64]
+    colors: npt.NDArray[np.uint8], count: npt.NDArray[np.number[Any]]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp]] | None:
     """Return a palette and the index in it of each colour; None if too much would change.
 

@@ -20,9 +20,8 @@ class Redrawer:
     """Draw the pictures of many tags on one thread, each on the page of the last one.
 
     It keeps the page of the last picture of each tag and draws only what changed over it, as
-    matplotlib's guide on faster rendering by blitting describes it. Pixels of texts are kept for all
-    pages. Plot functions that were not
-    made by :func:`~.page.redrawable` are drawn afresh.
+    matplotlib's guide on faster rendering by blitting describes it. The pixels of texts are kept
+    for all pages. Plot functions that were not made by :func:`~.page.redrawable` are drawn afresh.
 
     Args:
         max_pages: Number of pages to keep, about 2 MB each. Beyond, the pages of the tags that

@@ -152,6 +152,8 @@ def _measures(
     right: float,
 ) -> None:
     """Draw the measures that are known, one below the other."""
+    from matplotlib.patches import Rectangle
+
     models = (result.trained, result.randomised)
     pitch = (TOP - BOTTOM - 4) / MAX_MEASURES
     place = 0
@@ -175,7 +177,8 @@ def _measures(
             y = bottom + (1.5 - i) * BAR
             page.text(right, y, _short(value), ha="right", va="center_baseline", color=color)
             if np.isfinite(value):
-                axes.barh(1.5 - i, value / largest, height=0.7, **fill(bar))
+                corner = 0.0, 1.15 - i
+                axes.add_patch(Rectangle(corner, value / largest, 0.7, **fill(bar)))
         for value, dashes, color in ((values[1], BASELINE, INK), (before, FIRST, GREY)):
             if np.isfinite(value):
                 axes.plot([value / largest] * 2, [0, 2], zorder=4, **line(color, 2.5, dashes))

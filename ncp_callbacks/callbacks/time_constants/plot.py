@@ -14,6 +14,7 @@ from ...plotting.parts import (
     end_labels,
     heat_map,
     left_margin,
+    segments,
     sorted_bars,
     time_steps,
 )
@@ -29,7 +30,6 @@ from ...plotting.style import (
     RIGHT,
     SECOND_Y,
     line,
-    points,
 )
 from ...plotting.text import number, text_width
 from .analysis import UnitTimeConstants
@@ -117,16 +117,8 @@ def plot_time_constants(
     bottom, middle, top = (values[known] for values in shown)
     if known.any():
         sorted_bars(axes, bottom, top, PALE)
-        left_ends = np.arange(len(middle))
-        axes.hlines(
-            middle,
-            left_ends,
-            left_ends + 1,
-            colors=BLUE,
-            linewidths=points(4),
-            linestyles="-",
-            zorder=4,
-        )
+        at = np.arange(len(middle))
+        segments(axes, at, middle, at + 1, middle, BLUE, 4, zorder=4)
     before = np.sort(log_clipped([] if first is None else first, low, high))
     before = before[~np.isnan(before)]
     if len(before):
