@@ -5,55 +5,62 @@ This module imports matplotlib, so that others import it only when they draw.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
-from matplotlib.transforms import IdentityTransform
+from matplotlib.transforms import Bbox, IdentityTransform
 
 __all__ = ["CellImage", "PageAxes"]
 
 
 class PageAxes(Axes):
-    """Axes that measure artists only when limits depend on them.
+    """Axes that measure artists only when something asks for the limits of the data.
 
     Matplotlib takes up to 30 ms to find the extremes of one filled step line. Axes that were made
-    with ``xlim`` and ``ylim`` don't need them, unless autoscaling is switched on later.
+    with ``xlim`` and ``ylim`` don't need them, unless autoscaling or a logarithmic scale does.
+
+    Attributes:
+        unmeasured: Artists that no limit contains yet, with what measures them.
     """
 
-    _unmeasured = False
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.unmeasured: list[tuple[Callable[[Any], None], Any]] = []
+        super().__init__(*args, **kwargs)
+
+    @property
+    def dataLim(self) -> Bbox:
+        """Return the limits of the data."""
+        unmeasured, self.unmeasured = self.unmeasured, []
+        for measure, artist in unmeasured:
+            if artist.axes is self:  # It was not removed.
+                measure(artist)
+        return self._data_limits
+
+    @dataLim.setter
+    def dataLim(self, limits: Bbox) -> None:
+        self._data_limits = limits
+
+    def __getstate__(self) -> Any:
+        _ = self.dataLim  # Methods of a base class can't be pickled.
+        return super().__getstate__()
 
     def _update_line_limits(self, line: Any) -> None:
-        if not self._skips():
-            super()._update_line_limits(line)  # type: ignore[misc]
+        self._measure(super()._update_line_limits, line)  # type: ignore[misc]
 
     def _update_patch_limits(self, patch: Any) -> None:
-        if not self._skips():
-            super()._update_patch_limits(patch)  # type: ignore[misc]
+        self._measure(super()._update_patch_limits, patch)  # type: ignore[misc]
 
     def _update_collection_limits(self, collection: Any) -> None:
-        if not self._skips():
-            super()._update_collection_limits(collection)  # type: ignore[misc]
+        self._measure(super()._update_collection_limits, collection)  # type: ignore[misc]
 
-    def _skips(self) -> bool:
-        skips = not (self.get_autoscalex_on() or self.get_autoscaley_on())
-        self._unmeasured |= skips
-        return skips
-
-    def autoscale_view(self, *args: Any, **kwargs: Any) -> None:
-        """Set limits that are not fixed to those of the artists, as matplotlib does."""
-        if self._skips():
-            return
-        if self._unmeasured:
-            self._unmeasured = False
-            for line in self.lines:
-                self._update_line_limits(line)
-            for patch in self.patches:
-                self._update_patch_limits(patch)
-            for collection in self.collections:
-                self._update_collection_limits(collection)
-        super().autoscale_view(*args, **kwargs)
+    def _measure(self, measure: Callable[[Any], None], artist: Any) -> None:
+        if self.get_autoscalex_on() or self.get_autoscaley_on():
+            measure(artist)
+        else:
+            self.unmeasured.append((measure, artist))
 
 
 class CellImage(AxesImage):

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
+    from .artists import PageAxes
+
 __all__ = ["FrameChangedError", "Page", "redrawable"]
 
 P = ParamSpec("P")
@@ -94,7 +96,7 @@ class Page:
         )  # fmt: skip
         self.figure.set_layout_engine("none")
         self._sprites = Sprites() if sprites is None else sprites
-        self._axes: list[tuple[dict[str, Any], Axes]] = []
+        self._axes: list[tuple[dict[str, Any], PageAxes]] = []
         self._kept: list[set[Artist]] = []  # Parts of each axes that are kept.
         self._texts: dict[Text, _Place] = {}
         self._old_texts: dict[_Place, Text] = {}  # Of the last picture.
@@ -280,6 +282,7 @@ class Page:
             artist.remove()
         for _, axes in self._axes:
             axes.set_prop_cycle(None)  # The first colour again.
+            axes.unmeasured.clear()
         self._used = 0
         self._texts.clear()
 
@@ -355,7 +358,7 @@ class Page:
         own = [child for child in self.figure.get_children() if child in moving]
         return over + sorted(own, key=lambda artist: artist.get_zorder())
 
-    def _new_axes(self, spec: dict[str, Any]) -> Axes:
+    def _new_axes(self, spec: dict[str, Any]) -> PageAxes:
         from matplotlib.ticker import NullLocator
 
         from .artists import PageAxes
@@ -363,6 +366,7 @@ class Page:
         left, bottom, right, top = spec["box"]
         place = (left / WIDTH, bottom / HEIGHT, (right - left) / WIDTH, (top - bottom) / HEIGHT)
         axes = self.figure.add_axes(place, axes_class=PageAxes, facecolor="white", axisbelow=True)
+        assert isinstance(axes, PageAxes)
         axes.grid(False, which="both")
         for name, spine in axes.spines.items():
             spine.set_visible(name in spec["spines"])

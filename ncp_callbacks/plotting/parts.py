@@ -221,7 +221,11 @@ def shade(
     known = np.isfinite(lower).all(axis=1) & np.isfinite(upper).all(axis=1)
     # Each run of known points is an area of its own.
     ends = np.flatnonzero(np.diff(known, prepend=False, append=False)).reshape(-1, 2)
-    areas = [np.concatenate([lower[a:b], upper[a:b][::-1]]) for a, b in ends]
+    # They have the corners that matplotlib's ``fill_between`` gives them.
+    areas = [
+        np.concatenate([upper[a : a + 1], lower[a:b], upper[b - 1 : b], upper[a:b][::-1]])
+        for a, b in ends
+    ]
     if areas:
         polygons = PolyCollection(areas, zorder=1.5, **fill(color, alpha))
         axes.add_collection(polygons, autolim=False)

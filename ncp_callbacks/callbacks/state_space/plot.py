@@ -47,7 +47,7 @@ END_MARKERS = (
 OTHER_MARKER = ("o", LIGHT)
 BEGIN = "#440154"  # The first colour of viridis.
 LATEST = 0.92  # Fraction of viridis used; the rest is too light on white.
-TIME_COLORS = 32  # Colours of time: more are too similar to distinguish on thin lines.
+TIME_COLORS = 64  # Colours of time: more are too similar to distinguish.
 
 
 @dataclass(frozen=True)
