@@ -326,9 +326,9 @@ class Page:
             artist.set_animated(False)
             place = self._texts.get(artist)  # type: ignore[call-overload]
             if place is not None and not artist.stale:
-                x, y, look = place
-                reach = 2 * LINE_HEIGHT + int(text_width(look[0]))
-                self._sprites.draw(artist, x, y, look, reach, renderer)
+                x, y, style = place
+                reach = 2 * LINE_HEIGHT + int(text_width(style[0]))
+                self._sprites.draw(artist, x, y, style, reach, renderer)
             else:
                 if place is not None:  # A picture has changed the text.
                     del self._texts[artist]  # type: ignore[arg-type]

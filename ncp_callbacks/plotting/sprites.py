@@ -38,21 +38,21 @@ class Sprites:
         self._bytes = 0
         self._sprites: OrderedDict[Any, _Sprite] = OrderedDict()
 
-    def draw(self, text: Any, x: int, y: int, look: Any, reach: int, renderer: Any) -> None:
+    def draw(self, text: Any, x: int, y: int, style: Any, reach: int, renderer: Any) -> None:
         """Draw a text.
 
         Args:
             text: The artist.
             x: Its place from the left of the page, in pixels.
             y: Its place from the lower end of the page, in pixels.
-            look: All that its pixels depend on but its place.
+            style: All that its pixels depend on but its place.
             reach: Pixels from its place beyond which it has none, in each direction.
             renderer: Renderer of the page.
         """
         page = np.asarray(renderer.buffer_rgba()).view("<u4")[..., 0]
         height, width = page.shape
         # Matplotlib may round halves to even numbers, so odd places are kept apart.
-        key = (x % 2, y % 2, look)
+        key = (x % 2, y % 2, style)
         sprite = self._sprites.get(key)
         if sprite is not None:
             left, top = x + sprite.across, height - y + sprite.down
