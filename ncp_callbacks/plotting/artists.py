@@ -5,10 +5,10 @@ This module imports matplotlib, so that others import it only when they draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox, IdentityTransform
@@ -23,44 +23,55 @@ class PageAxes(Axes):
     with ``xlim`` and ``ylim`` don't need them, unless autoscaling or a logarithmic scale does.
 
     Attributes:
-        unmeasured: Artists that no limit contains yet, with what measures them.
+        unmeasured: Calls of matplotlib's methods that widen the limits of the data, put off.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.unmeasured: list[tuple[Callable[[Any], None], Any]] = []
+        self.unmeasured: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self._measuring = False
         super().__init__(*args, **kwargs)
 
     @property
     def dataLim(self) -> Bbox:
         """Return the limits of the data."""
-        unmeasured, self.unmeasured = self.unmeasured, []
-        for measure, artist in unmeasured:
-            if artist.axes is self:  # It was not removed.
-                measure(artist)
+        if self.unmeasured and not self._measuring:
+            self._measuring, calls, self.unmeasured = True, self.unmeasured, []
+            try:
+                for name, args, kwargs in calls:
+                    # Artists that were removed count no more.
+                    if all(a.axes is self for a in args if isinstance(a, Artist)):
+                        getattr(super(), name)(*args, **kwargs)
+            finally:
+                self._measuring = False
         return self._data_limits
 
     @dataLim.setter
     def dataLim(self, limits: Bbox) -> None:
         self._data_limits = limits
 
-    def __getstate__(self) -> Any:
-        _ = self.dataLim  # Methods of a base class can't be pickled.
-        return super().__getstate__()
+    def autoscale_view(self, *args: Any, **kwargs: Any) -> None:
+        """Set the limits that follow the artists; without any, nothing is measured."""
+        if self.get_autoscalex_on() or self.get_autoscaley_on():
+            super().autoscale_view(*args, **kwargs)
+
+    def update_datalim(self, *args: Any, **kwargs: Any) -> None:
+        """Widen the limits of the data, now or when they are asked for."""
+        self._widen("update_datalim", *args, **kwargs)
 
     def _update_line_limits(self, line: Any) -> None:
-        self._measure(super()._update_line_limits, line)  # type: ignore[misc]
+        self._widen("_update_line_limits", line)
 
     def _update_patch_limits(self, patch: Any) -> None:
-        self._measure(super()._update_patch_limits, patch)  # type: ignore[misc]
+        self._widen("_update_patch_limits", patch)
 
     def _update_collection_limits(self, collection: Any) -> None:
-        self._measure(super()._update_collection_limits, collection)  # type: ignore[misc]
+        self._widen("_update_collection_limits", collection)
 
-    def _measure(self, measure: Callable[[Any], None], artist: Any) -> None:
-        if self.get_autoscalex_on() or self.get_autoscaley_on():
-            measure(artist)
+    def _widen(self, name: str, *args: Any, **kwargs: Any) -> None:
+        if self._measuring or self.get_autoscalex_on() or self.get_autoscaley_on():
+            getattr(super(), name)(*args, **kwargs)
         else:
-            self.unmeasured.append((measure, artist))
+            self.unmeasured.append((name, args, kwargs))
 
 
 class CellImage(AxesImage):
