@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
 
+from .sprites import Sprites
 from .style import (
     DPI,
     GREY,
@@ -18,10 +20,12 @@ from .style import (
     LABEL_Y,
     LEFT,
     LIGHT,
+    LINE_HEIGHT,
     RIGHT,
     SECOND_Y,
     TITLE_Y,
     WIDTH,
+    line,
     points,
     text_style,
 )
@@ -31,10 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    from .artists import PageAxes
 
 __all__ = ["FrameChangedError", "Page", "redrawable"]
 
 P = ParamSpec("P")
+# Where a text is, and all else that its pixels depend on.
+_Place = tuple[int, int, tuple[Any, ...]]
 # Changing artists are drawn over the kept ones, and spines over both.
 OVER, SPINES = 10, 30
 
@@ -68,16 +77,17 @@ def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure
 class Page:
     """Lay out a figure of 640 × 430 pixels, with places in pixels from its lower left corner.
 
-    Axes with their ticks, labels and limits, and text, are kept between pictures as long as the
-    methods of the page are called with equal arguments. Artists that matplotlib's own methods add
-    to the axes are drawn again for each picture, over the kept ones. Pass the settings of axes to
-    :meth:`axes`: a picture that changes them afterwards is correct, but is drawn afresh each time.
+    Axes with their ticks, labels and limits are kept between pictures as long as they are made
+    with equal arguments. Artists that matplotlib's own methods add to the axes are drawn again for
+    each picture, over the kept ones. Of texts that were drawn before, the pixels are copied. Pass
+    the settings of axes to :meth:`axes`, with ``xlim`` and ``ylim`` among them: a picture that
+    changes them afterwards is correct, but is drawn afresh each time.
 
     Args:
-        changing: Positions, in the order of calls, of texts that change from picture to picture.
+        sprites: Pixels of texts, which pages may share; None for the page's own.
     """
 
-    def __init__(self, changing: frozenset[int] = frozenset()) -> None:
+    def __init__(self, sprites: Sprites | None = None) -> None:
         from matplotlib.figure import Figure
 
         self.figure = Figure(
@@ -85,11 +95,11 @@ class Page:
             linewidth=0,
         )  # fmt: skip
         self.figure.set_layout_engine("none")
-        self.changing = changing
-        self._axes: list[tuple[dict[str, Any], Axes]] = []
+        self._sprites = Sprites() if sprites is None else sprites
+        self._axes: list[tuple[dict[str, Any], PageAxes]] = []
         self._kept: list[set[Artist]] = []  # Parts of each axes that are kept.
-        self._texts: list[tuple[Any, ...]] = []
-        self._kept_texts: dict[int, Artist] = {}
+        self._texts: dict[Text, _Place] = {}
+        self._old_texts: dict[_Place, Text] = {}  # Of the last picture.
         self._background: Any = None
         self.keepable = True  # Axes are as the calls of :meth:`axes` made them.
         self._used = 0  # Number of kept axes that this picture has used.
@@ -112,6 +122,8 @@ class Page:
         grid: str = "",
         xlabel: str = "",
         ylabel: str = "",
+        hlines: Sequence[tuple[float, dict[str, Any]]] = (),
+        vlines: Sequence[tuple[float, dict[str, Any]]] = (),
         gradient: tuple[str, float] | None = None,
         **properties: Any,
     ) -> Axes:
@@ -131,6 +143,8 @@ class Page:
             grid: Axes with pale lines at their ticks: ``"both"``, ``"x"``, ``"y"`` or ``""``.
             xlabel: Label below the axes.
             ylabel: Label at the left edge of the page.
+            hlines: Places and styles of lines across the axes, below all that is drawn on them.
+            vlines: Places and styles of upright lines.
             gradient: Name of a colour map that fills the axes along their longer side, and the
                 share of the map to use.
             properties: Any other property of axes, such as ``xlim`` or ``xscale``.
@@ -145,7 +159,7 @@ class Page:
         spec = {
             "box": (left, bottom, right, top), "spines": tuple(spines), "at": at, "ticks": ticks,
             "labels": {k: v if v is None else list(v) for k, v in labels.items()}, "grid": grid,
-            "gradient": gradient,
+            "gradient": gradient, "hlines": list(hlines), "vlines": list(vlines),
             "properties": {k: _plain(v) for k, v in properties.items()},
         }  # fmt: skip
         self._used += 1
@@ -182,19 +196,21 @@ class Page:
             color: Colour of the letters.
             rotation: Angle in degrees.
         """
+        from matplotlib.colors import to_rgba
+
         # At whole pixels, equal texts have equal pixels everywhere.
-        place = (round(x), round(y), text, ha, va, color, rotation)
-        slot = len(self._texts)
-        self._texts.append(place)
-        if slot in self._kept_texts:
-            if self._kept_texts[slot].place != place:  # type: ignore[attr-defined]
-                self.changing |= {slot}
-            return
-        artist = self.figure.text(
-            place[0] / WIDTH, place[1] / HEIGHT, text, ha=ha, va=va, color=color,
-            rotation=rotation, alpha=1.0, **text_style(),
-        )  # fmt: skip
-        artist.place, artist.slot = place, slot  # type: ignore[attr-defined]
+        x, y = round(x), round(y)
+        place = x, y, (text, ha, va, to_rgba(color), rotation)
+        artist = self._old_texts.pop(place, None)
+        if artist is None:
+            artist = self.figure.text(
+                x / WIDTH, y / HEIGHT, text, ha=ha, va=va, color=color, rotation=rotation,
+                alpha=1.0, zorder=OVER + 3, **text_style(),
+            )  # fmt: skip
+            artist.stale = False  # It is true again once a picture has changed the text.
+        else:
+            self.figure.texts.append(artist)
+        self._texts[artist] = place
 
     def words(self, x: float, y: float, *words: tuple[str, Any]) -> float:
         """Write texts one after the other, and return where the last one ends.
@@ -234,20 +250,17 @@ class Page:
             text: A finding, or a quantity with its unit.
             step: Training step, written at the end.
         """
-        # The number is a text of its own, since it is new in every picture.
         count = "" if step is None else f"{int(step):,}"
         last = " · step" if count else ""
         room = RIGHT - LEFT - text_width(last + " " + "0" * len(count))
-        title = shorten(text, room) + last
-        self.text(LEFT, TITLE_Y, title)
-        if count:
-            self.text(LEFT + text_width(title) + space_width(), TITLE_Y, count)
+        title = f"{shorten(text, room)}{last} {count}"
+        # Words with digits change from picture to picture, and those between them don't.
+        parts = re.findall(r"\S*\d\S*|[^\s\d]+(?:\s+[^\s\d]+)*(?!\S)", title)
+        self.words(LEFT, TITLE_Y, *((part, INK) for part in parts))
 
     def line(self, x: Sequence[float], y: Sequence[float], color: Any = GREY) -> None:
         """Draw a thin line between places in pixels."""
         from matplotlib.lines import Line2D
-
-        from .style import line
 
         places = np.asarray(x) / WIDTH, np.asarray(y) / HEIGHT
         self.figure.add_artist(Line2D(*places, **line(color, 2)))
@@ -262,11 +275,16 @@ class Page:
 
     def clear(self) -> None:
         """Remove all artists that are not kept, for the next picture."""
+        self._old_texts = {place: text for text, place in self._texts.items() if not text.stale}
+        for text in self._old_texts.values():
+            self.figure.texts.remove(text)
         for artist in self._moving():
             artist.remove()
         for _, axes in self._axes:
             axes.set_prop_cycle(None)  # The first colour again.
-        self._used, self._texts = 0, []
+            axes.unmeasured.clear()
+        self._used = 0
+        self._texts.clear()
 
     def finish(self) -> None:
         """Put the artists that are not kept over those that are kept.
@@ -278,14 +296,14 @@ class Page:
             if artist.get_zorder() < OVER:
                 artist.set_zorder(artist.get_zorder() + OVER)
         own = [axes for _, axes in self._axes]
+        # Limits that follow the artists can't be kept with the axes.
         self.keepable = self.figure.axes == own and not any(
-            part.stale for axes, kept in zip(own, self._kept, strict=True) for part in kept
+            axes.get_autoscalex_on() or axes.get_autoscaley_on() or any(part.stale for part in kept)
+            for axes, kept in zip(own, self._kept, strict=True)
         )
         if self._background is None:
             return
-        gone = set(self._kept_texts) - set(range(len(self._texts)))
-        changed = self.changing & set(self._kept_texts)
-        if gone or changed or self._used < len(self._axes) or not self.keepable:
+        if self._used < len(self._axes) or not self.keepable:
             raise FrameChangedError
 
     def pixels(self) -> npt.NDArray[np.uint8]:
@@ -297,13 +315,6 @@ class Page:
             if not self.keepable:
                 self._canvas.draw()  # type: ignore[no-untyped-call]
                 return np.asarray(self._canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-            renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
-            for text in self.figure.texts:
-                slot, extent = getattr(text, "slot", None), text.get_window_extent(renderer)
-                # Text that axes could cover can't be below the changing artists.
-                covered = any(extent.overlaps(axes.bbox) for axes in self.figure.axes)
-                if slot is not None and slot not in self.changing and not covered:
-                    self._kept_texts[slot] = text
             for artist in self._drawn_over():
                 artist.set_animated(True)
             self._canvas.draw()  # type: ignore[no-untyped-call]
@@ -313,7 +324,15 @@ class Page:
         renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
         for artist in self._drawn_over():
             artist.set_animated(False)
-            artist.draw(renderer)
+            place = self._texts.get(artist)  # type: ignore[call-overload]
+            if place is not None and not artist.stale:
+                x, y, style = place
+                reach = 2 * LINE_HEIGHT + int(text_width(style[0]))
+                self._sprites.draw(artist, x, y, style, reach, renderer)
+            else:
+                if place is not None:  # A picture has changed the text.
+                    del self._texts[artist]  # type: ignore[arg-type]
+                artist.draw(renderer)
         for part in set().union(*self._kept):
             part.stale = False
         return np.asarray(self._canvas.buffer_rgba())  # type: ignore[no-untyped-call]
@@ -322,7 +341,7 @@ class Page:
 
     def _moving(self) -> list[Artist]:
         """Return the artists that are not kept."""
-        kept = {self.figure.patch, *self.figure.axes, *self._kept_texts.values()}
+        kept = {self.figure.patch, *self.figure.axes}
         own = [child for child in self.figure.get_children() if child not in kept]
         for (_, axes), stay in zip(self._axes, self._kept, strict=True):
             own += [child for child in axes.get_children() if child not in stay]
@@ -333,18 +352,21 @@ class Page:
         over: list[Artist] = []
         moving = set(self._moving())
         for axes in self.figure.axes:
-            spines = set(axes.spines.values())
-            own = [child for child in axes.get_children() if child in moving | spines]
+            spines = {spine for spine in axes.spines.values() if spine.get_visible()}
+            own = [child for child in axes.get_children() if child in moving or child in spines]
             over += sorted(own, key=lambda artist: artist.get_zorder())
         own = [child for child in self.figure.get_children() if child in moving]
         return over + sorted(own, key=lambda artist: artist.get_zorder())
 
-    def _new_axes(self, spec: dict[str, Any]) -> Axes:
+    def _new_axes(self, spec: dict[str, Any]) -> PageAxes:
         from matplotlib.ticker import NullLocator
+
+        from .artists import PageAxes
 
         left, bottom, right, top = spec["box"]
         place = (left / WIDTH, bottom / HEIGHT, (right - left) / WIDTH, (top - bottom) / HEIGHT)
-        axes = self.figure.add_axes(place, facecolor="white", axisbelow=True)
+        axes = self.figure.add_axes(place, axes_class=PageAxes, facecolor="white", axisbelow=True)
+        assert isinstance(axes, PageAxes)
         axes.grid(False, which="both")
         for name, spine in axes.spines.items():
             spine.set_visible(name in spec["spines"])
@@ -363,6 +385,10 @@ class Page:
             axis.set_tick_params(length=points(6) if spec["ticks"] in (name, "both") else 0)
             if spec["grid"] in (name, "both"):
                 axis.grid(True, color=LIGHT, linewidth=points(2), linestyle="-", alpha=1.0)
+        for y, style in spec["hlines"]:
+            axes.axhline(y, zorder=1, **style)
+        for x, style in spec["vlines"]:
+            axes.axvline(x, zorder=1, **style)
         return axes
 
 
@@ -381,6 +407,7 @@ def _fill(axes: Axes, cmap: str, last: float) -> None:
     image.set_clim(0.0, 1.0)
     axes.add_image(image)
     image.set_clip_path(axes.patch)
+    axes.set_autoscale_on(False)
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,8 @@ __all__ = [
     "heat_map",
     "left_margin",
     "name_strongest",
+    "segments",
+    "shade",
     "shade_ci",
     "sorted_bars",
     "strongest",
@@ -83,13 +85,15 @@ def heat_map(
     from matplotlib.colors import Normalize
     from matplotlib.image import AxesImage
 
+    from .artists import CellImage
+
     cells = np.ma.masked_invalid(np.asarray(values, np.float64))
     rows, columns = cells.shape
     box = axes.bbox
     colors = colormaps[cmap] if isinstance(cmap, str) else cmap
     # Where cells are smaller than pixels, they are averaged rather than dropped.
     fits = rows <= box.height and columns <= box.width
-    image = AxesImage(
+    image = (CellImage if fits else AxesImage)(
         axes, cmap=colors.with_extremes(bad=bad), norm=Normalize(low, high), origin="upper",
         interpolation="nearest" if fits else "antialiased", filternorm=True, resample=True,
         extent=extent or (-0.5, columns - 0.5, rows - 0.5, -0.5), zorder=1,
@@ -152,13 +156,30 @@ def sorted_bars(axes: Axes, low: npt.ArrayLike, high: Array, color: Any) -> None
     if 1 < count <= MAX_SEPARATED:
         bottom = np.minimum(np.minimum(low[1:], low[:-1]), np.minimum(high[1:], high[:-1]))
         top = np.maximum(np.maximum(low[1:], low[:-1]), np.maximum(high[1:], high[:-1]))
-        gap: dict[str, Any] = {
-            "colors": "white",
-            "linewidths": points(2),
-            "linestyles": "-",
-            "zorder": 1.5,
-        }
-        axes.vlines(np.arange(1, count), bottom, top, **gap)
+        at = np.arange(1, count)
+        segments(axes, at, bottom, at, top, "white", 2, zorder=1.5)
+
+
+def segments(
+    axes: Axes,
+    x0: npt.ArrayLike,
+    y0: npt.ArrayLike,
+    x1: npt.ArrayLike,
+    y1: npt.ArrayLike,
+    color: Any,
+    pixels: float,
+    *,
+    zorder: float,
+) -> None:
+    """Draw straight lines from ``(x0, y0)`` to ``(x1, y1)``, so many pixels wide."""
+    from matplotlib.collections import LineCollection
+
+    ends = np.stack(np.broadcast_arrays(x0, y0, x1, y1), axis=-1).astype(np.float64)
+    lines = LineCollection(
+        list(ends.reshape(-1, 2, 2)), colors=color, linewidths=points(pixels), linestyles="-",
+        zorder=zorder,
+    )  # fmt: skip
+    axes.add_collection(lines, autolim=False)
 
 
 def whiskers(axes: Axes, at: npt.ArrayLike, ci: npt.ArrayLike, *, horizontal: bool = False) -> None:
@@ -182,8 +203,32 @@ def shade_ci(axes: Axes, x: npt.ArrayLike, ci: npt.ArrayLike, color: Any, alpha:
     # Far beyond the axes, coordinates of pixels overflow.
     room = 10 * (top - bottom)
     low, high = np.clip(np.asarray(ci, np.float64), bottom - room, top + room)
-    if (np.isfinite(low) & np.isfinite(high)).any():
-        axes.fill_between(np.asarray(x, np.float64), low, high, zorder=1.5, **fill(color, alpha))
+    shade(axes, x, low, high, color, alpha)
+
+
+def shade(
+    axes: Axes,
+    x: npt.ArrayLike,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    color: Any,
+    alpha: float,
+) -> None:
+    """Shade the area between two curves, where both are known."""
+    from matplotlib.collections import PolyCollection
+
+    lower, upper = (np.stack([x, y], axis=1).astype(np.float64) for y in (low, high))
+    known = np.isfinite(lower).all(axis=1) & np.isfinite(upper).all(axis=1)
+    # Each run of known points is an area of its own.
+    ends = np.flatnonzero(np.diff(known, prepend=False, append=False)).reshape(-1, 2)
+    # They have the corners that matplotlib's ``fill_between`` gives them.
+    areas = [
+        np.concatenate([upper[a : a + 1], lower[a:b], upper[b - 1 : b], upper[a:b][::-1]])
+        for a, b in ends
+    ]
+    if areas:
+        polygons = PolyCollection(areas, zorder=1.5, **fill(color, alpha))
+        axes.add_collection(polygons, autolim=False)
 
 
 def end_labels(page: Page, x: float, axes: Axes, ends: Sequence[tuple[str, Any, float]]) -> None:

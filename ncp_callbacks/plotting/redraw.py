@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .page import FrameChangedError, Page
 from .png import encode_png, to_png
+from .sprites import Sprites
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,8 +20,8 @@ class Redrawer:
     """Draw the pictures of many tags on one thread, each on the page of the last one.
 
     It keeps the page of the last picture of each tag and draws only what changed over it, as
-    matplotlib's guide on faster rendering by blitting describes it. Plot functions that were not
-    made by :func:`~.page.redrawable` are drawn afresh.
+    matplotlib's guide on faster rendering by blitting describes it. The pixels of texts are kept
+    for all pages. Plot functions that were not made by :func:`~.page.redrawable` are drawn afresh.
 
     Args:
         max_pages: Number of pages to keep, about 2 MB each. Beyond, the pages of the tags that
@@ -29,6 +30,7 @@ class Redrawer:
 
     def __init__(self, max_pages: int = 32) -> None:
         self._max_pages = max_pages
+        self._sprites = Sprites()
         self._pages: OrderedDict[str, tuple[Callable[..., Figure], Page]] = OrderedDict()
 
     def png(
@@ -51,13 +53,13 @@ class Redrawer:
         # The page is kept only if all goes well: an error would leave artists on it.
         last, page = self._pages.pop(tag, (None, None))
         if page is None or last is not plot:
-            page = Page()
+            page = Page(self._sprites)
         try:
             page.clear()
             draw(page, data, **options)
             page.finish()
         except FrameChangedError:
-            page = Page(page.changing)
+            page = Page(self._sprites)
             draw(page, data, **options)
             page.finish()
         png = encode_png(page.pixels())

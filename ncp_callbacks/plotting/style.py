@@ -6,7 +6,11 @@ because a context that changes them would also change them for other threads.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontProperties
 
 # Twice the height of a TensorBoard card (215), so that it is scaled by exactly 1/2 or 1: cards are
 # scaled without smoothing, and any other factor cuts strokes off letters.
@@ -73,10 +77,15 @@ def text_style() -> dict[str, Any]:
 
     Names are the user's: a "$" in them begins no formula.
     """
+    return {"fontproperties": _font(), "parse_math": False, "usetex": False}
+
+
+@cache
+def _font() -> FontProperties:
     from matplotlib.font_manager import FontProperties
 
-    font = FontProperties(
+    # Matplotlib copies it for each text.
+    return FontProperties(
         family=FONT, style="normal", variant="normal", weight="normal", stretch="normal",
         size=FONT_SIZE,
     )  # fmt: skip
-    return {"fontproperties": font, "parse_math": False, "usetex": False}

@@ -91,14 +91,13 @@ def _memory(
     left, right = left_margin(labels), MIDDLE - 26 - text_width("first")
     last = max(1, len(now) - 1, 0 if before is None else len(before) - 1)
     xticks = integer_ticks(last, 3)
+    at_e = -1 / math.log(10)
     axes = page.axes(
         left, BOTTOM + 4, right, TOP, xlim=(0, last), ylim=(-below, above), xticks=xticks,
         xticklabels=[number(x) for x in xticks], yticks=powers, yticklabels=labels, grid="y",
+        hlines=[(0.0, line(GREY, 2)), (at_e, line(INK, 2, DOTTED))],
     )  # fmt: skip
     page.text((left + right) / 2 - 8, LABEL_Y, "time steps before last", ha="center")
-    at_e = -1 / math.log(10)
-    axes.axhline(0.0, zorder=1, **line(GREY, 2))
-    axes.axhline(at_e, zorder=1, **line(INK, 2, DOTTED))
     ends = [("1/e", INK, at_e)]
     if before is not None:
         axes.plot(np.arange(len(before)), before, zorder=3, **line(GREY, 2.5, DASHED))
@@ -153,14 +152,13 @@ def _units(page: Page, correlations: UnitCorrelations, x: float, target: str | N
     page.text(x, THIRD_Y, count if len(known) else "nothing varies", color=GREY)
     labels = [number(v) for v in (-1.0, 0.0, 1.0)]
     left = x - LEFT + left_margin(labels)
+    chance = float(correlations.chance)
+    bounds = (-chance, chance) if chance < 1 else ()
     axes = page.axes(
         left, BOTTOM + 4, RIGHT - 4, TOP, xlim=(0, max(1, len(values))), ylim=(-1, 1),
         yticks=[-1, 0, 1], yticklabels=labels, xlabel=_top(correlations),
+        hlines=[(0.0, line(GREY, 2)), *((bound, line(INK, 2, DOTTED)) for bound in bounds)],
     )  # fmt: skip
-    axes.axhline(0.0, zorder=0.5, **line(GREY, 2))
-    if correlations.chance < 1:
-        for bound in (-correlations.chance, correlations.chance):
-            axes.axhline(float(bound), zorder=0.6, **line(INK, 2, DOTTED))
     for color, own in ((PALE, ~beyond), (BLUE, beyond)):
         if own.any():
             sorted_bars(axes, 0.0, np.where(own, known, 0.0), color)

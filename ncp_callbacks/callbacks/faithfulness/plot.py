@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ...plotting.limits import checked_limit
 from ...plotting.page import Page, redrawable
-from ...plotting.parts import left_margin, shade_ci
+from ...plotting.parts import left_margin, shade, shade_ci
 from ...plotting.style import (
     BLUE,
     BOTTOM,
@@ -16,7 +16,6 @@ from ...plotting.style import (
     INK,
     RIGHT,
     VERMILION,
-    fill,
     line,
 )
 from ...plotting.text import number, text_width
@@ -71,11 +70,11 @@ def plot_faithfulness(
         left_margin(labels, True), BOTTOM + 4, RIGHT - text_width("100%") / 2, TOP, xlim=(0, 1),
         ylim=(0, limit), xticks=xticks, xticklabels=[f"{x:.0%}" for x in xticks], yticks=yticks,
         yticklabels=labels, grid="y", xlabel="inputs removed", ylabel="RMS change of target",
+        vlines=[(float(result.top), line(INK, 2, DOTTED))],
     )  # fmt: skip
-    axes.axvline(float(result.top), zorder=1, **line(INK, 2, DOTTED))
     shares, random = np.asarray(result.shares, np.float64), curves[2:]
     if len(random) and np.isfinite(random).all():
-        axes.fill_between(shares, random.min(axis=0), random.max(axis=0), **fill(GREY, 0.25))
+        shade(axes, shares, random.min(axis=0), random.max(axis=0), GREY, 0.25)
         axes.plot(shares, random.mean(axis=0), zorder=3, **line(GREY, 3))
     for i, color in ((1, VERMILION), (0, BLUE)):
         shade_ci(axes, shares, result.rms_ci[:, i], color, 0.16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ...plotting.limits import checked_limit
 from ...plotting.page import Page, redrawable
 from ...plotting.parts import bars as draw_bars
-from ...plotting.parts import color_bar, heat_map, name_strongest, strongest
+from ...plotting.parts import color_bar, heat_map, name_strongest, segments, strongest
 from ...plotting.style import (
     BOTTOM,
     GREY,
@@ -21,8 +21,6 @@ from ...plotting.style import (
     ORANGE,
     RIGHT,
     TOP,
-    points,
-    text_style,
 )
 from ...plotting.text import number, short_names, text_width
 from .analysis import Interactions
@@ -37,6 +35,7 @@ Array = npt.NDArray[np.float64]
 NAMES = 150  # Pixels for names, at most.
 BARS = 96  # Pixels of the longest bar.
 LISTED = 3  # Pairs named in the corner.
+WHITE_LINE = 2.1  # Pixels.
 MAX_LINES = 40  # With more rows there are no lines between cells.
 MAX_CELLS = 150  # Rows and columns of the triangle; with more, the strongest of each block.
 CLOSEST = 21  # Pixels between the names of neighbouring rows, at least.
@@ -112,16 +111,10 @@ def plot_interactions(
     heat_map(axes, cells, 0, limit, bad="white", extent=(-0.5, edge, edge, -0.5))
     if count <= MAX_LINES:
         # White lines keep cells of about the same colour apart.
-        edges = np.arange(count + 1) - 0.5
-        style: dict[str, Any] = {
-            "colors": "white",
-            "linewidths": 1.5,
-            "linestyles": "-",
-            "zorder": 1.5,
-        }
-        axes.vlines(edges, -0.5, count - 0.5, **style)
-        axes.hlines(edges, -0.5, count - 0.5, **style)
-    _name_pairs(axes, result, strength)
+        edges, (low, high) = np.arange(count + 1) - 0.5, (-0.5, count - 0.5)
+        segments(axes, edges, low, edges, high, "white", WHITE_LINE, zorder=1.5)
+        segments(axes, low, edges, high, edges, "white", WHITE_LINE, zorder=1.5)
+    _name_pairs(page, axes, result, strength)
     beside = page.axes(
         right - BARS, BOTTOM, right, TOP, xlim=(0, full), ylim=rows, spines=["left"], ticks=""
     )
@@ -132,7 +125,7 @@ def plot_interactions(
     color_bar(page, "0", number(limit), note=target)
 
 
-def _name_pairs(axes: Axes, result: Interactions, strength: Array) -> None:
+def _name_pairs(page: Page, axes: Axes, result: Interactions, strength: Array) -> None:
     """Write the strongest pairs into the free corner, as far as it reaches."""
     rows, columns = np.tril_indices(len(strength), -1)
     order = np.argsort(-strength[rows, columns], kind="stable")[:LISTED]
@@ -149,7 +142,4 @@ def _name_pairs(axes: Axes, result: Interactions, strength: Array) -> None:
             break
     for text, y, fit in zip(texts, down, fits, strict=True):
         if fit:
-            axes.annotate(
-                text, (1, 1), (0, -points(y)), xycoords="axes fraction", ha="right",
-                textcoords="offset points", va="baseline", color=GREY, **text_style(),
-            )  # fmt: skip
+            page.text(axes.bbox.x1, axes.bbox.y1 - y, text, ha="right", color=GREY)

@@ -132,9 +132,8 @@ def _profile(
     axes = page.axes(
         *box, xlim=xlim, ylim=(0.0, limit), xticks=ticks,
         xticklabels=[number(float(t)) for t in ticks], yticks=[0.0, limit],
-        yticklabels=["0", f"{number(100 * limit)}%"],
+        yticklabels=["0", f"{number(100 * limit)}%"], hlines=[(limit, line(LIGHT, 2))],
     )  # fmt: skip
-    axes.axhline(limit, zorder=0.5, **line(LIGHT, 2))
     axes.stairs(np.nan_to_num(values), np.asarray(edges), fill=True, **fill(BLUE))
     page.text((box[0] + box[2]) / 2, box[1] - 53, name, ha="center")
 

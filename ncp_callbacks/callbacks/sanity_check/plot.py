@@ -133,10 +133,9 @@ def _cascade(page: Page, result: Cascade, first: Array | None) -> None:
         left, BOTTOM + 4, right, TOP, xlim=(-1.04, 1.04), ylim=(len(names) - 0.5, -0.5),
         spines=("bottom",), xticks=[-1, 0, 1], xticklabels=[number(v) for v in (-1, 0, 1)],
         grid="x", xlabel="similarity of the maps",
+        vlines=[(0.0, line(GREY, 2)), (ALIKE, line(INK, 2, DOTTED))],
     )  # fmt: skip
     axes.axvspan(ALIKE, 1.04, zorder=0.5, **fill(LIGHT, 0.5))
-    axes.axvline(0.0, zorder=1, **line(GREY, 2))
-    axes.axvline(ALIKE, zorder=1, **line(INK, 2, DOTTED))
     if first is not None and len(first) == len(rows):
         axes.plot(first, rows, zorder=3, **line(GREY, 2.5, FIRST))
     whiskers(axes, rows, np.clip(np.asarray(result.ci), -1.0, 1.0), horizontal=True)
@@ -153,6 +152,8 @@ def _measures(
     right: float,
 ) -> None:
     """Draw the measures that are known, one below the other."""
+    from matplotlib.patches import Rectangle
+
     models = (result.trained, result.randomised)
     pitch = (TOP - BOTTOM - 4) / MAX_MEASURES
     place = 0
@@ -176,7 +177,8 @@ def _measures(
             y = bottom + (1.5 - i) * BAR
             page.text(right, y, _short(value), ha="right", va="center_baseline", color=color)
             if np.isfinite(value):
-                axes.barh(1.5 - i, value / largest, height=0.7, **fill(bar))
+                corner = 0.0, 1.15 - i
+                axes.add_patch(Rectangle(corner, value / largest, 0.7, **fill(bar)))
         for value, dashes, color in ((values[1], BASELINE, INK), (before, FIRST, GREY)):
             if np.isfinite(value):
                 axes.plot([value / largest] * 2, [0, 2], zorder=4, **line(color, 2.5, dashes))

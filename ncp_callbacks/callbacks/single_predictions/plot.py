@@ -150,9 +150,8 @@ def plot_prediction(
     if with_states:
         below = page.axes(
             left, BOTTOM, right, BOTTOM + STATES, xlim=across, ylim=(yticks[0], yticks[-1]),
-            yticks=yticks, yticklabels=labels, **ticks,
+            yticks=yticks, yticklabels=labels, hlines=[(0.0, line(GREY, 2))], **ticks,
         )  # fmt: skip
-        below.axhline(0.0, zorder=1, **line(GREY, 2))
         path = np.full((last - first + 1, states.shape[1]), np.nan)
         path[steps - first] = states
         shape = "o" if first == last else ""
@@ -193,8 +192,7 @@ def _draw_curve(page: Page, prediction: Prediction, limit: float) -> None:
         right - CURVE, BOTTOM, right, TOP, xlim=xlim, ylim=(-limit, limit), xscale="log",
         xticks=xticks, xticklabels=[f"{number(t, 2)}×" for t in xticks], yticks=yticks,
         yticklabels=[number(y) for y in yticks], grid="y", xlabel="Δt",
+        hlines=[(0.0, line(GREY, 2))], vlines=[(1.0, line(INK, 2, DOTTED))],
     )  # fmt: skip
-    axes.axhline(0.0, zorder=1, **line(GREY, 2))
-    axes.axvline(1.0, zorder=1, **line(INK, 2, DOTTED))
     axes.plot(scales, np.asarray(prediction.changes, np.float64), **line(INK, 3, marker="o"))
     page.text(RIGHT, SECOND_Y, "change", ha="right")

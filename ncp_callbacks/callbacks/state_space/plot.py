@@ -136,9 +136,10 @@ def plot_state_space(
     for i, ratio in enumerate(variance):
         names[i] += f" ({ratio:.0%})" if np.isfinite(ratio) else ""
     flat = scores.shape[-1] == 1
+    lines = [(at, line(GREY if at == 0 else LIGHT, 2)) for at in (-limit / 2, 0.0, limit / 2)]
     common: dict[str, Any] = {
         "ylim": (-limit, limit), "yticks": yticks, "yticklabels": labels,
-        "ylabel": names[0 if flat else 1],
+        "ylabel": names[0 if flat else 1], "hlines": lines, "vlines": [] if flat else lines,
     }  # fmt: skip
     if flat:
         side = 640.0 if groups is None else max(
@@ -157,11 +158,6 @@ def plot_state_space(
             xticklabels=labels, xlabel=names[0], **common,
         )  # fmt: skip
         across = scores[..., :1]
-    for at in (-limit / 2, 0.0, limit / 2):
-        style = line(GREY if at == 0 else LIGHT, 2)
-        axes.axhline(at, zorder=1, **style)
-        if not flat:
-            axes.axvline(at, zorder=1, **style)
     path = np.concatenate([across, scores[..., -1:]], axis=2)
     path[~real] = np.nan
     _draw(axes, path, real, elapsed, latest, groups)

@@ -14,6 +14,7 @@ from ...plotting.parts import (
     end_labels,
     heat_map,
     left_margin,
+    segments,
     sorted_bars,
     time_steps,
 )
@@ -29,7 +30,6 @@ from ...plotting.style import (
     RIGHT,
     SECOND_Y,
     line,
-    points,
 )
 from ...plotting.text import number, text_width
 from .analysis import UnitTimeConstants
@@ -100,33 +100,25 @@ def plot_time_constants(
     labels = [number(float(f"1e{power}")) for power in powers]
     left = left_margin(labels, True) - 7
     right = RIGHT - 12 - text_width("sequence")
-    axes = page.axes(
-        left, BOTTOM + 4, right, TOP, xlim=(0, units), ylim=(low, high), yticks=powers,
-        yticklabels=labels, grid="y", xlabel=_count(len(order)),
-        ylabel="time" if timed else "time steps",
-    )  # fmt: skip
     ends = []
     for name, scale in (("Δt", time_delta), ("sequence", duration)):
         power = math.log10(scale)
         if low <= power <= high and (name, time_delta) != ("sequence", duration):
-            axes.axhline(power, zorder=1, **line(INK, 2, DOTTED))
             ends.append((name, INK, power))
+    axes = page.axes(
+        left, BOTTOM + 4, right, TOP, xlim=(0, units), ylim=(low, high), yticks=powers,
+        yticklabels=labels, grid="y", xlabel=_count(len(order)),
+        ylabel="time" if timed else "time steps",
+        hlines=[(power, line(INK, 2, DOTTED)) for _, _, power in ends],
+    )  # fmt: skip
     shown = [log_clipped(values, low, high)[order]
              for values in (result.unit_low, result.unit_median, result.unit_high)]  # fmt: skip
     known = ~np.isnan(shown[1])
     bottom, middle, top = (values[known] for values in shown)
     if known.any():
         sorted_bars(axes, bottom, top, PALE)
-        left_ends = np.arange(len(middle))
-        axes.hlines(
-            middle,
-            left_ends,
-            left_ends + 1,
-            colors=BLUE,
-            linewidths=points(4),
-            linestyles="-",
-            zorder=4,
-        )
+        at = np.arange(len(middle))
+        segments(axes, at, middle, at + 1, middle, BLUE, 4, zorder=4)
     before = np.sort(log_clipped([] if first is None else first, low, high))
     before = before[~np.isnan(before)]
     if len(before):

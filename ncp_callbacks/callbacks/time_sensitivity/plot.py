@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ...plotting.limits import checked_limit
 from ...plotting.page import Page, redrawable
-from ...plotting.parts import end_labels, left_margin, whiskers
+from ...plotting.parts import end_labels, left_margin, shade, whiskers
 from ...plotting.style import (
     BLUE,
     BOTTOM,
@@ -19,7 +19,6 @@ from ...plotting.style import (
     RIGHT,
     SECOND_Y,
     VERMILION,
-    fill,
     line,
 )
 from ...plotting.text import number, shorten, text_width
@@ -85,10 +84,9 @@ def plot_time_sensitivity(
         left, BOTTOM + 4, right, TOP, xlim=xlim, ylim=(-limit, limit), xscale="log",
         xticks=xticks, xticklabels=[f"{number(s)}×" for s in xticks], yticks=yticks,
         yticklabels=labels, grid="y", xlabel="Δt × (1× = the data's)", ylabel=f"change ({unit})",
+        hlines=[(0.0, line(GREY, 2))], vlines=[(1.0, line(INK, 2, DOTTED))],
     )  # fmt: skip
-    axes.axhline(0.0, zorder=1, **line(GREY, 2))
-    axes.axvline(1.0, zorder=1, **line(INK, 2, DOTTED))
-    axes.fill_between(x, rms, -rms, zorder=1.5, **fill(BLUE, 0.16))
+    shade(axes, x, -rms, rms, BLUE, 0.16)
     ends = [("0", BLUE, 0.0)]
     if not result.ignores_time:
         axes.plot(x, mean, zorder=4, **line(VERMILION, 2.5))
