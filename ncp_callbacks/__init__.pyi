@@ -25,9 +25,11 @@ from .model.errors import ModelError as ModelError
 from .model.errors import NotApplicable as NotApplicable
 from .monitor import Monitor as Monitor
 from .observation import Activations as Activations
+from .observation import EvaluatedBatch as EvaluatedBatch
 from .observation import Need as Need
 from .observation import Observation as Observation
 from .observation import Trajectory as Trajectory
+from .passes import ExtraPasses as ExtraPasses
 from .plots import *
 from .records import Array as Array
 from .records import Embedding as Embedding

@@ -73,8 +73,10 @@ _MAX_COMPARED = 4096
 class Callback(abc.ABC):
     """Analyse the snapshots of a model and make records of the result.
 
-    A subclass names what it ``needs`` of the model and turns an observation into records. It never
-    runs the model, draws, or writes. Its docstring lists the tags that it logs.
+    A subclass declares what it ``needs`` of the model and turns an observation into records. The
+    needs are arrays of the pass that all callbacks share, and kinds of extra passes, which it asks
+    ``observation.extra_passes`` for. It never draws or writes. Its docstring lists the tags that it
+    logs.
 
     Args:
         every: The steps to analyse: a number of steps, a schedule or any callable
@@ -89,8 +91,6 @@ class Callback(abc.ABC):
     """
 
     needs: frozenset[Need] = frozenset()
-    # The scales that the callback passes to `Observation.values_at_scales`.
-    time_scales: Sequence[float] = ()
     default_name: ClassVar[str] = ""
 
     # A subclass with state of its own need not call __init__.

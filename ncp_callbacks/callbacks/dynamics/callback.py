@@ -169,7 +169,7 @@ class Dynamics(Callback):
     step.
     """
 
-    needs = frozenset({Need.STATES})
+    needs = frozenset({Need.STATES, Need.CELL_STEPS})
     default_name = "dynamics"
 
     def __init__(
@@ -193,7 +193,9 @@ class Dynamics(Callback):
             if value < 1:
                 raise ValueError(f"{what}={value}: pass a whole number of at least 1")
         self._sequences, self._exponents = max_jacobian_sequences, exponents
-        self._jacobians, self._max_units, self._per_step = jacobians, max_units, per_step
+        if not jacobians:
+            self.needs -= {Need.CELL_STEPS}
+        self._max_units, self._per_step = max_units, per_step
         self._history: dict[str, _CellHistory] = {}  # By cell.
         self._without_jacobians: set[str] = set()
         self._changes = PairedChanges()
@@ -234,7 +236,7 @@ class Dynamics(Callback):
             _log_drift(log, history, states, real)
             _log_dimensions(log, states, mask)
             memory = None
-            if self._jacobians and cell.cell not in self._without_jacobians:
+            if Need.CELL_STEPS in self.needs and cell.cell not in self._without_jacobians:
                 part = observation.limited(self._sequences)
                 try:
                     memory, numbers = _log_jacobians(
@@ -382,13 +384,13 @@ def _log_jacobians(
     over: dict[str, Any] = {"time_delta": delta, "mask": mask}
     directions = gains = ""
     if units <= max_units:
-        jacobians = part.state_jacobian(cell.cell, None)
+        jacobians = part.extra_passes.state_jacobian(cell.cell)
         memory = memory_horizon(jacobians, **over)
         radius, norm = jacobian_gains(jacobians, mask=mask)
         owner = gain_sequences(jacobians, mask=mask)
         values = lyapunov_exponents(jacobians, **over, count=exponents)
     else:
-        products = part.jacobian_products(cell.cell, None)
+        products = part.extra_passes.jacobian_products(cell.cell)
         count = min(max_units, _MAX_DIRECTIONS)
         memory = estimated_memory(products, **over, directions=count)
         radius, norm, owner = leading_gains(products, mask=mask)

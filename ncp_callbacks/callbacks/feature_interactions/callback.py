@@ -17,7 +17,7 @@ from ...callback import (
     small_batch_note,
 )
 from ...model import NotApplicable
-from ...observation import Observation
+from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
@@ -109,6 +109,7 @@ class FeatureInteractions(Callback):
     are analysed separately, and all others as one.
     """
 
+    needs = frozenset({Need.VARIANTS})
     default_name = "interactions"
     max_sequences: int | None = 8
 
@@ -125,6 +126,8 @@ class FeatureInteractions(Callback):
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
         self._method = interaction_method(method)
+        if self._method.uses_slopes:
+            self.needs |= {Need.HESSIAN_PRODUCTS}
         self._baseline, self._time_baseline = baseline, time_baseline
         self._own: list[str] | None = None
         self._pairs: list[tuple[str, str]] | None = None
@@ -162,8 +165,9 @@ class FeatureInteractions(Callback):
                 f"{names[0]} is the only feature that the target depends on, and interactions need "
                 "two; pass inputs with at least two features, or elapsed times"
             )
+        passes = observation.extra_passes
         result = self._method.interactions(
-            observation.evaluate, observation.slopes, observation.inputs, dt,
+            passes.evaluate, passes.slopes, observation.inputs, dt,
             baseline=x0, time_baseline=dt0, groups=groups, names=names,
         )  # fmt: skip
         if result.sequences:
@@ -197,7 +201,7 @@ def _strongest_features(observation: Observation, baseline: FloatArray) -> list[
     if len(names) <= _MAX_FEATURES:
         return names
     effects = group_effects(
-        observation.evaluate, observation.inputs, baseline=baseline, groups=_columns(observation)
+        observation.extra_passes.evaluate, observation.inputs, baseline=baseline, groups=_columns(observation)
     )
     strongest = np.argsort(-effects, kind="stable")[: _MAX_FEATURES - 1]
     return [names[i] for i in sorted(strongest)]

@@ -11,7 +11,7 @@ from ...attribution import (
     DEFAULT_METHOD,
     Attribution,
     AttributionMethod,
-    ExtraPasses,
+    PassCount,
     TemporalImportance,
     method_from,
 )
@@ -428,7 +428,7 @@ def _completeness(
         )
 
 
-def _extra_passes(passes: ExtraPasses, group: str) -> Iterator[Scalar]:
+def _extra_passes(passes: PassCount, group: str) -> Iterator[Scalar]:
     if any(passes):
         description = _SCALARS["extra_passes"].format(**passes._asdict())
         yield Scalar(f"{group}/extra_passes", sum(passes), description)

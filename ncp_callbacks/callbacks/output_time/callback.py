@@ -27,7 +27,7 @@ from ...callback import (
     small_batch_note,
 )
 from ...model import NotApplicable
-from ...observation import Observation
+from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
@@ -131,6 +131,7 @@ class OutputTime(Callback):
         ValueError: For fewer than 2 ``max_output_steps``, or another ``local``.
     """
 
+    needs = frozenset({Need.OUTPUT_STEPS})
     default_name = "output_time"
     max_sequences: int | None = 8
 
@@ -232,7 +233,7 @@ def _influence(
 ) -> OutputTimeResult:
     """Return the influence of input time steps on output time steps, by input × gradient."""
     steps = output_steps(observation.held_out.mask_array, max_output_steps)
-    found = observation.at_steps(steps.tolist())
+    found = observation.extra_passes.at_steps(steps.tolist())
     assert found.input_gradient is not None
     with np.errstate(invalid="ignore", over="ignore"):
         attributed = observation.held_out.by_feature(
@@ -369,11 +370,11 @@ def _to_own_steps(
         inputs: FloatArray | None = None,
         time_delta: FloatArray | None = None,
         *,
-        rows: npt.NDArray[np.intp] | None = None,
+        sequences: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
     ) -> TargetValues:
         nonlocal mixed
-        found, others = observation.at_own_steps(
+        found, others = observation.extra_passes.at_own_steps(
             None if inputs is None else inputs.astype(np.float32),
             None if time_delta is None else time_delta.astype(np.float32),
         )
@@ -381,7 +382,7 @@ def _to_own_steps(
         return found
 
     dt = observation.time_delta if observation.takes_time else None
-    sequences = (
+    moved = (
         observation.inputs.astype(np.float64), None if dt is None else dt.astype(np.float64)
     )  # fmt: skip
     baselines: dict[str, Any] = {
@@ -391,9 +392,9 @@ def _to_own_steps(
     with np.errstate(invalid="ignore", over="ignore"):
         if isinstance(method, IntegratedGradients):
             maps, error = method.attribute_with_error(
-                evaluate, *sequences, **baselines, mask=observation.mask
+                evaluate, *moved, **baselines, mask=observation.mask
             )
         else:
-            maps = method.attribute(evaluate, *sequences, **baselines, mask=observation.mask)
+            maps = method.attribute(evaluate, *moved, **baselines, mask=observation.mask)
             error = None
     return Attribution(method, maps.inputs, maps.time_delta), error, mixed

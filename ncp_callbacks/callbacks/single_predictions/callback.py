@@ -75,7 +75,7 @@ class SinglePredictions(Callback):
         ValueError: Before the first step, for indices that the held-out batch doesn't have.
     """
 
-    needs = frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT, Need.STATES})
+    needs = frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT, Need.STATES, Need.VARIANTS})
     default_name = "predictions"
 
     def __init__(
@@ -183,7 +183,7 @@ def _target_changes(
         return None
     factors, different = np.array(scales, np.float32), np.unique(places)
     scaled = factors[:, None, None] * observation.time_delta[different]
-    values = observation.evaluate(time_delta=scaled, rows=different).values
+    values = observation.extra_passes.evaluate(time_delta=scaled, sequences=different).values
     with np.errstate(invalid="ignore"):
         changes = values - values[scales.index(1.0)]
     return np.asarray(changes[:, np.searchsorted(different, places)])

@@ -127,7 +127,8 @@ class StateSpace(Callback):
         if not 0 <= refit_below <= 1:
             raise ValueError(f"refit_below={refit_below}: pass a share between 0 and 1")
         self._refit_below = refit_below
-        self._exclude_motor = exclude_motor
+        if exclude_motor:
+            self.needs |= {Need.CELL_STEPS}
         self._units: dict[str, npt.NDArray[np.intp] | None] = {}
         self._axes: dict[str, _Axes] = {}
         self._changes = PairedChanges()
@@ -158,7 +159,7 @@ class StateSpace(Callback):
         cells = observation.states
         for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
             if cell.cell not in self._units:
-                motor_shown = not self._exclude_motor
+                motor_shown = Need.CELL_STEPS not in self.needs
                 self._units[cell.cell] = None if motor_shown else _without_motor(cell, observation)
             units = self._units[cell.cell]
             shown = cell.values if units is None else cell.values[..., units]
@@ -293,7 +294,7 @@ def _scalars(result: StateSpaceResult, group: str) -> Iterator[Scalar]:
 def _without_motor(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:
     """Return the columns of all but motor neurons; None for a cell that is shown whole."""
     try:
-        groups = neuron_groups(observation.cell_stepper(cell.cell, 1))
+        groups = neuron_groups(observation.limited(1).extra_passes.cell_stepper(cell.cell))
     except NotApplicable:
         return None
     columns = [group.columns for group in groups if group.name != "motor"]

@@ -27,10 +27,10 @@ from ...model.liquid import (
     GateReading,
     LTCReading,
     Reading,
-    read_liquid,
     time_delta_per_call,
 )
 from ...observation import Need, Observation
+from ...passes import ExtraPasses
 from ...records import Array, Figure, Histogram, Note, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
@@ -168,7 +168,7 @@ class TimeConstants(Callback):
     Source: the functions in ``ncp_callbacks.callbacks.time_constants.analysis`` name theirs.
     """
 
-    needs = frozenset({Need.STATES})
+    needs = frozenset({Need.STATES, Need.CELL_STEPS})
     default_name = "time_constants"
     max_sequences: int | None = 8
 
@@ -212,17 +212,20 @@ class TimeConstants(Callback):
 
     def _of(self, cell: str, group: str, part: Observation) -> Iterable[Record | Note]:
         """Return the records of one cell."""
-        stepper = part.cell_stepper(cell)
+        passes = part.extra_passes
+        stepper = passes.cell_stepper(cell)
         real = np.ones((len(part.inputs), stepper.steps), bool) if part.mask is None else part.mask
         log = _CellLog(cell, group, stepper, real, part.time_delta)
         reading: Reading | None = None
         try:
-            reading = read_liquid(stepper, part.time_delta if part.takes_time else None)
+            reading = passes.read_liquid(stepper)
         except NotApplicable as reason:
             log.note(f"{reason}; its effective time constants are logged instead")
         result, some = (None if reading is None else _log_exact(log, reading)), ""
         if result is None or self._time_steps:
-            effective, of_units = _log_effective(log, reading, self._time_steps, self._max_units)
+            effective, of_units = _log_effective(
+                log, passes, reading, self._time_steps, self._max_units
+            )
             if result is None:
                 result, some = effective, of_units
         _log_units(log, result, some)
@@ -424,7 +427,11 @@ def _log_openness(log: _CellLog, openness: FloatArray, half: FloatArray, kind: s
 
 
 def _log_effective(
-    log: _CellLog, reading: Reading | None, time_steps: int, max_units: int
+    log: _CellLog,
+    passes: ExtraPasses,
+    reading: Reading | None,
+    time_steps: int,
+    max_units: int,
 ) -> tuple[UnitTimeConstants, str]:
     """Log effective time constants, and return them and the end of their descriptions."""
     width = sum(log.stepper.sizes)
@@ -436,7 +443,7 @@ def _log_effective(
             f"effective time constants are of {len(units)} of {width} units, spread evenly; pass "
             f"max_units={width} for all"
         )
-    effective = _effective(log, reading, time_steps or _DEFAULT_TIME_STEPS, units)
+    effective = _effective(log, passes, reading, time_steps or _DEFAULT_TIME_STEPS, units)
     estimates = effective.estimates()
     # Quantiles have the kind in their names; shares and the variation are those of the exact kind.
     log.estimates.update({**estimates, **log.estimates})
@@ -447,7 +454,11 @@ def _log_effective(
 
 
 def _effective(
-    log: _CellLog, reading: Reading | None, time_steps: int, units: npt.NDArray[np.intp]
+    log: _CellLog,
+    passes: ExtraPasses,
+    reading: Reading | None,
+    time_steps: int,
+    units: npt.NDArray[np.intp],
 ) -> UnitTimeConstants:
     """Return effective time constants of some units at some time steps."""
     steps = log.stepper.steps
@@ -458,7 +469,7 @@ def _effective(
     elapsed = time_delta_per_call(log.stepper, log.time_delta)
     values = np.full((len(log.real), steps, len(units)), np.nan)
     for t in np.unique(chosen):
-        diagonal = jacobian_diagonal(log.stepper, int(t), synapses, units=units)
+        diagonal = passes.jacobian_diagonal(log.stepper, int(t), synapses, units)
         values[:, t] = effective_time_constants(diagonal, elapsed[:, t])
     analysed = np.zeros_like(log.real)
     analysed[:, chosen] = True

@@ -21,7 +21,7 @@ from ...callback import (
     small_batch_note,
 )
 from ...model import NotApplicable
-from ...model.liquid import LTCReading, neuron_groups, read_liquid
+from ...model.liquid import LTCReading, neuron_groups
 from ...observation import Need, Observation, Trajectory
 from ...records import Array, Figure, Note, Record
 from ...results import FloatArray
@@ -124,7 +124,7 @@ class Wiring(Callback):
         ValueError: For fewer than one of ``max_sequences``.
     """
 
-    needs = frozenset({Need.STATES})
+    needs = frozenset({Need.STATES, Need.CELL_STEPS, Need.STATE_GRADIENT})
     default_name = "wiring"
     max_sequences: int | None = 8
 
@@ -209,11 +209,11 @@ class _WiredCell:
             NotApplicable: If it is no LTC and has no wiring.
         """
         log = RecordLog(group, SCALARS, cell=name)
-        stepper = part.cell_stepper(name)
+        stepper = part.extra_passes.cell_stepper(name)
         groups = neuron_groups(stepper)
         reading = None
         try:
-            reading = read_liquid(stepper, part.time_delta if part.takes_time else None)
+            reading = part.extra_passes.read_liquid(stepper)
         except NotApplicable as reason:
             if not groups:
                 raise
@@ -267,7 +267,7 @@ class _Attribution:
 
 def _attribution(cell: str, groups: tuple[NeuronGroup, ...], part: Observation) -> _Attribution:
     try:
-        found = part.state_x_gradient(cell)
+        found = part.extra_passes.state_x_gradient(cell)
     except NotApplicable as reason:
         return _Attribution({}, None, 0, str(reason))
     shares, sequences = group_attribution(found, groups)
