@@ -3,7 +3,9 @@ from . import models as models
 from . import plots as plots
 from . import runs as runs
 from .callback import AxisLimit as AxisLimit
+from .callback import ByCell as ByCell
 from .callback import PairedChanges as PairedChanges
+from .callback import cells_with_groups as cells_with_groups
 from .callback import for_each_supported_cell as for_each_supported_cell
 from .callback import non_finite_count as non_finite_count
 from .callback import per_cell_names as per_cell_names

@@ -25,7 +25,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ from .results import FloatArray
 
 if TYPE_CHECKING:
     from .passes import ExtraPasses, PassSource
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 __all__ = ["Activations", "EvaluatedBatch", "Need", "Observation", "Trajectory"]
 
@@ -101,6 +103,10 @@ class Trajectory:
     values: FloatArray
     initial: FloatArray | None
     reverse: bool
+
+    def as_run(self, values: npt.NDArray[_Scalar] | None) -> npt.NDArray[_Scalar] | None:
+        """Return ``(B, T, ...)`` values in the order in which the cell runs; None for None."""
+        return values[:, ::-1] if values is not None and self.reverse else values
 
 
 @dataclass(frozen=True, eq=False)

@@ -1083,7 +1083,7 @@ def test_a_mean_baseline_is_of_the_whole_batch():
     filled = np.where(mask[..., None], x, mean)
     drawn = Attributor(ExpectedGradients(24)).attribute(some)
     fixed = ExpectedGradients(24).run(
-        some.evaluate, some.inputs, some.time_delta, baseline=filled,
+        some.extra_passes.evaluate, some.inputs, some.time_delta, baseline=filled,
         time_baseline=np.where(mask, dt, mean_dt), mask=some.mask,
     )  # fmt: skip
     close(drawn.inputs, fixed.inputs, 1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -183,13 +183,7 @@ class Faithfulness(Callback):
             self.needs |= {Need.VARIANT_GRADIENTS}
         self._variances = _checked_variances(noise_variances)
         self._n_groups, self._orders, self._perturbations = n_groups, orders, perturbations
-        self._limit = AxisLimit()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"limit": self._limit.value}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = AxisLimit(float(state["limit"]))
+        self._limit = self.keep("limit", AxisLimit())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)

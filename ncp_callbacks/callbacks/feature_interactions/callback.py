@@ -131,20 +131,18 @@ class FeatureInteractions(Callback):
         self._baseline, self._time_baseline = baseline, time_baseline
         self._own: list[str] | None = None
         self._pairs: list[tuple[str, str]] | None = None
-        self._limit, self._bars = AxisLimit(), AxisLimit()
+        self._limit = self.keep("limit", AxisLimit())
+        self._bars = self.keep("bars", AxisLimit())
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "own": self._own,
-            "pairs": None if self._pairs is None else [list(pair) for pair in self._pairs],
-            "limits": [self._limit.value, self._bars.value],
-        }
+        pairs = None if self._pairs is None else [list(pair) for pair in self._pairs]
+        return {**super().state_dict(), "own": self._own, "pairs": pairs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self._own = None if state["own"] is None else list(state["own"])
         pairs = state["pairs"]
         self._pairs = None if pairs is None else [(str(a), str(b)) for a, b in pairs]
-        self._limit, self._bars = (AxisLimit(float(v)) for v in state["limits"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         group, target = self.name + observation.target_slug, observation.target

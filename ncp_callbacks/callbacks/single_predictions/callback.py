@@ -90,18 +90,16 @@ class SinglePredictions(Callback):
         self._sequences = _checked_sequences(sequences)
         self._scales = checked_scales(scales)
         self._basis: Basis | None = None
-        self._limits = {name: AxisLimit() for name in ("attribution", "state", "change")}
+        names = ("attribution", "state", "change")
+        self._limits = {name: self.keep(name, AxisLimit()) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         basis = self._basis
         saved = None if basis is None else {"mean": basis.mean, "components": basis.components}
-        return {
-            "limits": {name: limit.value for name, limit in self._limits.items()},
-            "basis": saved,
-        }
+        return {**super().state_dict(), "basis": saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {name: AxisLimit(float(v)) for name, v in state["limits"].items()}
+        super().load_state_dict(state)
         saved = state["basis"]
         self._basis = None
         if saved is not None:

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from ...callback import (
     Callback,
     PairedChanges,
+    cells_with_groups,
     for_each_supported_cell,
     non_finite_count,
-    per_cell_names,
     small_batch_note,
+    whole_number,
 )
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
@@ -183,30 +184,25 @@ class TimeConstants(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
-        for what, value, least in (("time_steps", time_steps, 0), ("max_units", max_units, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{what}={value!r}: pass a whole number of at least {least}")
-        self._time_steps, self._max_units = time_steps, max_units
+        self._time_steps = whole_number("time_steps", time_steps, 0)
+        self._max_units = whole_number("max_units", max_units, 1)
         self._axes: dict[str, _Axes] = {}  # By cell.
-        self._changes = PairedChanges()
+        self._changes = self.keep("changes", PairedChanges())
 
     def state_dict(self) -> dict[str, Any]:
         axes = {cell: axes.state_dict() for cell, axes in self._axes.items()}
-        return {"axes": axes, "changes": self._changes.state_dict()}
+        return {**super().state_dict(), "axes": axes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self._axes = {cell: _Axes.from_state(axes) for cell, axes in state["axes"].items()}
-        self._changes.load_state_dict(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = [state.cell for state in observation.states]
-        if not cells:
-            raise NotApplicable(observation.no_cells)
         part = observation.limited(self.max_sequences)
+        cells = cells_with_groups(part, self.name)
         yield from small_batch_note(observation)
         of_each = {
-            self.name + short: functools.partial(self._of, cell, self.name + short, part)
-            for cell, short in zip(cells, per_cell_names(cells), strict=True)
+            group: functools.partial(self._of, states.cell, group, part) for states, group in cells
         }
         yield from for_each_supported_cell(of_each, self.name, "it has no time constants here")
 

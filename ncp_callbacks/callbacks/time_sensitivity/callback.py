@@ -123,17 +123,16 @@ class TimeSensitivity(Callback):
             )
         if solver_error:
             self.needs |= {Need.FINER_SOLVER}
-        self._limit = AxisLimit()
+        self._limit = self.keep("limit", AxisLimit())
         self._first: TimeSensitivityResult | None = None
-        self._changes = PairedChanges()
+        self._changes = self.keep("changes", PairedChanges())
 
     def state_dict(self) -> dict[str, Any]:
         first = None if self._first is None else self._first.to_dict()
-        return {"limit": self._limit.value, "first": first, "changes": self._changes.state_dict()}
+        return {**super().state_dict(), "first": first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = AxisLimit(float(state["limit"]))
-        self._changes.load_state_dict(state.get("changes", {}))
+        super().load_state_dict(state)
         self._first = None if state["first"] is None else _restored(state["first"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
