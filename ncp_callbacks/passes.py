@@ -120,6 +120,8 @@ class SharedResults:
     def suspended(self) -> Iterator[None]:
         """Keep and return nothing in a ``with`` block, in which the model's parameters differ."""
         needs, self.needs = self.needs, frozenset()
+        # They refer to modules, which restoring the model may replace.
+        self._kept = {key: r for key, r in self._kept.items() if key[0] is not Need.CELL_STEPS}
         try:
             yield
         finally:

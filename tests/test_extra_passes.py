@@ -223,6 +223,31 @@ def test_results_of_changed_parameters_are_not_shared() -> None:
         assert abs(found["changed/sum"] - found["plain/sum"]) > 1e-3
 
 
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(F, 4), nn.Linear(4, 2)
+
+    def __call__(self, x: mx.array, time_delta: mx.array) -> mx.array:
+        return self.head(self.rnn(x * time_delta[..., None]))
+
+
+@pytest.mark.parametrize("model", [Net, lambda: Net(LTC), Layer], ids=["cfc", "ltc", "gru"])
+def test_steps_are_those_of_the_model_after_its_parameters_were_changed(model: Any) -> None:
+    """Restoring the model may replace its modules, which a stepper refers to."""
+
+    def callbacks(name: str) -> list[ncp.Callback]:
+        return [
+            ncp.Dynamics(name=f"dynamics_{name}"), ncp.TimeConstants(name=f"constants_{name}"),
+        ]  # fmt: skip
+
+    found = logged(*callbacks("a"), ncp.SanityCheck(stages=2), *callbacks("b"), model=model())
+    before = {tag: value for tag, value in found.items() if "_a/" in tag}
+    assert len(before) > 20
+    for tag, value in before.items():
+        np.testing.assert_equal(found[tag.replace("_a/", "_b/")], value, err_msg=tag)
+
+
 def test_what_is_kept_is_bounded() -> None:
     shared = passes.SharedResults({ncp.Need.VARIANTS})
     large = TargetValues(np.zeros((1, 40 * 2**17)))  # 40 MiB of float64.

@@ -61,7 +61,7 @@ class _Writer(ncp.TensorBoardWriter):
                 # An earlier version may have no such class, nor this method.
                 self.pictures += type(record).__name__ == "Picture"
                 group, _, name = getattr(record, "tag", "").rpartition("/")
-                if group == "monitor/seconds":
+                if group in ("monitor/seconds", "monitor/pass_seconds"):
                     self.seconds[name] = record.value
             self._came.notify_all()
 
