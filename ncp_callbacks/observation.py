@@ -9,7 +9,7 @@ A callback declares what it needs, and reads numpy arrays::
             for cell in observation.states:
                 yield Scalar(f"{self.name}/mean", float(cell.values.mean()))
 
-A callback that needs further passes of the model declares their kinds, too, and asks
+A callback that needs more passes of the model declares their kinds, too, and asks
 ``observation.extra_passes`` for them::
 
     class Doubled(Callback):

@@ -61,8 +61,11 @@ class _Writer(ncp.TensorBoardWriter):
                 # An earlier version may have no such class, nor this method.
                 self.pictures += type(record).__name__ == "Picture"
                 group, _, name = getattr(record, "tag", "").rpartition("/")
-                if group in ("monitor/seconds", "monitor/pass_seconds"):
+                if group == "monitor/seconds":
                     self.seconds[name] = record.value
+                if group == "monitor/pass_seconds":
+                    kind = "pass" if name == "shared" else f"pass: {name}"
+                    self.seconds[kind] = record.value
             self._came.notify_all()
 
     def wait(self, pictures: int) -> None:

@@ -217,8 +217,7 @@ class _FeatureShares:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._curves, self._charts = (
-            None if names is None else list(names)
-            for names in (state["shown"], state.get("charts"))
+            None if names is None else list(names) for names in (state["shown"], state["charts"])
         )
 
     def features(self, result: TemporalImportance) -> list[str]:
@@ -295,7 +294,7 @@ class _MapChanges:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._signed, self._absolute = (
             None if values is None else np.asarray(values)
-            for values in (state["previous"], state.get("previous_size"))
+            for values in (state["previous"], state["previous_size"])
         )
 
     def compare(self, result: TemporalImportance, group: str) -> Iterator[Scalar]:
