@@ -4,7 +4,7 @@
   :class:`~.stats.Estimate`;
 - :class:`PairedChanges` compares numbers of equal sequences with the previous snapshot;
 - :class:`AxisLimit` keeps the axes of pictures comparable between steps;
-- :meth:`Callback.keep` keeps these through interruptions, and :class:`ByCell` one for each cell;
+- :meth:`Callback.keep` keeps these through interruptions, and :class:`ByName` one for each cell;
 - :func:`cells_with_groups` and :func:`per_cell_names` name the tags of each recurrent cell;
 - :func:`for_each_supported_cell` skips the cells that an analysis does not apply to, with a note;
 - :func:`small_batch_note` warns once that the held-out batch is small;
@@ -49,7 +49,7 @@ from .stats import MIN_SEQUENCES_FOR_CI, SIZE, Estimate, changed_beyond_chance
 
 __all__ = [
     "AxisLimit",
-    "ByCell",
+    "ByName",
     "Callback",
     "PairedChanges",
     "as_ci",
@@ -153,7 +153,7 @@ class Callback(abc.ABC):
         Args:
             name: Its name in :meth:`state_dict`.
             part: An object with ``state_dict`` and ``load_state_dict``, such as
-                :class:`AxisLimit`, :class:`ByCell` or :class:`PairedChanges`.
+                :class:`AxisLimit`, :class:`ByName` or :class:`PairedChanges`.
         """
         self.__dict__.setdefault("_kept", {})[name] = part
         return part
@@ -317,30 +317,30 @@ class AxisLimit:
         return self.value or 1.0
 
 
-class ByCell(dict[str, _Kept]):
-    """Hold an object for each recurrent cell, by its name; make it when it is first asked for.
+class ByName(dict[str, _Kept]):
+    """Hold an object for each cell or layer, by its name; make it when it is first asked for.
 
     Args:
-        make: Makes the object of a cell, such as the class :class:`AxisLimit`.
+        make: Makes the object of a name, such as the class :class:`AxisLimit`.
     """
 
     def __init__(self, make: Callable[[], _Kept]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, cell: str) -> _Kept:
-        self[cell] = self._make()
-        return self[cell]
+    def __missing__(self, name: str) -> _Kept:
+        self[name] = self._make()
+        return self[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of each cell's object."""
-        return {cell: part.state_dict() for cell, part in self.items()}
+        """Return the state of each object."""
+        return {name: part.state_dict() for name, part in self.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.clear()
-        for cell, saved in state.items():
-            self[cell].load_state_dict(saved)
+        for name, saved in state.items():
+            self[name].load_state_dict(saved)
 
 
 class PairedChanges:

@@ -34,7 +34,7 @@ from .held_out import HeldOutBatch, read_only
 from .results import FloatArray
 
 if TYPE_CHECKING:
-    from .passes import ExtraPasses, PassSource
+    from .extra_passes import ExtraPasses, PassSource
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 

@@ -24,6 +24,7 @@ from ncp_callbacks.attribution import (
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.observer.plan import repeated_needs, shared_passes
+from ncp_callbacks.pass_costs import SharedResults
 from ncp_callbacks.target_values import TargetValues
 
 B, T, F = 6, 5, 3
@@ -249,7 +250,7 @@ def test_steps_are_those_of_the_model_after_its_parameters_were_changed(model: A
 
 
 def test_what_is_kept_is_bounded() -> None:
-    shared = passes.SharedResults({ncp.Need.VARIANTS})
+    shared = SharedResults({ncp.Need.VARIANTS})
     large = TargetValues(np.zeros((1, 40 * 2**17)))  # 40 MiB of float64.
     shared.keep(ncp.Need.VARIANTS, 1, large)
     shared.keep(ncp.Need.VARIANTS, 2, large)

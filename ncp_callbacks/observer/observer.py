@@ -26,7 +26,8 @@ from ..held_out import HeldOutBatch
 from ..model import At, Memory, ModelCopy, ModelRunner, NotApplicable, TargetLike
 from ..model.model_copy import array_bytes
 from ..observation import Need, Observation
-from ..passes import SHARED_PASS, PassCosts, SharedResults, observe
+from ..pass_costs import SHARED_PASS, PassCosts, SharedResults
+from ..passes import observe
 from ..progress import progress
 from ..records import Note, Record, Scalar
 from ..signal_handlers import raised_by_signal_handler

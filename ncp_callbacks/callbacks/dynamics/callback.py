@@ -10,7 +10,7 @@ import numpy as np
 
 from ...callback import (
     AxisLimit,
-    ByCell,
+    ByName,
     Callback,
     PairedChanges,
     cells_with_groups,
@@ -190,7 +190,7 @@ class Dynamics(Callback):
             self.needs -= {Need.CELL_STEPS}
         self._max_units = whole_number("max_units", max_units, 1)
         self._per_step = per_step
-        self._history = self.keep("cells", ByCell(_CellHistory))
+        self._history = self.keep("cells", ByName(_CellHistory))
         self._without_jacobians: set[str] = set()
         self._changes = self.keep("changes", PairedChanges())
 

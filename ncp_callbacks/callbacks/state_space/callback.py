@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...callback import (
     AxisLimit,
-    ByCell,
+    ByName,
     Callback,
     PairedChanges,
     cells_with_groups,
@@ -131,7 +131,7 @@ class StateSpace(Callback):
         if exclude_motor:
             self.needs |= {Need.CELL_STEPS}
         self._units: dict[str, npt.NDArray[np.intp] | None] = {}
-        self._axes = self.keep("cells", ByCell(_Axes))
+        self._axes = self.keep("cells", ByName(_Axes))
         self._changes = self.keep("changes", PairedChanges())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...callback import (
     AxisLimit,
-    ByCell,
+    ByName,
     Callback,
     PairedChanges,
     cells_with_groups,
@@ -90,7 +90,7 @@ class StateTransitions(Callback):
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        self._limits = self.keep("limits", ByCell(AxisLimit))
+        self._limits = self.keep("limits", ByName(AxisLimit))
         self._unbounded: set[str] = set()
         self._changes = self.keep("changes", PairedChanges())
 

@@ -20,6 +20,7 @@ from ...callback import (
     small_batch_note,
     whole_number,
 )
+from ...extra_passes import ExtraPasses
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
 from ...model.jacobian_diagonal import jacobian_diagonal
@@ -31,7 +32,6 @@ from ...model.liquid import (
     time_delta_per_call,
 )
 from ...observation import Need, Observation
-from ...passes import ExtraPasses
 from ...records import Array, Figure, Histogram, Note, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike

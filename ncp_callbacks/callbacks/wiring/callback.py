@@ -12,7 +12,7 @@ import numpy as np
 
 from ...callback import (
     AxisLimit,
-    ByCell,
+    ByName,
     Callback,
     PairedChanges,
     cells_with_groups,
@@ -138,8 +138,8 @@ class Wiring(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
-        self._synapse_limits = self.keep("synapses", ByCell(AxisLimit))
-        self._neuron_limits = self.keep("neurons", ByCell(AxisLimit))
+        self._synapse_limits = self.keep("synapses", ByName(AxisLimit))
+        self._neuron_limits = self.keep("neurons", ByName(AxisLimit))
         self._changes = self.keep("changes", PairedChanges())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
