@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ...callback import AxisLimit, Callback, PairedChanges, scalar_with_ci, small_batch_note
+from ...callback import AxisLimit, ByName, Callback, PairedChanges, scalar_with_ci, small_batch_note
 from ...model import NotApplicable
 from ...observation import Activations, Need, Observation
 from ...records import Figure, Histogram, Note, Record, Scalar
