@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -45,6 +45,7 @@ from .target_values import ScaledTargets, TargetValues
 __all__ = ["ExtraPasses", "PassSource", "run_pass", "trajectories"]
 
 _Indices = npt.NDArray[np.intp]
+_Result = TypeVar("_Result")
 
 
 def run_pass(runner: ModelRunner, needs: Collection[Need]) -> list[EvaluatedPass]:
@@ -170,15 +171,11 @@ class ExtraPasses:
         need = Need.VARIANT_GRADIENTS if gradient else Need.VARIANTS
         self._require(need)
         self._check_shapes(inputs, time_delta, sequences)
-        shared = self._source.shared
-        if need not in shared.needs:
-            return self._evaluate(need, inputs, time_delta, sequences, gradient, loss)
-        key = self._key(inputs, time_delta, sequences, loss, self._source.inputs)
-        found: TargetValues | None = shared.known(need, key)
-        if found is None:
-            found = self._evaluate(need, inputs, time_delta, sequences, gradient, loss)
-            shared.keep(need, key, found)
-        return found
+        return self._once(
+            need,
+            lambda: (inputs, time_delta, sequences, loss, self._source.inputs),
+            lambda: self._evaluate(need, inputs, time_delta, sequences, gradient, loss),
+        )
 
     def reevaluate(self, inputs: FloatArray) -> EvaluatedBatch:
         """Return targets and gradients of the same sequences with other inputs.
@@ -382,16 +379,13 @@ class ExtraPasses:
         self._require(Need.CELL_STEPS)
         hook = self._hook(cell)
 
-        source, kind, key = self._source, Need.CELL_STEPS.value, ("stepper", cell, self._key())
-        stepper: CellStepper | None = source.shared.known(Need.CELL_STEPS, key)
-        if stepper is None:
-            with source.costs.timing(kind):
-                source.costs.count(kind, 1)
-                stepper = CellStepper(
-                    self._runner, hook, lambda passes: source.costs.count(kind, passes)
-                )
-            source.shared.keep(Need.CELL_STEPS, key, stepper)
-        return stepper
+        costs, kind = self._source.costs, Need.CELL_STEPS.value
+
+        def run() -> CellStepper:
+            with self._running(Need.CELL_STEPS, 1):
+                return CellStepper(self._runner, hook, lambda passes: costs.count(kind, passes))
+
+        return self._once(Need.CELL_STEPS, lambda: ("stepper", cell), run)
 
     def read_liquid(self, stepper: CellStepper) -> Reading | None:
         """Return the parameters and states of a liquid cell, checked against its own steps.
@@ -409,15 +403,14 @@ class ExtraPasses:
             NotApplicable: It has the parameters of a liquid cell and computes something else.
         """
         self._require(Need.CELL_STEPS)
-        shared, key = self._source.shared, ("liquid", stepper.hook.name, self._key())
-        reading: Reading | None = shared.known(Need.CELL_STEPS, key)
-        if reading is None:
-            with self._source.costs.timing(Need.CELL_STEPS.value):
-                takes_time = self._batch.takes_time
-                reading = read_liquid(stepper, self._batch.time_delta if takes_time else None)
-            reading = _with_read_only_arrays(reading)
-            shared.keep(Need.CELL_STEPS, key, reading)
-        return reading
+        time_delta = self._batch.time_delta if self._batch.takes_time else None
+
+        def run() -> Reading | None:
+            with self._running(Need.CELL_STEPS):
+                reading: Reading | None = read_liquid(stepper, time_delta)
+                return reading if reading is None else _protected(reading)
+
+        return self._once(Need.CELL_STEPS, lambda: ("liquid", stepper.hook.name), run)
 
     def jacobian_diagonal(
         self, stepper: CellStepper, time_step: int, synapses: int, units: _Indices
@@ -437,7 +430,7 @@ class ExtraPasses:
             ``(B, U)``.
         """
         self._require(Need.CELL_STEPS)
-        with self._source.costs.timing(Need.CELL_STEPS.value):
+        with self._running(Need.CELL_STEPS):
             return jacobian_diagonal(stepper, time_step, synapses, units=units)
 
     def state_jacobian(self, cell: str) -> FloatArray:
@@ -456,7 +449,7 @@ class ExtraPasses:
             KeyError: The model has no such cell.
         """
         stepper = self.cell_stepper(cell)
-        with self._source.costs.timing(Need.CELL_STEPS.value):
+        with self._running(Need.CELL_STEPS):
             steps = [stepper.jacobian(t) for t in _after_first(stepper)]
         units = sum(stepper.sizes)
         none = np.zeros((len(self._batch.held_out), 0, units, units))
@@ -476,16 +469,16 @@ class ExtraPasses:
             NotApplicable: The time steps of the cell can't be run one by one.
             KeyError: The model has no such cell.
         """
-        stepper, costs = self.cell_stepper(cell), self._source.costs
+        stepper = self.cell_stepper(cell)
         order = list(_after_first(stepper))
         batch, units = stepper.before(0).shape
 
         def forward(t: int, vectors: FloatArray) -> FloatArray:
-            with costs.timing(Need.CELL_STEPS.value):
+            with self._running(Need.CELL_STEPS):
                 return stepper.product(order[t], vectors)
 
         def backward(t: int, vectors: FloatArray) -> FloatArray:
-            with costs.timing(Need.CELL_STEPS.value):
+            with self._running(Need.CELL_STEPS):
                 return stepper.transposed_product(order[t], vectors)
 
         return JacobianProducts(batch, len(order), units, forward, backward)
@@ -507,8 +500,7 @@ class ExtraPasses:
         """
         self._require(Need.STATE_GRADIENT)
         hook, chosen = self._hook(cell), self._source.chosen
-        with self._source.costs.timing(Need.STATE_GRADIENT.value):
-            self._source.costs.count(Need.STATE_GRADIENT.value, 2)
+        with self._running(Need.STATE_GRADIENT, 2):
             states, gradients = state_gradients(
                 self._runner, hook, None if chosen is None else mx.array(chosen)
             )
@@ -545,8 +537,7 @@ class ExtraPasses:
         It costs a forward pass. Declare :attr:`Need.RANDOMISED`.
         """
         self._require(Need.RANDOMISED)
-        with self._source.costs.timing(Need.RANDOMISED.value):
-            self._source.costs.count(Need.RANDOMISED.value, 1)
+        with self._running(Need.RANDOMISED, 1):
             return trajectories(self._runner, run_pass(self._runner, {Need.STATES}))
 
     # ---- how they are run
@@ -557,6 +548,31 @@ class ExtraPasses:
                 f"extra passes of the kind {need.value} are not declared: declare them in the "
                 f"callback, needs = frozenset({{Need.{need.name}, ...}})"
             )
+
+    @contextlib.contextmanager
+    def _running(self, need: Need, passes: float = 0.0) -> Iterator[None]:
+        """Time what runs in a ``with`` block as a kind of passes, and count them."""
+        with self._source.costs.timing(need.value):
+            self._source.costs.count(need.value, passes)
+            yield
+
+    def _once(
+        self, need: Need, arguments: Callable[[], tuple[Any, ...]], run: Callable[[], _Result]
+    ) -> _Result:
+        """Return what another callback got from this pass, or what running it returns.
+
+        Args:
+            need: The kind of pass.
+            arguments: Returns what tells it from other passes of its kind over these sequences.
+            run: Runs it.
+        """
+        shared = self._source.shared
+        key = self._key(*arguments()) if need in shared.needs else None
+        found: _Result | None = shared.known(need, key)
+        if found is None:
+            found = run()
+            shared.keep(need, key, found)
+        return found
 
     def _hook(self, cell: str) -> CellHook:
         hooks = {hook.name: hook for hook in self._runner.hook_points.cells}
@@ -614,11 +630,10 @@ class ExtraPasses:
             runner = runner.take(sequences)
             chosen = None if chosen is None else chosen[sequences]
             own = None if own is None else own[sequences]
+        variants = next((len(a) for a in (inputs, time_delta) if a is not None), 1)
         if inputs is None and own is not None:
-            inputs = np.broadcast_to(
-                own, (1 if time_delta is None else len(time_delta), *own.shape)
-            )
-        with source.costs.timing(need.value):
+            inputs = np.broadcast_to(own, (variants, *own.shape))
+        with self._running(need, variants * len(runner.held_out) / len(self._batch.held_out)):
             found = evaluate_variants(
                 runner,
                 inputs,
@@ -629,8 +644,6 @@ class ExtraPasses:
                 max_sequences=source.max_sequences,
                 max_variants=1 if gradient else VARIANTS_AT_ONCE,
             )
-        share = len(runner.held_out) / len(self._batch.held_out)
-        source.costs.count(need.value, len(found.values) * share)
         return _protected(found)
 
     def _evaluate_within(
@@ -736,9 +749,7 @@ class ExtraPasses:
         max_sequences: int,
     ) -> TargetValues:
         """Run passes of ``count`` variants, one at a time, over parts of the batch."""
-        costs = self._source.costs
-        with costs.timing(need.value):
-            costs.count(need.value, count)
+        with self._running(need, count):
             found = run_in_parts(
                 self._runner, run, count, max_sequences=max_sequences, max_variants=1
             )
@@ -759,20 +770,16 @@ def _after_first(stepper: CellStepper) -> range:
     return range(stepper.steps - 2, -1, -1) if stepper.hook.reverse else range(1, stepper.steps)
 
 
-def _protected(values: TargetValues) -> TargetValues:
-    """Return target values with read-only arrays."""
-    arrays = (values.values, values.input_gradient, values.time_gradient, values.loss)
-    return TargetValues(*[None if a is None else read_only(a) for a in arrays])  # type: ignore[arg-type]
-
-
-def _with_read_only_arrays(value: Any) -> Any:
+def _protected(value: _Result) -> _Result:
     """Return a dataclass whose arrays, those of its parts included, are read-only."""
-    if isinstance(value, np.ndarray):
-        return read_only(value)
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    parts = {f.name: _with_read_only_arrays(getattr(value, f.name)) for f in fields(value)}
-    return replace(value, **parts)
+    parts = {}
+    for name in (field.name for field in fields(value)):  # type: ignore[arg-type]
+        part = getattr(value, name)
+        if isinstance(part, np.ndarray):
+            parts[name] = read_only(part)
+        elif is_dataclass(part) and not isinstance(part, type):
+            parts[name] = _protected(part)  # type: ignore[arg-type]
+    return replace(value, **parts)  # type: ignore[type-var]
 
 
 def _among(
