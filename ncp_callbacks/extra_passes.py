@@ -543,11 +543,15 @@ class ExtraPasses:
     # ---- how they are run
 
     def _require(self, need: Need) -> None:
-        if need not in self._batch.needs:
-            raise RuntimeError(
-                f"extra passes of the kind {need.value} are not declared: declare them in the "
-                f"callback, needs = frozenset({{Need.{need.name}, ...}})"
-            )
+        if need in self._batch.needs:
+            return
+        of_method = ""
+        if need in (Need.VARIANTS, Need.VARIANT_GRADIENTS):
+            of_method = "; an attribution method declares them in its extra_passes"
+        raise RuntimeError(
+            f"extra passes of the kind {need.value} are not declared: declare them in the "
+            f"callback, needs = frozenset({{Need.{need.name}, ...}}){of_method}"
+        )
 
     @contextlib.contextmanager
     def _running(self, need: Need, passes: float = 0.0) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,11 +14,13 @@ import pytest
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
 from ncp_callbacks.attribution import (
+    AttributionMaps,
     AttributionMethod,
     ExpectedGradients,
     InputXGradient,
     IntegratedGradients,
     Occlusion,
+    PassCount,
     SmoothGrad,
 )
 from ncp_callbacks.model import ModelRunner
@@ -280,6 +282,25 @@ def test_methods_run_the_passes_that_they_declare(method: AttributionMethod) -> 
     expected = {"variants": declared.forward, "variant_gradients": declared.gradient}
     assert found == {"shared": 1, **{kind: n for kind, n in expected.items() if n}}
     assert {need.value for need in callback.needs if need.is_extra_pass} == set(found) - {"shared"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Undeclared(AttributionMethod):
+    """Run a gradient pass that is not declared."""
+
+    name: ClassVar[str] = "undeclared"
+    label: ClassVar[str] = "undeclared"
+
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
+        return PassCount(forward=1)
+
+    def attribute(self, evaluate: Any, inputs: Any, time_delta: Any, **_: Any) -> AttributionMaps:
+        return AttributionMaps(evaluate(inputs[None], gradient=True).input_gradient[0])
+
+
+def test_a_method_that_runs_what_it_does_not_declare_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"variant_gradients.*declares them in its extra_passes"):
+        logged(ncp.GradientAttribution(method=Undeclared()))
 
 
 def test_the_costs_of_the_docstrings_are_those_that_are_counted() -> None:
