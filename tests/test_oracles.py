@@ -860,7 +860,7 @@ def test_a_model_without_time_has_no_sensitivity_and_says_so():
 
 def test_what_was_not_asked_for_is_refused():
     p, (x, dt) = parameters(), data()
-    observation, _ = observe(TimeDeltaBank(p), HeldOutBatch(x, dt), needs=())
+    observation, _ = observe(TimeDeltaBank(p), HeldOutBatch(x, dt), needs=(Need.TIME_SCALES,))
     for name in ("input_gradient", "time_gradient", "states", "activations"):
         with pytest.raises(RuntimeError, match=f"holds no {name}"):
             getattr(observation, name)

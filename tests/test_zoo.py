@@ -107,7 +107,7 @@ def test_gradients_are_those_of_a_plain_function(name):
 
 @every_example
 def test_targets_at_scaled_elapsed_times_are_those_of_plain_calls(name):
-    case, x, dt, runner, seen = observed(name, target=0)
+    case, x, dt, runner, seen = observed(name, ncp.Need.TIME_SCALES, target=0)
     if dt is None:
         with pytest.raises(RuntimeError, match="takes no time_delta"):
             seen.extra_passes.at_time_scales((2.0,))
