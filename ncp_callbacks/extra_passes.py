@@ -33,7 +33,8 @@ from .model.derivatives import (
     state_gradients,
     step_gradients,
 )
-from .model.liquid import Reading, jacobian_diagonal, read_liquid
+from .model.jacobian_diagonal import jacobian_diagonal
+from .model.liquid import Reading, read_liquid
 from .model.ode_unfolds import doubled_ode_unfolds
 from .model.randomize import randomised
 from .model.runner import VARIANTS_AT_ONCE
@@ -418,7 +419,7 @@ class ExtraPasses:
         """Return the diagonal of the Jacobian of a cell's step, for some units.
 
         It costs a backward step of as many copies of each sequence as there are units; see
-        :func:`~.model.liquid.jacobian_diagonal`. Declare :attr:`Need.CELL_STEPS`.
+        :func:`~.model.jacobian_diagonal.jacobian_diagonal`. Declare :attr:`Need.CELL_STEPS`.
 
         Args:
             stepper: The cell, from :meth:`cell_stepper`.

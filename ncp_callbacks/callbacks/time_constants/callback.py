@@ -23,7 +23,6 @@ from ...callback import (
 from ...extra_passes import ExtraPasses
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
-from ...model.jacobian_diagonal import jacobian_diagonal
 from ...model.liquid import (
     DecayReading,
     GateReading,
