@@ -55,15 +55,8 @@ __all__ = [
 ]
 
 
-_NEEDS = frozenset(
-    {
-        Need.INPUT_GRADIENT,
-        Need.TIME_GRADIENT,
-        Need.STATES,
-        Need.ACTIVATIONS,
-        Need.TIME_SCALES,
-    }
-)
+# What all analyses but the attribution need.
+_NEEDS = frozenset({Need.TIME_GRADIENT, Need.STATES, Need.ACTIVATIONS, Need.TIME_SCALES})
 _RUNNER_OPTIONS = ("target", "at", "forward", "cells", "layers")
 
 
@@ -396,7 +389,7 @@ def interpret_model(
     runner = _runner(model, x, time_delta, **options)
     notes: list[str] = [*runner.notes, *runner.missing]
     with runner.analysing():
-        observation = observe(runner, 0, _NEEDS)
+        observation = observe(runner, 0, _NEEDS | attributor.needs)
         sensitivity = states = transitions = None
         if observation.takes_time:
             scaled = observation.extra_passes.at_time_scales(wanted)
