@@ -199,7 +199,10 @@ def _strongest_features(observation: Observation, baseline: FloatArray) -> list[
     if len(names) <= _MAX_FEATURES:
         return names
     effects = group_effects(
-        observation.extra_passes.evaluate, observation.inputs, baseline=baseline, groups=_columns(observation)
+        observation.extra_passes.evaluate,
+        observation.inputs,
+        baseline=baseline,
+        groups=_columns(observation),
     )
     strongest = np.argsort(-effects, kind="stable")[: _MAX_FEATURES - 1]
     return [names[i] for i in sorted(strongest)]
