@@ -84,6 +84,7 @@ from scipy.signal import lfilter
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.attribution import (
     BUILT_IN,
     ExpectedGradients,
@@ -359,8 +360,8 @@ def train(
 
 def observe(model: Net, x: Array, dt: Array | None = None) -> ncp.Observation:
     """The last step's logit; inside ``runner.analysing()``."""
-    needs = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT}
-    return ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt), target=0), 0, needs)
+    needs = set(ncp.Need)
+    return passes.observe(ModelRunner(model, ncp.HeldOutBatch(x, dt), target=0), 0, needs)
 
 
 # ---- labelled series: the prediction of a step, and its own input
@@ -396,7 +397,7 @@ def at_last_step(
         if inputs is None:
             return TargetValues(observation.target_values[None])
         before = np.broadcast_to(x[:, :-1], (len(inputs), *x[:, :-1].shape))
-        return observation.evaluate(np.concatenate([before, inputs], axis=2))
+        return observation.extra_passes.evaluate(np.concatenate([before, inputs], axis=2))
 
     baseline = np.broadcast_to(mean, x[:, -1:].shape)
     return method.run(evaluate, x[:, -1:], baseline=baseline).inputs[:, 0]
@@ -413,7 +414,7 @@ def removed(model: Net, x: Array, mean: Array, rng: np.random.Generator) -> dict
     }
     for method, scores in (maps | {"random": rng.uniform(size=x.shape)}).items():
         points = removals(x, np.broadcast_to(mean, x.shape), scores, cells // 10)
-        logits = observation.evaluate(points.astype(np.float32)).values
+        logits = observation.extra_passes.evaluate(points.astype(np.float32)).values
         found[method] = prediction_difference(1 / (1 + np.exp(-logits)))
     return found
 
@@ -555,9 +556,9 @@ def time_shares(model: Net, data: Timed) -> tuple[dict[str, float], Array]:
     integrated gradients.
     """
     held_out = ncp.HeldOutBatch(data.x, data.dt, mask=data.mask)
-    needs = {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT}
+    needs = set(ncp.Need)
     shares, errors = {}, np.zeros(0)
-    observation = ncp.Observation(ModelRunner(model, held_out, target=0), 0, needs)
+    observation = passes.observe(ModelRunner(model, held_out, target=0), 0, needs)
     for method, baseline in SHARES.items():
         result = Attributor(method, baseline).importance(observation)
         assert result.time_delta_share is not None

@@ -3,7 +3,9 @@ from . import models as models
 from . import plots as plots
 from . import runs as runs
 from .callback import AxisLimit as AxisLimit
+from .callback import ByName as ByName
 from .callback import PairedChanges as PairedChanges
+from .callback import cells_with_groups as cells_with_groups
 from .callback import for_each_supported_cell as for_each_supported_cell
 from .callback import non_finite_count as non_finite_count
 from .callback import per_cell_names as per_cell_names
@@ -12,6 +14,7 @@ from .callback import small_batch_note as small_batch_note
 from .callbacks import *
 from .checkpoints import Replay as Replay
 from .checkpoints import replay as replay
+from .extra_passes import ExtraPasses as ExtraPasses
 from .held_out import HeldOutBatch as HeldOutBatch
 from .integrations import ReportCallback as ReportCallback
 from .interpret import Interpretation as Interpretation
@@ -25,6 +28,7 @@ from .model.errors import ModelError as ModelError
 from .model.errors import NotApplicable as NotApplicable
 from .monitor import Monitor as Monitor
 from .observation import Activations as Activations
+from .observation import EvaluatedBatch as EvaluatedBatch
 from .observation import Need as Need
 from .observation import Observation as Observation
 from .observation import Trajectory as Trajectory

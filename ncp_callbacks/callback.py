@@ -4,7 +4,8 @@
   :class:`~.stats.Estimate`;
 - :class:`PairedChanges` compares numbers of equal sequences with the previous snapshot;
 - :class:`AxisLimit` keeps the axes of pictures comparable between steps;
-- :func:`per_cell_names` gives each recurrent cell a name for its tags;
+- :meth:`Callback.keep` keeps these through interruptions, and :class:`ByName` one for each cell;
+- :func:`cells_with_groups` and :func:`per_cell_names` name the tags of each recurrent cell;
 - :func:`for_each_supported_cell` skips the cells that an analysis does not apply to, with a note;
 - :func:`small_batch_note` warns once that the held-out batch is small;
 - :func:`non_finite_count` logs the number of skipped values.
@@ -16,7 +17,7 @@ For example, a callback that logs the mean norm of the last state with its CI an
 
         def __init__(self, **common):
             super().__init__(**common)
-            self._changes = ncp.PairedChanges()
+            self._changes = self.keep("changes", ncp.PairedChanges())
 
         def measure(self, observation):
             norms = np.linalg.norm(observation.states[0].values[:, -1], axis=1)
@@ -24,12 +25,6 @@ For example, a callback that logs the mean norm of the last state with its CI an
             yield from ncp.small_batch_note(observation)
             yield ncp.scalar_with_ci(f"{self.name}/mean", mean.value, mean, "Mean norm")
             yield from self._changes.compare(self.name, {"mean": mean}, observation, "mean")
-
-        def state_dict(self):
-            return {"changes": self._changes.state_dict()}
-
-        def load_state_dict(self, state):
-            self._changes.load_state_dict(state["changes"])
 """
 
 from __future__ import annotations
@@ -39,14 +34,14 @@ import operator
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .held_out import to_numpy
 from .model import NotApplicable
-from .observation import Need, Observation
+from .observation import Need, Observation, Trajectory
 from .plotting.limits import nice_limit
 from .records import Note, Record, Scalar
 from .scheduling import Schedule, ScheduleLike, as_schedule
@@ -54,9 +49,11 @@ from .stats import MIN_SEQUENCES_FOR_CI, SIZE, Estimate, changed_beyond_chance
 
 __all__ = [
     "AxisLimit",
+    "ByName",
     "Callback",
     "PairedChanges",
     "as_ci",
+    "cells_with_groups",
     "ci_caveat",
     "ci_suffix",
     "for_each_supported_cell",
@@ -64,17 +61,31 @@ __all__ = [
     "per_cell_names",
     "scalar_with_ci",
     "small_batch_note",
+    "whole_number",
 ]
 
 # Largest number of values of the batch in its checksum.
 _MAX_COMPARED = 4096
 
 
+class Stateful(Protocol):
+    """Restore itself after an interruption."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+_Kept = TypeVar("_Kept", bound=Stateful)
+
+
 class Callback(abc.ABC):
     """Analyse the snapshots of a model and make records of the result.
 
-    A subclass names what it ``needs`` of the model and turns an observation into records. It never
-    runs the model, draws, or writes. Its docstring lists the tags that it logs.
+    A subclass declares what it ``needs`` of the model and turns an observation into records. The
+    needs are arrays of the pass that all callbacks share, and kinds of extra passes, which it asks
+    ``observation.extra_passes`` for. It never draws or writes. Its docstring lists the tags that it
+    logs.
 
     Args:
         every: The steps to analyse: a number of steps, a schedule or any callable
@@ -89,8 +100,6 @@ class Callback(abc.ABC):
     """
 
     needs: frozenset[Need] = frozenset()
-    # The scales that the callback passes to `Observation.values_at_scales`.
-    time_scales: Sequence[float] = ()
     default_name: ClassVar[str] = ""
 
     # A subclass with state of its own need not call __init__.
@@ -124,13 +133,7 @@ class Callback(abc.ABC):
             )
         self.name = name or self.default_name
         if max_sequences is not None:
-            whole = hasattr(max_sequences, "__index__") and not isinstance(max_sequences, bool)
-            if not whole or operator.index(max_sequences) < 1:
-                raise ValueError(
-                    f"max_sequences={max_sequences!r}: pass a whole number of at least 1, or None "
-                    "for all"
-                )
-            self.max_sequences = operator.index(max_sequences)
+            self.max_sequences = whole_number("max_sequences", max_sequences, 1)
 
     @abc.abstractmethod
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
@@ -144,19 +147,49 @@ class Callback(abc.ABC):
         """Return the records of a last snapshot, when the run ends without an error."""
         return ()
 
+    def keep(self, name: str, part: _Kept) -> _Kept:
+        """Keep a part of the callback through interruptions, and return it.
+
+        Args:
+            name: Its name in :meth:`state_dict`.
+            part: An object with ``state_dict`` and ``load_state_dict``, such as
+                :class:`AxisLimit`, :class:`ByName` or :class:`PairedChanges`.
+        """
+        self.__dict__.setdefault("_kept", {})[name] = part
+        return part
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to restore after an interruption.
+        """Return the state to restore after an interruption: that of the parts that are kept.
 
         It may hold numbers, strings, lists, arrays and dicts.
         """
-        return {}
+        return {name: part.state_dict() for name, part in self.__dict__.get("_kept", {}).items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; arrays may come back as lists."""
+        for name, part in self.__dict__.get("_kept", {}).items():
+            part.load_state_dict(state[name])
 
     def __repr__(self) -> str:
         when = "" if self.every is None else f", every={self.every!r}"
         return f"{type(self).__name__}(name={self.name!r}{when})"
+
+
+def cells_with_groups(observation: Observation, name: str) -> list[tuple[Trajectory, str]]:
+    """Return the states of each recurrent cell, and the group of its tags.
+
+    Args:
+        observation: The observation, with :attr:`Need.STATES`.
+        name: Name of the callback, which begins the tags.
+
+    Raises:
+        NotApplicable: If the model has no recurrent cell.
+    """
+    cells = observation.states
+    if not cells:
+        raise NotApplicable(observation.no_cells)
+    shorts = per_cell_names([cell.cell for cell in cells])
+    return [(cell, name + short) for cell, short in zip(cells, shorts, strict=True)]
 
 
 def for_each_supported_cell(
@@ -184,6 +217,18 @@ def for_each_supported_cell(
     yield from found
     for why in reasons:
         yield Note(f"{name}: {why}, so that {lacking}")
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return an argument that must be a whole number.
+
+    Raises:
+        ValueError: If it is none, or below ``least``.
+    """
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or operator.index(value) < least:
+        raise ValueError(f"{name}={value!r}: pass a whole number of at least {least}")
+    return operator.index(value)
 
 
 def as_ci(ends: npt.ArrayLike | None) -> tuple[float, float] | None:
@@ -253,6 +298,14 @@ class AxisLimit:
     def __init__(self, value: float = 0.0) -> None:
         self.value = value
 
+    def state_dict(self) -> float:
+        """Return the limit."""
+        return self.value
+
+    def load_state_dict(self, state: float) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.value = float(state)
+
     def cover(self, largest: float) -> None:
         """Grow the limit if ``largest`` is finite and beyond it."""
         if self.value < largest < float("inf"):
@@ -262,6 +315,32 @@ class AxisLimit:
         """Return the limit, grown to cover ``largest``; 1 while nothing was above 0."""
         self.cover(largest)
         return self.value or 1.0
+
+
+class ByName(dict[str, _Kept]):
+    """Hold an object for each cell or layer, by its name; make it when it is first asked for.
+
+    Args:
+        make: Makes the object of a name, such as the class :class:`AxisLimit`.
+    """
+
+    def __init__(self, make: Callable[[], _Kept]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, name: str) -> _Kept:
+        self[name] = self._make()
+        return self[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of each object."""
+        return {name: part.state_dict() for name, part in self.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.clear()
+        for name, saved in state.items():
+            self[name].load_state_dict(saved)
 
 
 class PairedChanges:

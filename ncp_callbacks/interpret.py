@@ -38,6 +38,7 @@ from .callbacks.time_sensitivity.callback import sensitivity as time_sensitivity
 from .held_out import HeldOutBatch
 from .model import ModelError, ModelRunner, NotApplicable
 from .observation import Need, Observation, Trajectory
+from .passes import observe
 from .results import FloatArray, MappingResult
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ __all__ = [
 ]
 
 
+# What all analyses but the attribution need.
+_NEEDS = frozenset({Need.TIME_GRADIENT, Need.STATES, Need.ACTIVATIONS, Need.TIME_SCALES})
 _RUNNER_OPTIONS = ("target", "at", "forward", "cells", "layers")
 
 
@@ -113,7 +116,7 @@ def compute_temporal_importance(
     runner = _runner(model, x, time_delta, **options)
     with runner.analysing():
         try:
-            return attributor.importance(Observation(runner, 0, attributor.needs))
+            return attributor.importance(observe(runner, 0, attributor.needs))
         except NotApplicable as reason:
             raise ModelError(str(reason)) from reason
 
@@ -147,8 +150,8 @@ def analyze_time_sensitivity(
     wanted = checked_scales(scales)
     runner = _runner(model, x, base_time_delta, **options)
     with runner.analysing():
-        observation = Observation(runner, 0, {Need.TIME_GRADIENT})
-        return time_sensitivity_of(observation, wanted)
+        observation = observe(runner, 0, {Need.TIME_GRADIENT, Need.TIME_SCALES})
+        return time_sensitivity_of(observation, observation.extra_passes.at_time_scales(wanted))
 
 
 def visualize_hidden_states(
@@ -178,7 +181,7 @@ def visualize_hidden_states(
     """
     runner = _runner(model, x, time_delta, **options)
     with runner.analysing():
-        observation = Observation(runner, 0, {Need.STATES})
+        observation = observe(runner, 0, {Need.STATES})
         return _states(observation, components, cell)
 
 
@@ -235,7 +238,7 @@ class StateTransitionAnalyzer:
         """
         runner = _runner(self.model, x, time_delta, mask=mask, **self._options)
         with runner.analysing():
-            observation = Observation(runner, 0, {Need.STATES})
+            observation = observe(runner, 0, {Need.STATES})
         self._add(observation)
 
     def _add(self, observation: Observation) -> None:
@@ -297,7 +300,7 @@ def analyze_backbone(
     """
     runner = _runner(model, x, time_delta, **options)
     with runner.analysing():
-        observation = Observation(runner, 0, {Need.ACTIVATIONS})
+        observation = observe(runner, 0, {Need.ACTIVATIONS})
     report = backbone_report(observation)
     if not report:
         raise ModelError(observation.no_layers)
@@ -393,10 +396,11 @@ def interpret_model(
     runner = _runner(model, x, time_delta, **options)
     notes: list[str] = [*runner.notes, *runner.missing]
     with runner.analysing():
-        observation = Observation(runner, 0, set(Need))
+        observation = observe(runner, 0, _NEEDS | attributor.needs)
         sensitivity = states = transitions = None
         if observation.takes_time:
-            sensitivity = time_sensitivity_of(observation, wanted)
+            scaled = observation.extra_passes.at_time_scales(wanted)
+            sensitivity = time_sensitivity_of(observation, scaled)
             if sensitivity.ignores_time:
                 notes.append(
                     "the model takes elapsed times, but the target does not depend on them"

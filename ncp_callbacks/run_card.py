@@ -45,6 +45,7 @@ def run_card(
         "target": runner.target.name,
         "held-out batch": f"{batch} sequences × {steps} steps × {features} features"
         + _of_frames(runner),
+        "extra passes": "; ".join(filter(None, map(_extra_passes, callbacks))) or "none declared",
         "schedules": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
         "observer": f"runs {place}",
         "versions": f"{versions}, Python {platform.python_version()}",
@@ -57,6 +58,12 @@ def run_card(
     if notes:
         lines += ["", "Notes:", "", *(f"* {note}" for note in notes)]
     return "\n".join(lines)
+
+
+def _extra_passes(callback: Callback) -> str:
+    """Return the kinds of extra passes that a callback declares; "" for none."""
+    kinds = sorted(need.value for need in callback.needs if need.is_extra_pass)
+    return f"{callback.name}: {', '.join(kinds)}" if kinds else ""
 
 
 def _version(distribution: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from .results import FloatArray
 
-__all__ = ["Evaluate", "TargetValues"]
+__all__ = ["Evaluate", "ScaledTargets", "TargetValues"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +30,43 @@ class TargetValues:
     time_gradient: FloatArray | None = None
     loss: FloatArray | None = None
 
-    def of(self, rows: npt.NDArray[np.intp]) -> TargetValues:
+    @property
+    def nbytes(self) -> int:
+        """Return the size of all arrays in bytes."""
+        return sum(
+            array.nbytes for f in fields(self) if (array := getattr(self, f.name)) is not None
+        )
+
+    def variant(self, number: int) -> TargetValues:
+        """Return the values of one of the variants, with ``K = 1``."""
+        columns = (getattr(self, f.name) for f in fields(self))
+        return TargetValues(*[None if c is None else c[number : number + 1] for c in columns])  # type: ignore[arg-type]
+
+    def of(self, sequences: npt.NDArray[np.intp]) -> TargetValues:
         """Return the values of some sequences.
 
         Args:
-            rows: Indices of the sequences.
+            sequences: Indices of the sequences.
         """
         columns = (getattr(self, f.name) for f in fields(self))
-        return TargetValues(*[None if c is None else c[:, rows] for c in columns])  # type: ignore[arg-type]
+        return TargetValues(*[None if c is None else c[:, sequences] for c in columns])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledTargets:
+    """Hold the targets of some sequences with all elapsed times multiplied by factors.
+
+    Attributes:
+        values: ``(B,)``, by scale.
+        losses: ``(B,)``, by scale; None if they were not requested, or are the targets.
+    """
+
+    values: Mapping[float, FloatArray]
+    losses: Mapping[float, FloatArray] | None
 
 
 class Evaluate(Protocol):
-    """Evaluate the target of variants of a batch; see :meth:`ncp_callbacks.Observation.evaluate`.
+    """Evaluate the target of variants of a batch; see :meth:`ncp_callbacks.ExtraPasses.evaluate`.
 
     Without ``inputs`` and ``time_delta`` the batch itself is evaluated.
     """
@@ -50,6 +76,6 @@ class Evaluate(Protocol):
         inputs: FloatArray | None = None,
         time_delta: FloatArray | None = None,
         *,
-        rows: npt.NDArray[np.intp] | None = None,
+        sequences: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
     ) -> TargetValues: ...

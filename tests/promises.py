@@ -24,7 +24,13 @@ OPTIONAL = {
     "time_delta/solver_error_x<scale>",
 }
 # What the monitor says of itself, and the bounds of scalars with an interval.
-OWN = ("monitor/seconds/<part>", "monitor/loop_seconds", "monitor/share")
+OWN = (
+    "monitor/seconds/<callback>",
+    "monitor/passes/<kind>",
+    "monitor/pass_seconds/<kind>",
+    "monitor/loop_seconds",
+    "monitor/share",
+)
 _ROW = re.compile(r"^``(?P<tag>[^`]+)``\s+(?P<kind>image|scalar|histogram|array|text|points)\b")
 
 

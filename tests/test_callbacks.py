@@ -311,13 +311,6 @@ def test_how_far_a_map_is_from_the_previous_one_and_from_another_methods() -> No
     assert dict(writer.scalars("attribution/agreement"))[1] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_state_from_before_there_were_ranks_is_taken_up() -> None:
-    callback = ncp.GradientAttribution()
-    state = {"shown": None, "charts": None, "limit": 1.0, "previous": [[1.0]], "changes": {}}
-    callback.load_state_dict(state)
-    assert callback.state_dict()["previous_size"] is None
-
-
 @pytest.mark.parametrize(("n_steps", "missing"), [(1, 0.25), (2, 0.0)])
 def test_extra_passes_and_the_error_are_logged_with_the_map(n_steps: int, missing: float) -> None:
     # One step is the middle of the way, whose slope is 3/4 of the mean one; two are exact.

@@ -636,7 +636,7 @@ def test_interrupts_at_random_moments(
     assert time.monotonic() - began < 10
     assert len(monitor.callbacks) == 2
     assert not [note for note in monitor.notes if "fail" in note or "process" in note]
-    for tag in ("train/loss", "monitor/seconds/pass"):
+    for tag in ("train/loss", "monitor/pass_seconds/shared"):
         steps = logged(tmp_path / "run", tag)
         assert steps == sorted(set(steps))
         assert steps[:3] == [1, 2, 3]

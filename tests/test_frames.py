@@ -20,6 +20,7 @@ from test_interactions import check_picture
 from test_interactions import logged as run
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.attribution import (
     ExpectedGradients,
     IntegratedGradients,
@@ -124,7 +125,7 @@ def observe(
 ) -> ncp.Observation:
     runner = ModelRunner(model, held_out, target=target, **more)
     with runner.analysing():
-        seen = ncp.Observation(runner, 1, {ncp.Need.INPUT_GRADIENT, *needs})
+        seen = passes.observe(runner, 1, {ncp.Need.INPUT_GRADIENT, *needs})
         assert seen.input_gradient is not None
         if ncp.Need.ACTIVATIONS in needs:
             assert seen.activations
@@ -140,7 +141,7 @@ def attribute(
     attributor = Attributor(method, baseline)
     runner = ModelRunner(model, held_out, **more)
     with runner.analysing():
-        seen = ncp.Observation(runner, 1, attributor.needs)
+        seen = passes.observe(runner, 1, attributor.needs)
         columns = (
             np.zeros(0)
             if attributor.method.replaces_inputs

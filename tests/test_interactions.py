@@ -15,6 +15,7 @@ from promises import pattern, promised, told
 from test_plots import bar_ends, check_redraws
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.callbacks.feature_interactions.analysis import (
     Archipelago,
     IntegratedHessians,
@@ -48,7 +49,9 @@ class Known:
         self.x, self.value, self.gradient, self.hessian = x, value, gradient, hessian
         self.runs = 0
 
-    def evaluate(self, inputs=None, time_delta=None, *, rows=None, gradient=False) -> TargetValues:
+    def evaluate(
+        self, inputs=None, time_delta=None, *, sequences=None, gradient=False
+    ) -> TargetValues:
         self.runs += len(inputs)
         return TargetValues(self.value(inputs.sum(axis=2, dtype=np.float64)))
 
@@ -326,7 +329,7 @@ def data(features: int = F, batch: int = B, seed: int = 0) -> tuple[np.ndarray, 
 
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **options: Any) -> ncp.Observation:
     """Valid as long as nobody changes the model."""
-    return ncp.Observation(ModelRunner(model, held_out, **options), 0)
+    return passes.observe(ModelRunner(model, held_out, **options), 0, set(ncp.Need))
 
 
 def logged(
@@ -354,10 +357,10 @@ def test_slopes_are_differences_of_gradients(kind: Any) -> None:
     v, w = (rng.standard_normal(x.shape).astype(np.float32) for _ in range(2))
     u, e = rng.standard_normal(dt.shape).astype(np.float32), np.float32(2e-2)
     seen = observe(model, ncp.HeldOutBatch(x, dt))
-    found = seen.slopes(x[None], along=v, time_along=u)
-    other = seen.slopes(x[None], along=w)
+    found = seen.extra_passes.slopes(x[None], along=v, time_along=u)
+    other = seen.extra_passes.slopes(x[None], along=w)
     steps = np.array([2 * e, e, -e, -2 * e])
-    around = seen.evaluate(
+    around = seen.extra_passes.evaluate(
         x + steps[:, None, None, None] * v, dt + steps[:, None, None] * u, gradient=True
     )
     # Fourth order, so that steps can be long enough for float32.
@@ -377,8 +380,8 @@ def test_slopes_of_many_points_are_those_of_each() -> None:
     model, (x, dt) = Net(), data()
     z = np.array([0.2, 0.5, 1.0], np.float32)[:, None, None, None]
     seen = observe(model, ncp.HeldOutBatch(x, dt))
-    together = seen.slopes(z * x, along=x)
-    apart = [seen.slopes(z[k : k + 1] * x, along=x) for k in range(3)]
+    together = seen.extra_passes.slopes(z * x, along=x)
+    apart = [seen.extra_passes.slopes(z[k : k + 1] * x, along=x) for k in range(3)]
     for k in range(3):
         np.testing.assert_allclose(together.values[k], apart[k].values[0], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(
@@ -397,8 +400,10 @@ def test_both_methods_agree_on_a_random_network(seed: int) -> None:
         "names": ["a", "b", "c", "time_delta"],
     }
     seen = observe(model, ncp.HeldOutBatch(x, dt), target=0)
-    cheap = archipelago(seen.evaluate, x, dt, **common)
-    dear = integrated_hessians(seen.evaluate, seen.slopes, x, dt, **common, n_steps=8)
+    cheap = archipelago(seen.extra_passes.evaluate, x, dt, **common)
+    dear = integrated_hessians(
+        seen.extra_passes.evaluate, seen.extra_passes.slopes, x, dt, **common, n_steps=8
+    )
     pairs = np.tril_indices(4, -1)
     first, second = (found.pairs[(slice(None), *pairs)].ravel() for found in (cheap, dear))
     # .989 to .999 over four seeds when this was written.

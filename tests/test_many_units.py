@@ -12,6 +12,7 @@ import pytest
 from scipy.spatial import procrustes
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.callbacks.dynamics.analysis import state_drift
 from ncp_callbacks.callbacks.dynamics.jacobian_products import (
     estimated_memory,
@@ -76,8 +77,10 @@ def test_products_are_those_of_a_linear_cell() -> None:
     matrix = known(200)
     assert np.linalg.norm(matrix @ matrix.T - matrix.T @ matrix) > 0.1
     model = Net(matrix)
-    seen = ncp.Observation(ModelRunner(model, batch(), target=0), 1, {ncp.Need.STATES})
-    products = seen.jacobian_products("cell", None)
+    seen = passes.observe(
+        ModelRunner(model, batch(), target=0), 1, {ncp.Need.STATES, ncp.Need.CELL_STEPS}
+    )
+    products = seen.extra_passes.jacobian_products("cell")
     vectors = rng.standard_normal((B, 200, 3))
     np.testing.assert_allclose(products.forward(2, vectors), matrix @ vectors, atol=1e-4)
     np.testing.assert_allclose(products.backward(2, vectors), matrix.T @ vectors, atol=1e-4)
@@ -103,8 +106,8 @@ def test_padding_is_skipped_of_products() -> None:
     model = Net(known(80))
     mask = np.arange(T) < lengths[:, None]
     runner = ModelRunner(model, batch(mask), target=0)
-    seen = ncp.Observation(runner, 1, {ncp.Need.STATES})
-    products = seen.jacobian_products("cell", None)
+    seen = passes.observe(runner, 1, {ncp.Need.STATES, ncp.Need.CELL_STEPS})
+    products = seen.extra_passes.jacobian_products("cell")
     exponents = leading_exponents(products, mask=mask, count=2)
     memory = estimated_memory(products, mask=mask, directions=80)
     owner = leading_gains(products, mask=mask)[2]
@@ -146,7 +149,7 @@ def test_sequences_that_a_snapshot_runs_do_not_grow_with_units(kind: Any) -> Non
 
 @pytest.mark.parametrize("kind", [ncp.TimeConstants, ncp.Dynamics])
 def test_up_to_max_units_numbers_are_those_of_all_units(kind: Any) -> None:
-    with mock.patch.object(ncp.Observation, "jacobian_products", side_effect=AssertionError):
+    with mock.patch.object(ncp.ExtraPasses, "jacobian_products", side_effect=AssertionError):
         _, scalars, notes, _ = looked(24, kind(max_units=24))
         _, more, _, _ = looked(24, kind(max_units=100))
     own = {t: v for t, v in scalars.items() if not t.startswith("monitor/")}

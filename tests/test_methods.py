@@ -23,18 +23,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_models import load_ncps_torch
 
-from ncp_callbacks import HeldOutBatch, Need, Observation
+from ncp_callbacks import HeldOutBatch, Need, passes
 from ncp_callbacks.attribution import (
     BUILT_IN,
     Attribution,
     AttributionMaps,
     AttributionMethod,
     ExpectedGradients,
-    ExtraPasses,
     Gradient,
     InputXGradient,
     IntegratedGradients,
     Occlusion,
+    PassCount,
     SmoothGrad,
     method_from,
     summarize,
@@ -83,8 +83,10 @@ class WhiteBox:
         self.value, self.slopes, self.x, self.dt = value, slopes, x, dt
         self.asked: list[tuple[int, tuple[int, ...]]] = []
 
-    def __call__(self, inputs=None, time_delta=None, *, rows=None, gradient=False) -> TargetValues:
-        self.rows = every = np.arange(len(self.x)) if rows is None else rows
+    def __call__(
+        self, inputs=None, time_delta=None, *, sequences=None, gradient=False
+    ) -> TargetValues:
+        self.rows = every = np.arange(len(self.x)) if sequences is None else sequences
         copies = next((len(a) for a in (inputs, time_delta) if a is not None), 1)
         own = np.broadcast_to(self.x[every], (copies, *self.x[every].shape))
         x = np.float64(own if inputs is None else inputs)
@@ -608,12 +610,12 @@ def test_padding_never_moves():
     moved = []
 
     class Watched(WhiteBox):
-        def __call__(self, inputs=None, time_delta=None, *, rows=None, gradient=False):
+        def __call__(self, inputs=None, time_delta=None, *, sequences=None, gradient=False):
             for given_, own in ((inputs, x), (time_delta, dt)):
                 if given_ is not None:
-                    own, real = (a if rows is None else a[rows] for a in (own, mask))
+                    own, real = (a if sequences is None else a[sequences] for a in (own, mask))
                     moved.append((given_ != own)[:, ~real].any())
-            return super().__call__(inputs, time_delta, rows=rows, gradient=gradient)
+            return super().__call__(inputs, time_delta, sequences=sequences, gradient=gradient)
 
     inner = ridge(np.tanh, tanh_slope, 3 * w, 3 * v, x, dt)
     box = Watched(inner.value, inner.slopes, x, dt)
@@ -803,7 +805,7 @@ def golden(request, captum):
     load_torch(model, kind, given_)
     dt = None if kind == "gru" else captum["time_delta"]
     runner = ModelRunner(model, HeldOutBatch(captum["x"], dt), target=1)
-    return Observation(runner, 0, {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}), case
+    return passes.observe(runner, 0, set(Need)), case
 
 
 def as_captum(found: Attribution, case: dict[str, np.ndarray], method: str, tolerance: float):
@@ -872,7 +874,7 @@ def test_infidelity_equals_captum(golden, captum, name):
     x, own = observation.inputs, case[f"{name}/x"]
     x0 = np.broadcast_to(captum["baseline"], x.shape)
     found = deletion(
-        observation.evaluate,
+        observation.extra_passes.evaluate,
         x,
         own,
         baseline=x0,
@@ -891,7 +893,7 @@ def test_sensitivity_equals_captum(golden, name):
     x = observation.inputs
 
     def attribute(inputs: np.ndarray) -> np.ndarray:
-        slopes = observation.evaluate(inputs[None], gradient=True).input_gradient[0]
+        slopes = observation.extra_passes.evaluate(inputs[None], gradient=True).input_gradient[0]
         return slopes if name == "saliency" else inputs * slopes
 
     found = max_sensitivity(attribute, x, attribute(x), radius=0.1, n_samples=4)
@@ -905,7 +907,7 @@ def test_expected_gradients_equal_captums_expectation(golden, captum):
     timed = observation.takes_time
     repeats = [
         ExpectedGradients(6, seed).run(
-            observation.evaluate,
+            observation.extra_passes.evaluate,
             observation.inputs,
             observation.time_delta if timed else None,
             baseline=captum["baselines"],
@@ -983,8 +985,8 @@ def test_extra_passes_are_those_that_are_run(method, timed):
     count = {"forward": 0, "gradient": 0}
 
     class Counted(WhiteBox):
-        def __call__(self, inputs=None, time_delta=None, *, rows=None, gradient=False):
-            found = super().__call__(inputs, time_delta, rows=rows, gradient=gradient)
+        def __call__(self, inputs=None, time_delta=None, *, sequences=None, gradient=False):
+            found = super().__call__(inputs, time_delta, sequences=sequences, gradient=gradient)
             # The pass over the batch itself is shared.
             if inputs is not None or time_delta is not None:
                 count["gradient" if gradient else "forward"] += len(found.values)
@@ -997,7 +999,7 @@ def test_extra_passes_are_those_that_are_run(method, timed):
         box = Counted(inner.value, lambda x, dt: (inner.slopes(x, dt)[0], None), x)
         times = (None, None)
     found = method.run(box, x, times[0], baseline=x0, time_baseline=times[1])
-    assert method.extra_passes(T, F, takes_time=timed) == ExtraPasses(**count)
+    assert method.extra_passes(T, F, takes_time=timed) == PassCount(**count)
     assert (found.error is not None) == method.complete
     assert (found.time_delta is not None) == timed
 
@@ -1021,7 +1023,7 @@ class Wrong(AttributionMethod):
     maps: AttributionMaps
 
     def extra_passes(self, n_time_steps, n_features, *, takes_time):
-        return ExtraPasses()
+        return PassCount()
 
     def attribute(self, evaluate, inputs, time_delta, *, baseline, time_baseline, mask):
         return self.maps
@@ -1058,7 +1060,7 @@ def test_a_mean_baseline_is_of_the_whole_batch():
     x[~mask], dt[~mask] = 50.0, 50.0
     runner = ModelRunner(Golden("cfc"), HeldOutBatch(x, dt, mask=mask), target=1)
     mean, mean_dt = x[mask].mean(axis=0), dt[mask].mean()
-    some = Observation(runner, 0, Attributor().needs, max_sequences=3)
+    some = passes.observe(runner, 0, set(Need), max_sequences=3)
     assert len(some.indices) == 3
     np.testing.assert_array_equal(some.whole_inputs, x)
     np.testing.assert_array_equal(some.whole_time_delta, dt)
@@ -1072,16 +1074,16 @@ def test_a_mean_baseline_is_of_the_whole_batch():
         close(found.inputs, fixed.inputs, 1e-5)
         close(found.time_delta, fixed.time_delta, 1e-5)
         # And it stays where it is for other inputs of these sequences.
-        again = attributor.attribute(some.reevaluate(some.inputs + 1))
+        again = attributor.attribute(some.extra_passes.reevaluate(some.inputs + 1))
         moved = Attributor(
             name, mean if name == "integrated_gradients" else np.zeros(3), mean_dt
-        ).attribute(some.reevaluate(some.inputs + 1))
+        ).attribute(some.extra_passes.reevaluate(some.inputs + 1))
         close(again.inputs, moved.inputs, 1e-5)
     # Those drawn are all sequences, too, with the mean in the place of padding.
     filled = np.where(mask[..., None], x, mean)
     drawn = Attributor(ExpectedGradients(24)).attribute(some)
     fixed = ExpectedGradients(24).run(
-        some.evaluate, some.inputs, some.time_delta, baseline=filled,
+        some.extra_passes.evaluate, some.inputs, some.time_delta, baseline=filled,
         time_baseline=np.where(mask, dt, mean_dt), mask=some.mask,
     )  # fmt: skip
     close(drawn.inputs, fixed.inputs, 1e-5)
@@ -1128,7 +1130,7 @@ def trained(request):
 
 
 def observe(model, x, dt, **options):
-    return Observation(ModelRunner(model, HeldOutBatch(x, dt), **options), 0)
+    return passes.observe(ModelRunner(model, HeldOutBatch(x, dt), **options), 0, set(Need))
 
 
 def test_completeness_of_trained_models(trained):

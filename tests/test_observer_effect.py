@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.capture import Tap
 from ncp_callbacks.model.pytrees import modules
@@ -460,7 +461,7 @@ def test_weights_made_in_the_first_call_are_made_as_without():
         if analysed:
             runner = ModelRunner(training.model, training.held_out())
             with runner.analysing():
-                ncp.Observation(runner, 0, set(ncp.Need))
+                passes.observe(runner, 0, set(ncp.Need))
             assert "ff1_kernel" not in training.model.forward_layers[0]
         training.start()
         models.append({path: seen(module) for path, module in modules(training.model)})

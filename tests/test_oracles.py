@@ -20,11 +20,11 @@ from sklearn.decomposition import PCA
 from ncp_callbacks import (
     HeldOutBatch,
     Need,
-    Observation,
     StateTransitionAnalyzer,
     analyze_time_sensitivity,
     compute_temporal_importance,
     interpret_model,
+    passes,
     visualize_hidden_states,
 )
 from ncp_callbacks.model import ModelRunner
@@ -178,8 +178,10 @@ def at_step(step, output=0, batch=B):
 
 def observe(model, held_out, needs=tuple(Need), **options):
     runner = ModelRunner(model, held_out, **options)
-    observation = Observation(runner, 0, needs)
-    return observation, observation.values_at_scales(SCALES) if observation.takes_time else None
+    observation = passes.observe(runner, 0, needs)
+    if not observation.takes_time:
+        return observation, None
+    return observation, observation.extra_passes.at_time_scales(SCALES).values
 
 
 # --- input gradient, time gradient, states, scales
@@ -853,12 +855,12 @@ def test_a_model_without_time_has_no_sensitivity_and_says_so():
     assert observation.time_gradient is None
     assert not observation.takes_time
     with pytest.raises(RuntimeError, match="takes no time_delta"):
-        observation.values_at_scales([2.0])
+        observation.extra_passes.at_time_scales([2.0])
 
 
 def test_what_was_not_asked_for_is_refused():
     p, (x, dt) = parameters(), data()
-    observation, _ = observe(TimeDeltaBank(p), HeldOutBatch(x, dt), needs=())
+    observation, _ = observe(TimeDeltaBank(p), HeldOutBatch(x, dt), needs=(Need.TIME_SCALES,))
     for name in ("input_gradient", "time_gradient", "states", "activations"):
         with pytest.raises(RuntimeError, match=f"holds no {name}"):
             getattr(observation, name)

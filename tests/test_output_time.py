@@ -27,6 +27,7 @@ from test_oracles import (
 )
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.attribution import AttributionMaps, IntegratedGradients
 from ncp_callbacks.attribution.compute import Attributor
 from ncp_callbacks.callbacks.output_time.analysis import (
@@ -44,7 +45,7 @@ MASK = np.array([[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1] * 6, [1, 1, 1, 1, 1
 
 
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **options: Any) -> ncp.Observation:
-    return ncp.Observation(ModelRunner(model, held_out, **options), 0, set(ncp.Need))
+    return passes.observe(ModelRunner(model, held_out, **options), 0, set(ncp.Need))
 
 
 def look(model: nn.Module, held_out: ncp.HeldOutBatch, **more: Any) -> tuple[dict[str, Any], Any]:
@@ -81,7 +82,7 @@ def test_every_output_step_of_leaky_integrators(model: Any) -> None:
     p, (x, dt) = parameters(), data()
     net = model(p)
     seen = observe(net, ncp.HeldOutBatch(x, dt), target=1)
-    found = seen.at_steps(range(T))
+    found = seen.extra_passes.at_steps(range(T))
     known = Closed(p, x, dt)
     close(found.values, known.outputs[..., 1].T)
     for step in range(T):
@@ -95,7 +96,7 @@ def test_every_output_step_of_leaky_integrators(model: Any) -> None:
 def test_own_steps_of_leaky_integrators(model: Any) -> None:
     p, (x, dt) = parameters(), data()
     net = model(p)
-    found, mixed = observe(net, ncp.HeldOutBatch(x, dt), target=1).at_own_steps()
+    found, mixed = observe(net, ncp.HeldOutBatch(x, dt), target=1).extra_passes.at_own_steps()
     known = Closed(p, x, dt)
     # dh_t/dx_t = (1 - a_t) W with the state before it held, whatever becomes of it later.
     close(found.input_gradient[0], np.einsum("h,bth,hf->btf", known.v[1], 1 - known.a, known.w))
@@ -214,7 +215,7 @@ def test_agrees_with_attribution_at_a_step(kind: Any, target: Any) -> None:
     mx.random.seed(0)
     model, (x, dt) = Net(kind), data()
     held_out = ncp.HeldOutBatch(x, dt, targets=np.arange(B * T).reshape(B, T) % 2)
-    found = observe(model, held_out, target=target).at_steps([1, T - 1])
+    found = observe(model, held_out, target=target).extra_passes.at_steps([1, T - 1])
     for k, step in enumerate((1, T - 1)):
         single = observe(model, held_out, target=target, at=step)
         close(found.values[k], single.target_values)
@@ -234,7 +235,7 @@ def test_losses_of_every_step(targets: np.ndarray) -> None:
     mx.random.seed(0)
     model, (x, dt) = Net(), data()
     held_out = ncp.HeldOutBatch(x, dt, targets=targets)
-    found = observe(model, held_out, target="loss").at_steps(range(T)).values
+    found = observe(model, held_out, target="loss").extra_passes.at_steps(range(T)).values
     for step in range(T):
         single = observe(model, held_out, target="loss", at=step)
         close(found[step], single.target_values)
@@ -257,7 +258,7 @@ def test_own_steps_are_gradients_with_the_state_given(make: Any) -> None:
     model, (x, dt) = make(), data()
     held_out = ncp.HeldOutBatch(x, dt)
     seen = observe(model, held_out, target=1)
-    found, mixed = seen.at_own_steps()
+    found, mixed = seen.extra_passes.at_own_steps()
     cell = model.rnn.cell
     state = mx.zeros((B, model.rnn.units))
     for t in range(T):
@@ -377,7 +378,7 @@ def test_what_has_no_outputs_over_time_is_skipped() -> None:
     seen = observe(model, held_out)
     assert seen.every_step is None
     with pytest.raises(RuntimeError, match="no target at every step"):
-        seen.at_steps([0])
+        seen.extra_passes.at_steps([0])
 
 
 # --- padding --------------------------------------------------------------------------------------
@@ -568,9 +569,9 @@ def test_states_that_are_not_given_can_not_be_held() -> None:
     mx.random.seed(0)
     model, held_out = Loop(), ncp.HeldOutBatch(data()[0])
     with pytest.raises(NotApplicable, match="keeps its state itself"):
-        observe(model, held_out, cells="cell").at_own_steps()
+        observe(model, held_out, cells="cell").extra_passes.at_own_steps()
     # With no cell known, what goes from step to step is noticed.
-    assert observe(model, held_out).at_own_steps()[1]
+    assert observe(model, held_out).extra_passes.at_own_steps()[1]
 
 
 # --- pictures -------------------------------------------------------------------------------------

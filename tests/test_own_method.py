@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import ncp_callbacks as ncp
-from ncp_callbacks.attribution import AttributionMaps, AttributionMethod, ExtraPasses
+from ncp_callbacks.attribution import AttributionMaps, AttributionMethod, PassCount
 
 
 # What a user writes: these 15 lines.
@@ -26,7 +26,7 @@ class Midpoint(AttributionMethod):
     where: float = 0.5
 
     def extra_passes(self, n_time_steps, n_features, *, takes_time):
-        return ExtraPasses(forward=1, gradient=1)
+        return PassCount(forward=1, gradient=1)
 
     def attribute(self, evaluate, inputs, time_delta, *, baseline, time_baseline, mask):
         middle = baseline + self.where * (inputs - baseline)

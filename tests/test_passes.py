@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.model import ModelRunner, NotApplicable
 from ncp_callbacks.models import LTC, CfC
 
@@ -54,7 +55,7 @@ class Layer(nn.Module):
 
 
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch, **how: Any) -> ncp.Observation:
-    return ncp.Observation(ModelRunner(model, held_out, **how), 1, set(ncp.Need))
+    return passes.observe(ModelRunner(model, held_out, **how), 1, set(ncp.Need))
 
 
 @pytest.mark.parametrize(
@@ -78,9 +79,11 @@ def test_variants_have_the_targets_of_separate_snapshots(
     # The output that is followed must be the same, so it is fixed.
     how = {"target": 0, **how}
     seen = observe(model, ncp.HeldOutBatch(X, DT, mask=MASK), **how)
-    found = seen.evaluate(others, elapsed, gradient=True)
-    plain = seen.evaluate(others)
-    few = seen.evaluate(others[:, rows], elapsed[:, rows], rows=rows, gradient=True)
+    found = seen.extra_passes.evaluate(others, elapsed, gradient=True)
+    plain = seen.extra_passes.evaluate(others)
+    few = seen.extra_passes.evaluate(
+        others[:, rows], elapsed[:, rows], sequences=rows, gradient=True
+    )
     for k in range(3):
         direct = observe(model, ncp.HeldOutBatch(others[k], elapsed[k], mask=MASK), **how)
         for name, expected in (
@@ -103,7 +106,7 @@ def test_variants_have_the_targets_of_separate_snapshots(
 def test_variants_follow_the_output_of_the_batch_itself() -> None:
     model = Net()
     seen = observe(model, ncp.HeldOutBatch(X, DT))
-    flipped = seen.evaluate(-3 * X[None]).values[0]
+    flipped = seen.extra_passes.evaluate(-3 * X[None]).values[0]
     followed = seen.outputs[:, -1].argmax(axis=-1)
     now = observe(model, ncp.HeldOutBatch(-3 * X, DT)).outputs[:, -1]
     np.testing.assert_allclose(flipped, now[np.arange(B), followed], rtol=1e-4, atol=1e-6)
@@ -114,9 +117,9 @@ def test_variants_that_do_not_fit() -> None:
     model = Net()
     seen = observe(model, ncp.HeldOutBatch(X))
     with pytest.raises(ValueError, match=r"inputs has shape \(7, 5, 3\); pass \(variants"):
-        seen.evaluate(X)
+        seen.extra_passes.evaluate(X)
     with pytest.raises(ValueError, match="the held-out batch has none; pass it to"):
-        seen.evaluate(time_delta=DT[None])
+        seen.extra_passes.evaluate(time_delta=DT[None])
 
 
 # --- fewer sequences
@@ -155,10 +158,12 @@ def test_a_part_of_an_observation() -> None:
             np.testing.assert_array_equal(mine.initial, theirs.initial[rows])  # type: ignore[index]
         for ours, all_of in zip(part.activations, whole.activations, strict=True):
             np.testing.assert_array_equal(ours.values, all_of.values[rows])
-        scaled, all_scaled = (o.values_at_scales([2.0])[2.0] for o in (part, whole))
+        scaled, all_scaled = (
+            o.extra_passes.at_time_scales([2.0]).values[2.0] for o in (part, whole)
+        )
         np.testing.assert_allclose(scaled, all_scaled[rows], rtol=1e-5, atol=1e-6)
     # Alone or beside others, the same sequences.
-    alone = ncp.Observation(ModelRunner(model, held_out), 1, set(ncp.Need), max_sequences=3)
+    alone = passes.observe(ModelRunner(model, held_out), 1, set(ncp.Need), max_sequences=3)
     np.testing.assert_array_equal(alone.indices, whole.limited(3).indices)
     np.testing.assert_allclose(
         alone.input_gradient, whole.limited(3).input_gradient, rtol=1e-4, atol=1e-7
@@ -189,9 +194,9 @@ def test_jacobians_are_those_of_finite_differences(model: nn.Module) -> None:
     takes_time = isinstance(model, Net)
     seen = observe(model, ncp.HeldOutBatch(X, DT if takes_time else None))
     (cell,) = [s.cell for s in seen.states]
-    jacobian = seen.state_jacobian(cell, max_sequences=3)
+    jacobian = seen.limited(3).extra_passes.state_jacobian(cell)
     part = seen.limited(3)
-    stepper = part.cell_stepper(cell)
+    stepper = part.extra_passes.cell_stepper(cell)
     states = part.states[0].values
     units = states.shape[-1]
     assert jacobian.shape == (3, T - 1, units, units)
@@ -250,15 +255,15 @@ def test_a_step_that_can_not_be_run_separately_is_reported() -> None:
     model = Loop(Stateful(), mx.zeros(6))
     seen = observe(model, ncp.HeldOutBatch(X))
     with pytest.raises(NotApplicable, match="cell, run separately, returns another state"):
-        seen.state_jacobian("cell")
+        seen.extra_passes.state_jacobian("cell")
     with pytest.raises(KeyError, match=r"no cell .*nothing.*cells are cell"):
-        seen.state_jacobian("nothing")
+        seen.extra_passes.state_jacobian("nothing")
 
 
 def test_a_cell_that_starts_from_nothing() -> None:
     model = Loop(NoneFirst(), None)
     seen = observe(model, ncp.HeldOutBatch(X))
-    jacobian = seen.state_jacobian("cell", max_sequences=None)
+    jacobian = seen.extra_passes.state_jacobian("cell")
     # tanh' times the recurrent weights.
     slope = 1 - seen.states[0].values[:, 1:] ** 2
     expected = slope[..., None] * np.array(model.cell.hh.weight)
@@ -330,14 +335,14 @@ def test_sequences_that_influence_each_other_are_reported(kind: type, batch: int
     runner = ModelRunner(model, held_out, target=0, at=0)
     expected = np.array(model(held_out.inputs))
     with runner.analysing():
-        seen = ncp.Observation(runner, 1, frozenset())
+        seen = passes.observe(runner, 1, frozenset())
     np.testing.assert_allclose(seen.outputs, expected, rtol=1e-5, atol=1e-6)
     assert sum("have other outputs alone than within the batch" in n for n in runner.notes) == 1
     # What the note says of fewer sequences, or of extra passes, is true.
     with runner.analysing():
-        seen = ncp.Observation(runner, 1, frozenset())
-        again = seen.evaluate(seen.inputs[None]).values[0]
-        fewer = ncp.Observation(runner, 1, frozenset(), max_sequences=1)
+        seen = passes.observe(runner, 1, {ncp.Need.VARIANTS})
+        again = seen.extra_passes.evaluate(seen.inputs[None]).values[0]
+        fewer = passes.observe(runner, 1, frozenset(), max_sequences=1)
     other = (
         again - seen.target_values if kind is Continues else fewer.outputs - expected[fewer.indices]
     )
@@ -370,8 +375,8 @@ def test_a_pass_has_the_bits_of_the_plain_model(kind: type[nn.Module]) -> None:
     x, dt = held_out.inputs, held_out.flat_time_delta
     assert dt is not None
     with mock.patch.object(mx, "new_stream") as streams, runner.analysing():
-        seen = ncp.Observation(runner, 1, frozenset(ncp.Need))
-        scaled = seen.values_at_scales([0.5, 3.0])
+        seen = passes.observe(runner, 1, frozenset(ncp.Need))
+        scaled = seen.extra_passes.at_time_scales([0.5, 3.0]).values
         # Gradients that would be subnormal are 0 there, which these are not.
         plain = mx.grad(lambda *a: target(*a).sum(), argnums=[0, 1])(x, dt)
         values = target(x, dt)

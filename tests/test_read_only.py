@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import LTC, CfC
 
@@ -38,7 +39,7 @@ def batch(targets: Any = None) -> ncp.HeldOutBatch:
 
 
 # Private: what these hold is no part of what callbacks are given.
-CLASSES = (ncp.Observation, ncp.HeldOutBatch)
+CLASSES = (ncp.EvaluatedBatch, ncp.HeldOutBatch)
 
 
 def arrays_in(value: Any, path: str) -> Iterator[tuple[str, np.ndarray | mx.array]]:
@@ -51,13 +52,13 @@ def arrays_in(value: Any, path: str) -> Iterator[tuple[str, np.ndarray | mx.arra
     elif isinstance(value, list | tuple):
         for i, each in enumerate(value):
             yield from arrays_in(each, f"{path}[{i}]")
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from arrays_in(getattr(value, field.name), f"{path}.{field.name}")
     elif isinstance(value, CLASSES):
         for name in dir(value):
             if not name.startswith("_") and not _is_method(value, name):
                 yield from arrays_in(getattr(value, name), f"{path}.{name}")
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from arrays_in(getattr(value, field.name), f"{path}.{field.name}")
 
 
 def _is_method(value: Any, name: str) -> bool:
@@ -65,31 +66,38 @@ def _is_method(value: Any, name: str) -> bool:
 
 
 X2 = np.ones((2, B, T, F), np.float32)
-# What each public method gives; `randomised` is a context manager of observations.
+# What each public method gives; `randomised` is a context manager of batches.
 METHODS: dict[str, Callable[[ncp.Observation], Any]] = {
     "limited": lambda o: o.limited(3),
+    "declaring": lambda o: o.declaring(ncp.Need),
     "evaluate": lambda o: [
-        o.evaluate(X2, gradient=True),
-        o.evaluate(X2, loss=True),
-        o.evaluate(X2[:, :2], rows=np.array([1, 3]), gradient=True),
+        o.extra_passes.evaluate(X2, gradient=True),
+        o.extra_passes.evaluate(X2, loss=True),
+        o.extra_passes.evaluate(X2[:, :2], sequences=np.array([1, 3]), gradient=True),
     ],
     "cell_stepper": lambda o: None,  # A stepper: it computes its arrays anew at each call.
-    "state_jacobian": lambda o: o.state_jacobian("rnn.rnn_cell"),
+    "state_jacobian": lambda o: o.extra_passes.state_jacobian("rnn.rnn_cell"),
     "jacobian_products": lambda o: None,  # Functions, which compute their arrays anew.
-    "state_x_gradient": lambda o: o.state_x_gradient("rnn.rnn_cell"),
-    "values_at_scales": lambda o: o.values_at_scales([1.0, 2.0]),
-    "losses_at_scales": lambda o: o.losses_at_scales([1.0, 2.0]),
-    "values_with_finer_solver": lambda o: o.values_with_finer_solver([1.0, 2.0]),
-    "slopes": lambda o: o.slopes(X2, along=np.ones_like(X2)),
-    "at_steps": lambda o: o.at_steps([1, 2]),
-    "at_own_steps": lambda o: o.at_own_steps(),
-    "reevaluate": lambda o: [o.reevaluate(), o.reevaluate(X2[0])],
+    "state_x_gradient": lambda o: o.extra_passes.state_x_gradient("rnn.rnn_cell"),
+    "read_liquid": lambda o: o.extra_passes.read_liquid(stepper(o)),
+    "jacobian_diagonal": lambda o: None,  # Computed anew at each call.
+    "states": lambda o: o.extra_passes.states(),
+    "at_time_scales": lambda o: o.extra_passes.at_time_scales([1.0, 2.0]),
+    "with_finer_solver": lambda o: o.extra_passes.with_finer_solver([1.0, 2.0]),
+    "slopes": lambda o: o.extra_passes.slopes(X2, along=np.ones_like(X2)),
+    "at_steps": lambda o: o.extra_passes.at_steps([1, 2]),
+    "at_own_steps": lambda o: o.extra_passes.at_own_steps(),
+    "reevaluate": lambda o: o.extra_passes.reevaluate(X2[0]),
     "randomised": lambda o: stages(o),
 }
 
 
+def stepper(observation: ncp.Observation) -> Any:
+    return observation.extra_passes.cell_stepper(observation.states[0].cell)
+
+
 def stages(observation: ncp.Observation) -> list[Any]:
-    with observation.randomised(2) as cascade:
+    with observation.extra_passes.randomised(2) as cascade:
         found = []
         for names, seen in cascade:
             found.append((names, list(arrays_in(seen.input_gradient, "")), seen.target_values))
@@ -105,9 +113,9 @@ def model() -> nn.Module:
 def observe(model: nn.Module, held_out: ncp.HeldOutBatch) -> ncp.Observation:
     runner = ModelRunner(model, held_out, target=1)
     cell = runner.hook_points.cells[0].name
-    METHODS["state_jacobian"] = lambda o: o.state_jacobian(cell)
-    METHODS["state_x_gradient"] = lambda o: o.state_x_gradient(cell)
-    return ncp.Observation(runner, 1, set(ncp.Need))
+    METHODS["state_jacobian"] = lambda o: o.extra_passes.state_jacobian(cell)
+    METHODS["state_x_gradient"] = lambda o: o.extra_passes.state_x_gradient(cell)
+    return passes.observe(runner, 1, set(ncp.Need))
 
 
 def written_to(path: str, array: np.ndarray | mx.array) -> None:
@@ -133,18 +141,16 @@ def test_every_array_of_an_observation_is_protected(model: nn.Module) -> None:
 
 
 def test_every_array_of_an_extra_pass_is_protected(model: nn.Module) -> None:
-    public = {n for n in dir(ncp.Observation) if not n.startswith("_")}
-    methods = {n for n in public if callable(getattr(ncp.Observation, n))}
+    classes = (ncp.Observation, ncp.ExtraPasses)
+    public = {(kind, n) for kind in classes for n in dir(kind) if not n.startswith("_")}
+    methods = {n for kind, n in public if callable(getattr(kind, n))}
     assert methods == set(METHODS), "a new method: say here how to call it"
     seen = observe(model, batch())
     for name, call in METHODS.items():
         needs = seen
         result = call(needs)
-        if name == "reevaluate":
-            result[1] = (result[1].inputs, result[1].input_gradient)
-            result[0] = (result[0].inputs, result[0].input_gradient, result[0].states)
         found = list(arrays_in(result, name))
-        assert found or name in {"cell_stepper", "jacobian_products"}
+        assert found or name in {"cell_stepper", "jacobian_products", "jacobian_diagonal"}
         for path, array in found:
             written_to(path, array)
 

@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from test_plots import check_redraws, check_text, title, words
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.callbacks.sanity_check.analysis import ALIKE, Cascade, Measures, map_similarity
 from ncp_callbacks.held_out import to_numpy
@@ -670,29 +671,34 @@ def test_tokens_are_embedded_anew() -> None:
 
 def test_a_reevaluation_has_no_arrays_of_the_pass_before() -> None:
     (x, dt), (other, _) = batch(), batch(7)
-    whole = ncp.Observation(ModelRunner(made("CfC"), ncp.HeldOutBatch(x, dt)), 0, set(ncp.Need))
+    whole = passes.observe(ModelRunner(made("CfC"), ncp.HeldOutBatch(x, dt)), 0, set(ncp.Need))
     for observation in (whole, whole.limited(2)):
         assert observation.activations
         assert len(observation.states)
         inputs = other[: len(observation.inputs)]
-        with pytest.raises(RuntimeError, match="has no activations: read those of the observation"):
-            _ = observation.reevaluate(inputs).activations
-        with pytest.raises(
-            RuntimeError, match=r"modified inputs: call reevaluate\(\) without inputs"
-        ):
-            _ = observation.reevaluate(inputs).states
-        assert not hasattr(observation.reevaluate(inputs), "outputs")
-        np.testing.assert_array_equal(
-            observation.reevaluate().states[0].values, observation.states[0].values
-        )
+        again = observation.extra_passes.reevaluate(inputs)
+        for name in ("activations", "states", "outputs", "losses", "step"):
+            assert not hasattr(again, name)
+        with observation.extra_passes.randomised(1) as stages:
+            # Nothing is randomised yet.
+            np.testing.assert_array_equal(
+                observation.extra_passes.states()[0].values, observation.states[0].values
+            )
+            ((_, shuffled),) = stages
+            assert (shuffled.target_values != observation.target_values).all()
+            moved = observation.extra_passes.states()[0].values
+            assert np.abs(moved - observation.states[0].values).max() > 1e-3
+        assert (observation.extra_passes.reevaluate(observation.inputs).target_values
+                == pytest.approx(observation.target_values, rel=1e-5))  # fmt: skip
 
 
 def test_a_reevaluation_is_an_observation_of_other_inputs() -> None:
     model = made("CfC")
     (x, dt), (other, _) = batch(), batch(7)
-    needs = [ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT]
-    moved = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(x, dt)), 0, needs).reevaluate(other)
-    expected = ncp.Observation(ModelRunner(model, ncp.HeldOutBatch(other, dt)), 0, needs)
+    needs = set(ncp.Need)
+    whole = passes.observe(ModelRunner(model, ncp.HeldOutBatch(x, dt)), 0, needs)
+    moved = whole.extra_passes.reevaluate(other)
+    expected = passes.observe(ModelRunner(model, ncp.HeldOutBatch(other, dt)), 0, needs)
     for name in ("inputs", "target_values", "input_gradient", "time_gradient"):
         np.testing.assert_allclose(
             getattr(moved, name), getattr(expected, name), rtol=1e-4, atol=1e-6
@@ -701,12 +707,14 @@ def test_a_reevaluation_is_an_observation_of_other_inputs() -> None:
     for rows in (None, np.array([1, 4])):
         some = stretched if rows is None else stretched[:, rows]
         np.testing.assert_allclose(
-            moved.evaluate(time_delta=some, rows=rows).values,
-            expected.evaluate(time_delta=some, rows=rows).values,
+            moved.extra_passes.evaluate(time_delta=some, sequences=rows).values,
+            expected.extra_passes.evaluate(time_delta=some, sequences=rows).values,
             rtol=1e-4, atol=1e-6,
         )  # fmt: skip
     np.testing.assert_allclose(
-        moved.values_at_scales([2.0])[2.0], expected.values_at_scales([2.0])[2.0], rtol=1e-4
+        moved.extra_passes.at_time_scales([2.0]).values[2.0],
+        expected.extra_passes.at_time_scales([2.0]).values[2.0],
+        rtol=1e-4,
     )
 
 

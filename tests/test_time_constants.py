@@ -21,6 +21,7 @@ from test_models import golden
 from test_plots import check_redraws, check_text, drawn, texts, title, words
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.callbacks import TimeConstants
 from ncp_callbacks.callbacks.time_constants.analysis import (
     LTCParameters,
@@ -66,8 +67,8 @@ def batch(seed=0, steps=T):
 def seen(model, x, dt, cell=None, forward=None):
     """What is read of a model's cell, and its stepper."""
     runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), forward=forward)
-    look = ncp.Observation(runner, 0, {ncp.Need.STATES})
-    stepper = look.cell_stepper(cell or look.states[0].cell)
+    look = passes.observe(runner, 0, {ncp.Need.STATES, ncp.Need.CELL_STEPS})
+    stepper = look.extra_passes.cell_stepper(cell or look.states[0].cell)
     return read_liquid(stepper, look.time_delta if look.takes_time else None), stepper
 
 
@@ -838,12 +839,12 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
     runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
     looked = []
     monkeypatch.setattr(
-        "ncp_callbacks.callbacks.time_constants.callback.jacobian_diagonal",
+        "ncp_callbacks.extra_passes.jacobian_diagonal",
         lambda stepper, t, *rest, **units: (
             looked.append(t) or jacobian_diagonal(stepper, t, *rest, **units)
         ),
     )
-    look = ncp.Observation(runner, 0, {ncp.Need.STATES})
+    look = passes.observe(runner, 0, {ncp.Need.STATES, ncp.Need.CELL_STEPS})
     list(TimeConstants(time_steps=3).measure(look))
     assert looked == [0, 4, 8]
 

@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 import ncp_callbacks as ncp
 from ncp_callbacks.callbacks.time_sensitivity.analysis import share_outside, solver_share
-from ncp_callbacks.model.extra_passes import doubled_ode_unfolds
+from ncp_callbacks.model.ode_unfolds import doubled_ode_unfolds
 from ncp_callbacks.models import LTC, CfC
 
 B, T, F = 12, 6, 2

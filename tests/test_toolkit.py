@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import re
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -76,7 +80,8 @@ def test_the_example_logs_a_number_with_its_ci_and_its_paired_change(size: int) 
 
 
 def test_the_toolkit_is_public() -> None:
-    for name in ("AxisLimit", "Estimate", "PairedChanges", "for_each_supported_cell",
+    for name in ("AxisLimit", "ByName", "Estimate", "PairedChanges", "cells_with_groups",
+                 "for_each_supported_cell",
                  "non_finite_count", "per_cell_names", "scalar_with_ci",
                  "small_batch_note"):  # fmt: skip
         assert name in ncp.__all__
@@ -87,6 +92,56 @@ def test_an_axis_limit_grows_in_steps_of_one_two_and_five() -> None:
     limit = ncp.AxisLimit()
     found = [limit.covering(v) for v in (0.0, 0.7, 1.3, 0.1, np.inf, np.nan, 2.1, 30.0)]
     assert found == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 5.0, 50.0]
+
+
+class Keeps(ncp.Callback):
+    """Keep an axis limit, and one for each cell."""
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        self.limit = self.keep("limit", ncp.AxisLimit())
+        self.cells = self.keep("cells", ncp.ByName(ncp.AxisLimit))
+
+    def measure(self, observation: ncp.Observation) -> list[ncp.Record | ncp.Note]:
+        return []
+
+
+def test_parts_that_are_kept_are_restored_in_place() -> None:
+    callback, other = Keeps(), Keeps()
+    callback.limit.cover(3.0)
+    callback.cells["a"].cover(0.3)
+    callback.cells["b"].cover(70.0)
+    state = json.loads(json.dumps(callback.state_dict()))
+    assert state == {"limit": 5.0, "cells": {"a": 0.5, "b": 100.0}}
+    # Copies, as the observer's process has them, keep parts of their own.
+    for fresh in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        kept = fresh.limit
+        fresh.cells["c"].cover(1.0)
+        fresh.load_state_dict(state)
+        assert fresh.limit is kept
+        assert fresh.limit.value == 5.0
+        assert {name: limit.value for name, limit in fresh.cells.items()} == state["cells"]
+        assert fresh.state_dict() == state
+        fresh.limit.cover(9.0)
+        assert (callback.limit.value, fresh.state_dict()["limit"]) == (5.0, 10.0)
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, True, "4", None])
+@pytest.mark.parametrize(
+    ("make", "least"),
+    [
+        (lambda v: ncp.OutputTime(max_output_steps=v), 2),
+        (lambda v: ncp.TimeConstants(max_units=v), 1),
+        (lambda v: ncp.Dynamics(max_jacobian_sequences=v), 1),
+        (lambda v: ncp.Dynamics(exponents=v), 1),
+        (lambda v: ncp.Dynamics(max_units=v), 1),
+    ],
+)
+def test_arguments_that_are_no_whole_numbers(make: Any, least: int, value: Any) -> None:
+    expected = re.escape(f"={value!r}: pass a whole number of at least {least}")
+    with pytest.raises(ValueError, match=expected):
+        make(value)
+    make(np.int64(7))
 
 
 def test_statistics_are_not_imported_before_they_are_needed() -> None:

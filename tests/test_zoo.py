@@ -15,6 +15,7 @@ import zoo
 from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
 
 import ncp_callbacks as ncp
+from ncp_callbacks import passes
 from ncp_callbacks.held_out import to_numpy
 from ncp_callbacks.model import ModelError, ModelRunner
 from ncp_callbacks.model.cell_stepper import CellStepper
@@ -31,7 +32,7 @@ def observed(name, *needs, **options):
         case.plain(model, x, dt)  # which makes its weights
     runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
     with runner.analysing():
-        return case, x, dt, runner, ncp.Observation(runner, 0, needs)
+        return case, x, dt, runner, passes.observe(runner, 0, needs)
 
 
 def built(name):
@@ -106,14 +107,14 @@ def test_gradients_are_those_of_a_plain_function(name):
 
 @every_example
 def test_targets_at_scaled_elapsed_times_are_those_of_plain_calls(name):
-    case, x, dt, runner, seen = observed(name, target=0)
+    case, x, dt, runner, seen = observed(name, ncp.Need.TIME_SCALES, target=0)
     if dt is None:
         with pytest.raises(RuntimeError, match="takes no time_delta"):
-            seen.values_at_scales((2.0,))
+            seen.extra_passes.at_time_scales((2.0,))
         return
     model = built(name)[3]
     with runner.analysing():
-        values = seen.values_at_scales((0.5, 1.0, 3.0))
+        values = seen.extra_passes.at_time_scales((0.5, 1.0, 3.0)).values
     for scale in (0.5, 1.0, 3.0):
         outputs = case.plain(model, x, dt * scale)
         expected = (outputs[:, -1] if len(case.outputs) > 1 else outputs)[..., 0]
@@ -232,11 +233,11 @@ def test_a_model_whose_weights_are_not_made_yet(name):
     model = zoo.made(case)
     keys = {path: list(module) for path, module in model.named_modules()}
     runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
-    before = ncp.Observation(runner, 0, set(ncp.Need))
+    before = passes.observe(runner, 0, set(ncp.Need))
     assert {path: list(module) for path, module in model.named_modules()} == keys
     model(x, time_delta=dt)  # makes them, as the first training step does
     model.train()
-    after = ncp.Observation(runner, 1, set(ncp.Need))
+    after = passes.observe(runner, 1, set(ncp.Need))
     expected = case.states(built(name)[3], x, dt)
     for seen in (before, after):
         for cell in seen.states:
@@ -254,7 +255,7 @@ def test_any_number_of_sequences(batch):
         x, dt = zoo.data(case, batch=batch)
         model = zoo.made(case)
         runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
-        seen = ncp.Observation(runner, 0, set(ncp.Need))
+        seen = passes.observe(runner, 0, set(ncp.Need))
         expected = case.states(built(name)[3], x, dt)
         assert [c.cell for c in seen.states] == list(expected)
         for cell in seen.states:
@@ -283,7 +284,7 @@ def test_nan_in_a_state_is_followed(name):
     values = to_numpy(x)
     values[0, 2, 1] = np.nan
     runner = ModelRunner(zoo.made(case), ncp.HeldOutBatch(values))
-    states = ncp.Observation(runner, 0, {ncp.Need.STATES}).states
+    states = passes.observe(runner, 0, {ncp.Need.STATES}).states
     assert states[0].cell == "cell"
     assert np.isnan(states[0].values[0, 2:]).any()
     assert np.isfinite(states[0].values[1:]).all()
@@ -297,7 +298,7 @@ def test_two_steps_are_enough(name):
     x, dt = zoo.data(case)
     model = zoo.made(case)
     runner = ModelRunner(model, ncp.HeldOutBatch(x[:, :2], None if dt is None else dt[:, :2]))
-    seen = ncp.Observation(runner, 0, {ncp.Need.STATES})
+    seen = passes.observe(runner, 0, {ncp.Need.STATES})
     expected = case.states(built(name)[3], x, dt)
     assert [cell.cell for cell in seen.states] == list(expected)
     for cell in seen.states:
@@ -488,7 +489,7 @@ def test_a_cell_that_keeps_its_state_can_be_named():
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     assert "cells='cell'" in ModelRunner(model, ncp.HeldOutBatch(x)).missing[0]
     runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="cell")
-    seen = ncp.Observation(runner, 0, {ncp.Need.STATES})
+    seen = passes.observe(runner, 0, {ncp.Need.STATES})
     close(seen.states[0].values, model(x))
 
 
@@ -512,7 +513,7 @@ def test_calls_inside_vmap_are_reported_as_hidden():
     runner = ModelRunner(Vmapped(), ncp.HeldOutBatch(x))
     assert not runner.hook_points.cells
     assert "mx.vmap" in runner.notes[0]
-    seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
+    seen = passes.observe(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
     assert np.abs(seen.input_gradient).max() > 0
     assert not seen.states
 
@@ -539,8 +540,8 @@ def test_calls_whose_number_changes_are_not_assigned_to_steps():
     runner = ModelRunner(Adaptive(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
     with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
-        ncp.Observation(runner, 0, {ncp.Need.STATES})
-    ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
+        passes.observe(runner, 0, {ncp.Need.STATES})
+    passes.observe(runner, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
 
 
 class BatchMean(nn.Module):
@@ -637,8 +638,8 @@ def test_a_model_for_one_batch_size_with_another_input():
         target=0,
     )
     assert runner.small() is runner
-    seen = ncp.Observation(runner, 0, set(ncp.Need))
-    scaled = seen.values_at_scales((2.0, 3.0))
+    seen = passes.observe(runner, 0, set(ncp.Need))
+    scaled = seen.extra_passes.at_time_scales((2.0, 3.0)).values
     close(scaled[2.0], model(x, static, 2 * dt)[:, 0])
     close(scaled[3.0], model(x, static, 3 * dt)[:, 0])
     close(seen.states[0].initial, model.start(static))
@@ -744,7 +745,7 @@ def test_tokens_are_analysed_as_their_vectors(embedded):
         held_out, options = ncp.HeldOutBatch(tokens), {}
     runner = ModelRunner(model, held_out, target=0, **options)
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
-    seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT})
+    seen = passes.observe(runner, 0, {ncp.Need.INPUT_GRADIENT})
     expected = mx.grad(lambda x: model.read(x)[:, 0].sum())(model.embedding(tokens))
     close(seen.input_gradient, expected)
     close(seen.outputs, model(tokens))

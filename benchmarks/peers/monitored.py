@@ -63,6 +63,9 @@ class _Writer(ncp.TensorBoardWriter):
                 group, _, name = getattr(record, "tag", "").rpartition("/")
                 if group == "monitor/seconds":
                     self.seconds[name] = record.value
+                if group == "monitor/pass_seconds":
+                    kind = "pass" if name == "shared" else f"pass: {name}"
+                    self.seconds[kind] = record.value
             self._came.notify_all()
 
     def wait(self, pictures: int) -> None:

@@ -9,7 +9,7 @@ A method is one class. Its settings are arguments::
 A method of your own is a subclass of :class:`AttributionMethod`.
 """
 
-from .base import Attribution, AttributionMaps, AttributionMethod, ExtraPasses
+from .base import Attribution, AttributionMaps, AttributionMethod, PassCount
 from .expected_gradients import ExpectedGradients
 from .gradients import Gradient, InputXGradient, SmoothGrad
 from .importance import TemporalImportance, summarize, temporal_importance
@@ -24,11 +24,11 @@ __all__ = [
     "AttributionMaps",
     "AttributionMethod",
     "ExpectedGradients",
-    "ExtraPasses",
     "Gradient",
     "InputXGradient",
     "IntegratedGradients",
     "Occlusion",
+    "PassCount",
     "SmoothGrad",
     "TemporalImportance",
     "method_from",

@@ -8,7 +8,7 @@ A method is one class. A caller asks it for its properties, never for its name::
         label: ClassVar[str] = "my method"
 
         def extra_passes(self, n_time_steps, n_features, *, takes_time):
-            return ExtraPasses(gradient=1)
+            return PassCount(gradient=1)
 
         def attribute(self, evaluate, inputs, time_delta, *, baseline, time_baseline, mask):
             gradient = evaluate(inputs[None], gradient=True).input_gradient[0]
@@ -30,10 +30,10 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
 
-__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "ExtraPasses", "joined"]
+__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "PassCount", "joined"]
 
 
-class ExtraPasses(NamedTuple):
+class PassCount(NamedTuple):
     """Count the passes of each sequence that a method runs beyond the shared pass."""
 
     forward: int = 0
@@ -103,7 +103,7 @@ class AttributionMethod(abc.ABC):
         return f"units of the target{' per unit of the input' if self.is_slope else ''}"
 
     @abc.abstractmethod
-    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
         """Return how many passes of each sequence the method costs.
 
         The passes that all callbacks share are not counted: the forward pass, and the gradient
@@ -217,13 +217,13 @@ def _in_single_precision(evaluate: Evaluate) -> Evaluate:
         inputs: FloatArray | None = None,
         time_delta: FloatArray | None = None,
         *,
-        rows: npt.NDArray[np.intp] | None = None,
+        sequences: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
     ) -> TargetValues:
         return evaluate(
             None if inputs is None else np.asarray(inputs, np.float32),
             None if time_delta is None else np.asarray(time_delta, np.float32),
-            rows=rows,
+            sequences=sequences,
             gradient=gradient,
         )
 

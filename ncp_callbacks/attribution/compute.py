@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..observation import Need, Observation
+from ..observation import EvaluatedBatch, Need
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
-from .base import Attribution, AttributionMethod, ExtraPasses, joined
+from .base import Attribution, AttributionMethod, PassCount, joined
 from .baselines import baseline_sequences, checked_word, constant_baseline, finite_mean
 from .importance import TemporalImportance, summarize
 from .registry import DEFAULT_METHOD, method_from
@@ -30,7 +30,8 @@ class Attributor:
 
     Attributes:
         method: The method.
-        needs: What the method needs of the pass that all callbacks share.
+        needs: What the method needs of the pass that all callbacks share, and the kinds of extra
+            passes that it declares.
 
     Args:
         method: A name or a method; see :func:`~.registry.method_from`.
@@ -55,7 +56,13 @@ class Attributor:
         self.method = method_from(method)
         self.needs: frozenset[Need] = frozenset()
         if self.method.gradient_at_inputs:
-            self.needs = frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT})
+            self.needs |= {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}
+        # Sequences as long and wide as any: the kinds of passes don't depend on how many they are.
+        passes = self.method.extra_passes(100, 100, takes_time=True)
+        if passes.forward:
+            self.needs |= {Need.VARIANTS}
+        if passes.gradient:
+            self.needs |= {Need.VARIANT_GRADIENTS}
         self._baseline = self.method.default_baseline if baseline is None else baseline
         self._time_baseline = (
             self.method.default_time_baseline if time_baseline is None else time_baseline
@@ -64,7 +71,7 @@ class Attributor:
         checked_word(self._baseline, "baseline", words)
         checked_word(self._time_baseline, "time_baseline")
 
-    def attribute(self, observation: Observation) -> Attribution:
+    def attribute(self, observation: EvaluatedBatch) -> Attribution:
         """Return the attribution of each sequence's target to inputs and elapsed times.
 
         The attribution of a channel of frames is the sum over its pixels, and that of a token the
@@ -93,7 +100,7 @@ class Attributor:
         )
 
     def attribute_columns(
-        self, observation: Observation, reduce: Callable[[FloatArray], FloatArray]
+        self, observation: EvaluatedBatch, reduce: Callable[[FloatArray], FloatArray]
     ) -> Attribution:
         """Return the attribution to each column of the inputs, such as each pixel of frames.
 
@@ -129,7 +136,7 @@ class Attributor:
             parts.append(replace(found, inputs=reduce(found.inputs)))
         return joined(parts)
 
-    def _attributes_time(self, observation: Observation) -> bool:
+    def _attributes_time(self, observation: EvaluatedBatch) -> bool:
         """Return whether elapsed times get a part, which by gradients needs their gradient."""
         if observation.has_time_gradient or not observation.takes_time:
             return observation.takes_time
@@ -137,11 +144,11 @@ class Attributor:
         passes = self.method.extra_passes(n_time_steps, n_features, takes_time=True)
         return not (self.method.gradient_at_inputs or passes.gradient)
 
-    def importance(self, observation: Observation) -> TemporalImportance:
+    def importance(self, observation: EvaluatedBatch) -> TemporalImportance:
         """Return the attribution, summarized over sequences."""
         return importance_of(observation, self.attribute(observation))
 
-    def extra_passes(self, observation: Observation) -> ExtraPasses:
+    def extra_passes(self, observation: EvaluatedBatch) -> PassCount:
         """Return how many passes of each sequence an attribution costs beyond the shared pass."""
         _, n_time_steps, n_features = observation.inputs.shape
         if self.method.replaces_inputs:
@@ -149,7 +156,7 @@ class Attributor:
         takes_time = self._attributes_time(observation)
         return self.method.extra_passes(n_time_steps, n_features, takes_time=takes_time)
 
-    def removal_baseline(self, observation: Observation) -> FloatArray:
+    def removal_baseline(self, observation: EvaluatedBatch) -> FloatArray:
         """Return ``(B, T, F)``, the values that removed inputs are set to.
 
         It is the method's baseline. For a method that draws its baselines, it is the mean of each
@@ -160,7 +167,7 @@ class Attributor:
             baseline = "mean" if isinstance(baseline, str) else np.asarray(baseline).mean(axis=0)
         return baseline_of(observation, baseline)
 
-    def _baselines(self, observation: Observation) -> tuple[FloatArray, FloatArray | None]:
+    def _baselines(self, observation: EvaluatedBatch) -> tuple[FloatArray, FloatArray | None]:
         """Return the baselines of inputs and of time_delta, None where the model takes none."""
         x = observation.inputs
         if not self.method.draws_baselines:
@@ -196,7 +203,7 @@ def _without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> 
 
 
 def _sharing(
-    observation: Observation,
+    observation: EvaluatedBatch,
     gradient_at_inputs: bool,
     own: npt.NDArray[np.intp] | None = None,
 ) -> Evaluate:
@@ -214,14 +221,16 @@ def _sharing(
         inputs: FloatArray | None = None,
         time_delta: FloatArray | None = None,
         *,
-        rows: npt.NDArray[np.intp] | None = None,
+        sequences: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
     ) -> TargetValues:
-        unchanged = inputs is None and time_delta is None and rows is None
+        unchanged = inputs is None and time_delta is None and sequences is None
         if not unchanged or (gradient and not gradient_at_inputs):
             if own is not None:
-                rows = own if rows is None else own[rows]
-            return observation.evaluate(inputs, time_delta, rows=rows, gradient=gradient)
+                sequences = own if sequences is None else own[sequences]
+            return observation.extra_passes.evaluate(
+                inputs, time_delta, sequences=sequences, gradient=gradient
+            )
         here: Any = slice(None) if own is None else own
         values = observation.target_values[here][None]
         if not gradient:
@@ -236,7 +245,7 @@ def _sharing(
     return evaluate
 
 
-def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
+def baseline_of(observation: EvaluatedBatch, baseline: Any) -> FloatArray:
     """Return the baseline ``(B, T, F)`` of an observation's inputs.
 
     Args:
@@ -257,7 +266,7 @@ def baseline_of(observation: Observation, baseline: Any) -> FloatArray:
     )
 
 
-def time_baseline_of(observation: Observation, baseline: Any) -> FloatArray | None:
+def time_baseline_of(observation: EvaluatedBatch, baseline: Any) -> FloatArray | None:
     """Return the baseline ``(B, T)`` of time_delta; None where the model takes none.
 
     Args:
@@ -279,7 +288,7 @@ def time_baseline_of(observation: Observation, baseline: Any) -> FloatArray | No
     )
 
 
-def _columns(observation: Observation, baseline: Any) -> Any:
+def _columns(observation: EvaluatedBatch, baseline: Any) -> Any:
     """Return a baseline of frames with a number for each column.
 
     Raises:
@@ -300,7 +309,7 @@ def _columns(observation: Observation, baseline: Any) -> Any:
     return each.reshape(*each.shape[: -len(frame)], -1)
 
 
-def _of_analysed(observation: Observation, baseline: Any, ndim: int) -> Any:
+def _of_analysed(observation: EvaluatedBatch, baseline: Any, ndim: int) -> Any:
     """Return a baseline for the whole held-out batch, cut to the sequences analysed."""
     if isinstance(baseline, str) or np.ndim(baseline) != ndim:
         return baseline
@@ -308,7 +317,7 @@ def _of_analysed(observation: Observation, baseline: Any, ndim: int) -> Any:
     return each[observation.indices] if len(each) == observation.whole_batch else each
 
 
-def importance_of(observation: Observation, found: Attribution) -> TemporalImportance:
+def importance_of(observation: EvaluatedBatch, found: Attribution) -> TemporalImportance:
     """Return the summary of an attribution of the observation's sequences."""
     return summarize(
         found,

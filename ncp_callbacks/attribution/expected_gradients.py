@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate
 from ._checks import checked_count, groups
-from .base import AttributionMaps, AttributionMethod, ExtraPasses
+from .base import AttributionMaps, AttributionMethod, PassCount
 
 __all__ = ["ExpectedGradients"]
 
@@ -49,9 +49,9 @@ class ExpectedGradients(AttributionMethod):
     def __post_init__(self) -> None:
         checked_count("n_samples", self.n_samples)
 
-    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
         """Return a gradient pass and a forward pass at the baseline for each sample."""
-        return ExtraPasses(forward=self.n_samples, gradient=self.n_samples)
+        return PassCount(forward=self.n_samples, gradient=self.n_samples)
 
     def attribute(
         self,

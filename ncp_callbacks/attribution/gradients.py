@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate
 from ._checks import checked_count, groups
-from .base import AttributionMaps, AttributionMethod, ExtraPasses
+from .base import AttributionMaps, AttributionMethod, PassCount
 
 __all__ = ["Gradient", "InputXGradient", "SmoothGrad"]
 
@@ -28,9 +28,9 @@ class Gradient(AttributionMethod):
     is_slope: ClassVar[bool] = True
     gradient_at_inputs: ClassVar[bool] = True
 
-    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
         """Return no passes: the shared pass contains the gradient."""
-        return ExtraPasses()
+        return PassCount()
 
     def attribute(
         self,
@@ -64,9 +64,9 @@ class InputXGradient(AttributionMethod):
     gradient_at_inputs: ClassVar[bool] = True
     default_baseline: ClassVar[str] = "zeros"
 
-    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
         """Return no passes: the shared pass contains the gradient."""
-        return ExtraPasses()
+        return PassCount()
 
     def attribute(
         self,
@@ -123,9 +123,9 @@ class SmoothGrad(AttributionMethod):
                 f"noise={self.noise!r}: pass a number above 0, a fraction of a feature's range"
             )
 
-    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
         """Return a gradient pass for each noisy copy."""
-        return ExtraPasses(gradient=self.n_samples)
+        return PassCount(gradient=self.n_samples)
 
     def attribute(
         self,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate
 from ._checks import checked_count, groups
-from .base import AttributionMaps, AttributionMethod, ExtraPasses
+from .base import AttributionMaps, AttributionMethod, PassCount
 
 __all__ = ["IntegratedGradients"]
 
@@ -52,9 +52,9 @@ class IntegratedGradients(AttributionMethod):
     def __post_init__(self) -> None:
         checked_count("n_steps", self.n_steps)
 
-    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
         """Return a gradient pass for each point, and the forward pass at the baseline."""
-        return ExtraPasses(forward=1, gradient=self.n_steps)
+        return PassCount(forward=1, gradient=self.n_steps)
 
     def attribute(
         self,

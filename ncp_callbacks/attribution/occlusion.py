@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..results import FloatArray
 from ..target_values import Evaluate
-from .base import AttributionMaps, AttributionMethod, ExtraPasses
+from .base import AttributionMaps, AttributionMethod, PassCount
 
 __all__ = ["Occlusion"]
 
@@ -31,9 +31,9 @@ class Occlusion(AttributionMethod):
     label: ClassVar[str] = "occlusion"
     replaces_inputs: ClassVar[bool] = True
 
-    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> ExtraPasses:
+    def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
         """Return a forward pass for each input and each time_delta of a sequence."""
-        return ExtraPasses(forward=n_time_steps * (n_features + takes_time))
+        return PassCount(forward=n_time_steps * (n_features + takes_time))
 
     def attribute(
         self,

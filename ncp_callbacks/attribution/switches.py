@@ -42,7 +42,7 @@ def with_switches(
         inputs: FloatArray | None = None,
         time_delta: FloatArray | None = None,
         *,
-        rows: npt.NDArray[np.intp] | None = None,
+        sequences: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
     ) -> TargetValues:
         if gradient:
@@ -51,8 +51,8 @@ def with_switches(
                 "set replaces_inputs = False in the method"
             )
         if inputs is None:
-            return evaluate(None, time_delta, rows=rows)
-        x, x0 = (own, other) if rows is None else (own[rows], other[rows])
+            return evaluate(None, time_delta, sequences=sequences)
+        x, x0 = (own, other) if sequences is None else (own[sequences], other[sequences])
         each = max(1, _MAX_ELEMENTS // x.size)
         values = []
         for start in range(0, len(inputs), each):
@@ -61,7 +61,7 @@ def with_switches(
             # Exactly the inputs where a switch is on, without a rounding error.
             varied = np.where(on == 1, x, x0 + on * (x - x0))
             times = None if time_delta is None else time_delta[here]
-            values.append(evaluate(varied, times, rows=rows).values)
+            values.append(evaluate(varied, times, sequences=sequences).values)
         return TargetValues(np.concatenate(values))
 
     features = int(feature_of_columns.max()) + 1

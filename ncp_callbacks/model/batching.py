@@ -157,8 +157,8 @@ def evaluate_variants(
     *,
     gradient: bool,
     loss: bool = False,
-    rows: int,
-    copies: int,
+    max_sequences: int,
+    max_variants: int,
 ) -> TargetValues:
     """Evaluate variants of the batch, several at once on the batch axis.
 
@@ -169,8 +169,8 @@ def evaluate_variants(
         chosen: ``(B,)``, the outputs to follow, or None without a choice.
         gradient: Also compute gradients.
         loss: Also compute the loss; ignored with ``gradient``.
-        rows: Number of sequences run at once, if the batch can be divided.
-        copies: Number of variants of these sequences run at once; halved if memory runs out.
+        max_sequences: Number of sequences run at once, if the batch can be divided.
+        max_variants: Number of variants of these sequences run at once; halved if memory runs out.
     """
     count = next(len(a) for a in (sequences, time_deltas, [0]) if a is not None)
 
@@ -184,7 +184,7 @@ def evaluate_variants(
             loss,
         )
 
-    return run_in_parts(runner, run, count, rows=rows, copies=copies)
+    return run_in_parts(runner, run, count, max_sequences=max_sequences, max_variants=max_variants)
 
 
 def run_in_parts(
@@ -192,8 +192,8 @@ def run_in_parts(
     run: Callable[[ModelRunner, slice, slice], TargetValues],
     count: int,
     *,
-    rows: int,
-    copies: int,
+    max_sequences: int,
+    max_variants: int,
 ) -> TargetValues:
     """Run ``count`` variants of the batch, in parts as large as memory allows.
 
@@ -202,13 +202,13 @@ def run_in_parts(
         run: ``run(part, here, at)`` evaluates the variants ``at`` on ``part``, a runner of the
             sequences ``here``.
         count: Number of variants.
-        rows: Number of sequences run at once, if the batch can be divided.
-        copies: Number of variants of these sequences run at once; halved if memory runs out.
+        max_sequences: Number of sequences run at once, if the batch can be divided.
+        max_variants: Number of variants of these sequences run at once; halved if memory runs out.
     """
     batch = len(runner.held_out)
-    size = min(rows, batch) if runner.divisible else batch
+    size = min(max_sequences, batch) if runner.divisible else batch
     # Fewer sequences leave room for more variants.
-    copies = max(1, copies * rows // size)
+    at_once = max(1, max_variants * max_sequences // size)
     parts: list[TargetValues] = []
     for begin in range(0, batch, size):
         here = slice(begin, min(batch, begin + size))
@@ -216,13 +216,13 @@ def run_in_parts(
         done: list[TargetValues] = []
         start = 0
         while start < count:
-            at = slice(start, min(count, start + copies))
+            at = slice(start, min(count, start + at_once))
             try:
                 done.append(run(some, here, at))
             except (MemoryError, RuntimeError) as error:
                 if not (_out_of_memory(error) and at.stop - start > 1):
                     raise
-                copies = (at.stop - start) // 2
+                at_once = (at.stop - start) // 2
             else:
                 start = at.stop
         parts.append(concatenate_values(done, axis=0))

@@ -35,6 +35,8 @@ class CellStepper:
     Args:
         runner: A runner of few sequences, as a step's Jacobian takes ``H`` copies of each.
         hook: The cell.
+        count: Called with the part of a pass that each step takes: ``1 / T`` for each copy of the
+            sequences; None: nothing is counted.
 
     Raises:
         NotApplicable: If a step can't be run separately, or then returns another state.
@@ -45,13 +47,25 @@ class CellStepper:
         sizes: Number of units of each state array; ``H`` is their sum.
     """
 
-    def __init__(self, runner: ModelRunner, hook: CellHook) -> None:
+    def __init__(
+        self, runner: ModelRunner, hook: CellHook, count: Callable[[float], None] | None = None
+    ) -> None:
         self.hook = hook
         self._batch, self.steps, _ = runner.held_out.inputs_shape
         self.module: nn.Module = dict(modules(runner.model))[hook.module]
         calls = recorded_calls(runner, hook)
         split = self._split_sequence if hook.whole_sequence else self._split_steps
-        self._inputs, self._outputs, self._call = split(calls)
+        self._inputs, self._outputs, run_step = split(calls)
+
+        def call(
+            step: int, states: list[mx.array], change: ChangeArguments | None
+        ) -> list[mx.array]:
+            if count is not None:
+                count(len(states[0]) / self._batch / self.steps)
+            states_after: list[mx.array] = run_step(step, states, change)
+            return states_after
+
+        self._call = call
         self.sizes = [a.shape[-1] for a in self._outputs[0]]
         self._check()
 

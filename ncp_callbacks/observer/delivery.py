@@ -40,14 +40,7 @@ class Delivery:
         self._log.deliver(lambda: self._write(analysis))
 
     def _write(self, analysis: Analysis) -> None:
-        records = list(analysis.records)
-        for part, seconds in analysis.seconds.items():
-            what = (
-                "the passes that callbacks share" if part == "pass" else f"{part}, with its passes"
-            )
-            records.append(
-                Scalar(f"monitor/seconds/{part}", seconds, f"Time of the analysis for {what}; s")
-            )
+        records = [*analysis.records, *analysis.cost_records()]
         self._log.write(analysis.step, records, analysis.wall_time)
         for note in analysis.notes:
             self._log.report(note)

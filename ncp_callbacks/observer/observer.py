@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy as copying
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -25,11 +26,14 @@ from ..held_out import HeldOutBatch
 from ..model import At, Memory, ModelCopy, ModelRunner, NotApplicable, TargetLike
 from ..model.model_copy import array_bytes
 from ..observation import Need, Observation
+from ..pass_costs import SHARED_PASS, PassCosts, SharedResults
+from ..passes import observe
 from ..progress import progress
-from ..records import Note, Record
+from ..records import Note, Record, Scalar
 from ..signal_handlers import raised_by_signal_handler
 from ..threads import one_blas_thread
 from .outside import changed_outside, values_outside
+from .plan import SharedPass, repeated_needs, shared_passes
 from .snapshot import Snapshot, SnapshotLoader
 
 __all__ = ["Analysis", "DryRun", "Failure", "Observer", "Request", "Settings"]
@@ -107,7 +111,8 @@ class Analysis:
         notes: What the user should know.
         failures: What went wrong.
         not_applicable: Callbacks that don't apply to the model, and are disabled.
-        seconds: Time that its parts took, by callback; ``pass`` is the passes that they share.
+        seconds: Time that callbacks took without their passes, by name.
+        costs: Number and time of the passes, by kind.
         state: What a resumed run needs of each callback, by name; filled in by the observer's
             process.
     """
@@ -119,7 +124,22 @@ class Analysis:
     failures: list[Failure] = field(default_factory=list)
     not_applicable: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    costs: PassCosts = field(default_factory=PassCosts)
     state: dict[str, Any] = field(default_factory=dict)
+
+    def cost_records(self) -> Iterator[Scalar]:
+        """Yield the time of each callback, and the number and time of each kind of passes."""
+        for name, seconds in self.seconds.items():
+            text = f"Time of the analysis for {name}, without its passes; s"
+            yield Scalar(f"monitor/seconds/{name}", seconds, text)
+        for kind, passes in self.costs.passes.items():
+            what = f"extra passes of the kind {kind}, which callbacks declared"
+            if kind == SHARED_PASS:
+                what = "passes that callbacks share"
+            text = f"Number of {what}; one runs each sequence analysed once"
+            yield Scalar(f"monitor/passes/{kind}", passes, text)
+            seconds = self.costs.seconds.get(kind, 0.0)
+            yield Scalar(f"monitor/pass_seconds/{kind}", seconds, f"Time of {what}; s")
 
     @property
     def disabled(self) -> set[str]:
@@ -202,7 +222,8 @@ class Observer:
         callbacks = list(self._callbacks.values())
         with small.analysing(), one_blas_thread():
             with self._memory.measure(len(small.held_out)):
-                observation = Observation(small, 0, _needs(callbacks))
+                needs = frozenset[Need]().union(*(c.needs for c in callbacks))
+                observation = observe(small, 0, needs)
             # The standard set takes no time; others may take seconds.
             for callback in progress(callbacks, "dry run", "callback", min_items=8):
                 # A copy, so that nothing is remembered of an analysis that doesn't count.
@@ -211,8 +232,8 @@ class Observer:
                     continue
                 try:
                     # Notes are of two sequences: the first analysis tells what is true of all.
-                    limited = observation.limited(rehearsal.max_sequences)
-                    found = checked_records(rehearsal, rehearsal.measure(limited))
+                    own = observation.declaring(rehearsal.needs).limited(rehearsal.max_sequences)
+                    found = checked_records(rehearsal, rehearsal.measure(own))
                     records += [record for record in found if not isinstance(record, Note)]
                 except NotApplicable as reason:
                     not_applicable.append(callback.name)
@@ -286,8 +307,9 @@ class Observer:
                 self._memory.bounding(self.runner, request.training_peak),
                 one_blas_thread(),
             ):
-                for group in self._groups(due):
-                    for observation, callbacks in self._observations(analysis, group):
+                shared = SharedResults(repeated_needs(due))
+                for planned in shared_passes(due, self._batch):
+                    for observation, callbacks in self._observations(analysis, planned, shared):
                         for callback in callbacks:
                             reached(callback.name)
                             with _timing(analysis, callback.name):
@@ -298,40 +320,25 @@ class Observer:
             self._fail(analysis, f"the analysis failed at step {request.step}", error, due)
         return analysis
 
-    def _groups(self, due: Sequence[Callback]) -> list[list[Callback]]:
-        """Group callbacks that share a pass.
-
-        They are all in one, unless the callbacks that use gradients, which cost about twice as much
-        again, take so few sequences that a separate, smaller gradient pass is cheaper.
-        """
-        if not due:
-            return []
-        gradients = {Need.INPUT_GRADIENT, Need.TIME_GRADIENT}
-        with_gradient = max((self._size(c) for c in due if c.needs & gradients), default=0)
-        largest = max(map(self._size, due))
-        if not 0 < 2 * with_gradient <= largest:
-            return [list(due)]
-        few = [c for c in due if c.needs & gradients or self._size(c) <= with_gradient]
-        return [few, [c for c in due if c not in few]]
-
-    def _size(self, callback: Callback) -> int:
-        return min(callback.max_sequences or self._batch, self._batch)
-
-    def _observe(self, analysis: Analysis, callbacks: Sequence[Callback]) -> Observation:
-        with _timing(analysis, "pass"):
-            return Observation(
-                self.runner,
-                analysis.step,
-                _needs(callbacks),
-                max_sequences=max(map(self._size, callbacks)),
-            )
+    def _observe(
+        self, analysis: Analysis, planned: SharedPass, shared: SharedResults
+    ) -> Observation:
+        return observe(
+            self.runner,
+            analysis.step,
+            planned.needs,
+            max_sequences=planned.max_sequences,
+            costs=analysis.costs,
+            shared=shared,
+        )
 
     def _observations(
-        self, analysis: Analysis, due: Sequence[Callback]
+        self, analysis: Analysis, planned: SharedPass, shared: SharedResults
     ) -> Iterator[tuple[Observation, Sequence[Callback]]]:
         """Yield one observation for all, or where that fails one for each that can have one."""
+        due = planned.callbacks
         try:
-            yield self._observe(analysis, due), due
+            yield self._observe(analysis, planned, shared), due
             return
         except Exception as error:
             if self._settings.raise_errors or len(due) == 1 or raised_by_signal_handler(error):
@@ -339,7 +346,8 @@ class Observer:
         failed: dict[str, tuple[Exception, list[Callback]]] = {}
         for callback in due:
             try:
-                own = self._observe(analysis, [callback])
+                (alone,) = shared_passes([callback], self._batch)
+                own = self._observe(analysis, alone, shared)
             except Exception as error:
                 if raised_by_signal_handler(error):
                     raise
@@ -354,8 +362,8 @@ class Observer:
         self, callback: Callback, observation: Observation, analysis: Analysis, method: Method
     ) -> None:
         try:
-            limited = observation.limited(callback.max_sequences)
-            for record in checked_records(callback, method(callback)(limited)):
+            own = observation.declaring(callback.needs).limited(callback.max_sequences)
+            for record in checked_records(callback, method(callback)(own)):
                 if isinstance(record, Note):
                     analysis.notes.append(record.message)
                 else:
@@ -389,22 +397,16 @@ class Observer:
             self._callbacks.pop(name, None)
 
 
-class _timing:
-    """Add the time of a ``with`` block to a part of an analysis."""
-
-    def __init__(self, analysis: Analysis, part: str) -> None:
-        self._seconds, self._part = analysis.seconds, part
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        took = time.perf_counter() - self._start
-        self._seconds[self._part] = self._seconds.get(self._part, 0.0) + took
-
-
-def _needs(callbacks: Iterable[Callback]) -> frozenset[Need]:
-    return frozenset[Need]().union(*(c.needs for c in callbacks))
+@contextmanager
+def _timing(analysis: Analysis, callback: str) -> Iterator[None]:
+    """Log the time of a ``with`` block for a callback, without that of its passes."""
+    passes = analysis.costs.seconds
+    start, before = time.perf_counter(), sum(passes.values())
+    try:
+        yield
+    finally:
+        in_passes = sum(passes.values()) - before
+        analysis.seconds[callback] = time.perf_counter() - start - in_passes
 
 
 def _rehearsal(callback: Callback) -> Callback | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from ...callback import AxisLimit, Callback, PairedChanges, scalar_with_ci, small_batch_note
+from ...callback import AxisLimit, ByName, Callback, PairedChanges, scalar_with_ci, small_batch_note
 from ...model import NotApplicable
 from ...observation import Activations, Need, Observation
 from ...records import Figure, Histogram, Note, Record, Scalar
@@ -85,19 +84,9 @@ class BackboneActivations(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         # Below and above 0, by layer: many activations have one side only.
-        self._limits: dict[str, tuple[AxisLimit, AxisLimit]] = {}
-        self._changes = PairedChanges()
-
-    def state_dict(self) -> dict[str, Any]:
-        limits = {layer: [side.value for side in pair] for layer, pair in self._limits.items()}
-        return {"limits": limits, "changes": self._changes.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {
-            layer: (AxisLimit(float(below)), AxisLimit(float(above)))
-            for layer, (below, above) in state["limits"].items()
-        }
-        self._changes.load_state_dict(state.get("changes", {}))
+        self._below = self.keep("below", ByName(AxisLimit))
+        self._above = self.keep("above", ByName(AxisLimit))
+        self._changes = self.keep("changes", PairedChanges())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         layers = observation.activations
@@ -122,7 +111,7 @@ class BackboneActivations(Callback):
                 if not math.isnan(stats[name])
             }
             if stats.samples:
-                limits = self._limits.setdefault(layer.layer, (AxisLimit(), AxisLimit()))
+                limits = self._below[layer.layer], self._above[layer.layer]
                 yield from _histogram(layer, f"{self.name}_hist/{short}", observation.mask, *limits)
         yield from self._changes.compare(self.name, numbers, observation)
 

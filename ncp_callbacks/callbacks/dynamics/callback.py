@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...callback import (
     AxisLimit,
+    ByName,
     Callback,
     PairedChanges,
+    cells_with_groups,
     non_finite_count,
-    per_cell_names,
     small_batch_note,
+    whole_number,
 )
 from ...model import NotApplicable
 from ...observation import Need, Observation, Trajectory
@@ -41,8 +42,6 @@ from .jacobian_products import estimated_memory, leading_exponents, leading_gain
 from .plot import needed_decades, plot_dynamics
 
 __all__ = ["Dynamics"]
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _FALLS = (
     "in which the share of a change of the state that is left falls to 1/e, median over sequences; "
@@ -169,7 +168,7 @@ class Dynamics(Callback):
     step.
     """
 
-    needs = frozenset({Need.STATES})
+    needs = frozenset({Need.STATES, Need.CELL_STEPS})
     default_name = "dynamics"
 
     def __init__(
@@ -185,56 +184,43 @@ class Dynamics(Callback):
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        for what, value in (
-            ("max_jacobian_sequences", max_jacobian_sequences),
-            ("exponents", exponents),
-            ("max_units", max_units),
-        ):
-            if value < 1:
-                raise ValueError(f"{what}={value}: pass a whole number of at least 1")
-        self._sequences, self._exponents = max_jacobian_sequences, exponents
-        self._jacobians, self._max_units, self._per_step = jacobians, max_units, per_step
-        self._history: dict[str, _CellHistory] = {}  # By cell.
+        self._sequences = whole_number("max_jacobian_sequences", max_jacobian_sequences, 1)
+        self._exponents = whole_number("exponents", exponents, 1)
+        if not jacobians:
+            self.needs -= {Need.CELL_STEPS}
+        self._max_units = whole_number("max_units", max_units, 1)
+        self._per_step = per_step
+        self._history = self.keep("cells", ByName(_CellHistory))
         self._without_jacobians: set[str] = set()
-        self._changes = PairedChanges()
-
-    def state_dict(self) -> dict[str, Any]:
-        cells = {cell: history.state_dict() for cell, history in self._history.items()}
-        return {"cells": cells, "changes": self._changes.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._history = {cell: _CellHistory.from_state(s) for cell, s in state["cells"].items()}
-        self._changes.load_state_dict(state["changes"])
+        self._changes = self.keep("changes", PairedChanges())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = observation.states
-        if not cells:
-            raise NotApplicable(observation.no_cells)
+        cells = cells_with_groups(observation, self.name)
         if observation.inputs.shape[1] < 2:
             raise NotApplicable("the held-out sequences have one step: nothing moves")
         yield from small_batch_note(observation)
-        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
-            yield from self._of(cell, self.name + short, observation)
+        for cell, group in cells:
+            yield from self._of(cell, group, observation)
 
     def _of(
         self, cell: Trajectory, group: str, observation: Observation
     ) -> Iterable[Record | Note]:
         """Yield the records of one cell."""
-        states = cell.values[:, ::-1] if cell.reverse else cell.values
-        delta = _as_stepped(observation.time_delta, cell)
-        mask = _as_stepped(observation.mask, cell)
+        states = cell.as_run(cell.values)
+        assert states is not None
+        delta, mask = cell.as_run(observation.time_delta), cell.as_run(observation.mask)
         real = np.ones(states.shape[:2], bool) if mask is None else mask
         finite = np.isfinite(states).all(axis=2)
         skipped = int((real & ~finite).sum())
         log = RecordLog(group, SCALARS, charts=_CHARTS, cell=cell.cell)
         if (real & finite).any():
-            history = self._history.setdefault(cell.cell, _CellHistory())
+            history = self._history[cell.cell]
             _log_speeds(log, history, states, None if self._per_step else delta, mask)
             _log_autocorrelation(log, states, delta, mask)
             _log_drift(log, history, states, real)
             _log_dimensions(log, states, mask)
             memory = None
-            if self._jacobians and cell.cell not in self._without_jacobians:
+            if Need.CELL_STEPS in self.needs and cell.cell not in self._without_jacobians:
                 part = observation.limited(self._sequences)
                 try:
                     memory, numbers = _log_jacobians(
@@ -280,17 +266,14 @@ class _CellHistory:
             "decades": [side.value for side in self.decades],
         }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> _CellHistory:
-        """Return what :meth:`state_dict` was made from."""
-        history = cls()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
         for name in ("first", "previous", "memory"):
             if name in state:
-                setattr(history, name, np.asarray(state[name], np.float32))
+                setattr(self, name, np.asarray(state[name], np.float32))
         below, above = state["decades"]
-        history.speed = AxisLimit(float(state["speed"]))
-        history.decades = AxisLimit(float(below)), AxisLimit(float(above))
-        return history
+        self.speed = AxisLimit(float(state["speed"]))
+        self.decades = AxisLimit(float(below)), AxisLimit(float(above))
 
 
 # ---- from states
@@ -377,18 +360,18 @@ def _log_jacobians(
     Raises:
         NotApplicable: If the steps of the cell can't be run by themselves.
     """
-    delta, mask = _as_stepped(part.time_delta, cell), _as_stepped(part.mask, cell)
+    delta, mask = cell.as_run(part.time_delta), cell.as_run(part.mask)
     units = cell.values.shape[2]
     over: dict[str, Any] = {"time_delta": delta, "mask": mask}
     directions = gains = ""
     if units <= max_units:
-        jacobians = part.state_jacobian(cell.cell, None)
+        jacobians = part.extra_passes.state_jacobian(cell.cell)
         memory = memory_horizon(jacobians, **over)
         radius, norm = jacobian_gains(jacobians, mask=mask)
         owner = gain_sequences(jacobians, mask=mask)
         values = lyapunov_exponents(jacobians, **over, count=exponents)
     else:
-        products = part.jacobian_products(cell.cell, None)
+        products = part.extra_passes.jacobian_products(cell.cell)
         count = min(max_units, _MAX_DIRECTIONS)
         memory = estimated_memory(products, **over, directions=count)
         radius, norm, owner = leading_gains(products, mask=mask)
@@ -517,10 +500,3 @@ def _log_quantiles(
             quantile="median" if percent == 50 else f"{percent} % quantile",
             **words,
         )
-
-
-def _as_stepped(
-    values: npt.NDArray[_Scalar] | None, cell: Trajectory
-) -> npt.NDArray[_Scalar] | None:
-    """Return ``(B, T)`` in the order in which the cell makes its steps."""
-    return values[:, ::-1] if values is not None and cell.reverse else values

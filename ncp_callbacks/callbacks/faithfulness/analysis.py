@@ -1,6 +1,6 @@
 """Measure how well an attribution map predicts the effect of removing inputs on the target.
 
-    result = deletion(observation.evaluate, inputs, attributed, baseline=x0, effects=attributed)
+    result = deletion(passes.evaluate, inputs, attributed, baseline=x0, effects=attributed)
     result.cpd                      # (S,), path length while the largest 20 % are removed
     result.cpd_random               # (S,), path length in random order
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...observation import Observation
+from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
@@ -178,21 +178,17 @@ class Faithfulness(Callback):
         if perturbations < 0:
             raise ValueError(f"perturbations={perturbations!r}: pass a number, or 0 for none")
         self._attributor = Attributor(method, baseline, time_baseline)
-        self.needs = self._attributor.needs
+        self.needs = self._attributor.needs | {Need.VARIANTS}
+        if perturbations or noise_variances:
+            self.needs |= {Need.VARIANT_GRADIENTS}
         self._variances = _checked_variances(noise_variances)
         self._n_groups, self._orders, self._perturbations = n_groups, orders, perturbations
-        self._limit = AxisLimit()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"limit": self._limit.value}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = AxisLimit(float(state["limit"]))
+        self._limit = self.keep("limit", AxisLimit())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)
         x0 = self._attributor.removal_baseline(observation)
-        evaluate: Evaluate = observation.evaluate
+        evaluate: Evaluate = observation.extra_passes.evaluate
         x, removed = observation.inputs, x0
         if observation.held_out.groups_columns:
             columns = observation.held_out.feature_of_columns(x.shape[2])
@@ -225,7 +221,7 @@ class Faithfulness(Callback):
         yield from _infidelity_scalars(result, group)
 
         def attribute(inputs: FloatArray) -> FloatArray:
-            return self._attributor.attribute(observation.reevaluate(inputs)).inputs
+            return self._attributor.attribute(observation.extra_passes.reevaluate(inputs)).inputs
 
         if self._perturbations:
             yield from _sensitivity(attribute, group, observation, found, self._perturbations)

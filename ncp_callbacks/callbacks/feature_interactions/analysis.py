@@ -1,6 +1,6 @@
 """Compute interactions: effects of two groups of inputs together, beyond those of each alone.
 
-    found = archipelago(observation.evaluate, inputs, time_delta, baseline=..., groups=...)
+    found = archipelago(passes.evaluate, inputs, time_delta, baseline=..., groups=...)
     found.strength                 # (G, G), mean absolute effect of each pair
     found.share                    # share of pairs in all effects
 
@@ -42,7 +42,7 @@ Indices = npt.NDArray[np.intp]
 
 
 class Slopes(Protocol):
-    """Compute derivatives along a direction and their gradients; see :meth:`Observation.slopes`."""
+    """Compute slopes along a direction, and their gradients; see :meth:`ExtraPasses.slopes`."""
 
     def __call__(
         self,
@@ -389,10 +389,12 @@ class InteractionMethod(abc.ABC):
         complete: True if pairs and single effects sum to the change of the target from the
             baseline, so that any rest is an error; False if the rest is the effect of three or more
             groups together.
+        uses_slopes: True if it calls ``slopes``, the derivatives along directions, which cost more.
     """
 
     name: ClassVar[str]
     complete: ClassVar[bool]
+    uses_slopes: ClassVar[bool] = True
 
     @abc.abstractmethod
     def interactions(
@@ -416,6 +418,7 @@ class Archipelago(InteractionMethod):
 
     name: ClassVar[str] = "archipelago"
     complete: ClassVar[bool] = False
+    uses_slopes: ClassVar[bool] = False
 
     def interactions(
         self,

@@ -17,7 +17,7 @@ from ...callback import (
     small_batch_note,
 )
 from ...model import NotApplicable
-from ...observation import Observation
+from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
@@ -109,6 +109,7 @@ class FeatureInteractions(Callback):
     are analysed separately, and all others as one.
     """
 
+    needs = frozenset({Need.VARIANTS})
     default_name = "interactions"
     max_sequences: int | None = 8
 
@@ -125,23 +126,23 @@ class FeatureInteractions(Callback):
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
         self._method = interaction_method(method)
+        if self._method.uses_slopes:
+            self.needs |= {Need.HESSIAN_PRODUCTS}
         self._baseline, self._time_baseline = baseline, time_baseline
         self._own: list[str] | None = None
         self._pairs: list[tuple[str, str]] | None = None
-        self._limit, self._bars = AxisLimit(), AxisLimit()
+        self._limit = self.keep("limit", AxisLimit())
+        self._bars = self.keep("bars", AxisLimit())
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "own": self._own,
-            "pairs": None if self._pairs is None else [list(pair) for pair in self._pairs],
-            "limits": [self._limit.value, self._bars.value],
-        }
+        pairs = None if self._pairs is None else [list(pair) for pair in self._pairs]
+        return {**super().state_dict(), "own": self._own, "pairs": pairs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self._own = None if state["own"] is None else list(state["own"])
         pairs = state["pairs"]
         self._pairs = None if pairs is None else [(str(a), str(b)) for a, b in pairs]
-        self._limit, self._bars = (AxisLimit(float(v)) for v in state["limits"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         group, target = self.name + observation.target_slug, observation.target
@@ -162,8 +163,9 @@ class FeatureInteractions(Callback):
                 f"{names[0]} is the only feature that the target depends on, and interactions need "
                 "two; pass inputs with at least two features, or elapsed times"
             )
+        passes = observation.extra_passes
         result = self._method.interactions(
-            observation.evaluate, observation.slopes, observation.inputs, dt,
+            passes.evaluate, passes.slopes, observation.inputs, dt,
             baseline=x0, time_baseline=dt0, groups=groups, names=names,
         )  # fmt: skip
         if result.sequences:
@@ -197,7 +199,10 @@ def _strongest_features(observation: Observation, baseline: FloatArray) -> list[
     if len(names) <= _MAX_FEATURES:
         return names
     effects = group_effects(
-        observation.evaluate, observation.inputs, baseline=baseline, groups=_columns(observation)
+        observation.extra_passes.evaluate,
+        observation.inputs,
+        baseline=baseline,
+        groups=_columns(observation),
     )
     strongest = np.argsort(-effects, kind="stable")[: _MAX_FEATURES - 1]
     return [names[i] for i in sorted(strongest)]

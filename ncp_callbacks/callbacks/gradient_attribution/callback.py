@@ -11,7 +11,7 @@ from ...attribution import (
     DEFAULT_METHOD,
     Attribution,
     AttributionMethod,
-    ExtraPasses,
+    PassCount,
     TemporalImportance,
     method_from,
 )
@@ -160,33 +160,19 @@ class GradientAttribution(Callback):
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        self._shares = _FeatureShares(features)
+        self._shares = self.keep("shares", _FeatureShares(features))
         self._attributor = Attributor(method, baseline, time_baseline)
         self._other = _other_attributor(agreement, self._attributor.method, time_baseline)
         others: frozenset[Need] = frozenset() if self._other is None else self._other.needs
         self.needs = self._attributor.needs | others
-        self._limit = AxisLimit()
-        self._map_changes = _MapChanges()
-        self._changes = PairedChanges()
+        self._limit = self.keep("limit", AxisLimit())
+        self._map_changes = self.keep("maps", _MapChanges())
+        self._changes = self.keep("changes", PairedChanges())
 
     @property
     def method_name(self) -> str:
         """Name of the attribution method: only maps of one method are compared between runs."""
         return self._attributor.method.name
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "limit": self._limit.value,
-            "changes": self._changes.state_dict(),
-            **self._shares.state_dict(),
-            **self._map_changes.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = AxisLimit(float(state["limit"]))
-        self._changes.load_state_dict(state.get("changes", {}))
-        self._shares.load_state_dict(state)
-        self._map_changes.load_state_dict(state)
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)
@@ -231,8 +217,7 @@ class _FeatureShares:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._curves, self._charts = (
-            None if names is None else list(names)
-            for names in (state["shown"], state.get("charts"))
+            None if names is None else list(names) for names in (state["shown"], state["charts"])
         )
 
     def features(self, result: TemporalImportance) -> list[str]:
@@ -309,7 +294,7 @@ class _MapChanges:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._signed, self._absolute = (
             None if values is None else np.asarray(values)
-            for values in (state["previous"], state.get("previous_size"))
+            for values in (state["previous"], state["previous_size"])
         )
 
     def compare(self, result: TemporalImportance, group: str) -> Iterator[Scalar]:
@@ -428,7 +413,7 @@ def _completeness(
         )
 
 
-def _extra_passes(passes: ExtraPasses, group: str) -> Iterator[Scalar]:
+def _extra_passes(passes: PassCount, group: str) -> Iterator[Scalar]:
     if any(passes):
         description = _SCALARS["extra_passes"].format(**passes._asdict())
         yield Scalar(f"{group}/extra_passes", sum(passes), description)

@@ -25,9 +25,10 @@ from ...callback import (
     PairedChanges,
     non_finite_count,
     small_batch_note,
+    whole_number,
 )
 from ...model import NotApplicable
-from ...observation import Observation
+from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
@@ -131,6 +132,7 @@ class OutputTime(Callback):
         ValueError: For fewer than 2 ``max_output_steps``, or another ``local``.
     """
 
+    needs = frozenset({Need.OUTPUT_STEPS})
     default_name = "output_time"
     max_sequences: int | None = 8
 
@@ -145,23 +147,11 @@ class OutputTime(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
-        whole = isinstance(max_output_steps, int) and not isinstance(max_output_steps, bool)
-        if not whole or max_output_steps < 2:
-            raise ValueError(
-                f"max_output_steps={max_output_steps!r}: pass a whole number of at least 2"
-            )
-        self._max_output_steps, self._local = max_output_steps, _local_method(local)
+        self._max_output_steps = whole_number("max_output_steps", max_output_steps, 2)
+        self._local = _local_method(local)
         names = ("influence", "share", "lag", "time", "local")
-        self._limits = {name: AxisLimit() for name in names}
-        self._changes = PairedChanges()
-
-    def state_dict(self) -> dict[str, Any]:
-        limits = {name: limit.value for name, limit in self._limits.items()}
-        return {"limits": limits, "changes": self._changes.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {name: AxisLimit(float(v)) for name, v in state["limits"].items()}
-        self._changes.load_state_dict(state["changes"])
+        self._limits = {name: self.keep(name, AxisLimit()) for name in names}
+        self._changes = self.keep("changes", PairedChanges())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         target, slug = _every_step_target(observation)
@@ -175,34 +165,13 @@ class OutputTime(Callback):
             log.records += self._changes.compare(
                 log.group, result.estimates, observation, "mean_lag"
             )
-            log.records.append(self._matrix(log.group, result, observation.step))
+            log.records.append(_matrix(result, log.group, self._limits, observation.step))
             _log_arrays(log, result)
             if self._local is not None:
                 _log_own_step(log, observation, self._local, self._limits["local"])
         yield from log.records
         yield from non_finite_count(
             log.group, result.non_finite, "sequences", "their attribution had NaN or infinity"
-        )
-
-    def _matrix(self, group: str, result: OutputTimeResult, step: int) -> Figure:
-        limits, (influence, _) = self._limits, binned(result.influence)
-        lag = limits["lag"].covering(result.reach)
-        profiles = [needed_share(result, lag)]
-        if result.time_profile is not None:
-            profiles.append(float(np.nanmax(result.time_profile)))
-        return Figure(
-            f"{group}/matrix",
-            plot_output_time,
-            result,
-            {
-                "limit": limits["influence"].covering(float(np.nanmax(influence))),
-                "share": limits["share"].covering(max(profiles)),
-                "lag": lag,
-                "step": step,
-            },
-            f"Mean absolute input × gradient of the {result.target}, input time step by output "
-            "time step; the line is the mean lag. Right: shares against how long before the output "
-            "the input was. Below the diagonal is the past.",
         )
 
 
@@ -232,7 +201,7 @@ def _influence(
 ) -> OutputTimeResult:
     """Return the influence of input time steps on output time steps, by input × gradient."""
     steps = output_steps(observation.held_out.mask_array, max_output_steps)
-    found = observation.at_steps(steps.tolist())
+    found = observation.extra_passes.at_steps(steps.tolist())
     assert found.input_gradient is not None
     with np.errstate(invalid="ignore", over="ignore"):
         attributed = observation.held_out.by_feature(
@@ -249,6 +218,30 @@ def _influence(
         mask=observation.mask,
         time_limit=time_limit,
         target=target,
+    )
+
+
+def _matrix(
+    result: OutputTimeResult, group: str, limits: Mapping[str, AxisLimit], step: int
+) -> Figure:
+    influence, _ = binned(result.influence)
+    lag = limits["lag"].covering(result.reach)
+    profiles = [needed_share(result, lag)]
+    if result.time_profile is not None:
+        profiles.append(float(np.nanmax(result.time_profile)))
+    return Figure(
+        f"{group}/matrix",
+        plot_output_time,
+        result,
+        {
+            "limit": limits["influence"].covering(float(np.nanmax(influence))),
+            "share": limits["share"].covering(max(profiles)),
+            "lag": lag,
+            "step": step,
+        },
+        f"Mean absolute input × gradient of the {result.target}, input time step by output "
+        "time step; the line is the mean lag. Right: shares against how long before the output "
+        "the input was. Below the diagonal is the past.",
     )
 
 
@@ -369,11 +362,11 @@ def _to_own_steps(
         inputs: FloatArray | None = None,
         time_delta: FloatArray | None = None,
         *,
-        rows: npt.NDArray[np.intp] | None = None,
+        sequences: npt.NDArray[np.intp] | None = None,
         gradient: bool = False,
     ) -> TargetValues:
         nonlocal mixed
-        found, others = observation.at_own_steps(
+        found, others = observation.extra_passes.at_own_steps(
             None if inputs is None else inputs.astype(np.float32),
             None if time_delta is None else time_delta.astype(np.float32),
         )
@@ -381,7 +374,7 @@ def _to_own_steps(
         return found
 
     dt = observation.time_delta if observation.takes_time else None
-    sequences = (
+    moved = (
         observation.inputs.astype(np.float64), None if dt is None else dt.astype(np.float64)
     )  # fmt: skip
     baselines: dict[str, Any] = {
@@ -391,9 +384,9 @@ def _to_own_steps(
     with np.errstate(invalid="ignore", over="ignore"):
         if isinstance(method, IntegratedGradients):
             maps, error = method.attribute_with_error(
-                evaluate, *sequences, **baselines, mask=observation.mask
+                evaluate, *moved, **baselines, mask=observation.mask
             )
         else:
-            maps = method.attribute(evaluate, *sequences, **baselines, mask=observation.mask)
+            maps = method.attribute(evaluate, *moved, **baselines, mask=observation.mask)
             error = None
     return Attribution(method, maps.inputs, maps.time_delta), error, mixed

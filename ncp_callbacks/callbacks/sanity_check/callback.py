@@ -18,7 +18,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...observation import Need, Observation
+from ...observation import EvaluatedBatch, Need, Observation, Trajectory
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
@@ -154,7 +154,9 @@ class SanityCheck(Callback):
         if stages < 1:
             raise ValueError(f"stages={stages!r}: pass at least 1")
         self._attributor = Attributor(method, baseline, time_baseline)
-        self.needs = self._attributor.needs | {Need.TIME_GRADIENT, Need.STATES}
+        self.needs = self._attributor.needs | {
+            Need.TIME_GRADIENT, Need.STATES, Need.RANDOMISED,
+        }  # fmt: skip
         self._stages = stages
         self._first: Measures | None = None
         self._first_curve: FloatArray | None = None
@@ -235,16 +237,18 @@ def _cascade(observation: Observation, attributor: Attributor, stages: int) -> C
     similar = [map_similarity(own.inputs, own.inputs, observation.mask)]
     finite = _finite(own, observation.mask)
     names: list[tuple[str, ...]] = []
-    trained, trained_estimates = _measured(observation, own)
-    shuffled, found = observation, own
-    with observation.randomised(stages) as cascade:
+    trained, trained_estimates = _measured(observation, own, observation.states)
+    shuffled: EvaluatedBatch = observation
+    found, passes = own, observation.extra_passes
+    with passes.randomised(stages) as cascade:
         for modules, shuffled in cascade:
             found = attributor.attribute(shuffled)
             similar.append(map_similarity(own.inputs, found.inputs, shuffled.mask))
             finite &= _finite(found, shuffled.mask)
             names.append(modules)
         # Here the model is still that of the last stage.
-        randomised, randomised_estimates = _measured(shuffled, found)
+        states = passes.states() if observation.states else ()
+        randomised, randomised_estimates = _measured(shuffled, found, states)
     return Cascade(
         _stage_names(names),
         np.stack([s[0] for s in similar]),
@@ -298,7 +302,9 @@ def _finite(found: Attribution, mask: npt.NDArray[np.bool_] | None) -> npt.NDArr
     return np.asarray(np.isfinite(values).all(axis=(1, 2)))
 
 
-def _measured(observation: Observation, found: Attribution) -> tuple[Measures, dict[str, Estimate]]:
+def _measured(
+    observation: EvaluatedBatch, found: Attribution, cells: Sequence[Trajectory]
+) -> tuple[Measures, dict[str, Estimate]]:
     """Return the measures of a model, and those of them that have an estimate."""
     importance = summarize(found, mask=observation.mask)
     time = time_sensitivity(
@@ -314,8 +320,8 @@ def _measured(observation: Observation, found: Attribution) -> tuple[Measures, d
     values["entropy"], values["mean_lag"] = importance.entropy, importance.mean_lag
     if importance.time_delta_share is not None:
         values["time_share"] = importance.time_delta_share
-    if observation.states:
-        states = observation.states[-1].values
+    if cells:
+        states = cells[-1].values
         steps = transition_statistics(states, mask=observation.mask)
         space = state_space(states, mask=observation.mask)
         values["magnitude"] = steps.magnitude_mean

@@ -75,7 +75,7 @@ class SinglePredictions(Callback):
         ValueError: Before the first step, for indices that the held-out batch doesn't have.
     """
 
-    needs = frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT, Need.STATES})
+    needs = frozenset({Need.INPUT_GRADIENT, Need.TIME_GRADIENT, Need.STATES, Need.VARIANTS})
     default_name = "predictions"
 
     def __init__(
@@ -90,18 +90,16 @@ class SinglePredictions(Callback):
         self._sequences = _checked_sequences(sequences)
         self._scales = checked_scales(scales)
         self._basis: Basis | None = None
-        self._limits = {name: AxisLimit() for name in ("attribution", "state", "change")}
+        names = ("attribution", "state", "change")
+        self._limits = {name: self.keep(name, AxisLimit()) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         basis = self._basis
         saved = None if basis is None else {"mean": basis.mean, "components": basis.components}
-        return {
-            "limits": {name: limit.value for name, limit in self._limits.items()},
-            "basis": saved,
-        }
+        return {**super().state_dict(), "basis": saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {name: AxisLimit(float(v)) for name, v in state["limits"].items()}
+        super().load_state_dict(state)
         saved = state["basis"]
         self._basis = None
         if saved is not None:
@@ -183,7 +181,7 @@ def _target_changes(
         return None
     factors, different = np.array(scales, np.float32), np.unique(places)
     scaled = factors[:, None, None] * observation.time_delta[different]
-    values = observation.evaluate(time_delta=scaled, rows=different).values
+    values = observation.extra_passes.evaluate(time_delta=scaled, sequences=different).values
     with np.errstate(invalid="ignore"):
         changes = values - values[scales.index(1.0)]
     return np.asarray(changes[:, np.searchsorted(different, places)])

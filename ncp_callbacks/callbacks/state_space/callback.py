@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from ...callback import (
     AxisLimit,
+    ByName,
     Callback,
     PairedChanges,
+    cells_with_groups,
     non_finite_count,
-    per_cell_names,
     scalar_with_ci,
     small_batch_note,
 )
@@ -127,22 +128,13 @@ class StateSpace(Callback):
         if not 0 <= refit_below <= 1:
             raise ValueError(f"refit_below={refit_below}: pass a share between 0 and 1")
         self._refit_below = refit_below
-        self._exclude_motor = exclude_motor
+        if exclude_motor:
+            self.needs |= {Need.CELL_STEPS}
         self._units: dict[str, npt.NDArray[np.intp] | None] = {}
-        self._axes: dict[str, _Axes] = {}
-        self._changes = PairedChanges()
-
-    def state_dict(self) -> dict[str, Any]:
-        cells = {cell: axes.state_dict() for cell, axes in self._axes.items()}
-        return {"cells": cells, "changes": self._changes.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._axes = {cell: _Axes.from_state(axes) for cell, axes in state["cells"].items()}
-        self._changes.load_state_dict(state.get("changes", {}))
+        self._axes = self.keep("cells", ByName(_Axes))
+        self._changes = self.keep("changes", PairedChanges())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        if not observation.states:
-            raise NotApplicable(observation.no_cells)
         batch = _batch(observation)
         for cell, group in self._cells(observation):
             yield from self._of(cell, group, observation, batch)
@@ -155,20 +147,19 @@ class StateSpace(Callback):
 
     def _cells(self, observation: Observation) -> Iterator[tuple[Trajectory, str]]:
         """Yield the states of each cell to be shown, and the group of its tags."""
-        cells = observation.states
-        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
+        for cell, group in cells_with_groups(observation, self.name):
             if cell.cell not in self._units:
-                motor_shown = not self._exclude_motor
+                motor_shown = Need.CELL_STEPS not in self.needs
                 self._units[cell.cell] = None if motor_shown else _without_motor(cell, observation)
             units = self._units[cell.cell]
             shown = cell.values if units is None else cell.values[..., units]
-            yield dataclasses.replace(cell, values=shown), self.name + short
+            yield dataclasses.replace(cell, values=shown), group
 
     def _of(
         self, cell: Trajectory, group: str, observation: Observation, batch: FloatArray
     ) -> Iterable[Record | Note]:
         """Yield the records of one cell."""
-        axes = self._axes.setdefault(cell.cell, _Axes())
+        axes = self._axes[cell.cell]
         result = axes.project(cell, observation.mask, self._refit_below)
         yield from non_finite_count(group, result.non_finite, "states", "of NaN or infinity")
         if not result.samples:
@@ -237,13 +228,13 @@ class _Axes:
             basis = {"mean": self.basis.mean, "components": self.basis.components}
         return {"basis": basis, "refits": self.refits, "limit": self.limit.value}
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> _Axes:
-        """Return axes from what :meth:`state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
         basis = state["basis"]
         if basis is not None:
             basis = Basis(np.asarray(basis["mean"]), np.asarray(basis["components"]))
-        return cls(basis, int(state["refits"]), AxisLimit(float(state["limit"])))
+        self.basis, self.refits = basis, int(state["refits"])
+        self.limit.load_state_dict(state["limit"])
 
 
 def _picture(result: StateSpaceResult, group: str, axes: _Axes, observation: Observation) -> Figure:
@@ -293,7 +284,7 @@ def _scalars(result: StateSpaceResult, group: str) -> Iterator[Scalar]:
 def _without_motor(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:
     """Return the columns of all but motor neurons; None for a cell that is shown whole."""
     try:
-        groups = neuron_groups(observation.cell_stepper(cell.cell, 1))
+        groups = neuron_groups(observation.limited(1).extra_passes.cell_stepper(cell.cell))
     except NotApplicable:
         return None
     columns = [group.columns for group in groups if group.name != "motor"]

@@ -10,10 +10,11 @@ import numpy as np
 
 from ...callback import (
     AxisLimit,
+    ByName,
     Callback,
     PairedChanges,
+    cells_with_groups,
     non_finite_count,
-    per_cell_names,
     scalar_with_ci,
     small_batch_note,
 )
@@ -89,31 +90,23 @@ class StateTransitions(Callback):
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
-        self._limits: dict[str, AxisLimit] = {}
+        self._limits = self.keep("limits", ByName(AxisLimit))
         self._unbounded: set[str] = set()
-        self._changes = PairedChanges()
+        self._changes = self.keep("changes", PairedChanges())
 
     def state_dict(self) -> dict[str, Any]:
-        limits = {cell: limit.value for cell, limit in self._limits.items()}
-        return {
-            "limits": limits,
-            "unbounded": sorted(self._unbounded),
-            "changes": self._changes.state_dict(),
-        }
+        return {**super().state_dict(), "unbounded": sorted(self._unbounded)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits = {cell: AxisLimit(float(v)) for cell, v in state["limits"].items()}
+        super().load_state_dict(state)
         self._unbounded = set(state["unbounded"])
-        self._changes.load_state_dict(state.get("changes", {}))
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = observation.states
-        if not cells:
-            raise NotApplicable(observation.no_cells)
+        cells = cells_with_groups(observation, self.name)
         if observation.inputs.shape[1] < 2:
             raise NotApplicable("the held-out sequences have one time step: pass longer ones")
-        for cell, short in zip(cells, per_cell_names([c.cell for c in cells]), strict=True):
-            yield from self._of(cell, self.name + short, observation)
+        for cell, group in cells:
+            yield from self._of(cell, group, observation)
 
     def _of(
         self, cell: Trajectory, group: str, observation: Observation

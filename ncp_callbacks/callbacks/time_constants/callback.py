@@ -14,20 +14,20 @@ import numpy.typing as npt
 from ...callback import (
     Callback,
     PairedChanges,
+    cells_with_groups,
     for_each_supported_cell,
     non_finite_count,
-    per_cell_names,
     small_batch_note,
+    whole_number,
 )
+from ...extra_passes import ExtraPasses
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
-from ...model.jacobian_diagonal import jacobian_diagonal
 from ...model.liquid import (
     DecayReading,
     GateReading,
     LTCReading,
     Reading,
-    read_liquid,
     time_delta_per_call,
 )
 from ...observation import Need, Observation
@@ -168,7 +168,7 @@ class TimeConstants(Callback):
     Source: the functions in ``ncp_callbacks.callbacks.time_constants.analysis`` name theirs.
     """
 
-    needs = frozenset({Need.STATES})
+    needs = frozenset({Need.STATES, Need.CELL_STEPS})
     default_name = "time_constants"
     max_sequences: int | None = 8
 
@@ -183,46 +183,44 @@ class TimeConstants(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
-        for what, value, least in (("time_steps", time_steps, 0), ("max_units", max_units, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{what}={value!r}: pass a whole number of at least {least}")
-        self._time_steps, self._max_units = time_steps, max_units
+        self._time_steps = whole_number("time_steps", time_steps, 0)
+        self._max_units = whole_number("max_units", max_units, 1)
         self._axes: dict[str, _Axes] = {}  # By cell.
-        self._changes = PairedChanges()
+        self._changes = self.keep("changes", PairedChanges())
 
     def state_dict(self) -> dict[str, Any]:
         axes = {cell: axes.state_dict() for cell, axes in self._axes.items()}
-        return {"axes": axes, "changes": self._changes.state_dict()}
+        return {**super().state_dict(), "axes": axes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self._axes = {cell: _Axes.from_state(axes) for cell, axes in state["axes"].items()}
-        self._changes.load_state_dict(state["changes"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        cells = [state.cell for state in observation.states]
-        if not cells:
-            raise NotApplicable(observation.no_cells)
         part = observation.limited(self.max_sequences)
+        cells = cells_with_groups(part, self.name)
         yield from small_batch_note(observation)
         of_each = {
-            self.name + short: functools.partial(self._of, cell, self.name + short, part)
-            for cell, short in zip(cells, per_cell_names(cells), strict=True)
+            group: functools.partial(self._of, states.cell, group, part) for states, group in cells
         }
         yield from for_each_supported_cell(of_each, self.name, "it has no time constants here")
 
     def _of(self, cell: str, group: str, part: Observation) -> Iterable[Record | Note]:
         """Return the records of one cell."""
-        stepper = part.cell_stepper(cell)
+        passes = part.extra_passes
+        stepper = passes.cell_stepper(cell)
         real = np.ones((len(part.inputs), stepper.steps), bool) if part.mask is None else part.mask
         log = _CellLog(cell, group, stepper, real, part.time_delta)
         reading: Reading | None = None
         try:
-            reading = read_liquid(stepper, part.time_delta if part.takes_time else None)
+            reading = passes.read_liquid(stepper)
         except NotApplicable as reason:
             log.note(f"{reason}; its effective time constants are logged instead")
         result, some = (None if reading is None else _log_exact(log, reading)), ""
         if result is None or self._time_steps:
-            effective, of_units = _log_effective(log, reading, self._time_steps, self._max_units)
+            effective, of_units = _log_effective(
+                log, passes, reading, self._time_steps, self._max_units
+            )
             if result is None:
                 result, some = effective, of_units
         _log_units(log, result, some)
@@ -424,7 +422,11 @@ def _log_openness(log: _CellLog, openness: FloatArray, half: FloatArray, kind: s
 
 
 def _log_effective(
-    log: _CellLog, reading: Reading | None, time_steps: int, max_units: int
+    log: _CellLog,
+    passes: ExtraPasses,
+    reading: Reading | None,
+    time_steps: int,
+    max_units: int,
 ) -> tuple[UnitTimeConstants, str]:
     """Log effective time constants, and return them and the end of their descriptions."""
     width = sum(log.stepper.sizes)
@@ -436,7 +438,7 @@ def _log_effective(
             f"effective time constants are of {len(units)} of {width} units, spread evenly; pass "
             f"max_units={width} for all"
         )
-    effective = _effective(log, reading, time_steps or _DEFAULT_TIME_STEPS, units)
+    effective = _effective(log, passes, reading, time_steps or _DEFAULT_TIME_STEPS, units)
     estimates = effective.estimates()
     # Quantiles have the kind in their names; shares and the variation are those of the exact kind.
     log.estimates.update({**estimates, **log.estimates})
@@ -447,7 +449,11 @@ def _log_effective(
 
 
 def _effective(
-    log: _CellLog, reading: Reading | None, time_steps: int, units: npt.NDArray[np.intp]
+    log: _CellLog,
+    passes: ExtraPasses,
+    reading: Reading | None,
+    time_steps: int,
+    units: npt.NDArray[np.intp],
 ) -> UnitTimeConstants:
     """Return effective time constants of some units at some time steps."""
     steps = log.stepper.steps
@@ -458,7 +464,7 @@ def _effective(
     elapsed = time_delta_per_call(log.stepper, log.time_delta)
     values = np.full((len(log.real), steps, len(units)), np.nan)
     for t in np.unique(chosen):
-        diagonal = jacobian_diagonal(log.stepper, int(t), synapses, units=units)
+        diagonal = passes.jacobian_diagonal(log.stepper, int(t), synapses, units)
         values[:, t] = effective_time_constants(diagonal, elapsed[:, t])
     analysed = np.zeros_like(log.real)
     analysed[:, chosen] = True

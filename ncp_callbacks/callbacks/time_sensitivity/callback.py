@@ -22,6 +22,7 @@ from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import SIZE, Estimate
+from ...target_values import ScaledTargets
 from .analysis import TimeSensitivity as TimeSensitivityResult
 from .analysis import checked_scales, share_outside, solver_share, time_sensitivity
 from .plot import plot_time_sensitivity
@@ -102,7 +103,7 @@ class TimeSensitivity(Callback):
         TypeError, ValueError: If ``scales`` are not finite factors above 0, or too many.
     """
 
-    needs = frozenset({Need.TIME_GRADIENT})
+    needs = frozenset({Need.TIME_GRADIENT, Need.TIME_SCALES, Need.LOSSES})
     default_name = "time_delta"
 
     def __init__(
@@ -120,23 +121,24 @@ class TimeSensitivity(Callback):
             raise ValueError(
                 f"scales={list(scales)}: each is a curve, pass at most 8 scales besides 1"
             )
-        self._solver_error = solver_error
-        self._limit = AxisLimit()
+        if solver_error:
+            self.needs |= {Need.FINER_SOLVER}
+        self._limit = self.keep("limit", AxisLimit())
         self._first: TimeSensitivityResult | None = None
-        self._changes = PairedChanges()
+        self._changes = self.keep("changes", PairedChanges())
 
     def state_dict(self) -> dict[str, Any]:
         first = None if self._first is None else self._first.to_dict()
-        return {"limit": self._limit.value, "first": first, "changes": self._changes.state_dict()}
+        return {**super().state_dict(), "first": first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limit = AxisLimit(float(state["limit"]))
-        self._changes.load_state_dict(state.get("changes", {}))
+        super().load_state_dict(state)
         self._first = None if state["first"] is None else _restored(state["first"])
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         _check_takes_time(observation)
-        result = sensitivity(observation, self.scales)
+        scaled = observation.extra_passes.at_time_scales(self.scales)
+        result = sensitivity(observation, scaled)
         group = self.name + observation.target_slug
         yield from non_finite_count(
             group,
@@ -155,13 +157,13 @@ class TimeSensitivity(Callback):
             if self._first is None:
                 self._first = _without_sequences(result)
             yield from _numbers(result, group, numbers)
-            if self._solver_error:
-                yield from _solver_errors(observation, self.scales, self.name, group)
+            if Need.FINER_SOLVER in self.needs:
+                yield from _solver_errors(observation, scaled, self.name, group)
             yield from small_batch_note(observation)
             yield from self._changes.compare(
                 group, numbers, observation, _headline(self.scales), "sensitivity"
             )
-        yield from _losses(observation, self.scales, group)
+        yield from _losses(scaled, group)
         yield from _outside(observation, self.scales, group)
         curve = np.stack([result.scales, result.rms_change, result.mean_change])
         yield Array(f"_ncp/{group}_curve", curve)
@@ -266,16 +268,16 @@ def _numbers(
         )
 
 
-def _losses(observation: Observation, scales: Sequence[float], group: str) -> Iterator[Scalar]:
-    losses = observation.losses_at_scales(scales)
+def _losses(scaled: ScaledTargets, group: str) -> Iterator[Scalar]:
+    losses = scaled.losses
     if losses is None:
         return
     # The sequences are equal at all scales, or else the losses would not be comparable.
     finite = np.isfinite(np.stack(list(losses.values()))).all(axis=0)
     if not finite.any():
         return
-    for scale in scales:
-        loss = Estimate.mean(losses[scale][finite], SIZE)
+    for scale, values in losses.items():
+        loss = Estimate.mean(values[finite], SIZE)
         description = _SCALARS["loss_x<scale>"].format(scale=scale)
         yield scalar_with_ci(f"{group}/loss_x{scale:g}", loss.value, loss, description)
 
@@ -291,16 +293,15 @@ def _outside(observation: Observation, scales: Sequence[float], group: str) -> I
 
 
 def _solver_errors(
-    observation: Observation, scales: Sequence[float], name: str, group: str
+    observation: Observation, scaled: ScaledTargets, name: str, group: str
 ) -> Iterator[Scalar | Note]:
-    values = observation.values_at_scales(scales)
     try:
-        finer = observation.values_with_finer_solver(scales)
+        finer = observation.extra_passes.with_finer_solver(list(scaled.values))
     except NotApplicable as reason:
         yield Note(f"{name}: there is no solver error: {reason}")
         return
-    for scale in scales:
-        error = solver_share(values, finer, scale)
+    for scale in scaled.values:
+        error = solver_share(scaled.values, finer, scale)
         if scale != 1 and np.isfinite(error):
             description = _SCALARS["solver_error_x<scale>"].format(
                 target=observation.target, scale=scale, group=group
@@ -315,10 +316,10 @@ def _extent(result: TimeSensitivityResult) -> float:
     return min(max(largest, highest), 1.5 * largest)
 
 
-def sensitivity(observation: Observation, scales: Sequence[float]) -> TimeSensitivityResult:
+def sensitivity(observation: Observation, scaled: ScaledTargets) -> TimeSensitivityResult:
     """Return how the target changes when all elapsed times are scaled, and the slope."""
     return time_sensitivity(
-        observation.values_at_scales(scales),
+        scaled.values,
         time_delta=observation.time_delta,
         time_gradient=observation.time_gradient,
         mask=observation.mask,

@@ -12,16 +12,17 @@ import numpy as np
 
 from ...callback import (
     AxisLimit,
+    ByName,
     Callback,
     PairedChanges,
+    cells_with_groups,
     ci_caveat,
     for_each_supported_cell,
     non_finite_count,
-    per_cell_names,
     small_batch_note,
 )
 from ...model import NotApplicable
-from ...model.liquid import LTCReading, neuron_groups, read_liquid
+from ...model.liquid import LTCReading, neuron_groups
 from ...observation import Need, Observation, Trajectory
 from ...records import Array, Figure, Note, Record
 from ...results import FloatArray
@@ -124,7 +125,7 @@ class Wiring(Callback):
         ValueError: For fewer than one of ``max_sequences``.
     """
 
-    needs = frozenset({Need.STATES})
+    needs = frozenset({Need.STATES, Need.CELL_STEPS, Need.STATE_GRADIENT})
     default_name = "wiring"
     max_sequences: int | None = 8
 
@@ -137,34 +138,16 @@ class Wiring(Callback):
     ) -> None:
         super().__init__(every=every, name=name, max_sequences=max_sequences)
         self.max_sequences = max_sequences
-        # By cell.
-        self._limits: dict[str, AxisLimit] = {}
-        self._neuron_limits: dict[str, AxisLimit] = {}
-        self._changes = PairedChanges()
-
-    def state_dict(self) -> dict[str, Any]:
-        limits, neurons = (
-            {cell: limit.value for cell, limit in each.items()}
-            for each in (self._limits, self._neuron_limits)
-        )
-        return {"limits": limits, "neuron_limits": neurons, "changes": self._changes.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._limits, self._neuron_limits = (
-            {cell: AxisLimit(float(v)) for cell, v in state[key].items()}
-            for key in ("limits", "neuron_limits")
-        )
-        self._changes.load_state_dict(state["changes"])
+        self._synapse_limits = self.keep("synapses", ByName(AxisLimit))
+        self._neuron_limits = self.keep("neurons", ByName(AxisLimit))
+        self._changes = self.keep("changes", PairedChanges())
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        if not observation.states:
-            raise NotApplicable(observation.no_cells)
         part = observation.limited(self.max_sequences)
+        cells = cells_with_groups(part, self.name)
         yield from small_batch_note(observation)
-        shorts = per_cell_names([state.cell for state in part.states])
         of_each = {
-            self.name + short: functools.partial(self._of, state, self.name + short, part)
-            for state, short in zip(part.states, shorts, strict=True)
+            group: functools.partial(self._of, states, group, part) for states, group in cells
         }
         yield from for_each_supported_cell(of_each, self.name, "nothing is logged of it here")
 
@@ -173,8 +156,8 @@ class Wiring(Callback):
         cell = _WiredCell.of(states.cell, group, part)
         flow = None if cell.reading is None else _log_synapses(cell, cell.reading, part)
         if flow is not None or (cell.reading is None and cell.attribution.neurons is not None):
-            synapses = self._limits.setdefault(cell.name, AxisLimit())
-            neurons = self._neuron_limits.setdefault(cell.name, AxisLimit())
+            synapses = self._synapse_limits[cell.name]
+            neurons = self._neuron_limits[cell.name]
             cell.log.records.append(_graph(cell, flow, part, synapses, neurons))
         _log_activity(cell, states, part)
         _log_attribution(cell, part)
@@ -209,11 +192,11 @@ class _WiredCell:
             NotApplicable: If it is no LTC and has no wiring.
         """
         log = RecordLog(group, SCALARS, cell=name)
-        stepper = part.cell_stepper(name)
+        stepper = part.extra_passes.cell_stepper(name)
         groups = neuron_groups(stepper)
         reading = None
         try:
-            reading = read_liquid(stepper, part.time_delta if part.takes_time else None)
+            reading = part.extra_passes.read_liquid(stepper)
         except NotApplicable as reason:
             if not groups:
                 raise
@@ -267,7 +250,7 @@ class _Attribution:
 
 def _attribution(cell: str, groups: tuple[NeuronGroup, ...], part: Observation) -> _Attribution:
     try:
-        found = part.state_x_gradient(cell)
+        found = part.extra_passes.state_x_gradient(cell)
     except NotApplicable as reason:
         return _Attribution({}, None, 0, str(reason))
     shares, sequences = group_attribution(found, groups)

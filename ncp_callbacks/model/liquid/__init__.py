@@ -1,6 +1,6 @@
 """Recognise liquid cells by the parameters that they hold, and read their steps.
 
-    stepper = observation.cell_stepper(cell)           # inside runner.preserved()
+    stepper = CellStepper(runner, hook)                # inside runner.preserved()
     reading = read_liquid(stepper, observation.time_delta)
     match reading:
         case LTCReading(): ...                  # parameters, inputs and states

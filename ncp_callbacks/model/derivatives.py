@@ -1,4 +1,4 @@
-"""Run extra passes: directional derivatives, targets at every step, constant states.
+"""Compute derivatives of targets: along a direction, at every step, with respect to states.
 
 Call the functions inside ``runner.preserved()``, like :meth:`ModelRunner.run`.
 """
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +21,6 @@ from .runner import ModelRunner, Variants, flushing_subnormals, recorded_calls
 
 __all__ = [
     "directional_derivatives",
-    "doubled_ode_unfolds",
     "held_states",
     "state_gradients",
     "step_gradients",
@@ -159,32 +157,6 @@ def held_states(runner: ModelRunner) -> Iterator[None]:
         [(found[name], _stop_state_gradients(paths[name], calls_in_all[name])) for name in paths]
     ):
         yield
-
-
-@contextmanager
-def doubled_ode_unfolds(model: nn.Module) -> Iterator[None]:
-    """Double the sub-steps (``ode_unfolds``) of the cells' solvers for a ``with`` block.
-
-    Raises:
-        NotApplicable: If no module has such a setting.
-    """
-    found = [
-        (module, name, count)
-        for _, module in modules(model)
-        for name in ("ode_unfolds", "_ode_unfolds")
-        if isinstance(count := getattr(module, name, None), int) and not isinstance(count, bool)
-    ]
-    if not found:
-        raise NotApplicable(
-            "no module of the model has ode_unfolds, the number of a solver's sub-steps to double"
-        )
-    try:
-        for module, name, count in found:
-            setattr(module, name, 2 * count)
-        yield
-    finally:
-        for module, name, count in found:
-            setattr(module, name, count)
 
 
 def state_gradients(
