@@ -211,11 +211,11 @@ def squares(truth: Array, own: Array) -> Evaluate:
         inputs: Array | None = None,
         time_delta: Array | None = None,
         *,
-        rows: Array | None = None,
+        sequences: Array | None = None,
         gradient: bool = False,
     ) -> TargetValues:
         inputs = own[None] if inputs is None else inputs
-        x = np.where(truth if rows is None else truth[rows], np.float64(inputs), 0.0)
+        x = np.where(truth if sequences is None else truth[sequences], np.float64(inputs), 0.0)
         return TargetValues((x**2).sum(axis=(2, 3)), 2 * x if gradient else None)
 
     return evaluate

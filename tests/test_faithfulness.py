@@ -54,7 +54,7 @@ class White:
         inputs: Any = None,
         time_delta: Any = None,
         *,
-        rows: Any = None,
+        sequences: Any = None,
         gradient: bool = False,
     ) -> TargetValues:
         inputs = self.own[None] if inputs is None and self.own is not None else inputs

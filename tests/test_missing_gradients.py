@@ -11,6 +11,7 @@ import pytest
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelRunner
+from ncp_callbacks.passes import observe
 
 B, T, H, KINDS = 6, 5, 4, 3
 
@@ -154,7 +155,7 @@ def test_an_index_that_reaches_a_module_is_a_constant(cls: type[Base]) -> None:
     model, x = made(cls), batch()
     runner = ModelRunner(model, ncp.HeldOutBatch(x, feature_names=NAMES))
     with runner.analysing():
-        found = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT}).input_gradient
+        found = observe(runner, 0, {ncp.Need.INPUT_GRADIENT}).input_gradient
     kind = x[..., 2].astype(mx.int32)
     expected = mx.grad(lambda v: model.steps(v, kind)[:, -1].sum())(x[..., :2])
     np.testing.assert_allclose(found[..., :2], np.array(expected), rtol=1e-4, atol=1e-7)
@@ -217,7 +218,7 @@ def test_what_the_message_advises_works() -> None:
         model = made(cls)
         runner = ModelRunner(model, ncp.HeldOutBatch(inputs))
         with runner.analysing():
-            found = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT}).input_gradient
+            found = observe(runner, 0, {ncp.Need.INPUT_GRADIENT}).input_gradient
         expected = mx.grad(lambda v, m=model: m.steps(v, kind)[:, -1].sum())(x[..., :2])
         np.testing.assert_allclose(found[..., :2], np.array(expected), rtol=1e-4, atol=1e-7)
 
@@ -248,8 +249,8 @@ def test_elapsed_times_as_indices(cls: type[Base]) -> None:
     assert ("reach codes as indices" in notes[0]) == (cls is TimeByModule)
     runner = ModelRunner(model, held_out)
     with runner.analysing():
-        seen = ncp.Observation(runner, 0, set(ncp.Need))
-        values = seen.values_at_scales((2.0,))[2.0]
+        seen = observe(runner, 0, set(ncp.Need))
+        values = seen.extra_passes.at_time_scales((2.0,)).values[2.0]
     np.testing.assert_allclose(values, np.array(model(x, 2 * dt))[:, -1, 0], rtol=1e-5)
     scale = dt[..., None] if cls is TimeByModule else 1.0
     by_input = mx.grad(lambda v: model.steps(v, late, scale)[:, -1].sum())(x)

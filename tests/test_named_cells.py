@@ -11,6 +11,7 @@ import pytest
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelError, ModelRunner
+from ncp_callbacks.passes import observe
 
 B, T, F, H = 5, 6, 3, 4
 
@@ -219,7 +220,7 @@ def test_what_keeps_a_state_is_suggested_and_can_be_followed(cls: type[Loop]) ->
     assert "pass cells='cell'" in ModelRunner(model, held_out).hook_points.no_cells
     runner = ModelRunner(model, held_out, cells="cell")
     with runner.analysing():
-        (found,) = ncp.Observation(runner, 0, {ncp.Need.STATES}).states
+        (found,) = observe(runner, 0, {ncp.Need.STATES}).states
     h, states = mx.zeros((B, H)), []
     for t in range(T):
         h = mx.tanh(model.cell.mix(mx.concatenate([x[:, t], h], axis=-1)))
@@ -259,7 +260,7 @@ def test_a_layer_over_the_whole_sequence_can_be_named(cls: type[Loop]) -> None:
     model, x = made(cls)
     runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="scan")
     with runner.analysing():
-        (found,) = ncp.Observation(runner, 0, {ncp.Need.STATES}).states
+        (found,) = observe(runner, 0, {ncp.Need.STATES}).states
     turned = cls is ScannedBackwards
     states = np.array(model.scan(x[:, ::-1] if turned else x))
     np.testing.assert_allclose(found.values, states[:, ::-1] if turned else states, rtol=1e-5)

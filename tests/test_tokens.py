@@ -11,6 +11,7 @@ import pytest
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelRunner
+from ncp_callbacks.passes import observe
 
 B, T, V, E, H = 5, 6, 11, 4, 7
 
@@ -284,9 +285,9 @@ def test_gradients_are_those_of_the_vectors(cls: type[Reader], batch: int) -> No
     model, tokens = made(cls, batch)
     runner = ModelRunner(model, ncp.HeldOutBatch(tokens), target=1)
     with runner.analysing():
-        seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT})
+        seen = observe(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.VARIANTS})
         inputs, gradient = seen.inputs, seen.input_gradient
-        doubled = seen.evaluate(2 * inputs[None]).values[0]
+        doubled = seen.extra_passes.evaluate(2 * inputs[None]).values[0]
     vectors, expected = by_hand(model, tokens)
     read = np.abs(expected).any(axis=(0, 2))  # a shifted model never reads the last token
     np.testing.assert_allclose(inputs[:, read], vectors[:, read], rtol=1e-6)
@@ -330,7 +331,7 @@ def test_two_tables_that_begin_equal_are_read_separately() -> None:
     model.other.weight = mx.array(model.emb.weight)
     runner = ModelRunner(model, ncp.HeldOutBatch(tokens), target=1)
     with runner.analysing():
-        inputs = ncp.Observation(runner, 0).inputs
+        inputs = observe(runner, 0).inputs
     assert inputs.shape == (B, T, 2 * E)
 
 
@@ -341,7 +342,7 @@ def test_padded_tokens_have_vectors_where_other_sequences_go_on() -> None:
     tokens = mx.where(mx.array(mask), tokens, mx.zeros_like(tokens))
     runner = ModelRunner(model, ncp.HeldOutBatch(tokens, mask=mask), target=1)
     with runner.analysing():
-        gradient = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT}).input_gradient
+        gradient = observe(runner, 0, {ncp.Need.INPUT_GRADIENT}).input_gradient
 
     def target(vectors: mx.array) -> mx.array:
         out = model.from_vectors(vectors)
@@ -406,14 +407,16 @@ def test_what_is_joined_with_a_vector_is_left_alone(cls: type[Joined]) -> None:
     }[cls]()
     runner = ModelRunner(model, held_out, target=1)
     with runner.analysing():
-        seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT})
+        seen = observe(
+            runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.TIME_GRADIENT, ncp.Need.TIME_SCALES}
+        )
     vectors = model.emb.weight[tokens]
     np.testing.assert_allclose(seen.inputs, np.array(vectors), rtol=1e-6)
     by_vector = mx.grad(lambda v: model.joined(other, v)[:, -1, 1].sum())(vectors)
     np.testing.assert_allclose(seen.input_gradient, np.array(by_vector), rtol=1e-4, atol=1e-7)
     if cls is Timed:
         with runner.analysing():
-            doubled = seen.values_at_scales((2.0,))[2.0]
+            doubled = seen.extra_passes.at_time_scales((2.0,)).values[2.0]
         np.testing.assert_allclose(
             doubled, np.array(model(tokens, 2 * number))[:, -1, 1], rtol=1e-5
         )
@@ -444,8 +447,8 @@ def test_vectors_that_depend_on_elapsed_times_are_not_replaced() -> None:
     # The effect of the elapsed times is there in full.
     runner = ModelRunner(model, held_out, target=1)
     with runner.analysing():
-        seen = ncp.Observation(runner, 0, {ncp.Need.TIME_GRADIENT})
-        values, slope = seen.values_at_scales((2.0,))[2.0], seen.time_gradient
+        seen = observe(runner, 0, {ncp.Need.TIME_GRADIENT, ncp.Need.TIME_SCALES})
+        values, slope = seen.extra_passes.at_time_scales((2.0,)).values[2.0], seen.time_gradient
     np.testing.assert_allclose(values, np.array(model(tokens, 2 * dt))[:, -1, 1], rtol=1e-5)
     expected = mx.grad(lambda d: model(tokens, d)[:, -1, 1].sum())(dt)
     np.testing.assert_allclose(slope, np.array(expected), rtol=1e-4, atol=1e-7)
@@ -517,7 +520,7 @@ def test_tokens_that_also_act_past_their_vectors_are_noted() -> None:
     model, tokens = made(Masked)
     runner = ModelRunner(model, ncp.HeldOutBatch(tokens), target=1)
     with runner.analysing():
-        seen = ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT})
+        seen = observe(runner, 0, {ncp.Need.INPUT_GRADIENT})
     vectors = model.vectors(tokens)
 
     def target(v: mx.array) -> mx.array:
