@@ -18,6 +18,7 @@ from ..target_values import TargetValues
 from .errors import ModelError
 from .hook_points import CellHook, LayerHook
 from .runner import ModelRunner, Pass, Variants
+from .time_order import Order, calls_of_steps
 
 __all__ = [
     "EvaluatedPass",
@@ -37,6 +38,7 @@ class EvaluatedPass:
     def __init__(self, runner: ModelRunner, computed: Pass) -> None:
         self._pass = computed
         self._batch, self._steps, _ = runner.held_out.inputs_shape
+        self._mask = runner.held_out.mask_array
 
     def array(self, name: str) -> FloatArray:
         """Return an array of :class:`~.runner.Pass` by its name there."""
@@ -49,7 +51,10 @@ class EvaluatedPass:
 
     def states(self, hook: CellHook) -> FloatArray:
         """Return the states ``(B, T, H)``; several state arrays are concatenated."""
-        parts = [self._over_time(hook, a, hook.reverse) for a in self._pass.states[hook.name]]
+        parts = [
+            self._over_time(hook, arrays, hook.axis(i))
+            for i, arrays in enumerate(self._pass.states[hook.name])
+        ]
         return np.concatenate(parts, axis=-1)
 
     def initial(self, hook: CellHook) -> FloatArray | None:
@@ -59,32 +64,40 @@ class EvaluatedPass:
         arrays = [to_numpy(a) for a in self._pass.initial[hook.name]]
         # Models often start all sequences from one state.
         parts = [
-            a.reshape(self._batch, -1)
-            if len(a) == self._batch and a.ndim > 1
+            np.moveaxis(a, hook.axis(i), 0).reshape(self._batch, -1)
+            if a.ndim > 1 and a.shape[hook.axis(i)] == self._batch
             else np.broadcast_to(a.reshape(-1), (self._batch, a.size))
-            for a in arrays
+            for i, a in enumerate(arrays)
         ]
         return np.concatenate(parts, axis=-1)
 
     def activations(self, hook: LayerHook) -> FloatArray:
         """Return the activations ``(B, T, N)``."""
-        return self._over_time(hook, self._pass.activations[hook.name], False)
+        return self._over_time(hook, self._pass.activations[hook.name], hook.axis)
 
     def _over_time(
-        self, hook: CellHook | LayerHook, arrays: Sequence[mx.array], reverse: bool
+        self, hook: CellHook | LayerHook, arrays: Sequence[mx.array], axis: int
     ) -> FloatArray:
         """Return ``(B, T, N)`` from one array over all time steps, or from one for each of them."""
         shape = tuple(arrays[0].shape)
-        if shape[:1] != (self._batch,) or (hook.whole_sequence and shape[1:2] != (self._steps,)):
+        time = tuple(arrays[0].shape[1 - axis : 2 - axis]) if hook.whole_sequence else ()
+        if shape[axis : axis + 1] != (self._batch,) or time not in ((), (self._steps,)):
             raise ModelError(
                 f"{hook.name} returned an array of shape {shape} for {self._batch} sequences of "
-                f"{self._steps} steps: return an array whose first axis is the batch"
+                f"{self._steps} steps: return an array whose axis {axis} is the batch"
             )
         if hook.whole_sequence:
-            values = to_numpy(arrays[0])
-            return values[:, ::-1] if reverse else values
-        # One conversion is much faster than one for each step.
-        return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
+            values = np.moveaxis(to_numpy(arrays[0]), axis, 0)
+            if hook.order is Order.BACKWARD:
+                return values[:, ::-1]
+        else:
+            # One conversion is much faster than one for each step.
+            rows = [mx.moveaxis(a, axis, 0) if axis else a for a in arrays]
+            values = to_numpy(mx.stack([a.reshape(self._batch, -1) for a in rows], axis=1))
+        if hook.order in (Order.FORWARD, Order.BACKWARD):
+            return values
+        calls = calls_of_steps(hook.order, self._mask)
+        return np.take_along_axis(values, calls[..., None], axis=1)
 
 
 def run_in_batches(runner: ModelRunner, wanted: dict[str, bool]) -> Iterator[EvaluatedPass]:

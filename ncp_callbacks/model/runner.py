@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ..held_out import HeldOutBatch, to_numpy
 from .capture import Around, Tap, subnormal_flush
+from .checks.perturb import Trial
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_hook_points
@@ -41,6 +42,8 @@ __all__ = [
 
 # Variants of the batch in one pass without gradients, which keeps no intermediate arrays.
 VARIANTS_AT_ONCE = 4
+# Sequences on which hook points are verified.
+_TRIED = 7
 
 _SEQUENCES_INTERACT = (
     "the first sequences of the held-out batch have other outputs alone than within the batch: "
@@ -223,6 +226,14 @@ class _CurrentTarget:
         assert self._copy.target is not None
         values: mx.array = self._copy.target(outputs, targets)
         return values
+
+
+def _spread_by_length(held_out: HeldOutBatch, count: int) -> npt.NDArray[np.intp]:
+    """Return the indices of sequences of different lengths, the shortest and longest among them."""
+    if len(held_out) <= count:
+        return np.arange(len(held_out))
+    by_length = np.argsort(held_out.mask_array.sum(axis=1), kind="stable")
+    return np.sort(by_length[np.linspace(0, len(held_out) - 1, count).round().astype(int)])
 
 
 def _patterns(given: Any, what: str) -> Sequence[str] | None:
@@ -448,17 +459,25 @@ class ModelRunner:
         self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
         small = copy.copy(self)
         small.held_out, small.calling = held_out, calling
-        with self.preserved():
-            sequence = small.sequence()
-            mx.eval(sequence)
-        hook_points = find_hook_points(
-            self.copy,
-            sequence,
-            lambda inputs: small.outputs(inputs, small.time_delta),
-            cells=cells,
-            layers=layers,
-        )
+        trial = first = small._trial()
+        if len(held_out) < len(self.held_out):
+            spread = copy.copy(small)
+            spread.held_out = self.held_out.take(_spread_by_length(self.held_out, _TRIED))
+            trial = spread._trial()
+        hook_points = find_hook_points(self.copy, first, trial, cells=cells, layers=layers)
         return calling, hook_points
+
+    def _trial(self) -> Trial:
+        """Return the sequences of this runner, to be run with changes."""
+        with self.preserved():
+            sequence = self.sequence()
+            mx.eval(sequence)
+        return Trial(
+            sequence,
+            lambda inputs: self.outputs(inputs, self.time_delta),
+            self.held_out.mask_array,
+            lambda order: self._part(order)._trial(),
+        )
 
     def sequence(self) -> mx.array:
         """Return ``(B, T, F)``, for gradients: the inputs, or the vectors of embedded tokens."""

@@ -1,4 +1,4 @@
-"""Change one thing in a batch, and see which elements of an array move.
+"""Change one thing, run the copy of the model again, and see which elements of an array move.
 
 The replacements occur elsewhere in the batch, since a model may take columns for indices, and an
 invented value could be one that it lacks.
@@ -6,23 +6,95 @@ invented value could be one that it lacks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from ...held_out import to_numpy
+from ..model_copy import ModelCopy
+from ..recording import Call, RunCall, record
+from ..time_order import Mask, Steps
 
-__all__ = ["codes", "moved", "with_other_sequences", "with_other_steps"]
+__all__ = ["Rerun", "Trial", "codes", "moved", "with_other_sequences", "with_other_steps"]
 
-Mask = npt.NDArray[np.bool_]
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Hold a few sequences and how the copy is run on them.
+
+    Attributes:
+        inputs: ``(B, T, F)``.
+        run: Runs the copy on inputs, and returns its outputs.
+        mask: ``(B, T)``, true at real time steps.
+        reordered: Returns the trial of the same sequences in another order, given their indices.
+    """
+
+    inputs: mx.array
+    run: Callable[[mx.array], mx.array]
+    mask: Mask
+    reordered: Callable[[Steps], Trial]
+
+
+class Rerun:
+    """Run a trial again, with other inputs or with calls that return something else.
+
+    Args:
+        copy: The copy of the model.
+        trial: The sequences.
+        calls: The calls of a run that was recorded; None: it is recorded now.
+
+    Attributes:
+        calls: The calls of the unchanged run.
+    """
+
+    def __init__(self, copy: ModelCopy, trial: Trial, calls: Sequence[Call] | None = None) -> None:
+        self._copy, self.trial = copy, trial
+        self._outputs: mx.array | None = None
+        if calls is None:
+            calls, self._outputs = self._record(trial.inputs, None)
+        self.calls = list(calls)
+        self.numbers = [(call.path, call.number) for call in self.calls]
+
+    @property
+    def outputs(self) -> mx.array:
+        """Return the outputs of the unchanged run."""
+        if self._outputs is None:
+            with self._copy.preserved():
+                self._outputs = self.trial.run(self.trial.inputs)
+                mx.eval(self._outputs)
+        return self._outputs
+
+    def __call__(
+        self, inputs: mx.array | None = None, run_call: RunCall | None = None
+    ) -> tuple[list[Call], mx.array] | None:
+        """Return the calls and the outputs of a changed run; None if it makes other calls.
+
+        Args:
+            inputs: ``(B, T, F)``; None: unchanged.
+            run_call: Runs each call instead of the module, see :func:`~..recording.record`.
+        """
+        calls, outputs = self._record(self.trial.inputs if inputs is None else inputs, run_call)
+        same = [(call.path, call.number) for call in calls] == self.numbers
+        return (calls, outputs) if same else None
+
+    def _record(self, inputs: mx.array, run_call: RunCall | None) -> tuple[list[Call], mx.array]:
+        found: list[mx.array] = []
+        with self._copy.preserved():  # each run starts from the same random state
+            calls, _ = record(
+                self._copy.model, lambda: found.append(self.trial.run(inputs)), run_call
+            )
+            mx.eval(found[-1])
+        return calls, found[-1]
 
 
 def moved(before: mx.array, after: mx.array) -> Mask:
     """Return the elements that differ between two arrays of one shape; NaN equals NaN."""
     x, y = to_numpy(before), to_numpy(after)
-    return np.asarray((x != y) & ~(np.isnan(x) & np.isnan(y)))
+    differ: Mask = (x != y) & ~(np.isnan(x) & np.isnan(y))
+    return differ
 
 
 def codes(count: int) -> Mask:
@@ -32,7 +104,8 @@ def codes(count: int) -> Mask:
     of the number of sequences, and each sequence is in a set.
     """
     bits = max(1, int(count).bit_length())
-    return (np.arange(1, count + 1)[None] >> np.arange(bits)[:, None]) % 2 == 1
+    sets: Mask = (np.arange(1, count + 1)[None] >> np.arange(bits)[:, None]) % 2 == 1
+    return sets
 
 
 def with_other_sequences(array: mx.array, which: Mask) -> tuple[mx.array, Mask]:
@@ -57,7 +130,7 @@ def with_other_sequences(array: mx.array, which: Mask) -> tuple[mx.array, Mask]:
 
 
 def with_other_steps(
-    array: mx.array, steps: npt.NDArray[np.intp], real: Mask | None = None
+    array: mx.array, steps: Steps, real: Mask | None = None
 ) -> tuple[mx.array, Mask]:
     """Replace one time step of each sequence by another one, of itself or else of the batch.
 
