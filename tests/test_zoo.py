@@ -268,12 +268,39 @@ def test_sequences_of_one_step_have_no_states_handed_on():
     assert "one step" in runner.missing[0]
 
 
-def test_inputs_that_never_change_leave_the_direction_open():
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_inputs_that_never_change_leave_the_direction_to_outputs(sequences):
+    """Values of another sequence, or outputs, tell the time steps of a sequence apart."""
     case = EXAMPLES["hand/both-ways"]
-    x = mx.broadcast_to(mx.random.normal((3, 1, FEATURES)), (3, STEPS, FEATURES))
+    x = mx.random.normal((sequences, 1, FEATURES), key=mx.random.key(0))
+    x = mx.broadcast_to(x, (3, STEPS, FEATURES))
     runner = ModelRunner(zoo.made(case), ncp.HeldOutBatch(x, 0.5))
     assert [hook.name for hook in runner.hook_points.cells] == list(zoo._WAYS)
-    assert sum("its direction" in note for note in runner.notes) == 4
+    assert {hook.name for hook in runner.hook_points.cells if hook.reverse} == case.reverse
+    assert not any("direction" in note for note in runner.notes)
+
+
+class LastOfBothWays(nn.Module):
+    """One output for each sequence, which shows no order."""
+
+    def __init__(self):
+        super().__init__()
+        self.ahead, self.back = zoo.PlainCell(), zoo.PlainCell()
+
+    def __call__(self, x):
+        h, g = zoo.zeros(x), zoo.zeros(x)
+        for t in range(x.shape[1]):
+            h, g = self.ahead(x[:, t], h), self.back(x[:, -1 - t], g)
+        return h + g
+
+
+def test_equal_inputs_leave_the_direction_open():
+    x = mx.broadcast_to(mx.random.normal((1, 1, FEATURES)), (3, STEPS, FEATURES))
+    runner = ModelRunner(LastOfBothWays(), ncp.HeldOutBatch(x))
+    assert [hook.name for hook in runner.hook_points.cells] == ["ahead", "back"]
+    assert sum("its direction can't be determined" in note for note in runner.notes) == 2
+    assert all("all inputs are equal" in hook.skipped for hook in runner.hook_points.cells)
+    assert not ncp.Observation(runner, 0, {ncp.Need.STATES}).states
 
 
 @pytest.mark.parametrize("name", ["hand/state-tuple", "hand/between-held"])

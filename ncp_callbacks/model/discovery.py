@@ -87,9 +87,9 @@ def find_hook_points(
     found_layers = [finder.verified_layer(hook) for hook in found_layers]
     no_cells = _reasons(found) if found else finder.reason_for_no_cell()
     no_layers = _reasons(found_layers) if found_layers else _NO_LAYERS
-    for hooks, reason in ((found, no_cells), (found_layers, no_layers)):
-        if not reason:
-            finder.notes += [hook.skipped for hook in hooks if hook.skipped]
+    for cell in found:
+        finder.notes += [cell.skipped] if cell.skipped else finder.about.get(cell.name, [])
+    finder.notes += [layer.skipped for layer in found_layers if layer.skipped]
     return HookPoints(
         tuple(found), tuple(found_layers), tuple(dict.fromkeys(finder.notes)), no_cells, no_layers
     )
@@ -109,6 +109,7 @@ class _Finder:
         self.batch, self.steps, _ = first.inputs.shape
         self.values = Values()
         self.notes: list[str] = []
+        self.about: dict[str, list[str]] = {}  # notes by the name of the cell
         with copy.preserved():  # each run starts from the same random state
             self.calls, hidden = record(copy.model, lambda: first.run(first.inputs))
             self.paths = [path for path, _ in modules(copy.model)]
@@ -168,10 +169,12 @@ class _Finder:
             fits = [
                 fit_order(asked, hits[..., i * steps : (i + 1) * steps], mask) for i in range(each)
             ]
-            if not all(fits) and each > 1:
+            if each > 1:  # a run among others that begins with its first time step
+                fits = [fit if fit is not None and not fit.shift else None for fit in fits]
+            if not any(fits) and each > 1:
                 by_step = np.any(hits.reshape(*hits.shape[:2], steps, each), axis=3)
                 fit = fit_order(asked, np.asarray(by_step), mask)
-                if fit is not None:
+                if fit is not None and not fit.shift:
                     return [_part(calls[each - 1 :: each], calls[0], fit)]
             if any(fits):
                 series = [calls[i : i + steps] for i in range(0, len(calls), steps)]
@@ -198,7 +201,8 @@ class _Finder:
             f"the calls of {part.first.name} read the inputs of no time step of their own: each "
             "one's states are assigned to the time step of the output that it changes"
         )
-        return dataclasses.replace(_part(part.ends, part.first, fit), note=note)
+        found = _part(part.ends, part.first, fit)
+        return dataclasses.replace(found, note=note if self.readings.inputs_change else "")
 
     def _unknown_order(self, name: str) -> str:
         because = (
@@ -233,18 +237,17 @@ class _Finder:
         names = _numbered(recurrences[0].calls[0].name, len(listed))
         hook_points = []
         for name, (recurrence, part) in zip(names, listed, strict=True):
+            notes = self.about.setdefault(name, [part.note] if part.note else [])
             if recurrence.altered:
-                self.notes.append(
+                notes.append(
                     f"the states of {name} are those that it returns: between its calls the model "
                     "overwrites some of them, as masks do"
                 )
             if recurrence.between:
-                self.notes.append(
+                notes.append(
                     f"the states of {name} are those that it returns: the model changes them "
                     "before the next call"
                 )
-            if part.note:
-                self.notes.append(part.note)
             hook_points.append(
                 CellHook(
                     name=name,
@@ -295,8 +298,6 @@ class _Finder:
 
     def verified_cell(self, hook: CellHook) -> CellHook:
         """Return a hook with verified batch axes and time order, or with the reason to skip it."""
-        if hook.skipped:
-            return hook
         axes = []
         for path in hook.out_paths:
             axis, wrong = self._axis(hook, path)
@@ -305,7 +306,7 @@ class _Finder:
                 return dataclasses.replace(hook, skipped=reason)
             axes.append(axis)
         hook = dataclasses.replace(hook, axes=tuple(axes))
-        if not hook.whole_sequence:
+        if not hook.whole_sequence or hook.skipped:
             return hook
         fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axes[0])
         if fit is None:
@@ -314,14 +315,12 @@ class _Finder:
 
     def verified_layer(self, hook: LayerHook) -> LayerHook:
         """Return a hook with a verified batch axis and time order, or the reason to skip it."""
-        if hook.skipped:
-            return hook
         axis, wrong = self._axis(hook, hook.path)
         if wrong:
             reason = f"the activations of {hook.name} are skipped: {wrong}"
             return dataclasses.replace(hook, skipped=reason)
         hook = dataclasses.replace(hook, axis=axis)
-        if not hook.whole_sequence:
+        if not hook.whole_sequence or hook.skipped:
             return hook
         fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
         if fit is None:
@@ -385,7 +384,11 @@ class _Finder:
                 first=part.first.number,
                 calls_in_all=len(calls),
                 order=part.order or Order.FORWARD,
-                skipped="" if part.order else self._unknown_order(name),
+                skipped=_part_of_state([first.name])
+                if first.name in self.added
+                else ""
+                if part.order
+                else self._unknown_order(name),
             )
             for name, part in zip(_numbered(first.name, len(parts)), parts, strict=True)
         ]
@@ -412,6 +415,8 @@ class _Finder:
         reason = "no recurrent cell was found: "
         if self.steps < 2:
             return reason + "the sequences have one step"
+        if self.added:
+            return reason + _part_of_state(self.added)
         reason += "no module is called once per time step with a state that it passes on"
         seen = [calls for calls in self.by_module.values() if calls[0].outputs]
         repeated = [calls for calls in seen if len(calls) > 1]
@@ -538,6 +543,14 @@ def _numbered(name: str, count: int) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_MAX_NAMES])
     return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
+
+
+def _part_of_state(names: Sequence[str]) -> str:
+    return (
+        f"{_listed(names)} returns a part of a state only, which the model adds to the state "
+        "outside of any module, as residual connections and zoneout do. Put this sum into the "
+        "module, so that it returns the new state"
+    )
 
 
 def _shapes(call: Call) -> str:

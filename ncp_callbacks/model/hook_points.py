@@ -50,6 +50,16 @@ class CellHook:
         """Return whether it runs from the last time step to the first."""
         return self.order in (Order.BACKWARD, Order.BACKWARD_WITHIN)
 
+    @property
+    def calls_per_step(self) -> int:
+        """Return the number of calls of one time step, such as the sub-steps of a solver."""
+        return 1 if self.whole_sequence else min(self.calls) - self.first + 1
+
+    @property
+    def in_step(self) -> bool:
+        """Return whether one call belongs to one time step, which is that of all sequences."""
+        return self.order in (Order.FORWARD, Order.BACKWARD)
+
     def axis(self, number: int) -> int:
         """Return the batch axis of a state array, by its number in ``out_paths``."""
         return self.axes[number] if self.axes else 0

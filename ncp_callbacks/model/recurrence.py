@@ -175,7 +175,7 @@ def _is_state(calls: Sequence[Call], pair: _Pair, values: Values, batch: int, st
         return False
     if not mx.issubdtype(first.dtype, mx.floating) or not may_hold_states(first, batch):
         return False
-    if first.ndim > 2 and steps in first.shape[:2]:
+    if first.ndim > 2 and tuple(first.shape[:2]) in ((batch, steps), (steps, batch)):
         return False  # a sequence, which a block shared by several layers passes on
     return any(  # or the call only returns its argument
         in_place not in call.inputs or not values.same(call.inputs[in_place], out)
