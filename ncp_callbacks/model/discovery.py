@@ -21,14 +21,14 @@ from .backbone import activation_of, is_layer, layer_hooks
 from .checks.perturb import Rerun, Trial
 from .checks.recurrence import find_changed_recurrences
 from .checks.rows import Rows
-from .checks.time_order import SEQUENCE_LAYERS, Readings
+from .checks.time_order import SEQUENCE_LAYERS, Readings, Way
 from .errors import ModelError
 from .hook_points import CellHook, HookPoints, LayerHook
 from .model_copy import ModelCopy
 from .pytrees import Path, modules
 from .recording import Call, Values, record
 from .recurrence import Recurrence, find_recurrences, may_hold_states, outermost
-from .time_order import Fit, Mask, Order, fit_order
+from .time_order import Fit, Mask, Order, Steps, fit_order
 
 __all__ = ["find_hook_points"]
 
@@ -135,7 +135,7 @@ class _Finder:
         self.recurrences |= changed
         recurrences = [part for listed in self.recurrences.values() for part in listed]
         self.readings = Readings(copy, trial, self.calls, first, recurrences)
-        self.rows = Rows(copy, self.readings.rerun)
+        self.rows = Rows(copy, self.readings.rerun, *self.readings.sets)
         self._parts: dict[int, list[_Part]] = {}
 
     # ---- time
@@ -149,11 +149,11 @@ class _Finder:
     def _split(self, calls: Sequence[Call], states: Sequence[Path] = ()) -> list[_Part]:
         """Split calls of one module into runs over the time steps, in verified orders."""
         found: list[_Part] = []
-        for alone in (False, True):
-            hits = self.readings.hits(calls, states, alone=alone)
-            found = self._parts_by_input(calls, hits)
-            # Only a time step that several calls notice may be noticed through others.
-            if found or hits.any(axis=(1, 2)).sum() < 2:
+        for way in Way:
+            asked, hits = self.readings.hits(calls, states, way)
+            found = self._parts_by_input(calls, asked, hits)
+            # Calls that read no time step, or only one, read no more if they return what they did.
+            if found or (way is Way.TOGETHER and hits.any(axis=(1, 2)).sum() < 2):
                 break
         if not found:
             each = len(calls) // self.steps
@@ -162,8 +162,8 @@ class _Finder:
             found = [_Part(ends, calls[0], None)]
         return [part if part.order else self._by_output(part) for part in found]
 
-    def _parts_by_input(self, calls: Sequence[Call], hits: Mask) -> list[_Part]:
-        steps, mask, asked = self.steps, self.readings.mask, self.readings.asked
+    def _parts_by_input(self, calls: Sequence[Call], asked: Steps, hits: Mask) -> list[_Part]:
+        steps, mask = self.steps, self.readings.mask
         each = len(calls) // steps
         if len(calls) % steps == 0:
             fits = [

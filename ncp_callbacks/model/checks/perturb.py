@@ -130,13 +130,14 @@ def with_other_sequences(array: mx.array, which: Mask) -> tuple[mx.array, Mask]:
 
 
 def with_other_steps(
-    array: mx.array, steps: Steps, real: Mask | None = None
+    array: mx.array, steps: Steps, which: Mask, real: Mask | None = None
 ) -> tuple[mx.array, Mask]:
-    """Replace one time step of each sequence by another one, of itself or else of the batch.
+    """Replace one time step of some sequences by another one, of themselves or else of the batch.
 
     Args:
         array: ``(B, T, ...)``: inputs or elapsed times.
         steps: ``(B,)``, the time step to replace in each sequence.
+        which: ``(B,)``, the sequences in which to replace it.
         real: ``(B, T)``, true at real time steps, from which replacements are taken; None: all are.
 
     Returns:
@@ -147,8 +148,8 @@ def with_other_steps(
     flat = to_numpy(array).reshape(batch * total, -1)
     usable = np.ones(batch * total, bool) if real is None else real.ravel()
     source = np.arange(batch * total)
-    for i, step in enumerate(steps.tolist()):
-        here = i * total + step
+    for i in np.flatnonzero(which).tolist():
+        here = i * total + int(steps[i])
         differing = np.flatnonzero((flat != flat[here]).any(axis=1) & usable)
         if len(differing):
             own = differing[differing // total == i]

@@ -16,7 +16,7 @@ from ...held_out import to_numpy
 from ..model_copy import ModelCopy
 from ..recording import Call
 from ..time_order import Mask, Steps
-from .perturb import Rerun, codes, moved, with_other_sequences
+from .perturb import Rerun, moved
 
 __all__ = ["Rows"]
 
@@ -32,13 +32,16 @@ class Rows:
     Args:
         copy: The copy of the model.
         rerun: The run in which the calls were recorded.
+        changed: ``(K, B)``, sets of sequences.
+        runs: The calls of ``K`` runs in which these sequences have other inputs.
     """
 
-    def __init__(self, copy: ModelCopy, rerun: Rerun) -> None:
+    def __init__(
+        self, copy: ModelCopy, rerun: Rerun, changed: Mask, runs: Sequence[Sequence[Call]]
+    ) -> None:
         self._copy, self._rerun = copy, rerun
+        self._changed, self._runs = changed, runs
         self._batch = len(rerun.trial.inputs)
-        self._changed: Mask = np.zeros((0, self._batch), bool)
-        self._runs: list[list[Call]] | None = None
         self._reordered: tuple[Steps, list[Call] | None] | None = None
 
     def axis(self, read: Callable[[Sequence[Call]], _Arrays | None]) -> tuple[int, str]:
@@ -80,7 +83,7 @@ class Rows:
     ) -> dict[int, Mask] | None:
         """Return ``(K, B)`` for each axis: the rows that move with each set of sequences."""
         moves: dict[int, list[Any]] = {axis: [] for axis in axes}
-        for calls in self._changed_runs():
+        for calls in self._runs:
             after = read(calls)
             if after is None or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
                 return None
@@ -88,22 +91,9 @@ class Rows:
             for axis in axes:
                 rows = np.moveaxis(changes, axis + 1, 0).reshape(self._batch, -1)
                 moves[axis].append(rows.any(axis=1))
-        if not len(self._changed):
+        if not self._runs:
             return None
         return {axis: np.stack(rows) for axis, rows in moves.items()}
-
-    def _changed_runs(self) -> list[list[Call]]:
-        if self._runs is None:
-            inputs, runs, changed = self._rerun.trial.inputs, [], []
-            for which in codes(self._batch):
-                other, differs = with_other_sequences(inputs, which)
-                found = self._rerun(other) if differs.any() else None
-                if found is not None:
-                    runs.append(found[0])
-                    changed.append(differs)
-            self._runs = runs
-            self._changed = np.stack(changed) if changed else self._changed
-        return self._runs
 
     def _moves_with_sequences(
         self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], axis: int

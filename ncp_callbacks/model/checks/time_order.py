@@ -1,14 +1,18 @@
 """Verify which call belongs to which time step, by changing time steps and outputs of calls.
 
 While every cell receives the states of the unchanged run, another input at a time step changes the
-arguments of the calls that read it, and no others. If this doesn't determine the order, because a
-model feeds outputs back or a decoder reads no inputs, the calls return what they returned before;
-and another output of a call shows to which output step the call belongs.
+arguments of the calls that read it, and no others. A few runs, in each of which some sequences have
+another input at time steps of their own, are enough for most models, and show to which sequences
+rows belong, too. If they don't determine the order, all sequences have another input at one time
+step; then the calls return what they returned before, as a model may feed outputs back; and last,
+another output of a call shows to which output step the call belongs.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -20,14 +24,39 @@ from ..pytrees import Path, get_leaf, leaves, replace_leaf
 from ..recording import Call
 from ..recurrence import Recurrence
 from ..time_order import Fit, Mask, Steps, asked_steps, fit_order
-from .perturb import Rerun, Trial, moved, with_other_steps
+from .perturb import Rerun, Trial, codes, moved, with_other_steps
 
-__all__ = ["SEQUENCE_LAYERS", "Readings"]
+__all__ = ["SEQUENCE_LAYERS", "Readings", "Way"]
 
 # Layers that run over a sequence in one call, without a cell.
 SEQUENCE_LAYERS = (nn.RNN, nn.GRU, nn.LSTM)
 
 _Number = tuple[str, int]
+
+
+class Way(enum.Enum):
+    """List the ways to ask which calls read a time step, from cheap to thorough."""
+
+    MIXED = "some sequences at a time, at different time steps"
+    TOGETHER = "all sequences at one time step"
+    ALONE = "all sequences, while the calls asked about return what they did"
+
+
+@dataclass(eq=False)
+class _Questions:
+    """Hold time steps to ask about, and the inputs in which they are changed.
+
+    Attributes:
+        asked: ``(P, B)``, time steps.
+        inputs: The ``P`` changed inputs.
+        changed: ``(P, B)``, true at sequences that differ.
+        runs: Calls of the ``P`` runs, by the calls that return what they did.
+    """
+
+    asked: Steps
+    inputs: list[mx.array]
+    changed: Mask
+    runs: dict[frozenset[_Number], list[dict[_Number, Call] | None]] = field(default_factory=dict)
 
 
 class Readings:
@@ -55,7 +84,6 @@ class Readings:
             rerun = other if other.numbers == rerun.numbers else rerun
         self.rerun = rerun
         self.mask = rerun.trial.mask
-        self.asked: Steps = asked_steps(self.mask)
         self._before = dict(zip(rerun.numbers, rerun.calls, strict=True))
         self._states: dict[_Number, dict[Path, mx.array]] = {}
         for recurrence in recurrences:
@@ -63,27 +91,39 @@ class Readings:
                 given = self._before[call.path, call.number].inputs
                 states = {path: given[path] for path in recurrence.in_paths if path in given}
                 self._states.setdefault((call.path, call.number), {}).update(states)
-        self._inputs: list[tuple[mx.array, Mask]] | None = None
-        self._found: dict[frozenset[_Number], list[dict[_Number, Call] | None]] = {}
+        self._questions: dict[bool, _Questions] = {}
 
     @property
     def inputs_change(self) -> bool:
         """Return whether the time steps asked about could be changed."""
-        return any(changed.any() for _, changed in self._changed_inputs())
+        return bool(self._asked(Way.MIXED).changed.any())
+
+    @property
+    def sets(self) -> tuple[Mask, list[list[Call]]]:
+        """Return ``(K, B)``, sets of sequences whose inputs were changed, and the ``K`` runs."""
+        questions = self._asked(Way.MIXED)
+        runs = self._runs(questions, frozenset())
+        kept = [i for i, run in enumerate(runs) if run is not None]
+        return questions.changed[kept], [list(run.values()) for run in runs if run is not None]
 
     # ---- fits
 
-    def hits(self, calls: Sequence[Call], states: Sequence[Path], *, alone: bool) -> Mask:
-        """Return ``(P, B, N)``, true where call ``n`` reads the time step asked about.
+    def hits(self, calls: Sequence[Call], states: Sequence[Path], way: Way) -> tuple[Steps, Mask]:
+        """Return time steps ``(P, B)``, and ``(P, B, N)``, true where call ``n`` reads them.
 
         Args:
             calls: ``N`` calls of one module.
             states: Paths of their arguments that are states.
-            alone: True to let all the calls return what they returned in the unchanged run, so that
-                they don't notice a time step through one another.
+            way: How to ask.
         """
         numbers = [(call.path, call.number) for call in calls]
-        return self._hits(numbers, states, self._runs(frozenset(numbers if alone else ())))
+        questions = self._asked(way)
+        runs = self._runs(questions, frozenset(numbers if way is Way.ALONE else ()))
+        hits = np.zeros((*questions.asked.shape, len(numbers)), bool)
+        for p, run in enumerate(runs):
+            if run is not None:
+                hits[p] = self._read_by(numbers, states, run)
+        return questions.asked, hits & questions.changed[..., None]
 
     def fit_sequence(self, call: Call, axis: int) -> Fit | None:
         """Return the order of a call that takes all time steps, from its arguments or its output.
@@ -93,19 +133,25 @@ class Readings:
             axis: The batch axis of its sequences; 0 or 1.
         """
         number = (call.path, call.number)
-        found = self._fit_of_sequence(number, axis, lambda call: call.inputs)
-        if found is None:
-            found = self._fit_of_sequence(number, axis, lambda call: call.outputs)
-        return found
+        for way in (Way.MIXED, Way.TOGETHER):
+            for arrays in (_inputs, _outputs):
+                found = self._fit_of_sequence(number, axis, arrays, self._asked(way))
+                if found is not None:
+                    return found
+        return None
 
     def _fit_of_sequence(
-        self, number: _Number, axis: int, arrays: Callable[[Call], dict[Path, mx.array]]
+        self,
+        number: _Number,
+        axis: int,
+        arrays: Callable[[Call], dict[Path, mx.array]],
+        questions: _Questions,
     ) -> Fit | None:
         batch, total = self.mask.shape
         shape = (batch, total) if axis == 0 else (total, batch)
         before = arrays(self._before[number])
-        hits = np.zeros((len(self.asked), batch, total), bool)
-        for p, run in enumerate(self._runs(frozenset())):
+        hits = np.zeros((len(questions.asked), batch, total), bool)
+        for p, run in enumerate(self._runs(questions, frozenset())):
             found = []
             for path, array in before.items():
                 other = None if run is None else arrays(run[number]).get(path)
@@ -115,7 +161,7 @@ class Readings:
                 found.append(changes if axis == 1 else changes.swapaxes(0, 1))
             if found:
                 hits[p] = _localised(np.concatenate(found, axis=2))
-        return fit_order(self.asked, hits & self._changed()[..., None], self.mask)
+        return fit_order(questions.asked, hits & questions.changed[..., None], self.mask)
 
     def fit_outputs(self, calls: Sequence[Call]) -> Fit | None:
         """Return the order in which calls change the model's outputs, or None.
@@ -139,28 +185,40 @@ class Readings:
 
     # ---- runs
 
-    def _changed_inputs(self) -> list[tuple[mx.array, Mask]]:
-        if self._inputs is None:
-            inputs = self.rerun.trial.inputs
-            self._inputs = [with_other_steps(inputs, steps, self.mask) for steps in self.asked]
-        return self._inputs
+    def _asked(self, way: Way) -> _Questions:
+        mixed = way is Way.MIXED
+        if mixed not in self._questions:
+            inputs, mask = self.rerun.trial.inputs, self.mask
+            asked = asked_steps(mask)
+            which = np.ones(asked.shape, bool)
+            if mixed:
+                which = codes(len(mask))
+                sets, sequences = np.indices(which.shape)
+                asked = asked[(sequences + 2 * sets) % len(asked), sequences]
+            found = [
+                with_other_steps(inputs, steps, some, mask)
+                for steps, some in zip(asked, which, strict=True)
+            ]
+            changed = np.stack([differ for _, differ in found])
+            self._questions[mixed] = _Questions(asked, [other for other, _ in found], changed)
+        return self._questions[mixed]
 
-    def _changed(self) -> Mask:
-        return np.stack([changed for _, changed in self._changed_inputs()])
-
-    def _runs(self, held: frozenset[_Number]) -> list[dict[_Number, Call] | None]:
-        """Return the calls with another input at each time step asked about.
+    def _runs(
+        self, questions: _Questions, held: frozenset[_Number]
+    ) -> list[dict[_Number, Call] | None]:
+        """Return the calls of each run; None for a run that changes nothing, or makes other calls.
 
         Args:
+            questions: The changed inputs.
             held: Calls that return what they returned in the unchanged run.
         """
-        if held not in self._found:
-            self._found[held] = []
-            for inputs, changed in self._changed_inputs():
+        if held not in questions.runs:
+            questions.runs[held] = []
+            for inputs, changed in zip(questions.inputs, questions.changed, strict=True):
                 found = self.rerun(inputs, self._run_call(held, {})) if changed.any() else None
                 calls = None if found is None else dict(zip(self._before, found[0], strict=True))
-                self._found[held].append(calls)
-        return self._found[held]
+                questions.runs[held].append(calls)
+        return questions.runs[held]
 
     def _run_call(
         self, held: frozenset[_Number], changed: dict[_Number, Call]
@@ -203,41 +261,33 @@ class Readings:
 
     # ---- which calls read a time step
 
-    def _hits(
-        self,
-        numbers: Sequence[_Number],
-        states: Sequence[Path],
-        runs: Sequence[dict[_Number, Call] | None],
+    def _read_by(
+        self, numbers: Sequence[_Number], states: Sequence[Path], run: dict[_Number, Call]
     ) -> Mask:
-        batch = len(self.mask)
-        hits = np.zeros((len(self.asked), batch, len(numbers)), bool)
-        before = [self._before[number].inputs for number in numbers]
-        places = [
-            place
-            for place, array in before[-1].items()
+        """Return ``(B, N)``, true where the arguments of call ``n`` moved for a sequence."""
+        pairs = [(self._before[number].inputs, run[number].inputs) for number in numbers]
+        last = pairs[-1][0]
+        found = [
+            np.stack([_by_sequence(moved(a[place], b[place]), len(self.mask)) for a, b in pairs])
+            for place, array in last.items()
             if place not in states
-            and all(place in given and given[place].shape == array.shape for given in before)
+            and all(
+                place in given and given[place].shape == array.shape
+                for pair in pairs
+                for given in pair
+            )
         ]
-        for p, run in enumerate(runs):
-            if run is None:
-                continue
-            after = [run[number].inputs for number in numbers]
-            found = [
-                np.stack(
-                    [
-                        _by_sequence(moved(a[place], b[place]), batch)
-                        for a, b in zip(before, after, strict=True)
-                    ]
-                )
-                for place in places
-                if all(
-                    place in b and b[place].shape == a[place].shape
-                    for a, b in zip(before, after, strict=True)
-                )
-            ]
-            if found:
-                hits[p] = _localised(np.concatenate(found, axis=2))
-        return hits & self._changed()[..., None]
+        if not found:
+            return np.zeros((len(self.mask), len(numbers)), bool)
+        return _localised(np.concatenate(found, axis=2))
+
+
+def _inputs(call: Call) -> dict[Path, mx.array]:
+    return call.inputs
+
+
+def _outputs(call: Call) -> dict[Path, mx.array]:
+    return call.outputs
 
 
 def _by_sequence(changes: Mask, batch: int) -> Mask:
