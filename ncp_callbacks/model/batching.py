@@ -79,6 +79,10 @@ class EvaluatedPass:
         self, hook: CellHook | LayerHook, arrays: Sequence[mx.array], axis: int
     ) -> FloatArray:
         """Return ``(B, T, N)`` from one array over all time steps, or from one for each of them."""
+        if hook.whole_sequence and arrays[0].ndim == 2:  # rows of all sequences and time steps
+            sizes = (self._steps, self._batch) if axis else (self._batch, self._steps)
+            if len(arrays[0]) == self._batch * self._steps:
+                arrays = [a.reshape(*sizes, -1) for a in arrays]
         shape = tuple(arrays[0].shape)
         time = tuple(arrays[0].shape[1 - axis : 2 - axis]) if hook.whole_sequence else ()
         if shape[axis : axis + 1] != (self._batch,) or time not in ((), (self._steps,)):

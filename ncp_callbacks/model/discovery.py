@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,15 @@ class _Part:
     first: Call
     order: Order | None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Hold the batch axis and the order of an array, or why they are unknown."""
+
+    axis: int = 0
+    order: Order = Order.FORWARD
+    wrong: str = ""
 
 
 def find_hook_points(
@@ -135,7 +145,7 @@ class _Finder:
         self.recurrences |= changed
         recurrences = [part for listed in self.recurrences.values() for part in listed]
         self.readings = Readings(copy, trial, self.calls, first, recurrences)
-        self.rows = Rows(copy, self.readings.rerun, *self.readings.sets)
+        self.rows = Rows(self.readings.rerun, *self.readings.sets)
         self._parts: dict[int, list[_Part]] = {}
 
     # ---- time
@@ -298,37 +308,22 @@ class _Finder:
 
     def verified_cell(self, hook: CellHook) -> CellHook:
         """Return a hook with verified batch axes and time order, or with the reason to skip it."""
-        axes = []
-        for path in hook.out_paths:
-            axis, wrong = self._axis(hook, path)
-            if wrong:
-                reason = f"the states of {hook.name} are skipped: {wrong}"
-                return dataclasses.replace(hook, skipped=reason)
-            axes.append(axis)
-        hook = dataclasses.replace(hook, axes=tuple(axes))
-        if not hook.whole_sequence or hook.skipped:
-            return hook
-        fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axes[0])
-        if fit is None:
-            return dataclasses.replace(hook, skipped=self._unknown_order(hook.name))
-        return dataclasses.replace(hook, order=fit.order)
+        found = [self._verified(hook, path) for path in hook.out_paths]
+        wrong = next((place.wrong for place in found if place.wrong), "")
+        if wrong:
+            return dataclasses.replace(hook, skipped=wrong)
+        axes = tuple(place.axis for place in found)
+        return dataclasses.replace(hook, axes=axes, order=found[0].order)
 
     def verified_layer(self, hook: LayerHook) -> LayerHook:
         """Return a hook with a verified batch axis and time order, or the reason to skip it."""
-        axis, wrong = self._axis(hook, hook.path)
-        if wrong:
-            reason = f"the activations of {hook.name} are skipped: {wrong}"
-            return dataclasses.replace(hook, skipped=reason)
-        hook = dataclasses.replace(hook, axis=axis)
-        if not hook.whole_sequence or hook.skipped:
-            return hook
-        fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
-        if fit is None:
-            return dataclasses.replace(hook, skipped=self._unknown_order(hook.name))
-        return dataclasses.replace(hook, order=fit.order)
+        found = self._verified(hook, hook.path)
+        if found.wrong:
+            return dataclasses.replace(hook, skipped=found.wrong)
+        return dataclasses.replace(hook, axis=found.axis, order=found.order)
 
-    def _axis(self, hook: CellHook | LayerHook, path: Path) -> tuple[int, str]:
-        """Return the batch axis of a hook's arrays, and "" or why there is none, with the fix."""
+    def _verified(self, hook: CellHook | LayerHook, path: Path) -> _Place:
+        """Return the batch axis and the order of a hook's arrays, or why they are unknown."""
         numbers = set(hook.calls)
         at_input = isinstance(hook, LayerHook) and hook.at_input
 
@@ -338,15 +333,39 @@ class _Finder:
             arrays = [array for array in listed if array is not None]
             return arrays if len(arrays) == len(numbers) else None
 
-        axis, wrong = self.rows.axis(read)
-        if not wrong and hook.whole_sequence and axis > 1:
-            wrong = "they have no time axis beside the batch axis"
-        if wrong:
-            wrong = (
-                f"they can't be assigned to sequences, because {wrong}. Pass the held-out batch in "
-                "the order in which the model runs the sequences, or keep one row for each"
-            )
-        return axis, wrong
+        if not hook.whole_sequence:
+            axis, wrong = self.rows.axis(read)
+            if wrong:
+                return _Place(wrong=self._unknown_rows(hook, wrong))
+            return _Place(axis, hook.order, hook.skipped)
+        reasons = []
+        for axis, shape in enumerate((self.readings.mask.shape, self.readings.mask.shape[::-1])):
+
+            def read_sequences(
+                calls: Sequence[Call], shape: tuple[int, ...] = shape
+            ) -> list[mx.array] | None:
+                arrays = read(calls)
+                if arrays is None or any(a.size % math.prod(shape) for a in arrays):
+                    return None
+                return [a.reshape(*shape, -1) if a.ndim == 2 else a for a in arrays]
+
+            wrong = self.rows.axis(read_sequences, only=axis)[1]
+            if wrong:
+                reasons.append(self._unknown_rows(hook, wrong))
+                continue
+            fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
+            if fit is not None:
+                return _Place(axis, fit.order)
+            reasons.append(self._unknown_order(hook.name))
+        return _Place(wrong=reasons[0])
+
+    def _unknown_rows(self, hook: CellHook | LayerHook, because: str) -> str:
+        what = "states" if isinstance(hook, CellHook) else "activations"
+        return (
+            f"the {what} of {hook.name} are skipped: they can't be assigned to sequences, because "
+            f"{because}. Pass the held-out batch in the order in which the model runs the "
+            "sequences, or keep one row for each"
+        )
 
     def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
         hook_points: list[CellHook] = []
@@ -470,7 +489,9 @@ class _Finder:
             place, array = next(iter(first.outputs.items()), ((), None))
             if array is None:
                 raise ModelError(f"layers: {first.name} returned no array")
-            whole = self.is_sequence(array)
+            whole = self.is_sequence(array) or (
+                array.ndim == 2 and len(array) == self.batch * self.steps
+            )
             groups = [([call], None) for call in calls] if whole else self._by_step(calls)
             if not groups or not (whole or array.ndim == 2):
                 raise ModelError(

@@ -67,7 +67,7 @@ class Pass:
         states: By name of the cell hook, its state arrays: each a list over time steps of
             ``(B, H)``, or of one ``(B, T, H)``.
         initial: By name of the cell hook, state arrays ``(B, H)`` before the first step; without
-            cells that receive none.
+            cells that receive none, or states that the model has changed.
         activations: By name of the layer hook, a list over time steps, or of one ``(B, T, N)``.
     """
 
@@ -170,6 +170,8 @@ class _Recorder:
                 [self._array(recorded[number][1], path, cell) for number in cell.calls]
                 for path in cell.out_paths
             ]
+            if cell.between:  # what the first call receives was changed already
+                continue
             initial = [get_leaf(recorded[cell.first][0], path) for path in cell.in_paths]
             if initial and all(isinstance(a, mx.array) and a.ndim for a in initial):
                 result.initial[cell.name] = initial

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...held_out import to_numpy
+from ...signal_handlers import raised_by_signal_handler
 from ..model_copy import ModelCopy
 from ..recording import Call, RunCall, record
 from ..time_order import Mask, Steps
@@ -70,15 +71,30 @@ class Rerun:
     def __call__(
         self, inputs: mx.array | None = None, run_call: RunCall | None = None
     ) -> tuple[list[Call], mx.array] | None:
-        """Return the calls and the outputs of a changed run; None if it makes other calls.
+        """Return the calls and the outputs of a changed run; None if it fails or makes other calls.
 
         Args:
             inputs: ``(B, T, F)``; None: unchanged.
             run_call: Runs each call instead of the module, see :func:`~..recording.record`.
         """
-        calls, outputs = self._record(self.trial.inputs if inputs is None else inputs, run_call)
+        try:
+            calls, outputs = self._record(self.trial.inputs if inputs is None else inputs, run_call)
+        except Exception as error:  # a model may refuse inputs that it can't have
+            if raised_by_signal_handler(error):
+                raise
+            return None
         same = [(call.path, call.number) for call in calls] == self.numbers
         return (calls, outputs) if same else None
+
+    def of(self, trial: Trial) -> Rerun | None:
+        """Return the run of another trial; None if it fails or makes other calls."""
+        try:
+            found = Rerun(self._copy, trial)
+        except Exception as error:  # a model may run certain numbers of sequences only
+            if raised_by_signal_handler(error):
+                raise
+            return None
+        return found if found.numbers == self.numbers else None
 
     def _record(self, inputs: mx.array, run_call: RunCall | None) -> tuple[list[Call], mx.array]:
         found: list[mx.array] = []

@@ -13,7 +13,6 @@ import mlx.core as mx
 import numpy as np
 
 from ...held_out import to_numpy
-from ..model_copy import ModelCopy
 from ..recording import Call
 from ..time_order import Mask, Steps
 from .perturb import Rerun, moved
@@ -30,32 +29,33 @@ class Rows:
     """Find the batch axis of arrays that are recorded in the calls of a model.
 
     Args:
-        copy: The copy of the model.
         rerun: The run in which the calls were recorded.
         changed: ``(K, B)``, sets of sequences.
         runs: The calls of ``K`` runs in which these sequences have other inputs.
     """
 
-    def __init__(
-        self, copy: ModelCopy, rerun: Rerun, changed: Mask, runs: Sequence[Sequence[Call]]
-    ) -> None:
-        self._copy, self._rerun = copy, rerun
-        self._changed, self._runs = changed, runs
+    def __init__(self, rerun: Rerun, changed: Mask, runs: Sequence[Sequence[Call]]) -> None:
+        self._rerun, self._changed, self._runs = rerun, changed, runs
         self._batch = len(rerun.trial.inputs)
         self._reordered: tuple[Steps, list[Call] | None] | None = None
 
-    def axis(self, read: Callable[[Sequence[Call]], _Arrays | None]) -> tuple[int, str]:
+    def axis(
+        self, read: Callable[[Sequence[Call]], _Arrays | None], *, only: int | None = None
+    ) -> tuple[int, str]:
         """Return the batch axis of arrays, and "" or why they belong to no single sequences.
 
         Args:
             read: Returns the arrays, of one shape, given the calls of a run; None if they are
                 missing.
+            only: The one axis to consider; None: all.
         """
         before = read(self._rerun.calls)
         if before is None or len({array.shape for array in before}) != 1:
             return 0, "its arrays have different shapes"
         shape = before[0].shape
-        axes = [axis for axis, size in enumerate(shape) if size == self._batch]
+        axes = [
+            axis for axis, size in enumerate(shape) if size == self._batch and only in (None, axis)
+        ]
         if not axes:
             return 0, f"they have shape {tuple(shape)} for {self._batch} sequences"
         if self._batch == 1:
@@ -103,9 +103,8 @@ class Rows:
             order: Steps = np.random.default_rng(0).permutation(self._batch)
             if (order == np.arange(self._batch)).all():
                 order = order[::-1]
-            other = Rerun(self._copy, self._rerun.trial.reordered(order))
-            same = other.numbers == self._rerun.numbers
-            self._reordered = order, other.calls if same else None
+            other = self._rerun.of(self._rerun.trial.reordered(order))
+            self._reordered = order, None if other is None else other.calls
         order, calls = self._reordered
         after = None if calls is None else read(calls)
         if after is None:

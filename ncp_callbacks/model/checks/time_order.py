@@ -66,7 +66,7 @@ class Readings:
         copy: The copy of the model.
         trial: Sequences of different lengths, if the batch has some.
         calls: The calls of a run over the first sequences, in which recurrences were found.
-        first: These sequences, which are used if the trial makes other calls.
+        first: These sequences, which are used if the trial fails or makes other calls.
         recurrences: The recurrences.
     """
 
@@ -78,11 +78,9 @@ class Readings:
         first: Trial,
         recurrences: Iterable[Recurrence],
     ) -> None:
-        rerun = Rerun(copy, first, calls)
+        self.rerun = rerun = Rerun(copy, first, calls)
         if trial is not first:
-            other = Rerun(copy, trial)
-            rerun = other if other.numbers == rerun.numbers else rerun
-        self.rerun = rerun
+            self.rerun = rerun = rerun.of(trial) or rerun
         self.mask = rerun.trial.mask
         self._before = dict(zip(rerun.numbers, rerun.calls, strict=True))
         self._states: dict[_Number, dict[Path, mx.array]] = {}
@@ -155,7 +153,11 @@ class Readings:
             found = []
             for path, array in before.items():
                 other = None if run is None else arrays(run[number]).get(path)
-                if other is None or array.shape != other.shape or array.shape[:2] != shape:
+                if other is None or array.shape != other.shape:
+                    continue
+                if array.shape[:2] != shape and not (
+                    array.ndim == 2 and len(array) == batch * total
+                ):
                     continue
                 changes = moved(array, other).reshape(*shape, -1)
                 found.append(changes if axis == 1 else changes.swapaxes(0, 1))
