@@ -1000,8 +1000,12 @@ def test_rows_of_two_directions_are_skipped(how, batch):
     assert np.abs(seen.input_gradient).max() > 0
 
 
-@pytest.mark.parametrize("how", ["decay", "solver", "norm", "project", "add"])
-@pytest.mark.parametrize("forward", [None, lambda m, x, dt: mx.compile(m)(x, dt)])
+def compiled_with_time(model, x, dt):
+    return mx.compile(model)(x) if dt is None else mx.compile(model)(x, dt)
+
+
+@pytest.mark.parametrize("how", ["decay", "solver", "norm", "project", "add", "one-of-two"])
+@pytest.mark.parametrize("forward", [None, compiled_with_time])
 def test_steps_include_what_lies_between_calls(how, forward):
     case = EXAMPLES[f"hand/changed-{how}"]
     x, dt = zoo.data(case)
@@ -1011,16 +1015,18 @@ def test_steps_include_what_lies_between_calls(how, forward):
         seen = ncp.Observation(runner, 0)
         found = seen.state_jacobian("cell", None)
         stepper = seen.cell_stepper("cell")
-        products = stepper.product(2, np.eye(UNITS)[None].repeat(BATCH, 0))
+        units = found.shape[-1]
+        products = stepper.product(2, np.eye(units)[None].repeat(BATCH, 0))
         close(products, found[:, 1], 1e-5)
+        assert stepper.whole_steps == list(range(1, STEPS))
     states = model.states(x, dt)["cell"]
     size = 1e-3
     for t in range(1, STEPS):
-        for unit in range(UNITS):
-            nudge = size * mx.eye(UNITS)[unit]
+        elapsed = None if dt is None else dt[:, t, None]
+        for unit in range(units):
+            nudge = size * mx.eye(units)[unit]
             up, down = (
-                model.step(x[:, t], states[t - 1] + sign * nudge, dt[:, t, None])
-                for sign in (1, -1)
+                model.step(x[:, t], states[t - 1] + sign * nudge, elapsed) for sign in (1, -1)
             )
             difference = to_numpy((up - down) / (2 * size))
             np.testing.assert_allclose(found[:, t - 1, :, unit], difference, rtol=0.02, atol=2e-3)

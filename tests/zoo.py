@@ -1910,6 +1910,45 @@ class ChangedBetween(nn.Module):
         return self.head(mx.stack(self.states(x, dt)["cell"], axis=1))
 
 
+class PairOfStatesCell(nn.Module):
+    """``(x, h, c) -> (h, c)``."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(FEATURES + UNITS, 2 * UNITS)
+
+    def __call__(self, x, h, c):
+        gate, new = mx.split(self.mix(mx.concatenate([x, h], axis=-1)), 2, axis=-1)
+        c = c + mx.sigmoid(gate) * (mx.tanh(new) - c)
+        return mx.tanh(c + h), c
+
+
+class OneOfTwoChanged(nn.Module):
+    """Of the two states of its cell, one goes through a norm before the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.norm = PairOfStatesCell(), nn.LayerNorm(UNITS)
+        self.head = nn.Linear(UNITS, OUTPUTS)
+
+    def step(self, x, state, dt):
+        h, c = mx.split(state, 2, axis=-1)
+        return mx.concatenate(self.cell(x, self.norm(h), c), axis=-1)
+
+    def states(self, x, dt):
+        state, found = zeros(x, 2 * UNITS), []
+        for t in range(x.shape[1]):
+            found.append(state := self.step(x[:, t], state, None))
+        return {"cell": found}
+
+    def __call__(self, x):
+        h, c, outputs = zeros(x), zeros(x), []
+        for t in range(x.shape[1]):
+            h, c = self.cell(x[:, t], self.norm(h), c)
+            outputs.append(self.head(h))
+        return mx.stack(outputs, axis=1)
+
+
 class Residual(ChangedBetween):
     """The module returns a part of the state."""
 
@@ -1960,3 +1999,12 @@ for _name in ("decay", "solver", "norm", "project", "add"):
         notes=("changes them before the next call", "backbone"),
         tolerance=1e-5,
     )
+example(
+    "hand/changed-one-of-two",
+    OneOfTwoChanged,
+    outputs=(STEPS, OUTPUTS),
+    plain=lambda m, x, dt: m(x),
+    states=lambda m, x, dt: m.states(x, dt),
+    notes=("changes them before the next call", "backbone"),
+    tolerance=1e-5,
+)

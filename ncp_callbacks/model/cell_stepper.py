@@ -47,6 +47,8 @@ class CellStepper:
         module: The cell.
         steps: Number of time steps ``T``.
         sizes: Number of units of each state array; ``H`` is their sum.
+        whole_steps: Indices of the time steps that are run with all that the model does to the
+            state. What it does before the first call is unknown, if it changes states.
     """
 
     def __init__(self, runner: ModelRunner, hook: CellHook) -> None:
@@ -70,6 +72,7 @@ class CellStepper:
         )
         self._inputs, self._outputs, self._call = split(calls)
         self.sizes = [a.shape[-1] for a in self._outputs[0]]
+        self.whole_steps = [t for t in range(self.steps) if not hook.between or hook.calls[t] > 0]
         self._check()
 
     # State arrays (B, units) before and after each step, and a function that runs a step.

@@ -140,7 +140,8 @@ class _Finder:
         changed, self.added = find_changed_recurrences(
             Rerun(copy, first, self.calls),
             self.by_module,
-            [recurrence for listed in self.recurrences.values() for recurrence in listed],
+            self.recurrences,
+            self.values,
         )
         self.recurrences |= changed
         recurrences = [part for listed in self.recurrences.values() for part in listed]
