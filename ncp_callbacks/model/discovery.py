@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -37,6 +37,10 @@ _NO_LAYERS = (
     "no backbone was found: no hidden layer inside the recurrent cell. To analyse other layers, "
     "pass their paths as layers=[...]"
 )
+# Sequences on which hook points are verified: those that three sets tell apart.
+_MAX_TRIED = 7
+# Recorded arrays of these sequences, in about as many runs as are kept.
+_MAX_BYTES, _RUNS_KEPT = 256 << 20, 5
 # Names of modules in one message.
 _MAX_NAMES = 4
 
@@ -71,7 +75,7 @@ class _Place:
 def find_hook_points(
     copy: ModelCopy,
     first: Trial,
-    trial: Trial,
+    spread: Callable[[int], Trial],
     *,
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
@@ -81,7 +85,7 @@ def find_hook_points(
     Args:
         copy: The copy of the model.
         first: The first sequences of the batch, on which they are found.
-        trial: Sequences spread over the batch, on which they are verified.
+        spread: Returns a number of sequences spread over the batch, on which they are verified.
         cells: Paths or globs of modules to take as cells; None: found automatically.
         layers: Paths or globs of modules whose outputs to take as backbone layers; None: found
             automatically.
@@ -90,7 +94,7 @@ def find_hook_points(
         ModelError: If a pattern matches no module that was called, or a module that it matches
             returns no states or activations.
     """
-    finder = _Finder(copy, first, trial)
+    finder = _Finder(copy, first, spread)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     found_layers = finder.layers() if layers is None else finder.named_layers(layers)
     found = [finder.verified_cell(hook) for hook in found]
@@ -115,7 +119,7 @@ def _reasons(hooks: Sequence[CellHook] | Sequence[LayerHook]) -> str:
 class _Finder:
     """Record one pass of a model and find cells and layers in it."""
 
-    def __init__(self, copy: ModelCopy, first: Trial, trial: Trial) -> None:
+    def __init__(self, copy: ModelCopy, first: Trial, spread: Callable[[int], Trial]) -> None:
         self.batch, self.steps, _ = first.inputs.shape
         self.values = Values()
         self.notes: list[str] = []
@@ -145,9 +149,17 @@ class _Finder:
         )
         self.recurrences |= changed
         recurrences = [part for listed in self.recurrences.values() for part in listed]
+        count = self._sequences_tried()
+        trial = spread(count) if count > self.batch else first
         self.readings = Readings(copy, trial, self.calls, first, recurrences)
         self.rows = Rows(self.readings.rerun, *self.readings.sets)
         self._parts: dict[int, list[_Part]] = {}
+
+    def _sequences_tried(self) -> int:
+        """Return on how many sequences hook points are verified, so that their arrays stay few."""
+        arrays = (a for c in self.calls for a in (*c.inputs.values(), *c.outputs.values()))
+        recorded = sum({id(a): a.nbytes for a in arrays}.values()) / self.batch
+        return min(_MAX_TRIED, int(_MAX_BYTES / (_RUNS_KEPT * max(1.0, recorded))))
 
     # ---- time
 

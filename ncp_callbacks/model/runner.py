@@ -42,8 +42,6 @@ __all__ = [
 
 # Variants of the batch in one pass without gradients, which keeps no intermediate arrays.
 VARIANTS_AT_ONCE = 4
-# Sequences on which hook points are verified.
-_TRIED = 7
 
 _SEQUENCES_INTERACT = (
     "the first sequences of the held-out batch have other outputs alone than within the batch: "
@@ -461,12 +459,16 @@ class ModelRunner:
         self._embedding = find_embedding(self.model, held_out, calling) if held_out.tokens else None
         small = copy.copy(self)
         small.held_out, small.calling = held_out, calling
-        trial = first = small._trial()
-        if len(held_out) < len(self.held_out):
-            spread = copy.copy(small)
-            spread.held_out = self.held_out.take(_spread_by_length(self.held_out, _TRIED))
-            trial = spread._trial()
-        hook_points = find_hook_points(self.copy, first, trial, cells=cells, layers=layers)
+        first = small._trial()
+
+        def spread(count: int) -> Trial:
+            if len(held_out) == len(self.held_out):
+                return first
+            some = copy.copy(small)
+            some.held_out = self.held_out.take(_spread_by_length(self.held_out, count))
+            return some._trial()
+
+        hook_points = find_hook_points(self.copy, first, spread, cells=cells, layers=layers)
         return calling, hook_points
 
     def _trial(self) -> Trial:
