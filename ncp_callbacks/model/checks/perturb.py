@@ -19,7 +19,7 @@ from ..model_copy import ModelCopy
 from ..recording import Call, RunCall, record
 from ..time_order import Mask, Steps
 
-__all__ = ["Rerun", "Trial", "codes", "moved", "with_other_sequences", "with_other_steps"]
+__all__ = ["Rerun", "Trial", "codes", "moved", "with_other_steps"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def moved(before: mx.array, after: mx.array) -> Mask:
 
 
 def codes(count: int) -> Mask:
-    """Return ``(K, count)``, sets of sequences by which every sequence can be told from the others.
+    """Return ``(K, count)``, sets of sequences of which no two sequences are in the same ones.
 
     Sequence ``i`` is in set ``k`` if bit ``k`` of ``i + 1`` is set, so that ``K`` is the logarithm
     of the number of sequences, and each sequence is in a set.
@@ -122,27 +122,6 @@ def codes(count: int) -> Mask:
     bits = max(1, int(count).bit_length())
     sets: Mask = (np.arange(1, count + 1)[None] >> np.arange(bits)[:, None]) % 2 == 1
     return sets
-
-
-def with_other_sequences(array: mx.array, which: Mask) -> tuple[mx.array, Mask]:
-    """Replace some sequences by others of the batch.
-
-    Args:
-        array: ``(B, ...)``: inputs, elapsed times or a companion.
-        which: ``(B,)``, the sequences to replace.
-
-    Returns:
-        The changed array, and ``(B,)``, true at sequences that differ now. A sequence that all
-        others equal can't be changed.
-    """
-    flat = to_numpy(array).reshape(len(array), -1)
-    source = np.arange(len(array))
-    for i in np.flatnonzero(which):
-        differing = np.flatnonzero((flat != flat[i]).any(axis=1))
-        if len(differing):
-            # The nearest, as neighbours in a sorted batch keep it sorted.
-            source[i] = differing[np.argmin(np.abs(differing - i))]
-    return array[mx.array(source)], source != np.arange(len(array))
 
 
 def with_other_steps(
