@@ -937,6 +937,26 @@ def test_sequences_in_another_order_skip_one_cell_alone(layer):
     close(states[1].values, run(model.back, x[mx.array(order)]))
 
 
+class Centred(nn.Module):
+    """Sequences act on each other, and each still has its own row."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = zoo.PlainCell(), nn.Linear(UNITS, OUTPUTS)
+
+    def __call__(self, x):
+        return self.head(run(self.cell, x - x.mean(axis=0)))
+
+
+@pytest.mark.parametrize("batch", [2, 3, 9])
+def test_rows_of_sequences_that_act_on_each_other(batch):
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"], batch=batch)
+    model = Centred()
+    runner = ModelRunner(model, ncp.HeldOutBatch(x))
+    states = ncp.Observation(runner, 0, {ncp.Need.STATES}).states
+    close(states[0].values, run(model.cell, x - x.mean(axis=0)))
+
+
 @pytest.mark.parametrize("batch", [2, 3, STEPS, 9])
 def test_a_layer_that_keeps_time_first_by_name(batch):
     mx.random.seed(0)

@@ -102,7 +102,7 @@ class Rows:
         if self._reordered is None:
             order: Steps = np.random.default_rng(0).permutation(self._batch)
             if (order == np.arange(self._batch)).all():
-                order = order[::-1]
+                order = order[::-1].copy()  # MLX takes no negative strides
             other = self._rerun.of(self._rerun.trial.reordered(order))
             self._reordered = order, None if other is None else other.calls
         order, calls = self._reordered
