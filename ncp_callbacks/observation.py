@@ -280,6 +280,7 @@ class Observation:
                 hook.reverse,
             )
             for hook in self._runner.hook_points.cells
+            if not hook.skipped
         )
 
     def _initial(self, hook: CellHook) -> FloatArray | None:
@@ -303,6 +304,7 @@ class Observation:
                 read_only(np.concatenate([part.activations(hook) for part in self._passes])),
             )
             for hook in self._runner.hook_points.layers
+            if not hook.skipped
         )
 
     # ---- extra passes

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ..held_out import HeldOutBatch, to_numpy
 from .capture import Around, Tap, subnormal_flush
+from .checks.perturb import Trial
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_hook_points
@@ -65,7 +66,7 @@ class Pass:
         states: By name of the cell hook, its state arrays: each a list over time steps of
             ``(B, H)``, or of one ``(B, T, H)``.
         initial: By name of the cell hook, state arrays ``(B, H)`` before the first step; without
-            cells that receive none.
+            cells that receive none, or states that the model has changed.
         activations: By name of the layer hook, a list over time steps, or of one ``(B, T, N)``.
     """
 
@@ -168,6 +169,8 @@ class _Recorder:
                 [self._array(recorded[number][1], path, cell) for number in cell.calls]
                 for path in cell.out_paths
             ]
+            if cell.between:  # what the first call receives was changed already
+                continue
             initial = [get_leaf(recorded[cell.first][0], path) for path in cell.in_paths]
             if initial and all(isinstance(a, mx.array) and a.ndim for a in initial):
                 result.initial[cell.name] = initial
@@ -224,6 +227,14 @@ class _CurrentTarget:
         assert self._copy.target is not None
         values: mx.array = self._copy.target(outputs, targets)
         return values
+
+
+def _spread_by_length(held_out: HeldOutBatch, count: int) -> npt.NDArray[np.intp]:
+    """Return the indices of sequences of different lengths, the shortest and longest among them."""
+    if len(held_out) <= count:
+        return np.arange(len(held_out))
+    by_length = np.argsort(held_out.mask_array.sum(axis=1), kind="stable")
+    return np.sort(by_length[np.linspace(0, len(held_out) - 1, count).round().astype(int)])
 
 
 def _patterns(given: Any, what: str) -> Sequence[str] | None:
@@ -463,18 +474,31 @@ class ModelRunner:
         self._embedding = find_embedding(self.copy, held_out, calling) if held_out.tokens else None
         small = copy.copy(self)
         small.held_out, small.calling = held_out, calling
-        with self.preserved():
-            sequence = small.sequence()
-            mx.eval(sequence)
+        first = small._trial()
+
+        def spread(count: int) -> Trial:
+            if len(held_out) == len(self.held_out):
+                return first
+            some = copy.copy(small)
+            some.held_out = self.held_out.take(_spread_by_length(self.held_out, count))
+            return some._trial()
+
         hook_points = find_hook_points(
-            self.copy,
-            sequence,
-            lambda inputs: small.outputs(inputs, small.time_delta),
-            cells=cells,
-            layers=layers,
-            frames=held_out.has_frames,
+            self.copy, first, spread, cells=cells, layers=layers, frames=held_out.has_frames
         )
         return calling, hook_points
+
+    def _trial(self) -> Trial:
+        """Return the sequences of this runner, to be run with changes."""
+        with self.preserved():
+            sequence = self.sequence()
+            mx.eval(sequence)
+        return Trial(
+            sequence,
+            lambda inputs: self.outputs(inputs, self.time_delta),
+            self.held_out.mask_array,
+            lambda order: self._part(order)._trial(),
+        )
 
     def sequence(self) -> mx.array:
         """Return ``(B, T, P)``: the columns of the inputs, or the vectors made of tokens.
