@@ -110,7 +110,7 @@ class Observation:
         inputs: ``(B, T, F)``; for tokens, their embeddings.
         time_delta: ``(B, T)`` or None.
         mask: ``(B, T)`` bool or None.
-        outputs: ``(B, T, O)`` or ``(B, O)``.
+        outputs: ``(B, T, O)``, of a forecast ``(B, H, O)``, or ``(B, O)``.
         target_values: ``(B,)``, the scalar target of each sequence.
         no_cells: Reason why there are no states, with the fix; "" if there are states.
         no_layers: Reason why there are no activations, with the fix; "" if there are some.
@@ -602,6 +602,11 @@ class Observation:
         # It keeps some three times what a gradient does.
         rows = max(1, self._batch_size // 3)
         return _protected(run_in_parts(self._runner, run, count, rows=rows, copies=1))
+
+    @property
+    def horizon(self) -> int | None:
+        """Return the number of steps of the model's forecast; None if it returns no forecast."""
+        return self._runner.calling.horizon
 
     @property
     def every_step(self) -> tuple[str, str] | None:
