@@ -619,7 +619,7 @@ class Observation:
     def at_steps(self, time_steps: Sequence[int]) -> TargetValues:
         """Return the target at each of ``K`` time steps, and its gradients.
 
-        Each time step costs a gradient pass. Values of a sequence at padding have no meaning.
+        Each time step costs a gradient pass. Values and gradients of a sequence at padding are 0.
 
         Args:
             time_steps: Indices along the sequence.
@@ -630,6 +630,8 @@ class Observation:
         total = self.inputs.shape[1]
         wanted = np.zeros((len(time_steps), 1, total), bool)
         wanted[np.arange(len(time_steps)), :, list(time_steps)] = True
+        if self.mask is not None:  # outputs at padding are never followed
+            wanted = wanted & self.mask
         return self._at_steps(wanted, hold_states=False)
 
     def at_own_steps(

@@ -7,7 +7,6 @@ inputs and elapsed times, hidden states and activations.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from ..held_out import HeldOutBatch
 from .capture import Around, Tap, subnormal_flush
 from .checks.independence import coupling_note, find_coupling
-from .checks.state_between_batches import StateBetweenBatches, find_state, kept_sizes
+from .checks.state_between_batches import StateBetweenBatches, check_kept_size, find_state
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_hook_points
@@ -43,8 +42,6 @@ __all__ = [
 
 # Variants of the batch in one pass without gradients, which keeps no intermediate arrays.
 VARIANTS_AT_ONCE = 4
-# Numbers of sequences to try with a model that fails on the held-out batch.
-_MAX_SIZES = 6
 
 
 @dataclass(eq=False)
@@ -410,7 +407,7 @@ class ModelRunner:
                 held_out = self.held_out
                 calling = self._find_calling(held_out)
             except ModelError:
-                self._explain_by_state()
+                check_kept_size(self.copy, self.held_out, self._find_calling)
                 raise error from None
             self.whole_batch_only = True
 
@@ -441,25 +438,6 @@ class ModelRunner:
 
     def _find_calling(self, held_out: HeldOutBatch) -> Calling:
         return find_calling(self.copy, held_out, self.forward, self._horizon, self.state.restore)
-
-    def _explain_by_state(self) -> None:
-        """Raise an error if the model runs another number of sequences, for which it holds a state.
-
-        It is called when the model fails on the held-out batch.
-        """
-        batch = len(self.held_out)
-        for size, name in itertools.islice(kept_sizes(self.copy), _MAX_SIZES):
-            other = self.held_out.take(np.arange(size) % batch)
-            try:
-                self._find_calling(other)
-            except ModelError:
-                continue
-            raise ModelError(
-                f"the model runs {size} sequences, but not the {batch} of the held-out batch: it "
-                f"holds a state of {size} sequences from the batch before (such as {name}). Hold "
-                f"out {size} sequences, or reset the state in forward=lambda model, inputs, "
-                "time_delta: (model.reset_state(), model(inputs))[1], or as your model does"
-            )
 
     def sequence(self) -> mx.array:
         """Return ``(B, T, F)``, for gradients: the inputs, or the vectors of embedded tokens."""

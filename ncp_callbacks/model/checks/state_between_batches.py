@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import pickle
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ...held_out import HeldOutBatch
+from ..conventions import Calling
+from ..errors import ModelError
 from ..model_copy import (
     ModelCopy,
     Packed,
@@ -36,7 +39,7 @@ from ..model_copy import (
 )
 from ..pytrees import modules
 
-__all__ = ["StateBetweenBatches", "find_state", "kept_sizes"]
+__all__ = ["StateBetweenBatches", "check_kept_size", "find_state"]
 
 Run: TypeAlias = Callable[[HeldOutBatch], mx.array]
 # How a part is reached from its holder: ("item", key), ("attribute", name) or ("variable", index).
@@ -44,6 +47,8 @@ Step: TypeAlias = "tuple[str, Any]"
 Place: TypeAlias = "tuple[Step, ...]"
 
 _MAX_NAMES = 3
+# Numbers of sequences to try with a model that fails on the held-out batch.
+_MAX_SIZES = 6
 
 
 class _Missing:
@@ -170,19 +175,47 @@ def find_state(
     return StateBetweenBatches(copy, kept=others)
 
 
-def kept_sizes(copy: ModelCopy) -> Iterator[tuple[int, str]]:
-    """Iterate over the lengths of the arrays that a model holds, with their names.
+def check_kept_size(
+    copy: ModelCopy, held_out: HeldOutBatch, find_calling: Callable[[HeldOutBatch], Calling]
+) -> None:
+    """Raise an error if a model that fails runs the number of sequences that its state is for.
 
-    Those that aren't parameters come first, as they are more likely to be state.
+    Args:
+        copy: The copy of the model.
+        held_out: The batch, on which the model fails.
+        find_calling: Finds out how the model runs on a batch.
+
+    Raises:
+        ModelError: If a call with another number of sequences works, and changes what has it.
     """
     roots = _roots(copy)
-    found = [(place, shape[0]) for place, shape in _shapes(_describe(roots), ()) if shape]
+    found = list(_lengths(_describe(roots), ()))
+    # What isn't a parameter is a state more often.
     found.sort(key=lambda item: _is_parameter(roots, item[0]))
-    seen: set[int] = set()
-    for place, size in found:
-        if size not in seen:
-            seen.add(size)
-            yield size, _name(roots, place)
+    sizes = dict.fromkeys(size for _, size in found if size != len(held_out))
+    for size in itertools.islice(sizes, _MAX_SIZES):
+        batch = held_out.take(np.arange(size) % len(held_out))
+        try:
+            calling = find_calling(batch)
+        except ModelError:
+            continue
+        with copy.preserved():
+            before = _describe(_roots(copy))
+            mx.eval(calling(batch.pack(batch.inputs), batch.flat_time_delta))
+            changed = list(_changes(before, _describe(_roots(copy))))
+        # The call changes the array or list, a part of it, or what holds it.
+        state = [
+            place
+            for place, length in _lengths(before, ())
+            if length == size and any(p[: len(place)] == place[: len(p)] for p in changed)
+        ]
+        if state:
+            raise ModelError(
+                f"the model holds a state of {size} sequences ({_listed(_roots(copy), state)}) and "
+                f"fails on the {len(held_out)} of the held-out batch: hold out {size} sequences, "
+                "or reset the state in forward=lambda model, inputs, time_delta: "
+                "(model.reset_state(), model(inputs))[1], with the model's own way to reset it"
+            )
 
 
 # ---- the graph of objects
@@ -359,11 +392,14 @@ def _sizes(node: _Node | None) -> set[int]:
     return {*(node.shape or ()), len(node.parts)}.union(*map(_sizes, node.parts.values()))
 
 
-def _shapes(node: _Node, place: Place) -> Iterator[tuple[Place, tuple[int, ...]]]:
-    if node.shape is not None:
-        yield place, node.shape
+def _lengths(node: _Node, place: Place) -> Iterator[tuple[Place, int]]:
+    """Iterate over arrays and numbered containers, with the length of their first axis."""
+    if node.shape:
+        yield place, node.shape[0]
+    elif issubclass(node.type, list | tuple | collections.deque) and node.parts:
+        yield place, len(node.parts)
     for step, part in node.parts.items():
-        yield from _shapes(part, (*place, step))
+        yield from _lengths(part, (*place, step))
 
 
 # ---- names
