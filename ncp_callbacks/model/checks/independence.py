@@ -15,7 +15,7 @@ import numpy as np
 from ...held_out import HeldOutBatch, to_numpy
 from ..errors import ModelError
 from ..model_copy import ModelCopy, random_states
-from .perturb import Mask, with_other_sequences
+from .perturb import Mask
 
 __all__ = ["Run", "coupling_note", "find_coupling"]
 
@@ -175,9 +175,16 @@ def _other_values(array: mx.array, name: str, changed: Mask) -> mx.array:
     longer = mx.where(where, 1.5 * array, array).astype(array.dtype)
     if name == "time_delta":  # often equal in all sequences; and analyses scale it
         return longer
-    other, differ = with_other_sequences(array, changed)
-    if differ.any():
-        return other
+    flat = to_numpy(array).reshape(len(array), -1)
+    source = np.arange(len(array))
+    for i in np.flatnonzero(changed):
+        # Of those that stay, so that the largest value of the batch is lost if it was changed; and
+        # the nearest, as neighbours in a sorted batch keep it sorted.
+        others = np.flatnonzero(~changed & (flat != flat[i]).any(axis=1))
+        if len(others):
+            source[i] = others[np.argmin(np.abs(others - i))]
+    if (source != np.arange(len(array))).any():
+        return array[mx.array(source)]
     if array.ndim > 1:  # all sequences are equal: their own values in another order
         turned = mx.concatenate([array[:, 1:], array[:, :1]], axis=1)
         return mx.where(where, turned, array)
