@@ -104,7 +104,7 @@ class StateBetweenBatches:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the copy, as the other process has its own."""
+        """Return all but the copy, since the other process has its own."""
         return {name: value for name, value in vars(self).items() if name != "_copy"}
 
     def begin(self) -> None:
