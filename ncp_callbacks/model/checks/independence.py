@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ...held_out import HeldOutBatch, to_numpy
 from ..errors import ModelError
 from ..model_copy import ModelCopy, random_states
-from .perturb import Mask
 
 __all__ = ["Run", "coupling_note", "find_coupling"]
 
 # The outputs of a batch.
-Run = Callable[[HeldOutBatch], mx.array]
+Run: TypeAlias = "Callable[[HeldOutBatch], mx.array]"
+Mask: TypeAlias = "npt.NDArray[np.bool_]"
 
 # Differences that count, in units of the largest output. Rows of a matrix product are computed
 # alike in batches of one size; with other sizes the order of summation differs.

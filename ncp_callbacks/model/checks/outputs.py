@@ -13,11 +13,11 @@ from typing import Literal, TypeAlias
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ...held_out import HeldOutBatch, to_numpy
 from ...results import FloatArray
 from ..errors import ModelError
-from .perturb import with_other_steps
 
 __all__ = ["StepsAxis", "find_steps_axis"]
 
@@ -156,7 +156,7 @@ def _sensitivities(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> Float
     rows = np.arange(batch)
     matrix = np.zeros((count, count))
     for column in range(count):
-        changed, differ = with_other_steps(held_out.inputs, places[:, column], real)
+        changed, differ = _with_other_values(held_out.inputs, places[:, column], real)
         found = run(held_out.replaced("inputs", changed))
         if found is None or found.shape != outputs.shape:
             return None
@@ -164,3 +164,30 @@ def _sensitivities(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> Float
         at = moved[rows[:, None], places][use & differ]
         matrix[:, column] = np.nan_to_num(at).mean(axis=0) if len(at) else 0.0
     return matrix
+
+
+def _with_other_values(
+    array: mx.array, steps: npt.NDArray[np.intp], real: npt.NDArray[np.bool_]
+) -> tuple[mx.array, npt.NDArray[np.bool_]]:
+    """Give one time step of each sequence the values of another real one.
+
+    A model may take columns for indices, so that no value is invented.
+
+    Args:
+        array: ``(B, T, ...)``.
+        steps: ``(B,)``, the time steps to change.
+        real: ``(B, T)``, true at real time steps.
+
+    Returns:
+        The changed array, and ``(B,)``, true at sequences that differ now.
+    """
+    batch, total = real.shape
+    values = to_numpy(array).reshape(batch, total, -1)
+    source = np.tile(np.arange(total), (batch, 1))
+    for i, step in enumerate(steps.tolist()):
+        others = np.flatnonzero(real[i] & (values[i] != values[i, step]).any(axis=1))
+        if len(others):
+            source[i, step] = others[0]
+    differ: npt.NDArray[np.bool_] = (source != np.arange(total)).any(axis=1)
+    index = mx.array(source.reshape(batch, total, *[1] * (array.ndim - 2)))
+    return mx.take_along_axis(array, index, axis=1), differ
