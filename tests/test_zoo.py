@@ -29,7 +29,8 @@ def observed(name, *needs, **options):
     model = zoo.made(case)
     if name.startswith("enhanced/"):
         case.plain(model, x, dt)  # which makes its weights
-    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
+    options = {"forward": case.forward, "horizon": case.horizon, **options}
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **options)
     with runner.analysing():
         return case, x, dt, runner, ncp.Observation(runner, 0, needs)
 

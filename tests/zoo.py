@@ -38,6 +38,7 @@ class Example:
         reverse: Cells that run backwards.
         notes: A word that each of the expected notes has.
         forward: How it is called where that can't be found out.
+        horizon: Whether its outputs are a forecast, where that can't be found out.
         delta_shape: Shape of intervals per sequence.
         dtype: Of its inputs.
         start: What its states are before the first step.
@@ -54,6 +55,7 @@ class Example:
     reverse: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     forward: Plain | None = None
+    horizon: bool | None = None
     delta_shape: tuple[int, ...] = (STEPS,)
     dtype: mx.Dtype = mx.float32
     start: float = 0.0
