@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-_RUNNER_OPTIONS = ("target", "at", "forward", "cells", "layers")
+_RUNNER_OPTIONS = ("target", "at", "horizon", "forward", "cells", "layers")
 
 
 def _runner(

@@ -111,7 +111,7 @@ class Observation:
             :attr:`HeldOutBatch.columns`.
         time_delta: ``(B, T)`` or None.
         mask: ``(B, T)`` bool or None.
-        outputs: ``(B, T, O)`` or ``(B, O)``.
+        outputs: ``(B, T, O)``, of a forecast ``(B, H, O)``, or ``(B, O)``.
         target_values: ``(B,)``, the scalar target of each sequence.
         no_cells: Reason why there are no states, with the fix; "" if there are states.
         no_layers: Reason why there are no activations, with the fix; "" if there are some.
@@ -622,6 +622,11 @@ class Observation:
         return _protected(run_in_parts(self._runner, run, count, rows=rows, copies=1))
 
     @property
+    def horizon(self) -> int | None:
+        """Return the number of steps of the model's forecast; None if it returns no forecast."""
+        return self._runner.calling.horizon
+
+    @property
     def every_step(self) -> tuple[str, str] | None:
         """Return the name of the target at every time step, and its suffix for tags.
 
@@ -632,7 +637,7 @@ class Observation:
     def at_steps(self, time_steps: Sequence[int]) -> TargetValues:
         """Return the target at each of ``K`` time steps, and its gradients.
 
-        Each time step costs a gradient pass. Values of a sequence at padding have no meaning.
+        Each time step costs a gradient pass. Values and gradients of a sequence at padding are 0.
 
         Args:
             time_steps: Indices along the sequence.
@@ -643,6 +648,8 @@ class Observation:
         total = self.inputs.shape[1]
         wanted = np.zeros((len(time_steps), 1, total), bool)
         wanted[np.arange(len(time_steps)), :, list(time_steps)] = True
+        if self.mask is not None:  # outputs at padding are never followed
+            wanted = wanted & self.mask
         return self._at_steps(wanted, hold_states=False)
 
     def at_own_steps(

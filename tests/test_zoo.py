@@ -29,7 +29,8 @@ def observed(name, *needs, **options):
     model = zoo.made(case)
     if name.startswith("enhanced/"):
         case.plain(model, x, dt)  # which makes its weights
-    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
+    options = {"forward": case.forward, "horizon": case.horizon, **options}
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **options)
     with runner.analysing():
         return case, x, dt, runner, ncp.Observation(runner, 0, needs)
 
@@ -550,12 +551,12 @@ class Adaptive(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.cell = zoo.PlainCell()
+        self.cell, self.least = zoo.PlainCell(), 0
 
     def __call__(self, x):
         h = zoo.zeros(x)
         for t in range(x.shape[1]):
-            for _ in range(1 + int(mx.abs(x).max().item())):
+            for _ in range(1 + self.least + int(mx.abs(x).max().item())):
                 h = self.cell(x[:, t], h)
         return h
 
@@ -563,12 +564,28 @@ class Adaptive(nn.Module):
 def test_calls_whose_number_changes_are_not_assigned_to_steps():
     x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
     x[:, 1] = 0.7
-    x[3] = 1.5  # beyond the two sequences that are the first pass
     runner = ModelRunner(Adaptive(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
+    runner.model.least = 1
     with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
         ncp.Observation(runner, 0, {ncp.Need.STATES})
     ncp.Observation(runner, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
+
+
+def test_calls_whose_number_depends_on_other_sequences_are_those_of_the_whole_batch():
+    x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
+    x[:, 1] = 0.7
+    x[3] = 1.5  # beyond the two sequences that are the first pass
+    model = Adaptive()
+    runner = ModelRunner(model, ncp.HeldOutBatch(x))
+    assert runner.coupling == ("inputs",)
+    seen = ncp.Observation(runner, 0, {ncp.Need.STATES})
+    h, states = zoo.zeros(x), []
+    for t in range(STEPS):
+        for _ in range(2):
+            h = model.cell(mx.array(x[:, t]), h)
+        states.append(to_numpy(h))
+    close(seen.states[0].values, np.stack(states, axis=1))
 
 
 class BatchMean(nn.Module):

@@ -7,6 +7,7 @@ its states by an explicit loop over its cell, and its outputs by a plain call.
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections import namedtuple
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ class Example:
         reverse: Cells that run backwards.
         notes: A word that each of the expected notes has.
         forward: How it is called where that can't be found out.
+        horizon: Whether its outputs are a forecast, where that can't be found out.
         delta_shape: Shape of intervals per sequence.
         dtype: Of its inputs.
         start: What its states are before the first step; None where they differ.
@@ -53,6 +55,7 @@ class Example:
     reverse: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     forward: Plain | None = None
+    horizon: bool | None = None
     delta_shape: tuple[int, ...] = (STEPS,)
     dtype: mx.Dtype = mx.float32
     start: float | None = 0.0
@@ -2051,6 +2054,7 @@ for _name, (_build, _outputs, _notes) in ORDERED.items():
         states=lambda m, x, dt: m.states(x),
         notes=_notes,
         start=None if _name == "with-start" else 0.0,
+        horizon=True if _name in ("forecaster", "attending") else None,
     )
 for _name in ("decay", "solver", "norm", "project", "add"):
     example(
@@ -2073,3 +2077,209 @@ example(
     notes=("changes them before the next call", "backbone"),
     tolerance=1e-5,
 )
+
+
+# ---- by hand: sequences that act on each other
+
+
+def standardised(a):
+    return (a - a.mean(axis=0)) / (a.std(axis=0) + 0.1)
+
+
+class Coupled(Loop):
+    """Changes what its cell is given with the rest of the batch."""
+
+    def __init__(self, couple, compiled=False):
+        super().__init__()
+        self._couple, self._compiled = couple, compiled
+
+    def put_cell(self, cell):
+        self.cell = cell
+
+    def the_cell(self):
+        return self.cell
+
+    def given(self, x, dt):
+        return self._couple(x, dt)
+
+    def __call__(self, x, dt):
+        run = super().__call__
+        return (mx.compile(run, inputs=self.state) if self._compiled else run)(*self.given(x, dt))
+
+
+def coupled_states(model, x, dt):
+    return timed_states("cell", lambda m: m.cell)(model, *model.given(x, dt))
+
+
+def over_the_batch(x):
+    """Attention over the batch, at each time step."""
+    a = x.swapaxes(0, 1)
+    return (mx.softmax(a @ a.swapaxes(1, 2), axis=-1) @ a).swapaxes(0, 1)
+
+
+COUPLINGS = {
+    "elapsed-times": (lambda x, dt: (x, mx.abs(standardised(dt))), "through time_delta:"),
+    "elapsed-times-of-the-first": (
+        lambda x, dt: (x, mx.broadcast_to(dt[:1], dt.shape)),
+        "through time_delta:",
+    ),
+    "inputs": (lambda x, dt: (standardised(x), dt), "through inputs:"),
+    "inputs-of-the-first": (lambda x, dt: (x + x[:1], dt), "through inputs:"),
+    "inputs-of-the-one-before": (
+        lambda x, dt: (mx.concatenate([x[:1], x[1:] + x[:-1]]), dt),
+        "through inputs:",
+    ),
+    "attention": (lambda x, dt: (over_the_batch(x), dt), "through inputs:"),
+    "both": (lambda x, dt: (x - x.mean(axis=0), dt * dt.mean()), "through inputs and time_delta:"),
+}
+for _name, (_couple, _channel) in COUPLINGS.items():
+    for _compiled in (False, True):
+        example(
+            f"hand/coupled-{_name}{'-compiled' * _compiled}",
+            functools.partial(Coupled, _couple, _compiled),
+            outputs=(STEPS, OUTPUTS),
+            plain=lambda m, x, dt: m(x, dt),
+            states=coupled_states,
+            time="dt",
+            layers={"cell.mix": "relu"},
+            notes=(_channel,),
+        )
+
+
+# ---- by hand: state that is kept between batches
+
+
+class Box:
+    """A plain object."""
+
+    def __init__(self):
+        self.held = None
+
+
+class Kept(Loop):
+    """Goes on from the state of the batch before, which is kept by ``write`` and found by ``read``.
+
+    Attributes:
+        kept: Where it is kept.
+    """
+
+    def __init__(self, make, read, write):
+        super().__init__()
+        self.kept, self._read, self._write = make(), read, write
+
+    def put_cell(self, cell):
+        self.cell = cell
+
+    def the_cell(self):
+        return self.cell
+
+    def __call__(self, x, dt):
+        last = self._read(self)
+        h, outputs = zeros(x) if last is None else mx.stop_gradient(last), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h, dt[:, t, None])
+            outputs.append(self.head(h))
+        self._write(self, h)
+        return mx.stack(outputs, axis=1)
+
+
+def fresh(model, x, dt):
+    """Outputs of the model from zeros."""
+    h, outputs = zeros(x), []
+    for t in range(x.shape[1]):
+        h = model.cell(x[:, t], h, dt[:, t, None])
+        outputs.append(model.head(h))
+    return mx.stack(outputs, axis=1)
+
+
+def _append(model, h):
+    model.kept.append(h)
+
+
+def _split(model, h):
+    model.kept["rows"] = list(h)
+
+
+KEEPERS = {
+    "array": (lambda: None, lambda m: m.kept, lambda m, h: setattr(m, "kept", h)),
+    "list": (lambda: [None], lambda m: m.kept[0], lambda m, h: m.kept.__setitem__(0, h)),
+    "growing-list": (list, lambda m: m.kept[-1] if m.kept else None, _append),
+    "dict": (dict, lambda m: m.kept.get("h"), lambda m, h: m.kept.update(h=h)),
+    "tuple": (
+        lambda: (None, 0),
+        lambda m: m.kept[0],
+        lambda m, h: setattr(m, "kept", (h, m.kept[1] + 1)),
+    ),
+    "object": (Box, lambda m: m.kept.held, lambda m, h: setattr(m.kept, "held", h)),
+    "attribute": (
+        lambda: None,
+        lambda m: vars(m).get("h"),
+        lambda m, h: object.__setattr__(m, "h", h),
+    ),
+    "cell": (
+        lambda: None,
+        lambda m: vars(m.cell).get("h"),
+        lambda m, h: object.__setattr__(m.cell, "h", h),
+    ),
+    "rows": (
+        dict,
+        lambda m: mx.stack(m.kept["rows"]) if "rows" in m.kept else None,
+        _split,
+    ),
+    "deque": (
+        lambda: collections.deque(maxlen=2),
+        lambda m: m.kept[-1] if m.kept else None,
+        _append,
+    ),
+}
+for _name, (_make, _read, _write) in KEEPERS.items():
+    example(
+        f"hand/kept-{_name}",
+        functools.partial(Kept, _make, _read, _write),
+        outputs=(STEPS, OUTPUTS),
+        plain=fresh,
+        states=timed_states("cell", lambda m: m.cell),
+        time="dt",
+        layers={"cell.mix": "relu"},
+        notes=("keeps a state between batches",),
+    )
+
+
+# ---- by hand: forecasts
+
+
+class Forecast(Loop):
+    """Returns a forecast of ``horizon`` steps from the last state."""
+
+    def __init__(self, horizon, compiled=False):
+        super().__init__()
+        self.last = nn.Linear(UNITS, horizon * OUTPUTS)
+        self._horizon, self._compiled = horizon, compiled
+
+    def put_cell(self, cell):
+        self.cell = cell
+
+    def the_cell(self):
+        return self.cell
+
+    def body(self, x, dt):
+        h = zeros(x)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h, dt[:, t, None])
+        return self.last(h).reshape(len(x), self._horizon, OUTPUTS)
+
+    def __call__(self, x, dt):
+        return (mx.compile(self.body, inputs=self.state) if self._compiled else self.body)(x, dt)
+
+
+for _horizon in (1, 3, STEPS, STEPS + 2):
+    for _compiled in (False, True):
+        example(
+            f"hand/forecast-of-{_horizon}{'-compiled' * _compiled}",
+            functools.partial(Forecast, _horizon, _compiled),
+            outputs=(_horizon, OUTPUTS),
+            plain=lambda m, x, dt: m(x, dt),
+            states=timed_states("cell", lambda m: m.cell),
+            time="dt",
+            layers={"cell.mix": "relu"},
+        )

@@ -146,7 +146,8 @@ def run_in_batches(runner: ModelRunner, wanted: dict[str, bool]) -> Iterator[Eva
     """
     batch, start = len(runner.held_out), 0
     while start < batch:
-        stop = min(batch, start + (runner.max_sequences or batch))
+        size = batch if runner.whole_batch_only else runner.max_sequences or batch
+        stop = min(batch, start + size)
         whole = stop - start == batch
         part = runner if whole else runner.take(slice(start, stop))
         try:

@@ -244,9 +244,12 @@ class CellStepper:
 
     def _check_step(self, step: int) -> None:
         states = [mx.concatenate([a, a]) for a in self._inputs[step]]
+        # Copies from other states, which sequences that act on each other would feel.
+        others = [mx.concatenate([a, 1.5 * a + 0.1]) for a in self._inputs[step]]
         try:
             repeated = self._call(step, states, None)
-            mx.eval(repeated, self._outputs[step])
+            beside = self._call(step, others, None)
+            mx.eval(repeated, beside, self._outputs[step])
         except NotApplicable:
             raise
         except Exception as error:
@@ -263,6 +266,15 @@ class CellStepper:
                 raise NotApplicable(
                     f"a step of {self.hook.name}, run separately, returns another state: it "
                     "depends on more than its arguments"
+                )
+        for now, was in zip(beside, repeated, strict=True):
+            alone, size = to_numpy(was)[: self._batch], float(np.abs(to_numpy(was)).max(initial=0))
+            if not np.allclose(
+                to_numpy(now)[: self._batch], alone, rtol=0, atol=1e-5 * size, equal_nan=True
+            ):
+                raise NotApplicable(
+                    f"sequences act on each other in {self.hook.name}, so its steps can't be run "
+                    "with several states for each: compute each sequence independently in the cell"
                 )
 
     # ---- steps

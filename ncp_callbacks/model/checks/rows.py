@@ -1,7 +1,8 @@
 """Verify that states and activations belong to the sequences of the held-out batch.
 
 A model may sort its sequences, keep units before the batch, or put both directions along one axis.
-Other inputs for a set of sequences must move the values of these sequences, and no others.
+Other inputs for a set of sequences must move the values of these sequences, and no others. If
+sequences act on each other, they must move the rows of the sequences whose outputs they move.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from ...held_out import to_numpy
 from ..recording import Call
 from ..time_order import Mask, Steps
-from .perturb import Rerun, moved
+from .independence import other_values
+from .perturb import Rerun, codes, moved
 
 __all__ = ["Rows"]
 
@@ -38,6 +40,7 @@ class Rows:
         self._rerun, self._changed, self._runs = rerun, changed, runs
         self._batch = len(rerun.trial.inputs)
         self._reordered: tuple[Steps, list[Call] | None] | None = None
+        self._coupled: tuple[Mask, list[list[Call]]] | None = None
 
     def axis(
         self, read: Callable[[Sequence[Call]], _Arrays | None], *, only: int | None = None
@@ -60,7 +63,7 @@ class Rows:
             return 0, f"they have shape {tuple(shape)} for {self._batch} sequences"
         if self._batch == 1:
             return axes[0], ""
-        moves = self._moves(before, read, axes)
+        moves = self._moves(before, read, axes, self._runs)
         if moves is None:
             return axes[0], ""
         for axis, rows in moves.items():
@@ -73,6 +76,12 @@ class Rows:
             found, wanted = (sorted(map(tuple, part.T.tolist())) for part in (rows, self._changed))
             if found == wanted:
                 return 0, "it runs the sequences in another order, as after sorting them by length"
+        moved_outputs, runs = self._outputs_moved()
+        # Sequences that move alike can't be distinguished.
+        if len(np.unique(moved_outputs, axis=1).T) == self._batch:
+            for axis, rows in (self._moves(before, read, axes, runs) or {}).items():
+                if np.array_equal(rows, moved_outputs):
+                    return axis, ""
         return 0, "other inputs for one sequence change the rows of others"
 
     def _moves(
@@ -80,10 +89,11 @@ class Rows:
         before: _Arrays,
         read: Callable[[Sequence[Call]], _Arrays | None],
         axes: Sequence[int],
+        runs: Sequence[Sequence[Call]],
     ) -> dict[int, Mask] | None:
         """Return ``(K, B)`` for each axis: the rows that move with each set of sequences."""
         moves: dict[int, list[Any]] = {axis: [] for axis in axes}
-        for calls in self._runs:
+        for calls in runs:
             after = read(calls)
             if after is None or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
                 return None
@@ -91,9 +101,27 @@ class Rows:
             for axis in axes:
                 rows = np.moveaxis(changes, axis + 1, 0).reshape(self._batch, -1)
                 moves[axis].append(rows.any(axis=1))
-        if not self._runs:
+        if not runs:
             return None
         return {axis: np.stack(rows) for axis, rows in moves.items()}
+
+    def _outputs_moved(self) -> tuple[Mask, list[list[Call]]]:
+        """Return ``(K, B)``, the outputs that move with sets of sequences, and the ``K`` runs.
+
+        A set and its complement are asked about, as a sequence may move with all that hold another.
+        """
+        if self._coupled is None:
+            inputs, outputs = self._rerun.trial.inputs, self._rerun.outputs
+            sets = codes(self._batch)
+            rows, runs = [], []
+            for changed in (*sets, *~sets):
+                found = self._rerun(other_values(inputs, "inputs", changed))
+                if found is not None and found[1].shape == outputs.shape:
+                    changes = moved(outputs, found[1]).reshape(self._batch, -1)
+                    rows.append(np.asarray(changes.any(axis=1)))
+                    runs.append(found[0])
+            self._coupled = np.array(rows, bool).reshape(-1, self._batch), runs
+        return self._coupled
 
     def _moves_with_sequences(
         self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], axis: int
@@ -102,7 +130,7 @@ class Rows:
         if self._reordered is None:
             order: Steps = np.random.default_rng(0).permutation(self._batch)
             if (order == np.arange(self._batch)).all():
-                order = order[::-1].copy()  # MLX takes no negative strides
+                order = order[::-1]
             other = self._rerun.of(self._rerun.trial.reordered(order))
             self._reordered = order, None if other is None else other.calls
         order, calls = self._reordered
