@@ -259,6 +259,23 @@ def test_models_of_a_fixed_length() -> None:
     assert ModelRunner(FixedLength(False), held_out, target=0, horizon=True).calling.horizon == T
 
 
+class Delayed(nn.Module):
+    """Predicts each time step from those before it."""
+
+    def __init__(self, delay: int) -> None:
+        super().__init__()
+        self.rnn, self.out, self._delay = nn.GRU(F, 4), nn.Linear(4, 2), delay
+
+    def __call__(self, x):
+        start = mx.zeros((len(x), self._delay, F))
+        return self.out(self.rnn(mx.concatenate([start, x[:, : -self._delay]], axis=1)))
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_outputs_that_follow_the_time_steps_before_them_are_no_forecast(delay: int) -> None:
+    assert ModelRunner(Delayed(delay), ncp.HeldOutBatch(X), target=0).calling.per_step
+
+
 # ---- layouts and shapes
 
 
@@ -269,7 +286,7 @@ def test_other_layouts_are_refused_with_the_fix() -> None:
     rnn = nn.GRU(F, 4)
     with pytest.raises(ModelError, match=r"last axis changes with the time.*swapaxes\(1, 2\)"):
         ModelRunner(rnn, ncp.HeldOutBatch(X), forward=lambda m, x, dt: m(x).swapaxes(1, 2))
-    with pytest.raises(ModelError, match=r"shape \(2, 3, 4\) for 6 time steps and .*for 4"):
+    with pytest.raises(ModelError, match=r"shape \(5, 3, 4\) for 6 time steps and .*for 4"):
         ModelRunner(rnn, ncp.HeldOutBatch(X), forward=lambda m, x, dt: m(x)[:, ::2])
     with pytest.raises(ModelError, match="horizon=False, but"):
         ModelRunner(model, ncp.HeldOutBatch(X), horizon=False)

@@ -138,11 +138,27 @@ def _alignment(
     own = min(matrix[0, 0], matrix[-1, -1]) > _FLOOR * matrix.max()
     if own and (matrix[0, -1] == 0 or matrix[-1, 0] == 0):
         return np.inf
+    if _reaches_later_steps_only(matrix > 0):
+        return np.inf
     logs = np.log(np.maximum(matrix / matrix.max(), _FLOOR))
     logs = logs - logs.mean(0) - logs.mean(1, keepdims=True) + logs.mean()
     count = len(logs)
     diagonal = np.trace(logs)
     return float(diagonal / count - (logs.sum() - diagonal) / (count * (count - 1)))
+
+
+def _reaches_later_steps_only(moved: npt.NDArray[np.bool_]) -> bool:
+    """Return whether each input step moves fewer output steps than the one before it, at the end.
+
+    So do models that predict the next time step, in which no output follows its own input step.
+
+    Args:
+        moved: ``(K, K)``, true where an output step moves with an input step.
+    """
+    count = len(moved)
+    starts = count - moved.sum(axis=0)
+    at_the_end = np.array_equal(moved, np.arange(count)[:, None] >= starts)
+    return count > 2 and at_the_end and bool((np.diff(starts) > 0).all())
 
 
 def _sensitivities(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> FloatArray | None:
