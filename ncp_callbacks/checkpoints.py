@@ -72,6 +72,7 @@ def replay(
     writer: Writer | None = None,
     target: TargetLike = "prediction",
     at: At = "last",
+    horizon: bool | None = None,
     forward: Forward | None = None,
     cells: str | Sequence[str] | None = None,
     layers: str | Sequence[str] | None = None,
@@ -103,6 +104,7 @@ def replay(
         writer: As for :class:`Monitor`. It is flushed and left open.
         target: As for :class:`Monitor`.
         at: As for :class:`Monitor`.
+        horizon: As for :class:`Monitor`.
         forward: As for :class:`Monitor`.
         cells: As for :class:`Monitor`.
         layers: As for :class:`Monitor`.
@@ -143,6 +145,7 @@ def replay(
         cells,
         layers,
         chunk_size,
+        horizon,
         raise_errors=on_error == "raise",
     )
     extra = (held_out, listed, make_model)

@@ -65,6 +65,7 @@ def trajectories(runner: ModelRunner, passes: Sequence[EvaluatedPass]) -> tuple[
             hook.reverse,
         )
         for hook in runner.hook_points.cells
+        if not hook.skipped
     )
 
 
@@ -302,7 +303,7 @@ class ExtraPasses:
     def at_steps(self, time_steps: Sequence[int]) -> TargetValues:
         """Return the target at each of ``K`` time steps, and its gradients.
 
-        Each time step costs a gradient pass. Values of a sequence at padding have no meaning.
+        Each time step costs a gradient pass. Values and gradients of a sequence at padding are 0.
         Declare :attr:`Need.OUTPUT_STEPS`.
 
         Args:
@@ -315,6 +316,8 @@ class ExtraPasses:
         total = self._batch.inputs.shape[1]
         wanted = np.zeros((len(time_steps), 1, total), bool)
         wanted[np.arange(len(time_steps)), :, list(time_steps)] = True
+        if self._batch.mask is not None:  # Outputs at padding are never followed.
+            wanted = wanted & self._batch.mask
         return self._at_steps(wanted, None, None, hold_states=False)
 
     def at_own_steps(

@@ -518,6 +518,33 @@ class HeldOutBatch:
         return type(self._container)(beside(array) for array in self._container)
 
     @property
+    def arrays(self) -> dict[str, mx.array]:
+        """Return what the model is given, by name, as ``"inputs"`` or ``"inputs['age']"``."""
+        items: Any = () if self._container is None else self._container
+        items = items.items() if isinstance(items, dict) else enumerate(items)
+        found = {"inputs": self.inputs}
+        if self._time_delta is not None:
+            found["time_delta"] = mx.array(self._time_delta)
+        return found | {f"inputs[{k!r}]": mx.array(a) for k, a in items if a is not None}
+
+    def replaced(self, name: str, array: mx.array) -> HeldOutBatch:
+        """Return a batch with other values in one of :attr:`arrays`, which aren't checked."""
+        other = copy.copy(self)
+        if name == "inputs":
+            other._inputs = array
+        elif name == "time_delta":
+            other._time_delta = array
+        elif isinstance(self._container, dict):
+            other._container = {
+                k: array if f"inputs[{k!r}]" == name else a for k, a in self._container.items()
+            }
+        else:
+            other._container = type(self._container)(
+                array if f"inputs[{k!r}]" == name else a for k, a in enumerate(self._container)
+            )
+        return other
+
+    @property
     def time_delta(self) -> mx.array | None:
         """Return the elapsed time, ``(B, T)`` or ``(B, T, 1)`` as passed, or None."""
         return None if self._time_delta is None else mx.array(self._time_delta)
@@ -584,7 +611,8 @@ class HeldOutBatch:
     def take(self, rows: slice | npt.NDArray[np.intp]) -> HeldOutBatch:
         """Return a batch of some of the sequences; targets that are no arrays stay whole."""
         part = copy.copy(self)
-        picked = rows if isinstance(rows, slice) else mx.array(rows)
+        # MLX takes no negative strides.
+        picked = rows if isinstance(rows, slice) else mx.array(np.ascontiguousarray(rows))
         part._inputs = self._inputs[picked]
         if isinstance(self._container, dict):
             part._container = {
@@ -600,6 +628,19 @@ class HeldOutBatch:
             part._targets = self._targets[picked]
         elif isinstance(self._targets, np.ndarray):
             part._targets = read_only(self._targets[rows])
+        return part
+
+    def at_time_steps(self, steps: npt.NDArray[np.intp]) -> HeldOutBatch:
+        """Return a batch of some time steps, which may repeat; companions along time follow.
+
+        Targets stay whole.
+        """
+        total, picked = self.inputs_shape[1], mx.array(steps)
+        part = copy.copy(self)
+        part._mask = None if self._mask is None else read_only(self._mask[:, steps])
+        for name, array in self.arrays.items():
+            if array.ndim > 1 and array.shape[1] == total:
+                part = part.replaced(name, array[:, picked])
         return part
 
     def spread(self, count: int) -> npt.NDArray[np.intp]:

@@ -57,7 +57,7 @@ __all__ = [
 
 # What all analyses but the attribution need.
 _NEEDS = frozenset({Need.TIME_GRADIENT, Need.STATES, Need.ACTIVATIONS, Need.TIME_SCALES})
-_RUNNER_OPTIONS = ("target", "at", "forward", "cells", "layers")
+_RUNNER_OPTIONS = ("target", "at", "horizon", "forward", "cells", "layers")
 
 
 def _runner(

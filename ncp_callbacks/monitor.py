@@ -70,11 +70,14 @@ class Monitor:
         train_every: Schedule of the numbers that ``on_step_end`` is given. None: they are logged at
             the steps of the callbacks' schedules.
         target: What is attributed. ``"prediction"`` is the only output, or with several outputs the
-            largest one of each sequence. A number chooses an output. ``"loss"`` is the loss on the
-            held-out targets. A callable takes all outputs and the held-out targets, and returns one
-            number for each of the ``B`` sequences, ``(B,)``.
+            largest one of each sequence. A number or one of the batch's ``class_names`` chooses an
+            output. ``"loss"`` is the loss on the held-out targets. A callable takes all outputs and
+            the held-out targets, and returns one number for each of the ``B`` sequences, ``(B,)``.
         at: The time step of the target: the ``"last"`` real one, the ``"mean"`` over real time
-            steps, or an index.
+            steps, or an index. Of a model that returns a forecast, the step of the forecast.
+        horizon: True if the model returns a forecast, ``(batch, horizon)`` or ``(batch, horizon,
+            outputs)``, False if it returns outputs at each time step. None: found automatically, or
+            asked for by an error.
         forward: ``callable(model, inputs, time_delta) -> outputs``, for a model that is not called
             as ``model(inputs)`` or with elapsed time under one of the usual keywords.
         cells: Module paths or globs of the recurrent cells, if they aren't found.
@@ -122,6 +125,7 @@ class Monitor:
         train_every: ScheduleLike | None = None,
         target: TargetLike = "prediction",
         at: At = "last",
+        horizon: bool | None = None,
         forward: Forward | None = None,
         cells: str | Sequence[str] | None = None,
         layers: str | Sequence[str] | None = None,
@@ -169,6 +173,7 @@ class Monitor:
                 cells,
                 layers,
                 chunk_size,
+                horizon,
                 raise_errors=self._raise_errors,
             ),
             self._log,

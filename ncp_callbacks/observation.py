@@ -222,9 +222,10 @@ class Observation(EvaluatedBatch):
 
     Attributes:
         step: The training step.
-        outputs: ``(B, T, O)`` or ``(B, O)``.
+        outputs: ``(B, T, O)``, of a forecast ``(B, H, O)``, or ``(B, O)``.
         every_step: Name of the target at every time step, and its suffix for tags. None for a model
             with one output per sequence, and for a callable target.
+        horizon: Number of steps of the model's forecast; None if it returns no forecast.
         no_cells: Reason why there are no states, with the fix; "" if there are states.
         no_layers: Reason why there are no activations, with the fix; "" if there are some.
     """
@@ -232,6 +233,7 @@ class Observation(EvaluatedBatch):
     step: int
     outputs: FloatArray
     every_step: tuple[str, str] | None
+    horizon: int | None
     no_cells: str
     no_layers: str
 

@@ -81,6 +81,7 @@ def observe(
         target=runner.target.name,
         target_slug=runner.target.slug,
         every_step=runner.target.of_every_step,
+        horizon=runner.calling.horizon,
         takes_time=runner.takes_time,
         has_time_gradient=runner.has_time_gradient,
         no_input_gradient=runner.gradients.no_input_gradient,
@@ -129,6 +130,7 @@ def _arrays(
                 read_only(np.concatenate([part.activations(hook) for part in passes])),
             )
             for hook in runner.hook_points.layers
+            if not hook.skipped
         )
     if Need.LOSSES in needs:
         losses = runner.losses(mx.array(outputs))

@@ -35,12 +35,14 @@ def run_card(
     """
     batch, steps, features = runner.held_out.inputs_shape
     hook_points = runner.hook_points
-    layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(hook_points.layers)]
+    read = [s for s in hook_points.layers if not s.skipped]
+    cells = [f"`{s.name}`" for s in hook_points.cells if not s.skipped]
+    layers = [f"layer{i} = `{s.name}` ({s.activation})" for i, s in enumerate(read)]
     versions = ", ".join(f"{name} {_version(name)}" for name in ("ncp-callbacks", "mlx", "numpy"))
     rows = {
         "model": type(runner.model).__name__,
         "elapsed time": runner.calling.time_argument if runner.takes_time else "none",
-        "recurrent cells": ", ".join(f"`{s.name}`" for s in hook_points.cells) or "none found",
+        "recurrent cells": ", ".join(cells) or "none found",
         "backbone layers": ", ".join(layers) or "none found",
         "target": runner.target.name,
         "held-out batch": f"{batch} sequences × {steps} steps × {features} features"

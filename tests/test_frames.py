@@ -518,6 +518,27 @@ def test_a_layer_that_mixes_time_steps_is_skipped_with_a_note() -> None:
     assert "own is not analysed" in notes
 
 
+def test_layers_of_sequences_in_another_order_are_skipped() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(C, 2, 3), nn.Conv2d(2, 2, 3)
+            self.rnn, self.head = nn.GRU(2 * (H - 4) * (W - 4), 4), nn.Linear(4, 2)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            # The first sequences keep their places.
+            order = mx.array([0, 1, *range(len(x) - 1, 1, -1)][: len(x)])
+            frames = x[order].reshape(-1, H, W, C)
+            maps = self.second(nn.relu(self.first(frames))).reshape(len(x), T, -1)
+            return self.head(self.rnn(maps)[:, -1])[mx.argsort(order)]
+
+    runner = ModelRunner(Sorted(), ncp.HeldOutBatch(FRAMES))
+    assert len(FRAMES) > 3
+    layers = {hook.name: hook for hook in runner.hook_points.layers}
+    assert "first" in layers
+    assert all("sequences in another order" in hook.skipped for hook in layers.values())
+
+
 def test_layers_are_named_and_large_convolutions_sampled() -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:

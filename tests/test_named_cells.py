@@ -273,12 +273,18 @@ class Begun(Loop):
         return self.cell(mx.ones((len(x), F)), mx.zeros((len(x), H)))
 
 
-def test_a_cell_of_more_calls_than_time_steps_is_refused_for_its_calls() -> None:
+@pytest.mark.parametrize("cells", [None, "cell"])
+def test_of_more_calls_than_time_steps_those_are_followed_that_read_them(cells: Any) -> None:
     model, x = made(Begun)
-    held_out = ncp.HeldOutBatch(x)
-    assert "cells='" not in ModelRunner(model, held_out).hook_points.no_cells
-    with pytest.raises(ModelError, match="cell was called 7 times for 6 steps"):
-        ModelRunner(model, held_out, cells="cell")
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), cells=cells)
+    assert f"of the {T + 1} calls of cell" in " ".join(runner.notes)
+    with runner.analysing():
+        (found,) = observe(runner, 0, {ncp.Need.STATES}).states
+    h, states = model.start(x), []
+    for t in range(T):
+        h = model.cell(x[:, t], h)
+        states.append(np.array(h))
+    np.testing.assert_allclose(found.values, np.stack(states, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_a_glob_takes_what_holds_a_state() -> None:

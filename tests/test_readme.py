@@ -161,7 +161,7 @@ def test_the_tables_name_every_callback_and_the_standard_set_first(path: str, ro
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.split()) <= 1250
+    assert len(README.split()) <= 1200
 
 
 def test_the_guides_are_linked_from_the_readme() -> None:

@@ -30,6 +30,7 @@ class Reader(nn.Module):
 
     width = E
     start = 0
+    horizon: bool | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +69,8 @@ class PerStepColumns(Reader):
 
 
 class Backwards(Reader):
+    horizon = False
+
     def __call__(self, tokens: mx.array) -> mx.array:
         return self.read([self.emb(tokens[:, t]) for t in reversed(range(T))])
 
@@ -193,6 +196,8 @@ class TwoTables(Reader):
 class Twice(Reader):
     """One table, read by an encoder and again, shifted, by a decoder."""
 
+    horizon = False
+
     def __call__(self, tokens: mx.array) -> mx.array:
         h = mx.zeros((len(tokens), H))
         for t in range(T):
@@ -265,6 +270,16 @@ ATTRIBUTED = [
 ]
 
 
+# Facts about the calls, of which those are analysed that read the tokens.
+NOTES: dict[type[Reader], tuple[str, ...]] = {
+    Shifted: (
+        "cell reads the input of each time step 1 calls after the call of that time step, to which "
+        "its states are assigned",
+    ),
+    Begun: (f"of the {T + 1} calls of cell those are analysed that read the {T} time steps",),
+}
+
+
 def made(cls: type[Reader], batch: int = B) -> tuple[Reader, mx.array]:
     mx.random.seed(3)
     model = cls()
@@ -283,7 +298,7 @@ def by_hand(model: Reader, tokens: mx.array, output: int = 1) -> tuple[Any, Any]
 @pytest.mark.parametrize("batch", [1, 2, 5, 6])
 def test_gradients_are_those_of_the_vectors(cls: type[Reader], batch: int) -> None:
     model, tokens = made(cls, batch)
-    runner = ModelRunner(model, ncp.HeldOutBatch(tokens), target=1)
+    runner = ModelRunner(model, ncp.HeldOutBatch(tokens), target=1, horizon=cls.horizon)
     with runner.analysing():
         seen = observe(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.VARIANTS})
         inputs, gradient = seen.inputs, seen.input_gradient
@@ -295,7 +310,7 @@ def test_gradients_are_those_of_the_vectors(cls: type[Reader], batch: int) -> No
     np.testing.assert_allclose(
         doubled, np.array(model.from_vectors(mx.array(2 * vectors))[:, -1, 1]), rtol=1e-4, atol=1e-6
     )
-    assert runner.notes == ()
+    assert runner.notes == NOTES.get(cls, ())
     np.testing.assert_array_equal(np.array(seen.outputs), np.array(model(tokens)))
 
 
@@ -304,7 +319,7 @@ def test_attributions_of_tokens_are_sums_over_their_vectors(cls: type[Reader]) -
     model, tokens = made(cls)
     vectors, gradient = by_hand(model, tokens)
     expected = np.abs((vectors * gradient).sum(axis=-1)).mean(axis=0)
-    found = ncp.compute_temporal_importance(model, tokens, target=1)
+    found = ncp.compute_temporal_importance(model, tokens, target=1, horizon=cls.horizon)
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-7)
 
 

@@ -19,6 +19,7 @@ from ncp_callbacks import passes
 from ncp_callbacks.held_out import to_numpy
 from ncp_callbacks.model import ModelError, ModelRunner
 from ncp_callbacks.model.cell_stepper import CellStepper
+from ncp_callbacks.passes import observe
 
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 
@@ -30,7 +31,8 @@ def observed(name, *needs, **options):
     model = zoo.made(case)
     if name.startswith("enhanced/"):
         case.plain(model, x, dt)  # which makes its weights
-    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **{"forward": case.forward, **options})
+    options = {"forward": case.forward, "horizon": case.horizon, **options}
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), **options)
     with runner.analysing():
         return case, x, dt, runner, passes.observe(runner, 0, needs)
 
@@ -78,7 +80,8 @@ def test_states_are_those_of_a_loop_by_hand(name):
     reference = case.states(built(name)[3], x, dt)
     for cell in seen.states:
         close(cell.values, np.stack([to_numpy(s) for s in reference[cell.cell]], 1), case.tolerance)
-        if cell.initial is not None and not cell.cell.endswith("#2"):
+        plain = cell.cell != "other" and not cell.cell.endswith("#2") and case.start is not None
+        if cell.initial is not None and plain:
             assert (cell.initial == case.start).all()
             assert cell.initial.shape == (BATCH, cell.values.shape[-1])
 
@@ -269,12 +272,39 @@ def test_sequences_of_one_step_have_no_states_handed_on():
     assert "one step" in runner.missing[0]
 
 
-def test_inputs_that_never_change_leave_the_direction_open():
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_inputs_that_never_change_leave_the_direction_to_outputs(sequences):
+    """Values of another sequence, or outputs, tell the time steps of a sequence apart."""
     case = EXAMPLES["hand/both-ways"]
-    x = mx.broadcast_to(mx.random.normal((3, 1, FEATURES)), (3, STEPS, FEATURES))
+    x = mx.random.normal((sequences, 1, FEATURES), key=mx.random.key(0))
+    x = mx.broadcast_to(x, (3, STEPS, FEATURES))
     runner = ModelRunner(zoo.made(case), ncp.HeldOutBatch(x, 0.5))
     assert [hook.name for hook in runner.hook_points.cells] == list(zoo._WAYS)
-    assert sum("its direction" in note for note in runner.notes) == 4
+    assert {hook.name for hook in runner.hook_points.cells if hook.reverse} == case.reverse
+    assert not any("direction" in note for note in runner.notes)
+
+
+class LastOfBothWays(nn.Module):
+    """One output for each sequence, which shows no order."""
+
+    def __init__(self):
+        super().__init__()
+        self.ahead, self.back = zoo.PlainCell(), zoo.PlainCell()
+
+    def __call__(self, x):
+        h, g = zoo.zeros(x), zoo.zeros(x)
+        for t in range(x.shape[1]):
+            h, g = self.ahead(x[:, t], h), self.back(x[:, -1 - t], g)
+        return h + g
+
+
+def test_equal_inputs_leave_the_direction_open():
+    x = mx.broadcast_to(mx.random.normal((1, 1, FEATURES)), (3, STEPS, FEATURES))
+    runner = ModelRunner(LastOfBothWays(), ncp.HeldOutBatch(x))
+    assert [hook.name for hook in runner.hook_points.cells] == ["ahead", "back"]
+    assert sum("its direction can't be determined" in note for note in runner.notes) == 2
+    assert all("all inputs are equal" in hook.skipped for hook in runner.hook_points.cells)
+    assert not observe(runner, 0, {ncp.Need.STATES}).states
 
 
 @pytest.mark.parametrize("name", ["hand/state-tuple", "hand/between-held"])
@@ -523,12 +553,12 @@ class Adaptive(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.cell = zoo.PlainCell()
+        self.cell, self.least = zoo.PlainCell(), 0
 
     def __call__(self, x):
         h = zoo.zeros(x)
         for t in range(x.shape[1]):
-            for _ in range(1 + int(mx.abs(x).max().item())):
+            for _ in range(1 + self.least + int(mx.abs(x).max().item())):
                 h = self.cell(x[:, t], h)
         return h
 
@@ -536,12 +566,28 @@ class Adaptive(nn.Module):
 def test_calls_whose_number_changes_are_not_assigned_to_steps():
     x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
     x[:, 1] = 0.7
-    x[3] = 1.5  # beyond the two sequences that are the first pass
     runner = ModelRunner(Adaptive(), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["cell"]
+    runner.model.least = 1
     with pytest.raises(ModelError, match="cell was called 12 times, but 6 times"):
         passes.observe(runner, 0, {ncp.Need.STATES})
     passes.observe(runner, 0, {ncp.Need.INPUT_GRADIENT})  # which needs no states
+
+
+def test_calls_whose_number_depends_on_other_sequences_are_those_of_the_whole_batch():
+    x = np.full((4, STEPS, FEATURES), 0.5, np.float32)
+    x[:, 1] = 0.7
+    x[3] = 1.5  # beyond the two sequences that are the first pass
+    model = Adaptive()
+    runner = ModelRunner(model, ncp.HeldOutBatch(x))
+    assert runner.coupling == ("inputs",)
+    seen = observe(runner, 0, {ncp.Need.STATES})
+    h, states = zoo.zeros(x), []
+    for t in range(STEPS):
+        for _ in range(2):
+            h = model.cell(mx.array(x[:, t]), h)
+        states.append(to_numpy(h))
+    close(seen.states[0].values, np.stack(states, axis=1))
 
 
 class BatchMean(nn.Module):
@@ -786,6 +832,257 @@ def test_steps_run_again_start_from_bare_states_too():
                 for row in mx.eye(UNITS)
             ]
             close(stepper.jacobian(t), np.stack(by_hand, axis=1), 1e-5)
+
+
+# ---- rows, time order and states changed between calls are verified
+
+
+LENGTHS = np.array([6, 3, 5, 4, 2, 6, 3, 4, 5])
+RIGHT = np.arange(STEPS)[None] < LENGTHS[:, None]
+
+
+def padded(seed=0):
+    keys = mx.random.split(mx.random.key(seed))
+    return mx.random.normal((len(LENGTHS), STEPS, FEATURES), key=keys[0]), mx.array(LENGTHS)
+
+
+def flipped(x, lengths):
+    """Each sequence backwards within its length; padding keeps its place."""
+    at = mx.arange(x.shape[1])[None]
+    at = mx.where(at < lengths[:, None], lengths[:, None] - 1 - at, at)
+    return mx.take_along_axis(x, at[..., None], axis=1)
+
+
+def rolled(x, by):
+    at = (mx.arange(x.shape[1])[None] + by[:, None]) % x.shape[1]
+    return mx.take_along_axis(x, at[..., None], axis=1)
+
+
+def run(layer, x):
+    """The states ``(B, T, H)`` of a cell by a loop, or of a layer."""
+    if not isinstance(layer, zoo.PlainCell):
+        return layer(x)
+    return mx.stack(zoo.after(layer, [x[:, t] for t in range(x.shape[1])], zoo.zeros(x)), axis=1)
+
+
+class Padded(nn.Module):
+    """Reads padded sequences in an order of its own, with cells or layers."""
+
+    def __init__(self, order, layer, per_step=True):
+        super().__init__()
+        self.ahead, self.back = layer(), layer()
+        self.head, self.order, self.per_step = nn.Linear(2 * UNITS, OUTPUTS), order, per_step
+
+    def states(self, x, lengths):
+        ahead = run(self.ahead, x)
+        if self.order == "flipped":
+            back = flipped(run(self.back, flipped(x, lengths)), lengths)
+        elif self.order == "reversed":
+            back = run(self.back, x[:, ::-1])[:, ::-1]
+        elif self.order == "packed":  # left padding is moved to the end
+            pad = STEPS - lengths
+            back = rolled(run(self.back, rolled(x, pad)), -pad)
+        else:
+            order = mx.argsort(-lengths)
+            back = run(self.back, x[order])[mx.argsort(order)]
+        return {"ahead": ahead, "back": back}
+
+    def __call__(self, x, lengths):
+        outputs = self.head(mx.concatenate(list(self.states(x, lengths).values()), axis=-1))
+        return outputs if self.per_step else outputs[:, -1]
+
+
+CELL_OR_LAYER = pytest.mark.parametrize(
+    "layer", [zoo.PlainCell, lambda: nn.GRU(FEATURES, UNITS)], ids=["cell", "layer"]
+)
+
+
+def compiled(model, inputs, time_delta):
+    return mx.compile(model)(*inputs)
+
+
+@CELL_OR_LAYER
+@pytest.mark.parametrize("per_step", [True, False])
+@pytest.mark.parametrize("forward", [None, compiled])
+@pytest.mark.parametrize("order", ["flipped", "reversed", "packed"])
+def test_the_time_order_is_that_of_each_sequence(order, forward, per_step, layer):
+    x, lengths = padded()
+    mask = RIGHT[:, ::-1] if order == "packed" else RIGHT
+    mx.random.seed(1)
+    model = Padded(order, layer, per_step)
+    runner = ModelRunner(
+        model, ncp.HeldOutBatch((x, lengths), mask=mask.copy()), forward=forward, target=0
+    )
+    with runner.analysing():
+        states = observe(runner, 0, {ncp.Need.STATES}).states
+    assert [s.cell for s in states] == ["ahead", "back"]
+    assert [s.reverse for s in states] == [False, order != "packed"]
+    real = runner.held_out.mask
+    for seen, expected in zip(states, model.states(x, lengths).values(), strict=True):
+        close(seen.values[real], to_numpy(expected)[real])
+
+
+@CELL_OR_LAYER
+def test_an_unknown_time_order_skips_one_cell_alone(layer):
+    """Without the mask, nobody knows in which order each sequence is read."""
+    x, lengths = padded()
+    model = Padded("flipped", layer, per_step=False)
+    runner = ModelRunner(model, ncp.HeldOutBatch((x, lengths)), target=0)
+    states = observe(runner, 0, {ncp.Need.STATES}).states
+    assert [s.cell for s in states] == ["ahead"]
+    close(states[0].values, run(model.ahead, x))
+    (note,) = (note for note in runner.notes if "back" in note)
+    assert "its direction can't be determined" in note
+    assert "Pass the mask" in note
+    with runner.analysing(), pytest.raises(ncp.NotApplicable, match="direction"):
+        observe(runner, 0, {ncp.Need.CELL_STEPS}).extra_passes.cell_stepper("back")
+
+
+@CELL_OR_LAYER
+def test_sequences_in_another_order_skip_one_cell_alone(layer):
+    x, lengths = padded()
+    model = Padded("sorted", layer)
+    held_out = ncp.HeldOutBatch((x, lengths), mask=RIGHT)
+    runner = ModelRunner(model, held_out, target=0)
+    states = observe(runner, 0, {ncp.Need.STATES}).states
+    assert [s.cell for s in states] == ["ahead"]
+    close(states[0].values, run(model.ahead, x))
+    (note,) = (note for note in runner.notes if "the states of back" in note)
+    assert "runs the sequences in another order" in note
+    assert "Pass the held-out batch in the order" in note
+    # That is what the note asks for.
+    order = np.argsort(-LENGTHS, kind="stable")
+    runner = ModelRunner(model, held_out.take(order), target=0)
+    states = observe(runner, 0, {ncp.Need.STATES}).states
+    assert [s.cell for s in states] == ["ahead", "back"]
+    close(states[1].values, run(model.back, x[mx.array(order)]))
+
+
+class Centred(nn.Module):
+    """Sequences act on each other, and each still has its own row."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = zoo.PlainCell(), nn.Linear(UNITS, OUTPUTS)
+
+    def __call__(self, x):
+        return self.head(run(self.cell, x - x.mean(axis=0)))
+
+
+@pytest.mark.parametrize("batch", [2, 3, 9])
+def test_rows_of_sequences_that_act_on_each_other(batch):
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"], batch=batch)
+    model = Centred()
+    runner = ModelRunner(model, ncp.HeldOutBatch(x))
+    states = observe(runner, 0, {ncp.Need.STATES}).states
+    close(states[0].values, run(model.cell, x - x.mean(axis=0)))
+
+
+@pytest.mark.parametrize("batch", [2, 3, STEPS, 9])
+def test_a_layer_that_keeps_time_first_by_name(batch):
+    mx.random.seed(0)
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"], batch=batch)
+    model = zoo.TimeFirst()
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="layer", layers="layer.wx", target=0)
+    seen = observe(runner, 0, {ncp.Need.STATES, ncp.Need.ACTIVATIONS})
+    close(seen.states[0].values, model.layer(x.swapaxes(0, 1)).swapaxes(0, 1))
+    close(seen.activations[0].values, model.layer.wx(x))
+
+
+class Flattened(nn.Module):
+    """Its first layer takes all time steps of all sequences as rows."""
+
+    def __init__(self, time_first):
+        super().__init__()
+        self.enter, self.cell = nn.Linear(FEATURES, FEATURES), zoo.PlainCell()
+        self.time_first = time_first
+
+    def __call__(self, x):
+        if self.time_first:
+            x = x.swapaxes(0, 1)
+        x = nn.relu(self.enter(x.reshape(-1, FEATURES))).reshape(x.shape)
+        return run(self.cell, x.swapaxes(0, 1) if self.time_first else x)[:, -1]
+
+
+@pytest.mark.parametrize("time_first", [True, False])
+@pytest.mark.parametrize("batch", [2, STEPS, 9])
+def test_a_flattened_layer_by_name(time_first, batch):
+    mx.random.seed(0)
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"], batch=batch)
+    model = Flattened(time_first)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), layers="enter", target=0)
+    close(observe(runner, 0, {ncp.Need.ACTIVATIONS}).activations[0].values, model.enter(x))
+
+
+class TwoWaysInOne(nn.Module):
+    """Both directions are rows of one call."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.cell, self.how = zoo.PlainCell(), how
+
+    def __call__(self, x):
+        ways = [x, x[:, ::-1]]
+        if self.how == "stacked":
+            h = run(self.cell, mx.concatenate(ways))[:, -1]
+            return mx.concatenate([h[: len(x)], h[len(x) :]], axis=-1)
+        both = mx.stack(ways, axis=1).reshape(-1, *x.shape[1:])
+        return run(self.cell, both)[:, -1].reshape(len(x), -1)
+
+
+@pytest.mark.parametrize("how", ["stacked", "interleaved"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 9])
+def test_rows_of_two_directions_are_skipped(how, batch):
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"], batch=batch)
+    runner = ModelRunner(TwoWaysInOne(how), ncp.HeldOutBatch(x), target=0)
+    seen = observe(runner, 0, {ncp.Need.STATES, ncp.Need.INPUT_GRADIENT})
+    assert not seen.states
+    assert "the states of cell are skipped: they can't be assigned to sequences" in seen.no_cells
+    assert np.abs(seen.input_gradient).max() > 0
+
+
+def compiled_with_time(model, x, dt):
+    return mx.compile(model)(x) if dt is None else mx.compile(model)(x, dt)
+
+
+@pytest.mark.parametrize("how", ["decay", "solver", "norm", "project", "add", "one-of-two"])
+@pytest.mark.parametrize("forward", [None, compiled_with_time])
+def test_steps_include_what_lies_between_calls(how, forward):
+    case = EXAMPLES[f"hand/changed-{how}"]
+    x, dt = zoo.data(case)
+    model = zoo.made(case)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt), forward=forward)
+    with runner.analysing():
+        seen = observe(runner, 0, {ncp.Need.CELL_STEPS})
+        found = seen.extra_passes.state_jacobian("cell")
+        stepper = seen.extra_passes.cell_stepper("cell")
+        units = found.shape[-1]
+        products = stepper.product(2, np.eye(units)[None].repeat(BATCH, 0))
+        close(products, found[:, 1], 1e-5)
+        assert stepper.whole_steps == list(range(1, STEPS))
+    states = model.states(x, dt)["cell"]
+    size = 1e-3
+    for t in range(1, STEPS):
+        elapsed = None if dt is None else dt[:, t, None]
+        for unit in range(units):
+            nudge = size * mx.eye(units)[unit]
+            up, down = (
+                model.step(x[:, t], states[t - 1] + sign * nudge, elapsed) for sign in (1, -1)
+            )
+            difference = to_numpy((up - down) / (2 * size))
+            np.testing.assert_allclose(found[:, t - 1, :, unit], difference, rtol=0.02, atol=2e-3)
+
+
+@pytest.mark.parametrize("how", ["residual", "zoneout"])
+def test_a_part_of_the_state_is_no_state(how):
+    x, dt = zoo.data(EXAMPLES["hand/changed-decay"])
+    model = zoo.Residual(how)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
+    assert not runner.hook_points.cells
+    assert "returns a part of a state only" in runner.missing[0]
+    assert "Put this sum into the module" in runner.missing[0]
+    with pytest.raises(ModelError, match="cell returns a part of a state only"):
+        ModelRunner(model, ncp.HeldOutBatch(x, dt), cells="cell")
 
 
 def test_the_zoo_is_complete():

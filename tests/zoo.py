@@ -7,6 +7,7 @@ its states by an explicit loop over its cell, and its outputs by a plain call.
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections import namedtuple
 from collections.abc import Callable, Sequence
@@ -37,9 +38,10 @@ class Example:
         reverse: Cells that run backwards.
         notes: A word that each of the expected notes has.
         forward: How it is called where that can't be found out.
+        horizon: Whether its outputs are a forecast, where that can't be found out.
         delta_shape: Shape of intervals per sequence.
         dtype: Of its inputs.
-        start: What its states are before the first step.
+        start: What its states are before the first step; None where they differ.
         tolerance: Of comparisons, in units of the largest value.
     """
 
@@ -53,9 +55,10 @@ class Example:
     reverse: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     forward: Plain | None = None
+    horizon: bool | None = None
     delta_shape: tuple[int, ...] = (STEPS,)
     dtype: mx.Dtype = mx.float32
-    start: float = 0.0
+    start: float | None = 0.0
     tolerance: float = 1e-6
 
 
@@ -1783,3 +1786,500 @@ for _name, _build in (
         time="dt" if _build is IndexedByTime else None,
         notes=("as indices", "backbone"),
     )
+
+
+# ---- by hand: in which order, along which axis and with what between the calls
+
+
+class Ordered(nn.Module):
+    """Two cells and a head; how they run is up to subclasses, in ``states``."""
+
+    per_step = True
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.other = PlainCell(), PlainCell()
+        self.enter, self.head = nn.Linear(OUTPUTS, FEATURES), nn.Linear(UNITS, OUTPUTS)
+
+    def __call__(self, x):
+        return self.outputs(list(self.states(x).values())[-1])
+
+    def outputs(self, states):
+        outputs = self.head(mx.stack(states, axis=1))
+        return outputs if self.per_step else outputs[:, -1]
+
+    def states(self, x):
+        raise NotImplementedError
+
+
+def after(cell, inputs, h):
+    """The states of a cell, by hand."""
+    found = []
+    for x in inputs:
+        found.append(h := cell(x, h))
+    return found
+
+
+class Forecaster(Ordered):
+    """Its decoder starts from the last observation, and goes on from its own outputs."""
+
+    def states(self, x):
+        read = after(self.cell, [x[:, t] for t in range(STEPS)], zeros(x))
+        y, h, wrote = x[:, -1], read[-1], []
+        for _ in range(STEPS):
+            wrote.append(h := self.other(y, h))
+            y = self.enter(self.head(h))
+        return {"cell": read, "other": wrote}
+
+
+class OneCellForecaster(Forecaster):
+    """Its encoder is its decoder, which is called on beyond the time steps."""
+
+    horizon, per_step = 2, False
+
+    def states(self, x):
+        read = after(self.cell, [x[:, t] for t in range(STEPS)], zeros(x))
+        y, h, wrote = x[:, -1], read[-1], []
+        for _ in range(self.horizon):
+            wrote.append(h := self.cell(y, h))
+            y = self.enter(self.head(h))
+        self.__dict__["wrote"] = wrote
+        return {"cell": read}
+
+    def __call__(self, x):
+        self.states(x)
+        return self.outputs(self.__dict__.pop("wrote"))
+
+
+class Attending(Ordered):
+    """Its decoder reads what it attends to, of all time steps."""
+
+    def states(self, x):
+        read = after(self.cell, [x[:, t] for t in range(STEPS)], zeros(x))
+        h, wrote = read[-1], []
+        for _ in range(STEPS):
+            scores = mx.softmax(mx.stack([(e * h).sum(axis=-1) for e in read], axis=1), axis=1)
+            seen = (scores[..., None] * x).sum(axis=1)
+            wrote.append(h := self.other(seen, h))
+        return {"cell": read, "other": wrote}
+
+
+class Delayed(Ordered):
+    """Its cell reads the input of an earlier or a later time step."""
+
+    per_step = False
+
+    def __init__(self, delay):
+        super().__init__()
+        self.delay = delay
+
+    def states(self, x):
+        at = [t - self.delay for t in range(STEPS)]
+        inputs = [x[:, t] if 0 <= t < STEPS else zeros(x, FEATURES) for t in at]
+        return {"cell": after(self.cell, inputs, zeros(x))}
+
+
+class WithStart(Ordered):
+    """Its cell is called once more, with a start token."""
+
+    per_step = False
+
+    def states(self, x):
+        start = self.cell(zeros(x, FEATURES) + 1, zeros(x))
+        return {"cell": after(self.cell, [x[:, t] for t in range(STEPS)], start)}
+
+
+class ColumnCell(nn.Module):
+    """Keeps ``(units, batch)``."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.wx, self.wh = (
+            mx.random.normal((units, FEATURES)),
+            0.3 * mx.random.normal((units, units)),
+        )
+
+    def __call__(self, x, h):
+        return mx.tanh(self.wx @ x.T + self.wh @ h)
+
+
+class Columns(nn.Module):
+    def __init__(self, units=UNITS):
+        super().__init__()
+        self.cell, self.head, self.units = ColumnCell(units), nn.Linear(units, OUTPUTS), units
+
+    def __call__(self, x):
+        return self.head(self.states(x)["cell"][-1])
+
+    def states(self, x):
+        inputs = [x[:, t] for t in range(x.shape[1])]
+        columns = after(self.cell, inputs, mx.zeros((self.units, len(x))))
+        return {"cell": [h.T for h in columns]}
+
+
+class TimeFirstLayer(nn.Module):
+    """A layer of its own that takes and returns time first."""
+
+    def __init__(self):
+        super().__init__()
+        self.wx, self.wh = nn.Linear(FEATURES, UNITS), nn.Linear(UNITS, UNITS)
+
+    def __call__(self, x):
+        h, found = mx.zeros((x.shape[1], UNITS)), []
+        for x_t in self.wx(x):
+            found.append(h := mx.tanh(x_t + self.wh(h)))
+        return mx.stack(found)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = TimeFirstLayer(), nn.Linear(UNITS, OUTPUTS)
+
+    def __call__(self, x):
+        return self.head(self.layer(x.swapaxes(0, 1))).swapaxes(0, 1)
+
+
+class ChangedBetween(nn.Module):
+    """Does more to the state between the calls than to pass it on."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.cell, self.head, self.how = PlainCell(), nn.Linear(UNITS, OUTPUTS), how
+        self.decay, self.norm = nn.Linear(1, UNITS), nn.LayerNorm(UNITS)
+        self.project, self.field = nn.Linear(UNITS, UNITS), nn.Linear(UNITS, UNITS)
+
+    def between(self, x, h, dt):
+        """What the cell receives, from what it returned."""
+        if self.how == "decay":
+            return h * mx.exp(-nn.relu(self.decay(dt)))
+        if self.how == "solver":
+            for _ in range(3):
+                h = h + dt / 3 * mx.tanh(self.field(h))
+            return h
+        if self.how == "norm":
+            return self.norm(h)
+        if self.how == "project":
+            return mx.tanh(self.project(h))
+        if self.how == "add":
+            return h + 0.1 * x[:, :1]
+        return h
+
+    def step(self, x, h, dt):
+        return self.cell(x, self.between(x, h, dt))
+
+    def states(self, x, dt):
+        h, found = zeros(x), []
+        for t in range(x.shape[1]):
+            found.append(h := self.step(x[:, t], h, dt[:, t, None]))
+        return {"cell": found}
+
+    def __call__(self, x, dt):
+        return self.head(mx.stack(self.states(x, dt)["cell"], axis=1))
+
+
+class PairOfStatesCell(nn.Module):
+    """``(x, h, c) -> (h, c)``."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(FEATURES + UNITS, 2 * UNITS)
+
+    def __call__(self, x, h, c):
+        gate, new = mx.split(self.mix(mx.concatenate([x, h], axis=-1)), 2, axis=-1)
+        c = c + mx.sigmoid(gate) * (mx.tanh(new) - c)
+        return mx.tanh(c + h), c
+
+
+class OneOfTwoChanged(nn.Module):
+    """Of the two states of its cell, one goes through a norm before the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.norm = PairOfStatesCell(), nn.LayerNorm(UNITS)
+        self.head = nn.Linear(UNITS, OUTPUTS)
+
+    def step(self, x, state, dt):
+        h, c = mx.split(state, 2, axis=-1)
+        return mx.concatenate(self.cell(x, self.norm(h), c), axis=-1)
+
+    def states(self, x, dt):
+        state, found = zeros(x, 2 * UNITS), []
+        for t in range(x.shape[1]):
+            found.append(state := self.step(x[:, t], state, None))
+        return {"cell": found}
+
+    def __call__(self, x):
+        h, c, outputs = zeros(x), zeros(x), []
+        for t in range(x.shape[1]):
+            h, c = self.cell(x[:, t], self.norm(h), c)
+            outputs.append(self.head(h))
+        return mx.stack(outputs, axis=1)
+
+
+class Residual(ChangedBetween):
+    """The module returns a part of the state."""
+
+    def step(self, x, h, dt):
+        keep = 0.2 if self.how == "zoneout" else 1.0
+        return keep * h + (0.8 if self.how == "zoneout" else 1.0) * self.cell(x, h)
+
+
+ORDERED = {
+    "forecaster": (Forecaster, (STEPS, OUTPUTS), ("output that it changes", "backbone")),
+    "one-cell-forecaster": (OneCellForecaster, (OUTPUTS,), ("of the 8 calls", "backbone")),
+    "attending": (Attending, (STEPS, OUTPUTS), ("output that it changes", "backbone")),
+    "with-start": (WithStart, (OUTPUTS,), ("of the 7 calls", "backbone")),
+    "columns": (Columns, (OUTPUTS,), ("backbone",)),
+    "columns-as-many-as-sequences": (
+        functools.partial(Columns, BATCH),
+        (OUTPUTS,),
+        ("backbone",),
+    ),
+    **{
+        f"delayed-{_delay}": (
+            functools.partial(Delayed, _delay),
+            (OUTPUTS,),
+            (f"{abs(_delay)} calls {'after' if _delay > 0 else 'before'}", "backbone"),
+        )
+        for _delay in (1, 3, -1, -2)
+    },
+}
+for _name, (_build, _outputs, _notes) in ORDERED.items():
+    example(
+        f"hand/ordered-{_name}",
+        _build,
+        outputs=_outputs,
+        plain=lambda m, x, dt: m(x),
+        states=lambda m, x, dt: m.states(x),
+        notes=_notes,
+        start=None if _name == "with-start" else 0.0,
+        horizon=True if _name in ("forecaster", "attending") else None,
+    )
+for _name in ("decay", "solver", "norm", "project", "add"):
+    example(
+        f"hand/changed-{_name}",
+        functools.partial(ChangedBetween, _name),
+        time="dt",
+        outputs=(STEPS, OUTPUTS),
+        plain=lambda m, x, dt: m(x, dt),
+        states=lambda m, x, dt: m.states(x, dt),
+        uses_time=_name in ("decay", "solver"),
+        notes=("changes them before the next call", "backbone"),
+        tolerance=1e-5,
+    )
+example(
+    "hand/changed-one-of-two",
+    OneOfTwoChanged,
+    outputs=(STEPS, OUTPUTS),
+    plain=lambda m, x, dt: m(x),
+    states=lambda m, x, dt: m.states(x, dt),
+    notes=("changes them before the next call", "backbone"),
+    tolerance=1e-5,
+)
+
+
+# ---- by hand: sequences that act on each other
+
+
+def standardised(a):
+    return (a - a.mean(axis=0)) / (a.std(axis=0) + 0.1)
+
+
+class Coupled(Loop):
+    """Changes what its cell is given with the rest of the batch."""
+
+    def __init__(self, couple, compiled=False):
+        super().__init__()
+        self._couple, self._compiled = couple, compiled
+
+    def put_cell(self, cell):
+        self.cell = cell
+
+    def the_cell(self):
+        return self.cell
+
+    def given(self, x, dt):
+        return self._couple(x, dt)
+
+    def __call__(self, x, dt):
+        run = super().__call__
+        return (mx.compile(run, inputs=self.state) if self._compiled else run)(*self.given(x, dt))
+
+
+def coupled_states(model, x, dt):
+    return timed_states("cell", lambda m: m.cell)(model, *model.given(x, dt))
+
+
+def over_the_batch(x):
+    """Attention over the batch, at each time step."""
+    a = x.swapaxes(0, 1)
+    return (mx.softmax(a @ a.swapaxes(1, 2), axis=-1) @ a).swapaxes(0, 1)
+
+
+COUPLINGS = {
+    "elapsed-times": (lambda x, dt: (x, mx.abs(standardised(dt))), "through time_delta:"),
+    "elapsed-times-of-the-first": (
+        lambda x, dt: (x, mx.broadcast_to(dt[:1], dt.shape)),
+        "through time_delta:",
+    ),
+    "inputs": (lambda x, dt: (standardised(x), dt), "through inputs:"),
+    "inputs-of-the-first": (lambda x, dt: (x + x[:1], dt), "through inputs:"),
+    "inputs-of-the-one-before": (
+        lambda x, dt: (mx.concatenate([x[:1], x[1:] + x[:-1]]), dt),
+        "through inputs:",
+    ),
+    "attention": (lambda x, dt: (over_the_batch(x), dt), "through inputs:"),
+    "both": (lambda x, dt: (x - x.mean(axis=0), dt * dt.mean()), "through inputs and time_delta:"),
+}
+for _name, (_couple, _channel) in COUPLINGS.items():
+    for _compiled in (False, True):
+        example(
+            f"hand/coupled-{_name}{'-compiled' * _compiled}",
+            functools.partial(Coupled, _couple, _compiled),
+            outputs=(STEPS, OUTPUTS),
+            plain=lambda m, x, dt: m(x, dt),
+            states=coupled_states,
+            time="dt",
+            layers={"cell.mix": "relu"},
+            notes=(_channel,),
+        )
+
+
+# ---- by hand: state that is kept between batches
+
+
+class Box:
+    """A plain object."""
+
+    def __init__(self):
+        self.held = None
+
+
+class Kept(Loop):
+    """Goes on from the state of the batch before, which is kept by ``write`` and found by ``read``.
+
+    Attributes:
+        kept: Where it is kept.
+    """
+
+    def __init__(self, make, read, write):
+        super().__init__()
+        self.kept, self._read, self._write = make(), read, write
+
+    def put_cell(self, cell):
+        self.cell = cell
+
+    def the_cell(self):
+        return self.cell
+
+    def __call__(self, x, dt):
+        last = self._read(self)
+        h, outputs = zeros(x) if last is None else mx.stop_gradient(last), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h, dt[:, t, None])
+            outputs.append(self.head(h))
+        self._write(self, h)
+        return mx.stack(outputs, axis=1)
+
+
+def fresh(model, x, dt):
+    """Outputs of the model from zeros."""
+    h, outputs = zeros(x), []
+    for t in range(x.shape[1]):
+        h = model.cell(x[:, t], h, dt[:, t, None])
+        outputs.append(model.head(h))
+    return mx.stack(outputs, axis=1)
+
+
+def _append(model, h):
+    model.kept.append(h)
+
+
+def _split(model, h):
+    model.kept["rows"] = list(h)
+
+
+KEEPERS = {
+    "array": (lambda: None, lambda m: m.kept, lambda m, h: setattr(m, "kept", h)),
+    "list": (lambda: [None], lambda m: m.kept[0], lambda m, h: m.kept.__setitem__(0, h)),
+    "growing-list": (list, lambda m: m.kept[-1] if m.kept else None, _append),
+    "dict": (dict, lambda m: m.kept.get("h"), lambda m, h: m.kept.update(h=h)),
+    "tuple": (
+        lambda: (None, 0),
+        lambda m: m.kept[0],
+        lambda m, h: setattr(m, "kept", (h, m.kept[1] + 1)),
+    ),
+    "object": (Box, lambda m: m.kept.held, lambda m, h: setattr(m.kept, "held", h)),
+    "attribute": (
+        lambda: None,
+        lambda m: vars(m).get("h"),
+        lambda m, h: object.__setattr__(m, "h", h),
+    ),
+    "cell": (
+        lambda: None,
+        lambda m: vars(m.cell).get("h"),
+        lambda m, h: object.__setattr__(m.cell, "h", h),
+    ),
+    "rows": (
+        dict,
+        lambda m: mx.stack(m.kept["rows"]) if "rows" in m.kept else None,
+        _split,
+    ),
+    "deque": (
+        lambda: collections.deque(maxlen=2),
+        lambda m: m.kept[-1] if m.kept else None,
+        _append,
+    ),
+}
+for _name, (_make, _read, _write) in KEEPERS.items():
+    example(
+        f"hand/kept-{_name}",
+        functools.partial(Kept, _make, _read, _write),
+        outputs=(STEPS, OUTPUTS),
+        plain=fresh,
+        states=timed_states("cell", lambda m: m.cell),
+        time="dt",
+        layers={"cell.mix": "relu"},
+        notes=("keeps a state between batches",),
+    )
+
+
+# ---- by hand: forecasts
+
+
+class Forecast(Loop):
+    """Returns a forecast of ``horizon`` steps from the last state."""
+
+    def __init__(self, horizon, compiled=False):
+        super().__init__()
+        self.last = nn.Linear(UNITS, horizon * OUTPUTS)
+        self._horizon, self._compiled = horizon, compiled
+
+    def put_cell(self, cell):
+        self.cell = cell
+
+    def the_cell(self):
+        return self.cell
+
+    def body(self, x, dt):
+        h = zeros(x)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h, dt[:, t, None])
+        return self.last(h).reshape(len(x), self._horizon, OUTPUTS)
+
+    def __call__(self, x, dt):
+        return (mx.compile(self.body, inputs=self.state) if self._compiled else self.body)(x, dt)
+
+
+for _horizon in (1, 3, STEPS, STEPS + 2):
+    for _compiled in (False, True):
+        example(
+            f"hand/forecast-of-{_horizon}{'-compiled' * _compiled}",
+            functools.partial(Forecast, _horizon, _compiled),
+            outputs=(_horizon, OUTPUTS),
+            plain=lambda m, x, dt: m(x, dt),
+            states=timed_states("cell", lambda m: m.cell),
+            time="dt",
+            layers={"cell.mix": "relu"},
+        )

@@ -16,8 +16,9 @@ from ..held_out import to_numpy
 from ..results import FloatArray
 from ..target_values import TargetValues
 from .errors import ModelError
-from .hook_points import BATCH_FIRST, CellHook, LayerHook, Rows
+from .hook_points import CellHook, LayerHook
 from .runner import ModelRunner, Pass, Variants
+from .time_order import Order, calls_of_steps
 
 __all__ = [
     "MAX_UNITS",
@@ -41,6 +42,7 @@ class EvaluatedPass:
     def __init__(self, runner: ModelRunner, computed: Pass) -> None:
         self._pass = computed
         self._batch, self._steps, _ = runner.held_out.inputs_shape
+        self._mask = runner.held_out.mask_array
 
     def array(self, name: str) -> FloatArray:
         """Return an array of :class:`~.runner.Pass` by its name there."""
@@ -53,7 +55,10 @@ class EvaluatedPass:
 
     def states(self, hook: CellHook) -> FloatArray:
         """Return the states ``(B, T, H)``; several state arrays are concatenated."""
-        parts = [self._over_time(hook, a, hook.reverse) for a in self._pass.states[hook.name]]
+        parts = [
+            self._over_time(hook, arrays, hook.axis(i))
+            for i, arrays in enumerate(self._pass.states[hook.name])
+        ]
         return np.concatenate(parts, axis=-1)
 
     def initial(self, hook: CellHook) -> FloatArray | None:
@@ -63,10 +68,10 @@ class EvaluatedPass:
         arrays = [to_numpy(a) for a in self._pass.initial[hook.name]]
         # Models often start all sequences from one state.
         parts = [
-            a.reshape(self._batch, -1)
-            if len(a) == self._batch and a.ndim > 1
+            np.moveaxis(a, hook.axis(i), 0).reshape(self._batch, -1)
+            if a.ndim > 1 and a.shape[hook.axis(i)] == self._batch
             else np.broadcast_to(a.reshape(-1), (self._batch, a.size))
-            for a in arrays
+            for i, a in enumerate(arrays)
         ]
         return np.concatenate(parts, axis=-1)
 
@@ -77,38 +82,45 @@ class EvaluatedPass:
         positions and channels; positions are spread evenly.
         """
         arrays = self._pass.activations[hook.name]
-        if hook.rows is not None:
-            arrays = [self._unfolded(hook, arrays[0], hook.rows)]
+        if hook.flat:
+            arrays = [self._unfolded(hook, arrays[0])]
         lead = 2 if hook.whole_sequence else 1
-        return self._over_time(hook, [_some_units(array, lead) for array in arrays], False)
+        return self._over_time(hook, [_some_units(array, lead) for array in arrays], hook.axis)
 
-    def _unfolded(self, hook: LayerHook, array: mx.array, rows: Rows) -> mx.array:
-        """Return ``(B, T, ...)`` from an array whose rows are the frames of all sequences."""
+    def _unfolded(self, hook: LayerHook, array: mx.array) -> mx.array:
+        """Return ``(B, T, ...)`` or ``(T, B, ...)`` from ``(B T, ...)`` or ``(T B, ...)``."""
         if len(array) != self._batch * self._steps:
             raise ModelError(
                 f"{hook.name} returned an array of shape {tuple(array.shape)} for {self._batch} "
-                f"sequences of {self._steps} frames, which were its rows in the first pass: make "
-                "it return one row for each frame in each pass"
+                f"sequences of {self._steps} time steps, which were its rows in the first pass: "
+                "make it return one row for each in each pass"
             )
-        if rows == BATCH_FIRST:
-            return array.reshape(self._batch, self._steps, *array.shape[1:])
-        return array.reshape(self._steps, self._batch, *array.shape[1:]).swapaxes(0, 1)
+        sizes = (self._steps, self._batch) if hook.axis else (self._batch, self._steps)
+        return array.reshape(*sizes, *array.shape[1:])
 
     def _over_time(
-        self, hook: CellHook | LayerHook, arrays: Sequence[mx.array], reverse: bool
+        self, hook: CellHook | LayerHook, arrays: Sequence[mx.array], axis: int
     ) -> FloatArray:
         """Return ``(B, T, N)`` from one array over all time steps, or from one for each of them."""
         shape = tuple(arrays[0].shape)
-        if shape[:1] != (self._batch,) or (hook.whole_sequence and shape[1:2] != (self._steps,)):
+        time = tuple(arrays[0].shape[1 - axis : 2 - axis]) if hook.whole_sequence else ()
+        if shape[axis : axis + 1] != (self._batch,) or time not in ((), (self._steps,)):
             raise ModelError(
                 f"{hook.name} returned an array of shape {shape} for {self._batch} sequences of "
-                f"{self._steps} steps: return an array whose first axis is the batch"
+                f"{self._steps} steps: return an array whose axis {axis} is the batch"
             )
         if hook.whole_sequence:
-            values = to_numpy(arrays[0])
-            return values[:, ::-1] if reverse else values
-        # One conversion is much faster than one for each step.
-        return to_numpy(mx.stack([a.reshape(self._batch, -1) for a in arrays], axis=1))
+            values = np.moveaxis(to_numpy(arrays[0]), axis, 0)
+            if hook.order is Order.BACKWARD:
+                return values[:, ::-1]
+        else:
+            # One conversion is much faster than one for each step.
+            rows = [mx.moveaxis(a, axis, 0) if axis else a for a in arrays]
+            values = to_numpy(mx.stack([a.reshape(self._batch, -1) for a in rows], axis=1))
+        if hook.order in (Order.FORWARD, Order.BACKWARD):
+            return values
+        calls = calls_of_steps(hook.order, self._mask)
+        return np.take_along_axis(values, calls[..., None], axis=1)
 
 
 def _some_units(array: mx.array, lead: int) -> mx.array:
@@ -134,7 +146,8 @@ def run_in_batches(runner: ModelRunner, wanted: dict[str, bool]) -> Iterator[Eva
     """
     batch, start = len(runner.held_out), 0
     while start < batch:
-        stop = min(batch, start + (runner.max_sequences or batch))
+        size = batch if runner.whole_batch_only else runner.max_sequences or batch
+        stop = min(batch, start + size)
         whole = stop - start == batch
         part = runner if whole else runner.take(slice(start, stop))
         try:

@@ -7,7 +7,7 @@ stepper.jacobian(3)                       # (B, H, H), d state after step 3 / d 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..held_out import to_numpy
 from ..results import FloatArray
+from .capture import Tap
 from .errors import NotApplicable, explaining_missing_gradients
 from .hook_points import CellHook
 from .pytrees import get_leaf, leaves, modules, replace_leaf
@@ -32,6 +33,9 @@ class CellStepper:
 
     The constructor runs one forward pass. Use a stepper only inside ``runner.preserved()``.
 
+    If the model changes the states between the calls, a step includes that: it begins with the
+    state that the call before returned, and runs the model up to the cell's next output.
+
     Args:
         runner: A runner of few sequences, as a step's Jacobian takes ``H`` copies of each.
         hook: The cell.
@@ -45,6 +49,8 @@ class CellStepper:
         module: The cell.
         steps: Number of time steps ``T``.
         sizes: Number of units of each state array; ``H`` is their sum.
+        whole_steps: Indices of the time steps that are run with all that the model does to the
+            state. What it does before the first call is unknown, if it changes states.
     """
 
     def __init__(
@@ -53,8 +59,21 @@ class CellStepper:
         self.hook = hook
         self._batch, self.steps, _ = runner.held_out.inputs_shape
         self.module: nn.Module = dict(modules(runner.model))[hook.module]
+        if hook.skipped or not hook.in_step:
+            raise NotApplicable(
+                hook.skipped
+                or f"{hook.name} runs over the real steps of each sequence separately, so a call "
+                "of it belongs to no single time step: pass sequences of one length"
+            )
+        self._runner = runner
         calls = recorded_calls(runner, hook)
-        split = self._split_sequence if hook.whole_sequence else self._split_steps
+        split = (
+            self._split_sequence
+            if hook.whole_sequence
+            else self._split_between
+            if hook.between
+            else self._split_steps
+        )
         self._inputs, self._outputs, run_step = split(calls)
 
         def call(
@@ -67,6 +86,7 @@ class CellStepper:
 
         self._call = call
         self.sizes = [a.shape[-1] for a in self._outputs[0]]
+        self.whole_steps = [t for t in range(self.steps) if not hook.between or hook.calls[t] > 0]
         self._check()
 
     # State arrays (B, units) before and after each step, and a function that runs a step.
@@ -84,12 +104,12 @@ class CellStepper:
         # Many cells receive no state at the first step, and start from zeros of their own.
         first = self.steps - 1 if hook.reverse else 0
         later = inputs[:first] + inputs[first + 1 :]
-        if not all(_is_batch_of_states(a, self._batch) for step in later for a in step):
+        if not all(self._is_state(a, i) for step in later for i, a in enumerate(step)):
             raise NotApplicable(
                 f"{hook.name} doesn't receive a state (batch, units) at every step, so its steps "
                 "can't be run separately"
             )
-        shapes = [a.shape[1:] for a in later[-1]]
+        shapes = [a.shape for a in later[-1]]
 
         def call(
             step: int, states: list[mx.array], change: ChangeArguments | None
@@ -98,25 +118,113 @@ class CellStepper:
             given = recorded[step][0]
             if copies > 1:
                 given = self._repeated(given, copies)
-            for path, state, shape in zip(hook.in_paths, states, shapes, strict=True):
+            for i, (path, state) in enumerate(zip(hook.in_paths, states, strict=True)):
                 if get_leaf(given, path) is not None:
-                    given = replace_leaf(given, path, state.reshape(-1, *shape))
+                    given = replace_leaf(given, path, self._unflat(state, i, shapes[i]))
             args, kwargs = given if change is None else change(given)
             output = self.module(*args, **kwargs)
-            return [_flat(get_leaf(output, path)) for path in hook.out_paths]
+            return self._flat_leaves(output)
 
         self.given = [given for given, _ in recorded]
-        flat = [[_flat(a) for a in step] for step in outputs]
-        if not all(_is_batch_of_states(a, self._batch) for a in inputs[first]):
+        if not all(self._is_state(a, i) for i, a in enumerate(inputs[first])):
             inputs[first] = [mx.zeros_like(a) for a in outputs[first]]
-        return [[_flat(a) for a in step] for step in inputs], flat, call
+        return [self._flat_all(step) for step in inputs], [self._flat_all(s) for s in outputs], call
+
+    def _split_between(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
+        """Split a run of the model, of which a step is the part from one call to the next."""
+        hook, runner = self.hook, self._runner
+        outputs = [[get_leaf(output, path) for path in hook.out_paths] for _, output in calls]
+        shapes = [a.shape for a in outputs[0]]
+        first = [get_leaf(calls[0][0], path) for path in hook.in_paths]
+        if not all(self._is_state(a, i) for i, a in enumerate(first)):
+            first = [mx.zeros_like(a) for a in outputs[0]]
+        sequence, delta = runner.sequence(), runner.time_delta
+
+        def call(
+            step: int, states: list[mx.array], change: ChangeArguments | None
+        ) -> list[mx.array]:
+            copies, number = len(states[0]) // self._batch, hook.calls[step]
+            whole = [self._unflat(state, i, shapes[i]) for i, state in enumerate(states)]
+            made = 0
+
+            def around(run: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+                nonlocal made
+                made += 1
+                given: Any = (args, kwargs)
+                if made <= number:  # an earlier call, which returns what it did
+                    output = self._repeated_output(calls[made - 1][1], copies)
+                    for path, state in zip(hook.out_paths, whole, strict=True):
+                        output = replace_leaf(output, path, state) if made == number else output
+                    return output
+                if number == 0:
+                    for path, state in zip(hook.in_paths, whole, strict=True):
+                        if get_leaf(given, path) is not None:
+                            given = replace_leaf(given, path, state)
+                args, kwargs = given if change is None else change(given)
+                raise _Reached(run(*args, **kwargs))
+
+            x, dt = (None if a is None else mx.concatenate([a] * copies) for a in (sequence, delta))
+            assert x is not None
+            try:
+                with Tap().on([(self.module, around)]):
+                    runner.outputs(x, dt)
+            except _Reached as reached:
+                return self._flat_leaves(reached.output)
+            raise NotApplicable(
+                f"{hook.name} isn't called again if its calls before return what they did, so its "
+                "steps can't be run separately"
+            )
+
+        before = [first, *outputs[:-1]]
+        self.given = [calls[number][0] for number in hook.calls]
+        return (
+            [self._flat_all(before[number]) for number in hook.calls],
+            [self._flat_all(outputs[number]) for number in hook.calls],
+            call,
+        )
+
+    def _is_state(self, array: Any, number: int) -> bool:
+        axis = self.hook.axis(number)
+        return isinstance(array, mx.array) and array.ndim >= 2 and array.shape[axis] == self._batch
+
+    def _flat_leaves(self, output: Any) -> list[mx.array]:
+        return self._flat_all([get_leaf(output, path) for path in self.hook.out_paths])
+
+    def _flat_all(self, arrays: Sequence[mx.array]) -> list[mx.array]:
+        """Return state arrays as ``(n B, units)``."""
+        moved = [mx.moveaxis(a, self.hook.axis(i), 0) for i, a in enumerate(arrays)]
+        return [a.reshape(len(a), -1) for a in moved]
+
+    def _unflat(self, state: mx.array, number: int, shape: Sequence[int]) -> mx.array:
+        """Return ``(n B, units)`` in the shape of a state array, but for the number of rows."""
+        axis = self.hook.axis(number)
+        sizes = [size for i, size in enumerate(shape) if i != axis]
+        return mx.moveaxis(state.reshape(-1, *sizes), 0, axis)
+
+    def _repeated_output(self, output: Any, copies: int) -> Any:
+        """Return an output in which state arrays, and others of the batch, are repeated."""
+        if copies == 1:
+            return output
+        axes = {path: self.hook.axis(i) for i, path in enumerate(self.hook.out_paths)}
+        for path, array in list(leaves(output)):
+            axis = axes.get(path, 0)
+            if array.ndim > axis and array.shape[axis] == self._batch:
+                repeated = mx.concatenate([array] * copies, axis=axis)
+                output = replace_leaf(output, path, repeated)
+        return output
 
     def _split_sequence(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
         """Split the call of a layer such as ``nn.GRU``, which takes a sequence and its states."""
         hook = self.hook
         (args, kwargs), output = calls[hook.calls[0]]
         arrays = [get_leaf(output, path) for path in hook.out_paths]
-        if hook.reverse or not args or not isinstance(args[0], mx.array) or args[0].ndim != 3:
+        if (
+            hook.reverse
+            or hook.axis(0)
+            or not args
+            or not isinstance(args[0], mx.array)
+            or args[0].ndim != 3
+        ):
             raise NotApplicable(
                 f"{hook.name} runs over the whole sequence in an unknown way, so its steps can't "
                 "be run separately"
@@ -150,9 +258,12 @@ class CellStepper:
 
     def _check_step(self, step: int) -> None:
         states = [mx.concatenate([a, a]) for a in self._inputs[step]]
+        # Copies from other states, which sequences that act on each other would feel.
+        others = [mx.concatenate([a, 1.5 * a + 0.1]) for a in self._inputs[step]]
         try:
             repeated = self._call(step, states, None)
-            mx.eval(repeated, self._outputs[step])
+            beside = self._call(step, others, None)
+            mx.eval(repeated, beside, self._outputs[step])
         except NotApplicable:
             raise
         except Exception as error:
@@ -169,6 +280,15 @@ class CellStepper:
                 raise NotApplicable(
                     f"a step of {self.hook.name}, run separately, returns another state: it "
                     "depends on more than its arguments"
+                )
+        for now, was in zip(beside, repeated, strict=True):
+            alone, size = to_numpy(was)[: self._batch], float(np.abs(to_numpy(was)).max(initial=0))
+            if not np.allclose(
+                to_numpy(now)[: self._batch], alone, rtol=0, atol=1e-5 * size, equal_nan=True
+            ):
+                raise NotApplicable(
+                    f"sequences act on each other in {self.hook.name}, so its steps can't be run "
+                    "with several states for each: compute each sequence independently in the cell"
                 )
 
     # ---- steps
@@ -276,9 +396,9 @@ class CellStepper:
 ChangeArguments = Callable[[Any], Any]
 
 
-def _is_batch_of_states(array: Any, batch: int) -> bool:
-    return isinstance(array, mx.array) and array.ndim >= 2 and len(array) == batch
+class _Reached(BaseException):
+    """End a run of the model at the output that was wanted; no ``except Exception`` catches it."""
 
-
-def _flat(array: mx.array) -> mx.array:
-    return array.reshape(len(array), -1)
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output

@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..held_out import HeldOutBatch
-from ..likely_mistakes import layout_hint
 from ..signal_handlers import raised_by_signal_handler
+from .checks.outputs import StepsAxis, find_steps_axis
 from .errors import ModelError
 from .model_copy import ModelCopy
 
@@ -63,8 +63,8 @@ class Calling:
             passes them on, or None if the model takes none.
         time_shape: Shape of the elapsed times per sequence, ``(T,)`` or ``(T, 1)``, or None.
         per_step: True if outputs have a time axis.
+        horizon: Number of steps of a forecast, which then are axis 1 of the outputs; or None.
         outputs: Number of outputs, 1 if there is no output axis.
-        notes: Facts about the model that the user should know, one sentence each.
     """
 
     call: Callable[[Any, mx.array | None], Any]
@@ -72,10 +72,10 @@ class Calling:
     time_shape: tuple[int, ...] | None
     per_step: bool
     outputs: int
-    notes: tuple[str, ...] = ()
+    horizon: int | None = None
 
     def __call__(self, inputs: Any, time_delta: mx.array | None) -> mx.array:
-        """Return outputs as ``(B, T, O)`` or ``(B, O)``.
+        """Return outputs as ``(B, T, O)``, ``(B, H, O)`` or ``(B, O)``.
 
         Args:
             inputs: The inputs, as the model takes them.
@@ -84,7 +84,8 @@ class Calling:
         if time_delta is not None and self.time_shape is not None:
             time_delta = time_delta.reshape(len(time_delta), *self.time_shape)
         outputs = primary_output(self.call(inputs, time_delta))
-        return outputs[..., None] if outputs.ndim == 1 + self.per_step else outputs
+        along_steps = self.per_step or self.horizon is not None
+        return outputs[..., None] if outputs.ndim == 1 + along_steps else outputs
 
 
 def primary_output(raw: Any) -> mx.array:
@@ -166,17 +167,17 @@ class _Candidate:
         copy: ModelCopy,
         keyword: str | None,
         call: Callable[[Any, mx.array | None], Any],
-        held_out: HeldOutBatch,
+        prepare: Callable[[], None],
     ) -> None:
-        self.copy, self.keyword, self.call = copy, keyword, call
-        self._pack = held_out.pack
+        self.copy, self.keyword, self.call, self._prepare = copy, keyword, call, prepare
         self.error: Exception | None = None
 
-    def outputs(self, inputs: mx.array, time_delta: mx.array | None) -> mx.array | None:
+    def outputs(self, batch: HeldOutBatch, time_delta: mx.array | None) -> mx.array | None:
         """Return the outputs; return None and set ``error`` if the call failed."""
         try:
             with self.copy.preserved():  # or a stateful model would continue from this call
-                outputs = primary_output(self.call(self._pack(inputs), time_delta))
+                self._prepare()
+                outputs = primary_output(self.call(batch.pack(batch.inputs), time_delta))
                 mx.eval(outputs)
         except Exception as error:  # a user's model may raise anything
             if raised_by_signal_handler(error):
@@ -186,24 +187,32 @@ class _Candidate:
         return outputs
 
 
-def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | None) -> Calling:
+def find_calling(
+    copy: ModelCopy,
+    held_out: HeldOutBatch,
+    forward: Forward | None,
+    horizon: bool | None = None,
+    prepare: Callable[[], None] = lambda: None,
+) -> Calling:
     """Find out how to call a model on a batch, by trying.
 
     Args:
         copy: The copy of the model.
         held_out: The batch.
         forward: Called as ``forward(model, inputs, time_delta)`` instead of the model.
+        horizon: True if axis 1 of the outputs is a forecast's, False if it is time; None: found.
+        prepare: Called before each run.
 
     Raises:
         ModelError: If no call works, or the outputs don't fit the batch.
     """
-    model, inputs, delta = copy.model, held_out.inputs, held_out.time_delta
+    model, delta = copy.model, held_out.time_delta
     if forward is None and not callable(model):
         raise ModelError(_other_method(model, delta is not None))
     batch, steps, _ = held_out.inputs_shape
     if forward is not None:
         own = forward
-        candidates = [_Candidate(copy, "forward", lambda x, dt: own(model, x, dt), held_out)]
+        candidates = [_Candidate(copy, "forward", lambda x, dt: own(model, x, dt), prepare)]
     else:
         keywords: tuple[str | None, ...] = _time_keywords(model)
         if delta is None:
@@ -215,7 +224,7 @@ def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | Non
                 f"{', '.join(TIME_KEYWORDS)}. Remove time_delta, or " + _FORWARD_HINT
             )
         candidates = [
-            _Candidate(copy, k, _by_keyword(model, k, unpack), held_out)
+            _Candidate(copy, k, _by_keyword(model, k, unpack), prepare)
             for unpack in ((False, True) if held_out.has_companions else (False,))
             for k in keywords
         ]
@@ -229,21 +238,27 @@ def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | Non
     for candidate in candidates:
         for shape in shapes:
             dt = None if delta is None or shape is None else delta.reshape(batch, *shape)
-            outputs = candidate.outputs(inputs, dt)
+            outputs = candidate.outputs(held_out, dt)
             if outputs is None:
                 errors += [candidate.error] if candidate.error is not None else []
                 continue
-            per_step = _has_time_axis(outputs, candidate, held_out, dt)
-            count = 1 if outputs.ndim == 1 + per_step else int(outputs.shape[-1])
-            notes = _check_sequences_independent(outputs, candidate, held_out, dt)
+            axis = _steps_axis(outputs, candidate, held_out, shape, horizon)
+            count = 1 if outputs.ndim == 1 + (axis is not None) else int(outputs.shape[-1])
             working.append(
-                Calling(candidate.call, candidate.keyword, shape, per_step, count, notes)
+                Calling(
+                    candidate.call,
+                    candidate.keyword,
+                    shape,
+                    axis == "time",
+                    count,
+                    int(outputs.shape[1]) if axis == "horizon" else None,
+                )
             )
             # **kwargs could accept a keyword without any effect.
             if (
                 len(candidates) == 1
                 or dt is None
-                or _outputs_differ(candidate.outputs(inputs, 2 * dt), outputs)
+                or _outputs_differ(candidate.outputs(held_out, 2 * dt), outputs)
             ):
                 return working[-1]
             break
@@ -255,42 +270,6 @@ def find_calling(copy: ModelCopy, held_out: HeldOutBatch, forward: Forward | Non
 
 def _outputs_differ(a: mx.array | None, b: mx.array) -> bool:
     return a is not None and not bool(mx.array_equal(a, b, equal_nan=True))
-
-
-def _close(a: mx.array, b: mx.array) -> bool:
-    # Other sequences in the batch may change the order of summation.
-    return a.shape == b.shape and bool(mx.allclose(a, b, 1e-3, 1e-4, equal_nan=True))
-
-
-def _check_sequences_independent(
-    outputs: mx.array, candidate: _Candidate, held_out: HeldOutBatch, dt: mx.array | None
-) -> tuple[str, ...]:
-    """Return a note on gradients if sequences influence each other.
-
-    Raises:
-        ModelError: If the model runs over the batch as though it were time.
-    """
-    inputs = held_out.inputs
-    if len(inputs) < 2:
-        return ()
-    without_first = candidate.outputs(mx.concatenate([inputs[-1:], inputs[1:]]), dt)
-    without_last = candidate.outputs(mx.concatenate([inputs[:-1], inputs[:1]]), dt)
-    if without_first is None or without_last is None:
-        return ()
-    later = not _close(without_first[1:], outputs[1:])
-    earlier = not _close(without_last[:-1], outputs[:-1])
-    if later and not earlier:
-        raise ModelError(
-            "the outputs of a sequence depend on the sequences before it in the batch, as though "
-            "the batch were time. For a model that takes (time, batch, features), transpose in "
-            "forward=lambda model, inputs, time_delta: ..."
-        )
-    if later or earlier:
-        return (
-            "the outputs of a sequence depend on the other sequences in the batch: its gradients "
-            "then include its effect on their targets",
-        )
-    return ()
 
 
 def _other_method(model: nn.Module, takes_time: bool) -> str:
@@ -325,7 +304,8 @@ def _hint_at_inputs(candidates: Sequence[_Candidate], held_out: HeldOutBatch) ->
     if inputs.ndim != 3:
         return ""
     swapped = inputs.swapaxes(1, 2)
-    if all(candidate.outputs(swapped, None) is None for candidate in candidates):
+    other = held_out.replaced("inputs", swapped)
+    if all(candidate.outputs(other, None) is None for candidate in candidates):
         return ""
     return (
         f". It runs on inputs {tuple(swapped.shape)}: if yours are (batch, features, time steps), "
@@ -355,11 +335,15 @@ def _error_of_failed_calls(
     return ModelError(f"{what} failed on {arguments}: {type(error).__name__}: {error}{hint}")
 
 
-def _has_time_axis(
-    outputs: mx.array, candidate: _Candidate, held_out: HeldOutBatch, dt: mx.array | None
-) -> bool:
-    """Return whether axis 1 of the outputs is time, from its size or from a shorter run."""
-    batch, steps, _ = held_out.inputs_shape
+def _steps_axis(
+    outputs: mx.array,
+    candidate: _Candidate,
+    held_out: HeldOutBatch,
+    time_shape: tuple[int, ...] | None,
+    horizon: bool | None,
+) -> StepsAxis:
+    """Check the outputs, and return what their axis 1 is."""
+    batch = len(held_out)
     shape = tuple(outputs.shape)
     if not shape or shape[0] != batch:
         raise ModelError(
@@ -372,24 +356,23 @@ def _has_time_axis(
             f"the model's outputs have dtype {outputs.dtype}, which has no gradient: return scores "
             "instead of decisions, or pass forward= that does"
         )
-    if len(shape) == 1:
-        return False
     if len(shape) > 3:
         raise ModelError(
             f"the model's outputs have shape {shape}: pass forward= that returns (batch, time, "
-            "outputs), (batch, outputs) or (batch,)"
+            "outputs), (batch, horizon, outputs), (batch, outputs) or (batch,)"
         )
-    if shape[1] != steps:
-        if len(shape) == 3:
+    if len(shape) == 1:
+        if horizon:
             raise ModelError(
-                f"the model's outputs have shape {shape} for {steps} time steps: pass forward= "
-                "that returns (batch, time, outputs) or (batch, outputs)"
-                + layout_hint(tuple(held_out.inputs.shape), shape[1])
+                f"horizon=True, but the model's outputs have shape {shape}: return (batch, "
+                "horizon) or (batch, horizon, outputs), or remove horizon="
             )
-        return False
-    if steps == 1:
-        return len(shape) == 3
-    shorter = candidate.outputs(held_out.inputs[:, :-1], None if dt is None else dt[:, :-1])
-    if shorter is None:  # a model of fixed length: only sizes are known
-        return len(shape) == 3
-    return bool(shorter.ndim > 1 and shorter.shape[1] == steps - 1)
+        return None
+
+    def run(part: HeldOutBatch) -> mx.array | None:
+        delta = part.flat_time_delta
+        if delta is not None and time_shape is not None:
+            delta = delta[..., None] if len(time_shape) == 2 else delta
+        return candidate.outputs(part, delta)
+
+    return find_steps_axis(run, held_out, outputs, horizon)

@@ -149,6 +149,11 @@ def held_states(runner: ModelRunner) -> Iterator[None]:
                 f"{hook.name} keeps its state itself, so it can't be held constant: pass the state "
                 "to the cell as an argument and return it"
             )
+        if hook.between:
+            raise NotApplicable(
+                f"the model changes the states of {hook.name} between its calls, so they can't be "
+                "held constant without what lies between: put these operations into the cell"
+            )
         calls_in_all[hook.module] = hook.calls_in_all
         for number in _first_calls_of_steps(hook):
             paths.setdefault(hook.module, {}).setdefault(number, []).extend(hook.in_paths)
@@ -182,6 +187,11 @@ def state_gradients(
         raise NotApplicable(
             f"{hook.name} keeps its state itself, so there is no gradient with respect to it: pass "
             "the state to the cell as an argument and return it"
+        )
+    if not hook.in_step:
+        raise NotApplicable(
+            f"{hook.name} runs over the real steps of each sequence separately, so a call of it "
+            "belongs to no single time step: pass sequences of one length"
         )
     recorded = recorded_calls(runner, hook)
     first_calls = _first_calls_of_steps(hook)[1:]
@@ -225,8 +235,7 @@ def state_gradients(
 
 def _first_calls_of_steps(hook: CellHook) -> list[int]:
     """Return the numbers of the calls that begin a step, which may consist of several calls."""
-    ends = sorted(hook.calls)
-    return [end - (ends[0] - hook.first) for end in ends]
+    return [end - hook.calls_per_step + 1 for end in sorted(hook.calls)]
 
 
 def _stop_state_gradients(paths: dict[int, list[Path]], calls_in_all: int) -> Around:

@@ -2,9 +2,10 @@
 
 Names and classes of an unknown model are no evidence, so a forward pass of two sequences is
 recorded, call by call. A cell is a module that is called once or more per time step and passes a
-state on: an array that one call returns is an argument of the next. Its backbone consists of the
-hidden layers inside it, between one layer with weights and another. Of a model that takes frames,
-the layers before the first cell belong to the backbone, too.
+state on: an array that one call returns is an argument of the next, or changes it. Its backbone
+consists of the hidden layers inside it, between one layer with weights and another. Of a model that
+takes frames, the layers before the first cell belong to the backbone, too. What was found is
+verified by the modules of ``checks``; what can't be verified is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
-from .backbone import activation_of, layer_hooks
+from .backbone import activation_of, is_layer, layer_hooks
 from .checks.holds_state import StateCheck
+from .checks.perturb import Rerun, Trial
+from .checks.recurrence import find_changed_recurrences
+from .checks.rows import Rows
+from .checks.time_order import SEQUENCE_LAYERS, Readings, Way
 from .errors import ModelError
 from .front_end import FrontEnd
 from .hook_points import CellHook, HookPoints, LayerHook
 from .model_copy import ModelCopy
 from .pytrees import Path, modules
 from .recording import Call, Values, record
-from .recurrence import Recurrence, find_recurrences, outermost
-from .time_order import SEQUENCE_LAYERS, TimeOrder
+from .recurrence import Recurrence, find_recurrences, may_hold_states, outermost
+from .time_order import Fit, Mask, Order, Steps, fit_order
 
 __all__ = ["find_hook_points"]
 
@@ -34,27 +41,62 @@ _NO_LAYERS = (
     "no backbone was found: no hidden layer inside the recurrent cell. To analyse other layers, "
     "pass their paths as layers=[...]"
 )
+_LET_THE_CELL = (
+    "Let the cell be a module that takes its state as an argument and returns the next one, called "
+    "once per step. If it keeps its state itself, pass cells=[path]"
+)
+# Sequences on which hook points are verified: those that three sets tell apart.
+_MAX_SEQUENCES = 7
+# Recorded arrays of these sequences, in about as many runs as are kept.
+_MAX_BYTES, _RUNS_KEPT = 256 << 20, 5
 # Names of modules in one message.
 _MAX_NAMES = 4
 # Modules that are tried for a state when no cell was found.
 _MAX_TRIED = 8
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Hold the calls of a module that run once over the time steps.
+
+    Attributes:
+        ends: The last call of each time step, see :attr:`CellHook.calls`; a time step may consist
+            of several calls, such as the sub-steps of a solver.
+        first: The first call.
+        order: The order in which they run; None if it is unknown.
+        note: What the user should know, or "".
+    """
+
+    ends: Sequence[Call]
+    first: Call
+    order: Order | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Hold the batch axis and the order of an array, or why they are unknown."""
+
+    axis: int = 0
+    order: Order = Order.FORWARD
+    wrong: str = ""
+
+
 def find_hook_points(
     copy: ModelCopy,
-    inputs: mx.array,
-    run: Callable[[mx.array], Any],
+    first: Trial,
+    spread: Callable[[int], Trial],
     *,
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     frames: bool = False,
 ) -> HookPoints:
-    """Record ``run(inputs)`` and find cells and backbone layers in it.
+    """Record a run of the copy, and find cells and backbone layers in it.
 
     Args:
         copy: The copy of the model.
-        inputs: ``(B, T, F)``.
-        run: Runs the copy on inputs.
+        first: The first sequences of the batch, on which they are found.
+        spread: Returns a number of sequences spread over the batch, on which they are verified.
         cells: Paths or globs of modules to take as cells; None: found automatically.
         layers: Paths or globs of modules whose outputs to take as backbone layers; None: found
             automatically.
@@ -64,39 +106,50 @@ def find_hook_points(
         ModelError: If a pattern matches no module that was called, or a module that it matches
             returns no states or activations.
     """
-    finder = _Finder(copy, inputs, run)
+    finder = _Finder(copy, first, spread)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     if layers is not None:
         found_layers = finder.named_layers(layers)
     else:
         before = finder.front_end(found) if frames else []
         found_layers = [*before, *finder.layers()]
+    found = [finder.verified_cell(hook) for hook in found]
+    found_layers = [finder.verified_layer(hook) for hook in found_layers]
+    no_cells = _reasons(found) if found else finder.reason_for_no_cell()
+    no_layers = _reasons(found_layers) if found_layers else _NO_LAYERS
+    for cell in found:
+        finder.notes += [cell.skipped] if cell.skipped else finder.about.get(cell.name, [])
+    finder.notes += [layer.skipped for layer in found_layers if layer.skipped]
     return HookPoints(
-        tuple(found),
-        tuple(found_layers),
-        tuple(dict.fromkeys(finder.notes)),
-        "" if found else finder.reason_for_no_cell(),
-        "" if found_layers else _NO_LAYERS,
+        tuple(found), tuple(found_layers), tuple(dict.fromkeys(finder.notes)), no_cells, no_layers
     )
+
+
+def _reasons(hooks: Sequence[CellHook] | Sequence[LayerHook]) -> str:
+    """Return why none of the hooks can be read, or ""."""
+    if not all(hook.skipped for hook in hooks):
+        return ""
+    return "; ".join(dict.fromkeys(hook.skipped for hook in hooks))
 
 
 class _Finder:
     """Record one pass of a model and find cells and layers in it."""
 
-    def __init__(self, copy: ModelCopy, inputs: mx.array, run: Callable[[mx.array], Any]) -> None:
-        self.copy, self.inputs, self.run = copy, inputs, run
-        self.batch, self.steps, _ = inputs.shape
+    def __init__(self, copy: ModelCopy, first: Trial, spread: Callable[[int], Trial]) -> None:
+        self.copy, self.first = copy, first
+        self.batch, self.steps, _ = first.inputs.shape
         self.values = Values()
         self.notes: list[str] = []
+        self.about: dict[str, list[str]] = {}  # notes by the name of the cell
         with copy.preserved():  # each run starts from the same random state
-            self.calls, hidden = record(copy.model, lambda: run(self.inputs))
+            self.calls, hidden = record(copy.model, lambda: first.run(first.inputs))
             self.paths = [path for path, _ in modules(copy.model)]
         if hidden:
             self.notes.append(
                 f"{_listed(hidden)} can't be analysed: called inside mx.vmap, where arrays have no "
                 "values"
             )
-        self.holds_state = StateCheck(copy, lambda: run(self.inputs), self.batch, self.steps)
+        self.holds_state = StateCheck(copy, lambda: first.run(first.inputs), self.batch, self.steps)
         self.by_module: dict[str, list[Call]] = {}
         for call in self.calls:
             self.by_module.setdefault(call.path, []).append(call)
@@ -105,56 +158,103 @@ class _Finder:
             key: find_recurrences(calls, self.values, self.batch, self.steps)
             for key, calls in self.by_module.items()
         }
-        recurrences = [recurrence for listed in found.values() for recurrence in listed]
-        self.time_order = TimeOrder(copy, self.inputs, run, self.calls, recurrences, self.values)
-        self.recurrences = {
-            key: [part for recurrence in recurrences for part in self._split_repeats(recurrence)]
-            for key, recurrences in found.items()
-            if recurrences
-        }
+        self.recurrences = {key: listed for key, listed in found.items() if listed}
+        changed, self.added = find_changed_recurrences(
+            Rerun(copy, first, self.calls),
+            self.by_module,
+            self.recurrences,
+            self.values,
+        )
+        self.recurrences |= changed
+        recurrences = [part for listed in self.recurrences.values() for part in listed]
+        count = self._sequences_tried()
+        trial = spread(count) if count > self.batch else first
+        self.readings = Readings(copy, trial, self.calls, first, recurrences)
+        self.rows = Rows(self.readings.rerun, *self.readings.sets)
+        self._parts: dict[int, list[_Part]] = {}
+
+    def _sequences_tried(self) -> int:
+        """Return on how many sequences hook points are verified, so that their arrays stay few."""
+        arrays = (a for c in self.calls for a in (*c.inputs.values(), *c.outputs.values()))
+        recorded = sum({id(a): a.nbytes for a in arrays}.values()) / self.batch
+        return min(_MAX_SEQUENCES, int(_MAX_BYTES / (_RUNS_KEPT * max(1.0, recorded))))
 
     # ---- time
 
-    def _split_repeats(self, recurrence: Recurrence) -> list[Recurrence]:
-        """Split a recurrence that runs over the sequence repeatedly with one state."""
-        steps = self.steps
-        again = len(recurrence.calls) > steps and self.time_order.is_affected(
-            recurrence.calls[steps], 0, recurrence.in_paths
+    def _parts_of(self, recurrence: Recurrence) -> list[_Part]:
+        """Return the parts of a recurrence, which may run over the sequence repeatedly."""
+        if id(recurrence) not in self._parts:
+            self._parts[id(recurrence)] = self._split(recurrence.calls, recurrence.in_paths)
+        return self._parts[id(recurrence)]
+
+    def _split(self, calls: Sequence[Call], states: Sequence[Path] = ()) -> list[_Part]:
+        """Split calls of one module into runs over the time steps, in verified orders."""
+        found: list[_Part] = []
+        for way in Way:
+            asked, hits = self.readings.hits(calls, states, way)
+            found = self._parts_by_input(calls, asked, hits)
+            # Calls that read no time step, or only one, read no more if they return what they did.
+            if found or (way is Way.TOGETHER and hits.any(axis=(1, 2)).sum() < 2):
+                break
+        if not found:
+            each = len(calls) // self.steps
+            whole = len(calls) % self.steps == 0
+            ends = calls[each - 1 :: each] if whole else calls[: self.steps]
+            found = [_Part(ends, calls[0], None)]
+        return [part if part.order else self._by_output(part) for part in found]
+
+    def _parts_by_input(self, calls: Sequence[Call], asked: Steps, hits: Mask) -> list[_Part]:
+        steps, mask = self.steps, self.readings.mask
+        each = len(calls) // steps
+        if len(calls) % steps == 0:
+            fits = [
+                fit_order(asked, hits[..., i * steps : (i + 1) * steps], mask) for i in range(each)
+            ]
+            if each > 1:  # a run among others that begins with its first time step
+                fits = [fit if fit is not None and not fit.shift else None for fit in fits]
+            if not any(fits) and each > 1:
+                by_step = np.any(hits.reshape(*hits.shape[:2], steps, each), axis=3)
+                fit = fit_order(asked, np.asarray(by_step), mask)
+                if fit is not None and not fit.shift:
+                    return [_part(calls[each - 1 :: each], calls[0], fit)]
+            if any(fits):
+                series = [calls[i : i + steps] for i in range(0, len(calls), steps)]
+                return [
+                    _Part(part, part[0], None) if fit is None else _part(part, part[0], fit)
+                    for part, fit in zip(series, fits, strict=True)
+                ]
+        fit = fit_order(asked, hits, mask, whole=True)
+        if fit is None:
+            return []
+        part = calls[fit.shift : fit.shift + steps]
+        note = (
+            f"of the {len(calls)} calls of {part[0].name} those are analysed that read the {steps} "
+            "time steps"
         )
-        if not again or self.time_order.is_affected(recurrence.calls[1], 0, recurrence.in_paths):
-            return [recurrence]
-        return [
-            Recurrence(
-                recurrence.calls[i : i + steps],
-                recurrence.out_paths,
-                recurrence.in_paths,
-                recurrence.altered,
-            )
-            for i in range(0, len(recurrence.calls), steps)
-        ]
+        return [dataclasses.replace(_part(part, part[0], Fit(fit.order, 0)), note=note)]
 
-    def _last_calls(
-        self, name: str, calls: Sequence[Call], states: Sequence[Path] = ()
-    ) -> tuple[list[Call], bool]:
-        """Return the last call of each step, in order of time, and whether they ran backwards.
-
-        A step may consist of several calls, such as the sub-steps of a solver.
-        """
-        each = len(calls) // self.steps
-        steps = [calls[i : i + each] for i in range(0, len(calls), each)]
-        ends = [step[-1] for step in steps]
-        reverse = self._known_direction(
-            name, self.time_order.is_reverse(steps[0], steps[-1], states)
+    def _by_output(self, part: _Part) -> _Part:
+        """Return a part with the order in which its calls change the outputs, if that is known."""
+        fit = self.readings.fit_outputs(part.ends) if part.first is part.ends[0] else None
+        if fit is None:
+            return part
+        note = (
+            f"the calls of {part.first.name} read the inputs of no time step of their own: each "
+            "one's states are assigned to the time step of the output that it changes"
         )
-        return ends[::-1] if reverse else ends, reverse
+        found = _part(part.ends, part.first, fit)
+        return dataclasses.replace(found, note=note if self.readings.inputs_change else "")
 
-    def _known_direction(self, name: str, reverse: bool | None) -> bool:
-        if reverse is None:
-            self.notes.append(
-                f"{name} is taken to run forwards in time: its direction can't be determined, "
-                "because the input at one step reaches all its steps, or all inputs are equal"
-            )
-        return bool(reverse)
+    def _unknown_order(self, name: str) -> str:
+        because = (
+            "the inputs that each call reads follow none of the orders that are known"
+            if self.readings.inputs_change
+            else "all inputs are equal"
+        )
+        return (
+            f"{name} is skipped: its direction can't be determined, because {because}. Pass the "
+            "mask of sequences of different lengths, or pass other modules as cells=[...]"
+        )
 
     # ---- cells
 
@@ -174,15 +274,20 @@ class _Finder:
         return sorted(hook_points, key=lambda s: self.rank[s.module])
 
     def _recurrence_hooks(self, recurrences: Sequence[Recurrence]) -> list[CellHook]:
+        listed = [(r, part) for r in recurrences for part in self._parts_of(r)]
+        names = _numbered(recurrences[0].calls[0].name, len(listed))
         hook_points = []
-        for name, recurrence in zip(
-            _numbered(recurrences[0].calls[0].name, len(recurrences)), recurrences, strict=True
-        ):
-            ends, reverse = self._last_calls(name, recurrence.calls, recurrence.in_paths)
+        for name, (recurrence, part) in zip(names, listed, strict=True):
+            notes = self.about.setdefault(name, [part.note] if part.note else [])
             if recurrence.altered:
-                self.notes.append(
+                notes.append(
                     f"the states of {name} are those that it returns: between its calls the model "
                     "overwrites some of them, as masks do"
+                )
+            if recurrence.between:
+                notes.append(
+                    f"the states of {name} are those that it returns: the model changes them "
+                    "before the next call"
                 )
             hook_points.append(
                 CellHook(
@@ -190,10 +295,12 @@ class _Finder:
                     module=recurrence.calls[0].path,
                     out_paths=recurrence.out_paths,
                     in_paths=recurrence.in_paths,
-                    calls=tuple(call.number for call in ends),
-                    first=recurrence.calls[0].number,
+                    calls=tuple(call.number for call in part.ends),
+                    first=part.first.number,
                     calls_in_all=len(self.by_module[recurrence.calls[0].path]),
-                    reverse=reverse,
+                    order=part.order or Order.FORWARD,
+                    between=recurrence.between,
+                    skipped="" if part.order else self._unknown_order(name),
                 )
             )
         return hook_points
@@ -205,7 +312,7 @@ class _Finder:
             places = [
                 place
                 for place, array in call.outputs.items()
-                if self.time_order.is_sequence(array) and mx.issubdtype(array.dtype, mx.floating)
+                if self.is_sequence(array) and mx.issubdtype(array.dtype, mx.floating)
             ]
             if not places:
                 return []
@@ -218,11 +325,81 @@ class _Finder:
                     calls=(call.number,),
                     first=call.number,
                     calls_in_all=len(calls),
-                    reverse=self._known_direction(name, self.time_order.is_reversed_sequence(call)),
                     whole_sequence=True,
                 )
             )
         return hook_points
+
+    def is_sequence(self, array: mx.array) -> bool:
+        """Return whether an array is ``(B, T, N)`` or ``(T, B, N)``."""
+        shapes = ((self.batch, self.steps), (self.steps, self.batch))
+        return array.ndim == 3 and tuple(array.shape[:2]) in shapes
+
+    # ---- verified
+
+    def verified_cell(self, hook: CellHook) -> CellHook:
+        """Return a hook with verified batch axes and time order, or with the reason to skip it."""
+        found = [self._verified(hook, path) for path in hook.out_paths]
+        wrong = next((place.wrong for place in found if place.wrong), "")
+        if wrong:
+            return dataclasses.replace(hook, skipped=wrong)
+        axes = tuple(place.axis for place in found)
+        return dataclasses.replace(hook, axes=axes, order=found[0].order)
+
+    def verified_layer(self, hook: LayerHook) -> LayerHook:
+        """Return a hook with a verified batch axis and time order, or the reason to skip it."""
+        found = self._verified(hook, hook.path)
+        if found.wrong:
+            return dataclasses.replace(hook, skipped=found.wrong)
+        return dataclasses.replace(hook, axis=found.axis, order=found.order)
+
+    def _verified(self, hook: CellHook | LayerHook, path: Path) -> _Place:
+        """Return the batch axis and the order of a hook's arrays, or why they are unknown."""
+        numbers = set(hook.calls)
+        at_input = isinstance(hook, LayerHook) and hook.at_input
+        flat = isinstance(hook, LayerHook) and hook.flat
+
+        def read(calls: Sequence[Call]) -> list[mx.array] | None:
+            own = [c for c in calls if c.path == hook.module and c.number in numbers]
+            listed = [(c.inputs if at_input else c.outputs).get(path) for c in own]
+            arrays = [array for array in listed if array is not None]
+            return arrays if len(arrays) == len(numbers) else None
+
+        if not hook.whole_sequence:
+            axis, wrong = self.rows.axis(read)
+            if wrong:
+                return _Place(wrong=self._unknown_rows(hook, wrong))
+            return _Place(axis, hook.order, hook.skipped)
+        reasons = []
+        for axis, shape in enumerate((self.readings.mask.shape, self.readings.mask.shape[::-1])):
+
+            def read_sequences(
+                calls: Sequence[Call], shape: tuple[int, ...] = shape
+            ) -> list[mx.array] | None:
+                arrays = read(calls)
+                if arrays is None or not flat:
+                    return arrays
+                if any(len(a) != math.prod(shape) for a in arrays):
+                    return None
+                return [a.reshape(*shape, -1) for a in arrays]
+
+            wrong = self.rows.axis(read_sequences, only=axis)[1]
+            if wrong:
+                reasons.append(self._unknown_rows(hook, wrong))
+                continue
+            fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
+            if fit is not None:
+                return _Place(axis, fit.order)
+            reasons.append(self._unknown_order(hook.name))
+        return _Place(wrong=reasons[0])
+
+    def _unknown_rows(self, hook: CellHook | LayerHook, because: str) -> str:
+        what = "states" if isinstance(hook, CellHook) else "activations"
+        return (
+            f"the {what} of {hook.name} are skipped: they can't be assigned to sequences, because "
+            f"{because}. Pass the held-out batch in the order in which the model runs the "
+            "sequences, or keep one row for each"
+        )
 
     def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
         hook_points: list[CellHook] = []
@@ -231,7 +408,7 @@ class _Finder:
                 hook_points += self._recurrence_hooks(self.recurrences[calls[0].path])
                 continue
             whole = self._sequence_hooks(calls)
-            hook_points += whole or [self._hook_without_recurrence(calls, patterns)]
+            hook_points += whole or self._hooks_without_recurrence(calls, patterns)
         return hook_points
 
     def _with_states(self, patterns: Sequence[str]) -> list[list[Call]]:
@@ -245,7 +422,7 @@ class _Finder:
             path = calls[0].path
             if path not in self.recurrences and not isinstance(calls[0].module, SEQUENCE_LAYERS):
                 holds, fault = self.holds_state(calls)
-                if holds is False:
+                if holds is False or calls[0].name in self.added:
                     faults[calls[0].name] = fault
                     if path in patterns:
                         break
@@ -261,14 +438,19 @@ class _Finder:
             if known
             else "pass the module that takes a state as an argument and returns the next one"
         )
-        raise ModelError(f"cells={list(patterns)}: {name} holds no state: {fault}; {fix}")
+        if name in self.added:
+            fix = _part_of_state([name])
+        because = "; ".join(filter(None, (fault, fix)))
+        raise ModelError(f"cells={list(patterns)}: {name} holds no state: {because}")
 
-    def _hook_without_recurrence(self, calls: Sequence[Call], patterns: Sequence[str]) -> CellHook:
+    def _hooks_without_recurrence(
+        self, calls: Sequence[Call], patterns: Sequence[str]
+    ) -> list[CellHook]:
         first = calls[0]
         places = [
             place
             for place, array in first.outputs.items()
-            if mx.issubdtype(array.dtype, mx.floating) and array.shape[:1] == (self.batch,)
+            if mx.issubdtype(array.dtype, mx.floating) and may_hold_states(array, self.batch)
         ]
         if len(calls) % self.steps or not places:
             raise ModelError(
@@ -276,17 +458,21 @@ class _Finder:
                 f"{self.steps} steps and returned {_shapes(first)}: pass the path of a module that "
                 f"returns (batch, units) once per step, or (batch, {self.steps}, units)"
             )
-        ends, reverse = self._last_calls(first.name, calls)
-        return CellHook(
-            name=first.name,
-            module=first.path,
-            out_paths=(places[-1],),
-            in_paths=(),
-            calls=tuple(call.number for call in ends),
-            first=0,
-            calls_in_all=len(calls),
-            reverse=reverse,
-        )
+        parts = self._split(calls)
+        return [
+            CellHook(
+                name=name,
+                module=first.path,
+                out_paths=(places[-1],),
+                in_paths=(),
+                calls=tuple(call.number for call in part.ends),
+                first=part.first.number,
+                calls_in_all=len(calls),
+                order=part.order or Order.FORWARD,
+                skipped="" if part.order else self._unknown_order(name),
+            )
+            for name, part in zip(_numbered(first.name, len(parts)), parts, strict=True)
+        ]
 
     def _matching(self, patterns: Sequence[str], what: str) -> list[list[Call]]:
         found: dict[str, list[Call]] = {}
@@ -310,6 +496,8 @@ class _Finder:
         reason = "no recurrent cell was found: "
         if self.steps < 2:
             return reason + "the sequences have one step"
+        if self.added:
+            return f"{reason}{_part_of_state(self.added)}. {_LET_THE_CELL}"
         reason += "no module is called once per time step with a state that it passes on"
         seen = [calls for calls in self.by_module.values() if calls[0].outputs]
         repeated = [calls for calls in seen if len(calls) > 1]
@@ -322,21 +510,28 @@ class _Finder:
                 f"{reason}. {_listed(holding)} keeps a state between calls: pass "
                 f"cells={holding[-1]!r} to take what it returns for its states"
             )
+        whole = [
+            calls
+            for calls in seen
+            if calls[0].parent is not None
+            and is_layer(calls[0].module)
+            and any(map(self.is_sequence, calls[0].outputs.values()))
+        ]
+        over_all = [c[0].name for c in whole[:_MAX_TRIED] if self.holds_state(c)[0]]
         if once_a_step:
             names = [calls[0].name for calls in once_a_step]
             reason += f"; called once per step are {_listed(names)}, but they pass nothing on"
         elif other:
             reason += f"; called repeatedly are {_listed(other)}, for {self.steps} steps"
-        return (
-            f"{reason}. Let the cell be a module that takes its state as an argument and returns "
-            "the next one, called once per step. If it keeps its state itself, pass cells=[path]"
-        )
+        if over_all:
+            reason += f"; {_listed(over_all)} may be a layer that runs over the whole sequence"
+        return f"{reason}. {_LET_THE_CELL}"
 
     # ---- layers
 
     @functools.cached_property
     def front(self) -> FrontEnd:
-        return FrontEnd(self.copy, self.inputs, self.run, self.calls, self.values)
+        return FrontEnd(self.copy, self.first.inputs, self.first.run, self.calls, self.values)
 
     def front_end(self, cells: Sequence[CellHook]) -> list[LayerHook]:
         """Return hooks of the layers that turn frames into the inputs of the first cell."""
@@ -353,7 +548,20 @@ class _Finder:
         inside = [call for hook in cells for call in self.by_module[hook.module]]
         hook_points, notes = self.front.layers(first, inside)
         self.notes += notes
-        return _numbered_hooks(hook_points)
+        return _numbered_hooks([self._in_own_order(hook) for hook in hook_points])
+
+    def _in_own_order(self, hook: LayerHook) -> LayerHook:
+        """Return a hook of a call for each time step in the order in which they read their inputs.
+
+        Sequences of different lengths may have other orders than the first ones.
+        """
+        if hook.whole_sequence:
+            return hook
+        parts = self._split([self.by_module[hook.module][number] for number in sorted(hook.calls)])
+        if len(parts) != 1 or parts[0].order is None:
+            return hook
+        calls = tuple(call.number for call in parts[0].ends)
+        return dataclasses.replace(hook, calls=calls, order=parts[0].order)
 
     def layers(self) -> list[LayerHook]:
         cell_calls = [
@@ -364,14 +572,19 @@ class _Finder:
         ]
         hook_points: list[LayerHook] = []
         for recurrences in self.recurrences.values():
-            found = []
-            for recurrence in recurrences:
-                ends, _ = self._last_calls(
-                    recurrence.calls[0].name, recurrence.calls, recurrence.in_paths
-                )
-                found += layer_hooks(ends, cell_calls, self.by_module, self.values)
+            found = [
+                self._in_order(hook, part)
+                for recurrence in recurrences
+                for part in self._parts_of(recurrence)
+                for hook in layer_hooks(part.ends, cell_calls, self.by_module, self.values)
+            ]
             hook_points += _numbered_hooks(found)
         return sorted(hook_points, key=lambda s: self.rank.get(s.name.split("#")[0], 0))
+
+    def _in_order(self, hook: LayerHook, part: _Part) -> LayerHook:
+        if part.order is None:
+            return dataclasses.replace(hook, skipped=self._unknown_order(hook.name))
+        return dataclasses.replace(hook, order=part.order)
 
     def named_layers(self, patterns: Sequence[str]) -> list[LayerHook]:
         hook_points: list[LayerHook] = []
@@ -380,14 +593,16 @@ class _Finder:
             place, array = next(iter(first.outputs.items()), ((), None))
             if array is None:
                 raise ModelError(f"layers: {first.name} returned no array")
-            whole = self.time_order.is_sequence(array)
-            if not whole and array.ndim > 1 and len(calls) in (1, self.steps):
+            whole = self.is_sequence(array)
+            flat = array.ndim == 2 and len(array) == self.batch * self.steps
+            if not whole and array.ndim > 2 and len(calls) in (1, self.steps):
                 of_frames = self.front.named(calls, place)
                 if of_frames is not None:
                     hook_points.append(of_frames)
                     continue
-            groups = [[call] for call in calls] if whole else self._by_step(calls)
-            if not groups or not (whole or (array.ndim == 2 and len(array) == self.batch)):
+            whole = whole or flat
+            groups = [([call], None) for call in calls] if whole else self._by_step(calls)
+            if not groups or not (whole or array.ndim == 2):
                 raise ModelError(
                     f"layers: {first.name} was called {len(calls)} times for {self.steps} steps "
                     f"and returned {_shapes(first)}; expected (batch, units) once per step or "
@@ -395,40 +610,54 @@ class _Finder:
                 )
             hook_points += _numbered_hooks(
                 [
-                    LayerHook(
-                        name=first.name,
-                        module=first.path,
-                        path=place,
-                        at_input=False,
-                        activation=activation_of(group, self.values),
-                        calls=tuple(call.number for call in group),
-                        calls_in_all=len(calls),
-                        whole_sequence=whole,
-                    )
-                    for group in groups
+                    hook if part is None else self._in_order(hook, part)
+                    for group, part in groups
+                    for hook in [
+                        LayerHook(
+                            name=first.name,
+                            module=first.path,
+                            path=place,
+                            at_input=False,
+                            activation=activation_of(group, self.values),
+                            calls=tuple(call.number for call in group),
+                            calls_in_all=len(calls),
+                            whole_sequence=whole,
+                            flat=flat,
+                        )
+                    ]
                 ]
             )
         return hook_points
 
-    def _by_step(self, calls: Sequence[Call]) -> list[list[Call]]:
-        """Return one call for each step, in order of time, for each recurrence around the calls.
+    def _by_step(self, calls: Sequence[Call]) -> list[tuple[list[Call], _Part | None]]:
+        """Return one call for each step, for each part of a recurrence around the calls.
 
         The list is empty if there isn't one call for each step.
         """
-        groups = []
-        for recurrence in (
-            recurrence for recurrences in self.recurrences.values() for recurrence in recurrences
-        ):
-            ends, _ = self._last_calls(
-                recurrence.calls[0].name, recurrence.calls, recurrence.in_paths
-            )
-            ids = {id(end) for end in ends}
-            last = {id(call.within(ids)): call for call in calls}
-            if all(id(end) in last for end in ends):
-                groups.append([last[id(end)] for end in ends])
+        groups: dict[tuple[int, ...], tuple[list[Call], _Part | None]] = {}
+        for recurrences in self.recurrences.values():
+            for part in (part for r in recurrences for part in self._parts_of(r)):
+                ids = {id(end) for end in part.ends}
+                last = {id(call.within(ids)): call for call in calls}
+                if all(id(end) in last for end in part.ends):
+                    group = [last[id(end)] for end in part.ends]
+                    groups.setdefault(tuple(map(id, group)), (group, part))
         if groups or len(calls) % self.steps:
-            return groups[:1] if len({tuple(map(id, g)) for g in groups}) == 1 else groups
-        return [self._last_calls(calls[0].name, calls)[0]]
+            return list(groups.values())
+        return [(list(part.ends), part) for part in self._split(calls)]
+
+
+def _part(calls: Sequence[Call], first: Call, fit: Fit) -> _Part:
+    """Return a part whose calls run in a known order."""
+    ends = calls[::-1] if fit.order is Order.BACKWARD else calls
+    note = ""
+    if fit.shift:
+        when = "after" if fit.shift > 0 else "before"
+        note = (
+            f"{first.name} reads the input of each time step {abs(fit.shift)} calls {when} the "
+            "call of that time step, to which its states are assigned"
+        )
+    return _Part(ends, first, fit.order, note)
 
 
 def _numbered_hooks(hook_points: Sequence[LayerHook]) -> list[LayerHook]:
@@ -445,6 +674,14 @@ def _numbered(name: str, count: int) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_MAX_NAMES])
     return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
+
+
+def _part_of_state(names: Sequence[str]) -> str:
+    return (
+        f"{_listed(names)} returns a part of a state only, which the model adds to the state "
+        "outside of any module, as residual connections and zoneout do. Put this sum into the "
+        "module, so that it returns the new state"
+    )
 
 
 def _shapes(call: Call) -> str:

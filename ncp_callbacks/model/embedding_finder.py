@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..held_out import HeldOutBatch, to_numpy
-from .conventions import Calling
 from .embedding import Embedding, Place, changed_call
 from .model_copy import ModelCopy
 from .pytrees import Path
@@ -35,15 +34,17 @@ _MAX_GROUPS = 8
 _CONSTANT = -1  # a row that moves with no token
 
 
-def find_embedding(copy: ModelCopy, held_out: HeldOutBatch, calling: Calling) -> Embedding | None:
+def find_embedding(
+    copy: ModelCopy, held_out: HeldOutBatch, call: Callable[[Any, mx.array | None], mx.array]
+) -> Embedding | None:
     """Find the vectors that a model makes of tokens; return None if there are none.
 
     Args:
         copy: The copy of the model.
         held_out: A batch of few sequences of tokens.
-        calling: The calling convention of the model.
+        call: Returns the outputs, given inputs and elapsed times.
     """
-    return _Finder(copy, held_out, calling).find()
+    return _Finder(copy, held_out, call).find()
 
 
 # By path of a module, whether it is an argument, and path of the array there.
@@ -110,8 +111,13 @@ class _Run:
 class _Finder:
     """Change tokens of a small batch, and see which arrays of which calls change."""
 
-    def __init__(self, copy: ModelCopy, held_out: HeldOutBatch, calling: Calling) -> None:
-        self._copy, self._held_out, self._calling = copy, held_out, calling
+    def __init__(
+        self,
+        copy: ModelCopy,
+        held_out: HeldOutBatch,
+        call: Callable[[Any, mx.array | None], mx.array],
+    ) -> None:
+        self._copy, self._held_out, self._call = copy, held_out, call
         self._tokens = np.array(held_out.inputs)
         self._batch, self._steps = self._tokens.shape
         self._others = self._other_tokens()
@@ -171,7 +177,7 @@ class _Finder:
         kept: list[mx.array] = []
 
         def run() -> None:
-            kept.append(self._calling(held_out.pack(mx.array(tokens)), delta))
+            kept.append(self._call(held_out.pack(mx.array(tokens)), delta))
 
         def run_call(
             this: Call, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .backbone import activation_between, activation_of, is_layer, layer_hooks
-from .hook_points import BATCH_FIRST, TIME_FIRST, LayerHook, Rows
+from .hook_points import LayerHook
 from .model_copy import ModelCopy
 from .pytrees import Path
 from .recording import Call, Values, record
+from .time_order import Order
 
 __all__ = ["FrontEnd"]
 
@@ -30,13 +31,14 @@ class _Place:
     """Describe how arrays of one or of ``T`` calls belong to sequences and time steps.
 
     Attributes:
-        rows: The order of rows along the first axis of one array ``(B T, ...)``; None for an axis
-            each.
+        flat: True if sequences and time steps share the first axis of one array.
+        axis: 1 if the rows of such an array are those of the first time step, and so on.
         whole: True if one array covers all time steps.
         reverse: True if the arrays of ``T`` calls are in the reverse order of time.
     """
 
-    rows: Rows | None = None
+    flat: bool = False
+    axis: int = 0
     whole: bool = True
     reverse: bool = False
 
@@ -162,7 +164,14 @@ class FrontEnd:
         if place is None:
             return None
         numbers = hook.calls[::-1] if place.reverse else hook.calls
-        return replace(hook, calls=numbers, whole_sequence=place.whole, rows=place.rows)
+        return replace(
+            hook,
+            calls=numbers,
+            whole_sequence=place.whole,
+            flat=place.flat,
+            axis=place.axis,
+            order=Order.BACKWARD if place.reverse else Order.FORWARD,
+        )
 
     def _place(self, pairs: Sequence[tuple[mx.array | None, mx.array | None]]) -> _Place | None:
         changed = [
@@ -181,9 +190,9 @@ class FrontEnd:
             if len(rows) == batch * steps:
                 moved = _moved(rows.reshape(len(rows), -1))
                 if moved == [[last * steps]]:
-                    return _Place(BATCH_FIRST)
+                    return _Place(flat=True)
                 if moved == [[last]]:
-                    return _Place(TIME_FIRST)
+                    return _Place(flat=True, axis=1)
             return None
         if len(changed) != steps or any(len(rows) != batch for rows in changed):
             return None

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
 
 from .pytrees import Path
+from .time_order import Order
 
-__all__ = ["BATCH_FIRST", "TIME_FIRST", "CellHook", "HookPoints", "LayerHook", "Rows"]
-
-# The order of rows in (B T, ...): all time steps of a sequence, or all sequences of a time step.
-BATCH_FIRST: Final = "batch first"
-TIME_FIRST: Final = "time first"
-Rows: TypeAlias = Literal["batch first", "time first"]
+__all__ = ["CellHook", "HookPoints", "LayerHook"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +20,16 @@ class CellHook:
         out_paths: Paths of the state arrays in its output.
         in_paths: Paths of the state arrays in its arguments ``(args, kwargs)``; empty for a layer
             that runs over the whole sequence.
-        calls: Numbers of the module's calls in one pass that return the states after steps 1 to T;
-            one number for a layer that runs over the whole sequence.
+        calls: Numbers of the module's calls in one pass that return the states after steps 1 to T,
+            in the order of running for an order that differs between sequences; one number for a
+            layer that runs over the whole sequence.
         first: Number of the call that receives the initial state.
         calls_in_all: Number of calls of the module in one pass.
-        reverse: True if it runs from the last step to the first.
+        order: The order in which it runs over the time steps.
         whole_sequence: True if one call returns the states of all steps, ``(B, T, H)``.
+        between: True if the model changes the states between the calls.
+        axes: The batch axis of each state array.
+        skipped: The reason why its states can't be read, with the fix; "" if they can.
     """
 
     name: str
@@ -40,8 +39,30 @@ class CellHook:
     calls: tuple[int, ...]
     first: int
     calls_in_all: int
-    reverse: bool = False
+    order: Order = Order.FORWARD
     whole_sequence: bool = False
+    between: bool = False
+    axes: tuple[int, ...] = ()
+    skipped: str = ""
+
+    @property
+    def reverse(self) -> bool:
+        """Return whether it runs from the last time step to the first."""
+        return self.order in (Order.BACKWARD, Order.BACKWARD_WITHIN)
+
+    @property
+    def calls_per_step(self) -> int:
+        """Return the number of calls of one time step, such as the sub-steps of a solver."""
+        return 1 if self.whole_sequence else min(self.calls) - self.first + 1
+
+    @property
+    def in_step(self) -> bool:
+        """Return whether one call belongs to one time step, which is that of all sequences."""
+        return self.order in (Order.FORWARD, Order.BACKWARD)
+
+    def axis(self, number: int) -> int:
+        """Return the batch axis of a state array, by its number in ``out_paths``."""
+        return self.axes[number] if self.axes else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +79,11 @@ class LayerHook:
             a call covers all steps.
         calls_in_all: Number of calls of the module in one pass.
         whole_sequence: True if one call covers all steps.
-        rows: The order of rows if sequences and time steps share the first axis, ``(B T, ...)``;
-            None if they have an axis each.
+        flat: True if sequences and time steps share the first axis, ``(B T, ...)``, or
+            ``(T B, ...)`` with ``axis=1``.
+        order: The order in which it runs over the time steps, see :attr:`CellHook.calls`.
+        axis: The batch axis of the array.
+        skipped: The reason why its activations can't be read, with the fix; "" if they can.
     """
 
     name: str
@@ -70,7 +94,10 @@ class LayerHook:
     calls: tuple[int, ...]
     calls_in_all: int
     whole_sequence: bool = False
-    rows: Rows | None = None
+    flat: bool = False
+    order: Order = Order.FORWARD
+    axis: int = 0
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,8 +108,8 @@ class HookPoints:
         cells: The cells in the order of their first calls.
         layers: The layers in the order of their first calls.
         notes: Facts about them that the user should know, one sentence each.
-        no_cells: The reason for having no cells, with the fix; "" if there are cells.
-        no_layers: The reason for having no layers, with the fix; "" if there are layers.
+        no_cells: The reason for having no states, with the fix; "" if those of a cell can be read.
+        no_layers: The reason for having no activations, with the fix; "" if there are some.
     """
 
     cells: tuple[CellHook, ...]

@@ -44,10 +44,13 @@ __all__ = [
     "Subject",
     "check_copy",
     "difference",
+    "filled_slots",
     "pack",
+    "pack_values",
     "random_states",
     "restore_random_states",
     "set_evaluation_mode",
+    "unpack_values",
 ]
 
 # Smaller numpy arrays stay in the skeleton: comparing them there costs less than a slot.
@@ -133,6 +136,26 @@ def array_paths(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], mx.array]]:
                 yield from walk(value, (*path, key))
 
     return walk(model, ())
+
+
+def pack_values(values: Any, model: nn.Module) -> Packed:
+    """Pickle parts of a copy; later changes of them have no effect.
+
+    Args:
+        values: A tree of parts.
+        model: The copy's model, to which parts may refer.
+    """
+    file = io.BytesIO()
+    packer = _Packer(file, model)
+    packer.dump(values)
+    return Packed(file.getvalue(), [own_view(array) for array in packer.arrays])
+
+
+def unpack_values(packed: Packed, copy: ModelCopy) -> Any:
+    """Return new objects like those of :func:`pack_values`, to be put into a copy."""
+    return _Unpacker(
+        io.BytesIO(packed.skeleton), lambda _: copy.model, packed.arrays, copy._classes
+    ).load()
 
 
 class ModelCopy:
@@ -258,7 +281,7 @@ def _evaluates(array: mx.array) -> bool:
 
 def _content(model: nn.Module) -> tuple[Any, ...]:
     """Return the contents of a module: its class, entries, attributes and filled slots."""
-    return type(model), list(dict.items(model)), dict(vars(model)), _filled_slots(model)
+    return type(model), list(dict.items(model)), dict(vars(model)), filled_slots(model)
 
 
 def _fill(model: nn.Module, content: tuple[Any, ...]) -> None:
@@ -267,13 +290,14 @@ def _fill(model: nn.Module, content: tuple[Any, ...]) -> None:
     dict.update(model, entries)
     vars(model).clear()
     vars(model).update(attributes)
-    for name in _filled_slots(model).keys() - slots.keys():
+    for name in filled_slots(model).keys() - slots.keys():
         object.__delattr__(model, name)
     for name, value in slots.items():
         object.__setattr__(model, name, value)
 
 
-def _filled_slots(module: Any) -> dict[str, Any]:
+def filled_slots(module: Any) -> dict[str, Any]:
+    """Return what an object holds in the slots of its classes, by name."""
     filled: dict[str, Any] = {}
     for cls in type(module).__mro__:
         for name, descriptor in vars(cls).items():
@@ -521,7 +545,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Iterate over what an object holds, with how it is written in Python."""
     if isinstance(value, nn.Module):
         yield from ((f".{key}", part) for key, part in dict.items(value))
-        attributes = {**vars(value), **_filled_slots(value)}
+        attributes = {**vars(value), **filled_slots(value)}
         # A copy is in evaluation mode.
         yield from ((f".{k}", part) for k, part in attributes.items() if k != "_training")
         return

@@ -18,7 +18,7 @@ import numpy as np
 from .pytrees import Path
 from .recording import Call, Values
 
-__all__ = ["Recurrence", "find_recurrences", "outermost"]
+__all__ = ["Recurrence", "find_recurrences", "may_hold_states", "outermost"]
 
 # An output's place and an argument's place that hold the same state, one call apart.
 _Pair: TypeAlias = "tuple[Path, Path]"
@@ -33,21 +33,18 @@ class Recurrence:
         out_paths: Paths of the state arrays in the output.
         in_paths: Paths of the state arrays in the arguments.
         altered: True if the model overwrote some sequences' states between the calls.
+        between: True if every state goes through other operations before the next call receives it.
     """
 
     calls: tuple[Call, ...]
     out_paths: tuple[Path, ...]
     in_paths: tuple[Path, ...]
     altered: bool
+    between: bool = False
 
     def states(self, number: int) -> list[mx.array]:
         """Return the state arrays after a call."""
         return [self.calls[number].outputs[path] for path in self.out_paths]
-
-    def per_step(self, steps: int) -> list[tuple[Call, ...]]:
-        """Return the calls of each of ``steps`` time steps."""
-        each = len(self.calls) // steps
-        return [self.calls[i : i + each] for i in range(0, len(self.calls), each)]
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class _Link:
 def find_recurrences(
     calls: Sequence[Call], values: Values, batch: int, steps: int
 ) -> list[Recurrence]:
-    """Return the recurrences among one module's calls that cover all time steps, once or more."""
+    """Return the recurrences among one module's calls that are as long as the time steps."""
     if len(calls) < steps or steps < 2:
         return []
     by_calls: dict[tuple[int, ...], list[tuple[_Pair, bool]]] = defaultdict(list)
@@ -97,7 +94,7 @@ def _runs(calls: Sequence[Call], values: Values, batch: int, steps: int) -> _Run
         series = [
             run
             for run in _linked_series(links, len(calls))
-            if len(run) % steps == 0
+            if len(run) >= steps
             and any(links[number].passed for number in run[1:])
             and _is_state([calls[number] for number in run], pair, values, batch, steps)
         ]
@@ -176,15 +173,20 @@ def _is_state(calls: Sequence[Call], pair: _Pair, values: Values, batch: int, st
     first = outs[0]
     if first is None or any(out is None or out.shape != first.shape for out in outs):
         return False
-    if not mx.issubdtype(first.dtype, mx.floating) or first.shape[:1] != (batch,):
+    if not mx.issubdtype(first.dtype, mx.floating) or not may_hold_states(first, batch):
         return False
-    if first.ndim > 2 and first.shape[1] == steps:
+    if first.ndim > 2 and tuple(first.shape[:2]) in ((batch, steps), (steps, batch)):
         return False  # a sequence, which a block shared by several layers passes on
     return any(  # or the call only returns its argument
         in_place not in call.inputs or not values.same(call.inputs[in_place], out)
         for call, out in zip(calls, outs, strict=True)
         if out is not None
     )
+
+
+def may_hold_states(array: mx.array, batch: int) -> bool:
+    """Return whether an array may hold the states of all sequences, along any axis."""
+    return any(size and size % batch == 0 for size in array.shape)
 
 
 def _places(

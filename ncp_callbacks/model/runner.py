@@ -7,7 +7,6 @@ inputs and elapsed times, hidden states and activations.
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,11 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import HeldOutBatch, to_numpy
+from ..held_out import HeldOutBatch
 from .capture import Around, Tap, subnormal_flush
+from .checks.independence import coupling_note, find_coupling
+from .checks.perturb import Trial
+from .checks.state_between_batches import StateBetweenBatches, check_kept_size, find_state
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_hook_points
@@ -27,7 +29,7 @@ from .embedding_finder import find_embedding
 from .errors import ModelError, NotApplicable
 from .gradients import Gradients, find_gradients, indices_stopped
 from .hook_points import CellHook, HookPoints, LayerHook
-from .model_copy import ModelCopy, Subject, random_states, set_evaluation_mode
+from .model_copy import ModelCopy, Subject, set_evaluation_mode
 from .pytrees import Path, get_leaf, modules, replace_leaf
 from .target import At, Target, TargetLike
 
@@ -43,13 +45,6 @@ __all__ = [
 # Variants of the batch in one pass without gradients, which keeps no intermediate arrays.
 VARIANTS_AT_ONCE = 4
 
-_SEQUENCES_INTERACT = (
-    "the first sequences of the held-out batch have other outputs alone than within the batch: "
-    "either sequences influence each other, or the model keeps state between calls. Results for "
-    "fewer sequences, and of extra passes, then differ from those for the whole batch: reset the "
-    "state at each call, for instance in forward=, and compute each sequence independently"
-)
-
 
 @dataclass(eq=False)
 class Pass:
@@ -57,7 +52,7 @@ class Pass:
 
     Attributes:
         sequence: ``(B, T, F)``, the array with respect to which gradients are computed.
-        outputs: ``(B, T, O)`` or ``(B, O)``.
+        outputs: ``(B, T, O)``, of a forecast ``(B, H, O)``, or ``(B, O)``.
         values: ``(B,)``, targets.
         chosen: ``(B,)``, followed outputs, or None.
         input_gradient: ``(B, T, F)``, or None if it was not requested.
@@ -65,7 +60,7 @@ class Pass:
         states: By name of the cell hook, its state arrays: each a list over time steps of
             ``(B, H)``, or of one ``(B, T, H)``.
         initial: By name of the cell hook, state arrays ``(B, H)`` before the first step; without
-            cells that receive none.
+            cells that receive none, or states that the model has changed.
         activations: By name of the layer hook, a list over time steps, or of one ``(B, T, N)``.
     """
 
@@ -168,6 +163,8 @@ class _Recorder:
                 [self._array(recorded[number][1], path, cell) for number in cell.calls]
                 for path in cell.out_paths
             ]
+            if cell.between:  # what the first call receives was changed already
+                continue
             initial = [get_leaf(recorded[cell.first][0], path) for path in cell.in_paths]
             if initial and all(isinstance(a, mx.array) and a.ndim for a in initial):
                 result.initial[cell.name] = initial
@@ -226,6 +223,14 @@ class _CurrentTarget:
         return values
 
 
+def _spread_by_length(held_out: HeldOutBatch, count: int) -> npt.NDArray[np.intp]:
+    """Return the indices of sequences of different lengths, the shortest and longest among them."""
+    if len(held_out) <= count:
+        return np.arange(len(held_out))
+    by_length = np.argsort(held_out.mask_array.sum(axis=1), kind="stable")
+    return np.sort(by_length[np.linspace(0, len(held_out) - 1, count).round().astype(int)])
+
+
 def _patterns(given: Any, what: str) -> Sequence[str] | None:
     if given is None or isinstance(given, str):
         return None if given is None else [given]
@@ -251,9 +256,12 @@ class ModelRunner:
         at: The time step of the target, see :class:`~.target.Target`.
         forward: ``callable(model, inputs, time_delta) -> outputs``, for a model that is not called
             as ``model(inputs)`` or with one of the usual keywords for elapsed times.
+        horizon: True if axis 1 of the outputs holds the steps of a forecast, False if it holds time
+            steps; None: found automatically.
         cells: Paths or globs of the modules to take as cells; None: found automatically.
         layers: Paths or globs of the modules to take as layers; None: found automatically.
         max_sequences: Largest number of sequences in one pass; None: all.
+        state: The state between batches that another runner of the model found; None: found.
 
     Raises:
         TypeError: If ``model`` or ``held_out`` has another type.
@@ -264,6 +272,11 @@ class ModelRunner:
         target: The target.
         hook_points: Where states and activations can be read.
         whole_batch: Number of sequences in the whole batch, also for a runner of some of them.
+        state: The state that the model keeps between batches.
+        coupling: Channels through which sequences act on each other, see
+            :func:`~.checks.independence.find_coupling`; empty if they don't.
+        whole_batch_only: True if each pass takes the whole batch, one variant at a time, because
+            the model runs one number of sequences or sequences act on each other.
         notes: Facts about the model that the user should know, one sentence each.
         missing: Kinds of hook points that were not found, with the reason, one sentence each.
     """
@@ -276,9 +289,11 @@ class ModelRunner:
         target: TargetLike = "prediction",
         at: At = "last",
         forward: Forward | None = None,
+        horizon: bool | None = None,
         cells: str | Sequence[str] | None = None,
         layers: str | Sequence[str] | None = None,
         max_sequences: int | None = None,
+        state: StateBetweenBatches | None = None,
     ) -> None:
         if not isinstance(model, nn.Module | ModelCopy):
             raise TypeError(f"model is a {type(model).__name__}; pass an mlx.nn.Module")
@@ -296,21 +311,24 @@ class ModelRunner:
             model = ModelCopy.of(Subject(model, forward, target if callable(target) else None))
         self.copy, self.held_out = model, held_out
         self.forward = None if model.forward is None else _current_forward(model)
+        if horizon is not None and not isinstance(horizon, bool):
+            raise TypeError(f"horizon is a {type(horizon).__name__}; pass True, False or None")
+        self._horizon = horizon
         if model.target is not None:
             target = _CurrentTarget(model)
         self.whole_batch = len(held_out)
         self.gradients = Gradients()
         # Shared with the runners of parts of the batch.
         self._limits: dict[str, int | None] = {"sequences": max_sequences}
+        self.state = StateBetweenBatches(model) if state is None else state.of(model)
         self._tap = Tap()
         self._compilation = CompilationSwitch()
         with self.analysing():
             self.calling, self.hook_points = self._inspect(
-                _patterns(cells, "cells"), _patterns(layers, "layers")
+                _patterns(cells, "cells"), _patterns(layers, "layers"), known=state is not None
             )
             self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(self.model))
-            independent = self._sequences_are_independent()
             self.target = Target(target, at, held_out, self.calling)
             self._wanted = (target, at)
             if target == "loss" or callable(target):
@@ -318,15 +336,14 @@ class ModelRunner:
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
             self.gradients = find_gradients(self)
-        interact = () if independent else (_SEQUENCES_INTERACT,)
         embedded = () if self._embedding is None else (self._embedding.note,)
         self.notes = tuple(
             note
             for note in (
                 *held_out.notes,
-                *self.calling.notes,
+                coupling_note(self.coupling),
+                *self.state.notes,
                 *self.hook_points.notes,
-                *interact,
                 *embedded,
                 *self.gradients.notes,
             )
@@ -344,6 +361,7 @@ class ModelRunner:
         """Turn compilation off; on any exit put it, the random states and the copy back."""
         self._tap.forget()
         with self._compilation.off(), self.copy.preserved():
+            self.state.begin()
             yield
 
     def preserved(self) -> AbstractContextManager[None]:
@@ -363,55 +381,10 @@ class ModelRunner:
     def max_sequences(self, count: int) -> None:
         self._limits["sequences"] = count
 
-    def _sequences_are_independent(self) -> bool:
-        """Return whether parts of the batch have the outputs that they have within the batch.
-
-        Their outputs differ if a model continues from the state of its last call, or computes
-        means over the batch.
-        """
-        if self.one_batch_size or self.whole_batch < 2:
-            return True
-        count = min(4, self.whole_batch)
-        size = 2 if count > 2 else 1
-        parts = (slice(0, count), slice(0, size), slice(count - size, count))
-        with self.preserved():
-            try:
-                outputs = [
-                    part.outputs(part.sequence(), part.time_delta)
-                    for part in map(self._part, parts)
-                ]
-                whole, first, last = map(to_numpy, outputs)
-            except Exception:
-                # A model may be unable to run one sequence, and two have no other parts.
-                if size == 1:
-                    return True
-                raise
-        a, b = np.concatenate([whole[:size], whole[-size:]]), np.concatenate([first, last])
-        scale = float(np.nanmax(np.abs(a), initial=0.0))
-        close = 0.1 if outputs[0].dtype in (mx.float16, mx.bfloat16) else 1e-3
-        same = a.shape == b.shape and np.allclose(a, b, rtol=0, atol=close * scale, equal_nan=True)
-        # A part of the batch draws other random numbers than the whole.
-        return same or self._draws_random_numbers(parts[0])
-
-    def _draws_random_numbers(self, rows: slice) -> bool:
-        """Tell whether outputs depend on the seed, although the model is in evaluation mode."""
-        part = self._part(rows)
-        outputs = []
-        # Global generators that another thread may use can't be put back.
-        own = random_states().numpy is not None
-        for seed in (0, 1):
-            with self.preserved():
-                mx.random.seed(seed)
-                if own:
-                    np.random.seed(seed)  # noqa: NPY002
-                    random.seed(seed)
-                outputs.append(to_numpy(part.outputs(part.sequence(), part.time_delta)))
-        return not np.array_equal(outputs[0], outputs[1], equal_nan=True)
-
     @property
     def divisible(self) -> bool:
         """Return whether parts of the batch can be run separately."""
-        return not self.one_batch_size and not callable(self._wanted[0])
+        return not self.whole_batch_only and not callable(self._wanted[0])
 
     def take(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
         """Return a runner of some sequences of the batch."""
@@ -448,33 +421,65 @@ class ModelRunner:
         return self.take(slice(0, 2)) if self.divisible else self
 
     def _inspect(
-        self, cells: Sequence[str] | None, layers: Sequence[str] | None
+        self, cells: Sequence[str] | None, layers: Sequence[str] | None, *, known: bool
     ) -> tuple[Calling, HookPoints]:
         held_out = self.held_out.take(slice(0, 2))
-        self.one_batch_size = False
+        self.whole_batch_only = False
         try:
-            calling = find_calling(self.copy, held_out, self.forward)
+            calling = self._find_calling(held_out)
         except ModelError:
-            if len(self.held_out) <= 2:
+            try:
+                held_out = self.held_out
+                calling = self._find_calling(held_out)
+            except ModelError:
+                check_kept_size(self.copy, self.held_out, self._find_calling)
                 raise
-            held_out = self.held_out
-            calling = find_calling(self.copy, held_out, self.forward)
-            self.one_batch_size = True
-        self._embedding = find_embedding(self.copy, held_out, calling) if held_out.tokens else None
+            self.whole_batch_only = True
+
+        def call(inputs: Any, time_delta: mx.array | None) -> mx.array:
+            self.state.restore()
+            return calling(inputs, time_delta)
+
+        def run(batch: HeldOutBatch) -> mx.array:
+            return call(batch.pack(batch.inputs), batch.flat_time_delta)
+
+        any_size = not self.whole_batch_only
+        if not known:
+            self.state = find_state(self.copy, run, self.held_out, any_size=any_size)
+        self.coupling = find_coupling(self.copy, run, self.held_out, any_size=any_size)
+        if self.coupling:
+            self.whole_batch_only, held_out = True, self.held_out
+        self._embedding = find_embedding(self.copy, held_out, call) if held_out.tokens else None
         small = copy.copy(self)
         small.held_out, small.calling = held_out, calling
-        with self.preserved():
-            sequence = small.sequence()
-            mx.eval(sequence)
+        first = small._trial()
+
+        def spread(count: int) -> Trial:
+            if len(held_out) == len(self.held_out):
+                return first
+            some = copy.copy(small)
+            some.held_out = self.held_out.take(_spread_by_length(self.held_out, count))
+            return some._trial()
+
         hook_points = find_hook_points(
-            self.copy,
-            sequence,
-            lambda inputs: small.outputs(inputs, small.time_delta),
-            cells=cells,
-            layers=layers,
-            frames=held_out.has_frames,
+            self.copy, first, spread, cells=cells, layers=layers, frames=held_out.has_frames
         )
         return calling, hook_points
+
+    def _find_calling(self, held_out: HeldOutBatch) -> Calling:
+        return find_calling(self.copy, held_out, self.forward, self._horizon, self.state.restore)
+
+    def _trial(self) -> Trial:
+        """Return the sequences of this runner, to be run with changes."""
+        with self.preserved():
+            sequence = self.sequence()
+            mx.eval(sequence)
+        return Trial(
+            sequence,
+            lambda inputs: self.outputs(inputs, self.time_delta),
+            self.held_out.mask_array,
+            lambda order: self._part(order)._trial(),
+        )
 
     def sequence(self) -> mx.array:
         """Return ``(B, T, P)``: the columns of the inputs, or the vectors made of tokens.
@@ -484,6 +489,7 @@ class ModelRunner:
         """
         if self._embedding is not None:
             inputs = self.held_out.inputs
+            self.state.restore()
             return self._embedding.vectors(
                 self.model,
                 self.held_out,
@@ -494,6 +500,7 @@ class ModelRunner:
 
     def outputs(self, sequence: mx.array, time_delta: mx.array | None) -> mx.array:
         """Return the model's outputs for a sequence ``(n B, T, F)``; see :class:`Calling`."""
+        self.state.restore()
         if self._embedding is None:
             inputs = sequence[..., 0] if self.held_out.tokens else sequence
             with indices_stopped(self.model, self.gradients.index_modules):
@@ -544,7 +551,7 @@ class ModelRunner:
     ) -> list[mx.array]:
         """Return the outputs for each of ``(K, B, T, F)``, in one call if the model permits."""
         copies, batch = sequences.shape[:2]
-        if self.one_batch_size:
+        if self.whole_batch_only:
             return [
                 self.outputs(sequences[k], None if time_deltas is None else time_deltas[k])
                 for k in range(copies)

@@ -25,10 +25,12 @@ class Target:
 
     Args:
         target: ``"prediction"``: the only output, or with several the largest one of that sequence,
-            chosen once and then kept; an index: that output; ``"loss"``: squared error, for integer
-            targets cross-entropy (outputs are logits); a callable from all outputs
-            (``(B, T, O)`` or ``(B, O)``) and the batch's targets to ``(B,)``.
-        at: ``"last"`` real time step, ``"mean"`` over real ones, or the index of a time step.
+            chosen once and then kept; an index, or a name among ``class_names``: that output;
+            ``"loss"``: squared error, for integer targets cross-entropy (outputs are logits); a
+            callable from all outputs (``(B, T, O)``, ``(B, H, O)`` or ``(B, O)``) and the batch's
+            targets to ``(B,)``.
+        at: ``"last"`` real time step, ``"mean"`` over real ones, or the index of a time step. For a
+            forecast, a step of the forecast: the last one, the mean over all, or an index.
         held_out: The batch.
         calling: The calling convention of the model.
 
@@ -46,11 +48,22 @@ class Target:
         self, target: TargetLike, at: At, held_out: HeldOutBatch, calling: Calling
     ) -> None:
         self._held_out, self._calling = held_out, calling
-        self._steps = held_out.inputs_shape[1]
+        # Steps of outputs: time steps of which some may be padding, or steps of a forecast.
+        self._has_steps = calling.per_step or calling.horizon is not None
+        if calling.horizon is None:
+            self._steps = held_out.inputs_shape[1]
+            self._real, self._last = held_out.mask_array, held_out.last_steps
+        else:
+            self._steps = calling.horizon
+            self._real = np.ones((len(held_out), self._steps), bool)
+            self._last = np.full(len(held_out), self._steps - 1)
         self._target = self._check_target(target)
         self._at = self._check_at(at)
-        when = {"last": "at last step", "mean": "mean over steps"}.get(str(at), f"at step {at}")
-        self.name, self.slug = self._names(when if calling.per_step else "")
+        step = "step" if calling.horizon is None else "forecast step"
+        when = {"last": f"at last {step}", "mean": f"mean over {step}s"}.get(
+            str(at), f"at {step} {self._at}"
+        )
+        self.name, self.slug = self._names(when if self._has_steps else "")
 
     def _check_target(self, target: TargetLike) -> TargetLike:
         outputs = self._calling.outputs
@@ -59,6 +72,11 @@ class Target:
             raise ModelError(
                 f"class_names has {len(names)} names, but the model has {outputs} outputs: "
                 "pass one name per output"
+                + (
+                    ". Outputs of shape (batch, outputs, horizon) are to be transposed in forward="
+                    if len(names) == self._calling.horizon
+                    else ""
+                )
             )
         if isinstance(target, np.integer):
             target = int(target)
@@ -73,9 +91,12 @@ class Target:
             return target % outputs
         if isinstance(target, str):
             if target not in ("prediction", "loss"):
+                if names is not None and target in names and outputs > 1:
+                    return names.index(target)
+                known = "" if names is None else f", one of class_names ({', '.join(names)})"
                 raise ValueError(
-                    f"target={target!r} is unknown: pass 'prediction', 'loss', an output's index "
-                    "or a callable(outputs, targets) -> (batch,)"
+                    f"target={target!r} is unknown: pass 'prediction', 'loss', an output's index"
+                    f"{known} or a callable(outputs, targets) -> (batch,)"
                 )
             if target == "loss" and self._held_out.targets is None:
                 raise ModelError(
@@ -101,19 +122,19 @@ class Target:
             )
         if not (at == "mean" or (isinstance(at, int) and not isinstance(at, bool))):
             raise ValueError(f"at={at!r} is unknown: pass 'last', 'mean' or a step's index")
-        if not self._calling.per_step:
+        if not self._has_steps:
             raise ModelError(
                 f"at={at!r}, but the model returns one output per sequence, not one per "
-                "step: set at='last'"
+                "step: set at='last', or horizon=True if its outputs are steps of a forecast"
             )
         if isinstance(at, int):
             if not -self._steps <= at < self._steps:
+                what = "held-out batch" if self._calling.horizon is None else "forecast"
                 raise ModelError(
-                    f"at={at}, but the held-out batch has {self._steps} steps: pass 0 to "
-                    f"{self._steps - 1}"
+                    f"at={at}, but the {what} has {self._steps} steps: pass 0 to {self._steps - 1}"
                 )
             at %= self._steps
-            missing = (~self._held_out.mask_array[:, at]).nonzero()[0]
+            missing = (~self._real[:, at]).nonzero()[0]
             if len(missing):
                 raise ModelError(
                     f"at={at} is padding in sequence {missing[0]} ({len(missing)} such): set "
@@ -144,9 +165,9 @@ class Target:
         # No gathers: MLX has no forward-mode gradient of them.
         if isinstance(self._at, int):
             return values[:, self._at]
-        mask = self._held_out.mask_array
+        mask = self._real
         if self._at == "last":
-            last = self._held_out.last_steps
+            last = self._last
             if (last == self._steps - 1).all():
                 return values[:, -1]
             weight = mx.array(last)[:, None] == mx.arange(self._steps)[None]
@@ -160,11 +181,11 @@ class Target:
         """Return ``(B,)``, the output to follow in each sequence; None without a choice."""
         if self._target != "prediction" or self._calling.outputs == 1:
             return None
-        at_step = self._at_step(outputs) if self._calling.per_step else outputs
+        at_step = self._at_step(outputs) if self._has_steps else outputs
         return mx.stop_gradient(mx.argmax(at_step, axis=-1))
 
     def __call__(self, outputs: mx.array, chosen: mx.array | None) -> mx.array:
-        """Return ``(B,)`` values from ``(B, T, O)`` or ``(B, O)``, in float32 or wider."""
+        """Return ``(B,)`` values from outputs as :class:`Calling` returns, in float32 or wider."""
         if outputs.dtype in (mx.float16, mx.bfloat16):
             outputs = outputs.astype(mx.float32)
         target = self._target
@@ -178,15 +199,17 @@ class Target:
                 ) from error
             return self._checked(values, target)
         if target == "loss":
-            return self._loss(outputs)
-        if self._calling.per_step:
+            return self._checked(self._loss(outputs), target)
+        if self._has_steps:
             outputs = self._at_step(outputs)
         if isinstance(target, int):
-            return outputs[:, target]
-        if chosen is None:
-            return outputs[:, 0]
-        one_hot = chosen[:, None] == mx.arange(outputs.shape[-1])[None]
-        return mx.where(one_hot, outputs, mx.zeros_like(outputs)).sum(axis=-1)
+            values = outputs[:, target]
+        elif chosen is None:
+            values = outputs[:, 0]
+        else:
+            one_hot = chosen[:, None] == mx.arange(outputs.shape[-1])[None]
+            values = mx.where(one_hot, outputs, mx.zeros_like(outputs)).sum(axis=-1)
+        return self._checked(values, target)
 
     def _checked(self, values: Any, target: Any) -> mx.array:
         batch = len(self._held_out)
@@ -248,10 +271,10 @@ class Target:
             )
         classes = not mx.issubdtype(targets.dtype, mx.floating)
         # Targets without an output axis: (B, T) for (B, T, O), (B,) for (B, O).
-        per_step = self._calling.per_step and self._is_per_step(targets, outputs, classes)
+        per_step = self._has_steps and self._is_per_step(targets, outputs, classes)
         if every_step and not per_step:
             targets = mx.repeat(targets[:, None], self._steps, axis=1)
-        elif self._calling.per_step and not per_step:
+        elif self._has_steps and not per_step:
             outputs = self._at_step(outputs)
         shape, expected = tuple(targets.shape), tuple(outputs.shape)
         if shape == expected[:-1] and (classes or expected[-1] == 1):
@@ -281,9 +304,9 @@ class Target:
         labels = np.array(targets.astype(mx.int64))
         read = np.ones(labels.shape, bool)
         if per_step and (every_step or self._at == "mean"):
-            read = self._held_out.mask_array
+            read = self._real
         elif per_step:
-            last = self._held_out.last_steps if self._at == "last" else self._at
+            last = self._last if self._at == "last" else self._at
             read = np.arange(self._steps) == np.reshape(last, (-1, 1))
         bad = np.argwhere(read & ((labels < 0) | (labels >= outputs)))
         if len(bad):

@@ -133,6 +133,8 @@ class AttachedObserver:
         SnapshotLoader(copied).load(snapshot)
         check_copy(self._subject, copied)
         observer = Observer(copied, self._held_out, self._callbacks, self._settings)
+        # An observer that is started later finds the state of a training batch in the model.
+        self._settings = dataclasses.replace(self._settings, state=observer.runner.state)
         dry_run = observer.dry_run()
         self.disabled.update(dry_run.not_applicable)
         # The process only now: a configuration that fails must not leave one behind.

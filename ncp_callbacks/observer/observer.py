@@ -24,6 +24,7 @@ from ..callback import Callback
 from ..errors import one_line, traceback_of
 from ..held_out import HeldOutBatch
 from ..model import At, Memory, ModelCopy, ModelRunner, NotApplicable, TargetLike
+from ..model.checks.state_between_batches import StateBetweenBatches
 from ..model.model_copy import array_bytes
 from ..observation import Need, Observation
 from ..pass_costs import SHARED_PASS, PassCosts, SharedResults
@@ -51,7 +52,8 @@ class Settings:
     """How the model is analysed; arguments of :class:`~ncp_callbacks.Monitor`.
 
     Attributes:
-        target, at, cells, layers, chunk_size: As there.
+        target, at, cells, layers, chunk_size, horizon: As there.
+        state: The state that the model keeps between batches, on entering; None: as it is.
         raise_errors: Let the error of a callback come out of :meth:`Observer.analyse`.
         isolated: The process is the observer's own: a callback that calls ``sys.exit`` ends itself.
     """
@@ -61,6 +63,8 @@ class Settings:
     cells: str | Sequence[str] | None = None
     layers: str | Sequence[str] | None = None
     chunk_size: int | None = None
+    horizon: bool | None = None
+    state: StateBetweenBatches | None = None
     raise_errors: bool = False
     isolated: bool = False
 
@@ -193,6 +197,8 @@ class Observer:
             held_out,
             target=settings.target,
             at=settings.at,
+            horizon=settings.horizon,
+            state=settings.state,
             cells=settings.cells,
             layers=settings.layers,
             max_sequences=settings.chunk_size,

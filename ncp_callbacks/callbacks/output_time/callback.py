@@ -182,6 +182,11 @@ def _every_step_target(observation: Observation) -> tuple[str, str]:
         NotApplicable: If there is none.
     """
     if observation.every_step is None:
+        if observation.horizon is not None:
+            raise NotApplicable(
+                f"the model returns a forecast of {observation.horizon} steps, and no outputs at "
+                "the time steps of its inputs: pass horizon=False if it does"
+            )
         if observation.outputs.ndim == 3:
             raise NotApplicable(
                 "target= is a function of all outputs, so no time step has a target of its own: "

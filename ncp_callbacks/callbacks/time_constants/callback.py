@@ -460,7 +460,8 @@ def _effective(
     synapses = 0
     if isinstance(reading, LTCReading):
         synapses = reading.parameters.units * (reading.parameters.units + reading.parameters.inputs)
-    chosen = np.linspace(0, steps - 1, min(time_steps, steps)).round().astype(int)
+    whole = np.array(log.stepper.whole_steps)
+    chosen = whole[np.linspace(0, len(whole) - 1, min(time_steps, len(whole))).round().astype(int)]
     elapsed = time_delta_per_call(log.stepper, log.time_delta)
     values = np.full((len(log.real), steps, len(units)), np.nan)
     for t in np.unique(chosen):

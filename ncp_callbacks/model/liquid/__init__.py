@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
+from ..errors import NotApplicable
 from ..pytrees import modules
 from .calls import has_parts
 from .cfc import DECAY, GATE, DecayReading, GateReading, read_decays, read_gates
@@ -53,6 +54,11 @@ def read_liquid(stepper: CellStepper, time_delta: FloatArray | None) -> Reading 
     """
     for names, read in ((PARAMETERS, read_ltc), (GATE, read_gates), (DECAY, read_decays)):
         holders = [m for _, m in modules(stepper.module) if has_parts(m, names)]
+        if holders and stepper.hook.between:
+            raise NotApplicable(
+                f"the model changes the states of {stepper.hook.name} between its calls, so the "
+                "cell's parameters don't determine the time constants"
+            )
         if holders:
             return read(stepper, holders, time_delta)
     return None

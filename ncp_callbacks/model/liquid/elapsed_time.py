@@ -135,7 +135,7 @@ def unit_of_time(stepper: CellStepper, own: FloatArray, time_delta: FloatArray |
     The unit changes if the model scales the elapsed times before it passes them to the cell. It
     doesn't change if the model solves a step in several sub-steps.
     """
-    if time_delta is None or stepper.hook.calls_in_all != stepper.steps:
+    if time_delta is None or stepper.hook.calls_per_step != 1:
         return 1.0
     known = np.isfinite(own) & np.isfinite(time_delta) & (time_delta > 0)
     ratio = own[known] / time_delta[known]
@@ -154,13 +154,13 @@ def time_delta_per_call(stepper: CellStepper, time_delta: FloatArray | None) -> 
         stepper: The cell.
         time_delta: ``(S, T)``, the elapsed times of its sequences, or None.
     """
-    calls = 1 if stepper.hook.whole_sequence else stepper.hook.calls_in_all // stepper.steps
+    calls = stepper.hook.calls_per_step
     if time_delta is None:
-        return np.ones((len(stepper.before(0)), stepper.steps)) / max(1, calls)
+        return np.ones((len(stepper.before(0)), stepper.steps)) / calls
     if calls > 1:
         own = ElapsedTime(
             RecordedModule(stepper.module, list(stepper.given)), None, len(time_delta)
         )
         if own.found and np.isfinite(own.values).all():
             return own.values
-    return np.asarray(time_delta, np.float64) / max(1, calls)
+    return np.asarray(time_delta, np.float64) / calls

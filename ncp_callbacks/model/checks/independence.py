@@ -1,0 +1,193 @@
+"""Check if sequences act on each other: their outputs then depend on the rest of the batch.
+
+Examples are inputs or elapsed times that a model standardises over the batch, attention over the
+batch, and elapsed times of the first sequence that are used for all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from typing import TypeAlias
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ...held_out import HeldOutBatch, to_numpy
+from ..errors import ModelError
+from ..model_copy import ModelCopy, random_states
+
+__all__ = ["Run", "coupling_note", "find_coupling", "other_values"]
+
+# The outputs of a batch.
+Run: TypeAlias = "Callable[[HeldOutBatch], mx.array]"
+Mask: TypeAlias = "npt.NDArray[np.bool_]"
+
+# Differences that count, in units of the largest output. Rows of a matrix product are computed
+# alike in batches of one size; with other sizes the order of summation differs.
+_SAME_SIZE, _OTHER_SIZE, _HALF_PRECISION = 1e-6, 1e-3, 0.1
+# Sequences that are run: one is repeated, since variants of it would share a batch, too.
+_FEWEST, _MOST = 4, 16
+
+
+def find_coupling(
+    copy: ModelCopy, run: Run, held_out: HeldOutBatch, *, any_size: bool
+) -> tuple[str, ...]:
+    """Return the channels through which sequences act on each other.
+
+    Every other sequence is changed, in one channel at a time, and the outputs of those between are
+    compared. Then parts of the batch are run alone.
+
+    Args:
+        copy: The model, which is restored before each run.
+        run: Runs the model.
+        held_out: The batch, of which at most 16 sequences are run if the model permits.
+        any_size: True if the model runs any number of sequences.
+
+    Returns:
+        Names of :attr:`HeldOutBatch.arrays`, or ``("position",)`` if the outputs depend on the
+        place in the batch or on its size; empty if sequences don't act on each other.
+
+    Raises:
+        ModelError: If the model runs over the batch as though it were time.
+    """
+    if not any_size and len(held_out) < 2:
+        return ()
+    batch = held_out
+    if any_size and len(held_out) < _FEWEST:
+        batch = held_out.take(np.arange(_FEWEST) % len(held_out))
+    elif any_size and len(held_out) > _MOST:
+        batch = held_out.take(held_out.spread(_MOST))
+    check = _Check(copy, run, batch)
+    even = np.arange(len(batch)) % 2 == 0
+    if any(check.reaches(batch.arrays, changed) for changed in (even, ~even)):
+        found = tuple(
+            name
+            for name in batch.arrays
+            if any(check.reaches([name], changed) for changed in (even, ~even))
+        )
+        if "inputs" in found and check.only_later():
+            raise ModelError(
+                "the outputs of a sequence depend on the sequences before it in the batch, as "
+                "though the batch were time. For a model that takes (time, batch, features), "
+                "transpose in forward=lambda model, inputs, time_delta: ..."
+            )
+        # Arrays that act only together still act.
+        return found or tuple(batch.arrays)
+    if any_size and not check.parts_agree() and not check.draws_random_numbers():
+        return ("position",)
+    return ()
+
+
+def coupling_note(channels: Collection[str]) -> str:
+    """Return the note on sequences that act on each other; "" if they don't."""
+    if not channels:
+        return ""
+    through = (
+        "its place in the batch or on the number of sequences"
+        if "position" in channels
+        else f"the other sequences in the batch, through {' and '.join(channels)}"
+    )
+    effect = (
+        "Gradients by them include the effect on the targets of the other sequences. "
+        if {"inputs", "time_delta"} & set(channels)
+        else ""
+    )
+    return (
+        f"the outputs of a sequence depend on {through}: each pass takes the whole held-out batch, "
+        f"one variant at a time, which takes longer. {effect}If this isn't intended, compute each "
+        "sequence independently in the model"
+    )
+
+
+class _Check:
+    """Run variants of a batch, each from the same state of the model and random generators."""
+
+    def __init__(self, copy: ModelCopy, run: Run, batch: HeldOutBatch) -> None:
+        self._copy, self._run, self._batch = copy, run, batch
+        self._outputs = self._outputs_of(batch)
+
+    def _outputs_of(self, batch: HeldOutBatch) -> mx.array:
+        with self._copy.preserved():
+            outputs = self._run(batch)
+            mx.eval(outputs)
+        return outputs
+
+    def reaches(self, names: Collection[str], changed: Mask) -> bool:
+        """Tell if a change of some sequences moves the outputs of the others."""
+        now = self._outputs_of(self._varied(names, changed))
+        others = mx.array(np.flatnonzero(~changed))
+        return not _agree(now[others], self._outputs[others], _SAME_SIZE)
+
+    def _varied(self, names: Collection[str], changed: Mask) -> HeldOutBatch:
+        batch = self._batch
+        for name in names:
+            batch = batch.replaced(name, other_values(batch.arrays[name], name, changed))
+        return batch
+
+    def only_later(self) -> bool:
+        """Tell if a change of any sequence reaches all later ones and no earlier one.
+
+        The first sequence is not asked: a model may use it for all without running over the batch.
+        """
+        count = len(self._batch)
+        for row in range(1, count - 1):
+            now = self._outputs_of(self._varied(["inputs"], np.arange(count) == row))
+            moved = [
+                not _agree(now[i : i + 1], self._outputs[i : i + 1], _SAME_SIZE)
+                for i in range(count)
+            ]
+            if any(moved[:row]) or not all(moved[row + 1 :]):
+                return False
+        return count > 2
+
+    def parts_agree(self) -> bool:
+        """Tell if the halves of the batch have the outputs alone that they have in it."""
+        half = len(self._batch) // 2
+        parts = (slice(0, half), slice(half, None))
+        found = mx.concatenate([self._outputs_of(self._batch.take(part)) for part in parts])
+        half_precision = found.dtype in (mx.float16, mx.bfloat16)
+        return _agree(found, self._outputs, _HALF_PRECISION if half_precision else _OTHER_SIZE)
+
+    def draws_random_numbers(self) -> bool:
+        """Tell if outputs depend on the seed: a part of a batch draws other numbers than it."""
+        # Global generators that another thread may use can't be put back.
+        own = random_states().numpy is not None
+        found = []
+        for seed in (0, 1):
+            with self._copy.preserved():
+                mx.random.seed(seed)
+                if own:
+                    np.random.seed(seed)  # noqa: NPY002
+                    random.seed(seed)
+                found.append(to_numpy(self._run(self._batch)))
+        return not np.array_equal(found[0], found[1], equal_nan=True)
+
+
+def _agree(a: mx.array, b: mx.array, tolerance: float) -> bool:
+    x, y = to_numpy(a), to_numpy(b)
+    scale = float(np.abs(y[np.isfinite(y)]).max(initial=0.0))
+    return x.shape == y.shape and np.allclose(x, y, 0, tolerance * scale, equal_nan=True)
+
+
+def other_values(array: mx.array, name: str, changed: Mask) -> mx.array:
+    """Return an array with other values in some sequences."""
+    where = mx.array(changed).reshape(-1, *[1] * (array.ndim - 1))
+    longer = mx.where(where, 1.5 * array, array).astype(array.dtype)
+    if name == "time_delta":  # often equal in all sequences; and analyses scale it
+        return longer
+    flat = to_numpy(array).reshape(len(array), -1)
+    source = np.arange(len(array))
+    for i in np.flatnonzero(changed):
+        # Of those that stay, so that the largest value of the batch is lost if it was changed; and
+        # the nearest, as neighbours in a sorted batch keep it sorted.
+        others = np.flatnonzero(~changed & (flat != flat[i]).any(axis=1))
+        if len(others):
+            source[i] = others[np.argmin(np.abs(others - i))]
+    if (source != np.arange(len(array))).any():
+        return array[mx.array(source)]
+    if array.ndim > 1:  # all sequences are equal: their own values in another order
+        turned = mx.concatenate([array[:, 1:], array[:, :1]], axis=1)
+        return mx.where(where, turned, array)
+    return longer

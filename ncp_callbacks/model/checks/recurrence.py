@@ -1,0 +1,194 @@
+"""Find states that are changed on the way from one call to the next, by changing a call's output.
+
+Solvers, decays, norms and projections between the calls make other arrays of a state. It is one if
+another output of a call changes an argument of the next call, and no later one while all other
+calls return what they did. Otherwise the model carries a sum past the module, as a residual or a
+solver's state, of which the output is a part only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..pytrees import Path, replace_leaf
+from ..recording import Call, Values
+from ..recurrence import Recurrence, may_hold_states
+from .perturb import Rerun, moved, with_other_steps
+
+__all__ = ["find_changed_recurrences"]
+
+
+def find_changed_recurrences(
+    rerun: Rerun,
+    by_module: Mapping[str, Sequence[Call]],
+    known: Mapping[str, list[Recurrence]],
+    values: Values,
+) -> tuple[dict[str, list[Recurrence]], list[str]]:
+    """Return recurrences whose states are changed between calls, by module.
+
+    Args:
+        rerun: The run in which the calls were recorded.
+        by_module: The calls of each module.
+        known: Recurrences that hand on their states unchanged, by module.
+        values: The values of arrays.
+
+    Returns:
+        The recurrences, and the names of modules whose output is added to a state outside them.
+        A known recurrence is among them if it has another state that is changed.
+    """
+    batch, steps, _ = rerun.trial.inputs.shape
+    recurrences = [recurrence for listed in known.values() for recurrence in listed]
+    held = {id(call): call for recurrence in recurrences for call in recurrence.calls}
+    around = {id(above) for call in held.values() for above in _parents(call)}
+    found: dict[str, list[Recurrence]] = {}
+    added: list[str] = []
+    for path, listed in known.items():
+        joined = [_with_changed_states(rerun, each, held, values, batch) for each in listed]
+        if any(each.between for each in joined):
+            found[path] = joined
+    for path, calls in by_module.items():  # an outer module is called before its inner ones
+        if len(calls) < max(steps, 3) or len(calls[0].inputs) < 2:
+            continue
+        if any(id(call) in held or id(call) in around for call in calls):
+            continue
+        if calls[0].within(held) is not None:
+            continue
+        pairs, is_part = _pairs(rerun, calls, held, list(calls[0].outputs), (), batch)
+        if pairs:
+            places = tuple(pairs.values()), tuple(pairs)
+            found[path] = [Recurrence(tuple(calls), *places, altered=False, between=True)]
+            held.update({id(call): call for call in calls})
+        elif is_part:
+            added.append(calls[0].name)
+    return found, added
+
+
+def _with_changed_states(
+    rerun: Rerun, known: Recurrence, held: Mapping[int, Call], values: Values, batch: int
+) -> Recurrence:
+    """Return a recurrence with those of its other outputs that are states, too."""
+    last = known.calls[-1]
+    states = known.states(-1)
+    places = [
+        place
+        for place, array in last.outputs.items()
+        if place not in known.out_paths and not any(values.same(array, s) for s in states)
+    ]
+    if not places or len(known.calls) < 3:
+        return known
+    pairs, _ = _pairs(rerun, known.calls, held, places, known.in_paths, batch)
+    if not pairs:
+        return known
+    # An output may be fed back as an input, which is no state where the model's inputs reach it.
+    step = len(known.calls) // 2
+    inputs, _ = with_other_steps(
+        rerun.trial.inputs,
+        np.zeros(batch, int) + step * rerun.trial.inputs.shape[1] // len(known.calls),
+        np.ones(batch, bool),
+    )
+    run = rerun(inputs, _returning(held.values(), None, (), None))
+    after = {} if run is None else {(call.path, call.number): call for call in run[0]}
+    reached = {
+        place
+        for call in known.calls
+        if (call.path, call.number) in after
+        for place in _moved_arguments(call, after[call.path, call.number])
+    }
+    pairs = {given: made for given, made in pairs.items() if given not in reached}
+    if not pairs:
+        return known
+    pairs |= dict(zip(known.in_paths, known.out_paths, strict=True))
+    listed = list(last.outputs)
+    given = sorted(pairs, key=lambda place: listed.index(pairs[place]))
+    made = tuple(pairs[place] for place in given)
+    return replace(known, out_paths=made, in_paths=tuple(given), between=True)
+
+
+def _parents(call: Call) -> Iterable[Call]:
+    above = call.parent
+    while above is not None:
+        yield above
+        above = above.parent
+
+
+def _pairs(
+    rerun: Rerun,
+    calls: Sequence[Call],
+    held: Mapping[int, Call],
+    places: Iterable[Path],
+    known: Sequence[Path],
+    batch: int,
+) -> tuple[dict[Path, Path], bool]:
+    """Return the outputs that change arguments of the next call, by the path of the argument.
+
+    Args:
+        rerun: The run in which the calls were recorded.
+        calls: Calls of one module.
+        held: Calls that return what they did.
+        places: Paths of outputs to try.
+        known: Paths of arguments that are known to be states.
+        batch: Number of sequences.
+
+    Returns:
+        The paths, and true if an output changes later calls as well.
+    """
+    at = (len(calls) - 1) // 2
+    pairs: dict[Path, Path] = {}
+    is_part = False
+    for place in places:
+        array, following = calls[at].outputs[place], calls[at + 1]
+        other = calls[at - 1 if at else at + 1].outputs.get(place)
+        if (
+            not mx.issubdtype(array.dtype, mx.floating)
+            or not may_hold_states(array, batch)
+            or other is None
+            or other.shape != array.shape
+        ):
+            continue
+        run = rerun(None, _returning([*held.values(), *calls], calls[at], place, other))
+        if run is None:
+            continue
+        after = {(call.path, call.number): call for call in run[0]}
+        changed = _moved_arguments(following, after[following.path, following.number])
+        given = [p for p in changed if following.inputs[p].shape == array.shape and p not in known]
+        if not given:
+            continue
+        if any(_moved_arguments(c, after[c.path, c.number]) for c in calls[at + 2 : at + 3]):
+            is_part = True
+        else:
+            pairs[given[-1]] = place  # cells take (x, state), and return (output, state)
+    return pairs, is_part
+
+
+def _moved_arguments(before: Call, after: Call) -> list[Path]:
+    return [
+        place
+        for place, array in before.inputs.items()
+        if place in after.inputs
+        and after.inputs[place].shape == array.shape
+        and moved(array, after.inputs[place]).any()
+    ]
+
+
+def _returning(
+    calls: Iterable[Call], changed: Call | None, place: Path, value: mx.array | None
+) -> Callable[[Call, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
+    """Return a function that runs calls, of which some return what they did and one does not."""
+    outputs = {(call.path, call.number): dict(call.outputs) for call in calls}
+    if changed is not None and value is not None:
+        outputs[changed.path, changed.number][place] = value
+
+    def run_call(
+        this: Call, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        output = call(*args, **kwargs)
+        for path, array in outputs.get((this.path, this.number), {}).items():
+            output = replace_leaf(output, path, array)
+        return output
+
+    return run_call

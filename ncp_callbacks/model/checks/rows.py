@@ -1,0 +1,147 @@
+"""Verify that states and activations belong to the sequences of the held-out batch.
+
+A model may sort its sequences, keep units before the batch, or put both directions along one axis.
+Other inputs for a set of sequences must move the values of these sequences, and no others. If
+sequences act on each other, they must move the rows of the sequences whose outputs they move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...held_out import to_numpy
+from ..recording import Call
+from ..time_order import Mask, Steps
+from .independence import other_values
+from .perturb import Rerun, codes, moved
+
+__all__ = ["Rows"]
+
+# Relative to the largest value: other rows may change the order of summation.
+_TOLERANCE = 1e-3
+
+_Arrays = list[mx.array]
+
+
+class Rows:
+    """Find the batch axis of arrays that are recorded in the calls of a model.
+
+    Args:
+        rerun: The run in which the calls were recorded.
+        changed: ``(K, B)``, sets of sequences.
+        runs: The calls of ``K`` runs in which these sequences have other inputs.
+    """
+
+    def __init__(self, rerun: Rerun, changed: Mask, runs: Sequence[Sequence[Call]]) -> None:
+        self._rerun, self._changed, self._runs = rerun, changed, runs
+        self._batch = len(rerun.trial.inputs)
+        self._reordered: tuple[Steps, list[Call] | None] | None = None
+        self._coupled: tuple[Mask, list[list[Call]]] | None = None
+
+    def axis(
+        self, read: Callable[[Sequence[Call]], _Arrays | None], *, only: int | None = None
+    ) -> tuple[int, str]:
+        """Return the batch axis of arrays, and "" or why they belong to no single sequences.
+
+        Args:
+            read: Returns the arrays, of one shape, given the calls of a run; None if they are
+                missing.
+            only: The one axis to consider; None: all.
+        """
+        before = read(self._rerun.calls)
+        if before is None or len({array.shape for array in before}) != 1:
+            return 0, "its arrays have different shapes"
+        shape = before[0].shape
+        axes = [
+            axis for axis, size in enumerate(shape) if size == self._batch and only in (None, axis)
+        ]
+        if not axes:
+            return 0, f"they have shape {tuple(shape)} for {self._batch} sequences"
+        if self._batch == 1:
+            return axes[0], ""
+        moves = self._moves(before, read, axes, self._runs)
+        if moves is None:
+            return axes[0], ""
+        for axis, rows in moves.items():
+            if rows.any() and not (rows & ~self._changed).any():
+                return axis, ""
+        for axis in axes:
+            if self._moves_with_sequences(before, read, axis):
+                return axis, ""
+        for rows in moves.values():
+            found, wanted = (sorted(map(tuple, part.T.tolist())) for part in (rows, self._changed))
+            if found == wanted:
+                return 0, "it runs the sequences in another order, as after sorting them by length"
+        moved_outputs, runs = self._outputs_moved()
+        # Sequences that move alike can't be distinguished.
+        if len(np.unique(moved_outputs, axis=1).T) == self._batch:
+            for axis, rows in (self._moves(before, read, axes, runs) or {}).items():
+                if np.array_equal(rows, moved_outputs):
+                    return axis, ""
+        return 0, "other inputs for one sequence change the rows of others"
+
+    def _moves(
+        self,
+        before: _Arrays,
+        read: Callable[[Sequence[Call]], _Arrays | None],
+        axes: Sequence[int],
+        runs: Sequence[Sequence[Call]],
+    ) -> dict[int, Mask] | None:
+        """Return ``(K, B)`` for each axis: the rows that move with each set of sequences."""
+        moves: dict[int, list[Any]] = {axis: [] for axis in axes}
+        for calls in runs:
+            after = read(calls)
+            if after is None or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+                return None
+            changes = np.stack([moved(a, b) for a, b in zip(before, after, strict=True)])
+            for axis in axes:
+                rows = np.moveaxis(changes, axis + 1, 0).reshape(self._batch, -1)
+                moves[axis].append(rows.any(axis=1))
+        if not runs:
+            return None
+        return {axis: np.stack(rows) for axis, rows in moves.items()}
+
+    def _outputs_moved(self) -> tuple[Mask, list[list[Call]]]:
+        """Return ``(K, B)``, the outputs that move with sets of sequences, and the ``K`` runs.
+
+        A set and its complement are asked about, as a sequence may move with all that hold another.
+        """
+        if self._coupled is None:
+            inputs, outputs = self._rerun.trial.inputs, self._rerun.outputs
+            sets = codes(self._batch)
+            rows, runs = [], []
+            for changed in (*sets, *~sets):
+                found = self._rerun(other_values(inputs, "inputs", changed))
+                if found is not None and found[1].shape == outputs.shape:
+                    changes = moved(outputs, found[1]).reshape(self._batch, -1)
+                    rows.append(np.asarray(changes.any(axis=1)))
+                    runs.append(found[0])
+            self._coupled = np.array(rows, bool).reshape(-1, self._batch), runs
+        return self._coupled
+
+    def _moves_with_sequences(
+        self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], axis: int
+    ) -> bool:
+        """Return whether rows change places as the sequences do, in a model that couples them."""
+        if self._reordered is None:
+            order: Steps = np.random.default_rng(0).permutation(self._batch)
+            if (order == np.arange(self._batch)).all():
+                order = order[::-1]
+            other = self._rerun.of(self._rerun.trial.reordered(order))
+            self._reordered = order, None if other is None else other.calls
+        order, calls = self._reordered
+        after = None if calls is None else read(calls)
+        if after is None:
+            return False
+        for a, b in zip(before, after, strict=True):
+            if a.shape != b.shape:
+                return False
+            wanted, actual = np.take(to_numpy(a), order, axis=axis), to_numpy(b)
+            size = float(np.nan_to_num(np.abs(wanted), posinf=0.0).max(initial=0.0))
+            if not np.allclose(actual, wanted, rtol=0, atol=_TOLERANCE * size, equal_nan=True):
+                return False
+        return True
