@@ -255,3 +255,9 @@ def test_steps_of_a_cell_in_which_sequences_act_on_each_other_are_not_run_in_cop
         with pytest.raises(NotApplicable, match="sequences act on each other in cell"):
             seen.extra_passes.state_jacobian("cell")
     assert [s.cell for s in seen.states] == ["cell"]
+
+
+def test_sequences_can_be_taken_in_reverse() -> None:
+    x = np.arange(24.0, dtype=np.float32).reshape(4, 3, 2)
+    part = ncp.HeldOutBatch(x, mask=np.arange(12).reshape(4, 3) % 4 < 3).take(np.arange(4)[::-1])
+    np.testing.assert_array_equal(np.array(part.inputs), x[::-1])
