@@ -83,10 +83,13 @@ class Training:
 
     def monitor(self, **options):
         options = {"writer": ncp.MemoryWriter(), "every": EVERY, **options}
-        return ncp.Monitor(self.model, self.held_out(), forward=self.case.forward, **options)
+        case = self.case
+        options = {"forward": case.forward, "horizon": case.horizon, **options}
+        return ncp.Monitor(self.model, self.held_out(), **options)
 
     def runner(self):
-        return ModelRunner(self.model, self.held_out(), forward=self.case.forward)
+        case = self.case
+        return ModelRunner(self.model, self.held_out(), forward=case.forward, horizon=case.horizon)
 
     def start(self):
         """One plain call, in which some models make their weights."""
