@@ -326,7 +326,7 @@ def test_any_model(name: str) -> None:
     writer = ncp.MemoryWriter()
     with ncp.Monitor(
         model, ncp.HeldOutBatch(x, dt), [callback], writer=writer, every=1, on_error="raise",
-        forward=case.forward, target=0,
+        forward=case.forward, horizon=case.horizon, target=0,
     ) as monitor:  # fmt: skip
         monitor.on_step_end(1)
     assert before.keys() == held(model).keys()

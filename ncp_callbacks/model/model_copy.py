@@ -587,8 +587,9 @@ def _difference(a: Any, b: Any, path: str, seen: set[int]) -> str | None:
         return None if same and (a.dtype.hasobject or a.tobytes() == b.tobytes()) else path
     if type(a).__name__ != type(b).__name__:
         # A function that MLX compiled is copied as the function itself.
-        kinds = (type(a).__module__, type(b).__module__)
-        return None if any(k.startswith(("mlx.core", "nanobind")) for k in kinds) else path
+        kinds = ("mlx.core", "nanobind")
+        compiled = callable(b) and type(b).__module__.startswith(kinds)
+        return None if compiled or type(a).__module__.startswith(kinds) else path
     if isinstance(a, bool | int | float | complex | str | bytes | None):
         return None if a == b or a != a else path
     mine, other = dict(_parts(a)), dict(_parts(b))
