@@ -661,13 +661,17 @@ def restore_random_states(states: _RandomStates) -> None:
         random.setstate(states.python)
 
 
+# Threads that draw no random numbers: ours, those that feed other processes, and progress bars'.
+_QUIET_THREADS = ("ncp_callbacks", "QueueFeederThread")
+_QUIET_MODULES = ("tqdm.", "joblib.")
+
+
 def _shared_by_threads() -> bool:
     """Return whether a thread of the user's could use the global generators, as data loaders do."""
     own = threading.current_thread()
     return any(
         thread is not own
-        and not thread.name.startswith("ncp_callbacks")
-        # The monitor of progress bars draws no numbers.
-        and not type(thread).__module__.startswith("tqdm.")
+        and not thread.name.startswith(_QUIET_THREADS)
+        and not type(thread).__module__.startswith(_QUIET_MODULES)
         for thread in threading.enumerate()
     )
