@@ -12,8 +12,9 @@ from .callback import Callback
 from .callbacks.sets import callback_set
 from .held_out import HeldOutBatch
 from .observation import Need
+from .scheduling import as_whole
 
-__all__ = ["as_callbacks", "check_log", "check_model", "check_options", "whole_number"]
+__all__ = ["as_callbacks", "check_log", "check_model", "check_options"]
 
 
 def check_model(model: Any, forward: Any, make_model: Any) -> None:
@@ -60,7 +61,7 @@ def check_options(
             f"max_overhead={max_overhead!r}: pass a share of the wall time, such as 0.02, or "
             "None for no bound"
         )
-    if chunk_size is not None and whole_number(chunk_size, 1) is None:
+    if chunk_size is not None and (as_whole(chunk_size) or 0) < 1:
         raise ValueError(f"chunk_size={chunk_size!r}: pass 1 or more sequences, or None")
 
 
@@ -126,11 +127,3 @@ def _check_settings(callback: Callback) -> None:
     every_nth: Any = callback.every_nth
     if not hasattr(every_nth, "__index__") or operator.index(every_nth) < 1:
         raise ValueError(f"{callback!r}.every_nth is {every_nth!r}; set 1 or more")
-
-
-def whole_number(value: Any, least: int) -> int | None:
-    """Return a whole number of at least so much as an int, numpy's too; None for anything else."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        return None
-    number = operator.index(value)
-    return number if number >= least else None

@@ -44,7 +44,7 @@ from .model import NotApplicable
 from .observation import Need, Observation, Trajectory
 from .plotting.limits import nice_limit
 from .records import Note, Record, Scalar
-from .scheduling import Schedule, ScheduleLike, as_schedule
+from .scheduling import Schedule, ScheduleLike, as_schedule, as_whole
 from .stats import MIN_SEQUENCES_FOR_CI, SIZE, Estimate, changed_beyond_chance
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "non_finite_count",
     "per_cell_names",
     "scalar_with_ci",
+    "sequence_indices",
     "small_batch_note",
     "whole_number",
 ]
@@ -225,10 +226,33 @@ def whole_number(name: str, value: Any, least: int) -> int:
     Raises:
         ValueError: If it is none, or below ``least``.
     """
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or operator.index(value) < least:
+    whole = as_whole(value)
+    if whole is None or whole < least:
         raise ValueError(f"{name}={value!r}: pass a whole number of at least {least}")
-    return operator.index(value)
+    return whole
+
+
+def sequence_indices(sequences: Sequence[int], most: int) -> list[int]:
+    """Return the argument ``sequences=`` of a callback as different indices from 0 on.
+
+    Args:
+        sequences: Indices of held-out sequences.
+        most: Largest number of them.
+
+    Raises:
+        TypeError: If one is no whole number.
+        ValueError: If there are none or too many, or one is negative or occurs twice.
+    """
+    try:
+        indices = [operator.index(index) for index in sequences]
+    except TypeError:
+        raise TypeError(
+            f"sequences={sequences!r}: pass a list of indices of held-out sequences, e.g. [0, 5]"
+        ) from None
+    different = len(set(indices)) == len(indices)
+    if not 1 <= len(indices) <= most or not different or min(indices) < 0:
+        raise ValueError(f"sequences={indices}: pass 1 to {most} different indices from 0 on")
+    return indices
 
 
 def as_ci(ends: npt.ArrayLike | None) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.nn as nn
 
 from .active_run import ActiveRun
-from .arguments import as_callbacks, check_log, check_model, check_options, whole_number
+from .arguments import as_callbacks, check_log, check_model, check_options
 from .callback import Callback
 from .console import opening, show
 from .due_callbacks import DueCallbacks
@@ -37,7 +37,7 @@ from .ranks import rank
 from .records import Figure, Record, Text
 from .run_card import run_card
 from .run_log import RunLog
-from .scheduling import ScheduleLike, as_schedule
+from .scheduling import ScheduleLike, as_schedule, as_whole
 from .writers import TensorBoardWriter, Writer, as_writer
 
 if TYPE_CHECKING:
@@ -478,14 +478,15 @@ class Monitor:
 def _checked_resume_step(resume_step: Any, writer: Any) -> int | None:
     if resume_step is None:
         return None
-    if whole_number(resume_step, 0) is None:
+    whole = as_whole(resume_step)
+    if whole is None or whole < 0:
         raise ValueError(f"resume_step={resume_step!r}: pass the last step done, 0 or more")
     if writer is not None:
         raise ValueError(
             "resume_step= continues the run in log_dir=; with writer=, make the writer "
             "with purge_step= or first_step= instead"
         )
-    return operator.index(resume_step)
+    return whole
 
 
 def _all(groups: Mapping[str, Sequence[Callback]]) -> list[Callback]:

@@ -71,6 +71,9 @@ class RunLog:
             call: Calls methods of this object.
         """
         self._delivered.append(call)
+        self._make_calls_if_free()
+
+    def _make_calls_if_free(self) -> None:
         # Whoever has the turn, or makes such calls, checks once more when that is over.
         while self._delivered and not self._is_delivering and self._lock.acquire(blocking=False):
             try:
@@ -101,8 +104,7 @@ class RunLog:
         with self._lock:
             self._make_delivered_calls()
             yield
-        if self._delivered:
-            self.deliver(_nothing)
+        self._make_calls_if_free()
 
     # ---- the writer
 
@@ -237,7 +239,3 @@ class RunLog:
 
     def _notes_card(self) -> str:
         return "\n".join(f"* {note}" for note in self.notes)
-
-
-def _nothing() -> None:
-    pass

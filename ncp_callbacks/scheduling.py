@@ -166,7 +166,7 @@ def every(
         )
     parts: list[Schedule] = []
     if steps is not None:
-        whole = _whole(steps)
+        whole = as_whole(steps)
         if whole is None or whole < 1:
             raise ValueError(f"every(steps={steps!r}): pass a whole number of at least 1")
         parts.append(_EverySteps(whole))
@@ -217,7 +217,7 @@ def log_spaced(*, first: int = 1, last: int = 10**9, per_decade: int = 4) -> Sch
     return _Steps(frozenset(steps), text)
 
 
-def _whole(value: Any) -> int | None:
+def as_whole(value: Any) -> int | None:
     """Return a whole number as an int, numpy's too; None for anything else."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         return None
@@ -237,7 +237,7 @@ def as_schedule(value: ScheduleLike, *, what: str = "every") -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    whole = _whole(value)
+    whole = as_whole(value)
     if whole is not None:
         if whole < 1:
             raise ValueError(f"{what}={value}: pass a number of steps of at least 1")

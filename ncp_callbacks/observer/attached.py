@@ -8,9 +8,10 @@ observer.close()
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -226,11 +227,23 @@ class AttachedObserver:
         Raises:
             Exception: What a signal handler of the user's raised meanwhile.
         """
-        try:
+        with self._reading(step):
             # MLX computes when it must: the training step's own work is not the monitor's.
             self._reader.evaluate_pending()
             with self._overhead.occupying():
                 self._hand_over(step, due, finish=finish)
+        for name in self._reader.unreadable:
+            self._log.report(
+                f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
+                "behind without a value. Analyses use the value that it had before, or zeros"
+            )
+        self._report_waiting(step, finish=finish)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Let an error of reading the model cost the snapshot and nothing else."""
+        try:
+            yield
         except BaseException as error:
             # The observer may not have got what was read: the next snapshot is whole.
             self._reader.restart()
@@ -238,12 +251,6 @@ class AttachedObserver:
             if passes or not isinstance(error, Exception):
                 raise
             self._log.fail(f"no snapshot could be taken at step {step}", error)
-        for name in self._reader.unreadable:
-            self._log.report(
-                f"{name} can't be read: a transformation such as mx.compile or mx.vmap left it "
-                "behind without a value. Analyses use the value that it had before, or zeros"
-            )
-        self._report_waiting(step, finish=finish)
 
     def _hand_over(self, step: int, due: Sequence[Callback], *, finish: bool) -> None:
         if not self._revive():
@@ -270,15 +277,10 @@ class AttachedObserver:
         """
         if not due:
             return
-        try:
+        with self._reading(step):
             self._reader.evaluate_pending()
             # It is read once, as the snapshot on entering: most runs have a due step and drop it.
             self._held = self._request(step, due)
-        except Exception as error:
-            self._reader.restart()
-            if self._settings.raise_errors or raised_by_signal_handler(error):
-                raise
-            self._log.fail(f"no snapshot could be taken at step {step}", error)
 
     def analyse_held(self) -> None:
         """Let the snapshot that :meth:`hold` read be analysed, if there is one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from ...callback import (
     Callback,
     non_finite_count,
     scalar_with_ci,
+    sequence_indices,
     small_batch_note,
 )
 from ...held_out import HeldOutBatch, to_numpy
@@ -108,7 +108,7 @@ class FrameAttribution(Callback):
             )
         if not 1 <= n_frames <= _MAX_FRAMES:
             raise ValueError(f"n_frames={n_frames!r}: pass a number from 1 to {_MAX_FRAMES}")
-        self._sequences = None if sequences is None else _checked_sequences(sequences)
+        self._sequences = None if sequences is None else sequence_indices(sequences, _MAX_SEQUENCES)
         self._n_frames, self._region = n_frames, None if region is None else np.array(region)
         self._attributor = Attributor(method, baseline)
         self.needs = self._attributor.needs
@@ -204,21 +204,6 @@ def _picture(strip: Strip, group: str, limit: float | None, step: int) -> Figure
     )
     tag, options = f"{group}/sequence_{strip.sequence}", {"limit": limit, "step": step}
     return Figure(tag, plot_frame_strip, strip, options, description)
-
-
-def _checked_sequences(sequences: Sequence[int]) -> list[int]:
-    try:
-        indices = [operator.index(index) for index in sequences]
-    except TypeError:
-        raise TypeError(
-            f"sequences={sequences!r}: pass a list of indices of held-out sequences, e.g. [0, 5]"
-        ) from None
-    different = len(set(indices)) == len(indices)
-    if not 1 <= len(indices) <= _MAX_SEQUENCES or not different or min(indices) < 0:
-        raise ValueError(
-            f"sequences={indices}: pass 1 to {_MAX_SEQUENCES} different indices from 0 on"
-        )
-    return indices
 
 
 def _picture_shape(held_out: HeldOutBatch) -> tuple[int, int]:

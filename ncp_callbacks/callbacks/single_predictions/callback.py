@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...callback import AxisLimit, Callback, non_finite_count
+from ...callback import AxisLimit, Callback, non_finite_count, sequence_indices
 from ...held_out import HeldOutBatch
 from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
@@ -87,7 +86,7 @@ class SinglePredictions(Callback):
         name: str | None = None,
     ) -> None:
         super().__init__(every=every, name=name)
-        self._sequences = _checked_sequences(sequences)
+        self._sequences = sequence_indices(sequences, _MAX_SEQUENCES)
         self._scales = checked_scales(scales)
         self._basis: Basis | None = None
         names = ("attribution", "state", "change")
@@ -146,21 +145,6 @@ class SinglePredictions(Callback):
             "sequences",
             "their target or its gradient had NaN or infinity",
         )
-
-
-def _checked_sequences(sequences: Sequence[int]) -> list[int]:
-    try:
-        indices = [operator.index(index) for index in sequences]
-    except TypeError:
-        raise TypeError(
-            f"sequences={sequences!r}: pass a list of indices of held-out sequences, e.g. [0, 5]"
-        ) from None
-    different = len(set(indices)) == len(indices)
-    if not 1 <= len(indices) <= _MAX_SEQUENCES or not different or min(indices) < 0:
-        raise ValueError(
-            f"sequences={indices}: pass 1 to {_MAX_SEQUENCES} different indices from 0 on"
-        )
-    return indices
 
 
 def _state_space(observation: Observation, basis: Basis | None) -> StateSpace | None:
