@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
+from ncp_callbacks.observer.snapshot import SnapshotReader
 
 
 class Mean(ncp.Callback):
@@ -95,6 +99,46 @@ def test_a_run_that_an_error_ends_is_not_analysed_again() -> None:
     with pytest.raises(ZeroDivisionError):
         train()
     assert writer.scalars("m/mean") == []
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("error", [Stopped, KeyboardInterrupt])
+def test_an_interrupt_while_the_first_snapshot_is_read(
+    error: type[BaseException], background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, held_out = model_and_batch()
+    writer, read = ncp.MemoryWriter(), SnapshotReader.read
+    before = signal.signal(signal.SIGUSR1, stop := lambda *_: (_ for _ in ()).throw(error()))
+    assert signal.getsignal(signal.SIGUSR1) is stop
+
+    def interrupted(reader: SnapshotReader, *args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(SnapshotReader, "read", read)
+        found = read(reader, *args, **options)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+        return found
+
+    try:
+        with ncp.Monitor(
+            model, held_out, [Mean(name="m")], writer=writer, every=100, background=background
+        ) as monitor:
+            monkeypatch.setattr(SnapshotReader, "read", interrupted)
+            with pytest.raises(error):
+                monitor.on_step_end(1)
+            model.layers[1].bias = model.layers[1].bias + 0.5
+            for step in (2, 3):
+                monitor.on_step_end(step)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    found = dict(writer.scalars("m/mean"))
+    assert max(found) == 3
+    expected = float(np.array(model(held_out.inputs))[:, -1].mean())
+    assert found[3] == pytest.approx(expected, rel=1e-5)
+    assert not [note for note in monitor.notes if "fail" in note]
 
 
 def test_steps_that_restart_are_noted_with_the_fix() -> None:
