@@ -564,6 +564,15 @@ class HeldOutBatch:
         return _guarded(self._targets)
 
     @property
+    def sequence_classes(self) -> npt.NDArray[Any] | None:
+        """Return ``(B,)``, the class of each sequence; None if targets are not one integer each."""
+        if not isinstance(self.targets, mx.array) or mx.issubdtype(self.targets.dtype, mx.floating):
+            return None
+        if self.targets.size != len(self):
+            return None
+        return np.array(self.targets).reshape(-1)
+
+    @property
     def mask(self) -> npt.NDArray[np.bool_] | None:
         """Return the mask, ``(B, T)`` bool and read-only, or None."""
         return self._mask

@@ -180,24 +180,36 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """Hold raw numbers behind a figure, for comparing runs later; no dashboard shows them.
+    """Hold raw numbers behind a figure, for comparing runs later and for the interactive view.
 
     Args:
         tag: By convention below ``_ncp/``.
         values: Any shape; written as float32.
         description: Meaning of the values, with their unit.
+        kind: What the array is to the interactive view, such as ``"attribution"``; a view shows
+            the kinds that it knows. "" for an array that no view shows.
+        axes: What each axis counts, as in ``("time step", "feature")``.
+        about: What else a reader must know, as JSON can hold it: ``{"cell": "encoder"}``.
 
     Raises:
         TypeError: The tag is no str.
-        ValueError: The tag is empty.
+        ValueError: The tag is empty, or there are not as many names of axes as axes.
     """
 
     tag: str
     values: npt.NDArray[np.floating[Any]]
     description: str = ""
+    kind: str = field(default="", kw_only=True)
+    axes: tuple[str, ...] = field(default=(), kw_only=True)
+    about: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_tag(self.tag)
+        if self.axes and len(self.axes) != np.ndim(self.values):
+            raise ValueError(
+                f"axes={self.axes} of {self.tag!r}: pass a name for each of the "
+                f"{np.ndim(self.values)} axes"
+            )
 
 
 MAX_POINTS = 2000

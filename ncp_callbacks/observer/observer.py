@@ -33,6 +33,7 @@ from ..progress import progress
 from ..records import Note, Record, Scalar
 from ..signal_handlers import raised_by_signal_handler
 from ..threads import one_blas_thread
+from .describe import ArrayDescriber
 from .outside import changed_outside, values_outside
 from .plan import SharedPass, repeated_needs, shared_passes
 from .snapshot import Snapshot, SnapshotLoader
@@ -191,6 +192,7 @@ class Observer:
         self._settings = settings
         self._callbacks = {callback.name: callback for callback in callbacks}
         self._batch = len(held_out)
+        self._arrays = ArrayDescriber(held_out)
         self._memory = Memory(bounded=settings.chunk_size is None)
         self.runner = ModelRunner(
             copy,
@@ -373,7 +375,8 @@ class Observer:
                 if isinstance(record, Note):
                     analysis.notes.append(record.message)
                 else:
-                    analysis.records.append(record)
+                    described = self._arrays.describe(record, callback, observation)
+                    analysis.records.append(described)
         except NotApplicable as reason:
             analysis.notes.append(f"{callback.name} is skipped from now on: {reason}")
             analysis.not_applicable.append(callback.name)

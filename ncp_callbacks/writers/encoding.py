@@ -9,6 +9,7 @@ plugin name (TensorFlow 2's form), the only one whose description reaches all Te
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import struct
@@ -35,6 +36,10 @@ __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 logger = logging.getLogger("ncp_callbacks")
 
 ARRAY_PLUGIN = "ncp_callbacks"
+FORMAT = 1
+"""Version of the descriptions of arrays; the meaning of a kind never changes within a version."""
+# SummaryMetadata.data_class = DATA_CLASS_TENSOR, a field that tensorboardX's messages lack.
+_DATA_CLASS_TENSOR = b"\x20\x02"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -84,6 +89,7 @@ class Encoder:
         self._end: list[Summary.Value] = []
         self._charts = CustomScalars(log_dir)
         self._reported: set[str] = set()
+        self._described_tags: set[str] = set()
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
         """Return the summary values of one record; an embedding has none.
@@ -109,7 +115,8 @@ class Encoder:
             values = np.asarray(record.values, dtype=np.float64)
             largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
             self._report_if_infinite(record.tag, float(largest))
-            return [_tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))]
+            value = _tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))
+            return [self._described(value, record)]
         if isinstance(record, Picture):
             width, height = struct.unpack(">II", record.png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
@@ -154,11 +161,23 @@ class Encoder:
         if tags is None:
             name = self._tag(Array, f"{CI_ARRAYS}{tag}")
             array = Array(name, np.array(points[1:]))
-            return [_tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))]
+            value = _tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))
+            return [self._described(value, array)]
         return [
             Summary.Value(tag=chart_tag, simple_value=number)
             for chart_tag, number in zip(tags, points, strict=True)
         ]
+
+    def _described(self, value: Summary.Value, array: Array) -> Summary.Value:
+        """Return an array with what TensorBoard's loaders and the interactive view need of it."""
+        # Both of TensorBoard's loaders drop tensors that are not declared to be tensors.
+        value.metadata.MergeFromString(_DATA_CLASS_TENSOR)
+        if array.kind and value.tag not in self._described_tags:
+            # Only in the first summary of a tag, which is the one that loaders keep.
+            self._described_tags.add(value.tag)
+            content = {"v": FORMAT, "kind": array.kind, "axes": list(array.axes), **array.about}
+            value.metadata.plugin_data.content = json.dumps(content).encode()
+        return value
 
     def _histogram(self, tag: str, record: Histogram) -> list[Summary.Value]:
         values = np.asarray(record.values).reshape(-1)

@@ -15,7 +15,6 @@ from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ..state_space.analysis import Basis, StateSpace, state_space
-from ..state_space.callback import sequence_classes
 from ..time_sensitivity.analysis import checked_scales
 from .plot import Prediction, plot_prediction
 
@@ -211,7 +210,7 @@ def _prediction(
 
 def _class_name(held_out: HeldOutBatch, place: int) -> str:
     """Return the name of a sequence's class; "" without classes."""
-    classes, names = sequence_classes(held_out), held_out.class_names
+    classes, names = held_out.sequence_classes, held_out.class_names
     if classes is None:
         return ""
     own = int(classes[place])

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +19,7 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...held_out import HeldOutBatch, to_numpy
+from ...held_out import to_numpy
 from ...model import NotApplicable
 from ...model.liquid import neuron_groups
 from ...observation import Need, Observation, Trajectory
@@ -33,18 +32,7 @@ from .analysis import Basis, state_space
 from .analysis import StateSpace as StateSpaceResult
 from .plot import plot_state_space
 
-__all__ = ["StateSpace", "sequence_classes"]
-
-
-def sequence_classes(held_out: HeldOutBatch) -> np.ndarray | None:
-    """Return ``(B,)``, the class of each sequence; None if targets are not one integer for each."""
-    targets = held_out.targets
-    if not isinstance(targets, mx.array) or mx.issubdtype(targets.dtype, mx.floating):
-        return None
-    if targets.size != len(held_out):
-        return None
-    return np.array(targets).reshape(-1)
-
+__all__ = ["StateSpace"]
 
 # ``pc<i>_share`` stands for the tags of both axes; ``{axis}`` is filled with their number.
 _SCALARS = {
@@ -245,7 +233,7 @@ def _picture(result: StateSpaceResult, group: str, axes: _Axes, observation: Obs
         dataclasses.replace(result, refitted=result.refitted and axes.refits > 0),
         {
             "time_delta": observation.time_delta,
-            "classes": sequence_classes(observation.held_out),
+            "classes": observation.held_out.sequence_classes,
             "class_names": observation.held_out.class_names,
             "limit": axes.limit.covering(float(np.nanmax(np.abs(result.scores)))),
             "step": observation.step,
@@ -311,7 +299,8 @@ def _points(tag: str, cell: Trajectory, observation: Observation) -> Embedding |
         real = real[np.linspace(0, len(real) - 1, MAX_POINTS).round().astype(int)]
     sequence, step = np.divmod(real, steps)
     labels: dict[str, Any] = {}
-    classes, names = sequence_classes(observation.held_out), observation.held_out.class_names
+    held_out = observation.held_out
+    classes, names = held_out.sequence_classes, held_out.class_names
     if classes is not None:
         labels["class"] = [str(c) if names is None else names[c] for c in classes[sequence]]
     if observation.time_delta is not None:

@@ -1,0 +1,143 @@
+"""Arrays say in the log what they are, and both of TensorBoard's loaders deliver them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing import (
+    data_ingester,
+    data_provider,
+    plugin_event_multiplexer,
+)
+from tensorboard.data import server_ingester
+from tensorboard.util import grpc_util
+
+import ncp_callbacks as ncp
+from ncp_callbacks.runs import read_run
+
+KIND = {"kind": "attribution", "axes": ("time step", "feature")}
+
+
+@contextlib.contextmanager
+def slow(log_dir: Path) -> Iterator[Any]:
+    reader = plugin_event_multiplexer.EventMultiplexer(
+        tensor_size_guidance=dict(data_ingester.DEFAULT_TENSOR_SIZE_GUIDANCE)
+    )
+    reader.AddRunsFromDirectory(str(log_dir))
+    reader.Reload()
+    yield data_provider.MultiplexerDataProvider(reader, str(log_dir))
+
+
+@contextlib.contextmanager
+def fast(log_dir: Path) -> Iterator[Any]:
+    server = server_ingester.SubprocessServerDataIngester(
+        server_ingester.get_server_binary(), str(log_dir), reload_interval=0,
+        channel_creds_type=grpc_util.ChannelCredsType.LOCAL,
+    )  # fmt: skip
+    server.start()
+    yield server.data_provider
+
+
+@pytest.mark.parametrize("loader", [slow, fast])
+def test_a_loader_delivers_arrays_and_their_description(loader: Any, tmp_path: Path) -> None:
+    with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "run")) as writer:
+        for step in (1, 2, 3):
+            values = np.full((3, 2), step)
+            about = {"feature_names": ["heart rate", "Sauerstoff ☂"]}
+            records = [ncp.Array("_ncp/a", values, **KIND, about=about), ncp.Scalar("b/c", 1.0)]
+            writer.write(step, records)
+    with loader(tmp_path) as provider:
+        arguments: Any = {"experiment_id": "", "plugin_name": "ncp_callbacks"}
+        end = time.monotonic() + 30
+        listed: Any = {}
+        while "run" not in listed and time.monotonic() < end:
+            listed = provider.list_tensors(context.RequestContext(), **arguments)
+        described = json.loads(listed["run"]["_ncp/a"].plugin_content)
+        assert described == {
+            "v": 1, "kind": "attribution", "axes": ["time step", "feature"], **about
+        }  # fmt: skip
+        read = provider.read_tensors(context.RequestContext(), **arguments, downsample=100)
+        found = {datum.step: datum.numpy for datum in read["run"]["_ncp/a"]}
+    for step in (1, 2, 3):
+        np.testing.assert_array_equal(found[step], np.full((3, 2), step))
+
+
+def test_the_description_stands_once_and_the_reader_takes_it() -> None:
+    from ncp_callbacks.writers.encoding import Encoder
+
+    encoder = Encoder()
+    contents = [
+        encoder.values(ncp.Array("_ncp/a", np.zeros((1, 1)), **KIND))[0]
+        .metadata.plugin_data.content
+        for _ in range(3)
+    ]  # fmt: skip
+    assert [bool(content) for content in contents] == [True, False, False]
+    plain = encoder.values(ncp.Array("_ncp/b", np.zeros(1)))[0]
+    assert plain.metadata.plugin_data.content == b""
+    assert plain.metadata.SerializeToString().endswith(b"\x20\x02")
+
+
+def test_names_of_axes_fit_the_array() -> None:
+    with pytest.raises(ValueError, match=r"axes=\('a', 'b'\) of '_ncp/a': pass a name for each"):
+        ncp.Array("_ncp/a", np.zeros(3), axes=("a", "b"))
+
+
+class Maps(ncp.Callback):
+    """Log an array of each shape that is described."""
+
+    def measure(self, observation: Any) -> Any:
+        sequences = observation.inputs.shape[0]
+        yield ncp.Array("_ncp/map", np.zeros((5, 2)), **KIND)
+        yield ncp.Array("_ncp/paths", np.zeros((sequences, 5)), kind="x",
+                        axes=("sequence", "time step"), about={"cell": "gru"})  # fmt: skip
+        yield ncp.Array("_ncp/plain", np.zeros(2))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_run_describes_its_arrays(background: bool) -> None:
+    mx.random.seed(0)
+    model = nn.Sequential(nn.GRU(2, 3), nn.Linear(3, 2))
+    held_out = ncp.HeldOutBatch(
+        mx.random.normal((4, 5, 2)), targets=mx.array([0, 1, 1, 0]),
+        feature_names=["hr", "bp"], class_names=["calm", "worse"],
+    )  # fmt: skip
+    writer = ncp.MemoryWriter()
+    options: Any = {"writer": writer, "every": 1, "background": background}
+    with ncp.Monitor(model, held_out, [Maps(max_sequences=2)], **options) as monitor:
+        monitor.on_step_end(1)
+        monitor.on_step_end(2)
+    arrays = {
+        (step, record.tag): record for step, record in writer.records
+        if isinstance(record, ncp.Array) and record.tag.startswith("_ncp/")
+    }  # fmt: skip
+    first = arrays[1, "_ncp/map"].about
+    assert first["callback"] == "maps"
+    assert first["feature_names"] == ["hr", "bp"]
+    assert first["target"]
+    paths = arrays[1, "_ncp/paths"].about
+    assert paths["cell"] == "gru"
+    assert len(paths["sequences"]) == 2
+    assert paths["sequence_class"] == [[0, 1, 1, 0][index] for index in paths["sequences"]]
+    assert paths["class_names"] == ["calm", "worse"]
+    assert paths["held_out"] == first["held_out"]
+    assert len(first["held_out"]) == 32
+    assert arrays[2, "_ncp/map"].about == {}
+    assert arrays[1, "_ncp/plain"].about == {}
+
+
+def test_the_reader_reads_them_as_before(tmp_path: Path) -> None:
+    with contextlib.closing(ncp.TensorBoardWriter(tmp_path)) as writer:
+        writer.write(3, [ncp.Array("_ncp/a", np.arange(6.0).reshape(3, 2), **KIND)])
+    run = read_run(tmp_path)
+    assert not run.warnings
+    np.testing.assert_array_equal(run.arrays["_ncp/a"][3], np.arange(6.0).reshape(3, 2))
