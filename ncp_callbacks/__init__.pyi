@@ -1,4 +1,5 @@
 from . import analysis as analysis
+from . import findings as findings
 from . import models as models
 from . import plots as plots
 from . import runs as runs
@@ -15,6 +16,7 @@ from .callbacks import *
 from .checkpoints import Replay as Replay
 from .checkpoints import replay as replay
 from .extra_passes import ExtraPasses as ExtraPasses
+from .findings.finding import Finding as Finding
 from .held_out import HeldOutBatch as HeldOutBatch
 from .integrations import ReportCallback as ReportCallback
 from .interpret import Interpretation as Interpretation
@@ -34,6 +36,7 @@ from .observation import Observation as Observation
 from .observation import Trajectory as Trajectory
 from .plots import *
 from .records import Array as Array
+from .records import Data as Data
 from .records import Embedding as Embedding
 from .records import Figure as Figure
 from .records import Histogram as Histogram

@@ -118,6 +118,7 @@ class ActiveRun:
             if self._exit_hook is not None:
                 atexit.unregister(self._exit_hook)
             try:
+                self.log.conclude()
                 self._close_log(None if end is None else max(1.0, end - time.monotonic()))
             finally:
                 self._is_over = True

@@ -25,6 +25,7 @@ import mlx.nn as nn
 from .arguments import as_callbacks, check_log, check_model, check_options
 from .callback import Callback
 from .errors import one_line
+from .findings.run_findings import RunFindings
 from .held_out import HeldOutBatch
 from .model import At, Forward, ModelCopy, Subject, TargetLike
 from .model.model_copy import check_copy
@@ -34,6 +35,7 @@ from .observer.snapshot import SnapshotLoader, SnapshotReader
 from .progress import progress
 from .records import Text
 from .run_card import run_card
+from .run_facts import run_facts
 from .run_log import RunLog
 from .scheduling import as_schedule
 from .signal_handlers import raised_by_signal_handler
@@ -170,11 +172,12 @@ def replay(
     start = dataclasses.replace(start, memory_per_sequence=worker.observer.memory_per_sequence)
     target_writer = TensorBoardWriter(log_dir) if log_dir is not None else as_writer(writer)
     log.rehearse(dry_run.records)
+    log.findings = RunFindings(run_facts(worker.observer.runner, applicable))
     log.open(target_writer, dict(run_config or {}))
     steps: list[int] = []
     try:
         log.last_step = files[0][0]
-        log.write(log.last_step, [Text("about/run", card)])
+        log.write(log.last_step, [Text("about/run", card), log.findings.about()])
         analyses = _analyses(worker, start, files, n_jobs)
         for _, analysis in zip(progress(files, "replay", "checkpoint"), analyses, strict=True):
             if isinstance(analysis, _Skipped):
@@ -184,7 +187,7 @@ def replay(
             # A replay has the time to wait for its pictures, so that none is dropped.
             log.flush()
             log.last_step = analysis.step
-            log.write(analysis.step, analysis.records)
+            log.write(analysis.step, log.write_analysis(analysis.step, analysis.records))
             for note in analysis.notes:
                 log.report(note)
             for failure in analysis.failures:

@@ -26,6 +26,8 @@ from .arguments import as_callbacks, check_log, check_model, check_options
 from .callback import Callback
 from .console import opening, show
 from .due_callbacks import DueCallbacks
+from .findings.finding import Finding
+from .findings.run_findings import RunFindings
 from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
 from .loop_scalars import loop_scalars
@@ -36,6 +38,7 @@ from .overhead import Overhead
 from .ranks import rank
 from .records import Figure, Record, Text
 from .run_card import run_card
+from .run_facts import run_facts
 from .run_log import RunLog
 from .scheduling import ScheduleLike, as_schedule, as_whole
 from .writers import TensorBoardWriter, Writer, as_writer
@@ -161,6 +164,7 @@ class Monitor:
         self._rank = 0 if log_on_all_ranks else rank()
         self._is_new = True
         self._without_state: set[str] = set()
+        self._findings_state: Mapping[str, Any] | None = None
         self._log = RunLog()
         self._overhead = Overhead(max_overhead)
         self._observer = AttachedObserver(
@@ -237,16 +241,19 @@ class Monitor:
                 beginning.place,
             )
             target = beginning.runner.target.name
-            texts = [
+            self._log.findings = RunFindings(run_facts(beginning.runner, self.callbacks))
+            self._load_findings()
+            texts: list[Record] = [
                 Text("about/run", card),
                 Text("about/fingerprint", fingerprint(self._held_out, self.callbacks, target)),
+                self._log.findings.about(),
             ]
             self._open_log(texts, beginning.dry_run.records)
         except BaseException:
             self._observer.close(0.0)
             raise
 
-    def _open_log(self, texts: Sequence[Text], rehearsed: Sequence[Record]) -> None:
+    def _open_log(self, texts: Sequence[Record], rehearsed: Sequence[Record]) -> None:
         # Only now: a configuration that fails must not leave an empty run behind.
         writer, first = self._open_writer(), 0
         if self._resume_step is not None:
@@ -335,6 +342,14 @@ class Monitor:
         return self._log.notes
 
     @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found at the last snapshot that is analysed, the most serious first.
+
+        Once the run is closed, it takes account of everything that the loop has logged.
+        """
+        return () if self._log.findings is None else self._log.findings.findings
+
+    @property
     def callbacks(self) -> tuple[Callback, ...]:
         """The callbacks that are still enabled."""
         return self._observer.callbacks
@@ -358,6 +373,7 @@ class Monitor:
             "step": self._run.last_step,
             "callbacks": {name: state for name, state in known.items() if name in names},
             "occasions": self._due.state_dict(),
+            "findings": self._log.findings_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -374,10 +390,17 @@ class Monitor:
         if self._run.last_step is None or (step is not None and step > self._run.last_step):
             self._run.last_step = step
         self._due.load_state_dict(state.get("occasions", {}))
+        self._findings_state = state.get("findings")
+        self._load_findings()
         self._without_state |= {c.name for c in self.callbacks} - set(known)
         self._observer.load_state(known)
         if self._state == "open":
             self._report_missing_state()
+
+    def _load_findings(self) -> None:
+        if self._findings_state is not None and self._log.findings is not None:
+            self._log.findings.load_state_dict(self._findings_state)
+            self._findings_state = None
 
     def _report_missing_state(self) -> None:
         for callback in self.callbacks:
@@ -415,6 +438,7 @@ class Monitor:
         self._run.steps += 1
         due, train_due = self._due.at(step)
         if self._run.steps == 1 and not due:
+            self._log.freeze(step)
             self._observer.hold(step, _all(self._due.never_due()))
         if not due and not train_due:
             return
@@ -422,6 +446,7 @@ class Monitor:
         if train_due:
             self._write_scalars(step, {f"train/{name}": value for name, value in scalars.items()})
         if due and self._affords():
+            self._log.freeze(step)
             self._observer.analyse(step, due)
             self._log.write(step, self._overhead.records())
             self._report_large_share()
@@ -444,7 +469,7 @@ class Monitor:
 
     def _write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         records = loop_scalars(scalars, self._log.report, raise_errors=self._raise_errors)
-        self._log.write(step, records)
+        self._log.write_loop(step, records)
 
     def _check_open(self, what: str) -> None:
         if self._state != "open":

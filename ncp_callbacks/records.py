@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_POINTS",
     "Array",
+    "Data",
     "Embedding",
     "Figure",
     "Histogram",
@@ -178,6 +179,26 @@ class Text:
         _check_tag(self.tag)
 
 
+@dataclass(frozen=True)
+class Data:
+    """Hold a JSON document for programs; no dashboard shows it.
+
+    Args:
+        tag: As for :class:`Scalar`.
+        json: The document.
+
+    Raises:
+        TypeError: The tag is no str.
+        ValueError: The tag is empty.
+    """
+
+    tag: str
+    json: str
+
+    def __post_init__(self) -> None:
+        _check_tag(self.tag)
+
+
 @dataclass(frozen=True, eq=False)
 class Array:
     """Hold raw numbers behind a figure, for comparing runs later and for the interactive view.
@@ -271,4 +292,4 @@ class Note:
     message: str
 
 
-Record: TypeAlias = Scalar | Histogram | Figure | Picture | Text | Array | Embedding
+Record: TypeAlias = Scalar | Histogram | Figure | Picture | Text | Data | Array | Embedding

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import one_line, traceback_of
-from .records import Array, Note, Record, Text
+from .findings.run_findings import RunFindings
+from .records import Array, Data, Figure, Note, Record, Scalar, Text
 from .run_card import guide
 from .signal_handlers import raised_by_signal_handler
 from .writers import Writer
@@ -37,10 +38,12 @@ class RunLog:
 
     Attributes:
         last_step: The last step that the loop reported.
+        findings: Turns what is written into findings, once the run's facts are known; or None.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.last_step = 0
+        self.findings: RunFindings | None = None
         self._clock = clock
         self._lock = threading.RLock()
         self._is_delivering = False
@@ -123,6 +126,65 @@ class RunLog:
             if records:
                 self._write(step, records, wall_time)
             self._write_cards()
+
+    def write_loop(self, step: int, records: Iterable[Record]) -> None:
+        """Write numbers of the training loop."""
+        with self._turn():
+            records = list(records)
+            if self.findings is not None:
+                for record in records:
+                    if isinstance(record, Scalar):
+                        self.findings.add_point(step, record.tag, record.value)
+            self.write(step, records)
+
+    def freeze(self, step: int) -> None:
+        """Keep the loop's numbers as they are now, for the findings of the snapshot of this step.
+
+        The analysis comes back at any time, and its findings must not depend on when.
+        """
+        with self._turn():
+            if self.findings is not None:
+                self.findings.freeze(step)
+
+    def write_analysis(
+        self, step: int, records: Iterable[Record], wall_time: float | None = None
+    ) -> list[Figure]:
+        """Write what callbacks made of a snapshot, and then its findings.
+
+        Returns:
+            Pictures of the findings, which are not written yet.
+        """
+        with self._turn():
+            records = list(records)
+            self.write(step, records, wall_time)
+            return self._write_findings(step, wall_time, lambda f: f.add_snapshot(step, records))
+
+    def findings_state(self) -> dict[str, Any] | None:
+        """Return what a resumed run needs of the findings; None before there are any."""
+        with self._turn():
+            return None if self.findings is None else self.findings.state_dict()
+
+    def conclude(self) -> None:
+        """Write the findings with all that the loop has logged, if they changed."""
+        with self._turn():
+            if self.findings is not None:
+                self._write_findings(self.findings.step, None, lambda f: f.end())
+
+    def _write_findings(
+        self, step: int, wall_time: float | None, find: Callable[[RunFindings], list[Record]]
+    ) -> list[Figure]:
+        if self.findings is None:
+            return []
+        try:
+            found = find(self.findings)
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
+            self.findings = None
+            self.fail("the findings failed and are not logged any more", error)
+            return []
+        self.write(step, [r for r in found if not isinstance(r, Figure)], wall_time)
+        return [record for record in found if isinstance(record, Figure)]
 
     def flush(self) -> None:
         """Write all cards and flush the writer."""
@@ -213,7 +275,7 @@ class RunLog:
 
     def _explain(self, records: Iterable[Record]) -> None:
         for record in records:
-            if isinstance(record, Text | Array | Note) or not record.description:
+            if isinstance(record, Text | Data | Array | Note) or not record.description:
                 continue
             known = record.tag in self._explained
             if (known and record.tag not in self._rehearsed) or (

@@ -212,7 +212,7 @@ def test_standard_set_on_a_model_without_time_or_cell(
             m.startswith(f"{name} doesn't apply to this model: ") and word in m for m in said
         )
     groups = {tag.split("/")[0] for tag in writer.tags}
-    assert groups == {"about", "attribution", "attribution_share", "monitor", "_ncp"}
+    assert groups == {"about", "attribution", "attribution_share", "findings", "monitor", "_ncp"}
 
 
 def test_target_is_named_in_tags(model: Net, held_out: ncp.HeldOutBatch) -> None:

@@ -181,7 +181,7 @@ class AttachedObserver:
             state.update(self.current.known_state)
         settings = dataclasses.replace(self._settings, raise_errors=False, isolated=True)
         process.start(Start(snapshot, settings, state, memory_per_sequence, self._device))
-        self.current = process
+        self.current, self._delivery.draw = process, process.draw
 
     def _revive(self) -> bool:
         """Replace a process that is lost, once; tell if there is an observer."""
@@ -210,6 +210,7 @@ class AttachedObserver:
         observer = Observer(copied, self._held_out, self.callbacks, self._settings)
         self._reader.restart()
         self.current = InLoopObserver(observer, self._delivery.analysis)
+        self._delivery.draw = None
         self._log.report("analyses run in the training loop from now on")
 
     # ---- every due step

@@ -208,6 +208,11 @@ class BackgroundObserver:
                 raise
         return True
 
+    def draw(self, step: int, wall_time: float, figures: list[Figure]) -> None:
+        """Let pictures be drawn in the process; they come back as those of an analysis do."""
+        if figures and not self.lost:
+            self._outgoing.put(("draw", step, wall_time, figures))
+
     def _has_room(self, size: int) -> bool:
         full = len(self._waiting) >= self._max_waiting
         held = sum(self._waiting.values())
@@ -512,6 +517,8 @@ class _Server:
                 if renderer.dropped + renderer.failed != dropped:
                     dropped = renderer.dropped + renderer.failed
                     self._tell("dropped_pictures", dropped)
+            elif kind == "draw":
+                renderer.submit(*content)
             else:
                 observer.load_state(*content)
         renderer.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..console import show
-from ..records import Picture, Scalar
+from ..records import Figure, Picture, Scalar
 from ..run_log import RunLog
 from .observer import Analysis
 
@@ -20,6 +22,7 @@ class Delivery:
         verbose: As for the monitor.
 
     Attributes:
+        draw: Draws pictures of findings in the observer's process; None: the writer draws them.
         may_restart: Whether an observer's process that is lost is started again.
     """
 
@@ -27,6 +30,7 @@ class Delivery:
         self, log: RunLog, disabled: set[str], *, raise_errors: bool, verbose: bool | None
     ) -> None:
         self.may_restart = True
+        self.draw: Callable[[int, float, list[Figure]], object] | None = None
         self._log, self._disabled = log, disabled
         self._raise_errors, self._verbose = raise_errors, verbose
         self._kept: Exception | None = None
@@ -41,7 +45,11 @@ class Delivery:
 
     def _write(self, analysis: Analysis) -> None:
         records = [*analysis.records, *analysis.cost_records()]
-        self._log.write(analysis.step, records, analysis.wall_time)
+        figures = self._log.write_analysis(analysis.step, records, analysis.wall_time)
+        if self.draw is not None:
+            self.draw(analysis.step, analysis.wall_time, figures)
+        else:
+            self._log.write(analysis.step, figures, analysis.wall_time)
         for note in analysis.notes:
             self._log.report(note)
         for failure in analysis.failures:

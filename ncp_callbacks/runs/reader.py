@@ -42,7 +42,7 @@ __all__ = [
 HyperParameter: TypeAlias = bool | float | str
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
-_ARRAYS = "ncp_callbacks"
+_ARRAYS, _DATA = "ncp_callbacks", "ncp_callbacks_data"
 _CI = "ci"
 _WITHOUT_CHART = "_ncp/ci/"
 _NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
@@ -413,4 +413,5 @@ _TENSORS: dict[tuple[str, str], tuple[str, Any]] = {
     ("tensor", "images"): ("images", None),
     ("tensor", _ARRAYS): ("arrays", _numbers),
     ("tensor", "text"): ("texts", _text),
+    ("tensor", _DATA): ("texts", _text),
 }

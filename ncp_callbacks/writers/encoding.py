@@ -27,7 +27,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
-from ..records import Array, Embedding, Histogram, Note, Picture, Record, Scalar, Text
+from ..records import Array, Data, Embedding, Histogram, Note, Picture, Record, Scalar, Text
 from .base import clean_tag, valid_text
 from .custom_scalars import CI_ARRAYS, ChartTags, CustomScalars
 
@@ -35,7 +35,7 @@ __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
 logger = logging.getLogger("ncp_callbacks")
 
-ARRAY_PLUGIN = "ncp_callbacks"
+ARRAY_PLUGIN, DATA_PLUGIN = "ncp_callbacks", "ncp_callbacks_data"
 FORMAT = 1
 """Version of the descriptions of arrays; the meaning of a kind never changes within a version."""
 # SummaryMetadata.data_class = DATA_CLASS_TENSOR, a field that tensorboardX's messages lack.
@@ -111,6 +111,9 @@ class Encoder:
         if isinstance(record, Text):
             text = record.markdown.encode("utf-8", "replace")
             return [_tensor(tag, record, "text", _strings(text))]
+        if isinstance(record, Data):
+            document = _strings(record.json.encode("utf-8", "replace"))
+            return [_tensor(tag, record, DATA_PLUGIN, document)]
         if isinstance(record, Array):
             values = np.asarray(record.values, dtype=np.float64)
             largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
@@ -122,7 +125,7 @@ class Encoder:
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
             return [_tensor(tag, record, "images", sized)]
         raise TypeError(
-            f"{record!r} is no record: pass a Scalar, Histogram, Text, Array or Picture"
+            f"{record!r} is no record: pass a Scalar, Histogram, Text, Data, Array or Picture"
         )
 
     def end(self) -> list[Summary.Value]:
@@ -226,7 +229,7 @@ class Encoder:
 
 
 def _tensor(
-    tag: str, record: Histogram | Picture | Text | Array, plugin: str, tensor: TensorProto
+    tag: str, record: Histogram | Picture | Text | Data | Array, plugin: str, tensor: TensorProto
 ) -> Summary.Value:
     metadata = SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),

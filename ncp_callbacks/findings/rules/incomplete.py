@@ -1,0 +1,50 @@
+"""Report attributions that don't sum to the change of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..facts import Facts
+from ..finding import Finding, Severity, Topic
+from ..rule import Rule
+from ..words import percent, since
+
+__all__ = ["Incomplete"]
+
+_MAX_SHARE = 0.05
+
+
+class Incomplete(Rule):
+    """Report a complete method whose maps are incomplete for more than 5 % of the sequences.
+
+    A sequence counts as incomplete above an error of 5 %. Of 1 in 20 sequences the means over
+    sequences, which all pictures show, change by less than the error itself.
+    """
+
+    name = "incomplete"
+    topic = Topic.TRUST
+    reads = ("attribution/incomplete",)
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        for tag, share in facts.each("attribution", "incomplete"):
+            group = tag.partition("/")[0]
+            if share.value <= _MAX_SHARE:
+                yield self.finding(
+                    facts,
+                    Severity.GOOD,
+                    f"The map of {group} is complete: for {percent(1 - share.value)} of the "
+                    f"sequences it sums to the change of the target within 5 %"
+                    f"{since(share, facts.step)}.",
+                    "Nothing to do.",
+                    {tag: share},
+                )
+                continue
+            yield self.finding(
+                facts,
+                Severity.WARNING,
+                f"The map of {group} is incomplete: for {percent(share)} of the sequences it "
+                f"misses the change of the target by more than 5 %{since(share, facts.step)}.",
+                "Set a larger n_steps of the integrated gradients, and don't trust the map until "
+                "then.",
+                {tag: share},
+            )

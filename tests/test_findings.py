@@ -1,0 +1,467 @@
+"""Rules report what is planted in hand-made numbers, and nothing where it isn't."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given
+
+import ncp_callbacks as ncp
+from ncp_callbacks.findings import (
+    RULES,
+    Collected,
+    Curve,
+    Facts,
+    Finding,
+    Number,
+    Past,
+    Rule,
+    RunFacts,
+    Severity,
+    Topic,
+    card,
+    judge,
+    lines,
+    to_json,
+)  # fmt: skip
+from ncp_callbacks.findings.curve import MAX_WINDOWS
+from ncp_callbacks.findings.judge import MAX_CURVES, MAX_PAST
+from ncp_callbacks.findings.rules.rests_on import last_steps
+from ncp_callbacks.models import CfC
+from ncp_callbacks.runs.findings import findings_of
+
+RUN = RunFacts(
+    sequences=32,
+    time_steps=24,
+    feature_names=("vibration", "heat", "load"),
+    takes_time=True,
+    callbacks={
+        "attribution": "attribution",
+        "integrated_gradients": "attribution",
+        "transitions": "transitions",
+    },
+)
+
+
+def n(value: float, low: float = math.nan, high: float = math.nan, step: int = 100) -> Number:
+    return Number(value, low, high, 32, step)
+
+
+def curve(values: Any, first: int = 1) -> Curve:
+    found = Curve()
+    for step, value in enumerate(values, start=first):
+        found = found.with_point(step, float(value))
+    return found
+
+
+def of(rule: str, run: RunFacts = RUN, **facts: Any) -> list[Finding]:
+    """Return what one rule finds in hand-made facts."""
+    (chosen,) = [r for r in RULES if r.name == rule]
+    return list(chosen.check(Facts(run, 100, **facts)))
+
+
+def severities(rule: str, run: RunFacts = RUN, **facts: Any) -> list[str]:
+    return [finding.severity.value for finding in of(rule, run, **facts)]
+
+
+# --- the contract of all rules
+
+
+def test_names_differ_and_rules_are_documented() -> None:
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert isinstance(rule.topic, Topic)
+        assert len((type(rule).__doc__ or "").split()) > 15, rule.name
+        assert set(rule.remembers) <= set(rule.reads), rule.name
+
+
+def _facts() -> st.SearchStrategy[Facts]:
+    """Return facts with any of the numbers that rules read, in any state."""
+    values = st.one_of(
+        st.floats(allow_nan=True, allow_infinity=True),
+        st.sampled_from([0.0, 1.0, 0.5, 0.96, 1e-9, 30.0]),
+    )
+    tags = sorted({
+        pattern.replace("attribution*_share/*", "attribution_share/vibration").replace("*", "x1")
+        for rule in RULES
+        for pattern in rule.reads
+        if not pattern.startswith("_ncp")
+    })  # fmt: skip
+
+    @st.composite
+    def number(draw: st.DrawFn) -> Number:
+        ends = sorted([draw(values), draw(values)])
+        return Number(draw(values), *ends, draw(st.integers(0, 64)), draw(st.integers(0, 100)))
+
+    numbers = st.dictionaries(st.sampled_from(tags), number(), max_size=len(tags))
+    arrays = st.dictionaries(
+        st.sampled_from([
+            "_ncp/attribution_strength", "_ncp/attribution_time_delta",
+            "_ncp/transitions_unit_speed_max", "_ncp/held_out_confusion",
+        ]),
+        st.sampled_from([
+            np.zeros((24, 3)), np.full((24, 3), np.nan), np.zeros((0, 3)), np.zeros(7),
+            np.ones((2, 24)), np.array(np.inf), np.eye(3),
+        ]),
+    )  # fmt: skip
+    curves = st.dictionaries(
+        st.sampled_from(["train/loss", "val/loss", "train/grad_norm"]),
+        st.lists(values, max_size=70).map(curve),
+    )
+    history = st.lists(numbers, max_size=6).map(
+        lambda many: tuple(Past(10 * i, numbers) for i, numbers in enumerate(many))
+    )
+    runs = st.sampled_from([
+        RUN, RunFacts(), RunFacts(sequences=1, time_steps=1, feature_names=("x",)),
+        RunFacts(sequences=9, class_names=("a", "b", "c"), class_counts=(9, 0, 0),
+                 feature_sds=(0.0, math.nan, 1e9), padding=1.0, coupled=True),
+    ])  # fmt: skip
+    return st.builds(
+        Facts, runs, st.just(100), numbers=numbers, arrays=arrays, history=history, curves=curves
+    )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@given(facts=_facts())
+def test_rules_take_any_numbers(rule: Rule, facts: Facts) -> None:
+    for finding in rule.check(facts):
+        assert finding.rule == rule.name
+        assert (
+            finding.sentence[0].isupper()
+            or not finding.sentence[0].isalpha()
+            or ("/" in finding.sentence.split()[0])
+        )
+        for text in (finding.sentence, finding.action):
+            assert text.endswith("."), text
+            assert "  " not in text, text
+        assert finding.sentence != finding.action
+        assert finding.step == 100
+        assert Finding.from_json(json.loads(to_json([finding]))[0]).sentence == finding.sentence
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    assert judge(Facts()) == ()
+    assert "no rule" in card((), 7)
+
+
+def test_a_rule_that_fails_costs_its_own_findings_only() -> None:
+    class Broken(Rule):
+        """Fail."""
+
+        name, topic = "broken", Topic.DATA
+
+        def check(self, facts: Facts) -> list[Finding]:
+            raise ZeroDivisionError
+
+    facts = Facts(RUN, 100, {"transitions/saturation": n(0.98)})
+    assert judge(facts, (Broken(), *RULES)) == judge(facts) != ()
+
+
+def test_findings_survive_json() -> None:
+    found = judge(Facts(RUN, 100, {"transitions/saturation": n(0.98, 0.97, 0.99)}))
+    assert tuple(Finding.from_json(f) for f in json.loads(to_json(found))) == found
+
+
+def test_the_most_serious_come_first() -> None:
+    facts = Facts(
+        RUN,
+        100,
+        {"attribution/incomplete": n(0.0), "transitions/saturation": n(0.98),
+         "attribution/time_share": n(0.9, 0.8, 0.95)},
+    )  # fmt: skip
+    ranks = [finding.severity.rank for finding in judge(facts)]
+    assert ranks == sorted(ranks, reverse=True)
+    assert {0, 3} <= set(ranks)
+
+
+# --- planted truths
+
+
+def test_what_it_rests_on_in_words() -> None:
+    # Of 24 time steps the last 3 have 0.2 + 0.3 + 0.2 = 0.7 of the strength, 3 / 21 each before.
+    profile = np.full(24, 0.3 / 21)
+    profile[-3:] = 0.2, 0.3, 0.2
+    found = of(
+        "rests_on",
+        numbers={
+            "attribution/strength": n(2.0),
+            "attribution_share/heat": n(0.28, 0.24, 0.33),
+            "attribution_share/vibration": n(0.54, 0.49, 0.58),
+            "attribution_share/load": n(0.18, 0.15, 0.21),
+            "attribution/time_share": n(0.1, 0.08, 0.12),
+        },
+        arrays={"_ncp/attribution_strength": profile[:, None] * np.array([0.5, 0.3, 0.2])},
+    )
+    assert [f.sentence for f in found] == [
+        "Of the attribution to inputs, vibration 54 % [49, 58] and heat 28 % [24, 33]; the last 3 "
+        "of 24 time steps hold 70 %; elapsed time has 10 % [8, 12] of inputs and time together."
+    ]
+    assert found[0].severity is Severity.INFO
+    # The names of features that a tag can't hold are theirs again.
+    run = RunFacts(feature_names=("mean (lead i)", "b"), callbacks=RUN.callbacks)
+    tags = ("attribution_share/mean__lead_i_", "attribution_share/b")
+    (other,) = of(
+        "rests_on", run,
+        numbers={"attribution/strength": n(1.0), tags[0]: n(0.9), tags[1]: n(0.1)},
+    )  # fmt: skip
+    assert "mean (lead i) 90 %" in other.sentence
+
+
+def test_attributions_that_are_all_zero_are_a_problem() -> None:
+    assert severities("rests_on", numbers={"attribution/strength": n(0.0)}) == ["problem"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "share", "steps", "held"),
+    [([0.1, 0.2, 0.7], 0.7, 1, 0.7), ([0.25] * 4, 0.7, 3, 0.75), ([1.0, 0.0], 0.7, 2, 1.0)],
+)
+def test_last_steps(profile: list[float], share: float, steps: int, held: float) -> None:
+    assert last_steps(np.array(profile), share) == (steps, pytest.approx(held))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (n(0.98, 0.97, 0.99), ["problem"]), (n(0.6, 0.55, 0.65), ["warning"]),
+        (n(0.6, 0.45, 0.7), []), (n(0.2), []), (n(math.nan), []),
+    ],
+)  # fmt: skip
+def test_saturation(number: Number, expected: list[str]) -> None:
+    assert severities("saturated", numbers={"transitions/saturation": number}) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (n(0.75, 0.7, 0.8), "more than all inputs"), (n(0.0, 0.0, 0.0), "ignores"),
+        (n(0.004, 0.002, 0.006), "ignores"), (n(0.55, 0.45, 0.65), ""), (n(0.1, 0.05, 0.2), ""),
+        (n(0.005, 0.001, 0.02), ""),
+    ],
+)  # fmt: skip
+def test_the_use_of_time(number: Number, expected: str) -> None:
+    found = of("time_use", numbers={"attribution/time_share": number})
+    assert len(found) == bool(expected)
+    assert all(expected in f.sentence and f.severity is Severity.WARNING for f in found)
+
+
+def test_incomplete_maps_by_group() -> None:
+    numbers = {"attribution/incomplete": n(0.0), "integrated_gradients/incomplete": n(0.88)}
+    good, bad = of("incomplete", numbers=numbers)
+    assert (good.severity, bad.severity) == (Severity.GOOD, Severity.WARNING)
+    assert "integrated_gradients" in bad.sentence
+    assert "88 %" in bad.sentence
+
+
+@pytest.mark.parametrize(("sequences", "expected"), [(15, ["warning"]), (16, []), (0, [])])
+def test_few_sequences(sequences: int, expected: list[str]) -> None:
+    assert severities("few_sequences", RunFacts(sequences=sequences)) == expected
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [([1, 0.5, math.nan], ["problem"]), ([1, math.inf], ["problem"]), ([1, math.nan, 0.5], []),
+     ([1, 0.5], []), ([], [])],
+)  # fmt: skip
+def test_a_loss_that_is_not_finite(losses: list[float], expected: list[str]) -> None:
+    assert severities("diverged", curves={"train/loss": curve(losses)}) == expected
+
+
+def test_analyses_that_are_not_finite() -> None:
+    count = {"transitions/nonfinite": n(3)}
+    assert severities("diverged", numbers=count) == ["problem"]
+    others = {**count, "transitions/speed_mean": n(0.3)}
+    assert severities("diverged", numbers=others) == ["warning"]
+    # A number of an earlier snapshot is no sign of life.
+    old = {**count, "transitions/speed_mean": n(0.3, step=20)}
+    assert severities("diverged", numbers=old) == ["problem"]
+    assert severities("diverged", numbers={"transitions/nonfinite": n(0)}) == []
+
+
+# --- curves and history
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), max_size=700))
+def test_curves_are_bounded_and_lose_no_point(values: list[float]) -> None:
+    found = curve(values)
+    assert len(found.windows) <= MAX_WINDOWS
+    finite = [v for v in values if math.isfinite(v)]
+    assert sum(w.count for w in found.windows) == len(finite)
+    assert found.bad == len(values) - len(finite)
+    if finite:
+        assert min(w.low for w in found.finite) == min(finite)
+        assert max(w.high for w in found.finite) == max(finite)
+        mean = sum(w.mean * w.count for w in found.finite) / len(finite)
+        assert mean == pytest.approx(np.mean(finite), abs=1e-6)
+    assert [w.first for w in found.windows] == sorted({w.first for w in found.windows})
+    again = Curve.from_state(json.loads(json.dumps(found.to_state())))
+    assert json.dumps(again.to_state()) == json.dumps(found.to_state())
+
+
+def _snapshot(step: int) -> list[ncp.Record]:
+    return [
+        ncp.Scalar("attribution/strength", step, ci=(step - 1, step + 1)),
+        ncp.Scalar("attribution_share/heat", 0.1),
+        ncp.Scalar("elsewhere/number", 1.0),
+    ]
+
+
+def test_history_is_bounded_and_keeps_its_ends() -> None:
+    rules = (_Remembering(),)
+    collected = Collected(RUN, rules)
+    for step in range(1, 1001):
+        facts = collected.add_snapshot(step, _snapshot(step))
+        for number in range(100):
+            collected.add_point(step, f"train/{number}", 1.0)
+    assert len(facts.history) <= MAX_PAST
+    steps = [step for step, _ in facts.past("attribution/strength")]
+    assert steps[0] == 1
+    assert steps[-3:] == [998, 999, 1000]
+    assert steps == sorted(set(steps))
+    assert len(facts.curves) == MAX_CURVES
+    assert "elsewhere/number" not in facts.numbers
+    assert len(json.dumps(collected.state_dict())) < 100_000
+
+
+class _Remembering(Rule):
+    """Read a number and its earlier values."""
+
+    name, topic = "remembering", Topic.DATA
+    reads = remembers = ("attribution/strength", "attribution*_share/*")
+
+    def check(self, facts: Facts) -> list[Finding]:
+        return []
+
+
+def test_an_interrupted_collection_goes_on() -> None:
+    whole, resumed = Collected(RUN), Collected(RUN)
+    for step in range(1, 80):
+        for collected in (whole, resumed):
+            collected.add_point(step, "train/loss", 1 / step)
+            collected.freeze(step)
+            collected.add_snapshot(step, _snapshot(step))
+        if step == 40:
+            state = json.loads(json.dumps(resumed.state_dict()))
+            resumed = Collected(RUN)
+            resumed.load_state_dict(state)
+    assert json.dumps(whole.state_dict()) == json.dumps(resumed.state_dict())
+
+
+def test_numbers_of_the_loop_are_those_before_the_snapshot() -> None:
+    collected = Collected(RUN)
+    collected.add_point(1, "train/loss", 1.0)
+    collected.freeze(1)
+    collected.add_point(2, "train/loss", math.nan)  # Before the analysis comes back.
+    assert collected.add_snapshot(1, _snapshot(1)).curves["train/loss"].last == 1.0
+    assert math.isnan(collected.facts().curves["train/loss"].last)
+
+
+def test_groups_belong_to_callbacks_by_their_names() -> None:
+    run = RunFacts(callbacks={"att": "attribution", "att_2": "attribution"})
+    assert run.kind_of("att_2_loss") == ("attribution", "att_2")
+    assert run.kind_of("att_loss") == ("attribution", "att")
+    assert run.kind_of("other") == ("other", "other")
+    numbers = {"att_2/incomplete": n(0.5), "att_loss/incomplete": n(0.6), "att/incomplete": n(0.7)}
+    tags = [tag for tag, _ in Facts(run, 1, numbers).each("attribution", "incomplete")]
+    assert tags == ["att/incomplete", "att_loss/incomplete", "att_2/incomplete"]
+
+
+# --- the terminal
+
+
+def test_the_terminal_gets_at_most_ten_lines() -> None:
+    findings = [
+        Finding("x", Topic.DATA, Severity.WARNING, f"{'word ' * 30}{i}.", "Do it.")
+        for i in range(9)
+    ]
+    shown = lines(findings)
+    assert len(shown) <= 10
+    # Each takes two lines, and the last line counts the others.
+    assert shown[-1].strip().startswith("and 5 more")
+    assert all(len(line) <= 100 for line in shown)
+    assert lines(findings[:1])[0].startswith("  warning: word")
+
+
+# --- runs
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = CfC(3, 6, backbone_units=8, return_sequences=False), nn.Linear(6, 1)
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        return self.head(self.rnn(x, time_delta=time_delta)[0])
+
+
+rng = np.random.default_rng(0)
+HELD_OUT = ncp.HeldOutBatch(
+    rng.normal(size=(16, 8, 3)).astype(np.float32),
+    rng.uniform(0.5, 2, size=(16, 8)).astype(np.float32),
+    feature_names=["vibration", "heat (°C)", "load"],
+)
+
+
+def trained(monitor: ncp.Monitor, model: Net, steps: range) -> None:
+    with monitor:
+        for step in steps:
+            key = mx.random.key(step)
+            model.head.weight = model.head.weight + 0.05 * mx.random.normal(
+                model.head.weight.shape, key=key
+            )
+            monitor.on_step_end(step, loss=1 / step)
+            monitor.log_scalars(step, {"val/loss": 2 / step})
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_log_holds_the_findings_and_can_be_judged_again(
+    background: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mx.random.seed(3)
+    monitor = ncp.Monitor(Net(), HELD_OUT, log_dir=tmp_path / "a", every=2, background=background)
+    trained(monitor, Net(), range(1, 7))
+    assert [f.rule for f in monitor.findings if f.rule == "rests_on"]
+    assert all(f.step == 6 for f in monitor.findings)
+    run = ncp.runs.read_run(tmp_path / "a")
+    assert not run.warnings
+    documents = run.texts["_ncp/findings"]
+    assert list(documents) == [2, 4, 6]
+    logged = [Finding.from_json(f) for f in json.loads(documents[6])]
+    assert [f.sentence for f in logged] == [f.sentence for f in monitor.findings]
+    assert [f.sentence for f in findings_of(run)] == [f.sentence for f in monitor.findings]
+    assert "heat (°C)" in next(f.sentence for f in logged if f.rule == "rests_on")
+    assert monitor.findings[0].sentence in run.texts["findings/summary"][6]
+
+
+def test_findings_are_equal_in_the_background_and_in_the_loop() -> None:
+    found = []
+    for background in (False, True):
+        mx.random.seed(3)
+        writer, model = ncp.MemoryWriter(), Net()
+        monitor = ncp.Monitor(model, HELD_OUT, writer=writer, every=2, background=background)
+        trained(monitor, model, range(1, 9))
+        found.append([(s, r.json) for s, r in writer.records if isinstance(r, ncp.Data)])
+    assert found[0] == found[1]
+    assert len(found[0]) > 4
+
+
+def test_a_resumed_run_finds_what_an_uninterrupted_one_does() -> None:
+    def run(parts: list[range]) -> list[Any]:
+        mx.random.seed(3)
+        writer, model, state = ncp.MemoryWriter(), Net(), None
+        for steps in parts:
+            monitor = ncp.Monitor(model, HELD_OUT, writer=writer, every=2, background=False)
+            if state is not None:
+                monitor.load_state_dict(state)
+            trained(monitor, model, steps)
+            state = json.loads(json.dumps(monitor.state_dict()))
+        return [state["findings"], [f.to_json() for f in monitor.findings]]
+
+    assert run([range(1, 13)]) == run([range(1, 7), range(7, 13)])
