@@ -136,6 +136,14 @@ class Callback(abc.ABC):
         if max_sequences is not None:
             self.max_sequences = whole_number("max_sequences", max_sequences, 1)
 
+    @property
+    def conditions(self) -> str:
+        """Return what the numbers depend on beside model, batch and target; "" for nothing.
+
+        Numbers of runs that differ in it are not subtracted when runs are compared.
+        """
+        return ""
+
     @abc.abstractmethod
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         """Return the records of one snapshot.

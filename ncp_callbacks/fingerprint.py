@@ -21,14 +21,11 @@ def fingerprint(held_out: HeldOutBatch, callbacks: Iterable[Callback], target: s
 
     Args:
         held_out: The batch.
-        callbacks: Those that run; the ones with a ``method_name`` have it listed.
+        callbacks: Those that run. Each has its :attr:`~.callback.Callback.conditions` listed, and
+            the number of sequences that it is limited to.
         target: Name of the target.
     """
-    methods = {
-        callback.name: name
-        for callback in callbacks
-        if (name := getattr(callback, "method_name", None)) is not None
-    }
+    methods = {callback.name: text for callback in callbacks if (text := _conditions(callback))}
     content: dict[str, Any] = {
         "held_out": batch_digest(held_out),
         "feature_names": list(held_out.feature_names),
@@ -36,6 +33,12 @@ def fingerprint(held_out: HeldOutBatch, callbacks: Iterable[Callback], target: s
         "method": methods,
     }
     return json.dumps(content, sort_keys=True)
+
+
+def _conditions(callback: Callback) -> str:
+    most = callback.max_sequences
+    limit = "" if most is None else f"at most {most} sequences"
+    return ", ".join(filter(None, (callback.conditions, limit)))
 
 
 def batch_digest(held_out: HeldOutBatch) -> str:

@@ -658,7 +658,7 @@ def test_tokens_are_the_same_batch_whatever_they_are_embedded_as(tmp_path: Path)
     other = compare_runs(runs[1:])
     assert not any("CKA" in m.name for m in other.measures)
     assert other.conditions[0].same == (False,)
-    assert "The held-out batch is not the same: c has another one than b." in other.answer[0]
+    assert "The held-out batch is not the same in c as in b." in other.answer[0]
 
 
 def test_states_of_runs_with_other_batches_are_not_compared(
@@ -682,7 +682,7 @@ def test_states_of_runs_with_other_batches_are_not_compared(
     assert result.conditions[0].different == ("b",)
     assert main(["compare", runs[0], runs[1]]) == 0
     said = capsys.readouterr().out
-    assert "The held-out batch is not the same: b has another one than a." in " ".join(said.split())
+    assert "The held-out batch is not the same in b as in a." in " ".join(said.split())
     assert "CKA" not in said
 
 
@@ -1010,8 +1010,8 @@ def write_analysed(
 
 
 def about(**changed: object) -> dict:
-    known = {"held_out": "c0ffee", "method": "integrated_gradients", "target": "output 0",
-             "feature_names": ["a", "b", "c"]}  # fmt: skip
+    known = {"held_out": "c0ffee", "method": {"attribution": "integrated_gradients"},
+             "target": "output 0", "feature_names": ["a", "b", "c"]}  # fmt: skip
     return {**known, **changed}
 
 
@@ -1046,7 +1046,7 @@ def test_what_is_not_known_is_reported_and_compared(tmp_path: Path, text: str | 
     ("changed", "name", "subtracted"),
     [
         ({"held_out": "beef"}, "held-out batch", {"train/loss"}),
-        ({"method": "occlusion"}, "attribution method", {"train/loss", "val/loss"}),
+        ({"method": {"attribution": "occlusion"}}, "method", {"train/loss", "val/loss"}),
         ({"target": "output 1"}, "target", {"train/loss", "val/loss"}),
     ],
 )
@@ -1058,8 +1058,8 @@ def test_what_was_analysed_differently_is_never_subtracted(
             write_analysed(tmp_path / "y", loss=0.9, about=about(**changed))]  # fmt: skip
     result = compare_runs(runs)
     assert {row.tag for row in result.scalars if row.changes[0] is not None} == subtracted
-    assert not result.measures
-    assert result.answer[0].startswith(f"The {name} is not the same: y has another one than x.")
+    assert not [m for m in result.measures if m.tag.startswith("attribution")]
+    assert result.answer[0].startswith(f"The {name} is not the same in y as in x")
     assert "What they rely on is not compared." in result.answer
     # The gate tells that it can't judge, whatever else is shown.
     given = ["compare", *map(str, runs), "--tags", "train"]
@@ -1131,7 +1131,7 @@ def test_maps_are_matched_by_the_names_of_their_features(tmp_path: Path) -> None
         moved = 0.0 if "shift" in measure.name else 1.0
         assert measure.between[0] == pytest.approx(moved, abs=1e-6), measure
     assert {m.tag for m in result.measures} == {"attribution_strength", "interactions_strength"}
-    assert "rely on the inputs alike" in said_by(result)
+    assert "rely on the inputs alike: no share differs by more than 1 point" in said_by(result)
     # Where no names are known, by column: 60, 30, 10 % against 10, 60, 30 %.
     blind = [write_analysed(tmp_path / "p"), write_analysed(tmp_path / "q", names=order)]
     assert shares_moved(compare_runs(blind)) == pytest.approx(0.5, abs=1e-6)
@@ -1144,7 +1144,7 @@ def test_maps_of_other_features_are_not_compared(tmp_path: Path, names: list[str
     result = compare_runs([x, y])
     assert not result.measures
     assert any("maps by feature are not compared for y" in w for w in result.warnings)
-    told = "The feature names are not the same: y has others than x." in result.answer[0]
+    told = "names are not the same in y as in x (d instead of c)." in result.answer[0]
     assert told == (names is not None)
     # All else is.
     assert result.row("attribution/entropy").changes[0] is not None
@@ -1160,9 +1160,124 @@ def test_the_answer_of_a_pair(tmp_path: Path) -> None:
     assert "One run each: with other seeds it may be otherwise." in text
     # 6 of 10 against 1 of 10, for a and the other way round for c.
     assert "They rely on the inputs differently: a has 60 % in x and 10 % in y." in text
-    assert "Of the attribution, elapsed time has 75 % [70, 80] in x and 2 % [-3, 7] in y." in text
+    assert "Of the attribution, elapsed time has 75 % [70, 80] in x and 2 % [0, 7] in y." in text
     # The same whatever the table shows.
     assert said_by(compare_runs([x, y], tags="entropy")) == text
+
+
+def shares_of(path: Path, shares: dict[str, float], half: float, time_share: float) -> Path:
+    """A run with shares that have CIs of this half width."""
+    writer = ncp.TensorBoardWriter(path)
+    writer.write(0, [ncp.Text("about/fingerprint", json.dumps(about(feature_names=[*shares])))])
+    for step in range(1, 9):
+        of_all = {f"attribution_share/{name}": share for name, share in shares.items()}
+        of_all["attribution/time_share"] = time_share
+        records: list[ncp.Record] = [
+            ncp.Scalar(tag, share, ci=(share - half, share + half)) for tag, share in of_all.items()
+        ]
+        strength = np.array([[*shares.values()]])
+        records += [ncp.Array("_ncp/attribution_strength", strength), ncp.Scalar("val/loss", 0.5)]
+        writer.write(step, records)
+    writer.close()
+    return writer.log_dir
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "half", "says"),
+    [
+        # One feature has everything, in any run.
+        ({"x": 1.0}, {"x": 1.0}, 0.0, None),
+        # What is printed as the same, and what is smaller than its doubt.
+        ({"x": 0.404, "y": 0.596}, {"x": 0.401, "y": 0.599}, 0.0, "by more than 1 point."),
+        (
+            {"x": 0.4, "y": 0.6},
+            {"x": 0.6, "y": 0.4},
+            0.2,
+            "than 20 points, which is within its",
+        ),
+        ({"x": 0.4, "y": 0.6}, {"x": 0.6, "y": 0.4}, 0.1, "differently: x has 40 % [30, 50] in a"),
+        # Half widths of .1 on both sides are .141 together.
+        ({"x": 0.4, "y": 0.6}, {"x": 0.53, "y": 0.47}, 0.1, "than 13 points, which is within"),
+        ({"x": 0.4, "y": 0.6}, {"x": 0.56, "y": 0.44}, 0.1, "differently"),
+    ],
+)
+def test_a_difference_that_is_none_is_not_reported_as_one(
+    tmp_path: Path, a: dict[str, float], b: dict[str, float], half: float, says: str | None
+) -> None:
+    runs = [shares_of(tmp_path / n, s, half, 0.25) for n, s in (("a", a), ("b", b))]
+    text = said_by(compare_runs(runs))
+    assert ("rely on the inputs" in text) == (says is not None)
+    assert (says or "") in text
+    assert "By val/loss, b (0.5) and a (0.5) are equal." in text
+    ends = f" [{25 - 100 * half:.0f}, {25 + 100 * half:.0f}]"
+    alike = f"about the same share of the attribution: 25 %{ends} in a and 25 %{ends} in b."
+    assert alike in text
+
+
+def test_elapsed_time_that_only_one_model_is_given_is_reported(tmp_path: Path) -> None:
+    x = write_analysed(tmp_path / "x", about=about(), time_share=0.75)
+    y = write_analysed(tmp_path / "y", about=about(), seed=1)
+    text = said_by(compare_runs([x, y]))
+    assert "Elapsed time is attributed to in x only: y logged no attribution/time_share" in text
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    values = np.linspace(1, 0.5, 8)
+    groups = [
+        Group(
+            name, (memory_run(name, {"val/loss": values + error, "attribution/x": 1e6 * values}),)
+        )
+        for name, error in (("a", 0.0), ("b", 3e-7))
+    ]
+    result = compare_groups(groups)
+    assert result.unchanged == ("val/loss", "attribution/x")
+    assert "are equal" in said_by(result)
+    assert "All numbers are equal, costs apart: the runs are copies" in said_by(result)
+    for rule in ("val/loss>+0%", "val/loss>+0"):
+        assert judge_rules(groups, [Rule.parse(rule)], result.window) == ([], [])
+    # Of numbers that were large, and are small by now, a small difference is none.
+    small = {
+        n: memory_run(n, {"val/loss": np.append(values, e)}) for n, e in (("a", 0.0), ("b", 1e-9))
+    }
+    assert compare_groups([Group(n, (r,)) for n, r in small.items()], last=1).unchanged
+
+
+def test_equal_runs_share_a_place(tmp_path: Path) -> None:
+    def ranked(*levels: float) -> str:
+        made = [
+            memory_run(n, {"val/loss": v + 1e-3 * np.arange(8)})
+            for n, v in zip("abcd", levels, strict=False)
+        ]
+        return said_by(compare_groups([Group(run.name, (run,)) for run in made]))
+
+    assert "a, b and c are equal (0.505)." in ranked(0.5, 0.5, 0.5)
+    assert "a and c are equal and best of 3 (0.505), then b (0.705)." in ranked(0.5, 0.7, 0.5)
+    assert "a is best of 3 (0.505), then b and c" not in ranked(0.5, 0.7, 0.7)
+
+
+def test_methods_apart_take_nothing_from_other_callbacks(tmp_path: Path) -> None:
+    held_out = ncp.HeldOutBatch(np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32))
+    runs = []
+    for name, baseline in (("a", "zeros"), ("b", "mean"), ("c", np.ones(3)), ("d", np.zeros(3))):
+        callbacks = [
+            ncp.GradientAttribution(method="integrated_gradients", baseline=baseline),
+            ncp.StateTransitions(),
+        ]
+        with ncp.Monitor(
+            Recurrent(4, 0), held_out, callbacks, tmp_path / name, every=1, background=False
+        ) as monitor:
+            monitor.on_step_end(1)
+        runs.append(tmp_path / name)
+    result = compare_runs(runs)
+    (method,) = (c for c in result.conditions if c.name == "method")
+    assert method.same == (False,) * 3
+    assert method.callbacks == (("attribution",),) * 3
+    assert "attribution by integrated_gradients from mean" in said_by(result)
+    rows = {row.tag: row for row in result.scalars}
+    assert rows["attribution/strength"].changes == (None,) * 3
+    assert any(m.tag == "transitions_unit_speed_max" and m.between[0] == 0 for m in result.measures)
+    table = plain(document(result))
+    assert table.count("other method") == 3
 
 
 def test_the_answer_knows_which_way_is_better() -> None:
@@ -1177,9 +1292,12 @@ def test_the_answer_knows_which_way_is_better() -> None:
     assert "is better than a" in sides("valid/mse", 0.8, 0.5)
     assert "is higher than a" in sides("val/thing", 0.5, 0.8)
     assert "is better than a" in sides("train/loss", 0.8, 0.5)
-    assert "within the scatter" in sides("val/loss", 0.5, 0.5001)
+    told = sides("val/loss", 0.5, 0.5001)
+    assert "can't be distinguished" in told
+    assert "within the scatter" in told
     assert "are equal" in sides("val/loss", 0.5, 0.5)
-    assert "can't be ranked: not a number" in sides("val/loss", 0.5, math.nan)
+    assert "a is better: b has numbers that are not finite" in sides("val/loss", 0.5, math.nan)
+    assert "can't be ranked: not a number" in sides("val/loss", math.nan, math.nan)
     assert "Which is better is not known" in sides("attribution/x", 0.5, 0.8)
 
 
@@ -1205,7 +1323,7 @@ def test_the_answer_of_groups_tells_what_it_means(tmp_path: Path) -> None:
     # Two comparisons: Holm doubles the smaller p, 2 of 252 relabellings.
     assert re.search(r"b against a \(95 % CI .*\): more than seeds explain \(p = 0.016\)", text)
     alike = said_by(compare_groups([side("a", 5, 0.5), side("b", 5, 0.5)]))
-    assert "seeds alone may explain that" in alike
+    assert re.search(r"can't be distinguished: .* may come from seeds alone \(p = 0\.\d+", alike)
 
 
 # One window.

@@ -71,7 +71,8 @@ def test_a_monitor_logs_batch_target_method_and_names() -> None:
     callbacks = [
         ncp.GradientAttribution(),
         ncp.GradientAttribution(method="occlusion", name="removal"),
-        ncp.StateTransitions(),
+        ncp.StateTransitions(max_sequences=5),
+        ncp.StateSpace(),
     ]
     with ncp.Monitor(Net(), held_out, callbacks, writer=writer, target="loss"):
         pass
@@ -80,6 +81,25 @@ def test_a_monitor_logs_batch_target_method_and_names() -> None:
         "held_out": batch_digest(held_out),
         "feature_names": NAMES,
         "target": "loss at last step",
-        "method": {"attribution": "input_x_gradient", "removal": "occlusion"},
+        "method": {
+            "attribution": "input_x_gradient from zeros, elapsed time from mean",
+            "removal": "occlusion from mean, elapsed time from mean",
+            "transitions": "at most 5 sequences",
+        },
     }
     assert text == fingerprint(held_out, callbacks, "loss at last step")
+
+
+def test_equal_conditions_measure_the_same() -> None:
+    def of(method: object, **options: object) -> str:
+        return ncp.GradientAttribution(method=method, **options).conditions  # type: ignore[arg-type]
+
+    from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
+
+    ig = of("integrated_gradients")
+    assert ig == of(IntegratedGradients(n_steps=50)) == of("integrated_gradients", baseline="mean")
+    assert len({ig, of("occlusion"), of("integrated_gradients", baseline="zeros")}) == 3
+    assert of("smooth_grad") != of(SmoothGrad(noise=0.9))
+    given = [of("occlusion", baseline=b) for b in (np.ones(3), [1, 1, 1], np.zeros(3), np.ones(2))]
+    assert given[0] == given[1]
+    assert len(set(given)) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -70,6 +72,23 @@ class Attributor:
         words = ("held_out",) if self.method.draws_baselines else ("mean", "zeros")
         checked_word(self._baseline, "baseline", words)
         checked_word(self._time_baseline, "time_baseline")
+
+    @property
+    def summary(self) -> str:
+        """Return the method with its settings and baselines: equal ones measure the same.
+
+        The numbers of points and draws are not among the settings: they change the accuracy only.
+        """
+        settings = [
+            f"{field.name}={getattr(self.method, field.name)!r}"
+            for field in (
+                dataclasses.fields(self.method) if dataclasses.is_dataclass(self.method) else ()
+            )
+            if field.name not in ("n_steps", "n_samples")
+        ]
+        name = f"{self.method.name}({', '.join(settings)})" if settings else self.method.name
+        baseline, time_baseline = map(_summary_of_baseline, (self._baseline, self._time_baseline))
+        return f"{name} from {baseline}, elapsed time from {time_baseline}"
 
     def attribute(self, observation: EvaluatedBatch) -> Attribution:
         """Return the attribution of each sequence's target to inputs and elapsed times.
@@ -315,6 +334,14 @@ def _of_analysed(observation: EvaluatedBatch, baseline: Any, ndim: int) -> Any:
         return baseline
     each = np.asarray(baseline)
     return each[observation.indices] if len(each) == observation.whole_batch else each
+
+
+def _summary_of_baseline(baseline: Any) -> str:
+    """Return a baseline's word, or the digest of an array."""
+    if isinstance(baseline, str):
+        return baseline
+    values = np.ascontiguousarray(np.asarray(baseline), np.float32)
+    return f"array {hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()[:8]}"
 
 
 def importance_of(observation: EvaluatedBatch, found: Attribution) -> TemporalImportance:

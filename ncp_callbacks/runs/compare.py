@@ -120,9 +120,9 @@ def compare_groups(
         rows = [whole.get(row.tag, row) for row in rows]
     runs = all_runs(groups)
     partial = {tag: tuple(names) for tag, names in holders.items() if len(names) < len(runs)}
-    sides = tuple(_side(group, step) for group in groups)
+    sides = tuple(_side(group, window) for group in groups)
     return Comparison(
-        answer=answer(groups, sides, conditions, headlines, measures),
+        answer=answer(groups, sides, conditions, all_rows, headlines, window),
         sides=sides,
         conditions=conditions,
         step=step,
@@ -201,12 +201,12 @@ def _nothing_common(groups: Sequence[Group], apart: Sequence[str], step: int) ->
     )
 
 
-def _side(group: Group, step: int) -> Side:
+def _side(group: Group, window: tuple[int, int]) -> Side:
     return Side(
         group.name,
         tuple(
             RunInfo(run.name, str(run.path), run.steps or (0, 0), dict(run.hparams),
-                    feature_shares(run, step))
+                    feature_shares(run, window))
             for run in group.runs
         ),
     )  # fmt: skip

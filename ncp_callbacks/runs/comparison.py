@@ -156,11 +156,15 @@ class Condition:
         name: ``held-out batch``, ``method``, ``target`` or ``feature names``.
         same: For each side but the first; None where it isn't known.
         different: Names of the runs in which it differs from the first side.
+        details: Clauses on how it differs, such as "output 1 instead of output 0".
+        callbacks: For each side but the first, the callbacks whose method differs.
     """
 
     name: str
     same: tuple[bool | None, ...]
     different: tuple[str, ...]
+    details: tuple[str, ...]
+    callbacks: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -112,22 +112,33 @@ def _runs(comparison: Comparison, names: Sequence[str], *, hparams: bool) -> Tab
     metrics = comparison.headlines[:_MAX_METRICS]
     differing = list(comparison.hparams)[:_MAX_HPARAMS] if hparams else []
     relying = ["relies most on"] if any(run.shares for side in sides for run in side.runs) else []
-    header = [*with_side, "run", *differing, *(row.tag for row in metrics), *relying]
+    apart = _analysed(comparison)
+    marked = ["analysed"] if any(apart) else []
+    header = [*with_side, "run", *marked, *differing, *(row.tag for row in metrics), *relying]
     rows = []
     for number, (name, side) in enumerate(zip(names, sides, strict=True)):
         for place, run in enumerate(side.runs):
             cells = [name if place == 0 else "" for _ in with_side]
-            cells.append(run.name)
+            cells += [run.name, *(apart[number] or "alike" for _ in marked)]
             cells += [_hparam(run.hparams[h]) if h in run.hparams else NONE for h in differing]
             cells += [_number(row.values[number].runs[place]) for row in metrics]
             cells += [_most(run) for _ in relying]
             rows.append((*cells, f"{run.steps[0]:,}-{run.steps[1]:,}", run.path))
-    left, numbers = len(with_side) + 1, len(differing) + len(metrics)
+    left, numbers = len(with_side) + 1 + len(marked), len(differing) + len(metrics)
     # What is most to the right matters least, the first metric is kept.
     last, first = len(header) + 1, left + len(differing)
     spare = (*range(last, first, -1), *range(left, first))
     align = "l" * left + "r" * numbers + "l" * len(relying) + "rl"
     return Table((*header, "steps", "path"), align, tuple(rows), spare)
+
+
+def _analysed(comparison: Comparison) -> list[str]:
+    """Return, for each side, what is not as on the first: its numbers are not commensurable."""
+    found = [""]
+    for number in range(len(comparison.sides) - 1):
+        differ = [c.name for c in comparison.conditions if c.same[number] is False]
+        found.append(f"other {listed(differ)}" if differ else "")
+    return found
 
 
 def _most(run: RunInfo) -> str:

@@ -3,7 +3,7 @@
 A run logs the text ``about/fingerprint``, a JSON object with
 
 * ``held_out``: a hash of the held-out batch, its columns in the order of their names;
-* ``method``: the attribution method, or an object with the method of each group of tags;
+* ``method``: for each callback what its numbers depend on beside, such as the attribution method;
 * ``target``: what is attributed;
 * ``feature_names``: names of the columns.
 
@@ -13,7 +13,8 @@ A run without it may hold an array that tells its batch, ``_ncp/held_out`` or ``
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ from ..stats.state_samples import same_batch
 from .comparison import Condition
 from .find import Group, all_runs
 from .reader import Run
-from .tags import HELD_OUT, TRAINING, VALIDATION
+from .tags import HELD_OUT, TRAINING, VALIDATION, short
+from .words import listed
 
 __all__ = ["Fingerprint", "commensurable", "compare_fingerprints", "read_fingerprint"]
 
@@ -37,8 +39,8 @@ class Fingerprint:
 
     held_out: str | None = None
     marks: npt.NDArray[np.float64] | None = None
-    method: Any = None
-    target: Any = None
+    method: Mapping[str, str] | None = None
+    target: str | None = None
     feature_names: tuple[str, ...] | None = None
 
 
@@ -49,48 +51,58 @@ def read_fingerprint(run: Run) -> Fingerprint:
     except (IndexError, ValueError, RecursionError):
         found = None
     found = found if isinstance(found, dict) else {}
-    held_out, names = found.get("held_out"), found.get("feature_names")
+    held_out, names, target = (found.get(k) for k in ("held_out", "feature_names", "target"))
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
     marks = min((tag for tag in run.arrays if HELD_OUT.fullmatch(tag)), key=len, default=None)
     return Fingerprint(
         held_out if isinstance(held_out, str) else None,
         None if marks is None else list(run.arrays[marks].values())[-1],
-        found.get("method"),
-        found.get("target"),
+        _texts(found.get("method")),
+        target if isinstance(target, str) else None,
         tuple(names) if names and known and len(set(names)) == len(names) else None,
     )
+
+
+def _texts(found: Any) -> dict[str, str] | None:
+    known = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    return found if known else None
 
 
 def compare_fingerprints(groups: Sequence[Group]) -> tuple[Condition, ...]:
     """Compare the conditions of each side with those of the first."""
     prints = {run: read_fingerprint(run) for run in all_runs(groups)}
-    reference, *others = groups[0].runs
+    first, *others = groups[0].runs
+    of_first = prints[first]
+    sides = [[*others, *group.runs] for group in groups[1:]]
     conditions = []
-    for name, same in (
-        ("held-out batch", _same_batch),
-        ("method", lambda a, b: _same_value(a.method, b.method)),
-        ("target", lambda a, b: _same_value(a.target, b.target)),
-        ("feature names", _same_names),
-    ):
-        found = [
-            {run.name: same(prints[reference], prints[run]) for run in (*others, *group.runs)}
-            for group in groups[1:]
+    for name, same, detail in _CONDITIONS:
+        found = [{run: same(of_first, prints[run]) for run in side} for side in sides]
+        different = {run: prints[run] for side in found for run, ok in side.items() if ok is False}
+        callbacks = [
+            [c for run in side if run in different for c in _differing(of_first, prints[run])]
+            for side in sides
         ]
-        verdicts = [
-            False if False in side.values() else None if None in side.values() else True
-            for side in found
-        ]
-        different = [run for side in found for run, verdict in side.items() if verdict is False]
-        conditions.append(Condition(name, tuple(verdicts), tuple(dict.fromkeys(different))))
+        conditions.append(
+            Condition(
+                name,
+                tuple(
+                    False if False in side.values() else None if None in side.values() else True
+                    for side in found
+                ),
+                tuple(dict.fromkeys(run.name for run in different)),
+                tuple(dict.fromkeys(detail(of_first, other) for other in different.values())),
+                tuple(tuple(dict.fromkeys(c)) if name == "method" else () for c in callbacks),
+            )
+        )
     return tuple(conditions)
 
 
 def commensurable(conditions: Sequence[Condition], side: int, tag: str) -> bool:
     """Return False where a tag of the first side must not be subtracted from that of another.
 
-    What a callback measured depends on the held-out batch, the method and the target. Validation
-    numbers depend on the batch, training numbers on none of them. What isn't known is taken to be
-    the same, which the answer tells.
+    What a callback measured depends on the held-out batch, on the target and on the callback's own
+    method. Validation numbers depend on the batch, training numbers on none of them. What isn't
+    known is taken to be the same, which the answer tells.
 
     Args:
         conditions: From :func:`compare_fingerprints`.
@@ -102,7 +114,10 @@ def commensurable(conditions: Sequence[Condition], side: int, tag: str) -> bool:
     differ = {condition.name for condition in conditions if condition.same[side] is False}
     if VALIDATION.match(tag) or tag == "loss":
         return "held-out batch" not in differ
-    return not differ & {"held-out batch", "method", "target"}
+    if differ & {"held-out batch", "target"}:
+        return False
+    callbacks = [name for condition in conditions for name in condition.callbacks[side]]
+    return not any(re.match(rf"{re.escape(name)}([/_]|$)", short(tag)) for name in callbacks)
 
 
 def _same_batch(a: Fingerprint, b: Fingerprint) -> bool | None:
@@ -119,12 +134,24 @@ def _same_batch(a: Fingerprint, b: Fingerprint) -> bool | None:
     )
 
 
-def _same_value(a: Any, b: Any) -> bool | None:
-    if a is None or b is None:
-        return None
-    if isinstance(a, dict) and isinstance(b, dict):
-        return all(a[group] == b[group] for group in a.keys() & b.keys())
-    return bool(a == b)
+def _same_target(a: Fingerprint, b: Fingerprint) -> bool | None:
+    return None if a.target is None or b.target is None else a.target == b.target
+
+
+def _same_method(a: Fingerprint, b: Fingerprint) -> bool | None:
+    return None if a.method is None or b.method is None else not _differing(a, b)
+
+
+def _differing(a: Fingerprint, b: Fingerprint) -> list[str]:
+    """Return the callbacks that both runs have, under different conditions."""
+    of_a, of_b = a.method or {}, b.method or {}
+    return [name for name in of_a if of_a[name] != of_b.get(name, of_a[name])]
+
+
+def _detail_of_method(a: Fingerprint, b: Fingerprint) -> str:
+    name = _differing(a, b)[0]
+    of_a, of_b = a.method or {}, b.method or {}
+    return f"{name} by {of_b[name]} instead of {of_a[name]}"
 
 
 def _same_names(a: Fingerprint, b: Fingerprint) -> bool | None:
@@ -132,3 +159,28 @@ def _same_names(a: Fingerprint, b: Fingerprint) -> bool | None:
     if a.feature_names is None or b.feature_names is None:
         return None
     return set(a.feature_names) == set(b.feature_names)
+
+
+def _detail_of_names(a: Fingerprint, b: Fingerprint) -> str:
+    of_a, of_b = a.feature_names or (), b.feature_names or ()
+    more = [name for name in of_b if name not in of_a]
+    fewer = [name for name in of_a if name not in of_b]
+    if more and fewer:
+        return f"{listed(more, 3)} instead of {listed(fewer, 3)}"
+    return f"with {listed(more, 3)}" if more else f"without {listed(fewer, 3)}"
+
+
+# For each condition: its verdict on two runs, and a clause on how they differ.
+_CONDITIONS: tuple[
+    tuple[
+        str,
+        Callable[[Fingerprint, Fingerprint], bool | None],
+        Callable[[Fingerprint, Fingerprint], str],
+    ],
+    ...,
+] = (
+    ("held-out batch", _same_batch, lambda a, b: ""),
+    ("method", _same_method, _detail_of_method),
+    ("target", _same_target, lambda a, b: f"{b.target} instead of {a.target}"),
+    ("feature names", _same_names, _detail_of_names),
+)

@@ -125,22 +125,27 @@ def _feature_share(strength: FloatArray) -> FloatArray:
     return by_feature / total if total > 0 else by_feature
 
 
-def feature_shares(run: Run, until: int) -> dict[str, float]:
-    """Return the share of each feature in a run's attribution at its last snapshot.
+def feature_shares(run: Run, window: tuple[int, int]) -> dict[str, float]:
+    """Return the share of each feature in a run's attribution: its mean over a window of steps.
 
-    Empty without an attribution map whose sum is finite and above 0.
+    Where no map was logged in the window it is that of the last map before. Empty without an
+    attribution map whose sum is finite and above 0.
     """
     tags = [tag for tag in run.arrays if _is_map(tag)]
     first = f"{PREFIX}attribution_strength"
     made = run.arrays[min(tags, key=lambda tag: tag != first)] if tags else {}
-    steps = [step for step in made if step <= until]
-    strength = made[max(steps)] if steps else np.zeros((0, 0))
-    if strength.ndim != 2 or not 0 < strength.sum() < np.inf:
+    steps = [step for step in made if step <= window[1]]
+    steps = [step for step in steps if step >= window[0]] or steps[-1:]
+    used = [made[step] for step in steps]
+    if not used or any(s.ndim != 2 or not 0 < s.sum() < np.inf for s in used):
         return {}
+    if len({s.shape[1] for s in used}) > 1:
+        return {}
+    share = np.mean([_feature_share(strength) for strength in used], axis=0)
     names: Sequence[str] | None = read_fingerprint(run).feature_names
-    if names is None or len(names) != strength.shape[1]:
-        names = [f"feature {i}" for i in range(strength.shape[1])]
-    return dict(zip(names, _feature_share(strength).tolist(), strict=True))
+    if names is None or len(names) != share.size:
+        names = [f"feature {i}" for i in range(share.size)]
+    return dict(zip(names, share.tolist(), strict=True))
 
 
 # --- measures of two arrays

@@ -33,6 +33,7 @@ __all__ = ["load_template", "report", "write_report"]
 _MAX_SCALARS = 6  # Figures of train and val.
 _MAX_RUNS = 6  # Logged pictures in a row.
 _MAX_MAPS = 6
+_LEAST_DIFFERENCE = 1e-5  # Of maps that sum to 1: less is rounding.
 _FORMATS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -191,6 +192,8 @@ def _differences(
         sums = "" if columns else " Beside the names: sum over time steps."
         for number, mean in zip(others, means[1:], strict=True):
             pair = names[0], names[number]
+            if np.abs(mean - means[0]).max() < _LEAST_DIFFERENCE:
+                continue
             figure = plot_difference(
                 mean - means[0], pair, title=what, columns=columns, features=labels
             )

@@ -22,6 +22,9 @@ __all__ = ["common_window", "compare_scalars", "scalar_row", "significance"]
 FloatArray = npt.NDArray[np.float64]
 Window = tuple[int, int]
 
+# Numbers that differ by less, as a share of the tag's largest, are equal: logs hold single
+# precision, and sums over columns in another order round otherwise.
+ROUNDING = 2e-6
 RECOMMENDED = 5  # Runs a side: 252 relabellings, with p down to 0.008.
 
 
@@ -76,10 +79,19 @@ def scalar_row(
         start = end = max(common)
     steps = np.concatenate([one.steps[_within(one, start, end)] for one in every])
     a, *others = (_side_value([run.scalars[tag] for run in g.runs], start, end) for g in groups)
+    least = _rounding(every, end)
     changes = tuple(
-        _change(a, b) if commensurable(number, tag) else None for number, b in enumerate(others)
+        _change(a, b, least) if commensurable(number, tag) else None
+        for number, b in enumerate(others)
     )
     return ScalarRow(tag, (int(steps.min()), int(steps.max())), (a, *others), changes)
+
+
+def _rounding(series: Sequence[Scalars], end: int) -> float:
+    """Return the size of differences that are none, from the largest number up to a step."""
+    reached = [np.abs(one.values[one.steps <= end]) for one in series]
+    finite = [one[np.isfinite(one)] for one in reached]
+    return ROUNDING * max((float(one.max()) for one in finite if one.size), default=0.0)
 
 
 def _within(series: Scalars, start: int, end: int) -> npt.NDArray[np.bool_]:
@@ -96,8 +108,10 @@ def _side_value(runs: Sequence[Scalars], start: int, end: int) -> SideValue:
         return SideValue(float(np.mean(means)), means, tuple(p.size for p in points), noise)
 
 
-def _change(a: SideValue, b: SideValue) -> Change:
+def _change(a: SideValue, b: SideValue, least: float) -> Change:
     delta = b.mean - a.mean
+    if abs(delta) <= least:
+        delta = 0.0
     over_noise = ci = p = None
     if a.noise is not None and b.noise is not None:
         noise = math.hypot(a.noise, b.noise) / math.sqrt(2)
@@ -129,7 +143,7 @@ def compare_scalars(
         row = scalar_row(groups, tag, window, commensurable)
         if row is None:
             apart.append(tag)
-        elif len({mean for value in row.values for mean in value.runs}) == 1:
+        elif _spread(row) <= _rounding([run.scalars[tag] for run in all_runs(groups)], window[1]):
             # Relabelling can't change them either: Holm's correction must not count them.
             unchanged.append(tag)
         else:
@@ -163,6 +177,13 @@ def _corrected(rows: Sequence[ScalarRow]) -> list[ScalarRow]:
 
 def _is_training(tag: str) -> bool:
     return tag == "loss" or TRAINING.match(tag) is not None
+
+
+def _spread(row: ScalarRow) -> float:
+    """Return the largest difference between runs; NaN if one is no number."""
+    means = [mean for value in row.values for mean in value.runs]
+    with np.errstate(invalid="ignore"):
+        return float(np.ptp(means))
 
 
 def _place(row: ScalarRow) -> int:

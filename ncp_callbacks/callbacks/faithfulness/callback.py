@@ -185,6 +185,11 @@ class Faithfulness(Callback):
         self._n_groups, self._orders, self._perturbations = n_groups, orders, perturbations
         self._limit = self.keep("limit", AxisLimit())
 
+    @property
+    def conditions(self) -> str:
+        """Return the attribution method, its settings and baselines."""
+        return self._attributor.summary
+
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)
         x0 = self._attributor.removal_baseline(observation)

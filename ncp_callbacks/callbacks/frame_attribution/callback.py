@@ -114,9 +114,9 @@ class FrameAttribution(Callback):
         self.needs = self._attributor.needs
 
     @property
-    def method_name(self) -> str:
-        """Name of the attribution method: only maps of one method are compared between runs."""
-        return self._attributor.method.name
+    def conditions(self) -> str:
+        """Return the attribution method, its settings and baselines."""
+        return self._attributor.summary
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         held_out, shape = observation.held_out, _picture_shape(observation.held_out)

@@ -170,9 +170,9 @@ class GradientAttribution(Callback):
         self._changes = self.keep("changes", PairedChanges())
 
     @property
-    def method_name(self) -> str:
-        """Name of the attribution method: only maps of one method are compared between runs."""
-        return self._attributor.method.name
+    def conditions(self) -> str:
+        """Return the attribution method, its settings and baselines."""
+        return self._attributor.summary
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         found = self._attributor.attribute(observation)

@@ -175,6 +175,11 @@ class SanityCheck(Callback):
         self._first_curve = None if curve is None else np.asarray(curve, np.float64)
         self._warned = bool(state["warned"])
 
+    @property
+    def conditions(self) -> str:
+        """Return the attribution method, its settings and baselines."""
+        return self._attributor.summary
+
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         result = _cascade(observation, self._attributor, self._stages)
         group, method = self.name + observation.target_slug, self._attributor.method.label
