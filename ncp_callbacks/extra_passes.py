@@ -391,6 +391,16 @@ class ExtraPasses:
 
         return self._once(Need.CELL_STEPS, lambda: ("stepper", cell), run)
 
+    def _stepper_over_time(self, cell: str) -> CellStepper:
+        """Return a stepper whose steps can be run one after another; a forward pass more."""
+        stepper = self.cell_stepper(cell)
+
+        def run() -> CellStepper:
+            with self._running(Need.CELL_STEPS, 1):
+                return stepper.over_time()
+
+        return self._once(Need.CELL_STEPS, lambda: ("stepper over time", cell), run)
+
     def read_liquid(self, stepper: CellStepper) -> Reading | None:
         """Return the parameters and states of a liquid cell, checked against its own steps.
 
@@ -443,16 +453,18 @@ class ExtraPasses:
         Element ``[b, t, i, j]`` is ``d h_{t+1,i} / d h_{t,j}``. The cost is a forward pass and a
         backward pass of ``H`` copies of each sequence, so use few of them, see
         :meth:`Observation.limited`. A reverse cell is followed in its own order: ``h_0`` is its
-        state at the last time step. Declare :attr:`Need.CELL_STEPS`.
+        state at the last time step. What the model does between the calls is included, such as
+        outputs that are fed back. Declare :attr:`Need.CELL_STEPS`.
 
         Args:
             cell: Name of the cell, see :attr:`Trajectory.cell`.
 
         Raises:
-            NotApplicable: The time steps of the cell can't be run one by one.
+            NotApplicable: The time steps of the cell can't be run one by one, or more than its
+                state goes on from one to the next.
             KeyError: The model has no such cell.
         """
-        stepper = self.cell_stepper(cell)
+        stepper = self._stepper_over_time(cell)
         with self._running(Need.CELL_STEPS):
             steps = [stepper.jacobian(t) for t in _after_first(stepper)]
         units = sum(stepper.sizes)
@@ -473,7 +485,7 @@ class ExtraPasses:
             NotApplicable: The time steps of the cell can't be run one by one.
             KeyError: The model has no such cell.
         """
-        stepper = self.cell_stepper(cell)
+        stepper = self._stepper_over_time(cell)
         order = list(_after_first(stepper))
         batch, units = stepper.before(0).shape
 

@@ -1075,6 +1075,112 @@ def test_steps_include_what_lies_between_calls(how, forward):
             np.testing.assert_allclose(found[:, t - 1, :, unit], difference, rtol=0.02, atol=2e-3)
 
 
+def step_of(name):
+    """A time step of a model by hand: ``(model, t, x, dt, h) -> h``."""
+
+    def sub_steps(m, t, x, dt, h):
+        for _ in range(3):
+            h = m.cell(x[:, t], h, dt[:, t, None] / 3)
+        return h
+
+    return {
+        "hand/sub-steps": sub_steps,
+        "hand/feedback-dict-outputs": lambda m, t, x, dt, h: m.cell(
+            mx.concatenate([x[:, t], m.head(h)], axis=-1), h
+        ),
+        "hand/between-masked": lambda m, t, x, dt, h: m.cell(x[:, t], h * zoo.real(x[:, t - 1])),
+        "hand/joined-decay": lambda m, t, x, dt, h: m.step(x[:, t], h, dt[:, t, None]),
+        "hand/joined-none": lambda m, t, x, dt, h: m.step(x[:, t], h, dt[:, t, None]),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hand/sub-steps",
+        "hand/feedback-dict-outputs",
+        "hand/between-masked",
+        "hand/joined-decay",
+        "hand/joined-none",
+    ],
+)
+def test_jacobians_are_those_of_whole_time_steps(name):
+    """From one time step to the next, whatever the model does between the calls."""
+    case, x, dt, runner, _ = observed(name)
+    model, by_hand = built(name)[3], step_of(name)
+    with runner.analysing():
+        found = observe(runner, 0, {ncp.Need.CELL_STEPS}).extra_passes.state_jacobian("cell")
+    states = case.states(model, x, dt)["cell"]
+    for t in range(1, STEPS):
+        rows = [
+            to_numpy(
+                mx.vjp(
+                    lambda h, t=t: by_hand(model, t, x, dt, h),
+                    [states[t - 1]],
+                    [mx.broadcast_to(row, (BATCH, UNITS))],
+                )[1][0]
+            )
+            for row in mx.eye(UNITS)
+        ]
+        close(found[:, t - 1], np.stack(rows, axis=1), 1e-5)
+
+
+class OneOfTwoAdded(nn.Module):
+    """Of its two states the model adds one up itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = zoo.PairOfStatesCell(), nn.Linear(UNITS, OUTPUTS)
+
+    def __call__(self, x):
+        h, c, outputs = zoo.zeros(x), zoo.zeros(x), []
+        for t in range(x.shape[1]):
+            h, more = self.cell(x[:, t], h, c)
+            c = c + 0.5 * more
+            outputs.append(self.head(h))
+        return mx.stack(outputs, axis=1)
+
+
+class TwoStepsBack(nn.Module):
+    """Its cell also gets the state of two time steps before."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = zoo.ConditionedCell(), nn.Linear(UNITS, OUTPUTS)
+
+    def __call__(self, x):
+        h, before, outputs = zoo.zeros(x), zoo.zeros(x), []
+        for t in range(x.shape[1]):
+            h, before = self.cell(x[:, t], h, before), h
+            outputs.append(self.head(h))
+        return mx.stack(outputs, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("build", "cell"),
+    [
+        (OneOfTwoAdded, "cell"),
+        (TwoStepsBack, "cell"),
+        (zoo.Interleaved, "fast"),
+        (zoo.Interleaved, "slow"),
+        (EXAMPLES["hand/between-held"].build, "cell"),
+    ],
+)
+def test_steps_of_a_part_of_the_state_are_not_multiplied(build, cell):
+    """Products of Jacobians would miss what goes on by another way."""
+    mx.random.seed(1)
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    runner = ModelRunner(build(), ncp.HeldOutBatch(x), target=0)
+    with runner.analysing():
+        passes = observe(runner, 0, {ncp.Need.CELL_STEPS}).extra_passes
+        for ask in (passes.state_jacobian, passes.jacobian_products):
+            with pytest.raises(ncp.NotApplicable, match=r"aren't all that goes on.*Let the module"):
+                ask(cell)
+        assert passes.cell_stepper(cell).jacobian(2).shape == (BATCH,) + 2 * (
+            passes.cell_stepper(cell).after(2).shape[-1],
+        )
+
+
 @pytest.mark.parametrize("how", ["residual", "zoneout"])
 def test_a_part_of_the_state_is_no_state(how):
     x, dt = zoo.data(EXAMPLES["hand/changed-decay"])

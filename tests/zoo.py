@@ -2017,6 +2017,17 @@ class OneOfTwoChanged(nn.Module):
         return mx.stack(outputs, axis=1)
 
 
+class Joined(ChangedBetween):
+    """Its cell takes the input and the state as one array."""
+
+    def __init__(self, how):
+        super().__init__(how)
+        self.cell = nn.Sequential(nn.Linear(FEATURES + UNITS, UNITS), nn.Tanh())
+
+    def step(self, x, h, dt):
+        return self.cell(mx.concatenate([x, self.between(x, h, dt)], axis=-1))
+
+
 class Residual(ChangedBetween):
     """The module returns a part of the state."""
 
@@ -2066,6 +2077,18 @@ for _name in ("decay", "solver", "norm", "project", "add"):
         states=lambda m, x, dt: m.states(x, dt),
         uses_time=_name in ("decay", "solver"),
         notes=("changes them before the next call", "backbone"),
+        tolerance=1e-5,
+    )
+for _name in ("decay", "none"):
+    example(
+        f"hand/joined-{_name}",
+        functools.partial(Joined, _name),
+        time="dt",
+        outputs=(STEPS, OUTPUTS),
+        plain=lambda m, x, dt: m(x, dt),
+        states=lambda m, x, dt: m.states(x, dt),
+        uses_time=_name == "decay",
+        notes=("joins them with other values", "backbone"),
         tolerance=1e-5,
     )
 example(

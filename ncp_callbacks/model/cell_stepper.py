@@ -7,6 +7,7 @@ stepper.jacobian(3)                       # (B, H, H), d state after step 3 / d 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,13 +20,15 @@ from ..results import FloatArray
 from .capture import Tap
 from .errors import NotApplicable, explaining_missing_gradients
 from .hook_points import CellHook
-from .pytrees import get_leaf, leaves, modules, replace_leaf
+from .pytrees import Path, get_leaf, leaves, modules, replace_leaf
 from .runner import ModelRunner, recorded_calls
 
 __all__ = ["CellStepper"]
 
 # Relative to the largest state: float32 rounding over a few layers.
 _TOLERANCE = 1e-3
+# Share of the effect of another state that steps may miss.
+_OF_CHANGE = 0.01
 
 
 class CellStepper:
@@ -33,14 +36,16 @@ class CellStepper:
 
     The constructor runs one forward pass. Use a stepper only inside ``runner.preserved()``.
 
-    If the model changes the states between the calls, a step includes that: it begins with the
-    state that the call before returned, and runs the model up to the cell's next output.
+    A step is the last call of a time step. If the model changes the states between the calls, a
+    step includes that: it begins with the state that the time step before returned, and runs the
+    model up to the cell's next output. Steps of :meth:`over_time` can be run one after another.
 
     Args:
         runner: A runner of few sequences, as a step's Jacobian takes ``H`` copies of each.
         hook: The cell.
         count: Called with the part of a pass that each step takes: ``1 / T`` for each copy of the
             sequences; None: nothing is counted.
+        between: True to include what the model does between the calls; None: if it changes states.
 
     Raises:
         NotApplicable: If a step can't be run separately, or then returns another state.
@@ -49,14 +54,22 @@ class CellStepper:
         module: The cell.
         steps: Number of time steps ``T``.
         sizes: Number of units of each state array; ``H`` is their sum.
+        calls_per_step: Number of steps that a time step takes, such as the sub-steps of a solver.
         whole_steps: Indices of the time steps that are run with all that the model does to the
             state. What it does before the first call is unknown, if it changes states.
     """
 
     def __init__(
-        self, runner: ModelRunner, hook: CellHook, count: Callable[[float], None] | None = None
+        self,
+        runner: ModelRunner,
+        hook: CellHook,
+        count: Callable[[float], None] | None = None,
+        *,
+        between: bool | None = None,
     ) -> None:
-        self.hook = hook
+        self.hook, self._count = hook, count
+        self._between = hook.between if between is None else between
+        self.calls_per_step = 1 if self._between else hook.calls_per_step
         self._batch, self.steps, _ = runner.held_out.inputs_shape
         self.module: nn.Module = dict(modules(runner.model))[hook.module]
         if hook.skipped or not hook.in_step:
@@ -67,11 +80,12 @@ class CellStepper:
             )
         self._runner = runner
         calls = recorded_calls(runner, hook)
+        self._state_places = self._places_of_states(calls)
         split = (
             self._split_sequence
             if hook.whole_sequence
             else self._split_between
-            if hook.between
+            if self._between
             else self._split_steps
         )
         self._inputs, self._outputs, run_step = split(calls)
@@ -86,7 +100,9 @@ class CellStepper:
 
         self._call = call
         self.sizes = [a.shape[-1] for a in self._outputs[0]]
-        self.whole_steps = [t for t in range(self.steps) if not hook.between or hook.calls[t] > 0]
+        self.whole_steps = [
+            t for t in range(self.steps) if not self._between or self._call_before(t) >= 0
+        ]
         self._check()
 
     # State arrays (B, units) before and after each step, and a function that runs a step.
@@ -131,12 +147,12 @@ class CellStepper:
         return [self._flat_all(step) for step in inputs], [self._flat_all(s) for s in outputs], call
 
     def _split_between(self, calls: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any], Any]:
-        """Split a run of the model, of which a step is the part from one call to the next."""
+        """Split a run of the model, of which a step is the part from one time step to the next."""
         hook, runner = self.hook, self._runner
         outputs = [[get_leaf(output, path) for path in hook.out_paths] for _, output in calls]
         shapes = [a.shape for a in outputs[0]]
         first = [get_leaf(calls[0][0], path) for path in hook.in_paths]
-        if not all(self._is_state(a, i) for i, a in enumerate(first)):
+        if not first or not all(self._is_state(a, i) for i, a in enumerate(first)):
             first = [mx.zeros_like(a) for a in outputs[0]]
         sequence, delta = runner.sequence(), runner.time_delta
 
@@ -144,22 +160,23 @@ class CellStepper:
             step: int, states: list[mx.array], change: ChangeArguments | None
         ) -> list[mx.array]:
             copies, number = len(states[0]) // self._batch, hook.calls[step]
+            before = self._call_before(step)
             whole = [self._unflat(state, i, shapes[i]) for i, state in enumerate(states)]
             made = 0
 
             def around(run: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
                 nonlocal made
                 made += 1
-                given: Any = (args, kwargs)
-                if made <= number:  # an earlier call, which returns what it did
-                    output = self._repeated_output(calls[made - 1][1], copies)
-                    for path, state in zip(hook.out_paths, whole, strict=True):
-                        output = replace_leaf(output, path, state) if made == number else output
-                    return output
-                if number == 0:
+                here, given = made - 1, (args, kwargs)
+                if here <= before:  # an earlier call, which returns what it did
+                    output = self._repeated_output(calls[here][1], copies)
+                    return self._with_states(output, whole) if here == before else output
+                if here == 0 and hook.in_paths:
                     for path, state in zip(hook.in_paths, whole, strict=True):
                         if get_leaf(given, path) is not None:
                             given = replace_leaf(given, path, state)
+                if here < number:  # a call of another cell of this module, or a sub-step
+                    return run(*given[0], **given[1])
                 args, kwargs = given if change is None else change(given)
                 raise _Reached(run(*args, **kwargs))
 
@@ -175,13 +192,46 @@ class CellStepper:
                 "steps can't be run separately"
             )
 
-        before = [first, *outputs[:-1]]
         self.given = [calls[number][0] for number in hook.calls]
+        ends = [self._call_before(step) for step in range(self.steps)]
         return (
-            [self._flat_all(before[number]) for number in hook.calls],
+            [self._flat_all(first if number < 0 else outputs[number]) for number in ends],
             [self._flat_all(outputs[number]) for number in hook.calls],
             call,
         )
+
+    def _places_of_states(self, calls: list[tuple[Any, Any]]) -> dict[Path, int]:
+        """Return all places of its output that hold a state, with the number of that state.
+
+        Cells often return a state twice, as their output and as what they go on from.
+        """
+        hook = self.hook
+        outputs = [output for _, output in calls]
+        places = {path: i for i, path in enumerate(hook.out_paths)}
+        for path, _ in leaves(outputs[hook.first]):
+            for i, own in enumerate(hook.out_paths):
+                pairs = [
+                    (get_leaf(outputs[n], path), get_leaf(outputs[n], own)) for n in hook.calls
+                ]
+                if path not in places and all(
+                    isinstance(a, mx.array)
+                    and a.shape == b.shape
+                    and bool(mx.array_equal(a, b, equal_nan=True))
+                    for a, b in pairs
+                ):
+                    places[path] = i
+        return places
+
+    def _call_before(self, step: int) -> int:
+        """Return the number of the call that returned the state before a time step; -1 if none."""
+        earlier = [number for number in self.hook.calls if number < self.hook.calls[step]]
+        return max(earlier, default=self.hook.first - 1)
+
+    def _with_states(self, output: Any, states: Sequence[mx.array]) -> Any:
+        """Return an output of the cell with other states."""
+        for path, number in self._state_places.items():
+            output = replace_leaf(output, path, states[number])
+        return output
 
     def _is_state(self, array: Any, number: int) -> bool:
         axis = self.hook.axis(number)
@@ -290,6 +340,88 @@ class CellStepper:
                     f"sequences act on each other in {self.hook.name}, so its steps can't be run "
                     "with several states for each: compute each sequence independently in the cell"
                 )
+
+    def over_time(self) -> CellStepper:
+        """Return a stepper whose steps, one after another, do what the model does.
+
+        Other states may reach later ones by other ways than the argument of the next call, as
+        outputs that are fed back do. Then a step runs the model from one time step to the next.
+
+        Raises:
+            NotApplicable: If the states aren't all that goes on from one time step to the next.
+        """
+        if self.hook.whole_sequence or self.steps < 2:
+            return self
+        if self.calls_per_step == 1 and self._continues():
+            return self
+        if not self._between:
+            stepper = CellStepper(self._runner, self.hook, self._count, between=True)
+            if stepper._continues():
+                return stepper
+        raise NotApplicable(
+            f"the states of {self.hook.name} aren't all that goes on from one time step to the "
+            "next: other ones reach its later states in other ways, such as another module's "
+            "state, a residual connection or a mask. Let the module take all that goes on as "
+            "arguments and return it"
+        )
+
+    def _continues(self) -> bool:
+        """Return whether steps from another state return what the model makes of this state."""
+        order = range(self.steps)[:: -1 if self.hook.reverse else 1]
+        length = min(2, self.steps - 1)
+        real = self._runner.held_out.mask_array[:, order]
+        spans = [order[i : i + length + 1] for i in range(self.steps - length)]
+        use = [real[:, i : i + length + 1].all(axis=1) for i in range(len(spans))]
+        middle = (len(spans) - 1) / 2
+        at = max(range(len(spans)), key=lambda i: (use[i].sum(), -abs(i - middle)))
+        start, *later = spans[at]
+        states = [1.5 * a + 0.1 for a in self._outputs[start]]
+        continued = self._run_on(start, later, states)
+        for step, found in zip(later, continued, strict=True):
+            states = self._call(step, states, None)
+            mx.eval(states, found)
+            for actual, wanted, was in zip(states, found, self._outputs[step], strict=True):
+                x, y, unchanged = (to_numpy(a)[use[at]] for a in (actual, wanted, was))
+                size = float(np.nan_to_num(np.abs(unchanged), posinf=0.0).max(initial=0.0))
+                change = float(np.nan_to_num(np.abs(y - unchanged), posinf=0.0).max(initial=0.0))
+                rounding = max(1e-5, 16 * float(mx.finfo(wanted.dtype).eps)) * size
+                if not np.allclose(
+                    x, y, rtol=0, atol=_OF_CHANGE * change + rounding, equal_nan=True
+                ):
+                    return False
+        return True
+
+    def _run_on(
+        self, start: int, later: Sequence[int], states: list[mx.array]
+    ) -> list[list[mx.array]]:
+        """Return the states after later time steps of the model, from other ones after one."""
+        hook, runner = self.hook, self._runner
+        numbers = {hook.calls[step]: i for i, step in enumerate(later)}
+        found: dict[int, list[mx.array]] = {}
+        made = 0
+
+        def around(run: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            nonlocal made
+            made += 1
+            output = run(*args, **kwargs)
+            if made - 1 == hook.calls[start]:
+                shapes = [get_leaf(output, path).shape for path in hook.out_paths]
+                whole = [self._unflat(s, i, shapes[i]) for i, s in enumerate(states)]
+                return self._with_states(output, whole)
+            if made - 1 in numbers:
+                found[made - 1] = self._flat_leaves(output)
+                if len(found) == len(numbers):
+                    raise _Reached(None)
+            return output
+
+        with contextlib.suppress(_Reached), Tap().on([(self.module, around)]):
+            runner.outputs(runner.sequence(), runner.time_delta)
+        if len(found) != len(numbers):
+            raise NotApplicable(
+                f"{hook.name} is called less often after another state, so its steps can't be run "
+                "one after another: call it equally often whatever its state"
+            )
+        return [found[number] for number in numbers]
 
     # ---- steps
 

@@ -144,15 +144,15 @@ def held_states(runner: ModelRunner) -> Iterator[None]:
                 f"{hook.name} runs over the whole sequence in one call, so its states can't be "
                 "held constant at each step"
             )
-        if not hook.in_paths:
-            raise NotApplicable(
-                f"{hook.name} keeps its state itself, so it can't be held constant: pass the state "
-                "to the cell as an argument and return it"
-            )
         if hook.between:
             raise NotApplicable(
                 f"the model changes the states of {hook.name} between its calls, so they can't be "
                 "held constant without what lies between: put these operations into the cell"
+            )
+        if not hook.in_paths:
+            raise NotApplicable(
+                f"{hook.name} keeps its state itself, so it can't be held constant: pass the state "
+                "to the cell as an argument and return it"
             )
         calls_in_all[hook.module] = hook.calls_in_all
         for number in _first_calls_of_steps(hook):
@@ -183,6 +183,11 @@ def state_gradients(
     Raises:
         NotApplicable: If the cell keeps its state itself.
     """
+    if hook.between and not hook.in_paths:
+        raise NotApplicable(
+            f"{hook.name} receives its state joined with other values, so there is no gradient "
+            "with respect to it: pass the state to the cell as an argument of its own"
+        )
     if hook.whole_sequence or not hook.in_paths:
         raise NotApplicable(
             f"{hook.name} keeps its state itself, so there is no gradient with respect to it: pass "

@@ -288,6 +288,7 @@ class _Finder:
                 notes.append(
                     f"the states of {name} are those that it returns: the model changes them "
                     "before the next call"
+                    + ("" if recurrence.in_paths else ", or joins them with other values")
                 )
             hook_points.append(
                 CellHook(

@@ -19,10 +19,10 @@ from ..model_copy import ModelCopy
 from ..pytrees import Path, replace_leaf
 from ..recording import Call, record
 
-__all__ = ["StateCheck"]
+__all__ = ["STATELESS", "StateCheck"]
 
 # What these return at a time step may depend on others, but is no state.
-_STATELESS = (
+STATELESS = (
     nn.Linear,
     nn.QuantizedLinear,
     nn.Bilinear,
@@ -65,7 +65,7 @@ class StateCheck:
             calls: The recorded calls of the module.
         """
         module = calls[0].module
-        if isinstance(module, _STATELESS):
+        if isinstance(module, STATELESS):
             return False, f"it is an mlx.nn.{type(module).__name__}, which has none"
         if len(calls) == 1:
             return self._of_sequence(calls[0])

@@ -3,7 +3,9 @@
 Solvers, decays, norms and projections between the calls make other arrays of a state. It is one if
 another output of a call changes an argument of the next call, and no later one while all other
 calls return what they did. Otherwise the model carries a sum past the module, as a residual or a
-solver's state, of which the output is a part only.
+solver's state, of which the output is a part only. A module with one argument may receive its state
+joined with the input; another output then changes some columns of it, in proportion, as after a
+decay. A layer whose output goes through an activation outside of it has pre-activations instead.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...held_out import to_numpy
 from ..pytrees import Path, replace_leaf
 from ..recording import Call, Values
 from ..recurrence import Recurrence, may_hold_states
+from .holds_state import STATELESS
 from .perturb import Rerun, moved, with_other_steps
 
 __all__ = ["find_changed_recurrences"]
+
+# Stands for an argument in which a state is joined with other values.
+_JOINED: Path = ("joined",)
 
 
 def find_changed_recurrences(
@@ -51,8 +58,10 @@ def find_changed_recurrences(
         joined = [_with_changed_states(rerun, each, held, values, batch) for each in listed]
         if any(each.between for each in joined):
             found[path] = joined
-    for path, calls in by_module.items():  # an outer module is called before its inner ones
-        if len(calls) < max(steps, 3) or len(calls[0].inputs) < 2:
+    repeated = {path: calls for path, calls in by_module.items() if len(calls) >= max(steps, 3)}
+    joined_too = _feeding_themselves(rerun, repeated, held)
+    for path, calls in repeated.items():  # an outer module is called before its inner ones
+        if len(calls[0].inputs) < 2 and path not in joined_too:
             continue
         if any(id(call) in held or id(call) in around for call in calls):
             continue
@@ -60,7 +69,8 @@ def find_changed_recurrences(
             continue
         pairs, is_part = _pairs(rerun, calls, held, list(calls[0].outputs), (), batch)
         if pairs:
-            places = tuple(pairs.values()), tuple(pairs)
+            alone = len(calls[0].inputs) > 1 and _JOINED not in pairs
+            places = tuple(pairs.values()), tuple(pairs) if alone else ()
             found[path] = [Recurrence(tuple(calls), *places, altered=False, between=True)]
             held.update({id(call): call for call in calls})
         elif is_part:
@@ -91,7 +101,7 @@ def _with_changed_states(
         np.zeros(batch, int) + step * rerun.trial.inputs.shape[1] // len(known.calls),
         np.ones(batch, bool),
     )
-    run = rerun(inputs, _returning(held.values(), None, (), None))
+    run = rerun(inputs, _returning(held.values(), {}))
     after = {} if run is None else {(call.path, call.number): call for call in run[0]}
     reached = {
         place
@@ -107,6 +117,43 @@ def _with_changed_states(
     given = sorted(pairs, key=lambda place: listed.index(pairs[place]))
     made = tuple(pairs[place] for place in given)
     return replace(known, out_paths=made, in_paths=tuple(given), between=True)
+
+
+def _feeding_themselves(
+    rerun: Rerun, by_module: Mapping[str, Sequence[Call]], held: Mapping[int, Call]
+) -> set[str]:
+    """Return modules with one argument that may move with what their call before returned."""
+    some = {
+        path: calls
+        for path, calls in by_module.items()
+        if len(calls[0].inputs) == 1
+        and not isinstance(calls[0].module, STATELESS)
+        and not any(id(call) in held for call in calls)
+    }
+    if not some:
+        return set()
+    changed: dict[tuple[str, int], dict[Path, mx.array]] = {}
+    for calls in some.values():
+        at = _middle(calls)
+        other = calls[at - 1 if at else at + 1].outputs
+        changed[calls[at].path, calls[at].number] = {
+            place: other[place]
+            for place, array in calls[at].outputs.items()
+            if place in other and other[place].shape == array.shape
+        }
+    run = rerun(None, _returning(held.values(), changed))
+    after = {} if run is None else {(call.path, call.number): call for call in run[0]}
+    following = {path: calls[_middle(calls) + 1] for path, calls in some.items()}
+    return {
+        path
+        for path, call in following.items()
+        if (call.path, call.number) in after
+        and _moved_arguments(call, after[call.path, call.number])
+    }
+
+
+def _middle(calls: Sequence[Call]) -> int:
+    return (len(calls) - 1) // 2
 
 
 def _parents(call: Call) -> Iterable[Call]:
@@ -137,7 +184,7 @@ def _pairs(
     Returns:
         The paths, and true if an output changes later calls as well.
     """
-    at = (len(calls) - 1) // 2
+    at = _middle(calls)
     pairs: dict[Path, Path] = {}
     is_part = False
     for place in places:
@@ -150,12 +197,18 @@ def _pairs(
             or other.shape != array.shape
         ):
             continue
-        run = rerun(None, _returning([*held.values(), *calls], calls[at], place, other))
+        changed_output = {(calls[at].path, at): {place: other}}
+        run = rerun(None, _returning([*held.values(), *calls], changed_output))
         if run is None:
             continue
         after = {(call.path, call.number): call for call in run[0]}
         changed = _moved_arguments(following, after[following.path, following.number])
         given = [p for p in changed if following.inputs[p].shape == array.shape and p not in known]
+        if not given and changed and len(following.inputs) == 1:
+            half = {(calls[at].path, at): {place: (array + other) / 2}}
+            run = rerun(None, _returning([*held.values(), *calls], half))
+            ends = following.inputs[changed[0]], after[following.path, following.number]
+            given = [_JOINED] if run is not None and _halfway(run[0], ends, changed[0]) else []
         if not given:
             continue
         if any(_moved_arguments(c, after[c.path, c.number]) for c in calls[at + 2 : at + 3]):
@@ -163,6 +216,18 @@ def _pairs(
         else:
             pairs[given[-1]] = place  # cells take (x, state), and return (output, state)
     return pairs, is_part
+
+
+def _halfway(calls: Iterable[Call], ends: tuple[mx.array, Call], place: Path) -> bool:
+    """Return whether an argument of one of the calls is halfway between two values."""
+    before, after = ends[0], ends[1].inputs[place]
+    half = next(
+        call.inputs[place]
+        for call in calls
+        if (call.path, call.number) == (ends[1].path, ends[1].number)
+    )
+    x, a, b = to_numpy(half), to_numpy(before), to_numpy(after)
+    return np.allclose(x, (a + b) / 2, rtol=0, atol=1e-3 * float(np.abs(b - a).max(initial=0.0)))
 
 
 def _moved_arguments(before: Call, after: Call) -> list[Path]:
@@ -176,12 +241,17 @@ def _moved_arguments(before: Call, after: Call) -> list[Path]:
 
 
 def _returning(
-    calls: Iterable[Call], changed: Call | None, place: Path, value: mx.array | None
+    calls: Iterable[Call], changed: Mapping[tuple[str, int], Mapping[Path, mx.array]]
 ) -> Callable[[Call, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
-    """Return a function that runs calls, of which some return what they did and one does not."""
+    """Return a function that runs calls, of which some return what they did, or something else.
+
+    Args:
+        calls: Calls that return what they did.
+        changed: What some return instead, by module and number.
+    """
     outputs = {(call.path, call.number): dict(call.outputs) for call in calls}
-    if changed is not None and value is not None:
-        outputs[changed.path, changed.number][place] = value
+    for key, arrays in changed.items():
+        outputs[key] = {**outputs.get(key, {}), **arrays}
 
     def run_call(
         this: Call, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -135,7 +135,7 @@ def unit_of_time(stepper: CellStepper, own: FloatArray, time_delta: FloatArray |
     The unit changes if the model scales the elapsed times before it passes them to the cell. It
     doesn't change if the model solves a step in several sub-steps.
     """
-    if time_delta is None or stepper.hook.calls_per_step != 1:
+    if time_delta is None or stepper.calls_per_step != 1:
         return 1.0
     known = np.isfinite(own) & np.isfinite(time_delta) & (time_delta > 0)
     ratio = own[known] / time_delta[known]
@@ -154,7 +154,7 @@ def time_delta_per_call(stepper: CellStepper, time_delta: FloatArray | None) -> 
         stepper: The cell.
         time_delta: ``(S, T)``, the elapsed times of its sequences, or None.
     """
-    calls = stepper.hook.calls_per_step
+    calls = stepper.calls_per_step
     if time_delta is None:
         return np.ones((len(stepper.before(0)), stepper.steps)) / calls
     if calls > 1:
