@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from .callback import Callback
 from .findings.facts import RunFacts
 from .held_out import to_numpy
-from .model import ModelRunner
+from .model import ModelError, ModelRunner
 
-__all__ = ["run_facts"]
+__all__ = ["chance_outputs", "run_facts"]
 
 
 def run_facts(runner: ModelRunner, callbacks: Iterable[Callback] = ()) -> RunFacts:
@@ -31,7 +33,9 @@ def run_facts(runner: ModelRunner, callbacks: Iterable[Callback] = ()) -> RunFac
         feature_names=tuple(held_out.feature_names),
         class_names=names,
         class_counts=counts,
+        chance_loss=_chance_loss(runner),
         takes_time=runner.takes_time,
+        time_varies=_time_varies(runner),
         target=runner.target.name,
         padding=1.0 - float(held_out.mask_array.mean()),
         feature_sds=_feature_sds(runner),
@@ -55,6 +59,61 @@ def _classes(runner: ModelRunner) -> tuple[tuple[str, ...] | None, tuple[int, ..
     given = held_out.class_names if outputs > 1 else None
     names = tuple(given or (f"class {i}" for i in range(classes)))
     return names, tuple(np.bincount(labels, minlength=classes).tolist())
+
+
+def chance_outputs(
+    targets: np.ndarray, shape: tuple[int, ...], mask: npt.NDArray[np.bool_]
+) -> np.ndarray:
+    """Return the constant outputs that fit the targets best, of a shape ``(B, ..., O)``.
+
+    They are the mean of the targets for the squared error, the logarithms of the frequencies of
+    classes for the cross-entropy, and the log-odds of labels for the binary cross-entropy; one
+    sequence more of each class keeps logarithms finite.
+
+    Args:
+        targets: As in the held-out batch.
+        shape: Shape of the model's outputs.
+        mask: ``(B, T)``, true at real time steps.
+    """
+    classes, outputs = targets.dtype.kind != "f", shape[-1]
+    per_step = targets.ndim > 1 and targets.shape[:2] == mask.shape and len(shape) == 3
+    rows = targets[mask] if per_step else targets.reshape(len(targets), -1)
+    if classes and outputs > 1 and rows.size in (len(rows), np.prod(shape[:-1])):
+        count = np.bincount(rows.reshape(-1).astype(np.int64), minlength=outputs) + 1.0
+        constant = np.log(count / count.sum())
+    else:
+        columns = rows.reshape(-1, outputs).astype(np.float64)
+        constant = columns.mean(axis=0)
+        if classes:
+            share = (columns.sum(axis=0) + 1) / (len(columns) + 2)
+            constant = np.log(share) - np.log1p(-share)
+    return np.broadcast_to(constant.astype(np.float32), shape)
+
+
+def _chance_loss(runner: ModelRunner) -> float:
+    """Return the mean loss of the best constant; NaN if the targets fit no loss of ours."""
+    held_out, calling = runner.held_out, runner.calling
+    if not isinstance(held_out.targets, mx.array):
+        return math.nan
+    batch, time_steps, _ = held_out.inputs_shape
+    shape: tuple[int, ...] = (batch, calling.outputs)
+    if calling.per_step or calling.horizon is not None:
+        shape = (batch, calling.horizon or time_steps, calling.outputs)
+    try:
+        constant = chance_outputs(to_numpy(held_out.targets), shape, held_out.mask_array)
+        losses = to_numpy(runner.loss(mx.array(constant), None))
+    except (ModelError, ValueError):
+        return math.nan
+    return float(losses.astype(np.float64).mean())
+
+
+def _time_varies(runner: ModelRunner) -> bool:
+    """Return whether the held-out elapsed times differ by more than rounding."""
+    delta = runner.held_out.flat_time_delta
+    if delta is None:
+        return False
+    values = to_numpy(delta)[runner.held_out.mask_array]
+    return bool(np.ptp(values) > 1e-6 * np.abs(values).max())
 
 
 def _feature_sds(runner: ModelRunner) -> tuple[float, ...]:

@@ -35,7 +35,9 @@ from ncp_callbacks.findings import (
 from ncp_callbacks.findings.curve import MAX_WINDOWS
 from ncp_callbacks.findings.judge import MAX_CURVES, MAX_PAST
 from ncp_callbacks.findings.rules.rests_on import last_steps
+from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import CfC
+from ncp_callbacks.run_facts import chance_outputs, run_facts
 from ncp_callbacks.runs.findings import findings_of
 
 RUN = RunFacts(
@@ -465,3 +467,293 @@ def test_a_resumed_run_finds_what_an_uninterrupted_one_does() -> None:
         return [state["findings"], [f.to_json() for f in monitor.findings]]
 
     assert run([range(1, 13)]) == run([range(1, 7), range(7, 13)])
+
+
+# --- planted truths, rule by rule
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (n(0.21, 0.18, 0.25), "good"), (n(0.6, 0.5, 0.75), "warning"),
+        (n(0.9, 0.8, 1.1), "problem"),
+    ],
+)  # fmt: skip
+def test_learning_is_judged_against_a_constant(loss: Number, expected: str) -> None:
+    run = RunFacts(
+        chance_loss=0.6931, class_counts=(5, 15), class_names=("a", "b"),
+        callbacks={"held_out": "held_out"},
+    )  # fmt: skip
+    numbers = {"held_out/loss": loss, "held_out/accuracy": n(0.93, 0.88, 0.97)}
+    (found,) = of("learnt", run, numbers=numbers)
+    assert found.severity.value == expected
+    assert "0.693" in found.sentence
+    # 15 of 20 sequences.
+    assert "accuracy is 93 % [88, 97], and the most frequent class has 75 %" in found.sentence
+    assert of("learnt", numbers=numbers) == []  # The loss of a constant is not known.
+
+
+FALLING = [1 / step for step in range(1, 41)]
+
+
+def test_a_loss_that_does_not_fall() -> None:
+    wave = [1 + 0.1 * (-1) ** step for step in range(40)]
+    for losses, expected in [
+        (wave, True),
+        (FALLING, False),
+        (wave[:6], False),
+        ([0.0] * 40, False),
+    ]:
+        found = of("loss_not_falling", curves={"train/loss": curve(losses)})
+        assert bool(found) == expected
+
+
+def test_a_loss_that_jumps() -> None:
+    # A minimum of 0.1, then 0.2 and 3.0 in turn: mean 1.6, SD 1.4.
+    jumping = [1 / step for step in range(1, 11)] + [0.2, 3.0] * 15
+    (found,) = of("loss_jumps", curves={"train/loss": curve(jumping)})
+    assert "its mean is 1.6 and it reaches 3" in found.sentence
+    noise = np.random.default_rng(0).uniform(0.8, 1.2, 200)
+    for losses in (FALLING, noise, noise * np.linspace(1, 0.1, 200)):
+        assert of("loss_jumps", curves={"train/loss": curve(losses)}) == []
+
+
+def test_explosions() -> None:
+    for tag, values, expected in [
+        ("train/loss", [1, 5, 12], True), ("train/loss", [1, 9], False),
+        ("train/grad_norm", [1, 120], True), ("train/grad_norm", [1, 50], False),
+    ]:  # fmt: skip
+        assert bool(of("exploding", curves={tag: curve(values)})) == expected
+    past = (Past(10, {"transitions/magnitude_mean": n(0.01)}),)
+    (found,) = of("exploding", numbers={"transitions/magnitude_mean": n(3.0)}, history=past)
+    assert "300-fold" in found.sentence
+    assert of("exploding", numbers={"transitions/magnitude_mean": n(0.5)}, history=past) == []
+
+
+def test_a_model_that_is_not_updated() -> None:
+    strength, moves = "attribution/strength", "transitions/magnitude_mean"
+    past = (Past(50, {strength: n(0.5), moves: n(0.25)}),)
+    same = {strength: n(0.5), moves: n(0.25)}
+    (found,) = of("no_progress", numbers=same, history=past)
+    assert "since step 50: 2 numbers" in found.sentence
+    assert of("no_progress", numbers=same | {moves: n(0.2500001)}, history=past) == []
+    # A number that was not measured again can't have changed.
+    assert of("no_progress", numbers={strength: n(0.5, step=50)}, history=past) == []
+    assert of("no_progress", numbers=same) == []
+
+
+def _losses(values: list[float]) -> dict[str, Any]:
+    """Return facts with a held-out loss every 10 steps, the last at step 100."""
+    first = 100 - 10 * (len(values) - 1)
+    past = tuple(Past(first + 10 * i, {"held_out/loss": n(v)}) for i, v in enumerate(values[:-1]))
+    return {"numbers": {"held_out/loss": n(values[-1])}, "history": past}
+
+
+def test_overfitting() -> None:
+    run = RunFacts(callbacks={"held_out": "held_out"})
+    training = {"train/loss": curve([1 / step for step in range(1, 101)])}
+    rising, once, noisy = [1, 0.5, 0.6, 0.7], [1, 0.5, 0.5, 0.7], [1, 0.5, 0.53, 0.54]
+    (found,) = of("overfits", run, curves=training, **_losses(rising))
+    assert "lowest at step 80 with 0.5 and is 0.7 now" in found.sentence
+    for values in (once, noisy, [1, 0.9, 0.8, 0.7]):
+        assert of("overfits", run, curves=training, **_losses(values)) == []
+    # Where the training loss rises, too, it is something else.
+    unstable = {"train/loss": curve(range(1, 101))}
+    assert of("overfits", run, curves=unstable, **_losses(rising)) == []
+    (found,) = of("overtrained", run, **_losses([1, 0.5, 0.5, 0.499, 0.5, 0.5, 0.5]))
+    assert "since step 50" in found.sentence
+    assert of("overtrained", run, **_losses([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])) == []
+
+
+def test_the_loops_own_validation_loss_comes_first() -> None:
+    curves = {"train/loss": curve(FALLING), "val/loss": curve([1, 0.5, 0.4, 0.8, 0.9])}
+    (found,) = of("overfits", curves=curves)
+    assert "val/loss was lowest at step 3 with 0.4" in found.sentence
+
+
+def test_dead_units_and_layers() -> None:
+    arrays = {"_ncp/transitions_unit_speed_max": np.ones(8)}
+    (found,) = of("dead_units", numbers={"transitions/dead_units": n(2)}, arrays=arrays)
+    assert found.sentence.startswith("2 of 8 units")
+    assert of("dead_units", numbers={"transitions/dead_units": n(1)}, arrays=arrays) == []
+    assert of("dead_units", numbers={"transitions/dead_units": n(8)}) == []
+    for share, expected in [(n(0.99, 0.97, 1.0), 1), (n(0.96, 0.9, 0.98), 0), (n(0.5), 0)]:
+        found = of("dead_units", numbers={"backbone/layer1_sparsity": share})
+        assert len(found) == expected
+
+
+def test_a_poor_start_is_that_of_the_first_snapshot() -> None:
+    past = (Past(10, {"transitions/saturation": n(0.8)}),)
+    (found,) = of("poor_start", numbers={"transitions/saturation": n(0.1)}, history=past)
+    assert "80 % of it at step 10" in found.sentence
+    past = (Past(10, {"transitions/saturation": n(0.1)}),)
+    assert of("poor_start", numbers={"transitions/saturation": n(0.8)}, history=past) == []
+
+
+@pytest.mark.parametrize(
+    ("lag", "steps", "expected"),
+    [(n(0.05, 0.02, 0.08), 24, 1), (n(0.05, 0.02, 0.2), 24, 0), (n(0.05), 3, 0), (n(2), 24, 0)],
+)
+def test_the_last_step_only(lag: Number, steps: int, expected: int) -> None:
+    run = RunFacts(time_steps=steps, callbacks={"attribution": "attribution"})
+    assert len(of("last_step_only", run, numbers={"attribution/mean_lag": lag})) == expected
+
+
+def test_memory() -> None:
+    run = RunFacts(time_steps=24, callbacks={"dynamics": "dynamics"})
+    for rule, tag, values in [
+        ("unstable_memory", "dynamics/lyapunov_1", (n(0.2, 0.1, 0.3), n(0.2, -0.1, 0.5))),
+        ("short_memory", "dynamics/memory_steps", (n(1.1, 1.0, 1.3), n(1.1, 0.9, 3.0))),
+    ]:
+        found = [len(of(rule, run, numbers={tag: value})) for value in values]
+        assert found == [1, 0], rule
+    profile = np.full((24, 3), 1.0)
+    for size, expected in [(1e-5, 1), (1e-2, 0)]:
+        profile[:6] = size  # 6 of 24 time steps: 1e-5 * 6 / 18, or a third of a per cent.
+        found = of(
+            "forgets_the_beginning", numbers={"attribution/strength": n(1)},
+            arrays={"_ncp/attribution_strength": profile},
+        )  # fmt: skip
+        assert len(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "tag", "values", "expected"),
+    [
+        ("methods_disagree", "attribution/agreement", (0.2, 0.6, 0.9), ["warning", "", "good"]),
+        ("noisy_map", "attribution/reliability", (0.3, 0.7, 0.95), ["warning", "", "good"]),
+        (
+            "same_map_when_randomised", "sanity_check/rank_correlation", (0.9, 0.6, 0.1),
+            ["warning", "", "good"],
+        ),
+        (
+            "faithful", "faithfulness/cpd_advantage", (-0.1, 0.0, 0.4),
+            ["warning", "warning", "good"],
+        ),
+    ],
+)  # fmt: skip
+def test_checks_of_maps(rule: str, tag: str, values: Any, expected: list[str]) -> None:
+    name = tag.partition("/")[0]
+    run = RunFacts(callbacks={name: name})
+    found = ["".join(severities(rule, run, numbers={tag: n(value)})) for value in values]
+    assert found == expected
+
+
+def test_a_ci_decides_on_faithfulness() -> None:
+    run = RunFacts(callbacks={"faithfulness": "faithfulness"})
+    for ci, expected in [((0.1, 0.3), "good"), ((-0.1, 0.5), "warning")]:
+        number = n(0.2, *ci)
+        found = severities("faithful", run, numbers={"faithfulness/cpd_advantage": number})
+        assert found == [expected]
+
+
+def test_attribution_against_removal() -> None:
+    run = RunFacts(
+        feature_names=("a", "b"), callbacks={"attribution": "attribution", "removal": "removal"}
+    )
+
+    def found(removed: Number) -> list[str]:
+        return severities("removal_disagrees", run, numbers={
+            "attribution/strength": n(1), "removal/strength": n(1),
+            "attribution_share/a": n(0.6, 0.5, 0.7), "attribution_share/b": n(0.4, 0.3, 0.5),
+            "removal_share/a": removed, "removal_share/b": n(1 - removed.value),
+        })  # fmt: skip
+
+    assert found(n(0.1, 0.05, 0.2)) == ["warning"]
+    assert found(n(0.35, 0.2, 0.55)) == []  # The CIs overlap.
+    assert found(n(0.55, 0.5, 0.6)) == ["good"]
+
+
+def test_stability_names_the_step() -> None:
+    def facts(shares: list[float]) -> dict[str, Any]:
+        both = [
+            {"attribution/strength": n(1), "attribution_share/heat": n(s),
+             "attribution_share/load": n(1 - s)}
+            for s in shares
+        ]  # fmt: skip
+        first = 100 - 10 * (len(both) - 1)
+        past = tuple(Past(first + 10 * i, numbers) for i, numbers in enumerate(both[:-1]))
+        return {"numbers": both[-1], "history": past}
+
+    (found,) = of("stable", **facts([0.1, 0.3, 0.52, 0.5, 0.48, 0.49]))
+    assert "since step 70" in found.sentence
+    (found,) = of("stable", **facts([0.1, 0.3, 0.4]))
+    assert found.severity is Severity.WARNING
+    assert "was 30 % at step 90, and is 40 % now" in found.sentence
+    assert of("stable", **facts([0.1, 0.1])) == []
+
+
+def test_time_scales() -> None:
+    run = RunFacts(callbacks={"time_delta": "time_delta"})
+    (found,) = of("extrapolation", run, numbers={
+        "time_delta/outside_x2": n(0.3), "time_delta/outside_x5": n(0.8)})  # fmt: skip
+    assert "×5 (80 % outside) of" in found.sentence
+    assert "×2" not in found.sentence
+    for error, expected in [(0.05, "warning"), (0.01, "good")]:
+        numbers = {"time_delta/solver_error_x5": n(error), "time_delta/sensitivity_x5": n(0.4)}
+        assert severities("solver_error", run, numbers=numbers) == [expected]
+    # A reaction to scaled time is no ignorance, whatever the attribution shows.
+    run = RunFacts(callbacks={"time_delta": "time_delta", "attribution": "attribution"})
+    numbers = {"attribution/time_share": n(0.0), "time_delta/sensitivity_x2": n(0.3)}
+    assert of("time_use", run, numbers=numbers) == []
+    assert (
+        of("time_use", RunFacts(time_varies=False), numbers={"attribution/time_share": n(0)}) == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad", "good"),
+    [
+        ("batch_coupled", {"coupled": True}, {"coupled": False}),
+        ("mostly_padding", {"padding": 0.85}, {"padding": 0.75}),
+        (
+            "class_imbalance", {"class_counts": (30, 3), "class_names": ("a", "b")},
+            {"class_counts": (30, 4), "class_names": ("a", "b")},
+        ),
+        (
+            "class_imbalance", {"class_counts": (20, 0), "class_names": ("a", "b")},
+            {"class_counts": (10, 0), "class_names": ("a", "b")},
+        ),
+        (
+            "feature_scales", {"feature_names": ("a", "b"), "feature_sds": (1.0, 100.0)},
+            {"feature_names": ("a", "b"), "feature_sds": (0.0, 100.0)},
+        ),
+    ],
+)  # fmt: skip
+def test_batches(rule: str, bad: dict[str, Any], good: dict[str, Any]) -> None:
+    assert severities(rule, RunFacts(**bad)) == ["warning"]
+    assert severities(rule, RunFacts(**good)) == []
+
+
+# --- what is true of a run
+
+
+def test_the_best_constant() -> None:
+    mask = np.ones((4, 3), bool)
+    targets = np.array([[1.0], [3.0], [5.0], [7.0]], np.float32)
+    assert chance_outputs(targets, (4, 1), mask).ravel().tolist() == [4.0] * 4
+    # Three of the four sequences are of class 1: (3 + 1) / (4 + 2), and so on.
+    logits = chance_outputs(np.array([1, 1, 0, 1]), (4, 2), mask)
+    assert np.exp(logits[0]) == pytest.approx([2 / 6, 4 / 6])
+    # Of a padded time step nothing is counted.
+    mask[0, 1:] = False
+    steps = np.arange(12, dtype=np.float32).reshape(4, 3)
+    constant = chance_outputs(steps, (4, 3, 1), mask)
+    assert constant.shape == (4, 3, 1)
+    assert constant[0, 0, 0] == pytest.approx((66 - 1 - 2) / 10)
+    labels = np.array([[1, 0], [1, 0], [1, 1], [0, 1]])
+    odds = chance_outputs(labels, (4, 2), mask)[0]
+    assert odds == pytest.approx([np.log(4 / 2), np.log(3 / 3)], abs=1e-6)
+
+
+def test_the_chance_loss_is_the_variance_of_the_targets() -> None:
+    y = rng.normal(size=(16, 1)).astype(np.float32)
+    held_out = ncp.HeldOutBatch(HELD_OUT.inputs, HELD_OUT.time_delta, targets=y)
+    facts = run_facts(ModelRunner(Net(), held_out))
+    assert facts.chance_loss == pytest.approx(float(y.var()), rel=1e-5)
+    assert (facts.takes_time, facts.time_varies, facts.class_counts) == (True, True, None)
+    again = RunFacts.from_json(json.loads(json.dumps(facts.to_json(), allow_nan=False)))
+    assert again == facts
+    without = run_facts(ModelRunner(Net(), HELD_OUT))
+    assert math.isnan(without.chance_loss)
+    assert math.isnan(RunFacts.from_json(without.to_json()).chance_loss)

@@ -70,7 +70,10 @@ class RunFacts:
         feature_names: One name for each feature.
         class_names: Names of the classes; None where the targets are no classes.
         class_counts: Number of held-out sequences of each class; None without classes.
+        chance_loss: Mean loss of the best constant output, fitted to the held-out batch; NaN where
+            that is not known.
         takes_time: True if elapsed times reach the model.
+        time_varies: True if the held-out elapsed times differ.
         target: Name of the target.
         padding: Share of padding in the held-out batch.
         feature_sds: SD of each feature over sequences and time steps.
@@ -84,7 +87,9 @@ class RunFacts:
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
     class_counts: tuple[int, ...] | None = None
+    chance_loss: float = math.nan
     takes_time: bool = False
+    time_varies: bool = True
     target: str = "prediction"
     padding: float = 0.0
     feature_sds: tuple[float, ...] = ()
@@ -93,11 +98,13 @@ class RunFacts:
     analysed: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as strings, numbers and lists."""
-        return {
+        """Return the facts as strings, numbers and lists; a number that is NaN is None."""
+        content = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        content["chance_loss"] = self.chance_loss if math.isfinite(self.chance_loss) else None
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunFacts:
@@ -108,6 +115,8 @@ class RunFacts:
             for name, value in content.items()
             if name in names
         }
+        if known.get("chance_loss", math.nan) is None:
+            known["chance_loss"] = math.nan
         return cls(**known)
 
     def kind_of(self, group: str) -> tuple[str, str]:

@@ -78,7 +78,7 @@ class Collected:
         self.step = step
         for record in records:
             if isinstance(record, Scalar) and self._is_kept(record.tag, self._reads):
-                low, high = record.ci or (math.nan, math.nan)
+                low, high = map(float, record.ci or (math.nan, math.nan))
                 _, name = self.run.kind_of(record.tag.partition("/")[0])
                 sequences = self.run.analysed.get(name, 0)
                 self._numbers[clean_tag(record.tag)] = Number(

@@ -3,20 +3,62 @@
 from __future__ import annotations
 
 from ..rule import Rule
+from .batch import BatchCoupled, ClassImbalance, FeatureScales, MostlyPadding
+from .dead_units import DeadUnits
+from .disagreement import MethodsDisagree, RemovalDisagrees
 from .diverged import Diverged
+from .exploding import Exploding
+from .faithful import Faithful
 from .few_sequences import FewSequences
 from .incomplete import Incomplete
+from .last_step_only import LastStepOnly
+from .learnt import Learnt
+from .loss_jumps import LossJumps
+from .loss_not_falling import LossNotFalling
+from .memory import ForgetsTheBeginning, ShortMemory, UnstableMemory
+from .no_progress import NoProgress
+from .noisy_map import NoisyMap
+from .overfits import Overfits, Overtrained
+from .poor_start import PoorStart
+from .randomised import SameMapWhenRandomised
 from .rests_on import RestsOn
 from .saturated import Saturated
+from .stable import Stable
+from .time_scales import Extrapolation, SolverError
 from .time_use import TimeUse
 
 __all__ = ["RULES"]
 
 RULES: tuple[Rule, ...] = (
-    RestsOn(),
     Diverged(),
-    Saturated(),
+    Learnt(),
+    RestsOn(),
     TimeUse(),
+    LastStepOnly(),
+    NoProgress(),
+    Exploding(),
+    LossNotFalling(),
+    LossJumps(),
+    Overfits(),
+    Overtrained(),
+    Saturated(),
+    PoorStart(),
+    DeadUnits(),
+    UnstableMemory(),
+    ShortMemory(),
+    ForgetsTheBeginning(),
+    Stable(),
+    RemovalDisagrees(),
+    MethodsDisagree(),
+    Faithful(),
+    SameMapWhenRandomised(),
     Incomplete(),
+    NoisyMap(),
+    Extrapolation(),
+    SolverError(),
     FewSequences(),
+    BatchCoupled(),
+    ClassImbalance(),
+    FeatureScales(),
+    MostlyPadding(),
 )

@@ -8,31 +8,34 @@ from ..facts import Facts
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import percent
+from .time_scales import scales_of
 
 __all__ = ["TimeUse"]
 
-_IGNORED, _DOMINANT = 0.01, 0.5
+_IGNORED, _REACTION, _DOMINANT = 0.01, 0.05, 0.5
 
 
 class TimeUse(Rule):
     """Report a model that takes elapsed times and ignores them, or rests on them alone.
 
-    Ignored means an upper end of the CI below 1 % of the attribution, a hundredth of which no
-    decision depends on. Dominant means a lower end above 50 %: elapsed time then carries more than
-    all inputs together, as it does where the sampling gives the answer away (a patient who is
-    measured often is ill).
+    Ignored means an upper end of the CI below 1 % of the attribution, a hundredth that no decision
+    depends on, and a reaction to scaled time below 5 % of an SD of the target. Dominant means a
+    lower end above 50 %: elapsed time then carries more than all inputs together, as it does where
+    the sampling gives the answer away (a patient who is measured often is ill).
     """
 
     name = "time_use"
     topic = Topic.TIME
-    reads = ("attribution/time_share",)
+    reads = ("attribution/time_share", "time_delta/sensitivity_x*")
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         found = facts.first("attribution", "time_share")
         if found is None:
             return
         tag, share = found
-        if share.at_most < _IGNORED:
+        reactions = [number.at_most for _, number in scales_of(facts, "sensitivity_x").values()]
+        reacts = max(reactions, default=0.0) > _REACTION
+        if share.at_most < _IGNORED and facts.run.time_varies and not reacts:
             yield self.finding(
                 facts,
                 Severity.WARNING,

@@ -1,0 +1,93 @@
+"""Compare attributions with other methods and with removal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..facts import Facts
+from ..finding import Finding, Severity, Topic
+from ..rule import Rule
+from ..words import amount, percent, since
+
+__all__ = ["MethodsDisagree", "RemovalDisagrees"]
+
+_LOW, _HIGH, _APART = 0.5, 0.8, 0.2
+
+
+class MethodsDisagree(Rule):
+    """Report two attribution methods whose maps have a rank correlation below 0.5.
+
+    At 0.5 they share a quarter of the variance of ranks: a statement on a single cell of the map
+    then depends on the method. From 0.8 on they agree.
+    """
+
+    name = "methods_disagree"
+    topic = Topic.TRUST
+    reads = ("attribution/agreement",)
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        for tag, number in facts.each("attribution", "agreement"):
+            when = since(number, facts.step)
+            if number.value < _LOW:
+                yield self.finding(
+                    facts,
+                    Severity.WARNING,
+                    f"Two attribution methods disagree: their maps have a rank correlation of "
+                    f"{amount(number)}{when}.",
+                    "Trust what both show, and confirm it by removing the feature.",
+                    {tag: number},
+                )
+            elif number.value >= _HIGH:
+                yield self.finding(
+                    facts,
+                    Severity.GOOD,
+                    f"Two attribution methods agree: their maps have a rank correlation of "
+                    f"{amount(number)}{when}.",
+                    "Nothing to do.",
+                    {tag: number},
+                )
+
+
+class RemovalDisagrees(Rule):
+    """Report a feature whose share by attribution and by removal differ by more than 20 points.
+
+    Their CIs must not overlap, either. Differences up to that are usual: removal counts what the
+    model can't replace by other features, and attribution what it uses.
+    """
+
+    name = "removal_disagrees"
+    topic = Topic.TRUST
+    reads = ("attribution*_share/*", "removal*_share/*", "attribution/strength", "removal/strength")
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        first, other = facts.first("attribution", "strength"), facts.first("removal", "strength")
+        if first is None or other is None:
+            return
+        groups = [tag.partition("/")[0] for tag, _ in (first, other)]
+        shares, removed = (facts.shares(group) for group in groups)
+        both = [name for name in shares if name in removed]
+        if len(both) < 2:
+            return
+        name = max(both, key=lambda n: abs(shares[n].value - removed[n].value))
+        a, b = shares[name], removed[name]
+        numbers = {f"{groups[0]}_share/{name}": a, f"{groups[1]}_share/{name}": b}
+        overlap = a.at_least <= b.at_most and b.at_least <= a.at_most
+        if abs(a.value - b.value) > _APART and not overlap:
+            yield self.finding(
+                facts,
+                Severity.WARNING,
+                f"Attribution and removal disagree on {name}: it has {percent(a)} of the "
+                f"attribution, and {percent(b)} of the changes when features are replaced.",
+                "Don't rest a conclusion on this feature alone. Where removal is lower, another "
+                "feature may carry the same; where it is higher, the target has levelled off.",
+                numbers,
+            )
+        elif abs(a.value - b.value) <= _APART / 2:
+            yield self.finding(
+                facts,
+                Severity.GOOD,
+                "Attribution and removal agree: the shares of features differ by at most "
+                f"{100 * abs(a.value - b.value):.0f} points, for {name}.",
+                "Nothing to do.",
+                numbers,
+            )

@@ -1,0 +1,72 @@
+"""Tell whether the model is better than a constant on the held-out batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..facts import Facts, Number
+from ..finding import Finding, Severity, Topic
+from ..rule import Rule
+from ..words import amount, percent
+
+__all__ = ["Learnt"]
+
+
+class Learnt(Rule):
+    """Compare the held-out loss with that of the best constant, and accuracy with the majority.
+
+    The constant (the mean of the targets, or the frequencies of the classes) is fitted to the
+    held-out batch itself, so that the model has to be better than a constant that has seen the
+    answers. A difference counts where the 95 % CI of the loss is on one side of it.
+    """
+
+    name = "learnt"
+    topic = Topic.LEARNING
+    reads = ("held_out/loss", "held_out/accuracy")
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        found, chance = facts.first("held_out", "loss"), facts.run.chance_loss
+        if found is None or not chance > 0:
+            return
+        tag, loss = found
+        numbers: dict[str, Number | float] = {tag: loss, "chance_loss": chance}
+        versus = f"{amount(loss)}, and that of the best constant {chance:.3g}"
+        accuracy = self._accuracy(facts, numbers)
+        if loss.at_most < chance:
+            yield self.finding(
+                facts,
+                Severity.GOOD,
+                f"It has learnt something: the held-out loss is {versus}{accuracy}.",
+                "Nothing to do.",
+                numbers,
+            )
+        elif loss.at_least > chance:
+            yield self.finding(
+                facts,
+                Severity.PROBLEM,
+                f"It does worse than a constant: the held-out loss is {versus}{accuracy}.",
+                "Train longer if it falls. If it rises, the model overfits; if neither, check that "
+                "inputs and targets belong together, and lower the learning rate.",
+                numbers,
+            )
+        else:
+            yield self.finding(
+                facts,
+                Severity.WARNING,
+                f"No learning is shown yet: the held-out loss is {versus}{accuracy}.",
+                "Train longer, check that inputs and targets belong together, or hold out more "
+                "sequences for a narrower CI.",
+                numbers,
+            )
+
+    @staticmethod
+    def _accuracy(facts: Facts, numbers: dict[str, Number | float]) -> str:
+        found, counts = facts.first("held_out", "accuracy"), facts.run.class_counts
+        if found is None or not counts or not sum(counts):
+            return ""
+        numbers[found[0]] = found[1]
+        majority = max(counts) / sum(counts)
+        return (
+            f"; accuracy is {percent(found[1])}, and the most frequent class has "
+            f"{percent(majority)}"
+        )

@@ -1,0 +1,101 @@
+"""Report a state in which changes grow, or fade at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..facts import Facts
+from ..finding import Finding, Severity, Topic
+from ..rule import Rule
+from ..words import amount, percent, since
+
+__all__ = ["ForgetsTheBeginning", "ShortMemory", "UnstableMemory"]
+
+_STEPS, _MIN_LENGTH, _BEGINNING = 1.5, 8, 1e-4
+
+
+class UnstableMemory(Rule):
+    """Report a largest finite-time Lyapunov exponent above 0.
+
+    Above 0, small changes of the state grow along the sequence on average, so that rounding and
+    noise do, too. The whole CI must be above 0.
+    """
+
+    name = "unstable_memory"
+    topic = Topic.STATE
+    reads = ("dynamics/lyapunov_1",)
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        for tag, exponent in facts.each("dynamics", "lyapunov_1"):
+            if exponent.at_least > 0:
+                yield self.finding(
+                    facts,
+                    Severity.WARNING,
+                    "The state is unstable: small changes of it grow along the sequence, with a "
+                    f"largest Lyapunov exponent of {amount(exponent)}"
+                    f"{since(exponent, facts.step)}.",
+                    "Make the recurrent weights smaller (weight decay, a lower learning rate), and "
+                    "expect noise in the inputs to be amplified.",
+                    {tag: exponent},
+                )
+
+
+class ShortMemory(Rule):
+    """Report a change of the state that falls to 1/e within 1.5 of at least 8 time steps.
+
+    The upper end of the CI counts. Such a state holds its inputs for one time step: it is a filter,
+    and no memory.
+    """
+
+    name = "short_memory"
+    topic = Topic.STATE
+    reads = ("dynamics/memory_steps",)
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        for tag, steps in facts.each("dynamics", "memory_steps"):
+            if facts.run.time_steps >= _MIN_LENGTH and steps.at_most < _STEPS:
+                yield self.finding(
+                    facts,
+                    Severity.WARNING,
+                    f"The memory fades at once: a change of the state falls to 1/e within "
+                    f"{amount(steps)} of {facts.run.time_steps} time steps"
+                    f"{since(steps, facts.step)}.",
+                    "If the target needs earlier inputs, make the time constants longer or the "
+                    "forget gates more open at the start of the training.",
+                    {tag: steps},
+                )
+
+
+class ForgetsTheBeginning(Rule):
+    """Report a first quarter of the sequence with less than 0.01 % of the attribution.
+
+    Equal time steps would give it 25 %; a factor of 2,500 less is a gradient that has vanished on
+    the way back, or inputs that don't matter. It needs sequences of at least 8 time steps and next
+    to no padding, since time steps are counted from the beginning.
+
+    Source: the vanishing gradient of Amazon SageMaker Debugger and AutoTrainer, here along time.
+    """
+
+    name = "forgets_the_beginning"
+    topic = Topic.STATE
+    reads = ("attribution/strength", "_ncp/attribution*_strength")
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        found = facts.first("attribution", "strength")
+        if found is None or facts.run.padding > 0.1:
+            return
+        profile = facts.time_profile(found[0].partition("/")[0])
+        if profile is None or len(profile) < _MIN_LENGTH:
+            return
+        quarter = len(profile) // 4
+        share = float(profile[:quarter].sum())
+        if share < _BEGINNING:
+            yield self.finding(
+                facts,
+                Severity.WARNING,
+                f"The beginning doesn't reach the target: the first {quarter} of {len(profile)} "
+                f"time steps have {percent(share)} of the attribution.",
+                "If they should matter, the gradient vanishes on the way back: use a gated or "
+                "liquid cell with longer time constants, or shorter sequences.",
+                {"share of the first quarter": share},
+            )

@@ -1,0 +1,94 @@
+"""Report a held-out loss that rises while the training loss falls, or that no longer falls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..facts import Facts
+from ..finding import Finding, Severity, Topic
+from ..rule import Rule
+from ..trend import mean_before, training_loss
+
+__all__ = ["Overfits", "Overtrained", "held_out_points"]
+
+_RISE, _GAIN, _PATIENCE = 0.1, 0.01, 5
+
+
+class Overfits(Rule):
+    """Report a held-out loss 10 % above its minimum, at two snapshots, and a falling training loss.
+
+    Both snapshots since are compared on the same sequences as the minimum, so that a rise of 10 %
+    is no matter of which sequences were held out. A rise without a fall of the training loss is no
+    overfitting: then the training is unstable.
+
+    Source: the rule Overfit of Amazon SageMaker Debugger, whose threshold is 10 %, too.
+    """
+
+    name = "overfits"
+    topic = Topic.LEARNING
+    reads = ("held_out/loss", "val/*", "train/*")
+    remembers = ("held_out/loss",)
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        found = training_loss(facts)
+        tag, points = held_out_points(facts)
+        if found is None or len(points) < 4:
+            return
+        best, lowest = min(points[:-1], key=lambda point: point[1])
+        later = [value for step, value in points if step > best]
+        before = mean_before(found[1], best)
+        now = found[1].finite[-1].mean if found[1].finite else None
+        if before is None or now is None or now >= before or lowest <= 0:
+            return
+        if len(later) >= 2 and min(later[-2:]) > (1 + _RISE) * lowest:
+            yield self.finding(
+                facts,
+                Severity.WARNING,
+                f"It overfits: {tag} was lowest at step {best:,} with {lowest:.3g} and is "
+                f"{later[-1]:.3g} now, while {found[0]} has fallen from {before:.3g} to "
+                f"{now:.3g}.",
+                f"Use the weights of step {best:,}, or train with more data, dropout, weight decay "
+                "or fewer units.",
+                {f"{tag} lowest": lowest, tag: later[-1], found[0]: now},
+            )
+
+
+class Overtrained(Rule):
+    """Report a held-out loss that has not gained 1 % for five snapshots.
+
+    Five snapshots are the patience of the rule Overtraining of Amazon SageMaker Debugger. It is no
+    fault, but the training could have ended there.
+    """
+
+    name = "overtrained"
+    topic = Topic.LEARNING
+    reads = ("held_out/loss", "val/*")
+    remembers = ("held_out/loss",)
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        tag, points = held_out_points(facts)
+        if len(points) <= _PATIENCE:
+            return
+        best, lowest = points[0]
+        for step, value in points:
+            if value < (1 - _GAIN) * lowest:
+                best, lowest = step, value
+        if sum(step > best for step, _ in points) >= _PATIENCE:
+            yield self.finding(
+                facts,
+                Severity.INFO,
+                f"{tag} has not fallen by 1 % since step {best:,}, where it was {lowest:.3g}.",
+                "Stop here if nothing else should change, or lower the learning rate.",
+                {tag: points[-1][1], f"{tag} at step {best}": lowest},
+            )
+
+
+def held_out_points(facts: Facts) -> tuple[str, Sequence[tuple[int, float]]]:
+    """Return the tag, steps and values of the held-out loss: the loop's own, or the callback's."""
+    curve = facts.curves.get("val/loss")
+    if curve is not None and len(curve.finite) >= 4:
+        return "val/loss", [(w.last, w.mean) for w in curve.finite]
+    found = facts.first("held_out", "loss")
+    if found is None:
+        return "", []
+    return found[0], [(step, number.value) for step, number in facts.past(found[0])]

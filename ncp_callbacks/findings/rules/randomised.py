@@ -1,0 +1,51 @@
+"""Tell whether the map depends on what the model has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..facts import Facts
+from ..finding import Finding, Severity, Topic
+from ..rule import Rule
+from ..words import amount, since
+
+__all__ = ["SameMapWhenRandomised"]
+
+_ALIKE, _OTHER = 0.7, 0.5
+
+
+class SameMapWhenRandomised(Rule):
+    """Report a map that has a rank correlation above 0.7 with that of the randomised model.
+
+    0.7 is the line that the picture of the callback draws: above, half of the variance of ranks
+    comes from inputs and architecture. Below 0.5 it is less than a quarter.
+
+    Source: Adebayo et al. 2018, arXiv:1810.03292.
+    """
+
+    name = "same_map_when_randomised"
+    topic = Topic.TRUST
+    reads = ("sanity_check/rank_correlation",)
+
+    def check(self, facts: Facts) -> Iterator[Finding]:
+        for tag, correlation in facts.each("sanity_check", "rank_correlation"):
+            what = f"rank correlation {amount(correlation)}{since(correlation, facts.step)}"
+            if correlation.at_least > _ALIKE:
+                yield self.finding(
+                    facts,
+                    Severity.WARNING,
+                    f"The map shows the inputs more than the model: with all parameters randomised "
+                    f"it is almost the same, {what}.",
+                    "Don't read the map as what was learnt; compare with a method that has a "
+                    "baseline, such as integrated gradients.",
+                    {tag: correlation},
+                )
+            elif correlation.at_most < _OTHER:
+                yield self.finding(
+                    facts,
+                    Severity.GOOD,
+                    "The map depends on what was learnt: with all parameters randomised it is "
+                    f"another one, {what}.",
+                    "Nothing to do.",
+                    {tag: correlation},
+                )
