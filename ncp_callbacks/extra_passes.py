@@ -33,11 +33,14 @@ from .model.derivatives import (
     state_gradients,
     step_gradients,
 )
+from .model.fewer_steps import of_one_length_only, with_time_steps
 from .model.jacobian_diagonal import jacobian_diagonal
 from .model.liquid import Reading, read_liquid
 from .model.ode_unfolds import doubled_ode_unfolds
 from .model.randomize import randomised
 from .model.runner import VARIANTS_AT_ONCE
+from .model.state_changes import StateChanges
+from .model.state_effects import clamp_slopes, clamped, state_gradient
 from .observation import EvaluatedBatch, Need, Trajectory
 from .pass_costs import PassCosts, SharedResults
 from .results import FloatArray
@@ -525,6 +528,159 @@ class ExtraPasses:
             product: FloatArray = to_numpy(states) * to_numpy(gradients)
         return read_only(product)
 
+    def clamped(
+        self, cell: str, units: _Indices, values: FloatArray, *, loss: bool = False
+    ) -> TargetValues:
+        """Return the targets with one unit of a cell at a time held at a value.
+
+        The unit is held after each time step, inside the cell where later layers read it there, and
+        after each sub-step of a solver. Each unit costs a forward pass. Declare
+        :attr:`Need.STATE_CHANGES`.
+
+        Args:
+            cell: Name of the cell, see :attr:`Trajectory.cell`.
+            units: ``(K,)``, indices of units.
+            values: ``(H,)``, the value of each unit of the cell.
+            loss: True to compute the loss as well, see :attr:`Observation.losses`.
+
+        Returns:
+            Target values ``(K, B)``, one variant for each unit.
+
+        Raises:
+            NotApplicable: The states can't be changed from outside of the cell.
+            KeyError: The model has no such cell.
+        """
+        changes, chosen = self.state_changes(cell), self._source.chosen
+
+        def run(some: ModelRunner, here: slice, at: slice) -> TargetValues:
+            followed = None if chosen is None else mx.array(chosen[here])
+            return as_target_values(clamped(some, changes, units[at], values, followed, loss=loss))
+
+        size = self._source.max_sequences
+        at_once = 1 if self._runner.whole_batch_only else VARIANTS_AT_ONCE
+        return self._in_parts(Need.STATE_CHANGES, run, len(units), size, at_once)
+
+    def clamp_slopes(self, cell: str, values: FloatArray) -> FloatArray:
+        """Return ``(B, H)``, the change of the target that the slope predicts for each clamp.
+
+        It costs a gradient pass. Declare :attr:`Need.STATE_CHANGES`.
+
+        Args:
+            cell: Name of the cell.
+            values: ``(H,)``, the value of each unit, see :meth:`clamped`.
+
+        Raises:
+            NotApplicable: The states can't be changed from outside of the cell.
+        """
+        changes = self.state_changes(cell)
+        return self._by_states(lambda some, followed: clamp_slopes(some, changes, values, followed))
+
+    def state_gradient(self, cell: str, *, loss: bool = False) -> FloatArray:
+        """Return ``(B, T, H)``, the gradient of the target by the state after each time step.
+
+        It costs a gradient pass. Declare :attr:`Need.STATE_CHANGES`.
+
+        Args:
+            cell: Name of the cell.
+            loss: True for the gradient of the loss.
+
+        Raises:
+            NotApplicable: The states can't be changed from outside of the cell.
+        """
+        changes = self.state_changes(cell)
+        return self._by_states(
+            lambda some, followed: state_gradient(
+                some, changes, some.loss if loss else some.target, followed
+            )
+        )
+
+    def state_changes(self, cell: str) -> StateChanges:
+        """Return how the states of a cell are changed, which costs three forward passes.
+
+        Declare :attr:`Need.STATE_CHANGES`.
+
+        Args:
+            cell: Name of the cell.
+
+        Raises:
+            NotApplicable: The states can't be changed from outside of the cell.
+            KeyError: The model has no such cell.
+        """
+        self._require(Need.STATE_CHANGES)
+        hook = self._hook(cell)
+
+        def run() -> StateChanges:
+            with self._running(Need.STATE_CHANGES, 3):
+                return StateChanges(self._runner, hook)
+
+        return self._once(Need.STATE_CHANGES, lambda: ("changes", cell), run)
+
+    def _by_states(self, run: Callable[[ModelRunner, mx.array | None], mx.array]) -> FloatArray:
+        """Return a gradient by the states, over parts of the batch."""
+        chosen, runner = self._source.chosen, self._runner
+        batch = len(runner.held_out)
+        size = min(self._source.max_sequences, batch) if runner.divisible else batch
+        parts = []
+        with self._running(Need.STATE_CHANGES, 1):
+            for begin in range(0, batch, size):
+                here = slice(begin, min(batch, begin + size))
+                some = runner if size == batch else runner.take(here)
+                found = run(some, None if chosen is None else mx.array(chosen[here]))
+                parts.append(to_numpy(found))
+        return read_only(np.concatenate(parts))
+
+    # ---- fewer time steps
+
+    def with_fewer_steps(
+        self,
+        steps: npt.NDArray[np.intp],
+        mask: npt.NDArray[np.bool_],
+        inputs: FloatArray | None = None,
+        time_delta: FloatArray | None = None,
+        *,
+        loss: bool = False,
+    ) -> TargetValues:
+        """Return the targets of shorter sequences, made of some time steps of the batch.
+
+        The target is that of the last real time step, at the output that was chosen for the batch
+        itself. It costs a part of a forward pass. Declare :attr:`Need.FEWER_STEPS`.
+
+        Args:
+            steps: ``(B, n)``, indices of time steps, increasing among the real ones.
+            mask: ``(B, n)``, true at real time steps.
+            inputs: ``(B, n, F)``; None: those of ``steps``.
+            time_delta: ``(B, n)``; None: those of ``steps``.
+            loss: True to compute the loss as well, see :attr:`Observation.losses`.
+
+        Raises:
+            NotApplicable: The target is not that of the last time step, or the model runs sequences
+                of one length only.
+        """
+        self._require(Need.FEWER_STEPS)
+        chosen, own, delta = self._source.chosen, self._batch.inputs, self._batch.time_delta
+        if inputs is None:
+            inputs = np.take_along_axis(own, steps[..., None], axis=1)
+        if time_delta is None and delta is not None:
+            time_delta = np.take_along_axis(delta, steps, axis=1)
+
+        def run(some: ModelRunner, here: slice, at: slice) -> TargetValues:
+            shorter = with_time_steps(some, steps[here], mask[here])
+            return as_target_values(
+                shorter.variants(
+                    mx.array(inputs[here])[None].astype(shorter.sequence().dtype),
+                    None if time_delta is None else mx.array(time_delta[here])[None],
+                    None if chosen is None else mx.array(chosen[here]),
+                    loss=loss,
+                )
+            )
+
+        share = steps.shape[1] / own.shape[1]
+        with self._running(Need.FEWER_STEPS, share), of_one_length_only(steps.shape[1]):
+            found = run_in_parts(
+                self._runner, run, 1, max_sequences=self._source.max_sequences, max_variants=1
+            )
+        return _protected(found)
+
     # ---- changed parameters
 
     @contextlib.contextmanager
@@ -770,11 +926,16 @@ class ExtraPasses:
         run: Callable[[ModelRunner, slice, slice], TargetValues],
         count: int,
         max_sequences: int,
+        max_variants: int = 1,
     ) -> TargetValues:
-        """Run passes of ``count`` variants, one at a time, over parts of the batch."""
+        """Run passes of ``count`` variants over parts of the batch."""
         with self._running(need, count):
             found = run_in_parts(
-                self._runner, run, count, max_sequences=max_sequences, max_variants=1
+                self._runner,
+                run,
+                count,
+                max_sequences=max_sequences,
+                max_variants=max_variants,
             )
         return _protected(found)
 

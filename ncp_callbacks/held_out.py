@@ -652,6 +652,31 @@ class HeldOutBatch:
                 part = part.replaced(name, array[:, picked])
         return part
 
+    def shortened(
+        self, steps: npt.NDArray[np.intp], mask: npt.NDArray[np.bool_], *, with_targets: bool
+    ) -> HeldOutBatch:
+        """Return a batch of some time steps of each sequence; companions stay whole.
+
+        Args:
+            steps: ``(B, n)``, indices of time steps.
+            mask: ``(B, n)``, true at real time steps, of which each sequence has one.
+            with_targets: True for targets ``(B, T, ...)`` at these time steps.
+        """
+        total = self.inputs_shape[1]
+
+        def taken(array: mx.array) -> mx.array:
+            index = mx.array(steps).reshape(*steps.shape, *[1] * (array.ndim - 2))
+            return mx.take_along_axis(array, index, axis=1)
+
+        part = self.replaced("inputs", taken(self._inputs))
+        if self._time_delta is not None:
+            part = part.replaced("time_delta", taken(self._time_delta))
+        part._mask = None if mask.all() else read_only(mask)
+        targets = self._targets
+        if with_targets and isinstance(targets, mx.array) and targets.shape[1:2] == (total,):
+            part._targets = taken(targets)
+        return part
+
     def spread(self, count: int) -> npt.NDArray[np.intp]:
         """Return the indices of ``count`` sequences spread over the batch, in increasing order.
 

@@ -75,6 +75,10 @@ class Need(enum.Enum):
     """Extra passes: single steps of a recurrent cell, and their Jacobians."""
     STATE_GRADIENT = "state_gradient"
     """Extra passes: :meth:`.ExtraPasses.state_x_gradient`, a forward and a gradient pass."""
+    STATE_CHANGES = "state_changes"
+    """Extra passes: :meth:`.ExtraPasses.clamped` and others that change or differentiate states."""
+    FEWER_STEPS = "fewer_steps"
+    """Extra passes: :meth:`.ExtraPasses.with_fewer_steps`, a forward pass of shorter sequences."""
     RANDOMISED = "randomised"
     """Extra passes: :meth:`.ExtraPasses.randomised`, a gradient pass for each stage."""
 

@@ -184,7 +184,7 @@ def test_cis_of_few_sequences_are_marked(name: str) -> None:
     for size in (20, 6):
         for tag, records in scalars(size)[name].items():
             of_few = size == 6 or name in FEW
-            jacobian = ("lyapunov", "memory", "radius", "norm_q")
+            jacobian = ("finite_time", "stability", "linear_memory", "radius", "norm_q")
             if name == "dynamics" and tag.split("/")[1].startswith(jacobian):
                 of_few = True
             for record in records:

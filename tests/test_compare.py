@@ -1337,7 +1337,7 @@ def test_the_untrained_snapshot_is_never_averaged() -> None:
         scalars = {
             "val/loss": Scalars(every, values + offset),
             "train/loss": Scalars(np.arange(1, 401), np.linspace(2, 1, 400) + offset),
-            "dynamics/memory_steps": Scalars(rare, np.array([5.0, 7.0]) + offset),
+            "dynamics/linear_memory_steps": Scalars(rare, np.array([5.0, 7.0]) + offset),
             "time/single": Scalars(np.array([20]), np.array([3.0 + offset])),
         }
         return Run(name, Path(name), scalars, {}, {}, {}, {}, {})
@@ -1348,7 +1348,7 @@ def test_the_untrained_snapshot_is_never_averaged() -> None:
     assert result.row("val/loss").steps == (320, 400)
     assert result.row("train/loss").steps == (320, 400)
     assert result.row("train/loss").values[0].points == (81,)
-    row = result.row("dynamics/memory_steps")
+    row = result.row("dynamics/linear_memory_steps")
     assert row.steps == (220, 220)  # Not the mean of 20 and 220.
     assert [value.mean for value in row.values] == [7.0, 7.5]
     assert result.row("time/single").steps == (20, 20)

@@ -34,10 +34,16 @@ from ncp_callbacks.analysis import (
     jacobian_gains,
     lyapunov_exponents,
     memory_horizon,
+    stability_exponents,
     state_drift,
+    target_memory,
     unit_correlations,
 )
 from ncp_callbacks.callbacks import Dynamics
+from ncp_callbacks.callbacks.dynamics.jacobian_products import (
+    JacobianProducts,
+    estimated_stability,
+)
 from ncp_callbacks.callbacks.dynamics.plot import needed_decades
 from ncp_callbacks.models import CfC
 from ncp_callbacks.observation import Trajectory
@@ -718,7 +724,9 @@ class Seen:
         self.target_values = values[:, -1, :2].sum(axis=1)
         self.inputs = np.zeros((self.batch, self.steps, 1))
         self.indices, self.whole_batch = np.arange(self.batch), 16
-        self.held_out = SimpleNamespace(tokens=False)
+        self.held_out = SimpleNamespace(
+            tokens=False, mask_array=np.ones((self.batch, self.steps), bool)
+        )
         if self.reverse:  # In the order of the data, which the cell runs through backwards.
             values, self.time_delta = values[:, ::-1], self.dt[:, ::-1]
         self.states = [Trajectory(name, values, None, self.reverse) for name in self.names]
@@ -734,6 +742,9 @@ class Seen:
     @property
     def extra_passes(self):
         return self
+
+    def with_fewer_steps(self, steps, mask):
+        raise ncp.NotApplicable("this bank is of one length")
 
     def state_jacobian(self, cell):
         if isinstance(self.jacobians, Exception):
@@ -757,10 +768,10 @@ def test_the_callback_logs_what_a_leaky_bank_has(reverse):
     values = scalars(records)
     assert observation.asked == [4]
     for i in (1, 2, 3):
-        assert values[f"dynamics/lyapunov_{i}"] == pytest.approx(-1 / 1.5, rel=1e-5)
-    assert values["dynamics/memory_time"] == pytest.approx(1.5, rel=1e-5)
+        assert values[f"dynamics/finite_time_lyapunov_{i}"] == pytest.approx(-1 / 1.5, rel=1e-5)
+    assert values["dynamics/linear_memory_time"] == pytest.approx(1.5, rel=1e-5)
     a = np.exp(-observation.dt[:4, 1:] / 1.5)
-    assert values["dynamics/memory_left"] == pytest.approx(
+    assert values["dynamics/linear_memory_left"] == pytest.approx(
         float(np.exp(np.log(a).sum(axis=1).mean())), rel=1e-4
     )
     for name in ("radius", "norm"):
@@ -773,7 +784,7 @@ def test_the_callback_logs_what_a_leaky_bank_has(reverse):
     assert values["dynamics/nonfinite"] == 0
     assert values["dynamics/cka_first"] == pytest.approx(1)
     assert values["dynamics/procrustes_previous"] == pytest.approx(0, abs=1e-9)
-    (exponent,) = [r for r in records if r.tag == "dynamics/lyapunov_1"]
+    (exponent,) = [r for r in records if getattr(r, "tag", "") == "dynamics/finite_time_lyapunov_1"]
     assert exponent.ci == pytest.approx((-1 / 1.5, -1 / 1.5), rel=1e-4)
 
 
@@ -799,10 +810,10 @@ def test_without_time_delta_time_is_counted_in_steps():
     observation = Seen([2.0, 2.0])
     observation.time_delta = None
     values = scalars(Dynamics().measure(observation))
-    assert "dynamics/memory_time" not in values
+    assert "dynamics/linear_memory_time" not in values
     # Of each sequence the exponent is the mean of ln a.
     expected = np.log(np.exp(-observation.dt[:4, 1:] / 2.0)).mean()
-    assert values["dynamics/lyapunov_1"] == pytest.approx(float(expected), rel=1e-4)
+    assert values["dynamics/finite_time_lyapunov_1"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_cell_that_cannot_be_run_again_is_analysed_without_jacobians():
@@ -814,7 +825,7 @@ def test_a_cell_that_cannot_be_run_again_is_analysed_without_jacobians():
     assert len(figure.plot(figure.data, **figure.options).axes) == 1
     values = scalars(records)
     assert "dynamics/cka_first" in values
-    assert not any("lyapunov" in tag or "memory" in tag for tag in values)
+    assert not any(word in tag for tag in values for word in ("lyapunov", "memory", "stability"))
     list(callback.measure(observation))
     assert len(observation.asked) == 1  # It is not tried in vain again.
     assert not any("lyapunov" in t for t in scalars(Dynamics(jacobians=False).measure(Seen([1.0]))))
@@ -1031,7 +1042,7 @@ def test_memory_is_the_slope_of_the_last_state(kind):
             return model.rnn(x[:, : t + 1], dt[:, : t + 1])[1]
         return model.rnn(x[:, : t + 1])[:, t]
 
-    (curve,) = [r.values for _, r in writer.records if r.tag == "_ncp/dynamics_memory"]
+    (curve,) = [r.values for _, r in writer.records if r.tag == "_ncp/dynamics_linear_memory"]
     for k in range(6):
         before = state_after(last - k)
         columns = []
@@ -1047,8 +1058,10 @@ def test_a_cell_that_runs_backwards_forgets_as_it_should():
     for lengths in (None, mask):
         writer, said, _ = run(Backwards(), Dynamics(), steps=1, length=6, mask=lengths)
         assert told(said) == ()
-        assert writer.scalars("dynamics/lyapunov_1")[0][1] == pytest.approx(-1 / 2.5, rel=1e-4)
-        assert writer.scalars("dynamics/memory_time")[0][1] == pytest.approx(2.5, rel=1e-4)
+        assert writer.scalars("dynamics/finite_time_lyapunov_1")[0][1] == pytest.approx(
+            -1 / 2.5, rel=1e-4
+        )
+        assert writer.scalars("dynamics/linear_memory_time")[0][1] == pytest.approx(2.5, rel=1e-4)
 
 
 def test_masked_sequences_are_spread_with_their_masks():
@@ -1059,7 +1072,7 @@ def test_masked_sequences_are_spread_with_their_masks():
         made("cfc"), Dynamics(max_jacobian_sequences=3), mask=held_out_mask, batch=8
     )
     (exponents,) = [r.values for s, r in writer.records
-                    if r.tag == "_ncp/dynamics_lyapunov" and s == 1]  # fmt: skip
+                    if r.tag == "_ncp/dynamics_finite_time_lyapunov" and s == 1]  # fmt: skip
     rows = held_out.spread(3)
     for row, expected in zip(rows, exponents, strict=True):
         n = lengths[row]
@@ -1070,7 +1083,7 @@ def test_masked_sequences_are_spread_with_their_masks():
             made("cfc"), one, [Dynamics()], writer=alone, every=1, on_error="raise"
         ) as monitor:
             monitor.on_step_end(1)
-        found = [alone.scalars(f"dynamics/lyapunov_{i}")[0][1] for i in (1, 2, 3)]
+        found = [alone.scalars(f"dynamics/finite_time_lyapunov_{i}")[0][1] for i in (1, 2, 3)]
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
@@ -1107,3 +1120,117 @@ def test_correlations_are_an_array_with_company():
     found = UnitCorrelations(np.array([0.5, np.nan, -0.75]), 0.6, 9)
     assert found.top == 2
     np.testing.assert_array_equal(np.asarray(found), found.values)
+
+
+# --- exponents without the transient, and the memory of the target --------------------------------
+
+
+@pytest.mark.parametrize("length", [4, 8, 32])
+def test_a_contracting_map_that_is_not_normal_has_a_negative_stability_exponent(length):
+    shear = np.array([[0.9, 5.0], [0.0, 0.9]])
+    jacobians = np.broadcast_to(shear, (2, length - 1, 2, 2))
+    dt = np.full((2, length), 0.5)
+    found = stability_exponents(jacobians, time_delta=dt)
+    np.testing.assert_allclose(found, math.log(0.9) / 0.5, rtol=1e-6)
+    # Over so few steps the largest singular value grows although every change fades in the end.
+    assert (lyapunov_exponents(jacobians)[:, 0] > 0.05).all()
+
+
+@pytest.mark.parametrize("change", [np.eye(3), np.diag([1.0, 30.0, 900.0])])
+def test_the_stability_exponent_is_that_of_the_products_eigenvalues(change):
+    rng = np.random.default_rng(3)
+    steps = 0.6 * rng.standard_normal((4, 20, 3, 3))
+    mask = np.ones((4, 21), bool)
+    mask[1, 15:] = False
+    found = stability_exponents(change @ steps @ np.linalg.inv(change), mask=mask)
+    for b, count in enumerate((20, 14, 20, 20)):
+        product = np.linalg.multi_dot([*steps[b, :count][::-1], np.eye(3)])
+        expected = math.log(np.abs(np.linalg.eigvals(product)).max()) / count
+        assert found[b] == pytest.approx(expected, abs=1e-6)  # Whatever the coordinates.
+
+
+def test_the_stability_exponent_of_many_units_needs_few_directions():
+    rng = np.random.default_rng(0)
+    steps = 0.2 * rng.standard_normal((2, 30, 40, 40))
+    products = JacobianProducts(
+        2, 30, 40, lambda t, v: steps[:, t] @ v, lambda t, v: steps[:, t].transpose(0, 2, 1) @ v
+    )
+    np.testing.assert_allclose(estimated_stability(products), stability_exponents(steps), atol=2e-3)
+
+
+class Latch(nn.Module):
+    """Hold +1 or -1 once feature 0 of the first step has set it: every slope is 0."""
+
+    class Cell(nn.Module):
+        def __call__(self, x, h):
+            first = h[:, 1:] == 0
+            held = mx.where(first, mx.sign(x[:, :1]), h[:, :1])
+            return mx.concatenate([held, mx.ones_like(held)], axis=1)
+
+    def __init__(self):
+        super().__init__()
+        self.cell = Latch.Cell()
+
+    def __call__(self, x):
+        h, out = mx.zeros((len(x), 2)), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            out.append(h[:, :1])
+        return mx.stack(out, axis=1)
+
+
+def test_a_latch_has_no_linear_memory_and_remembers_everything():
+    rng = np.random.default_rng(0)
+    writer = ncp.MemoryWriter()
+    held_out = ncp.HeldOutBatch(rng.standard_normal((24, 13, 1)).astype(np.float32))
+    with ncp.Monitor(
+        Latch(),
+        held_out,
+        [Dynamics()],
+        writer=writer,
+        every=1,
+        cells="cell",
+        horizon=False,
+        on_error="raise",
+    ) as monitor:
+        monitor.on_step_end(1)
+    values = {tag: writer.scalars(tag)[0][1] for tag in writer.tags if writer.scalars(tag)}
+    assert values["dynamics/target_memory_steps"] == 12  # As far as there is something to remove.
+    # Unrelated signs: half of the sequences change by 2, whose RMS is sqrt(2) SDs of a fair coin.
+    assert values["dynamics/target_memory_left"] == pytest.approx(math.sqrt(2), abs=0.4)
+
+
+def test_the_target_of_a_leaky_integrator_forgets_as_its_state_does():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((4000, 60))
+    weights = math.exp(-1 / 5) ** np.arange(60)[::-1]
+    kept = np.array([1, 2, 3, 4, 5, 6, 7, 8, 10, 20])
+    values = np.stack([x[:, -m:] @ weights[-m:] for m in kept])
+    found = target_memory(kept, values, x @ weights)
+    np.testing.assert_allclose(found.curve, np.exp(-kept / 5), rtol=0.06)
+    assert found.steps == pytest.approx(5, rel=0.05)
+    low, high = found.estimate.ci()
+    assert low < 5 < high < low + 1
+
+
+def test_the_memory_of_the_target_is_that_of_models_run_on_the_last_steps():
+    model = made("cfc")
+    mask = mask_of([6, 4, 5, 6, 6, 6], 6)
+    writer, _, held_out = run(model, Dynamics(jacobians=False), steps=1, length=6, mask=mask)
+    (curve,) = [r.values for _, r in writer.records if r.tag == "_ncp/dynamics_target_memory"]
+    x, dt = np.array(held_out.inputs), np.array(held_out.time_delta)
+
+    def last(rows):
+        return np.array(
+            [model(mx.array(a)[None], mx.array(b)[None])[0, -1].tolist() for a, b in rows]
+        )
+
+    n = mask.sum(axis=1)
+    whole = last([(x[b, : n[b]], dt[b, : n[b]]) for b in range(6)])
+    output = whole.argmax(axis=1)
+    for m, value in curve.T:
+        start = np.maximum(n - int(m), 0)
+        few = last([(x[b, start[b] : n[b]], dt[b, start[b] : n[b]]) for b in range(6)])
+        change = (few - whole)[np.arange(6), output]
+        expected = np.sqrt((change**2).mean()) / whole[np.arange(6), output].std()
+        assert value == pytest.approx(expected, rel=1e-4)

@@ -674,7 +674,7 @@ def test_memory_of_four_sequences():
     for _ in range(800):
         rate = np.exp(-0.3 + 0.1 * rng.normal(size=(4, 1, 1, 1)))
         memory = memory_horizon(rate * np.eye(3) * np.ones((4, 6, 1, 1)))
-        left.append(memory.estimates()["memory_left"].ci())
+        left.append(memory.estimates()["linear_memory_left"].ci())
         band.append(memory.ci[:, 3])
     slack = 4 * math.sqrt(0.95 * 0.05 / 800)
     assert covered(left, math.exp(-0.3 * 6)) == pytest.approx(0.95, abs=slack)
@@ -687,7 +687,7 @@ def test_what_half_has_not_forgotten_has_no_ci():
     for kind, known in zip(kinds, (False, True), strict=True):
         steps = np.stack(kind)[:, None] * np.ones((4, 5, 1, 1))
         estimates = memory_horizon(steps).estimates()
-        assert ("memory_steps" in estimates) == known
+        assert ("linear_memory_steps" in estimates) == known
 
 
 def test_activity_of_groups_of_16_sequences():

@@ -100,6 +100,10 @@ ASKED = {
     ncp.Need.OUTPUT_STEPS: lambda p: p.at_steps([1]),
     ncp.Need.CELL_STEPS: lambda p: p.state_jacobian("rnn.rnn_cell"),
     ncp.Need.STATE_GRADIENT: lambda p: p.state_x_gradient("rnn.rnn_cell"),
+    ncp.Need.STATE_CHANGES: lambda p: p.state_gradient("rnn.rnn_cell"),
+    ncp.Need.FEWER_STEPS: lambda p: p.with_fewer_steps(
+        np.zeros((B, 1), np.intp), np.ones((B, 1), bool)
+    ),
     ncp.Need.RANDOMISED: lambda p: p.randomised(2).__enter__(),
 }
 

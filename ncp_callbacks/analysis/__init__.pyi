@@ -6,6 +6,7 @@ from ..callbacks.backbone_activations.analysis import recognise_activation as re
 from ..callbacks.dynamics.analysis import AutocorrelationTimes as AutocorrelationTimes
 from ..callbacks.dynamics.analysis import Memory as Memory
 from ..callbacks.dynamics.analysis import StateDrift as StateDrift
+from ..callbacks.dynamics.analysis import TargetMemory as TargetMemory
 from ..callbacks.dynamics.analysis import UnitCorrelations as UnitCorrelations
 from ..callbacks.dynamics.analysis import autocorrelation_times as autocorrelation_times
 from ..callbacks.dynamics.analysis import (
@@ -14,7 +15,9 @@ from ..callbacks.dynamics.analysis import (
 from ..callbacks.dynamics.analysis import jacobian_gains as jacobian_gains
 from ..callbacks.dynamics.analysis import lyapunov_exponents as lyapunov_exponents
 from ..callbacks.dynamics.analysis import memory_horizon as memory_horizon
+from ..callbacks.dynamics.analysis import stability_exponents as stability_exponents
 from ..callbacks.dynamics.analysis import state_drift as state_drift
+from ..callbacks.dynamics.analysis import target_memory as target_memory
 from ..callbacks.dynamics.analysis import unit_correlations as unit_correlations
 from ..callbacks.faithfulness.analysis import Deletion as Deletion
 from ..callbacks.faithfulness.analysis import deletion as deletion

@@ -11,7 +11,8 @@ These take the Jacobians ``(S, T-1, H, H)`` of the steps,
 ``jacobians[s, t] = d h_{t+1} / d h_t``::
 
     radius, norm = jacobian_gains(jacobians)
-    lyapunov_exponents(jacobians, time_delta=dt)        # (S, 3)
+    lyapunov_exponents(jacobians, time_delta=dt)        # (S, 3), over the sequence
+    stability_exponents(jacobians, time_delta=dt)       # (S,), without transient growth
     memory_horizon(jacobians, time_delta=dt).steps
 
 ``time_delta`` is ``(B, T)``, the elapsed time before each time step; without it, time is counted in
@@ -36,15 +37,19 @@ __all__ = [
     "AutocorrelationTimes",
     "Memory",
     "StateDrift",
+    "TargetMemory",
     "UnitCorrelations",
     "autocorrelation_times",
     "corrected_participation_estimate",
     "corrected_participation_ratio",
     "gain_sequences",
     "jacobian_gains",
+    "last_steps_kept",
     "lyapunov_exponents",
     "memory_horizon",
+    "stability_exponents",
     "state_drift",
+    "target_memory",
     "unit_correlations",
 ]
 
@@ -461,11 +466,13 @@ def unit_correlations(states: FloatArray, target_values: FloatArray) -> UnitCorr
 
 @dataclass(frozen=True, eq=False)
 class Memory(MappingResult):
-    """Hold how much of a change of the state is left some time steps later.
+    """Hold how much of a small change of the state is left some time steps later: linear memory.
 
-    It is the RMS share of a random small change of the state ``k`` time steps before the last that
-    is left in the last: ``||d h_T / d h_{T-k}||_F / sqrt(H)``. A state that keeps everything has 1;
-    above 1 changes grow.
+    A state that has saturated, such as that of a latch, forgets small changes and keeps what made
+    it switch, so that its linear memory is short although it remembers. The number is the RMS share
+    of a random small change of the state ``k`` time steps before the last that is left in the last:
+    ``||d h_T / d h_{T-k}||_F / sqrt(H)``. A state that keeps everything has 1; above 1 changes
+    grow.
 
     Attributes:
         curve: ``(K,)`` for ``k = 0, 1, …``: geometric mean over sequences, as far back as at least
@@ -496,21 +503,126 @@ class Memory(MappingResult):
     non_finite: int
 
     def estimates(self) -> dict[str, Estimate]:
-        """Return ``memory_steps``, ``memory_time`` and ``memory_left`` as estimates over sequences.
+        """Return ``linear_memory_steps``, ``_time`` and ``_left`` as estimates over sequences.
 
         The first two are missing where half of the sequences or more have not forgotten, because
         then it is known only that forgetting takes longer.
         """
         found = {}
         if self.unforgotten < 0.5:
-            found["memory_steps"] = Estimate.median(self.falls[:, 0])
-            found["memory_time"] = Estimate.median(self.falls[:, 1])
+            found["linear_memory_steps"] = Estimate.median(self.falls[:, 0])
+            found["linear_memory_time"] = Estimate.median(self.falls[:, 1])
         with np.errstate(divide="ignore", over="ignore"):
             logs = np.log(self.norms[:, len(self.curve) - 1])
         logs = logs[np.isfinite(logs)]
         if len(logs):
-            found["memory_left"] = Estimate.geometric_mean(logs)
+            found["linear_memory_left"] = Estimate.geometric_mean(logs)
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class TargetMemory(MappingResult):
+    """Hold how much the target changes when all time steps but the last few are removed.
+
+    Unlike the linear memory of the state, it knows no small changes: what a latch keeps counts.
+
+    Attributes:
+        kept: ``(K,)``, numbers ``m`` of last time steps that are kept, increasing.
+        curve: ``(K,)``, RMS over sequences of the change of the target when only these are kept,
+            in SDs of the target over sequences: 0 where nothing before them counts. For a leaky
+            integrator of white input it is ``exp(-m / tau)``, as its linear memory is.
+        steps: Number of last time steps from which on the change stays below 1/e; the largest
+            number in ``kept`` where it does not.
+        forgets: False where it does not.
+        estimate: ``steps`` as an estimate over sequences; without a CI where the target does not
+            forget.
+        ci: ``(2, K)``, 95 % CIs over sequences of the curve; NaN where there is none.
+    """
+
+    kept: npt.NDArray[np.intp]
+    curve: FloatArray
+    steps: float
+    forgets: bool
+    estimate: Estimate
+    ci: FloatArray
+
+
+def last_steps_kept(
+    lengths: npt.NDArray[np.integer[Any]], max_points: int = 12
+) -> npt.NDArray[np.intp]:
+    """Return numbers of last time steps to keep, growing to one less than the median length.
+
+    Args:
+        lengths: ``(B,)``, numbers of time steps up to the last real one.
+        max_points: Largest number of numbers.
+    """
+    longest = int(np.median(lengths)) - 1
+    if longest < 1:
+        return np.empty(0, np.intp)
+    spread = np.geomspace(1, longest, min(max_points, longest)).round().astype(np.intp)
+    return np.unique(spread)
+
+
+def target_memory(
+    kept: npt.NDArray[np.intp], values: FloatArray, whole: FloatArray
+) -> TargetMemory | None:
+    """Return how far back the target remembers, from targets of shortened sequences.
+
+    Sequences with NaN or infinity are skipped.
+
+    Args:
+        kept: ``(K,)``, numbers of last time steps that were kept, increasing.
+        values: ``(K, B)``, the targets with these only.
+        whole: ``(B,)``, the targets of the whole sequences.
+
+    Returns:
+        None for fewer than two sequences, and where the target is equal in all of them.
+    """
+    use = np.isfinite(whole) & np.isfinite(values).all(axis=0)
+    y, d = whole[use].astype(np.float64), values[:, use].astype(np.float64) - whole[use]
+    count = len(y)
+    if count < 2 or not len(kept) or y.std() <= 1e-7 * float(np.abs(y).max()):
+        return None
+    y = y - y.mean()
+    squares = d**2
+
+    def curves(weights: FloatArray) -> FloatArray:
+        """Return ``(K, N)`` curves for weights ``(B, N)`` of sequences."""
+        mean = y @ weights / weights.sum(axis=0)
+        variance = y**2 @ weights / weights.sum(axis=0) - mean**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.sqrt(squares @ weights / weights.sum(axis=0) / variance)
+        return np.asarray(found)
+
+    curve = curves(np.ones((count, 1)))[:, 0]
+    without_each = curves(1.0 - np.eye(count)).T
+    steps, forgets = _last_crossing(curve, kept)
+    estimate = Estimate(steps, np.empty(0), SIZE)
+    if forgets and count > 2:
+        others = np.array([_last_crossing(each, kept)[0] for each in without_each])
+        estimate = Estimate.jackknife(steps, others, SIZE)
+    at_each = [
+        Estimate.jackknife(float(value), others, SIZE)
+        for value, others in zip(curve, without_each.T, strict=True)
+    ]
+    return TargetMemory(
+        kept=kept, curve=curve, steps=steps, forgets=forgets, estimate=estimate,
+        ci=ci_array(at_each),
+    )  # fmt: skip
+
+
+def _last_crossing(curve: FloatArray, kept: npt.NDArray[np.intp]) -> tuple[float, bool]:
+    """Return where a curve falls below 1/e for good, and whether it does."""
+    above = np.flatnonzero(~(curve <= math.exp(-1)))
+    if not above.size:
+        return float(kept[0]), True
+    k = int(above[-1])
+    if k == len(curve) - 1:
+        return float(kept[-1]), False
+    # Exponential decay between points.
+    before, after = (math.log(max(float(v), 1e-300)) for v in curve[k : k + 2])
+    share = (before + 1) / (before - after)
+    return float(kept[k] + share * (kept[k + 1] - kept[k])), True
 
 
 def jacobian_gains(
@@ -576,7 +688,8 @@ def lyapunov_exponents(
 
     They are the logarithms of the singular values of the product of all steps, over its elapsed
     time. The largest is the rate at which the fastest growing change has grown, and the sum of all
-    is the rate of volumes.
+    is the rate of volumes. Over few steps it can be above 0 where every change fades in the long
+    run; :func:`stability_exponents` has no such transient.
 
     The product itself would overflow or lose all but the largest. Instead a frame of orthonormal
     directions is carried through the steps and made orthonormal again at each, by QR. It goes from
@@ -620,6 +733,92 @@ def lyapunov_exponents(
         return found
 
     return exponents_of(logs, jacobians.shape, time_delta, mask, count)
+
+
+def stability_exponents(
+    jacobians: FloatArray, *, time_delta: FloatArray | None = None, mask: np.ndarray | None = None
+) -> FloatArray:
+    """Return the stability exponent of each sequence: its growth rate without the transient.
+
+    It is the logarithm of the spectral radius of the product of all steps, over its elapsed time:
+    the rate at which changes would grow if the sequence went on repeating. The norm of the product,
+    whose rate is the finite-time Lyapunov exponent, also holds growth that doesn't last: a map
+    ``[[.9, 5], [0, .9]]`` contracts at ``log .9`` per step, but over 8 steps its largest singular
+    value grows. The spectral radius depends on no coordinates and has no such part.
+
+    Args:
+        jacobians: ``(S, T-1, H, H)``.
+        time_delta: ``(S, T)``, the elapsed time before each time step.
+        mask: ``(S, T)``, true at real time steps.
+
+    Returns:
+        ``(S,)``, in 1 / unit of ``time_delta`` or per time step; NaN as for
+        :func:`lyapunov_exponents`. It is at most the largest finite-time exponent.
+
+    Raises:
+        ValueError: For shapes that don't fit.
+
+    Source: Goldhirsch, Sulem & Orszag 1987 (doi 10.1016/0167-2789(87)90034-0).
+    """
+    jacobians = _checked(jacobians)
+    width = jacobians.shape[-1]
+
+    def logs(valid: BoolArray) -> FloatArray:
+        found = np.full((len(valid), 1), np.nan)
+        known = ~_broken(jacobians, valid).any(axis=1)
+        steps = jacobians[known]
+        if known.any():
+
+            def apply(t: int, frame: FloatArray) -> FloatArray:
+                moved: FloatArray = steps[:, t].astype(np.float64) @ frame
+                return moved
+
+            found[known, 0] = log_spectral_radius(apply, valid[known], width, width)
+        return found
+
+    return exponents_of(logs, jacobians.shape, time_delta, mask, 1)[:, 0]
+
+
+def log_spectral_radius(
+    apply: Callable[[int, FloatArray], FloatArray],
+    valid: BoolArray,
+    width: int,
+    count: int,
+    passes: int = 2,
+) -> npt.NDArray[np.float64]:
+    """Return the logarithm of the spectral radius of a product, ``(S,)``.
+
+    A frame is carried through the product repeatedly and made orthonormal at each step. Within the
+    frame, the product is ``Q_0' Q_T R``, with the triangle ``R`` of all steps.
+
+    Args:
+        apply: Takes a step and a frame ``(S, H, count)``, and returns the frame after the step.
+        valid: ``(S, T-1)``, true at the steps that count.
+        width: ``H``.
+        count: Number of directions in the frame; exact for ``H``.
+        passes: Number of times that the frame is carried through the product.
+    """
+    sequences, steps = valid.shape
+    start = np.linalg.qr(np.random.default_rng(0).standard_normal((width, count)))[0]
+    frame = np.broadcast_to(start, (sequences, width, count))
+    broken = np.zeros(sequences, bool)
+    for _ in range(passes):
+        first, scale = frame, np.zeros(sequences)
+        whole = np.broadcast_to(np.eye(count), (sequences, count, count))
+        for t in range(steps):
+            moved = np.where(valid[:, t, None, None], apply(t, frame), frame)
+            finite = np.asarray(np.isfinite(moved).all(axis=(1, 2)))
+            broken |= ~finite
+            frame, triangle = np.linalg.qr(np.where(finite[:, None, None], moved, frame))
+            whole = triangle @ whole
+            size = np.maximum(np.linalg.norm(whole, axis=(1, 2)), SMALLEST)
+            whole, scale = whole / size[:, None, None], scale + np.log(size)
+    within = first.transpose(0, 2, 1) @ frame @ whole
+    radius = np.abs(np.linalg.eigvals(within)).max(axis=1)
+    # A product that vanishes altogether counts as a factor of 1e-30 per step.
+    least = valid.sum(axis=1) * math.log(SMALLEST)
+    logs = np.maximum(np.log(np.maximum(radius, np.finfo(float).tiny)) + scale, least)
+    return np.where(broken, np.nan, logs)
 
 
 def exponents_of(

@@ -28,17 +28,26 @@ from ..record_log import RecordLog
 from ..state_transitions.analysis import transition_statistics
 from .analysis import (
     Memory,
+    TargetMemory,
     autocorrelation_times,
     corrected_participation_estimate,
     corrected_participation_ratio,
     gain_sequences,
     jacobian_gains,
+    last_steps_kept,
     lyapunov_exponents,
     memory_horizon,
+    stability_exponents,
     state_drift,
+    target_memory,
     unit_correlations,
 )
-from .jacobian_products import estimated_memory, leading_exponents, leading_gains
+from .jacobian_products import (
+    estimated_memory,
+    estimated_stability,
+    leading_exponents,
+    leading_gains,
+)
 from .plot import needed_decades, plot_dynamics
 
 __all__ = ["Dynamics"]
@@ -64,19 +73,33 @@ SCALARS = {
     "over time steps",
     "norm": "Operator norm of the Jacobian of a step: the largest factor by which a change grows"
     "{some}; {quantile} over time steps",
-    "lyapunov": "Finite-time Lyapunov exponent {number}, per {per}, mean over {sequences} "
-    "sequences: above 0 changes of the state grow, below they fade",
-    "memory_steps": f"Time steps {_FALLS}",
-    "memory_time": f"Time, in units of time_delta, {_FALLS}",
-    "memory_left": "RMS share of a change of the state that is left {steps} time steps later, at "
-    "the end{some}",
+    "finite_time_lyapunov": "Finite-time Lyapunov exponent {number} over T = {steps} time steps, "
+    "per {per}, mean over {sequences} sequences: above 0 changes of the state have grown over T. "
+    "That may be a transient, which {group}/stability_exponent does not have",
+    "stability_exponent": "Stability exponent, per {per}, mean over {sequences} sequences: rate at "
+    "which small changes of the state grow (above 0) or fade (below) in the long run, from the "
+    "spectral radius of the product of T = {steps} time steps; without transient growth{some}",
+    "linear_memory_steps": f"Time steps {_FALLS}. Of small changes only: a latch may remember more",
+    "linear_memory_time": f"Time, in units of time_delta, {_FALLS}. Of small changes only",
+    "linear_memory_left": "RMS share of a change of the state that is left {steps} time steps "
+    "later, at the end{some}",
+    "target_memory_steps": "Last time steps that must be kept, with all before them removed, so "
+    "that the {target} changes by less than 1/e SD; the longest length tried where none suffices. "
+    "By forward passes of shortened sequences: what a latch remembers counts, too",
+    "target_memory_left": "RMS change of the {target} when all but the last {kept} time steps are "
+    "removed; in SDs of the target over sequences",
     "target_correlation_max": "Largest |r| of a unit's last state with the {target} over sequences",
     "target_correlation": "|r| of a unit's last state with the {target} over sequences; "
     "{quantile} over units",
     "beyond_chance": "Share of units whose |r| is larger than the largest |r| of all units is by "
     "chance in 5 % of cases",
 }
-_CHARTS = {"participation_ratio_corrected", "cka_first", "lyapunov_1"}
+_CHARTS = {
+    "participation_ratio_corrected",
+    "cka_first",
+    "stability_exponent",
+    "target_memory_steps",
+}
 _BINS, _MAX_STATES = 40, 512
 # Random directions from which the memory of a large state is estimated.
 _MAX_DIRECTIONS = 64
@@ -98,11 +121,17 @@ class Dynamics(Callback):
     ``dynamics/overview``                      image     share of a change of the state that is
                                                          left, against how long ago it was; the
                                                          correlation of each unit with the target
-    ``dynamics/memory_steps``                  scalar    time steps in which it falls to 1/e
-    ``dynamics/memory_time``                   scalar    elapsed time in which it falls to 1/e
-    ``dynamics/memory_left``                   scalar    share left of a change at the beginning
-    ``dynamics/lyapunov_<i>``                  scalar    the largest finite-time Lyapunov exponents:
-                                                         above 0 small changes grow
+    ``dynamics/linear_memory_steps``           scalar    time steps in which it falls to 1/e
+    ``dynamics/linear_memory_time``            scalar    elapsed time in which it falls to 1/e
+    ``dynamics/linear_memory_left``            scalar    share left of a change at the beginning
+    ``dynamics/target_memory_steps``           scalar    last time steps that must be kept so that
+                                                         the target changes by less than 1/e SD
+    ``dynamics/target_memory_left``            scalar    change of the target when the first steps
+                                                         are removed, in SDs of the target
+    ``dynamics/stability_exponent``            scalar    rate at which small changes grow in the
+                                                         long run: above 0 the state is unstable
+    ``dynamics/finite_time_lyapunov_<i>``      scalar    the largest exponents over the T steps of
+                                                         a sequence, transient growth included
     ``dynamics/radius_q<percent>``             scalar    spectral radius of a step, over steps
     ``dynamics/norm_q<percent>``               scalar    operator norm of a step, over steps
     ``dynamics/cka_first``                     scalar    similarity of the states to those of the
@@ -122,13 +151,14 @@ class Dynamics(Callback):
     ``dynamics/target_correlation_q<percent>`` scalar    ``|r|``, over units
     ``dynamics/beyond_chance``                 scalar    share of units with a larger ``|r|``
                                                          than by chance
-    ``dynamics/lyapunov_1_change``             scalar    change of the largest exponent since the
+    ``dynamics/stability_exponent_change``      scalar    change of that exponent since the
                                                          previous snapshot, same sequences
     ``dynamics/numbers_changed``               scalar    how many of the exponents, and of the
                                                          numbers of memory, changed beyond chance
     ``dynamics/nonfinite``                     scalar    number of skipped values: NaN or infinity
-    ``_ncp/dynamics_memory``                   array     ``(K,)``, share left after 0, 1, … steps
-    ``_ncp/dynamics_lyapunov``                 array     ``(S, exponents)``, of each sequence
+    ``_ncp/dynamics_linear_memory``            array     ``(K,)``, share left after 0, 1, … steps
+    ``_ncp/dynamics_target_memory``            array     ``(2, K)``: last steps kept, RMS change
+    ``_ncp/dynamics_finite_time_lyapunov``     array     ``(S, exponents)``, of each sequence
     ``_ncp/dynamics_autocorrelation``          array     ``(H,)``, autocorrelation time of each unit
     ``_ncp/dynamics_target_correlation``       array     ``(H,)``, r of each unit with the target
     ========================================== ========= =========================================
@@ -148,7 +178,8 @@ class Dynamics(Callback):
         max_jacobian_sequences: Largest number of sequences for which Jacobians are computed, spread
             over the batch.
         exponents: Number of Lyapunov exponents.
-        jacobians: False to skip memory, exponents, radius and norm, which need Jacobians.
+        jacobians: False to skip linear memory, exponents, radius and norm, which need
+            Jacobians.
         max_units: Largest number of units for which whole Jacobians are computed. With more units,
             products with few vectors take their place: memory is estimated from 64 random
             directions of the state, or ``max_units`` if that is less; exponents are those of the
@@ -168,7 +199,7 @@ class Dynamics(Callback):
     step.
     """
 
-    needs = frozenset({Need.STATES, Need.CELL_STEPS})
+    needs = frozenset({Need.STATES, Need.CELL_STEPS, Need.FEWER_STEPS})
     default_name = "dynamics"
 
     def __init__(
@@ -199,11 +230,20 @@ class Dynamics(Callback):
         if observation.inputs.shape[1] < 2:
             raise NotApplicable("the held-out sequences have one step: nothing moves")
         yield from small_batch_note(observation)
+        log = RecordLog(
+            self.name + observation.target_slug, SCALARS, charts=_CHARTS, target=observation.target
+        )
+        of_target = _log_target_memory(log, observation)
+        yield from log.records
         for cell, group in cells:
-            yield from self._of(cell, group, observation)
+            yield from self._of(cell, group, observation, of_target)
 
     def _of(
-        self, cell: Trajectory, group: str, observation: Observation
+        self,
+        cell: Trajectory,
+        group: str,
+        observation: Observation,
+        of_target: TargetMemory | None,
     ) -> Iterable[Record | Note]:
         """Yield the records of one cell."""
         states = cell.as_run(cell.values)
@@ -212,7 +252,8 @@ class Dynamics(Callback):
         real = np.ones(states.shape[:2], bool) if mask is None else mask
         finite = np.isfinite(states).all(axis=2)
         skipped = int((real & ~finite).sum())
-        log = RecordLog(group, SCALARS, charts=_CHARTS, cell=cell.cell)
+        steps = str(int(real.sum(axis=1).max()) - 1)
+        log = RecordLog(group, SCALARS, charts=_CHARTS, cell=cell.cell, steps=steps)
         if (real & finite).any():
             history = self._history[cell.cell]
             _log_speeds(log, history, states, None if self._per_step else delta, mask)
@@ -228,11 +269,11 @@ class Dynamics(Callback):
                     )
                 except NotApplicable as reason:
                     self._without_jacobians.add(cell.cell)
-                    log.note(f"memory, Lyapunov exponents, radius and norm are skipped: {reason}")
+                    log.note(f"linear memory, exponents, radius and norm are skipped: {reason}")
                 else:
                     skipped += memory.non_finite
-                    log.records += self._changes.compare(group, numbers, part, "lyapunov_1")
-            log.records += _overview(log, history, observation, states, real, memory)
+                    log.records += self._changes.compare(group, numbers, part, "stability_exponent")
+            log.records += _overview(log, history, observation, states, real, memory, of_target)
         yield from non_finite_count(
             group, skipped, "states and sequences of Jacobians", "of NaN or infinity"
         )
@@ -370,17 +411,19 @@ def _log_jacobians(
         radius, norm = jacobian_gains(jacobians, mask=mask)
         owner = gain_sequences(jacobians, mask=mask)
         values = lyapunov_exponents(jacobians, **over, count=exponents)
+        stability = stability_exponents(jacobians, **over)
     else:
         products = part.extra_passes.jacobian_products(cell.cell)
         count = min(max_units, _MAX_DIRECTIONS)
         memory = estimated_memory(products, **over, directions=count)
         radius, norm, owner = leading_gains(products, mask=mask)
         values = leading_exponents(products, **over, count=exponents)
+        stability = estimated_stability(products, **over)
         directions = f"; estimated from {count} random directions of {units} units"
         gains = f"; estimated at few time steps, from products with few vectors of {units} units"
         log.note(
-            f"the state has {units} units, more than max_units={max_units}, so memory, radius and "
-            "norm are estimated from products of the Jacobians with few vectors; pass "
+            f"the state has {units} units, more than max_units={max_units}, so linear memory, "
+            "radius and norm are estimated from products of the Jacobians with few vectors; pass "
             f"max_units={units} for whole Jacobians"
         )
     compared = memory.estimates() if memory.sequences else {}
@@ -388,40 +431,90 @@ def _log_jacobians(
     for name, of_steps in (("radius", radius), ("norm", norm)):
         estimates = quantile_estimates(of_steps, owner, shares)
         _log_quantiles(log, name, of_steps, shares, estimates, some=gains)
-    compared |= _log_exponents(log, values, timed=delta is not None)
+    compared |= _log_exponents(log, values, stability, gains, timed=delta is not None)
     if memory.sequences:
         _log_memory(log, memory, compared, directions, timed=delta is not None)
     return memory, compared
 
 
-def _log_exponents(log: RecordLog, exponents: FloatArray, *, timed: bool) -> dict[str, Estimate]:
-    """Log Lyapunov exponents ``(S, count)``, and return them by name."""
-    known = exponents[np.isfinite(exponents).all(axis=1)]
-    found = {f"lyapunov_{i + 1}": Estimate.mean(column) for i, column in enumerate(known.T)}
+def _log_exponents(
+    log: RecordLog, exponents: FloatArray, stability: FloatArray, some: str, *, timed: bool
+) -> dict[str, Estimate]:
+    """Log exponents ``(S, count)`` and ``(S,)``, and return them by name."""
+    use = np.isfinite(exponents).all(axis=1) & np.isfinite(stability)
+    known = exponents[use]
     if not len(known):
         return {}
-    means = known.mean(axis=0)
+    found = {
+        f"finite_time_lyapunov_{i + 1}": Estimate.mean(column) for i, column in enumerate(known.T)
+    }
+    words: dict[str, Any] = {
+        "per": "unit of time_delta" if timed else "time step", "sequences": len(known),
+        "steps": log.words["steps"], "group": log.group,
+    }  # fmt: skip
     for i, (name, estimate) in enumerate(found.items()):
         log.scalar(
-            name, float(means[i]), estimate, entry="lyapunov", number=i + 1,
-            per="unit of time_delta" if timed else "time step", sequences=len(known),
-        )  # fmt: skip
-    log.records.append(Array(f"_ncp/{log.group}_lyapunov", exponents))
-    return found
+            name, estimate.value, estimate, entry="finite_time_lyapunov", number=i + 1, **words
+        )
+    long_run = Estimate.mean(stability[use])
+    log.scalar("stability_exponent", long_run.value, long_run, some=some, **words)
+    log.records.append(Array(f"_ncp/{log.group}_finite_time_lyapunov", exponents))
+    largest = found["finite_time_lyapunov_1"].value
+    if largest > 0 > long_run.value:
+        log.note(
+            f"changes of the state have grown over the {log.words['steps']} time steps "
+            f"(finite_time_lyapunov_1 is {largest:.2g}), but fade in the long run "
+            f"(stability_exponent is {long_run.value:.2g}): the growth is a transient, not chaos"
+        )
+    return found | {"stability_exponent": long_run}
 
 
 def _log_memory(
     log: RecordLog, memory: Memory, estimates: Mapping[str, Estimate], some: str, *, timed: bool
 ) -> None:
     for name, value, chart in (
-        ("memory_steps", memory.steps, not timed),
-        ("memory_time", memory.time, True),
+        ("linear_memory_steps", memory.steps, not timed),
+        ("linear_memory_time", memory.time, True),
     ):
-        if timed or name == "memory_steps":
+        if timed or name == "linear_memory_steps":
             log.scalar(name, value, estimates.get(name), chart=chart, some=some)
     left, steps = float(memory.curve[-1]), len(memory.curve) - 1
-    log.scalar("memory_left", left, estimates.get("memory_left"), steps=steps, some=some)
-    log.records.append(Array(f"_ncp/{log.group}_memory", memory.curve))
+    log.scalar(
+        "linear_memory_left", left, estimates.get("linear_memory_left"), steps=steps, some=some
+    )
+    log.records.append(Array(f"_ncp/{log.group}_linear_memory", memory.curve))
+
+
+# ---- memory of the target
+
+
+def _log_target_memory(log: RecordLog, observation: Observation) -> TargetMemory | None:
+    """Log how much the target changes when all but the last time steps are removed."""
+    real = observation.held_out.mask_array
+    last = real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
+    kept = last_steps_kept(last + 1)
+    values = []
+    try:
+        for count in kept:
+            steps = np.maximum(last - count + 1, 0)[:, None] + np.arange(count)
+            inside = steps <= last[:, None]
+            steps = np.minimum(steps, last[:, None])
+            mask = inside & np.take_along_axis(real, steps, axis=1)
+            shorter = observation.extra_passes.with_fewer_steps(steps, mask)
+            values.append(shorter.values[0])
+    except NotApplicable as reason:
+        log.note(f"the memory of the target is skipped: {reason}")
+        return None
+    if not values:
+        return None
+    found = target_memory(kept, np.stack(values), observation.target_values)
+    if found is None:
+        return None
+    log.scalar("target_memory_steps", found.steps, found.estimate)
+    log.scalar("target_memory_left", float(found.curve[-1]), kept=int(kept[-1]))
+    curve = np.stack([found.kept.astype(np.float64), found.curve])
+    log.records.append(Array(f"_ncp/{log.group}_target_memory", curve))
+    return found
 
 
 # ---- correlations, and the picture
@@ -434,6 +527,7 @@ def _overview(
     states: FloatArray,
     real: np.ndarray,
     memory: Memory | None,
+    of_target: TargetMemory | None,
 ) -> list[Record | Note]:
     """Return the picture and the correlations with the target, with the target in their tags."""
     cell, target = log.words["cell"], observation.target
@@ -443,6 +537,7 @@ def _overview(
         states[np.arange(len(states)), last], observation.target_values
     )
     options: dict[str, Any] = {"target": target, "step": observation.step}
+    options["of_target"] = of_target
     if memory is not None and memory.sequences:
         options |= {"memory": memory, "first": history.memory}
         if history.memory is None:
@@ -460,7 +555,9 @@ def _overview(
             options,
             f"Left, where the Jacobians are known: RMS share of a change of the state of {cell} "
             "that is left in the last state, against how many time steps before it was; dashed: "
-            "the first snapshot; shaded: its 95 % CI over sequences, unreliable for so few. Right: "
+            "the first snapshot; shaded: its 95 % CI over sequences, unreliable for so few. "
+            f"Orange: change of the {target} when only so many last time steps are kept, in its "
+            "SDs; what a latch keeps counts. Right: "
             f"correlation of each unit's last state with the {target} over sequences, sorted; "
             "dotted: threshold of chance.",
         )

@@ -24,11 +24,18 @@ from .analysis import (
     elapsed_within,
     exponents_of,
     log_singular_values,
+    log_spectral_radius,
     memory_of,
     real_steps,
 )
 
-__all__ = ["JacobianProducts", "estimated_memory", "leading_exponents", "leading_gains"]
+__all__ = [
+    "JacobianProducts",
+    "estimated_memory",
+    "estimated_stability",
+    "leading_exponents",
+    "leading_gains",
+]
 
 # Additional directions in a frame, with which the leading ones converge sooner.
 _OVERSAMPLING = 5
@@ -99,6 +106,35 @@ def leading_exponents(
         )[:, :width]
 
     return exponents_of(logs, products.shape, time_delta, mask, width)
+
+
+def estimated_stability(
+    products: JacobianProducts,
+    *,
+    time_delta: FloatArray | None = None,
+    mask: np.ndarray | None = None,
+    directions: int = 8,
+) -> FloatArray:
+    """Return stability exponents as :func:`~.analysis.stability_exponents`, from few directions.
+
+    They are exact once the leading directions have converged, and else too small.
+
+    Args:
+        products: Products of the cell.
+        time_delta: See :func:`~.analysis.stability_exponents`.
+        mask: See :func:`~.analysis.stability_exponents`.
+        directions: Number of directions that are carried through the product, three times.
+
+    Returns:
+        ``(S,)``.
+    """
+    count = min(directions, products.units)
+
+    def logs(valid: npt.NDArray[np.bool_]) -> FloatArray:
+        radius = log_spectral_radius(products.forward, valid, products.units, count, passes=3)
+        return radius[:, None]
+
+    return exponents_of(logs, products.shape, time_delta, mask, 1)[:, 0]
 
 
 def estimated_memory(

@@ -20,13 +20,14 @@ from ...plotting.style import (
     LABEL_Y,
     LEFT,
     LINE_HEIGHT,
+    ORANGE,
     PALE,
     RIGHT,
     SECOND_Y,
     line,
 )
 from ...plotting.text import number, shorten, text_width
-from .analysis import Memory, UnitCorrelations
+from .analysis import Memory, TargetMemory, UnitCorrelations
 
 __all__ = ["needed_decades", "plot_dynamics"]
 
@@ -45,23 +46,26 @@ def plot_dynamics(
     memory: Memory | None = None,
     *,
     first: npt.ArrayLike | None = None,
+    of_target: TargetMemory | None = None,
     target: str | None = None,
     decades: tuple[int, int] | None = None,
     step: int | None = None,
 ) -> None:
-    """Draw the share left of a change of the state, and each unit's correlation with the target.
+    """Draw how far back state and target remember, and each unit's correlation with the target.
 
     The left half shows the share of a small random change of the state that is left in the last
-    state, against how many time steps before it happened. Its 95 % CI over sequences is shaded, and
-    the dotted line is 1/e. The right half shows the correlation of each unit with the target over
-    sequences, sorted. The most extreme of all units exceeds the dotted lines by chance in at most
-    5 % of cases; bars within them are pale.
+    state, against how many time steps before it happened: the linear memory. Its 95 % CI over
+    sequences is shaded, and the dotted line is 1/e. The orange line is the change of the target,
+    in SDs, when only so many last time steps are kept. The right half shows the correlation of each
+    unit with the target over sequences, sorted. The most extreme of all units exceeds the dotted
+    lines by chance in at most 5 % of cases; bars within them are pale.
 
     Args:
         page: The page to draw on.
         correlations: Correlations of the units with the target.
         memory: The memory for the left half; None for no left half.
         first: ``(K,)``, the ``curve`` of an earlier snapshot to compare with, dashed.
+        of_target: The memory of the target, drawn over the linear memory.
         target: Name of the target.
         decades: The left axis spans so many powers of ten below and above 1.
         step: Training step, for the title.
@@ -69,23 +73,30 @@ def plot_dynamics(
     Raises:
         ValueError: For ``decades`` that are not at least one below and none above.
     """
-    page.title("memory and units of the state" if memory else "units of the state", step)
+    page.title("linear memory, and units of the state" if memory else "units of the state", step)
     if memory is not None:
         earlier = None if first is None else np.asarray(first, np.float64)
-        _memory(page, memory, earlier, decades)
+        _memory(page, memory, earlier, decades, of_target)
     _units(page, correlations, LEFT if memory is None else MIDDLE, target)
 
 
 def _memory(
-    page: Page, memory: Memory, first: Array | None, decades: tuple[int, int] | None
+    page: Page,
+    memory: Memory,
+    first: Array | None,
+    decades: tuple[int, int] | None,
+    of_target: TargetMemory | None,
 ) -> None:
     now = _logarithm(memory.curve)
     before = None if first is None else _logarithm(first)
     if decades is None:
         decades = needed_decades(memory.curve, *([] if first is None else [first]))
     below, above = _checked_decades(decades)
-    page.text(LEFT, SECOND_Y, "share of a change left")
-    page.text(LEFT, THIRD_Y, _until(memory), color=GREY)
+    page.words(LEFT, SECOND_Y, ("■", BLUE), ("small change left", INK))
+    if of_target is None:
+        page.text(LEFT, THIRD_Y, _until(memory), color=GREY)
+    else:
+        page.words(LEFT, THIRD_Y, ("■", ORANGE), ("target, last steps only", INK))
     powers = decade_ticks(-below, above, 5)
     labels = [number(float(f"1e{power}")) for power in powers]
     left, right = left_margin(labels), MIDDLE - 26 - text_width("first")
@@ -107,6 +118,9 @@ def _memory(
         shade_ci(axes, np.arange(len(now)), ci, BLUE, 0.16)
         axes.plot(np.arange(len(now)), now, zorder=4, **line(BLUE, 4))
         ends.append(("now", BLUE, float(now[-1])))
+    if of_target is not None:
+        changes = np.clip(_logarithm(of_target.curve), -below, above)
+        axes.plot(of_target.kept, changes, zorder=5, **line(ORANGE, 4))
     end_labels(page, right + 10, axes, ends)
 
 
