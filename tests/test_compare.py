@@ -1280,6 +1280,27 @@ def test_methods_apart_take_nothing_from_other_callbacks(tmp_path: Path) -> None
     assert table.count("other method") == 3
 
 
+def test_findings_stand_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, saturated in (("a", 0.05), ("b", 0.98), ("c", 0.98)):
+        writer = ncp.TensorBoardWriter(tmp_path / name)
+        for step in range(1, 9):
+            value = saturated + 1e-3 * (step % 2)
+            found = ncp.Scalar("transitions/saturation", value, ci=(value - 0.02, value + 0.01))
+            writer.write(step, [found, ncp.Scalar("val/loss", 0.5)])
+        writer.close()
+    runs = [str(tmp_path / name) for name in "abc"]
+    result = compare_runs(runs)
+    of_runs = {side.name: [f.rule for f in side.runs[0].findings] for side in result.sides}
+    assert "saturated" in of_runs["b"]
+    assert "saturated" not in of_runs["a"]
+    assert Comparison.from_json(result.to_json()) == result
+    names = [section.name for section in document(result)]
+    assert names[:3] == ["answer", "findings", "runs"]
+    assert main(["compare", *runs]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"(Warning|Problem) in b and c: 98.0 % \[96.0, 99.0\]", text), text
+
+
 def test_the_answer_knows_which_way_is_better() -> None:
     def sides(tag: str, a: float, b: float) -> str:
         runs = [memory_run(n, {tag: v + 1e-3 * np.arange(8)}) for n, v in (("a", a), ("b", b))]

@@ -52,6 +52,7 @@ def answer(
     """Return the sentences that stand on top of a comparison."""
     return (
         *_incommensurable(groups[0].name, conditions),
+        *_problems(sides),
         *_copies(rows, headlines),
         *_better(sides, headlines),
         *_rely(groups, sides, conditions, headlines, window),
@@ -77,6 +78,20 @@ def _incommensurable(first: str, conditions: Sequence[Condition]) -> list[str]:
                 f"The {subject} not the same in {names} as in {first}{how}. {consequence}."
             )
     return sentences
+
+
+def _problems(sides: Sequence[Side]) -> list[str]:
+    """Return a sentence where rules find problems, by which all else stands or falls."""
+    runs = [run for side in sides for run in side.runs]
+    having = [run for run in runs if any(f.severity == "problem" for f in run.findings)]
+    if not having:
+        return []
+    rules = dict.fromkeys(
+        f.rule.replace("_", " ") for run in having for f in run.findings if f.severity == "problem"
+    )
+    names = "All runs have" if len(having) == len(runs) else listed([r.name for r in having], 3)
+    verb = "" if len(having) == len(runs) else " has" if len(having) == 1 else " have"
+    return [f"{names}{verb} problems, see the findings: {listed(list(rules), 4)}."]
 
 
 def _copies(rows: Sequence[ScalarRow], headlines: Sequence[ScalarRow]) -> list[str]:

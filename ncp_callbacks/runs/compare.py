@@ -15,13 +15,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from ..findings.finding import Severity
 from .answer import answer, time_share_tag
-from .comparison import Comparison, RunInfo, ScalarRow, Side
+from .comparison import Comparison, RunFinding, RunInfo, ScalarRow, Side
 from .errors import RunsError
 from .find import Group, RunsLike, all_runs, find_groups, read_groups, shared_tags
+from .findings import findings_of
 from .fingerprint import commensurable, compare_fingerprints
 from .maps import Features, compare_arrays, feature_shares, time_curves
-from .reader import HyperParameter
+from .reader import HyperParameter, Run
 from .scalars import common_window, compare_scalars, scalar_row, significance
 from .tags import VALIDATION, short
 from .words import like
@@ -206,10 +208,20 @@ def _side(group: Group, window: tuple[int, int]) -> Side:
         group.name,
         tuple(
             RunInfo(run.name, str(run.path), run.steps or (0, 0), dict(run.hparams),
-                    feature_shares(run, window))
+                    feature_shares(run, window), _findings(run))
             for run in group.runs
         ),
     )  # fmt: skip
+
+
+def _findings(run: Run) -> tuple[RunFinding, ...]:
+    """Return the problems and warnings of a run, as of its end."""
+    serious = (Severity.PROBLEM, Severity.WARNING)
+    return tuple(
+        RunFinding(found.severity.value, found.rule, found.sentence, found.action)
+        for found in findings_of(run)
+        if found.severity in serious
+    )
 
 
 def _differing(groups: Sequence[Group]) -> dict[str, tuple[tuple[HyperParameter, ...], ...]]:

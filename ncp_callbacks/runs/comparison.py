@@ -20,11 +20,29 @@ __all__ = [
     "Condition",
     "Curve",
     "Measure",
+    "RunFinding",
     "RunInfo",
     "ScalarRow",
     "Side",
     "SideValue",
 ]
+
+
+@dataclass(frozen=True)
+class RunFinding:
+    """Hold a warning or a problem that the rules of :mod:`ncp_callbacks.findings` find in a run.
+
+    Attributes:
+        severity: ``problem`` or ``warning``.
+        rule: Name of the rule.
+        sentence: What was found.
+        action: What to do.
+    """
+
+    severity: str
+    rule: str
+    sentence: str
+    action: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,7 @@ class RunInfo:
     Attributes:
         steps: First and last step at which a number was logged.
         shares: Share of each feature in the attribution, of all features; empty where unknown.
+        findings: Problems, then warnings.
     """
 
     name: str
@@ -41,6 +60,7 @@ class RunInfo:
     steps: tuple[int, int]
     hparams: dict[str, HyperParameter]
     shares: dict[str, float]
+    findings: tuple[RunFinding, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .comparison import Change, Comparison, Curve, Measure, RunInfo, ScalarRow
+from .comparison import Change, Comparison, Curve, Measure, RunFinding, RunInfo, ScalarRow
 from .reader import HyperParameter
 from .tags import VALIDATION
 from .words import listed, sentence
@@ -19,6 +19,7 @@ NONE = "-"
 _LONGEST_LABEL = 14
 _MAX_METRICS = 6
 _MAX_HPARAMS = 4
+_MAX_FINDINGS = 8
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ def document(comparison: Comparison, *, longest_label: int = _LONGEST_LABEL) -> 
         first, other = (side.name for side in comparison.sides[:2])
         advice = "For two of them in detail, pass --pair and their names"
         runs.append(f"{advice}: --pair {first} {other}.")
-    sections = [
-        Section("answer", _title(comparison), summary),
-        Section("runs", "Runs", tuple(runs)),
-    ]
+    sections = [Section("answer", _title(comparison), summary)]
+    if findings := _findings(comparison):
+        sections.append(Section("findings", "Findings", findings))
+    sections.append(Section("runs", "Runs", tuple(runs)))
     if detailed:
         sections += _details(comparison, names)
     if tags := _tags(comparison):
@@ -130,6 +131,25 @@ def _runs(comparison: Comparison, names: Sequence[str], *, hparams: bool) -> Tab
     spare = (*range(last, first, -1), *range(left, first))
     align = "l" * left + "r" * numbers + "l" * len(relying) + "rl"
     return Table((*header, "steps", "path"), align, tuple(rows), spare)
+
+
+def _findings(comparison: Comparison) -> tuple[str, ...]:
+    """Return a paragraph for each problem and warning, with the names of its runs."""
+    runs = [run for side in comparison.sides for run in side.runs]
+    held_by: dict[RunFinding, list[str]] = {}
+    for run in runs:
+        for finding in run.findings:
+            held_by.setdefault(finding, []).append(run.name)
+    order = sorted(held_by, key=lambda finding: finding.severity != "problem")
+    texts = []
+    for finding in order[:_MAX_FINDINGS]:
+        names = held_by[finding]
+        where = "all runs" if len(names) == len(runs) else listed(names, MAX_IN_DETAIL)
+        kind = finding.severity.capitalize()
+        texts.append(f"{kind} in {where}: {finding.sentence} {finding.action}")
+    if len(order) > _MAX_FINDINGS:
+        texts.append(f"{len(order) - _MAX_FINDINGS} more are not listed.")
+    return tuple(texts)
 
 
 def _analysed(comparison: Comparison) -> list[str]:
