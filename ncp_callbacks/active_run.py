@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .console import closing, show
@@ -68,6 +68,7 @@ class ActiveRun:
         *,
         log_dir: str | None,
         keep_open: bool,
+        callbacks: Collection[str] = (),
     ) -> None:
         """Write to this writer from now on.
 
@@ -76,9 +77,10 @@ class ActiveRun:
             run_config: Hyper-parameters of the run.
             log_dir: Where the log is, as far as that is known.
             keep_open: Flush the writer at the end and don't close it: the user goes on with it.
+            callbacks: Names of the callbacks.
         """
         self.writer, self._log_dir, self._keeps_open = writer, log_dir, keep_open
-        self.log.open(writer, run_config)
+        self.log.open(writer, run_config, callbacks)
         self._began = time.perf_counter()
 
     def close_in_every_case(self, owner: object, close: Callable[[Any], None]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.nn as nn
 
 from .callback import Callback
+from .callbacks.held_out_score.callback import HeldOutScore
 from .callbacks.sets import callback_set
 from .held_out import HeldOutBatch
 from .observation import Need
@@ -82,7 +83,8 @@ def as_callbacks(callbacks: Iterable[Callback] | str | None, held_out: Any) -> l
     """Return the callbacks as a list.
 
     Args:
-        callbacks: The callbacks, the name of a set, or None for the standard set.
+        callbacks: The callbacks, the name of a set, or None for the standard set. One for loss and
+            accuracy is added if the batch has targets.
         held_out: The held-out batch, which is checked later. A set draws frames that are pictures.
 
     Raises:
@@ -90,7 +92,8 @@ def as_callbacks(callbacks: Iterable[Callback] | str | None, held_out: Any) -> l
     """
     if callbacks is None or isinstance(callbacks, str):
         pictures = isinstance(held_out, HeldOutBatch) and held_out.picture_shape is not None
-        return callback_set("standard" if callbacks is None else callbacks, pictures=pictures)
+        name = "standard" if callbacks is None else callbacks
+        return _with_score(callback_set(name, pictures=pictures), held_out)
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         raise TypeError(
             f"callbacks={callbacks!r}: pass a list of callbacks, the name of a set, or None"
@@ -112,7 +115,18 @@ def as_callbacks(callbacks: Iterable[Callback] | str | None, held_out: Any) -> l
             f"two callbacks are called {doubled[0]!r}, so their tags would mix: pass one "
             f"name='{doubled[0]}_2'"
         )
-    return listed
+    return _with_score(listed, held_out)
+
+
+def _with_score(callbacks: list[Callback], held_out: Any) -> list[Callback]:
+    """Return the callbacks, and one for loss and accuracy where there are targets."""
+    has_targets = isinstance(held_out, HeldOutBatch) and held_out.targets is not None
+    known = any(isinstance(c, HeldOutScore) or c.name == "held_out" for c in callbacks)
+    if not has_targets or known or not callbacks:
+        return callbacks
+    sizes = [callback.max_sequences for callback in callbacks]
+    largest = None if None in sizes else max(filter(None, sizes))
+    return [*callbacks, HeldOutScore(max_sequences=largest)]
 
 
 def _check_settings(callback: Callback) -> None:

@@ -43,7 +43,7 @@ from .held_out import to_numpy
 from .model import NotApplicable
 from .observation import Need, Observation, Trajectory
 from .plotting.limits import nice_limit
-from .records import Note, Record, Scalar
+from .records import Note, Place, Record, Scalar
 from .scheduling import Schedule, ScheduleLike, as_schedule, as_whole
 from .stats import MIN_SEQUENCES_FOR_CI, SIZE, Estimate, changed_beyond_chance
 
@@ -307,7 +307,7 @@ def scalar_with_ci(
     estimate: Estimate | None,
     description: str,
     *,
-    chart: bool = False,
+    place: Place = "group",
 ) -> Scalar:
     """Return a scalar with its 95 % confidence interval over sequences, if it has one.
 
@@ -316,12 +316,12 @@ def scalar_with_ci(
         value: The number.
         estimate: The number as an estimate over sequences; None for no CI.
         description: See :class:`Scalar`; a note on the CI is added.
-        chart: True for one of the few numbers that Custom Scalars shows with their CIs.
+        place: See :class:`Scalar`.
     """
     ci = None if estimate is None else estimate.ci()
     if estimate is not None and estimate.sequences > 1:
         description += ci_suffix(estimate.sequences)
-    return Scalar(tag, value, description, ci=ci, chart=chart)
+    return Scalar(tag, value, description, ci=ci, place=place)
 
 
 class AxisLimit:
@@ -454,6 +454,7 @@ class PairedChanges:
                     f"{what} of {group}/{headline} since the previous snapshot, same sequences; "
                     f"beyond chance where its CI excludes 0{ci_suffix(whole)}",
                     ci=(change.low, change.high),
+                    place="data",
                 )
         yield Scalar(
             f"{group}/numbers_changed",
@@ -461,6 +462,7 @@ class PairedChanges:
             f"Number of the {len(both)} numbers of {group} with a CI that changed beyond chance "
             "since the previous snapshot, same sequences; paired t tests, corrected for their "
             "number by Holm. Where nothing changes it is above 0 in 1 snapshot of 20",
+            place="data",
         )
 
 
@@ -487,7 +489,8 @@ def non_finite_count(group: str, count: int, what: str, why: str) -> Iterator[Sc
         what: Plural name of the values.
         why: The reason, as a clause.
     """
-    yield Scalar(f"{group}/nonfinite", count, f"{what.capitalize()} skipped because {why}")
+    description = f"{what.capitalize()} skipped because {why}"
+    yield Scalar(f"{group}/nonfinite", count, description, place="nonzero")
     if count:
         yield Note(f"{group}: some {what} are skipped because {why}; {group}/nonfinite counts them")
 

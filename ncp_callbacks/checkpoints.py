@@ -173,7 +173,7 @@ def replay(
     target_writer = TensorBoardWriter(log_dir) if log_dir is not None else as_writer(writer)
     log.rehearse(dry_run.records)
     log.findings = RunFindings(run_facts(worker.observer.runner, applicable))
-    log.open(target_writer, dict(run_config or {}))
+    log.open(target_writer, dict(run_config or {}), [c.name for c in listed])
     steps: list[int] = []
     try:
         log.last_step = files[0][0]

@@ -41,6 +41,7 @@ from .run_card import run_card
 from .run_facts import run_facts
 from .run_log import RunLog
 from .scheduling import ScheduleLike, as_schedule, as_whole
+from .screen import Screen
 from .writers import TensorBoardWriter, Writer, as_writer
 
 if TYPE_CHECKING:
@@ -261,11 +262,18 @@ class Monitor:
         self._log.rehearse(rehearsed)
         keep_open = self._given_writer is not None
         log_dir = self._directory(writer)
-        self._run.open(writer, self._run_config, log_dir=log_dir, keep_open=keep_open)
+        self._run.open(
+            writer,
+            self._run_config,
+            log_dir=log_dir,
+            keep_open=keep_open,
+            callbacks=[c.name for c in self._callbacks],
+        )
         self._log.last_step = first
         self._log.write(first, texts)
         self._run.close_in_every_case(self, Monitor.close)
-        pictures = [record.tag for record in rehearsed if isinstance(record, Figure)]
+        screen = Screen([c.name for c in self._callbacks])
+        pictures = [screen.tag(r.tag, r.place) for r in rehearsed if isinstance(r, Figure)]
         show(opening(log_dir, pictures), verbose=self._verbose)
 
     def _open_writer(self) -> Writer:
@@ -392,7 +400,8 @@ class Monitor:
         self._due.load_state_dict(state.get("occasions", {}))
         self._findings_state = state.get("findings")
         self._load_findings()
-        self._without_state |= {c.name for c in self.callbacks} - set(known)
+        # One that keeps nothing has nothing to begin anew.
+        self._without_state |= {c.name for c in self.callbacks if c.state_dict()} - set(known)
         self._observer.load_state(known)
         if self._state == "open":
             self._report_missing_state()

@@ -59,6 +59,8 @@ class Need(enum.Enum):
     """Array: activations of every backbone layer."""
     LOSSES = "losses"
     """Array: values of ``target="loss"`` beside those of another target; costs no pass."""
+    HITS = "hits"
+    """Array: which classes are predicted right; costs no pass."""
     VARIANTS = "variants"
     """Extra passes: :meth:`.ExtraPasses.evaluate`, a forward pass for each variant."""
     VARIANT_GRADIENTS = "variant_gradients"
@@ -89,7 +91,14 @@ class Need(enum.Enum):
 
 
 _ARRAYS = frozenset(
-    {Need.INPUT_GRADIENT, Need.TIME_GRADIENT, Need.STATES, Need.ACTIVATIONS, Need.LOSSES}
+    {
+        Need.INPUT_GRADIENT,
+        Need.TIME_GRADIENT,
+        Need.STATES,
+        Need.ACTIVATIONS,
+        Need.LOSSES,
+        Need.HITS,
+    }
 )
 
 
@@ -262,6 +271,16 @@ class Observation(EvaluatedBatch):
         """
         losses: FloatArray | None = self._array(Need.LOSSES)
         return losses
+
+    @property
+    def hits(self) -> FloatArray | None:
+        """Return for each sequence ``(B,)`` the share of its classes that are predicted right.
+
+        It is 0 or 1 for one class at the time step of the target. It is None where
+        :attr:`losses` would be for a target other than the loss, or if the targets are no classes.
+        """
+        hits: FloatArray | None = self._array(Need.HITS)
+        return hits
 
     def declaring(self, needs: Collection[Need]) -> Observation:
         """Return the observation for a callback with these needs, which holds nothing else."""

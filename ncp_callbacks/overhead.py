@@ -116,4 +116,5 @@ class Overhead:
                 self.skipped,
                 "Snapshots that were skipped because they would take more than "
                 f"{self._max_share:.0%} of the time",
+                place="nonzero",
             )

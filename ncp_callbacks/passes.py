@@ -135,4 +135,7 @@ def _arrays(
     if Need.LOSSES in needs:
         losses = runner.losses(mx.array(outputs))
         arrays[Need.LOSSES] = None if losses is None else read_only(to_numpy(losses))
+    if Need.HITS in needs:
+        hits = runner.hits(mx.array(outputs))
+        arrays[Need.HITS] = None if hits is None else read_only(to_numpy(hits))
     return arrays

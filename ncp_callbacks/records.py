@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,28 @@ __all__ = [
     "Histogram",
     "Note",
     "Picture",
+    "Place",
     "Record",
     "Scalar",
     "Text",
 ]
+
+
+Place: TypeAlias = Literal["headline", "group", "nonzero", "data"]
+"""Say where TensorBoard shows a record.
+
+- ``"headline"``: among the few that a reader should see first, in one group of all callbacks;
+- ``"group"``: in the group that the tag begins with;
+- ``"nonzero"``: in its group from the first value other than 0 on, such as a count of failures;
+- ``"data"``: on no card. It is in the log, where comparisons of runs and findings read it.
+"""
+
+
+def _check_place(record: Scalar | Figure | Picture, places: tuple[str, ...]) -> None:
+    if record.place not in places:
+        raise ValueError(
+            f"place={record.place!r} of {record.tag!r}: pass {', '.join(map(repr, places))}"
+        )
 
 
 def _check_tag(tag: Any) -> None:
@@ -53,22 +71,24 @@ class Scalar:
         description: Meaning of the number, in one sentence with its unit; shown in the run's guide.
         ci: Lower and upper end of the 95 % confidence interval, over sequences unless the
             description names something else. It is skipped at steps where an end is not finite.
-        chart: Draw the confidence interval in TensorBoard's Custom Scalars. Pass False for all but
-            the few most important numbers of a group; the log has all of them.
+        place: Where TensorBoard shows the number of a callback, see :data:`Place`. Pass ``"data"``
+            for all but the few most important numbers of a group and for numbers that can't
+            change, and ``"nonzero"`` for counts that are expected to stay 0.
 
     Raises:
         TypeError: The value is no number, or the tag no str.
-        ValueError: The lower end is above the upper one, or the tag is empty.
+        ValueError: The lower end is above the upper one, the tag is empty, or the place is unknown.
     """
 
     tag: str
     value: float
     description: str = ""
     ci: tuple[float, float] | None = field(default=None, kw_only=True)
-    chart: bool = field(default=True, kw_only=True)
+    place: Place = field(default="group", kw_only=True)
 
     def __post_init__(self) -> None:
         _check_tag(self.tag)
+        _check_place(self, get_args(Place))
         try:
             # Scalars of MLX become floats here, because MLX must not run on the writer's thread.
             object.__setattr__(self, "value", float(self.value))
@@ -115,10 +135,11 @@ class Figure:
         data: Numpy data or a result of :mod:`ncp_callbacks.analysis`; must not hold MLX arrays.
         options: Keywords for ``plot``.
         description: Meaning of the picture, in one or two sentences.
+        place: ``"headline"`` for one of the few pictures that a reader should see first.
 
     Raises:
         TypeError: The tag is no str.
-        ValueError: The tag is empty.
+        ValueError: The tag is empty, or the place unknown.
     """
 
     tag: str
@@ -126,9 +147,11 @@ class Figure:
     data: Any
     options: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
+    place: Place = field(default="group", kw_only=True)
 
     def __post_init__(self) -> None:
         _check_tag(self.tag)
+        _check_place(self, ("headline", "group"))
 
 
 @dataclass(frozen=True)
@@ -139,18 +162,21 @@ class Picture:
         tag: As for :class:`Scalar`.
         png: The bytes of a PNG file.
         description: Meaning of the picture, in one or two sentences.
+        place: As for :class:`Figure`.
 
     Raises:
         TypeError: The tag is no str, or ``png`` no bytes.
-        ValueError: The tag is empty, or ``png`` is no PNG.
+        ValueError: The tag is empty, the place unknown, or ``png`` is no PNG.
     """
 
     tag: str
     png: bytes
     description: str = ""
+    place: Place = field(default="group", kw_only=True)
 
     def __post_init__(self) -> None:
         _check_tag(self.tag)
+        _check_place(self, ("headline", "group"))
         if not isinstance(self.png, bytes):
             raise TypeError(
                 f"png of {self.tag!r} is a {type(self.png).__name__}: pass the bytes of a PNG file"

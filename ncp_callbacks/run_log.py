@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import one_line, traceback_of
@@ -111,10 +111,19 @@ class RunLog:
 
     # ---- the writer
 
-    def open(self, writer: Writer, run_config: Mapping[str, Any]) -> None:
-        """Write to this writer from now on."""
+    def open(
+        self, writer: Writer, run_config: Mapping[str, Any], callbacks: Collection[str] = ()
+    ) -> None:
+        """Write to this writer from now on.
+
+        Args:
+            writer: Writes the log.
+            run_config: Hyper-parameters of the run.
+            callbacks: Names of the callbacks.
+        """
         self._writer = writer
         writer.report = self._take_warning
+        self._guarded(lambda w: w.arrange([*callbacks, "monitor", "findings"]))
         if run_config:
             self._guarded(lambda w: w.log_run_config(run_config))
 

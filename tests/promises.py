@@ -15,6 +15,8 @@ STANDARD = (
     ncp.StateSpace,
     ncp.BackboneActivations,
 )
+# The monitor adds it to others where there are targets.
+ADDED = (ncp.HeldOutScore,)
 # Promised with arguments that aren't the defaults.
 OPTIONAL = {
     "attribution/agreement",
@@ -23,7 +25,7 @@ OPTIONAL = {
     "attribution/extra_passes",
     "time_delta/solver_error_x<scale>",
 }
-# What the monitor says of itself, and the bounds of scalars with an interval.
+# What the monitor says of itself.
 OWN = (
     "monitor/seconds/<callback>",
     "monitor/passes/<kind>",
@@ -42,6 +44,11 @@ def promised(callback: type[ncp.Callback]) -> dict[str, str]:
         if match:
             rows[match["tag"]] = match["kind"]
     return rows
+
+
+def plain(shown: str) -> str:
+    """The tag of a record, of the tag that TensorBoard shows."""
+    return re.sub(r"^(headline/|xai_)", "", shown)
 
 
 def pattern(tag: str) -> re.Pattern[str]:

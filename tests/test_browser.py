@@ -14,7 +14,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from boards import Board
-from promises import STANDARD, promised
+from promises import STANDARD, plain, promised
 
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
@@ -84,12 +84,16 @@ def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model, lambda x, dt, y: nn.losses.cross_entropy(model(x, dt), y, reduction="mean")
     )
     callbacks = [*(cls() for cls in STANDARD), Fill()]
-    with ncp.Monitor(model, held_out, callbacks, where / RUN, every=LOOKS[0]) as monitor:
+    with ncp.Monitor(
+        model, held_out, callbacks, where / RUN, every=LOOKS[0], run_config={"units": 6}
+    ) as monitor:
         for step in range(1, LOOKS[-1] + 1):
             loss, gradients = step_of(x, dt, y)
             optimizer.update(model, gradients)
             mx.eval(model.parameters(), optimizer.state)
             monitor.on_step_end(step, loss=loss)
+            if step % LOOKS[0] == 0:
+                monitor.log_scalars(step, {"val/loss": loss, "val/accuracy": step / LOOKS[-1]})
     return where
 
 
@@ -103,8 +107,8 @@ def board(log_dir: Path, request: pytest.FixtureRequest) -> Iterator[Board]:
     server = Board(log_dir, request.param)
 
     def loaded() -> bool:
-        images = server.get("images/images", run=RUN, tag="hidden/pca", sample="0")
-        points = server.get("scalars/scalars", run=RUN, tag="fill/last")
+        images = server.get("images/images", run=RUN, tag="xai_hidden/pca", sample="0")
+        points = server.get("scalars/scalars", run=RUN, tag="xai_fill/last")
         return [e["step"] for e in images] == [e[1] for e in points] == LOOKS
 
     try:
@@ -149,35 +153,79 @@ def go(page: Any, board: Board, where: str) -> None:
 
 
 @BOTH_LOADERS
-def test_time_series_has_the_promised_groups_and_cards(board: Board, page: Any) -> None:
-    kinds = ("scalar", "image", "histogram")
-    tags = [tag for cls in STANDARD for tag, kind in promised(cls).items() if kind in kinds]
-    groups = {tag.split("/")[0] for tag in (*tags, "train/loss", "fill/last", "ci/any")}
+def test_time_series_begins_with_the_headlines(board: Board, page: Any) -> None:
     go(page, board, "/#timeseries")
     page.wait_for_selector("card-view")
     names = page.locator("metrics-card-group-toolbar .group-title")
-    playwright.expect(names.last).to_have_text(max(groups))
-    assert groups <= set(names.all_inner_texts()) <= {*groups, "monitor"}
+    playwright.expect(names.last).to_have_text("xai_transitions")
+    # In the order in which they are on the page.
+    groups = names.all_inner_texts()
+    assert groups[:3] == ["headline", "train", "val"]
+    assert all(group.startswith("xai_") for group in groups[3:])
+    assert {group.removeprefix("xai_") for group in groups[3:]} - {"monitor"} == {
+        tag.split("/")[0]
+        for cls in STANDARD
+        for tag, kind in promised(cls).items()
+        if kind in ("scalar", "image", "histogram")
+    } | {"fill"}
+    # The first groups are open: the headlines are seen without a click.
+    titles = page.locator("card-view tb-truncated-path")
+    playwright.expect(titles.nth(5)).to_be_visible()
+    assert [titles.nth(i).get_attribute("title") for i in range(6)] == [
+        "headline/attribution/reliability",
+        "headline/attribution/time_share",
+        "headline/held_out/accuracy",
+        "headline/held_out/loss",
+        "headline/time_delta/sensitivity_x2",
+        "headline/transitions/saturation",
+    ]
+    sizes = page.locator("metrics-card-group-toolbar .group-card-count").all_inner_texts()
+    assert len(sizes) == len(groups)
+    assert max(int(re.sub(r"\D", "", size)) for size in sizes) <= 12
 
+
+@BOTH_LOADERS
+def test_a_group_has_the_cards_of_its_callback(board: Board, page: Any) -> None:
+    go(page, board, "/#timeseries")
+    page.wait_for_selector("card-view")
     page.set_viewport_size({"width": 1400, "height": 2400})  # Cards out of sight aren't filled.
-    page.get_by_role("combobox", name="Filter tags (regex)").fill("^hidden/")
-    mine = {tag for tag, kind in promised(ncp.StateSpace).items() if kind in kinds}
+    page.get_by_role("combobox", name="Filter tags (regex)").fill("^xai_hidden/")
     found = page.locator("metrics-filtered-view")
     titles = found.locator("card-view tb-truncated-path")
-    playwright.expect(titles).to_have_count(len(mine))
-    assert {title.get_attribute("title") for title in titles.all()} == mine
+    shown = {"hidden/pca", "hidden/pc1_share", "hidden/participation_ratio"}
+    playwright.expect(titles).to_have_count(len(shown))
+    assert {plain(title.get_attribute("title")) for title in titles.all()} == shown
     card = found.locator("scalar-card").filter(has_text="/pc1_share")
     row = card.locator("tb-data-table-content-row")
     playwright.expect(row).to_contain_text(RUN)
-    (last,) = board.get("scalars/scalars", run=RUN, tag="hidden/pc1_share")[-1:]
+    (last,) = board.get("scalars/scalars", run=RUN, tag="xai_hidden/pc1_share")[-1:]
     numbers = [float(text) for text in row.inner_text().split() if re.fullmatch(r"[\d.]+", text)]
     assert LOOKS[-1] in numbers
     assert min(abs(number - last[2]) for number in numbers) < 1e-3
 
 
+@BOTH_LOADERS
+def test_hparams_lists_losses_and_headlines(board: Board, page: Any) -> None:
+    go(page, board, "/#hparams")
+    header = page.locator("vaadin-grid .table-header").filter(has_text="train/loss")
+    playwright.expect(header).to_be_visible()
+    headers = page.locator("vaadin-grid .table-header").all_inner_texts()
+    columns = [text.strip().removesuffix("arrow_drop_down").strip() for text in headers]
+    metrics = [column for column in columns if "/" in column]
+    assert metrics[:3] == ["train/loss", "val/loss", "val/accuracy"]
+    assert set(metrics[3:]) == {
+        f"headline/{tag}"
+        for tag in (
+            "held_out/loss", "held_out/accuracy", "attribution/time_share",
+            "attribution/reliability", "time_delta/sensitivity_x2", "transitions/saturation",
+        )
+    }  # fmt: skip
+    assert "units" in columns
+
+
 @ONE_LOADER
 def test_the_link_of_the_opening_pins_cards(board: Board, page: Any, log_dir: Path) -> None:
-    pictures = ["attribution/heatmap", "hidden/pca", "not/logged"]
+    pictures = ["xai_attribution/heatmap", "xai_hidden/pca", "not/logged"]
     page.goto(link(log_dir / RUN, pictures, port=board.port), wait_until="domcontentloaded")
     titles = page.locator("metrics-pinned-view tb-truncated-path")
     playwright.expect(titles).to_have_count(3)
@@ -213,14 +261,14 @@ def test_the_guide_is_a_table(board: Board, page: Any) -> None:
 
 
 @ONE_LOADER
-def test_custom_scalars_draws_the_ci(board: Board, page: Any) -> None:
+def test_custom_scalars_draws_several_curves_in_one_chart(board: Board, page: Any) -> None:
     go(page, board, "/#custom_scalars")
-    card = page.locator("tf-custom-scalar-margin-chart-card").filter(has_text="fill/last")
-    playwright.expect(card.get_by_text("Matches (1)")).to_be_visible()
-    area = card.locator("path.area").first
-    area.wait_for(state="attached")
-    assert re.match(r"M[-\d.]+,[-\d.]+L", area.get_attribute("d") or "")
-    assert card.locator(".error-content").count() == 0
+    cards = page.locator("tf-custom-scalar-multi-line-chart-card")
+    playwright.expect(cards.first.get_by_text("Matches (2)")).to_be_visible()
+    titles = page.locator("tf-card-heading .heading-label").all_inner_texts()
+    assert [title.strip() for title in titles][:2] == ["loss", "accuracy"]
+    assert page.locator("tf-custom-scalar-margin-chart-card").count() == 0
+    assert page.locator(".error-content").count() == 0
 
 
 @ONE_LOADER

@@ -1,4 +1,4 @@
-"""Scalars with an interval: in the file, in a real TensorBoard's Custom Scalars, read back."""
+"""Curves that belong together in a real TensorBoard's Custom Scalars; CIs written and read back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util import tensor_util
 
-from ncp_callbacks.records import Scalar, Text
+from ncp_callbacks.records import Scalar
 from ncp_callbacks.runs import compare_runs, read_run
 from ncp_callbacks.writers import MemoryWriter, SummaryWriterAdapter, TensorBoardWriter
-from ncp_callbacks.writers.encoding import Encoder
+from ncp_callbacks.writers.custom_scalars import MAX_CHARTS
 
 LAYOUT = "custom_scalars__config__"
 NAN = math.nan
@@ -73,89 +73,35 @@ def test_memory_keeps_the_ci() -> None:
 
 NUMBERS = st.sampled_from([0.0, -1.5, 2.0, NAN, math.inf, -math.inf])
 BOUNDS = st.none() | st.tuples(NUMBERS, NUMBERS).filter(lambda pair: not pair[0] > pair[1])
+CALLBACKS = ["attribution", "time_delta", "faithfulness", "a", "held_out"]
+RUNS = ["one", "two"]
+SCALES = ["time_delta/loss_x0.5", "time_delta/loss_x2"]
+FEATURES = [f"attribution_share/{name}" for name in ("pulse", "oxygen", "other")]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["a", "b/c"]), NUMBERS, BOUNDS), max_size=20))
-def test_a_chart_has_its_three_tags_at_the_same_steps(
-    points: list[tuple[str, float, tuple[float, float] | None]],
-) -> None:
-    encoder = Encoder()
-    written: dict[str, list[tuple[int, float]]] = {}
-    layout = Layout()
-    for step, (tag, value, interval) in enumerate(points):
-        for encoded in encoder.values(Scalar(tag, value, ci=interval)):
-            written.setdefault(encoded.tag, []).append((step, encoded.simple_value))
-        if encoder.layout_changed:
-            (config,) = encoder.layout()
-            layout = Layout.FromString(config.tensor.string_val[0])
-        assert not encoder.layout_changed
-    for tag in ("a", "b/c"):
-        mine = [(i, value, bounds) for i, (t, value, bounds) in enumerate(points) if t == tag]
-        assert [step for step, _ in written.get(tag, [])] == [step for step, _, _ in mine]
-        whole = [
-            (step, value, *bounds)
-            for step, value, bounds in mine
-            if bounds is not None and np.isfinite([value, *bounds]).all()
-        ]
-        found = [c for group in layout.category for c in group.chart if c.title == tag]
-        assert len(found) == bool(whole)
-        for chart in found:
-            (series,) = chart.margin.series
-            steps_and_values = [written[t] for t in (series.value, series.lower, series.upper)]
-            for place, one in enumerate(steps_and_values, start=1):
-                assert one == [(point[0], point[place]) for point in whole]
-
-
-def test_layout_is_written_when_a_tag_is_new_and_is_bounded(tmp_path: Path) -> None:
-    writer = TensorBoardWriter(tmp_path)
-    for step in range(5):
-        writer.write(step, [band("a/x", step, 1), Scalar("a/plain", 1), Text("a/x", "text")])
-    writer.write(5, [band("a/x", 5, 1), band("b/y", 5, 1), band("alone", 5, 1)])
-    writer.write(6, [band("b/y", 5, 1)])
-    names = [f"many/{i}" for i in range(100)] + [f"groups{i % 20}/{i}" for i in range(100)]
-    writer.write(7, [band(name, int(name.split("/")[1]), 1) for name in names])
-    writer.write(8, [band("late", 1, 1)])
+def write(log_dir: Path, steps: range, tags: list[str], **options: Any) -> None:
+    writer = TensorBoardWriter(log_dir, **options)
+    writer.arrange(CALLBACKS)
+    for step in steps:
+        writer.write(step, [Scalar(tag, step) for tag in tags])
     writer.close()
-    first, second, third = layouts(tmp_path)
-    assert charts(first) == {"a": ["a/x"]}
-    assert charts(second) == {"a": ["a/x"], "b": ["b/y"], "alone": ["alone"]}
-    assert sum(map(len, charts(third).values())) == 48
-    assert charts(third)["many"] == [f"many/{i}" for i in range(6)]
-    # Without a chart of its own, but not lost, and in nobody's way.
-    found = read_run(tmp_path).ci["many/99"]
-    assert (found.steps.tolist(), found.low.tolist(), found.high.tolist()) == ([7], [98], [100])
-    scalars = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
-    assert sum(tag.startswith("ci/") for tag in scalars) == 3 * 48
 
 
-@pytest.mark.parametrize("charted", [(True, False), (False, True)])
-def test_a_ci_whose_chart_comes_or_goes_with_a_resumed_run_is_read_whole(
-    tmp_path: Path, charted: tuple[bool, bool]
-) -> None:
-    for first, chart in zip((1, 4), charted, strict=True):
-        writer = TensorBoardWriter(tmp_path, first_step=first)
-        for step in range(first, first + 4):
-            value = float(step)
-            writer.write(step, [Scalar("a/x", value, ci=(value - 1, value + 1), chart=chart)])
-        writer.close()
-    found = read_run(tmp_path).ci["a/x"]
-    steps = np.arange(1, 8)
-    np.testing.assert_array_equal(found.steps, steps)
-    np.testing.assert_array_equal(found.low, steps - 1)
-    np.testing.assert_array_equal(found.high, steps + 1)
-
-
-@given(st.lists(st.tuples(NUMBERS, BOUNDS), max_size=8), st.booleans())
-def test_a_ci_that_nobody_charts_is_kept(
-    points: list[tuple[float, tuple[float, float] | None]], chart: bool
+@given(st.lists(st.tuples(NUMBERS, BOUNDS), max_size=8), st.sampled_from(["group", "data"]))
+def test_a_number_and_its_ci_are_read_back_with_and_without_a_card(
+    points: list[tuple[float, tuple[float, float] | None]], place: Any
 ) -> None:
     with TemporaryDirectory() as where:
         writer = TensorBoardWriter(where)
         for step, (value, interval) in enumerate(points, start=1):
-            writer.write(step, [Scalar("a/x", value, ci=interval, chart=chart)])
+            writer.write(step, [Scalar("a/x", value, ci=interval, place=place)])
         writer.close()
-        assert bool(layouts(Path(where))) <= chart
         run = read_run(where)
+        cards = EventAccumulator(where).Reload().Tags()["scalars"]
+    assert cards == ["a/x"] * (bool(points) and place == "group")
+    if points:
+        np.testing.assert_array_equal(run.scalars["a/x"].values, [value for value, _ in points])
+        assert run.scalars["a/x"].steps.tolist() == list(range(1, len(points) + 1))
     whole = [
         (step, *bounds)
         for step, (value, bounds) in enumerate(points, start=1)
@@ -168,22 +114,62 @@ def test_a_ci_that_nobody_charts_is_kept(
     assert set(run.scalars) <= {"a/x"}
 
 
-def test_bounds_stay_apart_from_tags_of_the_user(tmp_path: Path) -> None:
+def test_a_number_whose_card_comes_or_goes_with_a_resumed_run_is_read_whole(
+    tmp_path: Path,
+) -> None:
+    for first, place in ((1, "data"), (4, "group"), (7, "data")):
+        writer = TensorBoardWriter(tmp_path, first_step=first)
+        for step in range(first, first + 4):
+            value = float(step)
+            writer.write(step, [Scalar("a/x", value, ci=(value - 1, value + 1), place=place)])  # type: ignore[arg-type]
+        writer.close()
+    run, steps = read_run(tmp_path), np.arange(1, 11)
+    np.testing.assert_array_equal(run.scalars["a/x"].steps, steps)
+    np.testing.assert_array_equal(run.scalars["a/x"].values, steps)
+    np.testing.assert_array_equal(run.ci["a/x"].steps, steps)
+    np.testing.assert_array_equal(run.ci["a/x"].low, steps - 1)
+
+
+# --- the layout
+
+
+def test_curves_that_belong_together_share_a_chart(tmp_path: Path) -> None:
+    alone = ["attribution/strength", "lr"]
+    pair = ["faithfulness/cpd", "faithfulness/cpd_random"]
+    losses = ["train/loss", "val/loss", "val/accuracy", "held_out/accuracy"]
+    write(tmp_path, range(3), [*alone, *SCALES, *pair, *FEATURES, *losses])
+    *_, last = layouts(tmp_path)
+    assert charts(last) == {
+        "learning": ["loss", "accuracy"],
+        "time_delta": ["loss_x*"],
+        "faithfulness": ["cpd"],
+        "attribution_share": ["shares"],
+    }
+    drawn = {chart.title: list(chart.multiline.tag) for c in last.category for chart in c.chart}
+    assert drawn["loss"] == ["^train/loss$", "^val/loss$"]
+    assert drawn["accuracy"] == ["^val/accuracy$", "^xai_held_out/accuracy$"]
+    assert drawn["shares"] == [f"^xai_{tag}$" for tag in FEATURES]
+    assert drawn["loss_x*"] == [r"^xai_time_delta/loss_x0\.5$", "^xai_time_delta/loss_x2$"]
+
+
+def test_a_layout_is_written_when_a_chart_is_new_and_is_bounded(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path)
-    for step in (1, 2):
-        writer.write(step, [Scalar("ci/a b/low", 7), band("a b", 0, 1)])
-        writer.write(step, [Scalar("ci/a_b/high", 9)])
+    writer.arrange([f"group{i}" for i in range(100)])
+    for step in range(5):
+        writer.write(step, [Scalar("train/loss", 1.0), Scalar("a/plain", 1.0)])
+    writer.write(5, [Scalar("val/loss", 1.0)])
+    writer.write(6, [Scalar("val/loss", 1.0)])
+    writer.write(7, [Scalar(f"group{i}/x{k}", 1.0) for i in range(100) for k in range(3)])
     writer.close()
-    (layout,) = layouts(tmp_path)
-    accumulator = EventAccumulator(str(tmp_path)).Reload()
-    (series,) = layout.category[0].chart[0].margin.series
-    for tag, value in ((series.value, 0), (series.lower, -1), (series.upper, 1)):
-        assert [e.value for e in accumulator.Scalars(tag)] == [value, value]
-    users = {e.value for tag in accumulator.Tags()["scalars"] for e in accumulator.Scalars(tag)}
-    assert {7, 9} <= users
+    first, second = layouts(tmp_path)
+    assert charts(first) == {"learning": ["loss"]}
+    assert sum(map(len, charts(second).values())) == MAX_CHARTS
 
 
-MINE = {"mine": {"loss": ["Multiline", ["^train/loss$"]]}, "a": {"own": ["Multiline", ["^a/"]]}}
+MINE = {
+    "mine": {"loss": ["Multiline", ["^train/loss$"]]},
+    "learning": {"own": ["Multiline", ["^a/"]]},
+}
 
 
 def test_a_layout_of_the_users_own_survives(tmp_path: Path) -> None:
@@ -193,52 +179,34 @@ def test_a_layout_of_the_users_own_survives(tmp_path: Path) -> None:
     mine.close()
     mine = tensorboardX.SummaryWriter(str(tmp_path / "before"), filename_suffix=".2")
     adapter = SummaryWriterAdapter(mine)
-    adapter.write(1, [band("a/x", 1, 1)])
+    adapter.arrange(CALLBACKS)
+    adapter.write(1, [Scalar("train/loss", 1.0), Scalar("val/loss", 1.0)])
     adapter.flush()
-    adapter.write(2, [band("b/y", 1, 1)])
+    adapter.write(2, [Scalar(tag, 1.0) for tag in FEATURES])
     adapter.close()
     mine.close()
     assert charts(layouts(tmp_path / "before")[-1]) == {
         "mine": ["loss"],
-        "a": ["own", "a/x"],
-        "b": ["b/y"],
+        "learning": ["own", "loss"],
+        "attribution_share": ["shares"],
     }
 
     mine = tensorboardX.SummaryWriter(str(tmp_path / "after"))
     adapter = SummaryWriterAdapter(mine)
-    adapter.write(1, [band("a/x", 1, 1)])
+    adapter.write(1, [Scalar("train/loss", 1.0), Scalar("val/loss", 1.0)])
     adapter.close()
     mine.add_custom_scalars(MINE)
     mine.close()
-    assert {"mine", "a"} <= set(charts(layouts(tmp_path / "after")[-1]))
+    assert {"mine", "learning"} <= set(charts(layouts(tmp_path / "after")[-1]))
 
 
 def test_a_resumed_run_keeps_its_charts(tmp_path: Path) -> None:
-    for first_step, tags in ((None, ["a/x", "a/y"]), (5, ["a/y", "a/z"])):
-        writer = TensorBoardWriter(tmp_path, first_step=first_step)
-        writer.write(first_step or 1, [band(tag, 1, 1) for tag in tags])
-        writer.close()
-    assert charts(layouts(tmp_path)[-1]) == {"a": ["a/x", "a/y", "a/z"]}
-
-
-def test_charts_of_a_full_group_keep_their_places_in_a_resumed_run(tmp_path: Path) -> None:
-    names = [f"a/{i}" for i in range(8)]
-    for first_step, tags in ((None, names), (5, [*reversed(names), "b/x"])):
-        writer = TensorBoardWriter(tmp_path, first_step=first_step)
-        for step in range(first_step or 1, (first_step or 1) + 4):
-            writer.write(step, [band(tag, step, 1) for tag in tags])
-        writer.close()
+    write(tmp_path, range(1, 3), ["train/loss", "val/loss", *FEATURES])
+    write(tmp_path, range(5, 7), ["a/x1", "a/x2", *reversed(FEATURES)], first_step=5)
     *_, last = layouts(tmp_path)
-    assert charts(last) == {"a": names[:6], "b": ["b/x"]}
-    log = EventAccumulator(str(tmp_path)).Reload()
-    for name in names[:6]:
-        for part in ("value", "low", "high"):
-            found = [event.step for event in log.Scalars(f"ci/{name}/{part}")]
-            assert found == list(range(1, 9))
-    # Those without a chart are in no chart's way, and not lost.
-    for name in names[6:]:
-        assert f"ci/{name}/low" not in log.Tags()["scalars"]
-        assert read_run(tmp_path).ci[name].steps.tolist() == list(range(1, 9))
+    assert charts(last) == {"learning": ["loss"], "attribution_share": ["shares"], "a": ["x*"]}
+    (shares,) = (c for c in last.category if c.title == "attribution_share")
+    assert set(shares.chart[0].multiline.tag) == {f"^xai_{tag}$" for tag in FEATURES}
 
 
 def test_a_layout_that_is_none_stops_nothing(
@@ -250,48 +218,30 @@ def test_a_layout_that_is_none_stops_nothing(
     mine.file_writer.add_summary(summary)
     mine.close()
     writer = TensorBoardWriter(tmp_path, first_step=1)
+    writer.arrange(CALLBACKS)
     for step in (1, 2, 3):
-        writer.write(step, [band("a/x", step, 1), band(f"a/{step}", 1, 1)])
+        writer.write(step, [band("a/x1", step, 1), Scalar(f"a/x{step + 1}", 1)])
         writer.flush()
     writer.close()
     assert writer.failure is None
     assert caplog.text.count("the layout of the Custom Scalars dashboard can't be written") == 1
-    accumulator = EventAccumulator(str(tmp_path)).Reload()
-    assert [e.value for e in accumulator.Scalars("ci/a/x/low")] == [0, 1, 2]
+    assert read_run(tmp_path).ci["a/x1"].low.tolist() == [0, 1, 2]
 
 
 # --- a real TensorBoard
 
 
-LONG = 3000
-
-
 @pytest.fixture(scope="module")
 def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("bands")
-    writer = TensorBoardWriter(where / "gaps")
-    for step in range(20):
-        halves = {"a/always": 0.5, "a/sometimes": NAN if step % 3 else 0.5}
-        writer.write(step, [band(tag, step, half) for tag, half in halves.items()])
-        writer.write(step, [band("b/late", step, 1) if step > 9 else Scalar("b/late", step)])
-        writer.write(step, [band("b/never", step, NAN)])
-    writer.close()
-    writer = TensorBoardWriter(where / "long")
-    for step in range(LONG):
-        half = NAN if step % 7 == 2 else 0.1
-        writer.write(step, [band("a/always", step, 0.1), band("a/sometimes", step, half)])
-    writer.close()
-    writer = TensorBoardWriter(where / "without")
-    writer.write(19, [Scalar("a/always", 1.0), Scalar("a/sometimes", 1.0)])
-    writer.close()
-    mine = tensorboardX.SummaryWriter(str(where / "mine"))
-    mine.add_custom_scalars(MINE)
-    mine.close()
-    mine = tensorboardX.SummaryWriter(str(where / "mine"), filename_suffix=".2", purge_step=0)
-    adapter = SummaryWriterAdapter(mine)
-    adapter.write(19, [band("a/always", 19, 1)])
-    adapter.close()
-    mine.close()
+    where = tmp_path_factory.mktemp("charts")
+    for run in RUNS:
+        writer = TensorBoardWriter(where / run)
+        writer.arrange(CALLBACKS)
+        for step in range(20):
+            records = [Scalar(tag, step, place="nonzero") for tag in FEATURES]
+            records += [Scalar(tag, step) for tag in SCALES]
+            writer.write(step, records)
+        writer.close()
     return where
 
 
@@ -299,53 +249,30 @@ def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def board(log_dir: Path, request: pytest.FixtureRequest) -> Iterator[Board]:
     server = Board(log_dir, request.param)
 
-    def last(run: str, tag: str) -> int:
-        return int(server.get("scalars/scalars", run=run, tag=tag)[-1][1])
+    def is_loaded(run: str) -> bool:
+        points = server.get("scalars/scalars", run=run, tag=f"xai_{SCALES[-1]}")
+        return bool(points[-1][1] == 19)
 
     try:
-        server.wait(lambda: last("long", "ci/a/sometimes/high") == LONG - 1)
-        server.wait(lambda: last("gaps", "b/never") == last("without", "a/sometimes") == 19)
+        server.wait(lambda: all(map(is_loaded, RUNS)))
         yield server
     finally:
         server.close()
 
 
-def test_the_dashboard_has_a_chart_for_every_charted_ci(board: Board) -> None:
+def test_charts_draw_the_curves_of_all_runs(board: Board) -> None:
     layout = board.get("custom_scalars/layout")
-    titles = {c["title"]: [chart["title"] for chart in c["chart"]] for c in layout["category"]}
-    assert titles["a"][:2] == ["a/always", "a/sometimes"]
-    assert titles["b"] == ["b/late"]
-
-
-def test_charts_get_what_they_need(board: Board) -> None:
-    """The dashboard draws a run whose three tags have equal steps, and one that has none of them;
-    all else is an error message on the page.
-    """
-    drawn: dict[str, set[str]] = {}
-    for category in board.get("custom_scalars/layout")["category"]:
-        for chart in category["chart"]:
-            for series in chart.get("margin", {"series": []})["series"]:
-                tags = [series[part] for part in ("value", "lower", "upper")]
-                pattern = "|".join(f"({tag})" for tag in tags)
-                for run in ("gaps", "long", "without", "mine"):
-                    answer = board.get("custom_scalars/scalars", run=run, tag=pattern)
-                    found = [answer["tag_to_events"].get(tag) for tag in tags]
-                    if not any(found):
-                        continue
-                    assert all(found), (run, tags)
-                    steps = [[point[1] for point in points] for points in found]
-                    assert steps[0] == steps[1] == steps[2]
-                    assert all(
-                        low[2] < value[2] < high[2] for value, low, high in zip(*found, strict=True)
-                    )
-                    drawn.setdefault(chart["title"], set()).add(run)
-                    if run == "long":
-                        assert len(steps[0]) == 1000  # Of more, TensorBoard shows a sample.
-    assert drawn == {
-        "a/always": {"gaps", "long", "mine"},
-        "a/sometimes": {"gaps", "long"},
-        "b/late": {"gaps"},
-    }
+    found = {c["title"]: [chart["title"] for chart in c["chart"]] for c in layout["category"]}
+    assert found == {"attribution_share": ["shares"], "time_delta": ["loss_x*"]}
+    charts = {chart["title"]: chart for c in layout["category"] for chart in c["chart"]}
+    for title, tags in (("shares", FEATURES), ("loss_x*", SCALES)):
+        pattern = "|".join(f"({tag})" for tag in charts[title]["multiline"]["tag"])
+        for run in RUNS:
+            answer = board.get("custom_scalars/scalars", run=run, tag=pattern)
+            assert answer["regex_valid"]
+            drawn = answer["tag_to_events"]
+            assert set(drawn) == {f"xai_{tag}" for tag in tags}
+            assert all(points[-1][1] == 19 for points in drawn.values())
 
 
 # --- reading back

@@ -243,7 +243,7 @@ def test_non_finite_model_is_counted_not_hidden(model: Net, held_out: ncp.HeldOu
         monitor.on_step_end(1, loss=1.0)
         model.head.weight = mx.full(model.head.weight.shape, float("nan"))
         monitor.on_step_end(2, loss=float("nan"))
-        assert len(monitor.callbacks) == 5
+        assert len(monitor.callbacks) == 6
     assert writer.scalars("attribution/nonfinite") == [(1, 0), (2, B)]
     assert writer.scalars("time_delta/nonfinite") == [(1, 0), (2, B)]
     assert np.isnan(writer.scalars("train/loss")[1][1])
@@ -469,7 +469,7 @@ def test_a_failing_callback_is_disabled_and_reported_once(
     with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1) as monitor:
         for step in range(1, 6):
             monitor.on_step_end(step, loss=0.0)
-        assert [c.name for c in monitor.callbacks] == ["counting"]
+        assert [c.name for c in monitor.callbacks] == ["counting", "held_out"]
     assert steps_of(writer, "failing/fine") == [1, 2]
     assert steps_of(writer, "counting/looks") == [1, 2, 3, 4, 5]
     errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
@@ -528,7 +528,7 @@ def test_what_does_not_fit_into_memory_is_analysed_in_parts(
             room = room_in_run
             for step in (1, 2):
                 monitor.on_step_end(step)
-            assert len(monitor.callbacks) == 5
+            assert len(monitor.callbacks) == 6
         return {t: writer.scalars(t) for t in writer.tags if not t.startswith("monitor/")}
 
     whole = curves(10**6)

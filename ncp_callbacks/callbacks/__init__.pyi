@@ -5,6 +5,7 @@ from .faithfulness.callback import Faithfulness as Faithfulness
 from .feature_interactions.callback import FeatureInteractions as FeatureInteractions
 from .frame_attribution.callback import FrameAttribution as FrameAttribution
 from .gradient_attribution.callback import GradientAttribution as GradientAttribution
+from .held_out_score.callback import HeldOutScore as HeldOutScore
 from .output_time.callback import OutputTime as OutputTime
 from .sanity_check.callback import SanityCheck as SanityCheck
 from .sets import callback_set as callback_set

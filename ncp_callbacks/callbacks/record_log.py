@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from ..callback import scalar_with_ci
-from ..records import Note, Record
+from ..records import Note, Place, Record
 from ..stats import Estimate
 
 __all__ = ["RecordLog"]
@@ -17,7 +17,7 @@ class RecordLog:
     Args:
         group: First part of the tags.
         descriptions: Descriptions of the scalars, by name, with ``{placeholders}``.
-        charts: Names of the scalars that Custom Scalars shows with their CIs.
+        places: Places of the scalars by name, see :class:`.Scalar`; ``"data"`` for all others.
         **words: What stands for the placeholders that many descriptions share.
 
     Attributes:
@@ -32,14 +32,14 @@ class RecordLog:
         group: str,
         descriptions: Mapping[str, str],
         *,
-        charts: Collection[str] = (),
+        places: Mapping[str, Place] | None = None,
         **words: str,
     ) -> None:
         self.group = group
         self.records: list[Record | Note] = []
         self.estimates: dict[str, Estimate] = {}
         self.words = words
-        self._descriptions, self._charts = descriptions, charts
+        self._descriptions, self._places = descriptions, places or {}
 
     def scalar(
         self,
@@ -49,7 +49,7 @@ class RecordLog:
         *,
         entry: str | None = None,
         suffix: str = "",
-        chart: bool | None = None,
+        place: Place | None = None,
         **words: object,
     ) -> None:
         """Add a scalar.
@@ -60,16 +60,16 @@ class RecordLog:
             estimate: The number as an estimate over sequences; None for no CI.
             entry: Its name in the table of descriptions; None for ``name``.
             suffix: End of the tag that is not part of the name, such as the name of a target.
-            chart: True where Custom Scalars shows it with its CI; None: if ``charts`` names it.
+            place: Its place; None: that of ``places``.
             **words: What stands for the placeholders of the description.
         """
         if estimate is not None:
             self.estimates[name] = estimate
         description = self._descriptions[entry or name].format(**{**self.words, **words})
-        chart = name in self._charts if chart is None else chart
+        place = self._places.get(name, "data") if place is None else place
         self.records.append(
             scalar_with_ci(
-                f"{self.group}/{name}{suffix}", value, estimate, description, chart=chart
+                f"{self.group}/{name}{suffix}", value, estimate, description, place=place
             )
         )
 

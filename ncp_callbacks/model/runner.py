@@ -416,6 +416,13 @@ class ModelRunner:
         except ModelError:
             return None
 
+    def hits(self, outputs: mx.array) -> mx.array | None:
+        """Return ``(B,)``, shares of right classes; None without classes that fit the outputs."""
+        try:
+            return self.loss.hits(outputs)
+        except ModelError:
+            return None
+
     def small(self) -> ModelRunner:
         """Return a runner of the first two sequences, or of all if the batch is not divisible."""
         return self.take(slice(0, 2)) if self.divisible else self

@@ -262,7 +262,47 @@ class Target:
         one_hot = follow[..., None] == mx.arange(outputs.shape[-1])
         return mx.where(one_hot, outputs, mx.zeros_like(outputs)).sum(axis=-1)
 
+    def hits(self, outputs: mx.array) -> mx.array | None:
+        """Return ``(B,)``, the share of right classes at the time step; None without classes.
+
+        Raises:
+            ModelError: If the targets don't fit the outputs.
+        """
+        outputs, targets, per_step = self._against_targets(outputs)
+        if mx.issubdtype(targets.dtype, mx.floating):
+            return None
+        if targets.shape[-1] == 1 and outputs.shape[-1] > 1:
+            right = mx.argmax(outputs, axis=-1) == targets[..., 0]
+        else:
+            right = ((outputs > 0) == (targets > 0)).mean(axis=-1)
+        right = right.astype(mx.float32)
+        return self._at_step(right) if per_step else right
+
     def _loss(self, outputs: mx.array, every_step: bool = False) -> mx.array:
+        outputs, targets, per_step = self._against_targets(outputs, every_step)
+        classes = not mx.issubdtype(targets.dtype, mx.floating)
+        if classes and targets.shape[-1] == 1 and outputs.shape[-1] > 1:
+            self._check_classes(targets[..., 0], outputs.shape[-1], per_step, every_step)
+            loss = nn.losses.cross_entropy(outputs, targets[..., 0], reduction="none")
+        elif classes:
+            labels = targets.astype(outputs.dtype)
+            loss = nn.losses.binary_cross_entropy(
+                outputs, labels, with_logits=True, reduction="none"
+            ).mean(axis=-1)
+        else:
+            loss = ((outputs - targets.astype(outputs.dtype)) ** 2).mean(axis=-1)
+        return self._at_step(loss) if per_step and not every_step else loss
+
+    def _against_targets(
+        self, outputs: mx.array, every_step: bool = False
+    ) -> tuple[mx.array, mx.array, bool]:
+        """Return outputs and targets of the same axes, and whether they are of every time step.
+
+        The last axis of the targets is 1 for classes.
+
+        Raises:
+            ModelError: If they don't fit.
+        """
         targets = self._held_out.targets
         if not isinstance(targets, mx.array):
             raise ModelError(
@@ -285,17 +325,7 @@ class Target:
                 f"target='loss': targets of shape {shape} don't fit outputs of shape {expected}; "
                 f"pass targets of shape {allowed} or {expected}"
             )
-        if classes and targets.shape[-1] == 1 and expected[-1] > 1:
-            self._check_classes(targets[..., 0], expected[-1], per_step, every_step)
-            loss = nn.losses.cross_entropy(outputs, targets[..., 0], reduction="none")
-        elif classes:
-            labels = targets.astype(outputs.dtype)
-            loss = nn.losses.binary_cross_entropy(
-                outputs, labels, with_logits=True, reduction="none"
-            ).mean(axis=-1)
-        else:
-            loss = ((outputs - targets.astype(outputs.dtype)) ** 2).mean(axis=-1)
-        return self._at_step(loss) if per_step and not every_step else loss
+        return outputs, targets, per_step
 
     def _check_classes(
         self, targets: mx.array, outputs: int, per_step: bool, every_step: bool

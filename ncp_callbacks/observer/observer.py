@@ -136,15 +136,16 @@ class Analysis:
         """Yield the time of each callback, and the number and time of each kind of passes."""
         for name, seconds in self.seconds.items():
             text = f"Time of the analysis for {name}, without its passes; s"
-            yield Scalar(f"monitor/seconds/{name}", seconds, text)
+            yield Scalar(f"monitor/seconds/{name}", seconds, text, place="data")
         for kind, passes in self.costs.passes.items():
             what = f"extra passes of the kind {kind}, which callbacks declared"
             if kind == SHARED_PASS:
                 what = "passes that callbacks share"
             text = f"Number of {what}; one runs each sequence analysed once"
-            yield Scalar(f"monitor/passes/{kind}", passes, text)
+            yield Scalar(f"monitor/passes/{kind}", passes, text, place="data")
             seconds = self.costs.seconds.get(kind, 0.0)
-            yield Scalar(f"monitor/pass_seconds/{kind}", seconds, f"Time of {what}; s")
+            tag = f"monitor/pass_seconds/{kind}"
+            yield Scalar(tag, seconds, f"Time of {what}; s", place="data")
 
     @property
     def disabled(self) -> set[str]:

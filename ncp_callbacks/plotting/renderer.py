@@ -327,7 +327,7 @@ class Renderer:
         if self._ended:
             return
         if isinstance(result, bytes):
-            picture = Picture(figure.tag, result, figure.description)
+            picture = Picture(figure.tag, result, figure.description, place=figure.place)
             try:
                 self._deliver(job.step, job.wall_time, picture)
             except Exception as error:

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..screen import plain_tag
 from .errors import RunsError
 from .frames import Frame, Frames, read_frame
 
@@ -43,8 +44,8 @@ HyperParameter: TypeAlias = bool | float | str
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _ARRAYS, _DATA = "ncp_callbacks", "ncp_callbacks_data"
-_CI = "ci"
-_WITHOUT_CHART = "_ncp/ci/"
+_CI = "_ncp/ci/"
+_WITHOUT_CARD = "_ncp/scalar/"
 _NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
 _FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7
@@ -191,10 +192,12 @@ class _Log:
             for kind in ("scalars", "histograms", "arrays", "texts", "images")
         }
         self._plugins: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
         self._hparams: dict[str, HyperParameter] = {}
         self._warnings: list[str] = []
 
     def run(self, name: str, path: Path) -> Run:
+        _take_scalars(self._points["scalars"], self._points["arrays"])
         by_step = {
             kind: {tag: sorted(points, key=_step) for tag, points in tags.items() if points}
             for kind, tags in self._points.items()
@@ -272,7 +275,8 @@ class _Log:
 
     def _value(self, step: int, value: Any, where: Image) -> None:
         """Keep one value of a summary."""
-        tag, form = value.tag, value.WhichOneof("value")
+        form = value.WhichOneof("value")
+        tag = self._tags.setdefault(value.tag, plain_tag(value.tag, value.metadata.display_name))
         # Only the first summary of a tag need name the plugin.
         plugin = value.metadata.plugin_data.plugin_name or self._plugins.get(tag, "")
         self._plugins.setdefault(tag, plugin)
@@ -289,33 +293,27 @@ def _step(point: tuple[Any, ...]) -> int:
 
 
 def _take_ci(
-    scalars: dict[str, Scalars], arrays: dict[str, dict[int, FloatArray]]
+    scalars: Mapping[str, Scalars], arrays: dict[str, dict[int, FloatArray]]
 ) -> dict[str, ConfidenceIntervals]:
-    """Move the bounds of CIs out of scalars and arrays, and return them by the tag of their scalar.
-
-    Those that TensorBoard charts are logged as three scalars, the others as arrays ``(2,)``. A CI
-    may have both forms, where its run was resumed.
-    """
-    bounds: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
-    for tag in list(scalars):
-        parts = [f"{_CI}/{tag}/{part}" for part in ("low", "high", "value")]
-        if all(part in scalars for part in parts):
-            low, high, value = (scalars[part] for part in parts)
-            if np.array_equal(low.steps, high.steps) and np.array_equal(low.steps, value.steps):
-                columns = (low.steps.tolist(), low.values.tolist(), high.values.tolist())
-                bounds[tag] += zip(*columns, strict=True)
-                for part in parts:
-                    del scalars[part]
-    for name in [name for name in arrays if name.startswith(_WITHOUT_CHART)]:
-        tag = name.removeprefix(_WITHOUT_CHART)
-        if tag in scalars and all(ends.shape == (2,) for ends in arrays[name].values()):
-            bounds[tag] += [(step, *ends.tolist()) for step, ends in arrays.pop(name).items()]
+    """Move the bounds of CIs out of the arrays, and return them by the tag of their scalar."""
     found = {}
-    for tag, points in bounds.items():
-        points.sort(key=_step)
-        steps, lows, highs = (np.array(column) for column in zip(*points, strict=True))
-        found[tag] = ConfidenceIntervals(steps.astype(np.int64), lows, highs)
+    for name in [name for name in arrays if name.startswith(_CI)]:
+        tag = name.removeprefix(_CI)
+        if tag in scalars and all(ends.shape == (2,) for ends in arrays[name].values()):
+            bounds = arrays.pop(name)
+            ends = np.array(list(bounds.values()), np.float64)
+            found[tag] = ConfidenceIntervals(np.array(list(bounds), np.int64), *ends.T)
     return found
+
+
+def _take_scalars(
+    points: dict[str, list[tuple[int, Any]]], arrays: dict[str, list[tuple[int, Any]]]
+) -> None:
+    """Move numbers without a card out of the arrays; a number may have had one at other steps."""
+    for name in [name for name in arrays if name.startswith(_WITHOUT_CARD)]:
+        if all(value.shape == () for _, value in arrays[name]):
+            tag = name.removeprefix(_WITHOUT_CARD)
+            points[tag] += [(step, value.item()) for step, value in arrays.pop(name)]
 
 
 def _numbers(tensor: Any) -> FloatArray:

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -119,6 +119,10 @@ class BackgroundWriter:
         self._thread.start()
 
     # --- for other threads
+
+    def arrange(self, callbacks: Collection[str]) -> None:
+        """Take the names of callbacks, see :meth:`.Writer.arrange`; call it before any ``put``."""
+        self._encoder.arrange(callbacks)
 
     def put(self, step: int, wall_time: float, records: Sequence[Record | RunConfig]) -> None:
         """Queue the records of a step, and return at once."""
@@ -343,6 +347,8 @@ class BackgroundWriter:
             self._heartbeat += 1
         if self._encoder.layout_changed:
             values += self._layout()
+        if self._encoder.knows_metrics:
+            values += self._encoder.metrics()
         if values:
             self._write_values(entry.step, entry.wall_time, values)
         self.written += encoded

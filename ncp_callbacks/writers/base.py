@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..records import Record
@@ -44,6 +44,13 @@ class Writer(abc.ABC):
     def write_at(self, wall_time: float, step: int, records: Sequence[Record]) -> None:
         """Take records of a step that was made at this time, in seconds since 1970."""
         self.write(step, records)
+
+    def arrange(self, callbacks: Collection[str]) -> None:  # noqa: B027
+        """Take the names of callbacks, with which the groups of their tags begin.
+
+        It is called once, before the first record. A writer whose viewer sorts tags may use them to
+        place the tags of callbacks behind those of the training loop.
+        """
 
     def log_run_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027
         """Take the run's hyper-parameters; a writer that has no place for them ignores them."""

@@ -1,54 +1,50 @@
-"""Show scalars with a confidence interval as margin charts in TensorBoard's Custom Scalars.
+"""Lay out curves that belong together as charts in TensorBoard's Custom Scalars.
 
-A margin chart takes three tags that have points at exactly the same steps, and is an error message
-otherwise. The value is therefore written twice: under its own tag, and where there are bounds
-beside them, as ``ci/<tag>/value``, ``…/low``, ``…/high``. A layout names the tags of each
-chart, and the layout that was written last to a run counts::
+Time Series has one card for each tag. Custom Scalars draws several tags in one chart, so it has the
+charts that Time Series can't have: the loss in training and on held-out data, the shares of all
+features, a number at several scales. A layout names the tags of each chart, and the layout that was
+written last to a run counts::
 
     charts = CustomScalars(log_dir)
-    tags = charts.of("attribution/strength", unique)
+    charts.add("train/loss", "train/loss")
+    charts.add("val/loss", "val/loss")
     if charts.changed:
         Summary(value=[charts.layout()])
-
-The dashboard shows charts one below the other, and nobody reads fifty: a group has at most
-six. Other confidence intervals go into the log as arrays, ``_ncp/ci/<tag>``, which no dashboard
-shows.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.layout_pb2 import Category, Chart, Layout, MarginChartContent
+from tensorboardX.proto.layout_pb2 import Category, Chart, Layout, MultilineChartContent
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 
-__all__ = ["CI_ARRAYS", "MAX_CHARTS", "MAX_CHARTS_PER_GROUP", "ChartTags", "CustomScalars"]
+__all__ = ["MAX_CHARTS", "CustomScalars"]
 
-MAX_CHARTS = 48
-MAX_CHARTS_PER_GROUP = 6
-CI_ARRAYS = "_ncp/ci/"
-_GROUP = "ci"
+MAX_CHARTS = 24
+_LEARNING = "learning"
+# Groups of losses and scores: the loop's own, and those of the held-out batch.
+_SCORES = re.compile(r"(train|training|val|valid|validation|dev|test|eval|held_out)$")
 _LAYOUT = "custom_scalars__config__"
 _PLUGIN = "custom_scalars"
 
 
-class ChartTags(NamedTuple):
-    """Hold the tags of a chart, in the order in which they are written."""
+class _Family(NamedTuple):
+    """Name a chart by its category and title."""
 
-    value: str
-    low: str
-    high: str
+    category: str
+    title: str
 
 
 class CustomScalars:
-    """Keep the charts of a log, one for each tag with a confidence interval.
+    """Keep the charts of a log: those of families of at least two tags.
 
     Args:
         log_dir: Directory of the log. It may have charts already, which keep their places.
@@ -60,57 +56,37 @@ class CustomScalars:
     def __init__(self, log_dir: Path | None = None) -> None:
         self.changed = False
         self._log_dir = log_dir
-        self._tags: dict[str, ChartTags] = {}
+        self._known: set[str] = set()
+        self._charts: dict[_Family, list[str]] = {}
 
-    @functools.cached_property
-    def _earlier(self) -> frozenset[str]:
-        """Return the tags that have charts in the log."""
-        try:
-            layout = self._logged()
-        except Exception:  # Writing the layout reports what is wrong with the log.
-            return frozenset()
-        return frozenset(
-            chart.title
-            for category in layout.category
-            for chart in category.chart
-            if any(s.value == f"{_GROUP}/{chart.title}/value" for s in chart.margin.series)
-        )
+    def add(self, tag: str, shown: str) -> None:
+        """Take a tag that has a card.
 
-    def _logged(self) -> Any:
-        """Return the layout that counts in the log."""
-        layout = Layout()
-        if self._log_dir is not None:
-            for found in _layouts(self._log_dir):
-                layout = found
-        return layout
-
-    def of(self, tag: str, unique: Callable[[str], str]) -> ChartTags | None:
-        """Return the tags for the chart of ``tag``, made unique by ``unique``.
-
-        It returns None if there is no room for the chart: six tags of a group get one, and 48
-        altogether.
+        Args:
+            tag: The tag of the record.
+            shown: The tag in the event file.
         """
-        if tag not in self._tags:
-            charts = self._tags.keys() | self._earlier
-            of_group = sum(_group(other) == _group(tag) for other in charts)
-            full = of_group >= MAX_CHARTS_PER_GROUP or len(charts) >= MAX_CHARTS
-            if full and tag not in charts:
-                return None
-            wanted = (f"{_GROUP}/{tag}/{part}" for part in ChartTags._fields)
-            self._tags[tag] = ChartTags(*map(unique, wanted))
-            self.changed = True
-        return self._tags[tag]
+        if tag in self._known:
+            return
+        self._known.add(tag)
+        family = _family(tag, of_callback=shown != tag)
+        if family is None:
+            return
+        tags = self._charts.setdefault(family, [])
+        tags.append(shown)
+        self.changed |= len(tags) > 1
 
     def layout(self) -> Summary.Value:
-        """Return the charts of all tags so far, grouped like the tags, beside those of the log.
+        """Return the charts of all families so far, beside those of the log.
 
         Raises:
             OSError: An event file of the log can't be read.
         """
         self.changed = False
         layout = self._logged()
-        for tag, tags in self._tags.items():
-            _add(layout, tag, tags)
+        complete = {family: tags for family, tags in self._charts.items() if len(tags) > 1}
+        for family in sorted(complete, key=_order)[:MAX_CHARTS]:
+            _add(layout, family, complete[family])
         return Summary.Value(
             tag=_LAYOUT,
             metadata=SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=_PLUGIN)),
@@ -121,21 +97,45 @@ class CustomScalars:
             ),
         )
 
+    def _logged(self) -> Any:
+        """Return the layout that counts in the log."""
+        layout = Layout()
+        if self._log_dir is not None:
+            for found in _layouts(self._log_dir):
+                layout = found
+        return layout
 
-def _group(tag: str) -> str:
-    return tag.split("/")[0]
+
+def _family(tag: str, *, of_callback: bool) -> _Family | None:
+    """Return the chart that a tag belongs to; None if it stands alone, or is the user's."""
+    group, _, name = tag.partition("/")
+    if _SCORES.match(group):
+        return _Family(_LEARNING, name)
+    if not of_callback:
+        return None
+    if group.endswith("_share"):
+        return _Family(group, "shares")
+    stem = re.sub(r"\d+(\.\d+)?", "*", name.removesuffix("_random"))
+    return _Family(group, stem)
 
 
-def _add(layout: Any, tag: str, tags: ChartTags) -> None:
-    series = MarginChartContent.Series(value=tags.value, lower=tags.low, upper=tags.high)
-    chart = Chart(title=tag, margin=MarginChartContent(series=[series]))
-    group = _group(tag)
+def _order(family: _Family) -> bool:
+    return family.category != _LEARNING
+
+
+def _add(layout: Any, family: _Family, tags: list[str]) -> None:
+    content = MultilineChartContent(tag=[f"^{re.escape(tag)}$" for tag in tags])
+    chart = Chart(title=family.title, multiline=content)
     for category in layout.category:
-        if category.title == group:
-            if chart not in category.chart:
-                category.chart.append(chart)
+        if category.title == family.category:
+            for known in category.chart:
+                if known.title == family.title:
+                    added = [tag for tag in chart.multiline.tag if tag not in known.multiline.tag]
+                    known.multiline.tag.extend(added)
+                    return
+            category.chart.append(chart)
             return
-    layout.category.append(Category(title=group, chart=[chart]))
+    layout.category.append(Category(title=family.category, chart=[chart]))
 
 
 def _layouts(log_dir: Path) -> Iterator[Any]:

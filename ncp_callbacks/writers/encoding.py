@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
 from ..records import Array, Data, Embedding, Histogram, Note, Picture, Record, Scalar, Text
+from ..screen import Screen
 from .base import clean_tag, valid_text
-from .custom_scalars import CI_ARRAYS, ChartTags, CustomScalars
+from .custom_scalars import CustomScalars
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
@@ -40,6 +42,12 @@ FORMAT = 1
 """Version of the descriptions of arrays; the meaning of a kind never changes within a version."""
 # SummaryMetadata.data_class = DATA_CLASS_TENSOR, a field that tensorboardX's messages lack.
 _DATA_CLASS_TENSOR = b"\x20\x02"
+# Prefixes of the arrays that hold numbers without a card, and confidence intervals.
+SCALAR_ARRAYS = "_ncp/scalar/"
+CI_ARRAYS = "_ncp/ci/"
+# Kinds of metrics of the HParams dashboard, in the order of its columns.
+_TRAINING, _VALIDATIONS, _HEADLINES = range(3)
+_VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)/")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -86,10 +94,18 @@ class Encoder:
     def __init__(self, log_dir: Path | None = None) -> None:
         self._tags: dict[tuple[type, str], str] = {}
         self._taken: set[str] = set()
-        self._end: list[Summary.Value] = []
+        self._config: RunConfig | None = None
+        self._session = False
+        self._metrics: dict[str, int] = {}
         self._charts = CustomScalars(log_dir)
+        self._screen = Screen()
+        self._named: set[str] = set()
         self._reported: set[str] = set()
         self._described_tags: set[str] = set()
+
+    def arrange(self, callbacks: Collection[str]) -> None:
+        """Show tags whose groups begin with these names where those of callbacks belong."""
+        self._screen = Screen(callbacks)
 
     def values(self, record: Record | RunConfig) -> list[Summary.Value]:
         """Return the summary values of one record; an embedding has none.
@@ -98,9 +114,8 @@ class Encoder:
             Exception: The record has something that can't be encoded.
         """
         if isinstance(record, RunConfig):
-            _, start, end = hparams(record.values, {})
-            self._end = list(end.value)
-            return list(start.value)
+            self._config, self._session = record, True
+            return list(hparams(record.values, {})[1].value)
         if isinstance(record, Note | Embedding):
             return []  # The monitor writes notes as one text; embeddings have files of their own.
         tag = self._tag(type(record), record.tag)
@@ -123,23 +138,47 @@ class Encoder:
         if isinstance(record, Picture):
             width, height = struct.unpack(">II", record.png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
-            return [_tensor(tag, record, "images", sized)]
+            return [_tensor(tag, record, "images", sized, self._screen.tag(tag, record.place))]
         raise TypeError(
             f"{record!r} is no record: pass a Scalar, Histogram, Text, Data, Array or Picture"
         )
 
+    @property
+    def knows_metrics(self) -> bool:
+        """Return true once the loop has logged a validation and a callback a headline number.
+
+        The metrics of the HParams dashboard are declared once: TensorBoard keeps the first.
+        """
+        return self._config is not None and {_VALIDATIONS, _HEADLINES} <= {*self._metrics.values()}
+
+    def metrics(self) -> list[Summary.Value]:
+        """Return once the columns of the HParams dashboard, which has those of all tags without.
+
+        They are the training loss, the validation, and the headline numbers of callbacks, as far as
+        they were logged.
+        """
+        # A log without callbacks has few tags. Declaring some would hide the hyper-parameters of
+        # runs in the same directory that this run doesn't have.
+        if self._config is None or _HEADLINES not in self._metrics.values():
+            return []
+        config, self._config = self._config, None
+        columns = sorted(self._metrics, key=self._metrics.__getitem__)
+        return list(hparams(config.values, dict.fromkeys(columns, 0.0))[0].value)
+
     def end(self) -> list[Summary.Value]:
         """Return once what ends the session that a :class:`RunConfig` started, if one did."""
-        end, self._end = self._end, []
-        return end
+        if not self._session:
+            return []
+        self._session = False
+        return [*self.metrics(), *hparams({}, {})[2].value]
 
     @property
     def layout_changed(self) -> bool:
-        """Return true when a scalar with a confidence interval has no chart in the last layout."""
+        """Return true when tags have come that belong to a chart of Custom Scalars."""
         return self._charts.changed
 
     def layout(self) -> list[Summary.Value]:
-        """Return the charts of scalars with a confidence interval, and those that the log has.
+        """Return the charts of tags that belong together, and those that the log has.
 
         Raises:
             OSError: What the log has can't be read.
@@ -149,27 +188,39 @@ class Encoder:
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
         for number in (record.value, *(record.ci or ())):
             self._report_if_infinite(record.tag, number)
-        encoded = [Summary.Value(tag=tag, simple_value=float(record.value))]
-        if record.ci is not None:
-            points = [float(number) for number in (record.value, *record.ci)]
-            if all(map(math.isfinite, points)):
-                encoded += self._ci(tag, record, points)
+        shown = self._screen.scalar(tag, record.place, record.value)
+        if shown is None:
+            encoded = [self._array(SCALAR_ARRAYS + tag, np.array(record.value))]
+        else:
+            self._charts.add(tag, shown)
+            self._take_metric(shown, record)
+            encoded = [self._card(tag, shown, record.value)]
+        if record.ci is not None and all(map(math.isfinite, (record.value, *record.ci))):
+            encoded.append(self._array(CI_ARRAYS + tag, np.array(record.ci)))
         return encoded
 
-    def _ci(self, tag: str, record: Scalar, points: list[float]) -> list[Summary.Value]:
-        """Return the tags of its chart where it has one, or else an array."""
-        tags = None
-        if record.chart:
-            tags = self._charts.of(tag, lambda wanted: self._tag(ChartTags, wanted))
-        if tags is None:
-            name = self._tag(Array, f"{CI_ARRAYS}{tag}")
-            array = Array(name, np.array(points[1:]))
-            value = _tensor(name, array, ARRAY_PLUGIN, _numbers(array.values, "<f4"))
-            return [self._described(value, array)]
-        return [
-            Summary.Value(tag=chart_tag, simple_value=number)
-            for chart_tag, number in zip(tags, points, strict=True)
-        ]
+    def _card(self, tag: str, shown: str, value: float) -> Summary.Value:
+        encoded = Summary.Value(tag=shown, simple_value=float(value))
+        if shown != tag and shown not in self._named:
+            # Who reads the log back finds the tag of the record here; the first value suffices.
+            self._named.add(shown)
+            plugin = SummaryMetadata.PluginData(plugin_name="scalars")
+            encoded.metadata.CopyFrom(SummaryMetadata(display_name=tag, plugin_data=plugin))
+        return encoded
+
+    def _array(self, tag: str, values: npt.NDArray[Any]) -> Summary.Value:
+        name = self._tag(Array, tag)
+        array = Array(name, values)
+        value = _tensor(name, array, ARRAY_PLUGIN, _numbers(values, "<f4"))
+        return self._described(value, array)
+
+    def _take_metric(self, shown: str, record: Scalar) -> None:
+        if shown == "train/loss":
+            self._metrics.setdefault(shown, _TRAINING)
+        elif _VALIDATION.match(shown):
+            self._metrics.setdefault(shown, _VALIDATIONS)
+        elif record.place == "headline":
+            self._metrics.setdefault(shown, _HEADLINES)
 
     def _described(self, value: Summary.Value, array: Array) -> Summary.Value:
         """Return an array with what TensorBoard's loaders and the interactive view need of it."""
@@ -197,11 +248,12 @@ class Encoder:
             bins = np.searchsorted(edges[1:-1], finite, side="right")
             counts = np.bincount(bins, minlength=edges.size - 1)
             table = np.stack([edges[:-1], edges[1:], counts], axis=1)
-            encoded.append(_tensor(tag, record, "histograms", _numbers(table, "<f8")))
+            shown = self._screen.tag(tag)
+            encoded.append(_tensor(tag, record, "histograms", _numbers(table, "<f8"), shown))
         if finite.size < values.size:
             count = float(values.size - finite.size)
             name = self._tag(Scalar, f"{tag}_nonfinite")
-            encoded.append(Summary.Value(tag=name, simple_value=count))
+            encoded += self._scalar(name, Scalar(name, count, place="nonzero"))
         return encoded
 
     def _report_if_infinite(self, tag: str, value: float) -> None:
@@ -229,14 +281,22 @@ class Encoder:
 
 
 def _tensor(
-    tag: str, record: Histogram | Picture | Text | Data | Array, plugin: str, tensor: TensorProto
+    tag: str,
+    record: Histogram | Picture | Text | Data | Array,
+    plugin: str,
+    tensor: TensorProto,
+    shown: str | None = None,
 ) -> Summary.Value:
+    """Return a tensor; ``shown`` is its tag in the event file, if it isn't that of the record."""
+    name = valid_text(record.tag) if record.tag != tag else ""
+    if shown is not None and shown != tag:
+        name = tag
     metadata = SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
-        display_name=valid_text(record.tag) if record.tag != tag else "",
+        display_name=name,
         summary_description=valid_text(getattr(record, "description", "")),
     )
-    return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+    return Summary.Value(tag=shown or tag, metadata=metadata, tensor=tensor)
 
 
 def _numbers(values: npt.ArrayLike, dtype: str) -> TensorProto:

@@ -17,7 +17,7 @@ import os
 import queue
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,13 @@ class _BackgroundedWriter(Writer):
         others += [Scalar(f"monitor/{name}", count) for name, count in losses.items() if count]
         self._background.put(step, now, others)
         self._report_warnings()
+
+    def arrange(self, callbacks: Collection[str]) -> None:
+        """Show the tags of these callbacks behind those of the training loop.
+
+        See :mod:`ncp_callbacks.screen`. Without it, all tags are shown as they are.
+        """
+        self._background.arrange(callbacks)
 
     def log_run_config(self, config: Mapping[str, Any]) -> None:
         """Show these hyper-parameters in TensorBoard's HParams dashboard.

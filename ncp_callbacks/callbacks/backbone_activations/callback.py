@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...callback import AxisLimit, ByName, Callback, PairedChanges, scalar_with_ci, small_batch_note
 from ...model import NotApplicable
 from ...observation import Activations, Need, Observation
-from ...records import Figure, Histogram, Note, Record, Scalar
+from ...records import Figure, Histogram, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import Estimate
 from .analysis import ACTIVATIONS, BackboneReport, LayerStatistics, layer_statistics
@@ -29,7 +29,12 @@ _SCALARS = {
     "treves_rolls": "1: all units of {layer} equally active",
     "nonfinite": "Samples of {layer} skipped because of NaN or infinity",
 }
-_MAX_LAYERS, _MAX_CHARTS = 8, 4
+_PLACES: Mapping[str, Place] = {
+    "sparsity": "group",
+    "dead_units": "nonzero",
+    "nonfinite": "nonzero",
+}
+_MAX_LAYERS, _MAX_CARDS = 8, 4
 _BINS, _MAX_VALUES = 40, 65_536
 
 
@@ -104,7 +109,7 @@ class BackboneActivations(Callback):
         numbers: dict[str, Estimate] = {}
         for index, (stats, layer) in enumerate(zip(report, layers, strict=False)):
             short = f"layer{index}"
-            yield from _scalars(stats, f"{self.name}/{short}", chart=index < _MAX_CHARTS)
+            yield from _scalars(stats, f"{self.name}/{short}", card=index < _MAX_CARDS)
             numbers |= {
                 f"{short}_{name}": number
                 for name, number in stats.estimates.items()
@@ -127,7 +132,7 @@ def _unit_activity(report: BackboneReport, group: str, step: int) -> Figure:
     )
 
 
-def _scalars(stats: LayerStatistics, tag: str, *, chart: bool) -> Iterator[Scalar | Note]:
+def _scalars(stats: LayerStatistics, tag: str, *, card: bool) -> Iterator[Scalar | Note]:
     """Yield the numbers of one layer, and a note if its activation function is unknown."""
     layer = f"{stats.layer} ({stats.activation}, {stats.units} units)"
     for name, description in _SCALARS.items():
@@ -138,7 +143,7 @@ def _scalars(stats: LayerStatistics, tag: str, *, chart: bool) -> Iterator[Scala
                 value,
                 stats.estimates.get(name),
                 description.format(layer=layer, sparse_means=stats.sparse_means),
-                chart=chart and name == "sparsity",
+                place=_PLACES.get(name, "data") if card else "data",
             )
     if stats.activation == "unknown":
         yield Note(

@@ -20,7 +20,7 @@ from ...callback import (
 )
 from ...model import NotApplicable
 from ...observation import Need, Observation, Trajectory
-from ...records import Array, Figure, Histogram, Note, Record
+from ...records import Array, Figure, Histogram, Note, Place, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import Estimate, quantile_estimates
@@ -94,11 +94,19 @@ SCALARS = {
     "beyond_chance": "Share of units whose |r| is larger than the largest |r| of all units is by "
     "chance in 5 % of cases",
 }
-_CHARTS = {
-    "participation_ratio_corrected",
-    "cka_first",
-    "stability_exponent",
-    "target_memory_steps",
+_PLACES: Mapping[str, Place] = {
+    "target_memory_steps": "group",
+    "linear_memory_steps": "group",
+    "linear_memory_time": "group",
+    "linear_memory_left": "group",
+    "stability_exponent": "group",
+    "lyapunov_1": "group",
+    "radius_q50": "group",
+    "cka_first": "group",
+    "cka_previous": "group",
+    "undecayed": "nonzero",
+    "target_correlation_max": "group",
+    "beyond_chance": "group",
 }
 _BINS, _MAX_STATES = 40, 512
 # Random directions from which the memory of a large state is estimated.
@@ -253,7 +261,7 @@ class Dynamics(Callback):
         finite = np.isfinite(states).all(axis=2)
         skipped = int((real & ~finite).sum())
         steps = str(int(real.sum(axis=1).max()) - 1)
-        log = RecordLog(group, SCALARS, charts=_CHARTS, cell=cell.cell, steps=steps)
+        log = RecordLog(group, SCALARS, places=_PLACES, cell=cell.cell, steps=steps)
         if (real & finite).any():
             history = self._history[cell.cell]
             _log_speeds(log, history, states, None if self._per_step else delta, mask)
@@ -472,12 +480,12 @@ def _log_exponents(
 def _log_memory(
     log: RecordLog, memory: Memory, estimates: Mapping[str, Estimate], some: str, *, timed: bool
 ) -> None:
-    for name, value, chart in (
-        ("linear_memory_steps", memory.steps, not timed),
-        ("linear_memory_time", memory.time, True),
+    for name, value in (
+        ("linear_memory_steps", memory.steps),
+        ("linear_memory_time", memory.time),
     ):
         if timed or name == "linear_memory_steps":
-            log.scalar(name, value, estimates.get(name), chart=chart, some=some)
+            log.scalar(name, value, estimates.get(name), some=some)
     left, steps = float(memory.curve[-1]), len(memory.curve) - 1
     log.scalar(
         "linear_memory_left", left, estimates.get("linear_memory_left"), steps=steps, some=some
@@ -531,7 +539,7 @@ def _overview(
 ) -> list[Record | Note]:
     """Return the picture and the correlations with the target, with the target in their tags."""
     cell, target = log.words["cell"], observation.target
-    log = RecordLog(log.group + observation.target_slug, SCALARS, target=target)
+    log = RecordLog(log.group + observation.target_slug, SCALARS, places=_PLACES, target=target)
     last = real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
     correlations = unit_correlations(
         states[np.arange(len(states)), last], observation.target_values

@@ -31,7 +31,15 @@ from .plot import plot_faithfulness, rms_curves
 __all__ = ["Faithfulness"]
 
 _TOP, _PORTIONS, _RADIUS = 0.2, (0.1, 0.2, 0.5), 0.1
-_CHARTS = ("cpd", "cpd_random", "cpd_advantage", "infidelity")
+# All other numbers are in the picture, or in the log.
+_CARDS = (
+    "cpd",
+    "cpd_random",
+    "cpd_advantage",
+    "infidelity",
+    "infidelity_random",
+    "max_sensitivity",
+)
 _DESCRIPTIONS = {
     "change": "RMS over sequences of the change of the {target} when all inputs are removed, in "
     "its own units: the unit of {group}",
@@ -208,7 +216,8 @@ class Faithfulness(Callback):
             group, result.non_finite, "sequences",
             "their map, or their target with inputs removed, had NaN or infinity",
         )  # fmt: skip
-        yield Scalar(f"{group}/sequences", result.sequences, "Held-out sequences analysed")
+        analysed = "Held-out sequences analysed"
+        yield Scalar(f"{group}/sequences", result.sequences, analysed, place="data")
         if not result.sequences:
             return
         yield from small_batch_note(observation)
@@ -358,5 +367,5 @@ def _mean(
         float(values.mean()),
         Estimate.mean(values, scale),
         _DESCRIPTIONS[name].format(**words),
-        chart=name in _CHARTS,
+        place="group" if name in _CARDS else "data",
     )

@@ -34,7 +34,7 @@ from .plot import plot_interactions
 
 __all__ = ["FeatureInteractions"]
 
-_MAX_FEATURES, _PAIR_CURVES, _PAIR_CHARTS = 12, 6, 3
+_MAX_FEATURES, _PAIR_CURVES = 12, 6
 _MAX_COMPLETENESS_ERROR = 0.05
 
 _DESCRIPTIONS = {
@@ -256,7 +256,8 @@ def _scalars(
             "rounding: nothing acts on it, alone or together. Pass another baseline= if this is "
             "unexpected"
         )
-    yield Scalar(f"{group}/sequences", result.sequences, _DESCRIPTIONS["sequences"])
+    sequences = _DESCRIPTIONS["sequences"]
+    yield Scalar(f"{group}/sequences", result.sequences, sequences, place="data")
     if np.isfinite(result.share):
         description = _DESCRIPTIONS["share"].format(target=target) + ci_suffix(result.sequences)
         yield Scalar(f"{group}/share", result.share, description, ci=result.share_ci)
@@ -286,7 +287,7 @@ def _scalars(
 def _pair_scalars(
     result: Interactions, pairs: list[tuple[str, str]], group: str, target: str
 ) -> Iterator[Record]:
-    for place, (first, second) in enumerate(pairs):
+    for first, second in pairs:
         if first not in result.names or second not in result.names:
             continue
         i, j = result.names.index(first), result.names.index(second)
@@ -296,7 +297,6 @@ def _pair_scalars(
             float(result.strength[i, j]),
             description + ci_suffix(result.sequences),
             ci=result.strength_ci(i, j),
-            chart=place < _PAIR_CHARTS,
         )
 
 

@@ -248,9 +248,7 @@ def _numbers(
         estimate, area = region_share(maps[finite], region[finite], mask)
         if np.isfinite(estimate.value):
             description = _DESCRIPTIONS["region_share"].format(area=area)
-            yield scalar_with_ci(
-                f"{group}/region_share", estimate.value, estimate, description, chart=True
-            )
+            yield scalar_with_ci(f"{group}/region_share", estimate.value, estimate, description)
 
 
 def _strip(

@@ -28,7 +28,7 @@ from ...callback import (
     small_batch_note,
 )
 from ...observation import Need, Observation
-from ...records import Array, Figure, Note, Record, Scalar
+from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, Estimate
 from ...stats.reliability import cosine, order_correlation
@@ -61,7 +61,7 @@ _SCALARS = {
     "extra_passes": "Passes of each sequence beyond the pass that callbacks share: {gradient} "
     "gradient and {forward} forward passes",
 }
-_MAX_CURVES, _MAX_CHARTS = 12, 4
+_MAX_CURVES, _MAX_CARDS = 12, 8
 # Sequences on which two methods are compared.
 _COMPARED_SEQUENCES = 8
 
@@ -210,14 +210,14 @@ class _FeatureShares:
             raise ValueError(f"features={features!r}: a name occurs more than once, pass it once")
         self._requested = features
         self._curves: list[str] | None = None
-        self._charts: list[str] | None = None
+        self._cards: list[str] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"shown": self._curves, "charts": self._charts}
+        return {"shown": self._curves, "cards": self._cards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._curves, self._charts = (
-            None if names is None else list(names) for names in (state["shown"], state["charts"])
+        self._curves, self._cards = (
+            None if names is None else list(names) for names in (state["shown"], state["cards"])
         )
 
     def features(self, result: TemporalImportance) -> list[str]:
@@ -234,15 +234,15 @@ class _FeatureShares:
         """Yield the share of each feature that has a curve, and of all others together."""
         names, curves = list(result.feature_names), self.features(result)
         share = dict(zip(names, result.feature_share.tolist(), strict=True))
-        if self._charts is None:
-            self._charts = sorted(curves, key=lambda feature: -share[feature])[:_MAX_CHARTS]
+        if self._cards is None:
+            self._cards = sorted(curves, key=lambda feature: -share[feature])[:_MAX_CARDS]
         for feature in curves:
             yield Scalar(
                 f"{group}_share/{feature}",
                 share[feature],
                 f"Share of {feature} in {group}/strength{ci_suffix(result.sequences)}",
                 ci=as_ci(result.share_ci[:, names.index(feature)]),
-                chart=feature in self._charts,
+                place=_share_place(group, card=feature in self._cards),
             )
         if len(curves) < len(names):
             rest = 1.0 - sum(share[feature] for feature in curves)
@@ -253,6 +253,7 @@ class _FeatureShares:
                 max(0.0, rest),
                 Estimate.ratio(whole - parts[:, own].sum(axis=1), whole, SHARE),
                 "Share of all features without a curve",
+                place=_share_place(group, card=True),
             )
 
 
@@ -302,7 +303,7 @@ class _MapChanges:
         if self._signed is not None and self._signed.shape == result.signed.shape:
             similarity = cosine(self._signed, result.signed)
             if np.isfinite(similarity):
-                yield Scalar(f"{group}/change", 1.0 - similarity, _SCALARS["change"])
+                yield Scalar(f"{group}/change", 1.0 - similarity, _SCALARS["change"], place="data")
         if self._absolute is not None and self._absolute.shape == result.importance.shape:
             correlation = order_correlation(self._absolute, result.importance)
             if correlation is not None:
@@ -361,7 +362,6 @@ def _numbers(
                 value,
                 numbers.get(name),
                 _SCALARS[name],
-                chart=name == "mean_lag",
             )
         agreement = float((result.sign_agreement * weight).sum() / strength)
         yield Scalar(f"{group}/sign_agreement", agreement, _SCALARS["sign_agreement"])
@@ -379,15 +379,32 @@ def _numbers(
             share,
             _SCALARS["time_share"] + ci_suffix(result.sequences),
             ci=as_ci(result.time_delta_share_ci),
+            place=_headline(group),
         )
 
 
 def _checks(result: TemporalImportance, group: str) -> Iterator[Scalar]:
     """Yield the number of sequences, and how much the map depends on which ones they are."""
     count = result.sequences
-    yield Scalar(f"{group}/sequences", count, _SCALARS["sequences"] + ci_caveat(count))
+    description = _SCALARS["sequences"] + ci_caveat(count)
+    yield Scalar(f"{group}/sequences", count, description, place="data")
     if np.isfinite(result.reliability):
-        yield Scalar(f"{group}/reliability", result.reliability, _SCALARS["reliability"])
+        yield Scalar(
+            f"{group}/reliability",
+            result.reliability,
+            _SCALARS["reliability"],
+            place=_headline(group),
+        )
+
+
+def _share_place(group: str, *, card: bool) -> Place:
+    """Return the place of a feature's share; a feature that is always 0 needs no card."""
+    return "nonzero" if card and group == GradientAttribution.default_name else "data"
+
+
+def _headline(group: str) -> Place:
+    """Return the place of a headline number, for which a run with several maps has no room."""
+    return "headline" if group == GradientAttribution.default_name else "group"
 
 
 def _completeness(
@@ -404,7 +421,7 @@ def _completeness(
         percentile = float(np.quantile(error, 0.99))
         yield Scalar(f"{group}/completeness_error", percentile, _SCALARS["completeness_error"])
     above = float((error > 0.05).mean())
-    yield Scalar(f"{group}/incomplete", above, _SCALARS["incomplete"])
+    yield Scalar(f"{group}/incomplete", above, _SCALARS["incomplete"], place="nonzero")
     if above > 0:
         yield Note(
             f"{group}: attributions of some sequences don't sum to the change of their target "
@@ -416,7 +433,7 @@ def _completeness(
 def _extra_passes(passes: PassCount, group: str) -> Iterator[Scalar]:
     if any(passes):
         description = _SCALARS["extra_passes"].format(**passes._asdict())
-        yield Scalar(f"{group}/extra_passes", sum(passes), description)
+        yield Scalar(f"{group}/extra_passes", sum(passes), description, place="data")
 
 
 def _agreement(

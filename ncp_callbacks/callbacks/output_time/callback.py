@@ -29,7 +29,7 @@ from ...callback import (
 )
 from ...model import NotApplicable
 from ...observation import Need, Observation
-from ...records import Array, Figure, Note, Record
+from ...records import Array, Figure, Note, Place, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import SIZE, Estimate
@@ -62,7 +62,16 @@ SCALARS = {
     "local_error": "Difference between the attributions by every other step of the integral and by "
     "all; 99th percentile over sequences, over the RMS norm of all. An upper estimate of the error",
 }
-_CHARTS = {"own_share", "mean_lag"}
+_PLACES: Mapping[str, Place] = {
+    "strength": "group",
+    "own_share": "group",
+    "mean_lag": "group",
+    "mean_lag_time": "group",
+    "local_strength": "group",
+    "local_error": "group",
+    "future_share": "nonzero",
+    "future_share_time_delta": "nonzero",
+}
 
 
 class OutputTime(Callback):
@@ -155,7 +164,7 @@ class OutputTime(Callback):
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         target, slug = _every_step_target(observation)
-        log = RecordLog(self.name + slug, SCALARS, charts=_CHARTS, target=target)
+        log = RecordLog(self.name + slug, SCALARS, places=_PLACES, target=target)
         result = _influence(
             observation, target, self._max_output_steps, self._limits["time"].covering
         )

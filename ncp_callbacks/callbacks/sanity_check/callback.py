@@ -268,7 +268,8 @@ def _cascade(observation: Observation, attributor: Attributor, stages: int) -> C
 
 def _similarities(result: Cascade, group: str) -> Iterator[Scalar]:
     compared = len(_finite_values(result.rank_correlation[-1]))
-    yield Scalar(f"{group}/sequences", compared, "Sequences whose maps were compared")
+    description = "Sequences whose maps were compared"
+    yield Scalar(f"{group}/sequences", compared, description, place="data")
     if result.error is not None and np.isfinite(result.error).any():
         yield Scalar(
             f"{group}/completeness_error",
@@ -279,7 +280,7 @@ def _similarities(result: Cascade, group: str) -> Iterator[Scalar]:
         values = _finite_values(getattr(result, name)[-1])
         if values.size:
             estimate, mean = Estimate.mean(values, CORRELATION), float(values.mean())
-            yield scalar_with_ci(f"{group}/{name}", mean, estimate, _DESCRIPTIONS[name], chart=True)
+            yield scalar_with_ci(f"{group}/{name}", mean, estimate, _DESCRIPTIONS[name])
 
 
 def _measures(result: Cascade, group: str, **words: str) -> Iterator[Scalar]:
@@ -289,12 +290,15 @@ def _measures(result: Cascade, group: str, **words: str) -> Iterator[Scalar]:
         description = text.format(**words)
         value = getattr(result.trained, name)
         if np.isfinite(value):
-            yield scalar_with_ci(f"{group}/{name}", value, trained.get(name), description)
+            # The picture has both models side by side.
+            estimate = trained.get(name)
+            yield scalar_with_ci(f"{group}/{name}", value, estimate, description, place="data")
         value = getattr(result.randomised, name)
         if np.isfinite(value):
             description += "; of the model with its parameters randomised"
             estimate = randomised.get(name)
-            yield scalar_with_ci(f"{group}/{name}_random", value, estimate, description)
+            tag = f"{group}/{name}_random"
+            yield scalar_with_ci(tag, value, estimate, description, place="data")
 
 
 def _finite_values(values: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...callback import AxisLimit, Callback, non_finite_count, sequence_indices
 from ...held_out import HeldOutBatch
 from ...observation import Need, Observation
-from ...records import Array, Figure, Note, Record, Scalar
+from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ..state_space.analysis import Basis, StateSpace, state_space
@@ -245,7 +245,8 @@ def _scalars(
 
     def scalar(name: str, value: float) -> Scalar:
         description = _DESCRIPTIONS[name].format(index=index, target=found.target)
-        return Scalar(f"{tag}/{name}", value, description)
+        place: Place = "group" if name == "target" else "data"
+        return Scalar(f"{tag}/{name}", value, description, place=place)
 
     yield scalar("target", found.value)
     by_feature = np.abs(found.attribution).sum(axis=0, dtype=np.float64)

@@ -159,7 +159,8 @@ class StateSpace(Callback):
             group, _comparable(result), observation, "participation_ratio", "participation"
         )
         yield from _scalars(result, group)
-        yield Scalar(f"{group}/basis_refits", axes.refits, _SCALARS["basis_refits"])
+        refits = _SCALARS["basis_refits"]
+        yield Scalar(f"{group}/basis_refits", axes.refits, refits, place="data")
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
         yield Array(f"_ncp/{group}_sample", state_sample(cell.values, observation.mask))
         yield Array(f"_ncp/{group}_held_out", batch)
@@ -251,7 +252,7 @@ def _scalars(result: StateSpaceResult, group: str) -> Iterator[Scalar]:
             float(value),
             numbers.get(f"pc{axis}_share"),
             _SCALARS["pc<i>_share"].format(axis=axis),
-            chart=axis == 1,
+            place="group" if axis == 1 else "data",
         )
     if np.isfinite(result.participation_ratio):
         yield scalar_with_ci(
@@ -259,13 +260,13 @@ def _scalars(result: StateSpaceResult, group: str) -> Iterator[Scalar]:
             result.participation_ratio,
             numbers.get("participation_ratio"),
             _SCALARS["participation_ratio"],
-            chart=True,
         )
     yield scalar_with_ci(
         f"{group}/basis_captured",
         result.captured,
         numbers.get("basis_captured"),
         _SCALARS["basis_captured"],
+        place="data",
     )
 
 

@@ -20,7 +20,7 @@ from ...callback import (
 )
 from ...model import NotApplicable
 from ...observation import Need, Observation, Trajectory
-from ...records import Array, Histogram, Note, Record, Scalar
+from ...records import Array, Histogram, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from .analysis import TransitionStatistics, stays_within, transition_statistics
 
@@ -38,7 +38,12 @@ _SCALARS = {
     "saturation": "Share of state components beyond 95 % of their bound of 1",
     "dead_units": "Units whose SD is below 0.1 % of the median unit's, or 0",
 }
-_CHARTS = {"magnitude_mean", "direction_consistency", "saturation"}
+_PLACES: Mapping[str, Place] = {
+    "saturation": "headline",
+    "magnitude_mean": "group",
+    "speed_mean": "group",
+    "dead_units": "nonzero",
+}
 _BINS = 40
 
 
@@ -140,7 +145,7 @@ def _scalars(result: TransitionStatistics, group: str) -> Iterator[Scalar | Note
                 value,
                 result.estimates.get(name),
                 description,
-                chart=name in _CHARTS,
+                place=_PLACES.get(name, "data"),
             )
         elif name == "direction_consistency":
             yield Note(

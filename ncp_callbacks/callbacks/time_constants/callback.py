@@ -31,7 +31,7 @@ from ...model.liquid import (
     time_delta_per_call,
 )
 from ...observation import Need, Observation
-from ...records import Array, Figure, Histogram, Note, Record
+from ...records import Array, Figure, Histogram, Note, Place, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, Estimate, quantile_estimates
@@ -82,7 +82,16 @@ SCALARS = {
     "decay_half_time": "Median elapsed time after which a unit of {cell} has gone half of the way "
     "to its limit",
 }
-_CHARTS = {"variation", "openness", *(f"{kind}_q50" for kind in KINDS)}
+_PLACES: Mapping[str, Place] = {
+    **{f"{kind}_q50": "group" for kind in KINDS},
+    "variation": "group",
+    "openness": "group",
+    "half_time": "group",
+    "rate_positive": "group",
+    "to_equilibrium": "group",
+    "endless": "nonzero",
+    "outside_bounds": "nonzero",
+}
 # Rounding of float32 parameters, relative to a bound.
 _ROUNDING = 1e-6
 # Time steps of effective time constants where nothing else is known of a cell.
@@ -293,7 +302,7 @@ class _CellLog(RecordLog):
         real: BoolArray,
         time_delta: FloatArray | None,
     ) -> None:
-        super().__init__(group, SCALARS, charts=_CHARTS, cell=cell)
+        super().__init__(group, SCALARS, places=_PLACES, cell=cell)
         self.cell, self.stepper, self.real, self.time_delta = cell, stepper, real, time_delta
 
     def mean(

@@ -19,7 +19,7 @@ from ...callback import (
 )
 from ...model import NotApplicable
 from ...observation import Need, Observation
-from ...records import Array, Figure, Note, Record, Scalar
+from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import SIZE, Estimate
 from ...target_values import ScaledTargets
@@ -243,7 +243,7 @@ def _numbers(
     result: TimeSensitivityResult, group: str, numbers: Mapping[str, Estimate]
 ) -> Iterator[Scalar]:
     """Yield the sensitivity at each scale, and the elasticity."""
-    headline = _headline(result.scales.tolist())
+    headline, default = _headline(result.scales.tolist()), TimeSensitivity.default_name
     for scale, value in zip(result.scales, result.sensitivities, strict=True):
         if scale != 1:
             name = f"sensitivity_x{scale:g}"
@@ -253,7 +253,7 @@ def _numbers(
                 float(value),
                 numbers[name],
                 description.format(target=result.target, scale=scale),
-                chart=name == headline,
+                place="headline" if name == headline and group == default else "group",
             )
     for name, value in (
         ("elasticity", result.mean_elasticity),
@@ -264,7 +264,7 @@ def _numbers(
             value,
             numbers.get(name),
             _SCALARS[name].format(target=result.target),
-            chart=name == "elasticity",
+            place="group" if name == "elasticity" else "data",
         )
 
 
@@ -279,7 +279,10 @@ def _losses(scaled: ScaledTargets, group: str) -> Iterator[Scalar]:
     for scale, values in losses.items():
         loss = Estimate.mean(values[finite], SIZE)
         description = _SCALARS["loss_x<scale>"].format(scale=scale)
-        yield scalar_with_ci(f"{group}/loss_x{scale:g}", loss.value, loss, description)
+        # At 1 it is the loss of the held-out batch, which has a card.
+        place: Place = "data" if scale == 1 else "group"
+        tag = f"{group}/loss_x{scale:g}"
+        yield scalar_with_ci(tag, loss.value, loss, description, place=place)
 
 
 def _outside(observation: Observation, scales: Sequence[float], group: str) -> Iterator[Scalar]:
@@ -289,7 +292,8 @@ def _outside(observation: Observation, scales: Sequence[float], group: str) -> I
         outside = share_outside(observation.time_delta, scale, mask=observation.mask)
         if scale != 1 and np.isfinite(outside):
             description = _SCALARS["outside_x<scale>"].format(scale=scale)
-            yield Scalar(f"{group}/outside_x{scale:g}", outside, description)
+            # It is a property of the batch, the same at every step.
+            yield Scalar(f"{group}/outside_x{scale:g}", outside, description, place="data")
 
 
 def _solver_errors(

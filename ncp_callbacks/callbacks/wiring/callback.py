@@ -24,7 +24,7 @@ from ...callback import (
 from ...model import NotApplicable
 from ...model.liquid import LTCReading, neuron_groups
 from ...observation import Need, Observation, Trajectory
-from ...records import Array, Figure, Note, Record
+from ...records import Array, Figure, Note, Place, Record
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
 from ...stats import Estimate
@@ -59,6 +59,7 @@ SCALARS = {
     "attribution": "Share of {kind} neurons of {cell} in the mean absolute state × gradient of the "
     "{attributed}, of states handed from one time step to the next; over {sequences} sequences",
 }
+_PLACES: Mapping[str, Place] = {"silent_synapses": "group"}
 
 
 class Wiring(Callback):
@@ -191,7 +192,7 @@ class _WiredCell:
         Raises:
             NotApplicable: If it is no LTC and has no wiring.
         """
-        log = RecordLog(group, SCALARS, cell=name)
+        log = RecordLog(group, SCALARS, places=_PLACES, cell=name)
         stepper = part.extra_passes.cell_stepper(name)
         groups = neuron_groups(stepper)
         reading = None
@@ -316,7 +317,7 @@ def _log_synapses(cell: _WiredCell, reading: LTCReading, part: Observation) -> S
             )
             log.scalar(
                 f"share_{source}_{target}", value, estimates[source, target], entry="share",
-                chart=target == cell.groups[-1].name and source != LEAK,
+                place="group" if target == cell.groups[-1].name and source != LEAK else "data",
                 target=target, origin=origin,
             )  # fmt: skip
     if not math.isnan(flow.silent):
@@ -356,7 +357,7 @@ def _log_attribution(cell: _WiredCell, part: Observation) -> None:
     for kind, share in found.kinds.items():
         log.scalar(
             f"attribution_{kind}", share.value, share, entry="attribution", suffix=part.target_slug,
-            kind=kind, attributed=part.target, sequences=found.sequences,
+            place="group", kind=kind, attributed=part.target, sequences=found.sequences,
         )  # fmt: skip
     if found.neurons is not None:
         log.records.append(Array(f"_ncp/{log.group}_attribution{part.target_slug}", found.neurons))

@@ -1,0 +1,1 @@
+"""Attribute the target to features, time steps and elapsed time."""
