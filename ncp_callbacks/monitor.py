@@ -400,8 +400,8 @@ class Monitor:
         self._due.load_state_dict(state.get("occasions", {}))
         self._findings_state = state.get("findings")
         self._load_findings()
-        # One that keeps nothing has nothing to begin anew.
-        self._without_state |= {c.name for c in self.callbacks if c.state_dict()} - set(known)
+        keeping = {c.name for c in self.callbacks if _keeps_state(c)}
+        self._without_state |= keeping - set(known)
         self._observer.load_state(known)
         if self._state == "open":
             self._report_missing_state()
@@ -521,6 +521,11 @@ def _checked_resume_step(resume_step: Any, writer: Any) -> int | None:
             "with purge_step= or first_step= instead"
         )
     return whole
+
+
+def _keeps_state(callback: Callback) -> bool:
+    """Tell if a callback has a state that an interruption must keep."""
+    return type(callback).state_dict is not Callback.state_dict or bool(callback.state_dict())
 
 
 def _all(groups: Mapping[str, Sequence[Callback]]) -> list[Callback]:

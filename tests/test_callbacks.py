@@ -29,7 +29,7 @@ KINDS = {
     ncp.Text: "text",
     ncp.Embedding: "points",
 }
-MONITORS = ("about/", "monitor/", "held_out/")
+MONITORS = ("about/", "monitor/", "held_out/", "findings/", "_ncp/findings", "_ncp/run")
 # Constructor arguments without which some of the promised tags don't come.
 MORE: dict[type[ncp.Callback], list[dict[str, Any]]] = {
     ncp.GradientAttribution: [{"method": IntegratedGradients(4), "agreement": "input_x_gradient"}],

@@ -46,7 +46,7 @@ _DATA_CLASS_TENSOR = b"\x20\x02"
 SCALAR_ARRAYS = "_ncp/scalar/"
 CI_ARRAYS = "_ncp/ci/"
 # Kinds of metrics of the HParams dashboard, in the order of its columns.
-_TRAINING, _VALIDATIONS, _HEADLINES = range(3)
+_TRAINING, _VALIDATIONS, _HELD_OUT, _HEADLINES = range(4)
 _VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)/")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -155,7 +155,7 @@ class Encoder:
         """Return once the columns of the HParams dashboard, which has those of all tags without.
 
         They are the training loss, the validation, and the headline numbers of callbacks, as far as
-        they were logged.
+        they were logged. The dashboard shows the first five until others are ticked.
         """
         # A log without callbacks has few tags. Declaring some would hide the hyper-parameters of
         # runs in the same directory that this run doesn't have.
@@ -220,7 +220,8 @@ class Encoder:
         elif _VALIDATION.match(shown):
             self._metrics.setdefault(shown, _VALIDATIONS)
         elif record.place == "headline":
-            self._metrics.setdefault(shown, _HEADLINES)
+            is_score = record.tag.startswith("held_out/")
+            self._metrics.setdefault(shown, _HELD_OUT if is_score else _HEADLINES)
 
     def _described(self, value: Summary.Value, array: Array) -> Summary.Value:
         """Return an array with what TensorBoard's loaders and the interactive view need of it."""
