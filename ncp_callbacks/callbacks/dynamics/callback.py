@@ -100,7 +100,7 @@ _PLACES: Mapping[str, Place] = {
     "linear_memory_time": "group",
     "linear_memory_left": "group",
     "stability_exponent": "group",
-    "lyapunov_1": "group",
+    "finite_time_lyapunov_1": "group",
     "radius_q50": "group",
     "cka_first": "group",
     "cka_previous": "group",
@@ -239,7 +239,10 @@ class Dynamics(Callback):
             raise NotApplicable("the held-out sequences have one step: nothing moves")
         yield from small_batch_note(observation)
         log = RecordLog(
-            self.name + observation.target_slug, SCALARS, charts=_CHARTS, target=observation.target
+            self.name + observation.target_slug,
+            SCALARS,
+            places=_PLACES,
+            target=observation.target,
         )
         of_target = _log_target_memory(log, observation)
         yield from log.records
