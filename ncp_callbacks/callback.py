@@ -40,7 +40,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .held_out import to_numpy
-from .model import NotApplicable
+from .model import NotApplicable, TargetLike
 from .observation import Need, Observation, Trajectory
 from .plotting.limits import nice_limit
 from .records import Note, Place, Record, Scalar
@@ -95,6 +95,10 @@ class Callback(abc.ABC):
             monitor must differ.
         max_sequences: Largest number of held-out sequences to analyse, spread over the batch; None
             for all. A pass that callbacks share runs once.
+        target: What is attributed, in place of the monitor's target: a class's name, an output's
+            index, ``"prediction"``, ``"loss"``, or a callable of all outputs and the held-out
+            targets, which must not use the model. It costs a shared pass of its own, and its name
+            follows that of the callback in tags. None for the monitor's target.
 
     Raises:
         TypeError, ValueError: If ``every``, ``name`` or ``max_sequences`` is invalid.
@@ -107,6 +111,7 @@ class Callback(abc.ABC):
     every: Schedule | None = None
     name: str = ""
     max_sequences: int | None = None
+    target: TargetLike | None = None
     # Analyse every n-th due snapshot only, beginning with the first.
     every_nth: int = 1
 
@@ -125,9 +130,13 @@ class Callback(abc.ABC):
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = None,
+        target: TargetLike | None = None,
     ) -> None:
         if every is not None:
             self.every = as_schedule(every)
+        if target is not None:
+            self.target = target
+            name = f"{self.default_name}_{_target_tag(target)}" if name is None else name
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(
                 f"name={name!r}: a name begins the callback's tags; pass letters, digits and _ . -"
@@ -182,6 +191,13 @@ class Callback(abc.ABC):
     def __repr__(self) -> str:
         when = "" if self.every is None else f", every={self.every!r}"
         return f"{type(self).__name__}(name={self.name!r}{when})"
+
+
+def _target_tag(target: TargetLike) -> str:
+    """Return the name of a target as a part of a tag."""
+    name = getattr(target, "__name__", type(target).__name__) if callable(target) else str(target)
+    tag = re.sub(r"\W+", "_", "target" if name == "<lambda>" else name).strip("_") or "target"
+    return tag if isinstance(target, str) or callable(target) else f"output{tag}"
 
 
 def cells_with_groups(observation: Observation, name: str) -> list[tuple[Trajectory, str]]:

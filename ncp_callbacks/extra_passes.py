@@ -16,6 +16,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .attribution._checks import groups
+from .attribution.baselines import finite_mean, without_padding
 from .callbacks.dynamics.jacobian_products import JacobianProducts
 from .held_out import HeldOutBatch, read_only, to_numpy
 from .model import CellHook, ModelRunner
@@ -38,7 +40,6 @@ from .model.jacobian_diagonal import jacobian_diagonal
 from .model.liquid import Reading, read_liquid
 from .model.ode_unfolds import doubled_ode_unfolds
 from .model.randomize import randomised
-from .model.runner import VARIANTS_AT_ONCE
 from .model.state_changes import StateChanges
 from .model.state_effects import clamp_slopes, clamped, state_gradient
 from .observation import EvaluatedBatch, Need, Trajectory
@@ -301,6 +302,74 @@ class ExtraPasses:
         size = max(1, self._source.max_sequences // 3)
         return self._in_parts(Need.HESSIAN_PRODUCTS, run, count, size)
 
+    def removed(
+        self,
+        columns: Sequence[_Indices],
+        *,
+        times: bool = False,
+        blocks: Sequence[tuple[int, int]] = (),
+        n_samples: int = 1,
+    ) -> FloatArray:
+        """Return targets with parts of each sequence replaced by those of other sequences.
+
+        The other sequences are drawn from the whole held-out batch, never the sequence itself, and
+        are the same at each call. If the batch has one sequence, parts are replaced by the mean of
+        each feature over its time steps. Each part costs ``n_samples`` forward passes. Declare
+        :attr:`Need.REMOVALS`.
+
+        Args:
+            columns: For each part, the columns of the inputs that are replaced at all time steps.
+            times: True for one more part, the elapsed times.
+            blocks: For one more part each, the first and last time step between which all inputs
+                and elapsed times are replaced.
+            n_samples: Number of other sequences for each.
+
+        Returns:
+            ``(n_samples, K, B)``, for ``K`` parts: columns, elapsed times, blocks.
+        """
+        self._require(Need.REMOVALS)
+        arguments = [*columns, np.array(blocks)]
+        return self._once(
+            Need.REMOVALS,
+            lambda: (*arguments, times, n_samples),
+            lambda: self._removed(columns, times, blocks, n_samples),
+        )
+
+    def _removed(
+        self,
+        columns: Sequence[_Indices],
+        times: bool,
+        blocks: Sequence[tuple[int, int]],
+        n_samples: int,
+    ) -> FloatArray:
+        batch = self._batch
+        others = _other_sequences(batch, n_samples)
+        inputs = without_padding(batch.whole_inputs, batch.whole_mask)
+        delta = batch.whole_time_delta if batch.takes_time else None
+        delta = None if delta is None else without_padding(delta, batch.whole_mask)
+        count = len(columns) + times + len(blocks)
+        found = np.empty((n_samples, count, len(batch.inputs)), np.float32)
+        for sample in range(n_samples):
+            x, dt = _of_others(inputs, others, sample), _of_others(delta, others, sample)
+            for group in groups(count, batch.inputs.size):
+                varied = np.repeat(batch.inputs[None], len(group), axis=0)
+                moved = None
+                if dt is not None and batch.time_delta is not None:
+                    moved = np.repeat(batch.time_delta[None], len(group), axis=0)
+                for variant, part in enumerate(group.tolist()):
+                    if part < len(columns):
+                        varied[variant][..., columns[part]] = x[..., columns[part]]
+                        continue
+                    first, last = 0, batch.inputs.shape[1] - 1
+                    if part >= len(columns) + times:
+                        first, last = blocks[part - len(columns) - times]
+                        varied[variant][:, first : last + 1] = x[:, first : last + 1]
+                    if moved is not None:
+                        moved[variant][:, first : last + 1] = dt[:, first : last + 1]
+                values = self._evaluate(Need.REMOVALS, varied, moved).values
+                found[sample, group] = values
+        return read_only(found)
+
     # ---- targets at every time step
 
     def at_steps(self, time_steps: Sequence[int]) -> TargetValues:
@@ -557,7 +626,9 @@ class ExtraPasses:
             return as_target_values(clamped(some, changes, units[at], values, followed, loss=loss))
 
         size = self._source.max_sequences
-        at_once = 1 if self._runner.whole_batch_only else VARIANTS_AT_ONCE
+        at_once = (
+            1 if self._runner.whole_batch_only else self._runner.variants_at_once(gradient=False)
+        )
         return self._in_parts(Need.STATE_CHANGES, run, len(units), size, at_once)
 
     def clamp_slopes(self, cell: str, values: FloatArray) -> FloatArray:
@@ -758,7 +829,8 @@ class ExtraPasses:
 
     def _key(self, *parts: Any) -> Any:
         """Return what tells a pass from others: its sequences, and the values of its arguments."""
-        return tuple(_digest(part) for part in (self._batch.indices, *parts))
+        own = (self._batch.indices, self._runner.target.key)
+        return tuple(_digest(part) for part in (*own, *parts))
 
     def _scaled(self, scales: Sequence[float]) -> FloatArray:
         """Return ``(S, B, T)``, the elapsed times multiplied by each scale."""
@@ -818,7 +890,7 @@ class ExtraPasses:
                 gradient=gradient,
                 loss=loss,
                 max_sequences=source.max_sequences,
-                max_variants=1 if gradient else VARIANTS_AT_ONCE,
+                max_variants=runner.variants_at_once(gradient=gradient),
             )
         return _protected(found)
 
@@ -947,6 +1019,34 @@ def _as_mlx(
     if values is None or own is None:
         return None
     return mx.array(values[at, here]).astype(own.dtype)
+
+
+def _other_sequences(batch: EvaluatedBatch, n_samples: int) -> _Indices | None:
+    """Return ``(n_samples, B)`` indices of other sequences of the whole batch; None for none.
+
+    They follow each sequence on a random circle through all, so that each is drawn equally often,
+    and neighbours in the data, which may be alike, are no neighbours there.
+    """
+    finite = np.isfinite(batch.whole_inputs).all(axis=(1, 2))
+    if batch.whole_time_delta is not None:
+        finite &= np.isfinite(batch.whole_time_delta).all(axis=1)
+    usable = np.flatnonzero(finite)
+    if len(usable) < 2:
+        return None
+    circle = np.random.default_rng(0).permutation(usable)
+    place = np.zeros(len(batch.whole_inputs), np.intp)
+    place[circle] = np.arange(len(circle))
+    # Spread over the circle, and never all the way round to the sequence itself.
+    steps = 1 + np.arange(n_samples) * (len(circle) - 1) // n_samples
+    found: _Indices = circle[(place[batch.indices] + steps[:, None]) % len(circle)]
+    return found
+
+
+def _of_others(whole: Any, others: _Indices | None, sample: int) -> Any:
+    """Return the arrays of other sequences, or for None of them the mean over the batch."""
+    if whole is None or others is not None:
+        return None if whole is None or others is None else whole[others[sample]]
+    return np.broadcast_to(finite_mean(whole, None), whole.shape)
 
 
 def _after_first(stepper: CellStepper) -> range:

@@ -36,9 +36,15 @@ def fingerprint(held_out: HeldOutBatch, callbacks: Iterable[Callback], target: s
 
 
 def _conditions(callback: Callback) -> str:
-    most = callback.max_sequences
+    most, target = callback.max_sequences, callback.target
     limit = "" if most is None else f"at most {most} sequences"
-    return ", ".join(filter(None, (callback.conditions, limit)))
+    own = "" if target is None else f"target {_named(target)}"
+    return ", ".join(filter(None, (callback.conditions, own, limit)))
+
+
+def _named(target: Any) -> str:
+    """Return the name of a callback's own target."""
+    return str(getattr(target, "__name__", type(target).__name__) if callable(target) else target)
 
 
 def batch_digest(held_out: HeldOutBatch) -> str:

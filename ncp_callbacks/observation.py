@@ -65,6 +65,8 @@ class Need(enum.Enum):
     """Extra passes: :meth:`.ExtraPasses.evaluate`, a forward pass for each variant."""
     VARIANT_GRADIENTS = "variant_gradients"
     """Extra passes: ``evaluate(gradient=True)`` and :meth:`.ExtraPasses.reevaluate`."""
+    REMOVALS = "removals"
+    """Extra passes: :meth:`.ExtraPasses.removed`, a forward pass for each feature and block."""
     TIME_SCALES = "time_scales"
     """Extra passes: :meth:`.ExtraPasses.at_time_scales`, a forward pass for each scale but 1."""
     FINER_SOLVER = "finer_solver"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .extra_passes import PassSource, run_pass, trajectories
 from .held_out import read_only, to_numpy
-from .model import ModelRunner
+from .model import ModelRunner, TargetLike
 from .model.batching import EvaluatedPass
 from .observation import Activations, Need, Observation
 from .pass_costs import SHARED_PASS, PassCosts, SharedResults
@@ -33,6 +33,7 @@ def observe(
     needs: Collection[Need] = frozenset(),
     *,
     max_sequences: int | None = None,
+    target: TargetLike | None = None,
     costs: PassCosts | None = None,
     shared: SharedResults | None = None,
 ) -> Observation:
@@ -45,10 +46,14 @@ def observe(
         step: The training step.
         needs: The arrays to compute, and the extra passes that may be asked for.
         max_sequences: Largest number of sequences, spread over the batch; None: all.
+        target: The target, which then has no suffix in tags; None for that of the runner.
         costs: Where passes are counted; None: nowhere.
         shared: Where results are kept that several callbacks ask for; None: nowhere.
     """
     costs = costs or PassCosts()
+    slug = runner.target.slug
+    if target is not None:
+        runner, slug = runner.with_target(target), ""
     whole = runner
     indices: npt.NDArray[np.intp] = np.arange(len(whole.held_out))
     if max_sequences is not None and max_sequences < len(indices) and runner.divisible:
@@ -79,7 +84,7 @@ def observe(
         outputs=outputs,
         target_values=_array(passes, "values"),
         target=runner.target.name,
-        target_slug=runner.target.slug,
+        target_slug=slug,
         every_step=runner.target.of_every_step,
         horizon=runner.calling.horizon,
         takes_time=runner.takes_time,

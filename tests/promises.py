@@ -10,6 +10,7 @@ import ncp_callbacks as ncp
 
 STANDARD = (
     ncp.GradientAttribution,
+    ncp.FeatureRemoval,
     ncp.TimeSensitivity,
     ncp.StateTransitions,
     ncp.StateSpace,
@@ -20,9 +21,6 @@ ADDED = (ncp.HeldOutScore,)
 # Promised with arguments that aren't the defaults.
 OPTIONAL = {
     "attribution/agreement",
-    "attribution/completeness_error",
-    "attribution/incomplete",
-    "attribution/extra_passes",
     "time_delta/solver_error_x<scale>",
 }
 # What the monitor says of itself.

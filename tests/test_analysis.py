@@ -72,6 +72,9 @@ def rotation(rng, size):
 # --- temporal importance
 
 
+BY_SEQUENCE = ("by_sequence", "strength_by_sequence", "lag_by_sequence", "reliability")
+
+
 @given(seeds)
 def test_importance_of_a_linear_model_is_weight_times_input(rng):
     batch, steps, features = 5, 4, 3
@@ -82,7 +85,10 @@ def test_importance_of_a_linear_model_is_weight_times_input(rng):
     close32(result.signed.sum(), result.target_values.mean())
     close32(result.sign_agreement, np.abs(x.mean(axis=0)) / np.abs(x).mean(axis=0))
     shares = np.abs(w * x).mean(axis=0)
-    close32(result.feature_share, shares.sum(axis=0) / shares.sum())
+    # Weights of one sign or the other may cancel over the time steps of a sequence.
+    contributions = np.abs((w * x).sum(axis=1)).mean(axis=0)
+    close32(result.feature_share, contributions / contributions.sum())
+    close32(result.strength_by_sequence, np.abs(w * x).sum(axis=(1, 2)))
     close32(result.time_share, shares.sum(axis=1) / shares.sum())
     assert (result.sequences, result.non_finite) == (batch, 0)
 
@@ -95,8 +101,9 @@ def test_importance_follows_permutations(rng):
     b, f = rng.permutation(6), rng.permutation(3)
     moved = temporal_importance(x[b], g[b], mask=mask[b])
     # Halves are split by the order of the sequences.
-    same(moved, result, but=("by_sequence", "lag_by_sequence", "reliability"), rtol=1e-5)
+    same(moved, result, but=BY_SEQUENCE, rtol=1e-5)
     close32(moved.by_sequence, result.by_sequence[b])
+    close32(moved.strength_by_sequence, result.strength_by_sequence[b])
     close32(moved.lag_by_sequence, result.lag_by_sequence[b])
     mixed = temporal_importance(x[..., f], g[..., f], mask=mask)
     close32(mixed.importance, result.importance[:, f])
@@ -135,7 +142,7 @@ def test_importance_does_not_change_when_sequences_are_repeated(rng, copies):
         *(np.tile(a, (copies, 1, 1)) for a in (x, g)), mask=np.tile(mask, (copies, 1))
     )
     # What is said of the sequences themselves, and how sure that is with more of them.
-    more = ("sequences", "target_values", "by_sequence", "lag_by_sequence", "reliability")
+    more = ("sequences", "target_values", *BY_SEQUENCE)
     same(repeated, result, but=(*more, "share_ci", "strength_ci"), rtol=1e-6)
     np.testing.assert_array_less(np.diff(repeated.strength_ci), np.diff(result.strength_ci))
 

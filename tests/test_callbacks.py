@@ -32,7 +32,7 @@ KINDS = {
 MONITORS = ("about/", "monitor/", "held_out/", "findings/", "_ncp/findings", "_ncp/run")
 # Constructor arguments without which some of the promised tags don't come.
 MORE: dict[type[ncp.Callback], list[dict[str, Any]]] = {
-    ncp.GradientAttribution: [{"method": IntegratedGradients(4), "agreement": "input_x_gradient"}],
+    ncp.GradientAttribution: [{"agreement": "input_x_gradient", "by_class": True, "worst": 2}],
 }
 every_callback = pytest.mark.parametrize("cls", STANDARD, ids=lambda c: c.__name__)
 
@@ -286,7 +286,9 @@ def cubes() -> np.ndarray:
 def test_how_far_a_map_is_from_the_previous_one_and_from_another_methods() -> None:
     x, writer, model = cubes(), ncp.MemoryWriter(), Cubes(0)
     maps = []
-    callback = ncp.GradientAttribution(agreement="gradient")
+    callback = ncp.GradientAttribution(
+        method="input_x_gradient", baseline="zeros", agreement="gradient"
+    )
     with ncp.Monitor(model, ncp.HeldOutBatch(x), [callback], writer=writer, every=1) as monitor:
         for step in (1, 2, 3):
             if step > 1:

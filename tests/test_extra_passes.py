@@ -94,6 +94,7 @@ def test_an_observation_is_data_and_runs_nothing() -> None:
 ASKED = {
     ncp.Need.VARIANTS: lambda p: p.evaluate(X[None]),
     ncp.Need.VARIANT_GRADIENTS: lambda p: p.evaluate(X[None], gradient=True),
+    ncp.Need.REMOVALS: lambda p: p.removed([np.arange(1)]),
     ncp.Need.TIME_SCALES: lambda p: p.at_time_scales([2.0]),
     ncp.Need.FINER_SOLVER: lambda p: p.with_finer_solver([2.0]),
     ncp.Need.HESSIAN_PRODUCTS: lambda p: p.slopes(X[None], along=X),
@@ -275,12 +276,13 @@ def test_what_is_kept_is_bounded() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        InputXGradient(), IntegratedGradients(5), SmoothGrad(4), ExpectedGradients(6), Occlusion(),
+        InputXGradient(), IntegratedGradients(5), IntegratedGradients(5, at_inputs=True),
+        SmoothGrad(4), ExpectedGradients(6), Occlusion(),
     ],
     ids=lambda method: method.name,
 )  # fmt: skip
 def test_methods_run_the_passes_that_they_declare(method: AttributionMethod) -> None:
-    callback = ncp.GradientAttribution(method=method)
+    callback = ncp.GradientAttribution(method=method, removal=False)
     found = costs_of(logged(callback))
     declared = method.extra_passes(T, F, takes_time=True)
     expected = {"variants": declared.forward, "variant_gradients": declared.gradient}
@@ -310,8 +312,10 @@ def test_a_method_that_runs_what_it_does_not_declare_is_refused() -> None:
 def test_the_costs_of_the_docstrings_are_those_that_are_counted() -> None:
     faithful = ncp.Faithfulness(n_groups=20, orders=4, perturbations=4)
     found = costs_of(logged(faithful))
-    # (2 + orders) (n_groups - 1) + 2 forward passes; a gradient pass for each changed input.
-    assert found == {"shared": 1, "variants": 6 * 19 + 2, "variant_gradients": 4 + 3}
+    # (2 + orders) (n_groups - 1) + 2 forward passes; a gradient pass for each changed input. Each
+    # of the 8 maps takes three more points, and the target at the baseline.
+    expected = {"variants": 6 * 19 + 2 + 8, "variant_gradients": 4 + 3 + 8 * 3}
+    assert found == {"shared": 1, **expected}
     found = costs_of(logged(ncp.OutputTime()))
     assert found == {"shared": 1, "output_steps": T + 2}
     found = costs_of(logged(ncp.TimeSensitivity(solver_error=True), model=Net(LTC)))

@@ -82,7 +82,7 @@ def test_a_monitor_logs_batch_target_method_and_names() -> None:
         "feature_names": NAMES,
         "target": "loss at last step",
         "method": {
-            "attribution": "input_x_gradient from zeros, elapsed time from mean",
+            "attribution": "integrated_gradients from mean, elapsed time from mean",
             "removal": "occlusion from mean, elapsed time from mean",
             "transitions": "at most 5 sequences",
         },

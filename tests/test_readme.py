@@ -98,7 +98,8 @@ def tags(run: Path) -> set[str]:
 
 def test_every_block_runs(ran: Path) -> None:
     assert sorted(p.name for p in (ran / "runs").iterdir()) == [
-        "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "start-close", "time-first",
+        "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "start-close", "targets",
+        "time-first",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
         "importance.png", "sensitivity.png", "states.png", "backbone.png",
@@ -153,7 +154,7 @@ def test_the_callback_of_ones_own_is_short() -> None:
 )
 def test_the_tables_name_every_callback_and_the_standard_set_first(path: str, row: str) -> None:
     rows = re.findall(row, (ROOT / path).read_text(), re.MULTILINE)
-    assert rows[:5] == [type(c).__name__ for c in standard()]
+    assert rows[:6] == [type(c).__name__ for c in standard()]
     public = [getattr(ncp, name) for name in dir(ncp)]
     classes = {c for c in public if isinstance(c, type) and issubclass(c, ncp.Callback)}
     assert len(rows) == len(set(rows))

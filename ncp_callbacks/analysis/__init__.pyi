@@ -24,6 +24,8 @@ from ..callbacks.faithfulness.analysis import deletion as deletion
 from ..callbacks.faithfulness.analysis import max_sensitivity as max_sensitivity
 from ..callbacks.faithfulness.analysis import noise_similarity as noise_similarity
 from ..callbacks.faithfulness.analysis import structural_similarity as structural_similarity
+from ..callbacks.feature_removal.analysis import RemovalShares as RemovalShares
+from ..callbacks.feature_removal.analysis import removal_shares as removal_shares
 from ..callbacks.frame_attribution.analysis import half_area as half_area
 from ..callbacks.frame_attribution.analysis import most_important_steps as most_important_steps
 from ..callbacks.frame_attribution.analysis import pixel_maps as pixel_maps

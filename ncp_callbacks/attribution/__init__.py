@@ -16,22 +16,29 @@ from .importance import TemporalImportance, summarize, temporal_importance
 from .integrated_gradients import IntegratedGradients
 from .occlusion import Occlusion
 from .registry import BUILT_IN, DEFAULT_METHOD, method_from
+from .removal import Agreement, FeatureGroup, Removal, compare, feature_groups, removal_of
 
 __all__ = [
     "BUILT_IN",
     "DEFAULT_METHOD",
+    "Agreement",
     "Attribution",
     "AttributionMaps",
     "AttributionMethod",
     "ExpectedGradients",
+    "FeatureGroup",
     "Gradient",
     "InputXGradient",
     "IntegratedGradients",
     "Occlusion",
     "PassCount",
+    "Removal",
     "SmoothGrad",
     "TemporalImportance",
+    "compare",
+    "feature_groups",
     "method_from",
+    "removal_of",
     "summarize",
     "temporal_importance",
 ]

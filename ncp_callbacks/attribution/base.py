@@ -67,8 +67,8 @@ class AttributionMethod(abc.ABC):
         label: The name in running text and titles.
         is_slope: True where attributions are slopes, in units of the target per unit of the input.
             False where they are parts of the target's change, in units of the target.
-        complete: True where the maps sum to the change of the target from the baseline. The
-            completeness error is then measured and logged.
+        complete: True where the maps are to sum to the change of the target from the baseline. The
+            completeness error, by how much they don't, is then measured and logged.
         draws_baselines: True where ``baseline`` is a set of sequences ``(N, T, F)`` to draw from,
             False where it is one baseline per sequence, ``(B, T, F)``.
         gradient_at_inputs: True where the method asks for the gradient at the inputs themselves,
@@ -285,6 +285,16 @@ class Attribution:
             else np.where(gap > 0, np.inf, np.where(np.isnan(gap), np.nan, 0.0))
         )
         return error
+
+    def net_strength(self) -> tuple[FloatArray, FloatArray | None]:
+        """Return what each feature, and elapsed time, contributes to each sequence's target.
+
+        Returns:
+            ``(B, F)``, absolute sums over time steps, and ``(B,)``, this of elapsed time; None if
+            nothing is attributed to elapsed time.
+        """
+        by_time = None if self.time_delta is None else np.abs(self.time_delta.sum(axis=1))
+        return np.abs(self.inputs.sum(axis=1)), by_time
 
     def of(self, sequences: npt.NDArray[np.intp]) -> Attribution:
         """Return the attribution of some sequences, by their indices."""

@@ -9,7 +9,13 @@ import numpy.typing as npt
 
 from ..results import FloatArray
 
-__all__ = ["baseline_sequences", "checked_word", "constant_baseline", "finite_mean"]
+__all__ = [
+    "baseline_sequences",
+    "checked_word",
+    "constant_baseline",
+    "finite_mean",
+    "without_padding",
+]
 
 
 def checked_word(baseline: Any, name: str, words: tuple[str, ...] = ("mean", "zeros")) -> None:
@@ -136,3 +142,18 @@ def finite_mean(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> Float
     total = np.where(known, real, 0.0).sum(axis=0)
     mean: FloatArray = total / np.maximum(known.sum(axis=0), 1)
     return mean
+
+
+def without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
+    """Return sequences with the mean over real time steps in padding.
+
+    A longer sequence may be compared with the padding of a shorter one.
+
+    Args:
+        values: ``(N, T, F)`` or ``(N, T)``.
+        mask: ``(N, T)``, true at real time steps; None if all are real.
+    """
+    if mask is None:
+        return values
+    real = mask if values.ndim == 2 else mask[..., None]
+    return np.where(real, values, finite_mean(values, mask))

@@ -15,7 +15,7 @@ from ..observation import EvaluatedBatch, Need
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
 from .base import Attribution, AttributionMethod, PassCount, joined
-from .baselines import baseline_sequences, checked_word, constant_baseline, finite_mean
+from .baselines import baseline_sequences, checked_word, constant_baseline, without_padding
 from .importance import TemporalImportance, summarize
 from .registry import DEFAULT_METHOD, method_from
 from .switches import with_switches
@@ -77,14 +77,15 @@ class Attributor:
     def summary(self) -> str:
         """Return the method with its settings and baselines: equal ones measure the same.
 
-        The numbers of points and draws are not among the settings: they change the accuracy only.
+        Numbers and places of points and draws are not among the settings: they change the accuracy
+        only.
         """
         settings = [
             f"{field.name}={getattr(self.method, field.name)!r}"
             for field in (
                 dataclasses.fields(self.method) if dataclasses.is_dataclass(self.method) else ()
             )
-            if field.name not in ("n_steps", "n_samples")
+            if field.name not in ("n_steps", "n_samples", "at_inputs")
         ]
         name = f"{self.method.name}({', '.join(settings)})" if settings else self.method.name
         baseline, time_baseline = map(_summary_of_baseline, (self._baseline, self._time_baseline))
@@ -197,8 +198,8 @@ class Attributor:
         if isinstance(self._baseline, str):
             mask, times = observation.whole_mask, observation.whole_time_delta
             return (
-                _without_padding(observation.whole_inputs, mask),
-                _without_padding(times, mask)
+                without_padding(observation.whole_inputs, mask),
+                without_padding(times, mask)
                 if observation.takes_time and times is not None
                 else None,
             )
@@ -208,17 +209,6 @@ class Attributor:
             # Baselines that are passed come without times of their own.
             times = np.broadcast_to(times.mean(axis=0), sequences.shape[:2])
         return sequences, times
-
-
-def _without_padding(values: FloatArray, mask: npt.NDArray[np.bool_] | None) -> FloatArray:
-    """Return sequences with the mean over real time steps in padding.
-
-    A longer sequence may be compared with the padding of a shorter one.
-    """
-    if mask is None:
-        return values
-    real = mask if values.ndim == 2 else mask[..., None]
-    return np.where(real, values, finite_mean(values, mask))
 
 
 def _sharing(

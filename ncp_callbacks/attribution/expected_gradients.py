@@ -43,7 +43,9 @@ class ExpectedGradients(AttributionMethod):
     draws_baselines: ClassVar[bool] = True
     default_baseline: ClassVar[str] = "held_out"
     incomplete_fix: ClassVar[str] = (
-        "Set a larger n_samples=: the error falls a little faster than the root of their number"
+        "If the target is smooth between the baselines and the inputs, a larger n_samples= helps, "
+        "a little faster than the root of their number; if it jumps, no number of them does: set "
+        'method="occlusion"'
     )
 
     def __post_init__(self) -> None:

@@ -53,20 +53,26 @@ class Gradient(AttributionMethod):
 class InputXGradient(AttributionMethod):
     """Multiply the gradient by the difference of input and baseline.
 
-    With a baseline of zeros this is input × gradient. It saturates: where the target has levelled
-    off, attributions are small, even if the inputs moved the target a lot before.
+    With a baseline of zeros this is the input × gradient of the literature. It is a local slope:
+    where the target has levelled off, attributions are small, even if the inputs moved the target a
+    lot before. The maps sum to the change of the target only if the target is linear, so that the
+    completeness error tells how far this approximation holds.
 
     Source: Shrikumar et al. 2016 (arXiv:1605.01713).
     """
 
     name: ClassVar[str] = "input_x_gradient"
     label: ClassVar[str] = "input × gradient"
+    complete: ClassVar[bool] = True
     gradient_at_inputs: ClassVar[bool] = True
-    default_baseline: ClassVar[str] = "zeros"
+    incomplete_fix: ClassVar[str] = (
+        "The target is not linear between the baseline and the inputs: set "
+        'method="integrated_gradients"'
+    )
 
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
-        """Return no passes: the shared pass contains the gradient."""
-        return PassCount()
+        """Return the forward pass at the baseline: the shared pass contains the gradient."""
+        return PassCount(forward=1)
 
     def attribute(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..results import FloatArray
-from ..target_values import Evaluate
+from ..target_values import Evaluate, TargetValues
 from ._checks import checked_count, groups
 from .base import AttributionMaps, AttributionMethod, PassCount
 
@@ -31,6 +31,8 @@ class IntegratedGradients(AttributionMethod):
     Attributes:
         n_steps: Number of points along the line; each costs a gradient pass. In trained CfCs and
             LTCs, feature shares hardly change above 8; an error below 5 % may take 64.
+        at_inputs: True to have the inputs among the points, whose gradient callbacks share, by
+            Gauss-Radau quadrature, which is exact up to degree ``2 n_steps - 1``.
 
     Raises:
         ValueError: If ``n_steps`` is not a whole number of at least 1.
@@ -39,22 +41,33 @@ class IntegratedGradients(AttributionMethod):
     """
 
     n_steps: int = 32
+    at_inputs: bool = False
 
     name: ClassVar[str] = "integrated_gradients"
     label: ClassVar[str] = "integrated gradients"
     complete: ClassVar[bool] = True
     incomplete_fix: ClassVar[str] = (
-        "Set a larger n_steps=, which helps if the target is smooth along the line from the "
-        "baseline. If it jumps, as that of a state with two stable values does, set another "
-        'baseline= or method="occlusion"'
+        "If the target is smooth between the baseline and the inputs, a larger n_steps= helps; if "
+        'it jumps, no number of them does: set method="occlusion"'
     )
 
     def __post_init__(self) -> None:
         checked_count("n_steps", self.n_steps)
 
+    @property
+    def gradient_at_inputs(self) -> bool:  # type: ignore[override]
+        """Return true if the inputs are among the points."""
+        return self.at_inputs
+
     def extra_passes(self, n_time_steps: int, n_features: int, *, takes_time: bool) -> PassCount:
-        """Return a gradient pass for each point, and the forward pass at the baseline."""
-        return PassCount(forward=1, gradient=self.n_steps)
+        """Return a gradient pass for each point but the inputs, and the forward at the baseline."""
+        return PassCount(forward=1, gradient=self.n_steps - self.at_inputs)
+
+    def _rule(self) -> tuple[FloatArray, FloatArray]:
+        """Return points and weights on [-1, 1]; the inputs, at 1, are the last point."""
+        if not self.at_inputs:
+            return np.polynomial.legendre.leggauss(self.n_steps)
+        return _radau(self.n_steps)
 
     def attribute(
         self,
@@ -67,7 +80,7 @@ class IntegratedGradients(AttributionMethod):
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
         """Return the maps of the quadrature rule with all points."""
-        points, weights = np.polynomial.legendre.leggauss(self.n_steps)
+        points, weights = self._rule()
         (maps,) = _integrals(
             evaluate, inputs, time_delta, baseline, time_baseline, points, weights[None]
         )
@@ -99,7 +112,7 @@ class IntegratedGradients(AttributionMethod):
             The maps, and ``(B,)``: the norm of the difference of the maps of inputs, over the RMS
             norm of all sequences. It is an upper estimate of the error, and NaN with one point.
         """
-        points, weights = np.polynomial.legendre.leggauss(self.n_steps)
+        points, weights = self._rule()
         both = np.stack([weights, _every_other(points)])
         maps, fewer = _integrals(
             evaluate, inputs, time_delta, baseline, time_baseline, points, both
@@ -143,18 +156,26 @@ def _integrals(
         time_difference = time_delta - time_baseline
     by_input = np.zeros((len(weights), *inputs.shape))
     by_time = np.zeros((len(weights), *inputs.shape[:2]))
-    for group in groups(len(points), inputs.size):
+
+    def add(found: TargetValues, part: FloatArray) -> None:
+        nonlocal by_input, by_time
+        assert found.input_gradient is not None
+        by_input += np.tensordot(part, found.input_gradient.astype(np.float64), 1)
+        if time_difference is not None:
+            assert found.time_gradient is not None
+            by_time += np.tensordot(part, found.time_gradient.astype(np.float64), 1)
+
+    at_inputs = points[-1] == 1
+    if at_inputs:
+        add(evaluate(gradient=True), weights[:, -1:] / 2)
+    count = len(points) - at_inputs
+    for group in groups(count, inputs.size) if count else ():
         share = (points[group] + 1) / 2
         times = None
         if time_difference is not None and time_baseline is not None:
             times = time_baseline + share[:, None, None] * time_difference
         found = evaluate(baseline + share[:, None, None, None] * difference, times, gradient=True)
-        assert found.input_gradient is not None
-        part = weights[:, group] / 2
-        by_input += np.tensordot(part, found.input_gradient.astype(np.float64), 1)
-        if time_difference is not None:
-            assert found.time_gradient is not None
-            by_time += np.tensordot(part, found.time_gradient.astype(np.float64), 1)
+        add(found, weights[:, group] / 2)
     with np.errstate(invalid="ignore", over="ignore"):
         return [
             AttributionMaps(
@@ -163,6 +184,20 @@ def _integrals(
             )
             for of_inputs, of_time in zip(by_input, by_time, strict=True)
         ]
+
+
+def _radau(count: int) -> tuple[FloatArray, FloatArray]:
+    """Return points and weights of Gauss-Radau quadrature on [-1, 1], with 1 as the last point.
+
+    Source: Abramowitz & Stegun 1964, 25.4.31, mirrored.
+    """
+    series = np.polynomial.legendre.Legendre.basis
+    inner = (series(count) - series(count - 1)).roots()
+    points = np.append(np.sort(inner.real)[:-1], 1.0)
+    moments = np.zeros(count)
+    moments[0] = 2.0
+    weights = np.linalg.solve(np.polynomial.legendre.legvander(points, count - 1).T, moments)
+    return points, weights
 
 
 def _every_other(points: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ BUILT_IN: tuple[type[AttributionMethod], ...] = (
     ExpectedGradients,
     Occlusion,
 )
-DEFAULT_METHOD = InputXGradient()
+DEFAULT_METHOD = IntegratedGradients(n_steps=4, at_inputs=True)
 
 
 def method_from(method: str | AttributionMethod, argument: str = "method") -> AttributionMethod:

@@ -3,6 +3,7 @@ from .backbone_activations.callback import BackboneActivations as BackboneActiva
 from .dynamics.callback import Dynamics as Dynamics
 from .faithfulness.callback import Faithfulness as Faithfulness
 from .feature_interactions.callback import FeatureInteractions as FeatureInteractions
+from .feature_removal.callback import FeatureRemoval as FeatureRemoval
 from .frame_attribution.callback import FrameAttribution as FrameAttribution
 from .gradient_attribution.callback import GradientAttribution as GradientAttribution
 from .held_out_score.callback import HeldOutScore as HeldOutScore

@@ -222,6 +222,8 @@ def run_in_parts(
     size = min(max_sequences, batch) if runner.divisible else batch
     # Fewer sequences leave room for more variants.
     at_once = max(1, max_variants * max_sequences // size)
+    # In parts of nearly equal size: a last part of one would take nearly as long as the others.
+    at_once = -(-count // -(-count // at_once))
     parts: list[TargetValues] = []
     for begin in range(0, batch, size):
         here = slice(begin, min(batch, begin + size))

@@ -62,7 +62,12 @@ class Memory:
         peak = mx.get_peak_memory()
         if not self._bounded or self._limit is None or peak <= max(before, self._limit):
             return
-        count = runner.max_sequences or len(runner.held_out)
+        # Several variants at once take more than the shared pass, and go first.
+        whole = len(runner.held_out)
+        if runner.room is not None and runner.room > whole:
+            runner.room = max(whole, runner.room // 2)
+            return
+        count = runner.max_sequences or whole
         if count > 1:
             runner.max_sequences = count // 2
             _LOG.info(
@@ -80,3 +85,4 @@ class Memory:
         count = max(1, int((self._limit - mx.get_active_memory()) / self.per_sequence))
         if count < len(runner.held_out):
             runner.max_sequences = count
+        runner.room = count

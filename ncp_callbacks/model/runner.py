@@ -34,7 +34,6 @@ from .pytrees import Path, get_leaf, modules, replace_leaf
 from .target import At, Target, TargetLike
 
 __all__ = [
-    "VARIANTS_AT_ONCE",
     "ModelRunner",
     "Pass",
     "Variants",
@@ -43,7 +42,10 @@ __all__ = [
 ]
 
 # Variants of the batch in one pass without gradients, which keeps no intermediate arrays.
-VARIANTS_AT_ONCE = 4
+_VARIANTS_AT_ONCE = 4
+# Variants in one pass where memory is known to suffice. Small models take hardly longer for them
+# than for one; more would only take memory.
+_MAX_VARIANTS_AT_ONCE = 8
 
 
 @dataclass(eq=False)
@@ -319,7 +321,7 @@ class ModelRunner:
         self.whole_batch = len(held_out)
         self.gradients = Gradients()
         # Shared with the runners of parts of the batch.
-        self._limits: dict[str, int | None] = {"sequences": max_sequences}
+        self._limits: dict[str, int | None] = {"sequences": max_sequences, "room": None}
         self.state = StateBetweenBatches(model) if state is None else state.of(model)
         self._tap = Tap()
         self._compilation = CompilationSwitch()
@@ -382,6 +384,29 @@ class ModelRunner:
         self._limits["sequences"] = count
 
     @property
+    def room(self) -> int | None:
+        """Return how many sequences a gradient pass has memory for, shared with parts.
+
+        None if it is unknown; then it is taken to be those of the batch.
+        """
+        return self._limits["room"]
+
+    @room.setter
+    def room(self, count: int) -> None:
+        self._limits["room"] = count
+
+    def variants_at_once(self, *, gradient: bool) -> int:
+        """Return how many variants of the batch one pass may hold.
+
+        Args:
+            gradient: True for passes with gradients, which keep intermediate arrays.
+        """
+        least = 1 if gradient else _VARIANTS_AT_ONCE
+        if self.room is None or self.max_sequences is not None:
+            return least
+        return max(least, min(_MAX_VARIANTS_AT_ONCE, self.room // len(self.held_out)))
+
+    @property
     def divisible(self) -> bool:
         """Return whether parts of the batch can be run separately."""
         return not self.whole_batch_only and not callable(self._wanted[0])
@@ -391,6 +416,17 @@ class ModelRunner:
         part = self._part(sequences)
         part.target = Target(*self._wanted, part.held_out, self.calling)
         return part
+
+    def with_target(self, target: TargetLike) -> ModelRunner:
+        """Return a runner of the same sequences with another target, at the same time step.
+
+        Raises:
+            ModelError, TypeError, ValueError: If the target doesn't fit the model or the batch.
+        """
+        other = copy.copy(self)
+        other._wanted = (target, self._wanted[1])
+        other.target = Target(*other._wanted, other.held_out, other.calling)
+        return other
 
     def _part(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
         """Return a runner of some sequences that keeps the target of the whole batch."""

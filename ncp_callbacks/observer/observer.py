@@ -232,6 +232,9 @@ class Observer:
         with small.analysing(), one_blas_thread():
             with self._memory.measure(len(small.held_out)):
                 needs = frozenset[Need]().union(*(c.needs for c in callbacks))
+                if Need.VARIANT_GRADIENTS in needs:
+                    # Passes that need the most memory are the ones to measure.
+                    needs |= {Need.INPUT_GRADIENT}
                 observation = observe(small, 0, needs)
             # The standard set takes no time; others may take seconds.
             for callback in progress(callbacks, "dry run", "callback", min_items=8):
@@ -241,7 +244,11 @@ class Observer:
                     continue
                 try:
                     # Notes are of two sequences: the first analysis tells what is true of all.
-                    own = observation.declaring(rehearsal.needs).limited(rehearsal.max_sequences)
+                    if rehearsal.target is None:
+                        own = observation.declaring(rehearsal.needs)
+                    else:
+                        own = observe(small, 0, rehearsal.needs, target=rehearsal.target)
+                    own = own.limited(rehearsal.max_sequences)
                     found = checked_records(rehearsal, rehearsal.measure(own))
                     records += [record for record in found if not isinstance(record, Note)]
                 except NotApplicable as reason:
@@ -337,6 +344,7 @@ class Observer:
             analysis.step,
             planned.needs,
             max_sequences=planned.max_sequences,
+            target=planned.target,
             costs=analysis.costs,
             shared=shared,
         )

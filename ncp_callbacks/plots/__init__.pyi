@@ -2,6 +2,7 @@ from ..callbacks.backbone_activations.plot import plot_unit_activity as plot_uni
 from ..callbacks.dynamics.plot import plot_dynamics as plot_dynamics
 from ..callbacks.faithfulness.plot import plot_faithfulness as plot_faithfulness
 from ..callbacks.feature_interactions.plot import plot_interactions as plot_interactions
+from ..callbacks.feature_removal.plot import plot_feature_removal as plot_feature_removal
 from ..callbacks.frame_attribution.plot import plot_frame_strip as plot_frame_strip
 from ..callbacks.gradient_attribution.plot import plot_feature_importance as plot_feature_importance
 from ..callbacks.output_time.plot import plot_output_time as plot_output_time

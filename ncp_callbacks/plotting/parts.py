@@ -136,12 +136,20 @@ def color_bar(
     return end
 
 
-def bars(axes: Axes, start: npt.ArrayLike, stop: npt.ArrayLike, color: Any, thick: float) -> None:
-    """Draw a horizontal bar in each row, ``thick`` rows high."""
+def bars(
+    axes: Axes,
+    start: npt.ArrayLike,
+    stop: npt.ArrayLike,
+    color: Any,
+    thick: float,
+    *,
+    at: npt.ArrayLike | None = None,
+) -> None:
+    """Draw horizontal bars, ``thick`` rows high, in the rows ``at``: by default in each row."""
     from matplotlib.collections import PolyCollection
 
     left, right = np.broadcast_arrays(np.asarray(start, np.float64), np.asarray(stop, np.float64))
-    rows = np.arange(len(right))
+    rows = np.arange(len(right)) if at is None else np.asarray(at, np.float64)
     low, high = rows - thick / 2, rows + thick / 2
     corners = np.stack([left, low, right, low, right, high, left, high], axis=1).reshape(-1, 4, 2)
     known = np.isfinite(corners).all(axis=(1, 2))

@@ -128,12 +128,16 @@ def _feature_share(strength: FloatArray) -> FloatArray:
 def feature_shares(run: Run, window: tuple[int, int]) -> dict[str, float]:
     """Return the share of each feature in a run's attribution: its mean over a window of steps.
 
-    Where no map was logged in the window it is that of the last map before. Empty without an
-    attribution map whose sum is finite and above 0.
+    They are shares of contributions where these are logged, or else of the map. Where none was
+    logged in the window they are those of the last one before. Empty without numbers whose sum is
+    finite and above 0.
     """
     tags = [tag for tag in run.arrays if _is_map(tag)]
     first = f"{PREFIX}attribution_strength"
+    contributions = run.arrays.get(f"{PREFIX}attribution_features")
     made = run.arrays[min(tags, key=lambda tag: tag != first)] if tags else {}
+    if contributions is not None:
+        made = {step: array[None] for step, array in contributions.items()}
     steps = [step for step in made if step <= window[1]]
     steps = [step for step in steps if step >= window[0]] or steps[-1:]
     used = [made[step] for step in steps]

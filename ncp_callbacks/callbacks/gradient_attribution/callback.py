@@ -6,14 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...attribution import (
     DEFAULT_METHOD,
+    Agreement,
     Attribution,
     AttributionMethod,
     PassCount,
     TemporalImportance,
+    compare,
+    feature_groups,
     method_from,
+    removal_of,
 )
 from ...attribution.compute import Attributor, importance_of
 from ...callback import (
@@ -26,13 +31,18 @@ from ...callback import (
     non_finite_count,
     scalar_with_ci,
     small_batch_note,
+    whole_number,
 )
+from ...model import NotApplicable, TargetLike
 from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, Estimate
 from ...stats.reliability import cosine, order_correlation
+from ..feature_curves import FeatureCurves
+from .doubts import Disputes, completeness, mostly_time
 from .plot import plot_feature_importance
+from .subsets import of_each_class, of_worst, summary_of
 
 __all__ = ["GradientAttribution"]
 
@@ -44,8 +54,8 @@ _SCALARS = {
     "sign_agreement": "1: inputs push the target the same way in all sequences; 0: pushes cancel",
     "mean_lag": "Mean distance from a sequence's last time step, weighted by importance; in time "
     "steps",
-    "time_share": "Share of elapsed time in the attribution of inputs and elapsed time together: 0 "
-    "only what was measured counts, 1 only when",
+    "time_share": "Share of elapsed time in the contributions of features and elapsed time, each "
+    "the absolute sum of {label} over time steps: 0 only what was measured counts, 1 only when",
     "sequences": "Held-out sequences that were attributed",
     "reliability": "Correlation of the maps of two halves of the sequences, stepped up to all of "
     "them: 1 other sequences would show the same map, 0 it is noise",
@@ -55,13 +65,13 @@ _SCALARS = {
     "the previous snapshot: 0 the same order of importance, 1 unrelated, 2 the opposite",
     "agreement": "Rank correlation of the map with that of {other} on the same {sequences} "
     "sequences: 1 the same order of importance",
-    "completeness_error": "Difference between a sequence's attributions, summed, and the change of "
-    "its target from the baseline; 99th percentile over sequences, in RMS changes",
-    "incomplete": "Share of sequences whose error is above 5 %",
     "extra_passes": "Passes of each sequence beyond the pass that callbacks share: {gradient} "
     "gradient and {forward} forward passes",
 }
-_MAX_CURVES, _MAX_CARDS = 12, 8
+_CONTRIBUTIONS = (
+    "the contributions of features to the target, each the absolute sum of its attributions over "
+    "the time steps of a sequence"
+)
 # Sequences on which two methods are compared.
 _COMPARED_SEQUENCES = 8
 
@@ -69,22 +79,28 @@ _COMPARED_SEQUENCES = 8
 class GradientAttribution(Callback):
     """Attribute the target to features, time steps and elapsed time.
 
-    It costs one gradient pass by default, shared with :class:`TimeSensitivity`. Integrated
-    gradients, SmoothGrad and expected gradients run a gradient pass of each sequence for each of
-    their ``n_steps`` or ``n_samples``. Occlusion runs a forward pass for each of ``T (F + 1)``
-    inputs and elapsed times. Set ``max_sequences`` for these methods.
-    ``attribution/extra_passes`` logs the number of extra passes.
+    By default it integrates gradients by 4 points on the line from the mean of the held-out batch.
+    That costs the gradient pass at the inputs, shared with :class:`TimeSensitivity`, three gradient
+    passes and a forward pass at the baseline. As a check by other means, features are replaced by
+    those of other sequences, in a forward pass for each feature and the elapsed times, shared with
+    :class:`FeatureRemoval`. Where the two disagree, the title of the heat map and a note name both
+    shares. Other methods: SmoothGrad and expected gradients run a gradient pass of each sequence
+    for each of their ``n_samples``; occlusion runs a forward pass for each of ``T (F + 1)`` inputs
+    and elapsed times. Set ``max_sequences`` for these. ``attribution/extra_passes`` logs the number
+    of extra passes of the method.
 
     ==================================== ========= ==============================================
     Tag                                  Record    What
     ==================================== ========= ==============================================
     ``attribution/heatmap``              image     mean attribution, time steps by features
+    ``attribution/heatmap_class_<name>`` image     map of the sequences of a true class
+    ``attribution/heatmap_worst``        image     map of the sequences with the largest losses
     ``attribution/strength``             scalar    sum over the map of mean absolute attribution
     ``attribution/entropy``              scalar    1: all features matter equally, 0: one does
     ``attribution/sign_agreement``       scalar    1: every push has the same sign in all sequences
     ``attribution/mean_lag``             scalar    mean number of time steps before the last
-    ``attribution/time_share``           scalar    share of elapsed time in the strength of inputs
-                                                   and elapsed time together
+    ``attribution/time_share``           scalar    share of elapsed time in the contributions of
+                                                   features and elapsed time
     ``attribution/reliability``          scalar    1: other sequences would show the same map
     ``attribution/change``               scalar    cosine distance of the map to the map of the
                                                    previous snapshot
@@ -96,19 +112,29 @@ class GradientAttribution(Callback):
                                                    changed beyond chance
     ``attribution/agreement``            scalar    rank correlation with the map of the method
                                                    ``agreement``
+    ``attribution/disagreement``         scalar    part of the whole that attribution and removal
+                                                   give to different features
+    ``attribution/disputed``             scalar    number of features on whose shares the two
+                                                   disagree
     ``attribution/completeness_error``   scalar    99th percentile over sequences; for complete
                                                    methods
     ``attribution/incomplete``           scalar    share of sequences whose error is above 5 %
     ``attribution/extra_passes``         scalar    passes of each sequence beyond the shared pass
     ``attribution/sequences``            scalar    number of sequences attributed
     ``attribution/nonfinite``            scalar    sequences skipped because of NaN or infinity
-    ``attribution_share/<feature>``      scalar    share of a feature in the strength; at most 11
-                                                   and ``attribution_share/other``
+    ``attribution_share/<feature>``      scalar    share of a feature in the contributions of all;
+                                                   at most 11 and ``attribution_share/other``
     ``_ncp/attribution_strength``        array     ``(T, F)``, mean over sequences of the absolute
                                                    value
     ``_ncp/attribution_signed``          array     ``(T, F)``, mean over sequences
+    ``_ncp/attribution_features``        array     ``(F,)``, mean contribution of each feature
     ``_ncp/attribution_time_delta``      array     ``(2, T)``, these two means of elapsed time
     ==================================== ========= ==============================================
+
+    The contribution of a feature to a sequence's target is the absolute sum of its attributions
+    over time steps, so that pushes that cancel within a sequence don't count. For slopes it is the
+    sum of absolute values. Shares of contributions are close to those by intervention, shares of
+    the map's absolute values are not (:class:`~ncp_callbacks.attribution.TemporalImportance`).
 
     With a target other than the prediction at the last time step, ``attribution`` is followed by
     its name, as in ``attribution_loss/heatmap``. For frames, features are the channels, and their
@@ -129,17 +155,24 @@ class GradientAttribution(Callback):
             For frames, ``"mean"`` is the mean frame, and an array has one number for each channel,
             ``(F,)``, or ends in the shape of a frame. For expected gradients, ``"held_out"`` for
             all held-out sequences, or ``(N, T, F)``, sequences to draw from. None for the method's
-            default: zeros for input × gradient, ``"held_out"`` for expected gradients, and the mean
-            for others.
+            default: ``"held_out"`` for expected gradients, and the mean for others.
         time_baseline: The elapsed times to compare with: ``"mean"`` (the default), ``"zeros"``, or
             an array ``(T,)`` or ``(B, T)``. With the mean, nothing is attributed to elapsed times
             that are all equal.
         agreement: Another method, whose map is compared with this one on 8 sequences.
+        removal: True to compare the shares of features with those by removal, for methods whose
+            values are no slopes. A feature is disputed where the two differ by at least 10 % of the
+            whole and beyond chance, by paired tests over sequences that are corrected
+            for their number by Holm.
+        by_class: True for a map of the sequences of each true class as well, for at most 8 integer
+            classes of the held-out targets.
+        worst: Number of sequences with the largest losses that have a map of their own; 0 for none.
         features: Names of the features whose shares are logged as curves, at most 12. None for
             all, or, of more than 12, for the 11 strongest at the first snapshot.
         every: See :class:`Callback`.
         name: See :class:`Callback`.
         max_sequences: See :class:`Callback`.
+        target: See :class:`Callback`.
 
     Raises:
         ValueError, TypeError: If the method, a baseline or the list of features is invalid.
@@ -154,17 +187,26 @@ class GradientAttribution(Callback):
         baseline: Any = None,
         time_baseline: Any = None,
         agreement: str | AttributionMethod | None = None,
+        removal: bool = True,
+        by_class: bool = False,
+        worst: int = 0,
         features: Sequence[str] | None = None,
         every: ScheduleLike | None = None,
         name: str | None = None,
         max_sequences: int | None = None,
+        target: TargetLike | None = None,
     ) -> None:
-        super().__init__(every=every, name=name, max_sequences=max_sequences)
-        self._shares = self.keep("shares", _FeatureShares(features))
+        super().__init__(every=every, name=name, max_sequences=max_sequences, target=target)
+        self._curves = self.keep("curves", FeatureCurves(features))
         self._attributor = Attributor(method, baseline, time_baseline)
         self._other = _other_attributor(agreement, self._attributor.method, time_baseline)
         others: frozenset[Need] = frozenset() if self._other is None else self._other.needs
-        self.needs = self._attributor.needs | others
+        self._removes = bool(removal) and not self._attributor.method.is_slope
+        self._by_class, self._worst = bool(by_class), whole_number("worst", worst, 0)
+        removals = {Need.REMOVALS} if self._removes else set()
+        losses = {Need.LOSSES} if self._worst else set()
+        self.needs = self._attributor.needs | others | removals | losses
+        self._disputes = self.keep("disputes", Disputes())
         self._limit = self.keep("limit", AxisLimit())
         self._map_changes = self.keep("maps", _MapChanges())
         self._changes = self.keep("changes", PairedChanges())
@@ -180,102 +222,92 @@ class GradientAttribution(Callback):
         method, group = self._attributor.method, self.name + observation.target_slug
         if result.sequences:
             limit = self._limit.covering(float(np.abs(result.signed).max()))
-            numbers = result.estimates(self._shares.features(result))
-            yield _heatmap(result, group, method, {"limit": limit, "step": observation.step})
+            features = self._curves.of(result.feature_names, result.feature_share)
+            numbers = result.estimates(features)
+            checked = self._compare(observation, found, features)
+            options = {"limit": limit, "step": observation.step, "removed": _removed(checked)}
+            yield _heatmap(result, f"{group}/heatmap", method, options)
+            yield from self._maps_of_subsets(observation, found, group, options)
             yield from _numbers(result, group, numbers)
             yield from small_batch_note(observation)
             yield from self._changes.compare(group, numbers, observation, "strength")
             yield from _checks(result, group)
             yield from self._map_changes.compare(result, group)
-            yield from _completeness(result, group, method)
+            yield from completeness(result, group, method, checked)
+            yield from mostly_time(result, group)
+            if checked is not None:
+                yield from self._disputes.records(checked, group, method)
             yield from _extra_passes(self._attributor.extra_passes(observation), group)
             if self._other is not None:
                 yield from _agreement(found, self._other, group, observation)
-            yield from self._shares.scalars(result, group)
+            yield from _feature_shares(result, self._curves, group)
             yield from _arrays(result, group)
         yield from non_finite_count(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
 
+    def _maps_of_subsets(
+        self, observation: Observation, found: Attribution, group: str, options: dict[str, Any]
+    ) -> Iterator[Figure | Note]:
+        """Yield maps of the sequences of each class, and of the worst sequences."""
+        options = options | {"removed": None}
+        subsets: list[tuple[str, str, npt.NDArray[np.intp]]] = []
+        try:
+            if self._by_class:
+                named = of_each_class(observation)
+                subsets += [(f"class_{name}", f"class {name}", which) for name, which in named]
+            if self._worst:
+                which = of_worst(observation, self._worst)
+                subsets.append(("worst", f"{len(which)} worst sequences", which))
+        except NotApplicable as reason:
+            yield Note(f"{group}: {reason}")
+        for name, words, which in subsets:
+            part = summary_of(observation, found, which, words)
+            if part.sequences:
+                yield _heatmap(part, f"{group}/heatmap_{name}", self._attributor.method, options)
 
-class _FeatureShares:
-    """Log shares of features as curves, for features that stay those of the first snapshot."""
-
-    def __init__(self, features: Sequence[str] | None) -> None:
-        if features is not None and (isinstance(features, str) or len(features) > _MAX_CURVES):
-            raise ValueError(
-                f"features={features!r}: pass a list of at most {_MAX_CURVES} feature names"
-            )
-        if features is not None and len(set(features)) < len(features):
-            raise ValueError(f"features={features!r}: a name occurs more than once, pass it once")
-        self._requested = features
-        self._curves: list[str] | None = None
-        self._cards: list[str] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"shown": self._curves, "cards": self._cards}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._curves, self._cards = (
-            None if names is None else list(names) for names in (state["shown"], state["cards"])
-        )
-
-    def features(self, result: TemporalImportance) -> list[str]:
-        """Return the features that have a curve.
-
-        Raises:
-            ValueError: If a requested feature doesn't exist.
-        """
-        if self._curves is None:
-            self._curves = _features_with_curve(self._requested, result)
-        return self._curves
-
-    def scalars(self, result: TemporalImportance, group: str) -> Iterator[Scalar]:
-        """Yield the share of each feature that has a curve, and of all others together."""
-        names, curves = list(result.feature_names), self.features(result)
-        share = dict(zip(names, result.feature_share.tolist(), strict=True))
-        if self._cards is None:
-            self._cards = sorted(curves, key=lambda feature: -share[feature])[:_MAX_CARDS]
-        for feature in curves:
-            yield Scalar(
-                f"{group}_share/{feature}",
-                share[feature],
-                f"Share of {feature} in {group}/strength{ci_suffix(result.sequences)}",
-                ci=as_ci(result.share_ci[:, names.index(feature)]),
-                place=_share_place(group, card=feature in self._cards),
-            )
-        if len(curves) < len(names):
-            rest = 1.0 - sum(share[feature] for feature in curves)
-            parts, own = result.by_sequence, [names.index(feature) for feature in curves]
-            whole = parts.sum(axis=1, dtype=np.float64)
-            yield scalar_with_ci(
-                f"{group}_share/{'other' if 'other' not in curves else 'other_features'}",
-                max(0.0, rest),
-                Estimate.ratio(whole - parts[:, own].sum(axis=1), whole, SHARE),
-                "Share of all features without a curve",
-                place=_share_place(group, card=True),
-            )
+    def _compare(
+        self, observation: Observation, found: Attribution, features: Sequence[str]
+    ) -> Agreement | None:
+        """Return how far removal agrees with an attribution; None if it is not asked for."""
+        if not self._removes:
+            return None
+        return compare(found, removal_of(observation, feature_groups(observation, features)))
 
 
-def _features_with_curve(requested: Sequence[str] | None, result: TemporalImportance) -> list[str]:
-    """Return the requested features; for None all, or the 11 strongest of more than 12.
+def _removed(checked: Agreement | None) -> dict[str, float] | None:
+    """Return the shares by removal of the features on which the two views disagree."""
+    if checked is None or not checked.disputed:
+        return None
+    return {checked.names[i]: float(checked.removed[i]) for i in checked.disputed}
 
-    Raises:
-        ValueError: If a requested feature doesn't exist.
-    """
+
+def _feature_shares(
+    result: TemporalImportance, curves: FeatureCurves, group: str
+) -> Iterator[Scalar]:
+    """Yield the share of each feature that has a curve, and of all others together."""
     names = list(result.feature_names)
-    if requested is not None:
-        unknown = [name for name in requested if name not in names]
-        if unknown:
-            raise ValueError(
-                f"features has {unknown[0]!r}, but the held-out batch has {', '.join(names)}: "
-                "pass some of these"
-            )
-        return list(requested)
-    if len(names) <= _MAX_CURVES:
-        return names
-    strongest = np.argsort(-result.feature_share, kind="stable")[: _MAX_CURVES - 1]
-    return [names[i] for i in sorted(strongest)]
+    share = dict(zip(names, result.feature_share.tolist(), strict=True))
+    own, cards = curves.of(names, result.feature_share), curves.cards
+    for feature in own:
+        yield Scalar(
+            f"{group}_share/{feature}",
+            share[feature],
+            f"Share of {feature} in {_CONTRIBUTIONS}{ci_suffix(result.sequences)}",
+            ci=as_ci(result.share_ci[:, names.index(feature)]),
+            place=_share_place(group, card=feature in cards),
+        )
+    if len(own) < len(names):
+        rest = 1.0 - sum(share[feature] for feature in own)
+        parts, places = result.by_sequence, [names.index(feature) for feature in own]
+        whole = parts.sum(axis=1, dtype=np.float64)
+        yield scalar_with_ci(
+            f"{group}_share/{'other' if 'other' not in own else 'other_features'}",
+            max(0.0, rest),
+            Estimate.ratio(whole - parts[:, places].sum(axis=1), whole, SHARE),
+            f"Share of all features without a curve in {_CONTRIBUTIONS}",
+            place=_share_place(group, card=True),
+        )
 
 
 class _MapChanges:
@@ -328,15 +360,15 @@ def _other_attributor(
 
 
 def _heatmap(
-    result: TemporalImportance, group: str, method: AttributionMethod, options: dict[str, Any]
+    result: TemporalImportance, tag: str, method: AttributionMethod, options: dict[str, Any]
 ) -> Figure:
     return Figure(
-        f"{group}/heatmap",
+        tag,
         plot_feature_importance,
         result,
         options,
         f"{method.title} of the {result.target}, mean over held-out sequences: orange raises the "
-        "target, purple lowers it. Bars: share of each feature in the mean absolute value, with "
+        "target, purple lowers it. Bars: share of each feature in the contributions, with "
         f"whiskers that are its 95 % CI over sequences{ci_caveat(result.sequences)}. Unit: "
         f"{result.unit}.",
     )
@@ -377,7 +409,7 @@ def _numbers(
         yield Scalar(
             f"{group}/time_share",
             share,
-            _SCALARS["time_share"] + ci_suffix(result.sequences),
+            _SCALARS["time_share"].format(label=result.label) + ci_suffix(result.sequences),
             ci=as_ci(result.time_delta_share_ci),
             place=_headline(group),
         )
@@ -407,29 +439,6 @@ def _headline(group: str) -> Place:
     return "headline" if group == GradientAttribution.default_name else "group"
 
 
-def _completeness(
-    result: TemporalImportance, group: str, method: AttributionMethod
-) -> Iterator[Scalar | Note]:
-    """Yield the completeness error, and a note where it is large."""
-    if result.error is None:
-        return
-    # Infinite where targets didn't change and yet something was attributed.
-    error = result.error[~np.isnan(result.error)].astype(np.float64)
-    if not error.size:
-        return
-    if np.isfinite(error).all():
-        percentile = float(np.quantile(error, 0.99))
-        yield Scalar(f"{group}/completeness_error", percentile, _SCALARS["completeness_error"])
-    above = float((error > 0.05).mean())
-    yield Scalar(f"{group}/incomplete", above, _SCALARS["incomplete"], place="nonzero")
-    if above > 0:
-        yield Note(
-            f"{group}: attributions of some sequences don't sum to the change of their target "
-            f"within 5 %; {group}/incomplete is their share. {method.incomplete_fix}. Until then "
-            "don't trust the map and its shares"
-        )
-
-
 def _extra_passes(passes: PassCount, group: str) -> Iterator[Scalar]:
     if any(passes):
         description = _SCALARS["extra_passes"].format(**passes._asdict())
@@ -455,6 +464,7 @@ def _agreement(
 def _arrays(result: TemporalImportance, group: str) -> Iterator[Array]:
     yield Array(f"_ncp/{group}_strength", result.importance)
     yield Array(f"_ncp/{group}_signed", result.signed)
+    yield Array(f"_ncp/{group}_features", result.by_sequence.mean(axis=0))
     if result.time_delta_importance is not None and result.time_delta_signed is not None:
         both = np.stack([result.time_delta_importance, result.time_delta_signed])
         yield Array(f"_ncp/{group}_time_delta", both)

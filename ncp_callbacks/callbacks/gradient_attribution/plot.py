@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,15 +34,17 @@ def plot_feature_importance(
     limit: float | None = None,
     step: int | None = None,
     target: str | None = None,
+    removed: Mapping[str, float] | None = None,
 ) -> None:
     """Draw a map of importance, features × time steps, with each feature's share.
 
     A result is drawn with its signs: orange raises the target, purple lowers it. An array without
     negative values is drawn from dark (0) to yellow (``limit``). NaN is grey. The bars are the
-    features' shares in the mean absolute value. A line over each bar is the 95 % CI of the share
-    over sequences. Above 12 features, the 5 with the largest shares are named. Above 200 time
-    steps, a column is the mean of several of them. If the model takes elapsed time (Δt), its share
-    in the strength of inputs and elapsed time together is written below the map.
+    features' shares: of a result those of their contributions, of an array those of absolute
+    values. A line over each bar is the 95 % CI of the share over sequences. Above 12 features, the
+    5 with the largest shares are named. Above 200 time steps, a column is the mean of several of
+    them. If the model takes elapsed time (Δt), its share in the contributions of features and
+    elapsed time is written below the map.
 
     Args:
         page: The page to draw on.
@@ -52,6 +54,8 @@ def plot_feature_importance(
         limit: Colours span ±``limit`` (0 to ``limit`` for unsigned arrays), in units of the target.
         step: Training step, for the title.
         target: Name of the target; None for the name in the result.
+        removed: Shares by removal of the features on which it disagrees with the map, the largest
+            difference first; the title then names both shares of the first.
 
     Raises:
         ValueError: If the array is not ``(T, F)``, the number of names is not ``F``, or the limit
@@ -110,7 +114,13 @@ def plot_feature_importance(
     if result is not None and not many:
         whiskers(beside, np.arange(features), result.share_ci, horizontal=True)
     page.text(RIGHT, LABEL_Y, "share", ha="right")
-    if share.any():
+    disputed = next((name for name in removed or () if name in feature_names), "")
+    if disputed and removed and share.any():
+        which = list(feature_names).index(disputed)
+        both = f": {share[which]:.0%}, by removal {removed[disputed]:.0%}"
+        room = RIGHT - LEFT - text_width(f"{both} · step {step or 0:,}0")
+        page.title(short_names([disputed], room)[0] + both, step)
+    elif share.any():
         carries = f" carries {share.max():.0%}"
         room = RIGHT - LEFT - text_width(f"{carries} · step {step or 0:,}0")
         top = short_names([str(name) for name in feature_names], room)[int(share.argmax())]

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ...attribution import (
-    DEFAULT_METHOD,
     Attribution,
     AttributionMethod,
     InputXGradient,
@@ -319,6 +318,7 @@ def _log_own_step(
         mask=observation.mask,
         target=f"{target}, own input",
         feature_names=observation.held_out.feature_names,
+        one_target=False,
     )
     if not result.sequences:
         return
@@ -326,7 +326,7 @@ def _log_own_step(
         log.scalar("local_error", float(np.quantile(error[np.isfinite(error)], 0.99)))
     real = observation.held_out.mask_array.any(0)
     strength = float(result.importance.sum(axis=1)[real].mean())
-    estimate = Estimate.mean(result.by_sequence.sum(axis=1) / real.sum(), SIZE)
+    estimate = Estimate.mean(result.strength_by_sequence / real.sum(), SIZE)
     log.scalar("local_strength", strength, estimate, method=method.label)
     log.records.append(
         Figure(
@@ -348,7 +348,7 @@ def _log_own_step(
 def _local_method(local: bool | str | AttributionMethod) -> AttributionMethod | None:
     if local is False:
         return None
-    method = method_from(DEFAULT_METHOD if isinstance(local, bool) else local, "local")
+    method = method_from(InputXGradient() if isinstance(local, bool) else local, "local")
     if not isinstance(method, InputXGradient | IntegratedGradients):
         raise ValueError(
             f"local={local!r}: pass 'input_x_gradient', 'integrated_gradients', True or False. "

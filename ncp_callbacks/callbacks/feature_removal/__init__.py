@@ -1,0 +1,1 @@
+"""Replace features and blocks of time by those of other sequences."""

@@ -1,0 +1,135 @@
+"""Tell where an attribution is not to be trusted, in the place where it is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...attribution import Agreement, AttributionMethod, TemporalImportance
+from ...callback import ci_suffix
+from ...records import Note, Scalar
+
+__all__ = ["SCALARS", "Disputes", "completeness", "mostly_time"]
+
+SCALARS = {
+    "completeness_error": "Difference between a sequence's attributions, summed, and the change of "
+    "its target from the baseline; 99th percentile over sequences, in RMS changes",
+    "incomplete": "Share of sequences whose error is above 5 %",
+    "disagreement": "Part of the whole that the attribution and the removal of features give to "
+    "different features: 0 they agree, 1 they have nothing in common",
+    "disputed": "Number of features to which attribution and removal give shares that differ by "
+    "10 % of the whole or more, and beyond chance",
+}
+# Share of incomplete sequences that is no reason for a note.
+_TOLERATED = 0.1
+# Of elapsed time in the whole, from which shares of features say little.
+_MOSTLY = 0.8
+
+
+def completeness(
+    result: TemporalImportance,
+    group: str,
+    method: AttributionMethod,
+    agreement: Agreement | None = None,
+) -> Iterator[Scalar | Note]:
+    """Yield the completeness error, and a note where it is large in many sequences.
+
+    Args:
+        result: The summary of the attribution.
+        group: First part of the tags.
+        method: The method.
+        agreement: How far removal agrees; None if it is unknown.
+    """
+    if result.error is None:
+        return
+    # Infinite where targets didn't change and yet something was attributed.
+    error = result.error[~np.isnan(result.error)].astype(np.float64)
+    if not error.size:
+        return
+    if np.isfinite(error).all():
+        percentile = float(np.quantile(error, 0.99))
+        yield Scalar(f"{group}/completeness_error", percentile, SCALARS["completeness_error"])
+    above = float((error > 0.05).mean())
+    yield Scalar(f"{group}/incomplete", above, SCALARS["incomplete"], place="nonzero")
+    if above <= _TOLERATED:
+        return
+    what = (
+        f"{group}: attributions of more than {_TOLERATED:.0%} of the sequences don't sum to the "
+        f"change of their target within 5 %; {group}/incomplete is their share. "
+    )
+    if agreement is None:
+        yield Note(f"{what}{method.incomplete_fix}. Until then don't trust the map and its shares")
+    elif agreement.disputed:
+        yield Note(
+            f"{what}{method.incomplete_fix}. Removal disagrees on shares, too, as it does where "
+            "the target jumps: don't trust this map and its shares"
+        )
+    else:
+        yield Note(
+            f"{what}Shares of features agree with removal within 10 % of the whole, see "
+            f"{group}/disagreement; maps of single sequences may be wrong. {method.incomplete_fix}"
+        )
+
+
+def mostly_time(result: TemporalImportance, group: str) -> Iterator[Note]:
+    """Yield a note where nearly everything is attributed to elapsed times."""
+    share = result.time_delta_share
+    if share is not None and share >= _MOSTLY:
+        yield Note(
+            f"{group}: nearly all is attributed to elapsed times, see {group}/time_share. Shares "
+            "of features are shares of the little that is left to the inputs, not of the target"
+        )
+
+
+class Disputes:
+    """Report where attribution and removal disagree, each feature once."""
+
+    def __init__(self) -> None:
+        self._reported: dict[str, str] = {}
+
+    def state_dict(self) -> dict[str, str]:
+        """Return the notes by feature."""
+        return dict(self._reported)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._reported = {str(name): str(note) for name, note in state.items()}
+
+    def records(
+        self, agreement: Agreement, group: str, method: AttributionMethod
+    ) -> Iterator[Scalar | Note]:
+        """Yield how far attribution and removal disagree, and notes on disputed features."""
+        number = agreement.disagreement
+        yield Scalar(
+            f"{group}/disagreement",
+            number.value,
+            SCALARS["disagreement"] + ci_suffix(number.sequences),
+            ci=number.ci(),
+        )
+        count = len(agreement.disputed)
+        yield Scalar(f"{group}/disputed", count, SCALARS["disputed"], place="nonzero")
+        disputed = [agreement.names[i] for i in agreement.disputed]
+        new = [name for name in disputed if name not in self._reported]
+        if new:
+            self._reported |= dict.fromkeys(new, _note(agreement, new, group, method))
+        for message in dict.fromkeys(self._reported[name] for name in disputed):
+            yield Note(message)
+
+
+def _note(agreement: Agreement, names: Sequence[str], group: str, method: AttributionMethod) -> str:
+    shares = [
+        f"{name} {float(agreement.attributed[i]):.0%} against {float(agreement.removed[i]):.0%}"
+        for i, name in enumerate(agreement.names)
+        if name in names
+    ]
+    return (
+        f"{group}: {method.label} and removal (replacing a feature by that of other sequences) "
+        f"disagree beyond chance on shares: {', '.join(shares)}. Gradients mislead where the "
+        "target jumps, saturates or oscillates; removal where features replace each other or "
+        "cancel over time; and another baseline= than the mean asks another question. Don't trust "
+        "these shares until you know which it is: where gradients "
+        'mislead, removal is right, and method="occlusion" makes a map without them. '
+        f"{group}/disagreement follows it"
+    )
