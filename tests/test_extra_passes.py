@@ -282,7 +282,7 @@ def test_what_is_kept_is_bounded() -> None:
     ids=lambda method: method.name,
 )  # fmt: skip
 def test_methods_run_the_passes_that_they_declare(method: AttributionMethod) -> None:
-    callback = ncp.GradientAttribution(method=method, removal=False)
+    callback = ncp.GradientAttribution(method=method, removal=0)
     found = costs_of(logged(callback))
     declared = method.extra_passes(T, F, takes_time=True)
     expected = {"variants": declared.forward, "variant_gradients": declared.gradient}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from promises import pattern, promised
+from scipy.special import logit, softmax
 from sklearn.decomposition import PCA
 from test_interactions import check_picture
 from test_interactions import logged as run
@@ -83,7 +84,8 @@ def test_only_real_steps_are_shown() -> None:
                        dt[sample : sample + 1, : steps[-1] + 1])  # fmt: skip
         if sample == 1:
             values = known.outputs[0, -1]
-            assert picture.value == pytest.approx(values.max(), rel=1e-5)
+            odds = logit(softmax(values.astype(np.float64))).max()
+            assert picture.value == pytest.approx(odds, rel=1e-5)
 
 
 def test_every_sequence_can_be_one_of_them_and_no_other() -> None:
@@ -134,7 +136,10 @@ def test_costs_nothing_but_the_scales_of_these_sequences() -> None:
     sizes: list[int] = []
     call = Net.__call__
     writer = ncp.MemoryWriter()
-    callbacks = [ncp.GradientAttribution(), ncp.SinglePredictions(sequences=[0, 2], scales=SCALES)]
+    callbacks = [
+        ncp.GradientAttribution(method="gradient"),
+        ncp.SinglePredictions(sequences=[0, 2], scales=SCALES),
+    ]
     with (
         mock.patch.object(
             Net, "__call__", lambda self, x, **k: (sizes.append(len(x)), call(self, x, **k))[1]

@@ -112,7 +112,7 @@ def test_a_group_is_one_page_and_comes_where_it_belongs(
 BY_CHANCE = {
     "headline/transitions/saturation", "xai_dynamics/beyond_chance",
     "xai_dynamics/linear_memory_steps", "xai_dynamics/target_memory_steps",
-    "xai_monitor/dropped_figures",
+    "xai_attribution/disagreement", "xai_monitor/dropped_figures",
 }  # fmt: skip
 
 

@@ -17,6 +17,9 @@ __all__ = ["callback_set"]
 # Of which attributions are computed, of more held-out sequences: CIs hold with 32, and passes of
 # more take longer.
 _SEQUENCES = 32
+# Snapshots from one removal of features to the next: a forward pass for each feature would else
+# take most of the time.
+_REMOVAL_EVERY = 3
 
 
 def callback_set(name: str, *, pictures: bool = False) -> list[Callback]:
@@ -38,14 +41,16 @@ def callback_set(name: str, *, pictures: bool = False) -> list[Callback]:
 
 
 def _light() -> list[Callback]:
-    attribution = GradientAttribution(method=InputXGradient(), removal=False, max_sequences=16)
+    attribution = GradientAttribution(method=InputXGradient(), removal=0, max_sequences=16)
     return [attribution, StateTransitions(max_sequences=16)]
 
 
 def _standard() -> list[Callback]:
+    removal = FeatureRemoval(max_sequences=_SEQUENCES)
+    removal.every_nth = _REMOVAL_EVERY
     return [
-        GradientAttribution(max_sequences=_SEQUENCES),
-        FeatureRemoval(max_sequences=_SEQUENCES),
+        GradientAttribution(max_sequences=_SEQUENCES, removal=_REMOVAL_EVERY),
+        removal,
         TimeSensitivity(),
         StateTransitions(),
         StateSpace(),

@@ -212,16 +212,16 @@ def _numbers(result: RemovalShares, group: str) -> Iterator[Scalar]:
             result.time_share,
             estimates["time_share"],
             _SCALARS["time_share"].format(target=target),
+            place="data",
         )
     count = result.sequences
     description = _SCALARS["sequences"] + ci_caveat(count)
     yield Scalar(f"{group}/sequences", count, description, place="data")
-    strongest = np.argsort(-result.share, kind="stable")[:4]
     for i, name in enumerate(result.names):
         yield Scalar(
             f"{group}_share/{name}",
             float(result.share[i]),
             f"Share of {name} in {group}/strength{ci_suffix(count)}",
             ci=as_ci(result.share_ci[:, i]),
-            place="nonzero" if i in strongest and group == FeatureRemoval.default_name else "data",
+            place="data",  # The picture shows them.
         )

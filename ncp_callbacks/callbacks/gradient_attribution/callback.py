@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ...attribution import (
     DEFAULT_METHOD,
-    Agreement,
     Attribution,
     AttributionMethod,
     PassCount,
@@ -160,10 +159,11 @@ class GradientAttribution(Callback):
             an array ``(T,)`` or ``(B, T)``. With the mean, nothing is attributed to elapsed times
             that are all equal.
         agreement: Another method, whose map is compared with this one on 8 sequences.
-        removal: True to compare the shares of features with those by removal, for methods whose
-            values are no slopes. A feature is disputed where the two differ by at least 10 % of the
-            whole and beyond chance, by paired tests over sequences that are corrected
-            for their number by Holm.
+        removal: Snapshots from one comparison of the shares of features with those by removal to
+            the next, beginning with the first; 0 for none. It is for methods whose values are no
+            slopes. A feature is disputed where the two differ by at least 10 % of the whole and
+            beyond chance, by paired tests over sequences that are corrected for their number by
+            Holm.
         by_class: True for a map of the sequences of each true class as well, for at most 8 integer
             classes of the held-out targets.
         worst: Number of sequences with the largest losses that have a map of their own; 0 for none.
@@ -187,7 +187,7 @@ class GradientAttribution(Callback):
         baseline: Any = None,
         time_baseline: Any = None,
         agreement: str | AttributionMethod | None = None,
-        removal: bool = True,
+        removal: int = 1,
         by_class: bool = False,
         worst: int = 0,
         features: Sequence[str] | None = None,
@@ -201,12 +201,12 @@ class GradientAttribution(Callback):
         self._attributor = Attributor(method, baseline, time_baseline)
         self._other = _other_attributor(agreement, self._attributor.method, time_baseline)
         others: frozenset[Need] = frozenset() if self._other is None else self._other.needs
-        self._removes = bool(removal) and not self._attributor.method.is_slope
+        removal = 0 if self._attributor.method.is_slope else whole_number("removal", removal, 0)
         self._by_class, self._worst = bool(by_class), whole_number("worst", worst, 0)
-        removals = {Need.REMOVALS} if self._removes else set()
+        removals = {Need.REMOVALS} if removal else set()
         losses = {Need.LOSSES} if self._worst else set()
         self.needs = self._attributor.needs | others | removals | losses
-        self._disputes = self.keep("disputes", Disputes())
+        self._disputes = self.keep("disputes", Disputes(removal))
         self._limit = self.keep("limit", AxisLimit())
         self._map_changes = self.keep("maps", _MapChanges())
         self._changes = self.keep("changes", PairedChanges())
@@ -224,8 +224,13 @@ class GradientAttribution(Callback):
             limit = self._limit.covering(float(np.abs(result.signed).max()))
             features = self._curves.of(result.feature_names, result.feature_share)
             numbers = result.estimates(features)
-            checked = self._compare(observation, found, features)
-            options = {"limit": limit, "step": observation.step, "removed": _removed(checked)}
+            checked = self._disputes.compare(
+                lambda: compare(
+                    found, removal_of(observation, feature_groups(observation, features))
+                )
+            )
+            removed = self._disputes.removed
+            options = {"limit": limit, "step": observation.step, "removed": removed}
             yield _heatmap(result, f"{group}/heatmap", method, options)
             yield from self._maps_of_subsets(observation, found, group, options)
             yield from _numbers(result, group, numbers)
@@ -233,7 +238,7 @@ class GradientAttribution(Callback):
             yield from self._changes.compare(group, numbers, observation, "strength")
             yield from _checks(result, group)
             yield from self._map_changes.compare(result, group)
-            yield from completeness(result, group, method, checked)
+            yield from completeness(result, group, method, self._disputes.disputed)
             yield from mostly_time(result, group)
             if checked is not None:
                 yield from self._disputes.records(checked, group, method)
@@ -265,21 +270,6 @@ class GradientAttribution(Callback):
             part = summary_of(observation, found, which, words)
             if part.sequences:
                 yield _heatmap(part, f"{group}/heatmap_{name}", self._attributor.method, options)
-
-    def _compare(
-        self, observation: Observation, found: Attribution, features: Sequence[str]
-    ) -> Agreement | None:
-        """Return how far removal agrees with an attribution; None if it is not asked for."""
-        if not self._removes:
-            return None
-        return compare(found, removal_of(observation, feature_groups(observation, features)))
-
-
-def _removed(checked: Agreement | None) -> dict[str, float] | None:
-    """Return the shares by removal of the features on which the two views disagree."""
-    if checked is None or not checked.disputed:
-        return None
-    return {checked.names[i]: float(checked.removed[i]) for i in checked.disputed}
 
 
 def _feature_shares(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def completeness(
     result: TemporalImportance,
     group: str,
     method: AttributionMethod,
-    agreement: Agreement | None = None,
+    disputed: bool | None = None,
 ) -> Iterator[Scalar | Note]:
     """Yield the completeness error, and a note where it is large in many sequences.
 
@@ -40,7 +40,7 @@ def completeness(
         result: The summary of the attribution.
         group: First part of the tags.
         method: The method.
-        agreement: How far removal agrees; None if it is unknown.
+        disputed: True if removal disagrees on a share, False if it doesn't; None if it is unknown.
     """
     if result.error is None:
         return
@@ -59,9 +59,9 @@ def completeness(
         f"{group}: attributions of more than {_TOLERATED:.0%} of the sequences don't sum to the "
         f"change of their target within 5 %; {group}/incomplete is their share. "
     )
-    if agreement is None:
+    if disputed is None:
         yield Note(f"{what}{method.incomplete_fix}. Until then don't trust the map and its shares")
-    elif agreement.disputed:
+    elif disputed:
         yield Note(
             f"{what}{method.incomplete_fix}. Removal disagrees on shares, too, as it does where "
             "the target jumps: don't trust this map and its shares"
@@ -84,18 +84,54 @@ def mostly_time(result: TemporalImportance, group: str) -> Iterator[Note]:
 
 
 class Disputes:
-    """Report where attribution and removal disagree, each feature once."""
+    """Report where attribution and removal disagree, each feature once.
 
-    def __init__(self) -> None:
+    Args:
+        every: Snapshots from one comparison to the next, beginning with the first; 0 for none.
+
+    Attributes:
+        removed: Shares by removal of the features on which the last comparison disagreed, the
+            largest difference first; None before the first comparison.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every, self._snapshots = every, 0
         self._reported: dict[str, str] = {}
+        self.removed: dict[str, float] | None = None
 
-    def state_dict(self) -> dict[str, str]:
-        """Return the notes by feature."""
-        return dict(self._reported)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the notes by feature, and what the last comparison found."""
+        return {
+            "snapshots": self._snapshots,
+            "reported": dict(self._reported),
+            "removed": None if self.removed is None else dict(self.removed),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._reported = {str(name): str(note) for name, note in state.items()}
+        self._snapshots = int(state["snapshots"])
+        self._reported = {str(name): str(note) for name, note in state["reported"].items()}
+        removed = state["removed"]
+        self.removed = None if removed is None else {str(n): float(v) for n, v in removed.items()}
+
+    @property
+    def disputed(self) -> bool | None:
+        """Return whether the last comparison disagreed; None before the first."""
+        return None if self.removed is None else bool(self.removed)
+
+    def compare(self, make: Callable[[], Agreement | None]) -> Agreement | None:
+        """Return the comparison of this snapshot; None if it has none.
+
+        Args:
+            make: Compares the two views, which costs passes.
+        """
+        self._snapshots += 1
+        if not self._every or (self._snapshots - 1) % self._every:
+            return None
+        found = make()
+        if found is not None:
+            self.removed = {found.names[i]: float(found.removed[i]) for i in found.disputed}
+        return found
 
     def records(
         self, agreement: Agreement, group: str, method: AttributionMethod
@@ -109,7 +145,7 @@ class Disputes:
             ci=number.ci(),
         )
         count = len(agreement.disputed)
-        yield Scalar(f"{group}/disputed", count, SCALARS["disputed"], place="nonzero")
+        yield Scalar(f"{group}/disputed", count, SCALARS["disputed"], place="data")
         disputed = [agreement.names[i] for i in agreement.disputed]
         new = [name for name in disputed if name not in self._reported]
         if new:
