@@ -46,7 +46,7 @@ class TemporalImportance(ArrayResult):
             means, in the order of the batch: ``|sum_t A|``. Pushes that cancel over the sequence
             don't count, as they don't when the feature is removed: in 17 trained networks shares
             of contributions are at a distance (L1) of .12 from those by intervention, and shares of
-            ``importance`` at .24 (``benchmarks/shares.py``). For slopes, and where each time step
+            ``importance`` at .25 (``benchmarks/shares.py``). For slopes, and where each time step
             has a target of its own, it is ``sum_t |A|``.
         strength_by_sequence: ``(S,)``, strength of each sequence; its mean is the sum of
             ``importance``.
