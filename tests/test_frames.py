@@ -323,13 +323,15 @@ def test_numbers_by_channel_are_sums_over_pixels(axis: int) -> None:
     by_channel = product.sum(axis=(2, 3))
     x, wrapped = (FRAMES, model) if axis == -1 else (np.moveaxis(FRAMES, -1, 2), None)
     held_out = ncp.HeldOutBatch(x, channel_axis=axis, feature_names=NAMES)
-    records, _ = run(ncp.GradientAttribution(), wrapped or ChannelsFirst(model), held_out, target=1)
+    product = ncp.GradientAttribution(method="input_x_gradient", baseline="zeros")
+    records, _ = run(product, wrapped or ChannelsFirst(model), held_out, target=1)
     signed, size = (
         records[f"_ncp/attribution_output1_{name}"].values for name in ("signed", "strength")
     )
     np.testing.assert_allclose(signed, by_channel.mean(axis=0), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(size, np.abs(by_channel).mean(axis=0), rtol=1e-3, atol=1e-6)
-    share = np.abs(by_channel).sum(axis=(0, 1)) / np.abs(by_channel).sum()
+    contributions = np.abs(by_channel.sum(axis=1)).sum(axis=0)
+    share = contributions / contributions.sum()
     for i, name in enumerate(NAMES):
         found = records[f"attribution_output1_share/{name}"].value
         assert found == pytest.approx(share[i], rel=1e-3)
@@ -645,7 +647,9 @@ def test_pixels_are_sums_over_channels_of_the_method(axis: int | None) -> None:
         x, wrapped = FRAMES[..., 0], seeded(lambda: Flat(H * W))
         product = x * own_gradient(wrapped, x, 1)
     region = RNG.uniform(size=product.shape) < 0.3
-    callback = ncp.FrameAttribution(sequences=[3, 1], n_frames=2, region=region)
+    callback = ncp.FrameAttribution(
+        method="input_x_gradient", baseline="zeros", sequences=[3, 1], n_frames=2, region=region
+    )
     held_out = ncp.HeldOutBatch(x, channel_axis=axis)
     records, notes = run(callback, wrapped, held_out, target=1)
     assert not notes
@@ -694,7 +698,11 @@ def test_padding_has_no_part_in_pictures() -> None:
     mask[0, 2:] = False
     x = np.where(mask[..., None, None, None], FRAMES, 1e6).astype(np.float32)
     held_out = ncp.HeldOutBatch(x, mask=mask)
-    records, _ = run(ncp.FrameAttribution(sequences=[0]), seeded(Conv), held_out)
+    records, _ = run(
+        ncp.FrameAttribution(method="input_x_gradient", baseline="zeros", sequences=[0]),
+        seeded(Conv),
+        held_out,
+    )
     data = records["frames/sequence_0"].data
     np.testing.assert_array_equal(data.time_steps, [0, 1])
     assert data.n_time_steps == 2
@@ -716,7 +724,12 @@ def test_padding_has_no_part_in_pictures() -> None:
 def test_truth_and_prediction_are_words(targets: Any, names: Any, truth: str) -> None:
     model = seeded(Conv)
     held_out = ncp.HeldOutBatch(FRAMES, targets=targets, class_names=names)
-    records, _ = run(ncp.FrameAttribution(sequences=[0]), model, held_out, target=0)
+    records, _ = run(
+        ncp.FrameAttribution(method="input_x_gradient", baseline="zeros", sequences=[0]),
+        model,
+        held_out,
+        target=0,
+    )
     data = records["frames_output0/sequence_0"].data
     assert data.truth == truth
     outputs = np.array(model(mx.array(FRAMES)))[0, -1]
@@ -791,7 +804,7 @@ def test_the_docstring_lists_every_tag_and_no_other(target: Any) -> None:
     promises = promised(ncp.FrameAttribution)
     region = np.zeros((B, T, H, W), bool)
     region[:, :, 2] = True
-    callback = ncp.FrameAttribution(region=region)
+    callback = ncp.FrameAttribution(method="input_x_gradient", baseline="zeros", region=region)
     records, _ = run(callback, seeded(Conv), ncp.HeldOutBatch(FRAMES), target=target)
     slug = "" if target == "prediction" else "_output1"
     wanted = {tag.replace("frames", "frames" + slug, 1) for tag in promises}

@@ -119,7 +119,9 @@ def same(first, second, but=(), rtol=1e-5, atol=1e-7):
 
 
 def test_temporal_importance_is_an_array_with_company(model, x, time_delta):
-    importance = compute_temporal_importance(model, x, time_delta)
+    importance = compute_temporal_importance(
+        model, x, time_delta, method="input_x_gradient", baseline="zeros"
+    )
     array = np.asarray(importance)
     assert array.shape == importance.shape == (T, F)
     assert array.dtype == np.float32

@@ -319,7 +319,8 @@ def test_attributions_of_tokens_are_sums_over_their_vectors(cls: type[Reader]) -
     model, tokens = made(cls)
     vectors, gradient = by_hand(model, tokens)
     expected = np.abs((vectors * gradient).sum(axis=-1)).mean(axis=0)
-    found = ncp.compute_temporal_importance(model, tokens, target=1, horizon=cls.horizon)
+    product = {"method": "input_x_gradient", "baseline": "zeros"}
+    found = ncp.compute_temporal_importance(model, tokens, target=1, horizon=cls.horizon, **product)
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-7)
 
 
@@ -330,7 +331,9 @@ def test_a_monitor_reads_the_vectors_of_each_snapshot(cls: type[Reader], backgro
     writer, expected = ncp.MemoryWriter(), []
     held_out = ncp.HeldOutBatch(tokens)
     options = {"every": 1, "target": 1, "background": background}
-    with ncp.Monitor(model, held_out, "light", writer=writer, **options) as monitor:
+    product = ncp.GradientAttribution(method="input_x_gradient", baseline="zeros", removal=0)
+    callbacks = [product, ncp.StateTransitions()]
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, **options) as monitor:
         for step in (1, 2):
             monitor.on_step_end(step)
             vectors, gradient = by_hand(model, tokens)
