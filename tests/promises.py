@@ -21,6 +21,11 @@ ADDED = (ncp.HeldOutScore,)
 # Promised with arguments that aren't the defaults.
 OPTIONAL = {
     "attribution/agreement",
+    "attribution/heatmap_class_<name>",
+    "attribution/heatmap_worst",
+    # At every third snapshot only.
+    "removal/strength_change",
+    "removal/numbers_changed",
     "time_delta/solver_error_x<scale>",
 }
 # What the monitor says of itself.
