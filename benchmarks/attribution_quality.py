@@ -92,6 +92,7 @@ from ncp_callbacks.attribution import (
     InputXGradient,
     IntegratedGradients,
     Occlusion,
+    SegmentIntegratedGradients,
     SmoothGrad,
 )
 from ncp_callbacks.attribution.compute import Attributor
@@ -99,6 +100,8 @@ from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import CfC
 from ncp_callbacks.target_values import Evaluate, TargetValues
 
+# Methods that were measured.
+BUILT_IN = tuple(method for method in BUILT_IN if method is not SegmentIntegratedGradients)
 HERE = Path(__file__).parent
 STORED = HERE / "attribution_quality.csv"
 COLUMNS = ("benchmark", "model", "method", "metric", "value", "sd", "of")

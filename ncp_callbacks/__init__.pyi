@@ -15,6 +15,11 @@ from .callback import small_batch_note as small_batch_note
 from .callbacks import *
 from .checkpoints import Replay as Replay
 from .checkpoints import replay as replay
+from .cross_validation.logged import cross_validate_runs as cross_validate_runs
+from .cross_validation.result import Agreement as Agreement
+from .cross_validation.result import CrossValidation as CrossValidation
+from .cross_validation.result import Spread as Spread
+from .cross_validation.training import cross_validate as cross_validate
 from .extra_passes import ExtraPasses as ExtraPasses
 from .findings.finding import Finding as Finding
 from .held_out import HeldOutBatch as HeldOutBatch

@@ -32,6 +32,7 @@ from .model.model_copy import check_copy
 from .observer.background import Start
 from .observer.observer import Analysis, Observer, Request, Settings
 from .observer.snapshot import SnapshotLoader, SnapshotReader
+from .parallel import checked_n_jobs, parallel_jobs
 from .progress import progress
 from .records import Text
 from .run_card import run_card
@@ -137,8 +138,7 @@ def replay(
     check_log(log_dir, writer)
     check_model(model, forward, make_model)
     check_options(chunk_size=chunk_size, run_config=run_config, on_error=on_error)
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
-        raise ValueError(f"n_jobs={n_jobs!r}: pass 1 or more jobs, or -1 for one per core")
+    checked_n_jobs(n_jobs)
     files = _checked_files(checkpoints)
     subject = Subject(model, forward, target if callable(target) else None, make_model)
     settings = Settings(
@@ -321,7 +321,7 @@ def _analyses(
     worker: _Worker, start: Start, files: list[tuple[int, Path]], n_jobs: int
 ) -> Iterator[Analysis | _Skipped]:
     """Iterate over the analyses, in the order of the files."""
-    jobs, return_as = (1, "list") if n_jobs == 1 else _parallel(n_jobs)
+    jobs, return_as = (1, "list") if n_jobs == 1 else parallel_jobs(n_jobs)
     if jobs == 1 or len(files) < 3:
         for step, file in files:
             yield worker.analyse(step, file, finish=step == files[-1][0])
@@ -341,19 +341,6 @@ def _analyses(
         for before, chunk in chunks
     ):
         yield from done
-
-
-def _parallel(n_jobs: int) -> tuple[int, str]:
-    """Return how many jobs run at once, and how joblib's backend in use returns results."""
-    from joblib import effective_n_jobs
-    from joblib.parallel import MultiprocessingBackend, get_active_backend
-
-    backend, _ = get_active_backend()
-    # MLX survives no fork. Other backends, such as Ray's, derive from the one that forks.
-    if getattr(backend, "uses_threads", False) or type(backend) is MultiprocessingBackend:
-        return 1, "list"
-    generates = getattr(backend, "supports_return_generator", False)
-    return effective_n_jobs(n_jobs), "generator" if generates else "list"
 
 
 def _analyse_chunk(

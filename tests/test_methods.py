@@ -35,6 +35,7 @@ from ncp_callbacks.attribution import (
     IntegratedGradients,
     Occlusion,
     PassCount,
+    SegmentIntegratedGradients,
     SmoothGrad,
     method_from,
     summarize,
@@ -169,6 +170,7 @@ def every_method(box, x, dt=None, *, x0=None, dt0=None, mask=None, n=8) -> dict[
         Gradient(),
         InputXGradient(),
         IntegratedGradients(n),
+        SegmentIntegratedGradients(n, n_segments=2, max_length=2),
         SmoothGrad(n),
         ExpectedGradients(n),
         Occlusion(),
@@ -183,7 +185,13 @@ NAMES = tuple(method.name for method in BUILT_IN)
 # Input × gradient is complete where the target is linear.
 COMPLETE = ("integrated_gradients", "expected_gradients")
 WITH_ERROR = (*COMPLETE, "input_x_gradient")
-RELATIVE = ("input_x_gradient", "integrated_gradients", "expected_gradients", "occlusion")
+RELATIVE = (
+    "input_x_gradient",
+    "integrated_gradients",
+    "segment_integrated_gradients",
+    "expected_gradients",
+    "occlusion",
+)
 
 
 def test_every_method_is_tested():

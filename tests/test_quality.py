@@ -17,13 +17,12 @@ from PIL import Image
 from scripts import BENCHMARKS, script
 from sklearn.metrics import roc_auc_score
 
-from ncp_callbacks.attribution import BUILT_IN, IntegratedGradients, Occlusion
-
-NAMES = tuple(method.name for method in BUILT_IN)
+from ncp_callbacks.attribution import IntegratedGradients, Occlusion
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 quality = script("attribution_quality")
+NAMES = tuple(method.name for method in quality.BUILT_IN)
 EXAMPLES = BENCHMARKS.parent / "examples"
 sys.path.append(str(EXAMPLES))
 cheating = importlib.import_module("cheating")

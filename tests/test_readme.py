@@ -102,7 +102,7 @@ def test_every_block_runs(ran: Path) -> None:
         "time-first",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
-        "importance.png", "sensitivity.png", "states.png", "backbone.png",
+        "importance.png", "sensitivity.png", "states.png", "backbone.png", "comes_back.png",
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from .integrated_gradients import IntegratedGradients
 from .occlusion import Occlusion
 from .registry import BUILT_IN, DEFAULT_METHOD, method_from
 from .removal import Agreement, FeatureGroup, Removal, compare, feature_groups, removal_of
+from .segment_integrated_gradients import SegmentIntegratedGradients
 
 __all__ = [
     "BUILT_IN",
@@ -33,6 +34,7 @@ __all__ = [
     "Occlusion",
     "PassCount",
     "Removal",
+    "SegmentIntegratedGradients",
     "SmoothGrad",
     "TemporalImportance",
     "compare",

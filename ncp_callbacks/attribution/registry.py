@@ -9,6 +9,7 @@ from .expected_gradients import ExpectedGradients
 from .gradients import Gradient, InputXGradient, SmoothGrad
 from .integrated_gradients import IntegratedGradients
 from .occlusion import Occlusion
+from .segment_integrated_gradients import SegmentIntegratedGradients
 
 __all__ = ["BUILT_IN", "DEFAULT_METHOD", "method_from"]
 
@@ -16,6 +17,7 @@ BUILT_IN: tuple[type[AttributionMethod], ...] = (
     InputXGradient,
     Gradient,
     IntegratedGradients,
+    SegmentIntegratedGradients,
     SmoothGrad,
     ExpectedGradients,
     Occlusion,
