@@ -105,15 +105,36 @@ def test_questions_without_an_answer_count_only_where_there_is_one() -> None:
         [
             Repetition("one", {"attribution/time_share": 0.7}),
             Repetition("two", {"attribution/time_share": math.nan}),
-            Repetition("three", {}, findings={"drift": "yes"}),
+            Repetition("three", {}),
         ]
     )
     elapsed = found.agreement("elapsed times")
     assert (elapsed.answer, elapsed.count, elapsed.of) == ("yes", 1, 1)
     assert elapsed.answers == ("yes", "", "")
-    assert found.agreement("drift").answers == ("", "", "yes")
     with pytest.raises(KeyError, match="'nonsense' is a part of 0 questions"):
         found.agreement("nonsense")
+
+
+def test_findings_count_where_their_rule_found_something() -> None:
+    def finding(rule: str, severity: ncp.findings.Severity, sentence: str = "So.") -> ncp.Finding:
+        return ncp.Finding(rule, ncp.findings.Topic.STATE, severity, sentence, "Do.")
+
+    good, warning = ncp.findings.Severity.GOOD, ncp.findings.Severity.WARNING
+    result = summarise(
+        [
+            Repetition(
+                "one", {}, findings=[finding("learnt", good), finding("dead", warning, "5.")]
+            ),
+            Repetition("two", {}, findings=[finding("dead", warning, "6."), finding("dead", good)]),
+            Repetition("three", {}, findings=[finding("dead", good)]),
+            Repetition("four", {}),
+        ]
+    )
+    dead, learnt = result.agreements
+    assert (dead.question, dead.answer, dead.count, dead.of) == ("finding dead", "warning", 2, 4)
+    assert dead.answers == ("warning", "warning", "good", "not found")
+    assert dead.example == "5."
+    assert (learnt.answer, learnt.count, learnt.example) == ("not found", 3, "")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..runs.errors import RunsError
 from ..runs.find import Group
+from ..runs.findings import findings_of
 from ..runs.fingerprint import compare_fingerprints
 from ..runs.reader import Run, read_run
 from ..runs.tags import ASIDE
@@ -66,7 +67,7 @@ def _repetition(run: Run) -> Repetition:
         if len(series.values) and not ASIDE.fullmatch(tag) and not tag.startswith("monitor/")
     }
     maps = {tag: points[max(points)] for tag, points in run.arrays.items() if points}
-    return Repetition(run.name, numbers, maps)
+    return Repetition(run.name, numbers, maps, findings_of(run))
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

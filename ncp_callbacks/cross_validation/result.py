@@ -6,16 +6,20 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..findings.finding import Finding
 from ..results import MappingResult
 from .questions import answers, feature_shares
 
 __all__ = ["Agreement", "CrossValidation", "Repetition", "Spread", "summarise"]
+
+_NOT_FOUND = "not found"
+_MAX_SHOWN = 10  # Lines of agreements in the repr.
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +30,13 @@ class Repetition:
         name: Its seed and fold, or the name of the run.
         numbers: Numbers by tag, after the last step.
         maps: Logged arrays by tag.
-        findings: Further answers by question.
+        findings: What the rules of :mod:`ncp_callbacks.findings` found.
     """
 
     name: str
     numbers: Mapping[str, float]
     maps: Mapping[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
-    findings: Mapping[str, str] = field(default_factory=dict)
+    findings: Sequence[Finding] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Agreement:
             It holds for repetitions that are independent. Folds share most of their training data,
             so it is too narrow for them.
         answers: The answer of each repetition, ``""`` where there is none.
+        example: For a finding, the sentence of the first repetition with this answer.
     """
 
     question: str
@@ -57,6 +62,7 @@ class Agreement:
     low: float
     high: float
     answers: tuple[str, ...]
+    example: str = ""
 
     def __str__(self) -> str:
         return f"{self.question}: {self.answer}, in {self.count} of {self.of}"
@@ -85,8 +91,8 @@ class CrossValidation(MappingResult):
 
     Attributes:
         repetitions: Names of the ``R`` repetitions.
-        agreements: How often the most frequent answer to each question comes back, in the order of
-            the questions.
+        agreements: How often the most frequent answer to each question comes back. Findings follow
+            the questions: ``"finding <rule>"`` is answered by its severity, or by "not found".
         numbers: The spread of each number, by its tag.
         rank_agreement: By group of feature shares, the mean Spearman correlation of the shares over
             all pairs of repetitions: 1 for the same order everywhere, about 0 for orders by chance.
@@ -129,6 +135,7 @@ class CrossValidation(MappingResult):
                     "of": a.of,
                     "ci": [a.low, a.high],
                     "answers": list(a.answers),
+                    "example": a.example,
                 }
                 for a in self.agreements
             ],
@@ -148,7 +155,10 @@ class CrossValidation(MappingResult):
 
     def __repr__(self) -> str:
         lines = [f"CrossValidation of {len(self.repetitions)} repetitions"]
-        lines += [f"  {agreement}" for agreement in self.agreements]
+        shown = self.agreements[:_MAX_SHOWN]
+        lines += [f"  {agreement}" for agreement in shown]
+        if len(shown) < len(self.agreements):
+            lines.append(f"  {len(self.agreements) - len(shown)} more in .agreements")
         for group, correlation in self.rank_agreement.items():
             lines.append(f"  {group}: rank correlation of the shares {correlation:.2f}")
         lines.append(f"  {len(self.numbers)} numbers in .numbers, with their spread")
@@ -163,16 +173,17 @@ def summarise(repetitions: Sequence[Repetition], notes: Sequence[str] = ()) -> C
     """
     if len(repetitions) < 2:
         raise ValueError(f"there is {len(repetitions)} repetition: pass at least 2 seeds or folds")
-    each = [answers(r.numbers, r.maps) | dict(r.findings) for r in repetitions]
+    each = [answers(r.numbers, r.maps) for r in repetitions]
     questions = dict.fromkeys(question for found in each for question in found)
-    agreements = tuple(_agreement(q, [found.get(q, "") for found in each]) for q in questions)
+    agreements = [_agreement(q, [found.get(q, "") for found in each]) for q in questions]
+    agreements += _of_findings(repetitions)
     tags = dict.fromkeys(tag for r in repetitions for tag in r.numbers)
     numbers = {
         tag: _spread([float(r.numbers.get(tag, math.nan)) for r in repetitions]) for tag in tags
     }
     return CrossValidation(
         tuple(r.name for r in repetitions),
-        agreements,
+        tuple(agreements),
         numbers,
         _rank_agreement([feature_shares(r.numbers) for r in repetitions]),
         tuple(notes),
@@ -188,6 +199,28 @@ def _agreement(question: str, found: Sequence[str]) -> Agreement:
     of = sum(counts.values())
     ci = stats.binomtest(count, of).proportion_ci()
     return Agreement(question, answer, count, of, float(ci.low), float(ci.high), tuple(found))
+
+
+def _of_findings(repetitions: Sequence[Repetition]) -> list[Agreement]:
+    """Return how often each rule found something, the most serious rules first."""
+    found: dict[str, dict[int, Finding]] = {}
+    for place, repetition in enumerate(repetitions):
+        # A rule may report several groups: its most serious finding counts.
+        for finding in sorted(repetition.findings, key=lambda f: f.severity.rank):
+            found.setdefault(finding.rule, {})[place] = finding
+    agreements = []
+    for rule, by_place in found.items():
+        words = [
+            by_place[place].severity.value if place in by_place else _NOT_FOUND
+            for place in range(len(repetitions))
+        ]
+        agreement = _agreement(f"finding {rule}", words)
+        sentences = [f.sentence for f in by_place.values() if f.severity.value == agreement.answer]
+        agreements.append(replace(agreement, example=sentences[0] if sentences else ""))
+    worst = {
+        f"finding {rule}": max(f.severity.rank for f in by.values()) for rule, by in found.items()
+    }
+    return sorted(agreements, key=lambda a: -worst[a.question])
 
 
 def _spread(values: Sequence[float]) -> Spread:

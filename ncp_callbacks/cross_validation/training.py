@@ -299,4 +299,4 @@ def _trained_and_analysed(parts: Parts, job: _Job) -> tuple[Repetition, list[str
         if isinstance(record, Scalar) and not ASIDE.match(record.tag):
             numbers[record.tag] = float(record.value)
     maps = {r.tag: np.array(r.values, np.float64) for r in records if isinstance(r, Array)}
-    return Repetition(job.name, numbers, maps), list(monitor.notes)
+    return Repetition(job.name, numbers, maps, monitor.findings), list(monitor.notes)
