@@ -358,6 +358,8 @@ def test_what_the_target_treats_alike_is_treated_alike(rng):
     w[:, 2], x[..., 2], x0[..., 2] = w[:, 0], x[..., 0], x0[..., 0]
     box = ridge(np.tanh, tanh_slope, w, v, x, dt)
     for name, found in every_method(box, x, dt, x0=x0, dt0=dt0).items():
+        if name == "segment_integrated_gradients":
+            continue  # Each has segments of its own.
         if name != "smooth_grad":
             close(found.inputs[..., 2], found.inputs[..., 0])
         else:  # SmoothGrad has noise of its own for each, and the gradient is one for all.
@@ -408,7 +410,8 @@ def test_sequences_do_not_see_each_other(rng):
     first = every_method(box, x, dt, x0=x0, dt0=dt0)
     second = every_method(moved, x[order], dt[order], x0=x0[order], dt0=dt0[order])
     for name in NAMES:
-        if name not in ("smooth_grad", "expected_gradients"):  # theirs is the order of the draws
+        # Theirs is the order of the draws.
+        if name not in ("smooth_grad", "expected_gradients", "segment_integrated_gradients"):
             close(second[name].inputs, first[name].inputs[order])
             close(second[name].time_delta, first[name].time_delta[order])
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plotting.style import BLUE, DPI, GREY, HEIGHT, INK, LIGHT, PALE, WIDTH, points
+from ..plotting.style import BLUE, DPI, FONT_SIZE, GREY, HEIGHT, INK, LIGHT, PALE, WIDTH, points
 from ..plotting.text import shorten
 from .result import CrossValidation
 
@@ -18,7 +18,7 @@ __all__ = ["plot_cross_validation"]
 _MAX_ROWS = 7
 _TOP, _ROW = 366, 50  # Pixels from the bottom to the first row, and of each row.
 _BAR_LEFT, _BAR_RIGHT = 452, 620
-_TEXT, _SMALL = 15, 13  # Pixels.
+_TEXT, _SMALL, _WIDTH = 15, 13, 365  # Pixels: heights of letters, width of the text.
 
 
 def plot_cross_validation(result: CrossValidation) -> Figure:
@@ -74,8 +74,12 @@ def plot_cross_validation(result: CrossValidation) -> Figure:
     for row, agreement in enumerate(shown):
         y = _TOP - row * _ROW
         group, _, question = agreement.question.partition(": ")
-        text(8, y + 4, shorten(f"{group}: {question}", 345), _SMALL, GREY)
-        text(8, y - 16, shorten(agreement.answer, 335), _TEXT, INK)
+        above = f"{group}: {question}" if question else group
+        text(8, y + 4, shorten(above, _WIDTH * FONT_SIZE / _SMALL), _SMALL, GREY)
+        below = (
+            f"{agreement.answer}: {agreement.example}" if agreement.example else agreement.answer
+        )
+        text(8, y - 15, shorten(below, _WIDTH * FONT_SIZE / _SMALL), _SMALL + 1, INK)
         text(_BAR_LEFT - 8, y - 8, f"{agreement.count} of {agreement.of}", _TEXT, INK, "right")
     bottom = _TOP + 22 - height - 18
     text(_BAR_LEFT, bottom, "0", _SMALL, GREY, "center")
