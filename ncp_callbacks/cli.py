@@ -3,6 +3,7 @@
 ::
 
     ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
+    ncp-callbacks view runs/
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .progress import progress
+from .view import command as view
 
 if TYPE_CHECKING:
     from .runs import Comparison
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        status = _compare(options)
+        status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe; Python would warn again at its exit.
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--fail-if", action="append", default=[], metavar="CONDITION",
         help="exit with status 1 if TAG>NUMBER (or >=, <, <=): '+5%%' is a change in per cent, "
         "'+0.02' a change, '0.3' the value; may be passed several times")  # fmt: skip
+    compare.set_defaults(run=_compare)
+    view.add_command(commands)
     return parser
 
 

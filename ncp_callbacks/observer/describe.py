@@ -58,8 +58,7 @@ class ArrayDescriber:
         if "sequence" in record.axes:
             classes = self._held_out.sequence_classes
             size = record.values.shape[record.axes.index("sequence")]
-            shown = observation.indices[:size].tolist()
-            about.setdefault("sequences", shown)
+            shown = about.setdefault("sequences", observation.indices[:size].tolist())
             if classes is not None:
                 about["sequence_class"] = [int(classes[index]) for index in shown]
             if self._held_out.class_names is not None:

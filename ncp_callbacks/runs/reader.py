@@ -92,7 +92,7 @@ class Image:
             OSError, ValueError: The file is gone, or damaged here.
         """
         frame = read_frame(self.path, self.offset)
-        event = _parsed(frame)
+        event = parsed_event(frame)
         if event is None or not frame.intact or self.part >= len(event.summary.value):
             raise ValueError(f"{self.path.name} is damaged at byte {self.offset:,}")
         value = event.summary.value[self.part]
@@ -171,7 +171,7 @@ def read_run(path: str | os.PathLike[str], *, name: str | None = None) -> Run:
     return log.run(name or where.absolute().name, where)
 
 
-def _parsed(frame: Frame) -> Any:
+def parsed_event(frame: Frame) -> Any:
     """Return the event, or None where the data is none."""
     from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
@@ -225,7 +225,7 @@ class _Log:
         try:
             for frame in frames:
                 records += 1
-                event = _parsed(frame) if frame.intact else None
+                event = parsed_event(frame) if frame.intact else None
                 if not frame.intact:
                     bad += 1
                     bad_bytes += len(frame.data)
@@ -316,7 +316,7 @@ def _take_scalars(
             points[tag] += [(step, value.item()) for step, value in arrays.pop(name)]
 
 
-def _numbers(tensor: Any) -> FloatArray:
+def tensor_numbers(tensor: Any) -> FloatArray:
     """Return the values of a numeric tensor.
 
     Raises:
@@ -338,20 +338,20 @@ def _numbers(tensor: Any) -> FloatArray:
 
 
 def _number(tensor: Any) -> float:
-    values = _numbers(tensor)
+    values = tensor_numbers(tensor)
     if values.size != 1:
         raise ValueError(f"has {values.size:,} values, and a scalar has one")
     return values.item()
 
 
-def _text(tensor: Any) -> str:
+def tensor_text(tensor: Any) -> str:
     if tensor.dtype != _STRING:
         raise ValueError("is no text")
     return "\n".join(part.decode(errors="replace") for part in tensor.string_val)
 
 
 def _histogram(tensor: Any) -> Binned:
-    table = _numbers(tensor)
+    table = tensor_numbers(tensor)
     if table.ndim != 2 or table.shape[1] != 3:
         raise ValueError(f"has the shape {table.shape}, not that of a histogram, (bins, 3)")
     return _checked(Binned(table[:, 0], table[:, 1], table[:, 2]))
@@ -409,7 +409,7 @@ _TENSORS: dict[tuple[str, str], tuple[str, Any]] = {
     ("tensor", "scalars"): ("scalars", _number),
     ("tensor", "histograms"): ("histograms", _histogram),
     ("tensor", "images"): ("images", None),
-    ("tensor", _ARRAYS): ("arrays", _numbers),
-    ("tensor", "text"): ("texts", _text),
-    ("tensor", _DATA): ("texts", _text),
+    ("tensor", _ARRAYS): ("arrays", tensor_numbers),
+    ("tensor", "text"): ("texts", tensor_text),
+    ("tensor", _DATA): ("texts", tensor_text),
 }

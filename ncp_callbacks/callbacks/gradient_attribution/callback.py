@@ -452,9 +452,11 @@ def _agreement(
 
 
 def _arrays(result: TemporalImportance, group: str) -> Iterator[Array]:
-    yield Array(f"_ncp/{group}_strength", result.importance)
-    yield Array(f"_ncp/{group}_signed", result.signed)
-    yield Array(f"_ncp/{group}_features", result.by_sequence.mean(axis=0))
+    axes, tag = ("time step", "feature"), f"_ncp/{group}"
+    features = result.by_sequence.mean(axis=0)
+    yield Array(f"{tag}_strength", result.importance, kind="attribution", axes=axes)
+    yield Array(f"{tag}_signed", result.signed, kind="attribution signed", axes=axes)
+    yield Array(f"{tag}_features", features, kind="attribution features", axes=("feature",))
     if result.time_delta_importance is not None and result.time_delta_signed is not None:
         both = np.stack([result.time_delta_importance, result.time_delta_signed])
         yield Array(f"_ncp/{group}_time_delta", both)

@@ -31,6 +31,7 @@ from ...stats.state_samples import fingerprint, state_sample
 from .analysis import Basis, state_space
 from .analysis import StateSpace as StateSpaceResult
 from .plot import plot_state_space
+from .shown import ShownStates
 
 __all__ = ["StateSpace"]
 
@@ -73,6 +74,10 @@ class StateSpace(Callback):
                                                  ``(N, N)``, rotated
     ``_ncp/hidden_held_out``            array    ``(2, 8)``, random projections of the inputs and
                                                  mask, and of time_delta, to identify the batch
+    ``_ncp/hidden_trajectory``          array    ``(16, 64, 3)``, states of at most 16 sequences at
+                                                 64 time steps along the two axes and a third
+    ``_ncp/hidden_units``               array    ``(64, H)``, mean state of each unit
+    ``_ncp/hidden_elapsed``             array    ``(16, 64)``, time since the sequence's start, once
     ``hidden/states``                   points   once, when the run ends: up to 2,000 states for the
                                                  Projector, with class, time, step and sequence
     =================================== ======== ==================================================
@@ -162,7 +167,11 @@ class StateSpace(Callback):
         refits = _SCALARS["basis_refits"]
         yield Scalar(f"{group}/basis_refits", axes.refits, refits, place="data")
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
-        yield Array(f"_ncp/{group}_sample", state_sample(cell.values, observation.mask))
+        sample = state_sample(cell.values, observation.mask)
+        about = {"cell": cell.cell}
+        yield Array(f"_ncp/{group}_sample", sample, kind="state sample", axes=("state", "unit"),
+                    about=about)  # fmt: skip
+        yield from axes.shown.arrays(cell, group, axes.basis or result.basis, observation)
         yield Array(f"_ncp/{group}_held_out", batch)
 
 
@@ -183,11 +192,13 @@ class _Axes:
         basis: The axes that are kept; None before the first snapshot.
         refits: Number of times that they were fitted anew.
         limit: Limit of both axes.
+        shown: What the interactive view shows.
     """
 
     basis: Basis | None = None
     refits: int = 0
     limit: AxisLimit = dataclasses.field(default_factory=AxisLimit)
+    shown: ShownStates = dataclasses.field(default_factory=ShownStates)
 
     def project(
         self, cell: Trajectory, mask: np.ndarray | None, refit_below: float
@@ -215,7 +226,12 @@ class _Axes:
         basis = None
         if self.basis is not None:
             basis = {"mean": self.basis.mean, "components": self.basis.components}
-        return {"basis": basis, "refits": self.refits, "limit": self.limit.value}
+        return {
+            "basis": basis,
+            "refits": self.refits,
+            "limit": self.limit.value,
+            "shown": self.shown.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -224,6 +240,7 @@ class _Axes:
             basis = Basis(np.asarray(basis["mean"]), np.asarray(basis["components"]))
         self.basis, self.refits = basis, int(state["refits"])
         self.limit.load_state_dict(state["limit"])
+        self.shown.load_state_dict(state["shown"])
 
 
 def _picture(result: StateSpaceResult, group: str, axes: _Axes, observation: Observation) -> Figure:

@@ -524,7 +524,10 @@ def _log_units(log: _CellLog, result: UnitTimeConstants, some: str) -> None:
                 f"are counted in the first or last bin{some}",
             )
         )
-    log.records.append(Array(f"_ncp/{log.group}_median", median))
+    about = {"cell": log.cell, "label": "median time constant"}
+    log.records.append(
+        Array(f"_ncp/{log.group}_median", median, kind="unit values", axes=("unit",), about=about)
+    )
 
 
 def _log_figures(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -324,10 +324,27 @@ def _log_synapses(cell: _WiredCell, reading: LTCReading, part: Observation) -> S
         log.scalar("silent_synapses", flow.silent)
     if math.isfinite(flow.balance_error):
         log.scalar("balance_error", flow.balance_error)
-    log.records.append(Array(f"_ncp/{log.group}_share", flow.share))
-    log.records.append(Array(f"_ncp/{log.group}_current", flow.current))
+    about = {
+        "cell": cell.name,
+        "neuron_kinds": _kinds_of_neurons(cell.groups, flow.share.shape[1]),
+        "feature_names": list(part.held_out.feature_names),
+    }
+    axes = ("source", "neuron")
+    for name, values in (("share", flow.share), ("current", flow.current)):
+        log.records.append(
+            Array(f"_ncp/{log.group}_{name}", values, kind=f"wiring {name}", axes=axes, about=about)
+        )
     drawable = np.isfinite(flow.share).all() and np.isfinite(flow.current).all()
     return flow if drawable else None
+
+
+def _kinds_of_neurons(groups: Sequence[NeuronGroup], count: int) -> list[str]:
+    """Return the kind of each neuron, in the order of the state."""
+    kinds = [""] * count
+    for group in groups:
+        for column in group.columns:
+            kinds[column] = group.name
+    return kinds
 
 
 def _log_activity(cell: _WiredCell, states: Trajectory, part: Observation) -> None:
@@ -360,4 +377,12 @@ def _log_attribution(cell: _WiredCell, part: Observation) -> None:
             place="group", kind=kind, attributed=part.target, sequences=found.sequences,
         )  # fmt: skip
     if found.neurons is not None:
-        log.records.append(Array(f"_ncp/{log.group}_attribution{part.target_slug}", found.neurons))
+        log.records.append(
+            Array(
+                f"_ncp/{log.group}_attribution{part.target_slug}",
+                found.neurons,
+                kind="wiring attribution",
+                axes=("neuron",),
+                about={"cell": cell.name},
+            )
+        )

@@ -1,0 +1,92 @@
+"""Run the command ``ncp-callbacks view``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_command", "run"]
+
+_EXAMPLES = """\
+examples:
+  ncp-callbacks view runs/
+  ncp-callbacks view runs/ --out page.html        # one file, to send or to keep
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to those of a parser.
+
+    Args:
+        commands: What ``ArgumentParser.add_subparsers()`` returned.
+    """
+    view = commands.add_parser(
+        "view",
+        help="open an interactive page of all runs, which follows live training",
+        description="Open an interactive page of all runs below a folder: attribution, states and "
+        "units side by side, with one slider for the step.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = view.add_argument
+    add("log_dir", type=Path, metavar="RUNS", help="folder with runs, or a single run")
+    add("--port", type=int, default=0, help="port of the page; 0, the default, for any free one")
+    add("--no-browser", action="store_true", help="print the address and open no browser")
+    add("--out", type=Path, metavar="FILE", help="write the page with its data into one HTML file")
+    view.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve the page until it is interrupted, or write it; return the exit status.
+
+    Args:
+        options: The arguments of the command.
+    """
+    from .index import LogIndex
+
+    if not options.log_dir.expanduser().is_dir():
+        return _fail(f"there is no folder {str(options.log_dir)!r}: pass a folder with runs")
+    source = LogIndex(options.log_dir)
+    if options.out is not None:
+        return _write(source, options.out)
+    from .serve import make_server
+
+    try:
+        server = make_server(source, options.port)
+    except (OSError, OverflowError) as error:
+        return _fail(f"port {options.port} can't be used: {error}; pass another --port")
+    address = f"http://127.0.0.1:{server.server_port}/"
+    # Flushed, so that a program that started this one can read the address.
+    print(f"{address}  (Ctrl-C ends it)", flush=True)
+    if not source.names():
+        print("There is no run yet; the page shows runs as they appear.", flush=True)
+    if not options.no_browser:
+        import webbrowser
+
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+    return 0
+
+
+def _write(source: Any, path: Path) -> int:
+    from .page import write_page
+
+    if not source.names():
+        return _fail("there is no run in this folder: pass a folder with runs")
+    try:
+        print(write_page(source, path))
+    except OSError as error:
+        return _fail(f"{str(path)!r} can't be written: {error.strerror}; pass another --out")
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    print(f"ncp-callbacks view: {sentence}", file=sys.stderr)
+    return 2

@@ -1,0 +1,117 @@
+"""Make the interactive page: for a server, or as one file that holds its data.
+
+write_page(LogIndex("runs"), "runs.html", runs=["cfc-s0", "cfc-s1"])
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..writers.encoding import FORMAT
+from .api import packed, run_document
+from .index import Source
+from .static_files import MODULES, START, module_text
+
+__all__ = ["MAX_SNAPSHOTS", "page", "served_page", "write_page"]
+
+MAX_SNAPSHOTS = 60
+"""Snapshots of each array that a page holds, spread over the training."""
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>ncp_callbacks</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
+"""
+_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:\">\n"
+)
+_IMPORT = re.compile(r"^import (\{[^;]+\}) from '([^']+)';$", re.MULTILINE)
+_EXPORT = re.compile(r"^export ((?:async )?(?:const|function|class)) (\w+)", re.MULTILINE)
+
+
+def served_page() -> str:
+    """Return the page of a server, which loads everything from there."""
+    return f'{_HEAD}</head><body><script type="module" src="{START}"></script></body></html>\n'
+
+
+def page(source: Source, runs: Iterable[str] | None = None, *, most: int = MAX_SNAPSHOTS) -> str:
+    """Return one HTML file with the data of runs, which asks nobody for anything.
+
+    Args:
+        source: The log.
+        runs: Names of runs; None for all.
+        most: Largest number of snapshots of each array.
+
+    Raises:
+        KeyError: There is no run of a name.
+    """
+    data: dict[str, Any] = {"format": FORMAT, "runs": {}, "arrays": {}}
+    for name in source.names() if runs is None else runs:
+        run = source.run(name)
+        document = run_document(run)
+        held: dict[str, str] = {}
+        for tag, found in document["arrays"].items():
+            steps = found["steps"]
+            if len(steps) > most:
+                chosen = np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))
+                steps = found["steps"] = [steps[index] for index in chosen]
+            held[tag] = base64.b64encode(packed(run, tag, steps)).decode()
+        data["runs"][name], data["arrays"][name] = document, held
+    # "</" must not end the element, whatever a run or a feature is called.
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    code = "".join(_in_one_script(name) for name in MODULES)
+    return (
+        f"{_HEAD}{_POLICY}</head><body>"
+        f'<script type="application/json" id="data">{text}</script>\n'
+        f'<script type="module">\nconst modules = {{}};\n{code}\n'
+        "const data = JSON.parse(document.getElementById('data').textContent);\n"
+        "modules['index.js'].render({source: new modules['source.js'].EmbeddedSource(data)});\n"
+        "</script></body></html>\n"
+    )
+
+
+def _in_one_script(name: str) -> str:
+    """Return a module as a part of one script that holds all: a function with names of its own."""
+
+    def imported(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), match[2]))
+        return f"const {match[1]} = modules['{path}'];"
+
+    text = _IMPORT.sub(imported, module_text(name))
+    exported = ", ".join(match[2] for match in _EXPORT.finditer(text))
+    body = _EXPORT.sub(r"\1 \2", text)
+    return f"modules['{name}'] = (() => {{\n{body}\nreturn {{{exported}}};\n}})();\n"
+
+
+def write_page(
+    source: Source,
+    path: str | os.PathLike[str],
+    runs: Iterable[str] | None = None,
+    *,
+    most: int = MAX_SNAPSHOTS,
+) -> Path:
+    """Write :func:`page` into a file, and return its path.
+
+    Args:
+        source: The log.
+        path: The file.
+        runs: Names of runs; None for all.
+        most: Largest number of snapshots of each array.
+
+    Raises:
+        KeyError: There is no run of a name.
+        OSError: The file can't be written.
+    """
+    where = Path(path).expanduser()
+    where.write_text(page(source, runs, most=most), encoding="utf-8")
+    return where

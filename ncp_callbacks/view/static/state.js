@@ -1,0 +1,186 @@
+/** What is shown, and the data that is here: no drawing. */
+import {meanAndSd, stepAt} from './math.js';
+import {PALETTE} from './draw.js';
+
+export const FORMAT = 1;
+export const MAX_SIDE_BY_SIDE = 4;
+const MAX_BYTES_AT_ONCE = 1.5e6;
+const byName = (a, b) => a.localeCompare(b, 'en', {numeric: true});
+
+/** The runs of a source as far as they have been asked for. */
+export class Store {
+  constructor(source, changed) {
+    this.source = source;
+    this.changed = changed;
+    this.names = [];
+    this.note = '';
+    this.runs = new Map();
+    this.summaries = new Map();
+    this.arrays = new Map();
+    this.asked = new Set();
+  }
+
+  /** Read the names of the runs. Throws what is to be told to the reader. */
+  async readNames() {
+    const found = await this.source.runs();
+    if (found.format > FORMAT) throw new Error('These runs were written by a newer version: update ncp_callbacks.');
+    this.names = [...found.runs].sort(byName);
+    this.note = found.note || '';
+    for (const name of this.runs.keys()) if (!this.names.includes(name)) this.forget(name);
+  }
+
+  forget(name) {
+    this.runs.delete(name);
+    for (const key of [...this.arrays.keys()]) if (key.startsWith(`${name}\n`)) this.arrays.delete(key);
+  }
+
+  /** Read what a run has got since; true if there was something new. */
+  async readRun(name) {
+    const had = this.runs.get(name);
+    const found = await this.source.run(name, had?.version ?? '');
+    if (had && found.version === had.version) return false;
+    // The first part of a version counts how often the run began anew.
+    if (had && had.version.split('.')[0] !== found.version.split('.')[0]) this.forget(name);
+    this.runs.set(name, found);
+    return true;
+  }
+
+  /** Read the last numbers of a run that isn't shown, for the table. */
+  async readSummary(name) {
+    if (!this.summaries.has(name)) this.summaries.set(name, (await this.source.summary(name)).scalars);
+  }
+
+  colour(name) { return PALETTE[this.names.indexOf(name) % PALETTE.length]; }
+
+  /** The arrays of a kind in a run: [{tag, steps, shape, about, label}]. */
+  ofKind(run, kind) {
+    const arrays = this.runs.get(run)?.arrays ?? {};
+    return Object.entries(arrays).filter(([, array]) => array.about.kind === kind && array.about.v <= FORMAT)
+      .map(([tag, array]) => ({tag, ...array, label: labelOf(array.about)}));
+  }
+
+  /** True if a run has arrays that only a newer version of this page knows. */
+  hasNewer(run) { return Object.values(this.runs.get(run)?.arrays ?? {}).some(array => array.about.v > FORMAT); }
+
+  /** The array of a snapshot if it is here; else null, and it is asked for with its neighbours. */
+  get(run, tag, step) {
+    if (step == null) return null;
+    const key = `${run}\n${tag}`, here = this.arrays.get(key);
+    if (here?.has(step)) return here.get(step);
+    if (this.asked.has(key)) return null;
+    const track = this.runs.get(run)?.arrays[tag];
+    if (!track) return null;
+    const size = 4 * track.shape.reduce((a, b) => a * b, 1), middle = track.steps.indexOf(step);
+    const around = Math.max(2, Math.min(250, Math.floor(MAX_BYTES_AT_ONCE / size / 2)));
+    const steps = track.steps.slice(Math.max(0, middle - around), middle + around + 1).filter(s => !here?.has(s));
+    this.asked.add(key);
+    this.source.arrays(run, tag, steps).then(found => {
+      if (!this.arrays.has(key)) this.arrays.set(key, new Map());
+      for (const array of found) this.arrays.get(key).set(array.step, array);
+    }).catch(() => {
+      // Gone, or damaged there: what can't be read stays empty, and isn't asked for again and again.
+      if (!this.arrays.has(key)) this.arrays.set(key, new Map());
+      this.arrays.get(key).set(step, {step, shape: track.shape, values: new Float32Array(0), missing: true});
+    }).finally(() => { this.asked.delete(key); this.changed(); });
+    return null;
+  }
+
+  /** All snapshots of an array that are here, by step. */
+  here(run, tag) { return [...(this.arrays.get(`${run}\n${tag}`)?.values() ?? [])].filter(a => !a.missing).sort((a, b) => a.step - b.step); }
+
+  /** The value of a scalar at a step: {step, value, low, high}, or null. */
+  scalar(run, tag, step) {
+    const curve = this.runs.get(run)?.scalars[tag];
+    const at = curve && stepAt(curve.steps, step);
+    if (at == null) return null;
+    const i = curve.steps.indexOf(at);
+    return {step: at, value: curve.values[i], low: curve.low?.[i], high: curve.high?.[i]};
+  }
+}
+
+export function labelOf(about) {
+  return [about.callback, about.target, about.cell].filter(Boolean).join(' · ');
+}
+
+/** Why two arrays must not be subtracted, in words; '' if they may. */
+export function whyNot(a, b) {
+  if (a.about.held_out !== b.about.held_out) return 'they were made on other held-out batches';
+  if (a.about.target !== b.about.target) return `their targets differ: ${a.about.target} and ${b.about.target}`;
+  if (a.about.method !== b.about.method) return `their methods differ: ${a.about.method} and ${b.about.method}`;
+  if (String(a.shape) !== String(b.shape)) return `their sizes differ: ${a.shape.join(' × ')} and ${b.shape.join(' × ')}`;
+  const names = [a, b].map(x => JSON.stringify([...(x.about.feature_names ?? [])].sort()));
+  return names[0] === names[1] ? '' : 'their features have other names';
+}
+
+/** Values of a map (time step, feature) with its features in the order of other names. */
+export function inOrder(values, shape, names, wanted) {
+  if (!names || !wanted || String(names) === String(wanted)) return values;
+  const [rows, columns] = shape, places = wanted.map(name => names.indexOf(name));
+  if (places.some(place => place < 0)) return values;
+  return Float64Array.from({length: rows * columns}, (_, i) => values[Math.floor(i / columns) * columns + places[i % columns]]);
+}
+
+/** What the reader has chosen; kept in the address, so that a link shows the same. */
+export class Choice {
+  constructor() {
+    this.runs = [];
+    this.sides = new Map();
+    this.step = null;
+    this.pinned = null;
+    this.follow = true;
+    this.options = {};
+  }
+
+  /** Columns side by side: each run, or the two sides whose runs are averaged. */
+  columns(store) {
+    const runs = this.runs.filter(run => store.runs.has(run));
+    const sides = ['A', 'B'].map(side => runs.filter(run => (this.sides.get(run) ?? 'A') === side));
+    if (sides[1].length && sides[0].length) {
+      return sides.map((of, i) => ({name: `${'AB'[i]} (${of.length === 1 ? of[0] : `${of.length} runs`})`, colour: PALETTE[i], runs: of}));
+    }
+    return runs.map(run => ({name: run, colour: store.colour(run), runs: [run]}));
+  }
+
+  toHash() {
+    const sides = [...this.sides].filter(([, side]) => side === 'B').map(([run]) => run);
+    const state = {runs: this.runs, b: sides, step: this.follow ? null : this.step, pinned: this.pinned, options: this.options};
+    return encodeURIComponent(JSON.stringify(state));
+  }
+
+  fromHash(text) {
+    try {
+      const state = JSON.parse(decodeURIComponent(text));
+      if (!Array.isArray(state.runs)) return;
+      this.runs = state.runs.map(String).slice(0, 64);
+      this.sides = new Map((state.b ?? []).map(run => [String(run), 'B']));
+      if (Number.isFinite(state.step)) { this.step = state.step; this.follow = false; }
+      if (Number.isFinite(state.pinned)) this.pinned = state.pinned;
+      if (state.options && typeof state.options === 'object') this.options = state.options;
+    } catch { /* An address of something else. */ }
+  }
+}
+
+/**
+ * The array of a column at a step: the mean over its runs, with the SD between them.
+ * Returns {step, shape, about, values, sd, runs}, null while it is not here, or {why} if it can't be.
+ */
+export function columnArray(store, column, kind, label, step) {
+  const found = [];
+  for (const run of column.runs) {
+    const of = store.ofKind(run, kind), track = of.find(a => a.label === label) ?? (column.runs.length === 1 ? of[0] : undefined);
+    if (!track) continue;
+    const at = stepAt(track.steps, step), array = store.get(run, track.tag, at);
+    if (!array) return null;
+    if (!array.missing) found.push({...array, about: track.about, tag: track.tag, run});
+  }
+  if (!found.length) return {why: 'it has no such array'};
+  const first = found[0];
+  for (const other of found.slice(1)) {
+    const why = whyNot(first, other);
+    if (why) return {why: `its runs can't be averaged: ${why}`};
+  }
+  if (found.length === 1) return {...first, sd: null, runs: 1};
+  const values = found.map(a => inOrder(a.values, a.shape, a.about.feature_names, first.about.feature_names));
+  const {mean, sd} = meanAndSd(values);
+  return {...first, values: mean, sd, runs: found.length};
+}

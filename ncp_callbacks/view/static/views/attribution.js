@@ -1,0 +1,116 @@
+/** The map of time steps and features, side by side, and its differences. */
+import {canvas, cells, cut, diverging, stepTicks} from '../draw.js';
+import {columnShares, nice, quantile, short} from '../math.js';
+import {inOrder, labelOf, whyNot} from '../state.js';
+import {View} from './common.js';
+
+const LEFT = 104, RIGHT = 84;
+
+export class AttributionMaps extends View {
+  constructor(app) {
+    super(app, 'attribution', 'What the prediction rests on', 'Mean attribution over the held-out sequences: rows are features, columns are time steps. Bars show the share of each feature.');
+    this.label = this.menu('which attribution', 'label');
+    this.toggle('signed', 'signed', false, 'orange raises the target, purple lowers it');
+    this.toggle('one scale for the whole training', 'whole', true);
+    this.limits = new Map();
+  }
+
+  draw() {
+    const kind = this.option('signed', false) ? 'attribution signed' : 'attribution';
+    const columns = this.columns(), label = this.label(this.labels(kind));
+    if (label === undefined) return null;
+    const maps = columns.map(column => ({column, array: this.array(column, kind, label)}));
+    const known = maps.filter(({array}) => array && !array.why);
+    const limit = nice(Math.max(0, ...known.map(({column, array}) => this.limit(column, kind, array))));
+    const differences = this.differences(maps, kind, label);
+    const width = this.width(maps.length + differences.length);
+    this.table = [['run', 'step', 'time step', 'feature', 'value']];
+    this.pictures = [];
+    const figures = maps.map(({column, array}) => {
+      if (!array || array.why) return this.instead(column, array);
+      for (let t = 0; t < array.shape[0]; t++) for (let f = 0; f < array.shape[1]; f++) this.table.push([column.name, array.step, t, names(array)[f], array.values[t * array.shape[1] + f]]);
+      return this.figure(column, `${this.at(array.step)} · up to ${short(limit)}`, this.map(column.name, array, limit, width, column.colour));
+    });
+    return [...figures, ...differences.map(({name, array, why}) => {
+      const column = {name: 'difference', colour: 'transparent'};
+      if (why !== undefined) return this.figure(column, name, this.sentence(why ? `Not subtracted: ${why}.` : 'loading …'));
+      const most = nice(Math.max(...Array.from(array.values, Math.abs)));
+      const none = array.values.every(value => !value);
+      return this.figure(column, `${name} · ${none ? 'no difference' : `up to ±${short(most)}`}`, this.map('difference', array, most, width, null));
+    })];
+  }
+
+  /** Largest value of the colour scale: of this step, or of all steps that are here. */
+  limit(column, kind, array) {
+    if (!this.option('whole', true)) return quantile(array.values.map?.(Math.abs) ?? [], 1);
+    const all = column.runs.flatMap(run => this.store.here(run, array.tag)), key = `${column.name}\n${array.tag}\n${all.length}`;
+    // Of a whole training a few cells are extreme: they saturate, so that the others can be seen.
+    if (!this.limits.has(key)) this.limits.set(key, quantile(all.flatMap(a => Array.from(a.values, Math.abs)), 0.99));
+    return this.limits.get(key);
+  }
+
+  differences(maps, kind, label) {
+    const {pinned} = this.choice;
+    const pairs = pinned != null
+      ? maps.map(m => [m, {column: m.column, array: this.array(m.column, kind, label, pinned)}])
+      : maps.slice(1).map(m => [m, maps[0]]);
+    return pairs.map(([a, b]) => {
+      const name = pinned != null ? `${a.column.name}: now − step ${pinned.toLocaleString('en')}` : `${a.column.name} − ${b.column.name}`;
+      if (!a.array || !b.array) return {name, why: ''};
+      const why = a.array.why ?? b.array.why ?? whyNot(a.array, b.array);
+      if (why) return {name, why};
+      const other = inOrder(b.array.values, b.array.shape, b.array.about.feature_names, a.array.about.feature_names);
+      return {name, array: {...a.array, values: Float64Array.from(a.array.values, (v, i) => v - other[i])}};
+    });
+  }
+
+  /** Shares of the features: of their contributions where the log has them, else of the map. */
+  shares(array, steps, features) {
+    const track = this.store.ofKind(array.run, 'attribution features').find(a => a.label === labelOf(array.about));
+    const found = track && array.runs === 1 ? this.store.get(array.run, track.tag, array.step) : null;
+    return found && !found.missing ? columnShares(found.values, 1, features) : columnShares(array.values, steps, features);
+  }
+
+  map(name, array, limit, width, colour) {
+    const [steps, features] = array.shape, of = names(array);
+    const cell = Math.max(4, Math.min(26, 260 / features)), height = features * cell + 34;
+    const right = colour ? RIGHT : 12, box = {x: LEFT, y: 0, width: width - LEFT - right, height: features * cell};
+    const shares = this.shares(array, steps, features), largest = Math.max(...shares) || 1;
+    const {dark} = this;
+    const node = canvas(width, height, `${name}: attribution of ${features} features at ${steps} time steps`, g => {
+      cells(g, box, features, steps, (f, t) => diverging(array.values[t * features + f], limit, dark));
+      g.fillStyle = this.css('--fg');
+      g.textAlign = 'right';
+      const every = Math.ceil(13 / cell);
+      of.forEach((feature, f) => { if (f % every === 0) g.fillText(cut(g, feature, LEFT - 10), LEFT - 6, (f + 0.5) * cell); });
+      if (colour) shares.forEach((share, f) => {
+        g.fillStyle = colour;
+        g.fillRect(width - right + 6, f * cell + cell * 0.2, 34 * share / largest, cell * 0.6);
+        g.fillStyle = this.css('--dim');
+        g.textAlign = 'right';
+        if (cell > 12) g.fillText(`${Math.round(100 * share)} %`, width - 4, (f + 0.5) * cell);
+      });
+      g.fillStyle = this.css('--dim');
+      stepTicks(g, steps, t => LEFT + (t + 0.5) * box.width / steps, box.height + 9);
+      g.textAlign = 'right';
+      g.fillText('time step', width - right, box.height + 25);
+    });
+    this.pictures.push({name, array});
+    return this.hover(node, (x, y) => {
+      const t = Math.floor((x - LEFT) / (box.width / steps)), f = Math.floor(y / cell);
+      if (t < 0 || t >= steps || f < 0 || f >= features) return '';
+      // By its name: runs may have their features in another order.
+      const lines = this.pictures.map(p => ({...p, at: names(p.array).indexOf(of[f])})).filter(p => p.at >= 0 && t < p.array.shape[0]).map(p => {
+        const place = t * p.array.shape[1] + p.at, value = p.array.values[place], sd = p.array.sd?.[place];
+        return `${p.name === name ? '▸' : '  '} ${p.name}: ${short(value)}${sd == null ? '' : ` (SD ${short(sd)})`}`;
+      });
+      return `${of[f]}, time step ${t}\n${lines.join('\n')}`;
+    });
+  }
+}
+
+/** Names of the features of a map. */
+export function names(array) {
+  const given = array.about.feature_names ?? [];
+  return Array.from({length: array.shape.at(-1)}, (_, f) => given[f] ?? `feature ${f}`);
+}

@@ -1,0 +1,431 @@
+"""The interactive page in a real browser: its own server, TensorBoard's tab, and one file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from boards import Board
+from scipy.linalg import orthogonal_procrustes
+from view_logs import FEATURES, F, T, write_run
+
+import ncp_callbacks as ncp
+from ncp_callbacks.runs import Run, read_run
+from ncp_callbacks.stats.distances import debiased_cka
+from ncp_callbacks.view.index import LogIndex
+from ncp_callbacks.view.page import write_page
+from ncp_callbacks.view.serve import make_server
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright, of the dev extra: nothing is seen in a browser"
+)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium on the PATH: nothing is seen in a browser"
+)
+RUNS = ["a/s1", "a/s2", "b/s1", "b/s10"]
+LEFT, CELL = 104, 26
+
+
+@pytest.fixture(scope="module")
+def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate(RUNS):
+        other = {"held_out": "other"} if name == "b/s10" else {}
+        names = [FEATURES[2], *FEATURES[:2]] if name == "a/s2" else FEATURES
+        write_run(where / name, seed, feature_names=names, **other)
+    return where
+
+
+@pytest.fixture(scope="module")
+def runs(log_dir: Path) -> dict[str, Run]:
+    return {name: read_run(log_dir / name) for name in RUNS}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--no-proxy-server"]
+        )
+        yield opened
+        opened.close()
+
+
+@contextlib.contextmanager
+def opened_page(browser: Any, **options: Any) -> Iterator[Any]:
+    """A page on which nothing may go wrong, and from which nobody else may be asked."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, **options)
+    context.set_default_timeout(60_000)
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda request: (
+            re.match(r"(http://127\.0\.0\.1:|data:|blob:|file:)", request.url)
+            or wrong.append(request.url)
+        ),
+    )
+    yield page
+    assert wrong == []
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def address(log_dir: Path) -> Iterator[str]:
+    server = make_server(LogIndex(log_dir))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def board(log_dir: Path) -> Iterator[Board]:
+    server = Board(log_dir, fast=True)
+    server.wait(lambda: server.get("ncp_callbacks/runs")["runs"])
+    yield server
+    server.close()
+
+
+def in_page(page: Any, browser_address: str) -> Any:
+    page.goto(browser_address)
+    page.wait_for_selector(".ncp figure canvas")
+    return page.main_frame
+
+
+def in_board(page: Any, board: Board) -> Any:
+    page.goto(f"{board.url}/#ncp_callbacks")
+    frame = page.wait_for_selector("iframe[src*='ncp_callbacks']").content_frame()
+    frame.wait_for_selector(".ncp figure canvas")
+    return frame
+
+
+@pytest.fixture(params=["server", "tensorboard", "file"])
+def view(request: pytest.FixtureRequest, browser: Any, log_dir: Path, tmp_path: Path) -> Any:
+    """The page in each of its hosts, with the page that the browser shows it in."""
+    with opened_page(browser) as page:
+        if request.param == "tensorboard":
+            yield page, in_board(page, request.getfixturevalue("board"))
+        elif request.param == "server":
+            yield page, in_page(page, request.getfixturevalue("address"))
+        else:
+            path = write_page(LogIndex(log_dir), tmp_path / "page.html")
+            yield page, in_page(page, path.as_uri())
+
+
+def section(frame: Any, title: str) -> Any:
+    return frame.locator(f"section[aria-label='{title}']")
+
+
+MAPS = "What the prediction rests on"
+
+
+def cell_text(page: Any, frame: Any, picture: int, feature: int, step: int) -> str:
+    """What is told of a cell of a map."""
+    canvas = section(frame, MAPS).locator("canvas").nth(picture)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    right = 84 if "difference" not in canvas.get_attribute("aria-label") else 12
+    x = box["x"] + LEFT + (step + 0.5) * (box["width"] - LEFT - right) / T
+    page.mouse.move(x, box["y"] + (feature + 0.5) * CELL)
+    frame.wait_for_selector(".ncp .tip:not([hidden])")
+    return str(frame.locator(".ncp .tip").inner_text())
+
+
+def numbers(text: str) -> list[float]:
+    return [float(line.rsplit(": ", 1)[1]) for line in text.splitlines()[1:]]
+
+
+def wait_until(page: Any, ready: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if ready():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it did not come to pass")
+
+
+def output(frame: Any) -> str:
+    return str(frame.locator("header output").inner_text())
+
+
+def test_hovered_numbers_are_the_logged_ones(view: Any, runs: dict[str, Run]) -> None:
+    page, frame = view
+    first, second = (runs[name].arrays["_ncp/attribution_strength"] for name in RUNS[:2])
+    order = [1, 2, 0]  # The columns of the second run, in the order of the first's names.
+    for presses, step in ((0, 30), (2, 10)):
+        for _ in range(presses):
+            frame.locator("body").press("ArrowLeft")
+        wait_until(page, lambda step=step: output(frame).startswith(f"step {step} "))
+        wait_until(page, lambda: section(frame, MAPS).locator("canvas").count() == 3)
+        text = cell_text(page, frame, 0, 1, 4)
+        assert text.splitlines()[0] == f"{FEATURES[1]}, time step 4"
+        a, b = first[step][4, 1], second[step][4, order[1]]
+        np.testing.assert_allclose(numbers(text), [a, b, b - a], rtol=6e-3, atol=1e-6)
+
+
+def test_runs_of_other_batches_are_not_subtracted(view: Any) -> None:
+    _, frame = view
+    frame.get_by_label("b/s10", exact=True).check()
+    told = section(frame, MAPS).get_by_text("Not subtracted: they were made on other held-out")
+    told.wait_for()
+    assert told.count() == 1
+    assert (
+        "its own axes: other held-out sequences"
+        in section(frame, "Where the hidden state goes").inner_text()
+    )
+
+
+def test_a_pinned_step_is_compared_with(view: Any, runs: dict[str, Run]) -> None:
+    page, frame = view
+    arrays = runs[RUNS[0]].arrays["_ncp/attribution_strength"]
+    frame.locator("body").press("ArrowLeft")
+    frame.locator("body").press("s")
+    frame.locator("body").press("ArrowRight")
+    frame.get_by_text("pinned 20").wait_for()
+    wait_until(page, lambda: section(frame, MAPS).locator("canvas").count() == 4)
+    found = numbers(cell_text(page, frame, 2, 0, 6))
+    np.testing.assert_allclose(found[2], arrays[30][6, 0] - arrays[20][6, 0], rtol=6e-3, atol=1e-6)
+
+
+def test_sides_are_averaged(view: Any, runs: dict[str, Run]) -> None:
+    page, frame = view
+    frame.get_by_label("b/s1", exact=True).check()
+    for name in ("a/s2", "b/s1"):
+        frame.get_by_label(f"{name} is on side A").click()
+    frame.get_by_text("B (2 runs)").first.wait_for()
+    wait_until(page, lambda: section(frame, MAPS).locator("canvas").count() == 3)
+    found = cell_text(page, frame, 1, 0, 3)
+    of_b = [
+        runs["a/s2"].arrays["_ncp/attribution_strength"][30][3, 0],
+        runs["b/s1"].arrays["_ncp/attribution_strength"][30][3, 2],
+    ]
+    name = found.splitlines()[0].split(",")[0]
+    # The first run of a side gives the order of the features.
+    assert name == FEATURES[2]
+    shown = float(re.search(r"B \(2 runs\): (\S+)", found)[1])  # type: ignore[index]
+    np.testing.assert_allclose(shown, np.mean(of_b), rtol=6e-3)
+
+
+def test_findings_and_the_table_say_what_was_logged(view: Any, runs: dict[str, Run]) -> None:
+    _, frame = view
+    assert (
+        "heart rate has 54 % [49, 58] of the attribution."
+        in section(frame, "Findings").inner_text()
+    )
+    table = section(frame, "Runs")
+    everything = table.get_by_role("button", name="show all runs")
+    if everything.is_visible():
+        everything.click()
+    table.get_by_role("button", name="b/s10").wait_for()
+    heading = table.get_by_role("button", name="val/loss")
+    heading.click()
+    losses = {name: run.scalars["val/loss"].values[-1] for name, run in runs.items()}
+    by_loss = sorted(RUNS, key=losses.__getitem__)
+    rows = table.locator("tbody tr td:first-child")
+    assert rows.all_inner_texts() == by_loss
+    heading.click()
+    assert rows.all_inner_texts() == by_loss[::-1]
+    shown = [float(text) for text in table.locator("tbody tr td:nth-child(2)").all_inner_texts()]
+    np.testing.assert_allclose(shown, [losses[name] for name in by_loss[::-1]], rtol=6e-3)
+
+
+def test_a_click_on_the_shares_goes_to_a_step(view: Any) -> None:
+    page, frame = view
+    canvas = section(frame, "Shares over training").locator("canvas").first
+    box = canvas.bounding_box()
+    width = box["width"]
+    canvas.click(position={"x": 52 + (width - 52 - 118) * 10 / 30, "y": 60})
+    wait_until(page, lambda: output(frame).startswith("step 10 "))
+
+
+def test_numbers_and_pictures_are_saved(view: Any, runs: dict[str, Run]) -> None:
+    page, frame = view
+    with page.expect_download() as table:
+        section(frame, MAPS).get_by_role("button", name="CSV").click()
+    lines = Path(table.value.path()).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "run,step,time step,feature,value"
+    assert len(lines) == 1 + 2 * T * F
+    run, step, t, feature, value = lines[1 + 2 * F + 2].split(",")
+    assert (run, step, t, feature) == (RUNS[0], "30", "2", FEATURES[2])
+    logged = runs[RUNS[0]].arrays["_ncp/attribution_strength"][30][2, 2]
+    assert float(value) == pytest.approx(logged, rel=1e-6)
+    with page.expect_download() as picture:
+        section(frame, MAPS).get_by_role("button", name="PNG").click()
+    assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+# ---- single hosts
+
+
+def test_an_address_shows_the_same_again(browser: Any, address: str) -> None:
+    with opened_page(browser) as page:
+        frame = in_page(page, address)
+        frame.get_by_label("b/s1", exact=True).check()
+        frame.locator("body").press("ArrowLeft")
+        wait_until(page, lambda: output(frame).startswith("step 20 "))
+        link = page.url
+    with opened_page(browser) as page:
+        frame = in_page(page, link)
+        assert output(frame).startswith("step 20 ")
+        assert frame.get_by_label("b/s1", exact=True).is_checked()
+
+
+def test_live_runs_are_followed_and_hidden_pages_ask_nobody(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 0, steps=(1, 2))
+    server = make_server(LogIndex(tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with opened_page(browser) as page:
+            frame = in_page(page, f"http://127.0.0.1:{server.server_port}/")
+            assert output(frame) == "step 2 · snapshot 2 of 2"
+            with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "run", first_step=3)) as log:
+                from view_logs import arrays
+
+                log.write(3, arrays(np.random.default_rng(1)))
+            wait_until(page, lambda: output(frame) == "step 3 · snapshot 3 of 3")
+            page.evaluate(
+                "Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})"
+            )
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            page.wait_for_timeout(5500)
+            assert asked == []
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_empty_folder_and_newer_runs_say_so(browser: Any, tmp_path: Path) -> None:
+    source = LogIndex(tmp_path)
+    server = make_server(source)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with opened_page(browser) as page:
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            page.get_by_text("There is no run here yet.").wait_for()
+        with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "new")) as writer:
+            array = ncp.Array("_ncp/x", np.zeros(2), kind="attribution", about={"v": 99})
+            writer.write(1, [array])
+        source._walked = -1e9
+        with opened_page(browser) as page:
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            page.get_by_text("written by a newer version: update ncp_callbacks").wait_for()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_dark_mode(browser: Any, address: str, board: Board) -> None:
+    def ground(frame: Any) -> str:
+        return str(frame.locator(".ncp").evaluate("e => getComputedStyle(e).backgroundColor"))
+
+    for scheme, colour in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(48, 48, 48)")):
+        with opened_page(browser, color_scheme=scheme) as page:
+            assert ground(in_page(page, address)) == colour
+    with opened_page(browser) as page:
+        frame = in_board(page, board)
+        assert ground(frame) == "rgb(255, 255, 255)"
+        page.evaluate("document.body.classList.add('dark-mode')")
+        wait_until(page, lambda: ground(frame) == "rgb(48, 48, 48)")
+
+
+def test_keys_and_names_reach_everything(browser: Any, address: str) -> None:
+    with opened_page(browser) as page:
+        frame = in_page(page, address)
+        for canvas in frame.locator("main canvas").all():
+            assert canvas.get_attribute("aria-label")
+            assert canvas.get_attribute("role") == "img"
+        slider = frame.get_by_label("training step")
+        slider.focus()
+        slider.press("Home")
+        wait_until(page, lambda: output(frame).startswith("step 10 "))
+        # A redrawn view keeps the focus of its buttons.
+        signed = section(frame, MAPS).get_by_role("button", name="signed")
+        signed.focus()
+        signed.press("Enter")
+        wait_until(page, lambda: signed.get_attribute("aria-pressed") == "true")
+        assert signed.evaluate("e => e === document.activeElement")
+
+
+# ---- its numbers
+
+
+@pytest.fixture(scope="module")
+def compute(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Call a function of ``math.js``."""
+    page = browser.new_page()
+    page.goto(address)
+
+    def call(name: str, *arguments: Any) -> Any:
+        return page.evaluate(
+            "([name, args]) => import('./math.js').then(m => m[name](...args))",
+            [name, json.loads(json.dumps(arguments))],
+        )
+
+    yield call
+    page.close()
+
+
+@pytest.mark.parametrize("case", ["random", "rotated", "flat", "line"])
+def test_procrustes_is_that_of_scipy(compute: Any, case: str) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(40, 3)) * [3, 1, 0.3]
+    if case == "flat":
+        a[:, 2] = 0
+    if case == "line":
+        a[:, 1:] = 0
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    b = rng.normal(size=(40, 3)) if case == "random" else 2.5 * a @ turn + [1, 2, 3]
+    found = compute("procrustes", a.ravel().tolist(), b.ravel().tolist())
+    x, y = a - a.mean(0), b - b.mean(0)
+    rotation, trace = orthogonal_procrustes(x, y)
+    assert found["r2"] == pytest.approx(trace**2 / ((x**2).sum() * (y**2).sum()), rel=1e-9)
+    Q = np.array(found["Q"])
+    if case in ("random", "rotated"):
+        np.testing.assert_allclose(Q, rotation, atol=1e-9)
+    np.testing.assert_allclose(Q @ Q.T, np.eye(3), atol=1e-9)
+    moved = compute("moved", a.ravel().tolist(), found)
+    moved = np.array(moved).reshape(-1, 3)
+    assert ((moved - b.mean(0)) ** 2).sum() == pytest.approx((y**2).sum(), rel=1e-9)
+    if case != "random":
+        np.testing.assert_allclose(moved, b, atol=1e-8)
+
+
+def test_cka_is_that_of_the_package(compute: Any) -> None:
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=(20, 6))
+    for b in (a @ np.linalg.qr(rng.normal(size=(6, 6)))[0], rng.normal(size=(20, 9))):
+        found = compute("debiasedCka", a.ravel().tolist(), b.ravel().tolist(), 20)
+        assert found == pytest.approx(debiased_cka(a, b), abs=1e-9)
+
+
+def test_small_numbers(compute: Any) -> None:
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=(5, 4))
+    expected = np.abs(values).sum(axis=0) / np.abs(values).sum()
+    found = compute("columnShares", values.ravel().tolist(), 5, 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    pairs = rng.normal(size=(3, 6))
+    both = compute("meanAndSd", pairs.tolist())
+    for name, of in (("mean", pairs.mean(axis=0)), ("sd", pairs.std(axis=0, ddof=1))):
+        np.testing.assert_allclose(both[name], of, rtol=1e-12)
+    for value, expected_limit in ((0.7, 1), (1.2, 2), (0.031, 0.05), (5.0, 5), (0, 1)):
+        assert compute("nice", value) == pytest.approx(expected_limit)
+    steps = [10, 20, 30]
+    for step, at in ((5, 10), (10, 10), (19, 10), (20, 20), (99, 30)):
+        assert compute("stepAt", steps, step) == at
+    assert compute("stepAt", [], 5) is None
+    assert compute("columnShares", [0, 0], 1, 2) == [0, 0]
