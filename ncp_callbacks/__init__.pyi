@@ -24,6 +24,8 @@ from .extra_passes import ExtraPasses as ExtraPasses
 from .findings.finding import Finding as Finding
 from .held_out import HeldOutBatch as HeldOutBatch
 from .integrations import ReportCallback as ReportCallback
+from .integrations import ReportHook as ReportHook
+from .integrations import TrainerCallback as TrainerCallback
 from .interpret import Interpretation as Interpretation
 from .interpret import StateTransitionAnalyzer as StateTransitionAnalyzer
 from .interpret import analyze_backbone as analyze_backbone

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import mlx.nn as nn
 
@@ -31,6 +31,7 @@ from .findings.run_findings import RunFindings
 from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
 from .loop_scalars import loop_scalars
+from .loops import attached, iterate
 from .model import At, Forward, Subject, TargetLike
 from .observer.attached import AttachedObserver
 from .observer.observer import Settings
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     import tensorboardX
 
 __all__ = ["Monitor"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Monitor:
@@ -209,9 +213,9 @@ class Monitor:
             CopyError: If the model can't be copied.
             ModelError, TypeError, ValueError: If the arguments don't fit each other.
         """
-        if self._state != "not started":
+        if self.state != "not started":
             raise RuntimeError(
-                f"this monitor is {self._state} already: a run's log is written once. Make a new "
+                f"this monitor is {self.state} already: a run's log is written once. Make a new "
                 "Monitor for another run; in a notebook, run the cell that makes it again"
             )
         if self._rank:
@@ -289,17 +293,23 @@ class Monitor:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close(finish=exc_type is None)
+        self.end(finish=exc_type is None)
 
     def close(self) -> None:
         """End the run: wait for outstanding snapshots and write what is left.
 
         Ctrl-C stops the waiting, not the log. Closing again does nothing.
         """
-        self._close(finish=True)
+        self.end(finish=True)
 
-    def _close(self, *, finish: bool) -> None:
-        if self._state != "open":
+    def end(self, *, finish: bool) -> None:
+        """End the run as :meth:`close` does, or after an error.
+
+        Args:
+            finish: Take the last snapshots of callbacks that tell more at the end, or were never
+                due. False where an error ended the training.
+        """
+        if self.state != "open":
             return
         try:
             self._run.is_ending = True
@@ -328,7 +338,8 @@ class Monitor:
             self._observer.analyse(self._run.last_step, last, finish=True)
 
     @property
-    def _state(self) -> Literal["not started", "open", "closed"]:
+    def state(self) -> Literal["not started", "open", "closed"]:
+        """Where the run is."""
         if self._is_new:
             return "not started"
         return "closed" if self._run.is_ending else "open"
@@ -343,6 +354,16 @@ class Monitor:
             return str(writer.log_dir)
         given = getattr(self._given_writer, "logdir", self._log_dir)
         return None if given is None else os.fspath(given)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step that the loop reported, or that the run is resumed from; None at first."""
+        return self._run.last_step
+
+    @property
+    def reported_steps(self) -> int:
+        """How many steps the loop has reported."""
+        return self._run.steps
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -375,7 +396,7 @@ class Monitor:
         Save it beside the checkpoint, and pass it to ``load_state_dict`` of the monitor that
         continues the run with ``resume_step=``. Snapshots that wait are analysed first.
         """
-        known = self._observer.state(wait=self._state == "open")
+        known = self._observer.state(wait=self.state == "open")
         names = {c.name for c in self.callbacks}
         return {
             "step": self._run.last_step,
@@ -403,7 +424,7 @@ class Monitor:
         keeping = {c.name for c in self.callbacks if _keeps_state(c)}
         self._without_state |= keeping - set(known)
         self._observer.load_state(known)
-        if self._state == "open":
+        if self.state == "open":
             self._report_missing_state()
 
     def _load_findings(self) -> None:
@@ -417,6 +438,70 @@ class Monitor:
                 self._log.report(
                     f"{callback.name}: the state that was loaded has no part for it; it starts anew"
                 )
+
+    # ---- other ways to attach
+
+    def steps(
+        self,
+        batches: Iterable[T] | Callable[[], Iterable[T]],
+        *,
+        epochs: int = 1,
+        first: int | None = None,
+        bar: bool = False,
+    ) -> Iterator[tuple[int, T]]:
+        """Iterate over ``(step, batch)``, and report the end of each step.
+
+        ::
+
+            for step, batch in monitor.steps(batches):
+                monitor.on_step_end(step, loss=train_step(batch))
+
+        The call of ``on_step_end`` may be left out where no number is to be logged. A monitor that
+        was not started is started with the first batch, and closed with the last one or when the
+        loop is left. A step that is left by ``break`` before ``on_step_end`` does not count.
+
+        Args:
+            batches: The batches of an epoch, or a function that returns them.
+            epochs: How often to go through the batches.
+            first: Number of the first step; None: 1, or the one after the last step so far.
+            bar: Show a progress bar, if ``tqdm`` is installed.
+
+        Raises:
+            RuntimeError: If the monitor is closed.
+            TypeError, ValueError: If an argument has the wrong type or value.
+        """
+        return iterate(self, batches, epochs=epochs, first=first, bar=bar)
+
+    def attach(self, function: F, *, names: Sequence[str] = ("loss",)) -> F:
+        """Return a function that makes a training step and then reports it; also as a decorator.
+
+        ::
+
+            train_step = monitor.attach(train_step)
+
+        Every call counts as a step. The first call starts a monitor that was not started, which is
+        closed by :meth:`close`, or at the exit of the process. Attach a compiled function, and not
+        the function that is compiled.
+
+        Args:
+            function: Makes one step: updates the model, and returns the loss, a tuple that begins
+                with it, a dict of numbers, or anything else.
+            names: Names of the numbers that it returns, in their order; a dict has its own.
+
+        Raises:
+            TypeError: If ``function`` can't be called, or is a generator.
+            RuntimeError: By the first call, where MLX traces it in order to compile it.
+        """
+        return attached(self, function, names, self._observer.parameters)
+
+    def report(self, message: str, *, topic: str | None = None) -> None:
+        """Tell the user something once, as a warning and in the log's notes.
+
+        Args:
+            message: One sentence.
+            topic: Only the first message of a topic is reported; None: the message itself.
+        """
+        self._log.report(message, topic=topic)
 
     # ---- every step
 
@@ -481,9 +566,9 @@ class Monitor:
         self._log.write_loop(step, records)
 
     def _check_open(self, what: str) -> None:
-        if self._state != "open":
+        if self.state != "open":
             raise RuntimeError(
-                f"{what} was called on a monitor that is {self._state}; write\n"
+                f"{what} was called on a monitor that is {self.state}; write\n"
                 "    with Monitor(model, held_out, log_dir=...) as monitor:\n"
                 "        for step, batch in enumerate(batches, start=1): ...\n"
                 "            monitor.on_step_end(step, loss=loss)"

@@ -98,7 +98,8 @@ def tags(run: Path) -> set[str]:
 
 def test_every_block_runs(ran: Path) -> None:
     assert sorted(p.name for p in (ran / "runs").iterdir()) == [
-        "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "start-close", "targets",
+        "attach", "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "start-close",
+        "targets",
         "time-first",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
@@ -131,6 +132,17 @@ def test_the_saved_checkpoints_are_analysed_at_their_steps(ran: Path) -> None:
 
 def test_start_and_close_log_what_a_block_does(ran: Path) -> None:
     assert {"train/loss", "attribution/entropy"} <= tags(ran / "runs" / "start-close")
+
+
+@pytest.mark.parametrize("way", ["started", "steps", "function", "hook"])
+def test_every_way_to_attach_logs_the_loss_and_analyses(ran: Path, way: str) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(ran / "runs" / "attach" / way))
+    events.Reload()
+    assert [p.step for p in events.Scalars("train/loss")] == [50, 100]
+    if way != "hook":  # Its monitor is open until the process exits.
+        assert [p.step for p in events.Scalars("attribution/entropy")] == [50, 100]
 
 
 def test_the_keywords_show(ran: Path) -> None:

@@ -105,6 +105,10 @@ class AttachedObserver:
         """The callbacks that are still enabled."""
         return tuple(c for c in self._callbacks if c.name not in self.disabled)
 
+    def parameters(self) -> Any:
+        """Return the parameters of the model in training."""
+        return self._subject.model.parameters()  # type: ignore[no-untyped-call]
+
     @property
     def in_background(self) -> bool:
         """Whether a process of its own analyses."""
