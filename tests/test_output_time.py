@@ -28,7 +28,7 @@ from test_oracles import (
 
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
-from ncp_callbacks.attribution import AttributionMaps, IntegratedGradients
+from ncp_callbacks.attribution import AttributionMaps, InputXGradient, IntegratedGradients
 from ncp_callbacks.attribution.compute import Attributor
 from ncp_callbacks.callbacks.output_time.analysis import (
     OutputTime,
@@ -203,7 +203,8 @@ def test_a_model_that_reads_in_both_directions_sees_the_future() -> None:
     # With both states held, each output depends on its own input only.
     own = sum(np.einsum("h,bth,hf->btf", k.v[0], 1 - k.a, k.w)[:, :: 1 if k is first else -1]
               for k in (first, second))  # fmt: skip
-    close(records["_ncp/output_time_local"].values, np.abs(first.x * own).mean(axis=0))
+    from_mean = first.x - first.x.mean(axis=(0, 1))
+    close(records["_ncp/output_time_local"].values, np.abs(from_mean * own).mean(axis=0))
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -220,9 +221,10 @@ def test_agrees_with_attribution_at_a_step(kind: Any, target: Any) -> None:
         single = observe(model, held_out, target=target, at=step)
         close(found.values[k], single.target_values)
         close(found.input_gradient[k], single.input_gradient)
+        attributor = Attributor(InputXGradient(), baseline="zeros", time_baseline="zeros")
         close(
             np.abs(x * found.input_gradient[k]).mean(axis=0),
-            Attributor().importance(single).importance,
+            attributor.importance(single).importance,
         )
 
 
@@ -290,7 +292,7 @@ class Shortcut(Net):
 
     def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
         before = mx.concatenate([mx.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
-        return super().__call__(x, time_delta) + before[..., :1]
+        return super().__call__(x, time_delta) + before[..., :2]
 
 
 class Relative(Net):
@@ -503,7 +505,7 @@ def test_the_docstring_lists_every_tag_and_no_other() -> None:
     promises = promised(ncp.OutputTime)
     more, _ = look(Net(), ncp.HeldOutBatch(*data()), local="integrated_gradients")
     assert set(more) - set(records) == {"output_time/local_error"}
-    records = more
+    records = {tag: r for tag, r in more.items() if "findings" not in tag and tag != "_ncp/run"}
     assert {t: kinds[type(r)] for t, r in records.items()} == promises
     assert not [t for t in promises if not pattern(t).match(t)]
 
@@ -634,7 +636,9 @@ def test_own_steps_are_the_last_steps_of_every_prefix(make: Any) -> None:
         follow = mx.array(predicted[:, t])[:, None] == mx.arange(2)
 
         def target(x: mx.array, dt: mx.array, follow: mx.array = follow) -> mx.array:
-            return mx.where(follow, model(x, dt)[:, -1, :2], 0.0).sum()
+            # The log-odds of one of two classes are the difference of their logits.
+            logits = model(x, dt)[:, -1, :2]
+            return mx.where(follow, logits, -logits).sum()
 
         for u, w in zip((at + 1) / 2, weights / 2, strict=True):
             given = (x0 + u * (x - x0), dt0 + u * (dt - dt0))
