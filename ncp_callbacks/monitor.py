@@ -456,7 +456,7 @@ class Monitor:
             for step, batch in monitor.steps(batches):
                 monitor.on_step_end(step, loss=train_step(batch))
 
-        The call of ``on_step_end`` may be left out where no number is to be logged. A monitor that
+        The call of ``on_step_end`` is not needed where no number is to be logged. A monitor that
         was not started is started with the first batch, and closed with the last one or when the
         loop is left. A step that is left by ``break`` before ``on_step_end`` does not count.
 

@@ -10,7 +10,7 @@ from typing import Any
 from .callback import Callback
 from .model import ModelRunner
 from .scheduling import Schedule
-from .writers.base import clean_tag
+from .screen import clean_tag
 
 __all__ = ["guide", "run_card"]
 

@@ -14,12 +14,32 @@ guide. :func:`~ncp_callbacks.runs.read_run` takes the prefix away again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from .records import Place
 
-__all__ = ["BEHIND", "HEADLINE", "MAX_CARDS", "MAX_TAG", "Screen", "plain_tag"]
+__all__ = [
+    "ARRAY_PLUGIN",
+    "BEHIND",
+    "CI_ARRAYS",
+    "DATA_PLUGIN",
+    "FORMAT",
+    "HEADLINE",
+    "MAX_CARDS",
+    "MAX_TAG",
+    "SCALAR_ARRAYS",
+    "Screen",
+    "clean_tag",
+    "plain_tag",
+]
 
+# Names of the plugins whose summaries are arrays, and documents such as findings.
+ARRAY_PLUGIN, DATA_PLUGIN = "ncp_callbacks", "ncp_callbacks_data"
+FORMAT = 1
+"""Version of the descriptions of arrays; the meaning of a kind never changes within a version."""
+# Prefixes of the arrays that hold numbers without a card, and confidence intervals.
+SCALAR_ARRAYS, CI_ARRAYS = "_ncp/scalar/", "_ncp/ci/"
 HEADLINE = "headline/"
 BEHIND = "xai_"  # Of explainable AI; it sorts behind "val" and most other names.
 MAX_CARDS = 10  # Of numbers in a group: a page of Time Series has 12, two are for pictures.
@@ -87,6 +107,11 @@ class Screen:
     def _is_of_callback(self, tag: str) -> bool:
         group = tag.split("/")[0]
         return any(group == name or group.startswith(f"{name}_") for name in self._callbacks)
+
+
+def clean_tag(tag: str) -> str:
+    """Return a tag as TensorBoard shows it, which knows letters, digits and ``_ - . /`` only."""
+    return re.sub(r"[^-/\w.]", "_", tag).lstrip("/") or "_"
 
 
 def plain_tag(shown: str, called: str) -> str:

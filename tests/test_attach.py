@@ -147,7 +147,7 @@ def test_the_bar_counts_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert "6/6" in capsys.readouterr().err
 
 
-def test_without_tqdm_the_loop_goes_on_and_the_user_is_told(
+def test_without_tqdm_the_loop_goes_on_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients, SmoothGrad
 from ncp_callbacks.models import LTC, CfC
-from ncp_callbacks.writers.base import clean_tag
+from ncp_callbacks.screen import clean_tag
 
 KINDS = {
     ncp.Scalar: "scalar",

@@ -142,8 +142,8 @@ def test_findings_count_where_their_rule_found_something() -> None:
     [
         ({"attribution/time_share": 0.51}, "attribution: elapsed times carry more", "yes"),
         ({"attribution/time_share": 0.5}, "attribution: elapsed times carry more", "no"),
-        ({"dynamics/lyapunov_1": -0.1}, "dynamics: neighbouring states approach", "yes"),
-        ({"dynamics/lyapunov_1": 0.1}, "dynamics: neighbouring states approach", "no"),
+        ({"dynamics/stability_exponent": -0.1}, "dynamics: neighbouring states approach", "yes"),
+        ({"dynamics/stability_exponent": 0.1}, "dynamics: neighbouring states approach", "no"),
     ],
 )
 def test_questions_by_a_number(numbers: dict[str, float], question: str, answer: str) -> None:
@@ -189,7 +189,7 @@ def test_what_was_planted_comes_back(three: ncp.CrossValidation) -> None:
     assert any("with 3 repetitions" in note for note in three.notes)
 
 
-def test_what_each_analysis_reports_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_each_analysis_reports_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     result = run()
     told = [r.getMessage() for r in caplog.records if "4 sequences" in r.getMessage()]
     assert len(told) == 1

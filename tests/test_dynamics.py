@@ -50,7 +50,7 @@ from ncp_callbacks.observation import Trajectory
 from ncp_callbacks.plots import plot_dynamics, to_png
 from ncp_callbacks.plotting.page import Page
 from ncp_callbacks.plotting.redraw import Redrawer
-from ncp_callbacks.writers.base import clean_tag
+from ncp_callbacks.screen import clean_tag
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -602,8 +602,8 @@ def test_the_last_step_only(lag: Number, steps: int, expected: int) -> None:
 def test_memory() -> None:
     run = RunFacts(time_steps=24, callbacks={"dynamics": "dynamics"})
     for rule, tag, values in [
-        ("unstable_memory", "dynamics/lyapunov_1", (n(0.2, 0.1, 0.3), n(0.2, -0.1, 0.5))),
-        ("short_memory", "dynamics/memory_steps", (n(1.1, 1.0, 1.3), n(1.1, 0.9, 3.0))),
+        ("unstable_memory", "dynamics/stability_exponent", (n(0.2, 0.1, 0.3), n(0.2, -0.1, 0.5))),
+        ("short_memory", "dynamics/linear_memory_steps", (n(1.1, 1.0, 1.3), n(1.1, 0.9, 3.0))),
     ]:
         found = [len(of(rule, run, numbers={tag: value})) for value in values]
         assert found == [1, 0], rule

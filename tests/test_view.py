@@ -344,7 +344,7 @@ def test_the_command_writes_a_file(
      (["{runs}", "--out", "/nowhere/page.html"], "'/nowhere/page.html' can't be written"),
      (["{runs}", "--port", "70000"], "port 70000 can't be used")],
 )  # fmt: skip
-def test_what_cant_be_done_is_said(
+def test_what_cant_be_done_is_an_error_with_a_reason(
     log_dir: Path, tmp_path: Path, arguments: list[str], said: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

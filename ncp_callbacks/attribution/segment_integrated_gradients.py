@@ -21,7 +21,7 @@ class SegmentIntegratedGradients(AttributionMethod):
     """Average gradients on the way from the baseline, while random segments keep their values.
 
     On the straight line of integrated gradients all inputs are scaled at once, so that most of its
-    points look like no sequence of the data. Here each point of the line has segments that stay as
+    points resemble no sequence of the data. Here each point of the line has segments that stay as
     they are: some successive time steps of one feature, or of the elapsed time. An input is
     attributed the mean gradient over the points at which it moved, times input minus baseline.
 

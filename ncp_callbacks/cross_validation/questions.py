@@ -56,7 +56,7 @@ def answers(numbers: Numbers, maps: Maps) -> dict[str, str]:
         group, _, name = tag.partition("/")
         if name == "time_share" and np.isfinite(value):
             found[f"{group}: elapsed times carry more than inputs"] = _yes(value > 0.5)
-        if name == "lyapunov_1" and np.isfinite(value):
+        if name == "stability_exponent" and np.isfinite(value):
             found[f"{group}: neighbouring states approach each other"] = _yes(value < 0)
     for tag, values in maps.items():
         name = tag.removeprefix("_ncp/").removesuffix("_strength")

@@ -123,7 +123,7 @@ def cross_validate(
     parts = (make_model, train, data, listed, options)
     parallel = (1, "list") if n_jobs == 1 else parallel_jobs(n_jobs)
     if parallel[0] == 1:
-        with _told_once():
+        with _each_note_once():
             found = [_repeat(parts, job) for job in jobs]
     else:
         from joblib import Parallel, delayed
@@ -141,7 +141,7 @@ def cross_validate(
 
 
 @contextlib.contextmanager
-def _told_once() -> Iterator[None]:
+def _each_note_once() -> Iterator[None]:
     """Let a message that each of the analyses reports pass once."""
     seen: set[str] = set()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..writers.base import clean_tag
+from ..screen import clean_tag
 from .curve import Curve
 
 __all__ = ["Facts", "FloatArray", "Number", "Past", "RunFacts"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..records import Array, Record, Scalar
-from ..writers.base import clean_tag
+from ..screen import clean_tag
 from .curve import Curve
 from .facts import Facts, FloatArray, Number, Past, RunFacts
 from .finding import Finding

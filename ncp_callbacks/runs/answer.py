@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..screen import clean_tag
 from ..stats.run_groups import MIN_RUNS, smallest_p
-from ..writers.base import clean_tag
 from .comparison import Change, Condition, ScalarRow, Side, SideValue
 from .find import Group, all_runs
 from .fingerprint import commensurable

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..screen import plain_tag
+from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, SCALAR_ARRAYS, plain_tag
 from .errors import RunsError
 from .frames import Frame, Frames, read_frame
 
@@ -43,9 +43,6 @@ __all__ = [
 HyperParameter: TypeAlias = bool | float | str
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
-_ARRAYS, _DATA = "ncp_callbacks", "ncp_callbacks_data"
-_CI = "_ncp/ci/"
-_WITHOUT_CARD = "_ncp/scalar/"
 _NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
 _FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7
@@ -297,8 +294,8 @@ def _take_ci(
 ) -> dict[str, ConfidenceIntervals]:
     """Move the bounds of CIs out of the arrays, and return them by the tag of their scalar."""
     found = {}
-    for name in [name for name in arrays if name.startswith(_CI)]:
-        tag = name.removeprefix(_CI)
+    for name in [name for name in arrays if name.startswith(CI_ARRAYS)]:
+        tag = name.removeprefix(CI_ARRAYS)
         if tag in scalars and all(ends.shape == (2,) for ends in arrays[name].values()):
             bounds = arrays.pop(name)
             ends = np.array(list(bounds.values()), np.float64)
@@ -310,9 +307,9 @@ def _take_scalars(
     points: dict[str, list[tuple[int, Any]]], arrays: dict[str, list[tuple[int, Any]]]
 ) -> None:
     """Move numbers without a card out of the arrays; a number may have had one at other steps."""
-    for name in [name for name in arrays if name.startswith(_WITHOUT_CARD)]:
+    for name in [name for name in arrays if name.startswith(SCALAR_ARRAYS)]:
         if all(value.shape == () for _, value in arrays[name]):
-            tag = name.removeprefix(_WITHOUT_CARD)
+            tag = name.removeprefix(SCALAR_ARRAYS)
             points[tag] += [(step, value.item()) for step, value in arrays.pop(name)]
 
 
@@ -409,7 +406,7 @@ _TENSORS: dict[tuple[str, str], tuple[str, Any]] = {
     ("tensor", "scalars"): ("scalars", _number),
     ("tensor", "histograms"): ("histograms", _histogram),
     ("tensor", "images"): ("images", None),
-    ("tensor", _ARRAYS): ("arrays", tensor_numbers),
+    ("tensor", ARRAY_PLUGIN): ("arrays", tensor_numbers),
     ("tensor", "text"): ("texts", tensor_text),
-    ("tensor", _DATA): ("texts", tensor_text),
+    ("tensor", DATA_PLUGIN): ("texts", tensor_text),
 }

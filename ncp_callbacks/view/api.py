@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..runs.tags import VALIDATION
-from ..writers.encoding import FORMAT
+from ..screen import FORMAT
 from .index import Curve, RunSource, Source
 
 __all__ = ["Answer", "answer", "run_document"]

@@ -27,14 +27,12 @@ import numpy.typing as npt
 
 from ..runs.frames import Frames, read_frame
 from ..runs.reader import event_files, parsed_event, tensor_numbers, tensor_text
-from ..screen import HEADLINE, plain_tag
+from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, HEADLINE, SCALAR_ARRAYS, plain_tag
 
 __all__ = ["Curve", "Document", "LogIndex", "RunIndex", "RunSource", "Source", "Track"]
 
 FloatArray = npt.NDArray[np.float32]
 
-_ARRAYS, _DATA = "ncp_callbacks", "ncp_callbacks_data"
-_CI, _WITHOUT_CARD = "_ncp/ci/", "_ncp/scalar/"
 _FEW_SECONDS = 2.0
 # Runs that are kept with all their points, about 4 MB for 1,000 snapshots.
 _MAX_RUNS = 48
@@ -236,19 +234,19 @@ class RunIndex:
         self._plugins.setdefault(tag, plugin)
         if form != "tensor":
             return
-        if plugin == _DATA:
+        if plugin == DATA_PLUGIN:
             self.documents.setdefault(tag, Document()).texts[step] = tensor_text(value.tensor)
-        elif plugin == _ARRAYS and tag.startswith(_CI):
+        elif plugin == ARRAY_PLUGIN and tag.startswith(CI_ARRAYS):
             ends = tensor_numbers(value.tensor)
             if ends.shape == (2,):
-                curve = self.curves.setdefault(tag.removeprefix(_CI), Curve())
+                curve = self.curves.setdefault(tag.removeprefix(CI_ARRAYS), Curve())
                 curve.low[step], curve.high[step] = ends.tolist()
-        elif plugin == _ARRAYS and tag.startswith(_WITHOUT_CARD):
+        elif plugin == ARRAY_PLUGIN and tag.startswith(SCALAR_ARRAYS):
             number = tensor_numbers(value.tensor)
             if number.size == 1:
-                curve = self.curves.setdefault(tag.removeprefix(_WITHOUT_CARD), Curve())
+                curve = self.curves.setdefault(tag.removeprefix(SCALAR_ARRAYS), Curve())
                 curve.add(step, number.item())
-        elif plugin == _ARRAYS:
+        elif plugin == ARRAY_PLUGIN:
             track = self.tracks.setdefault(tag, Track())
             track.shape = tuple(int(dim.size) for dim in value.tensor.tensor_shape.dim)
             track.places[step] = place

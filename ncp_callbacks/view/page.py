@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..writers.encoding import FORMAT
+from ..screen import FORMAT
 from .api import packed, run_document
 from .index import Source
 from .static_files import MODULES, START, module_text

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..screen import HEADLINE, plain_tag
+from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, HEADLINE, SCALAR_ARRAYS, plain_tag
 from .index import Curve, Document, FloatArray, Track, described
 
 __all__ = ["ProviderSource"]
 
-_ARRAYS, _DATA = "ncp_callbacks", "ncp_callbacks_data"
-_CI, _WITHOUT_CARD = "_ncp/ci/", "_ncp/scalar/"
 _MOST = 1000
 _FEW_SECONDS = 2.0
 
@@ -44,11 +42,11 @@ class _ProviderRun:
 
     def add(self, tag: str, step: int, values: FloatArray, about: dict[str, Any]) -> None:
         """Add an array, or a number or CI that is logged as one."""
-        if tag.startswith(_CI) and values.shape == (2,):
-            curve = self.curves.setdefault(tag.removeprefix(_CI), Curve())
+        if tag.startswith(CI_ARRAYS) and values.shape == (2,):
+            curve = self.curves.setdefault(tag.removeprefix(CI_ARRAYS), Curve())
             curve.low[step], curve.high[step] = values.tolist()
-        elif tag.startswith(_WITHOUT_CARD) and values.size == 1:
-            curve = self.curves.setdefault(tag.removeprefix(_WITHOUT_CARD), Curve())
+        elif tag.startswith(SCALAR_ARRAYS) and values.size == 1:
+            curve = self.curves.setdefault(tag.removeprefix(SCALAR_ARRAYS), Curve())
             curve.add(step, values.item())
         else:
             track = self.tracks.setdefault(tag, Track(about))
@@ -95,8 +93,8 @@ class ProviderSource:
 
         asked: dict[str, Any] = {"ctx": context.RequestContext(), "experiment_id": ""}
         runs: dict[str, _ProviderRun] = {}
-        listed = self._provider.list_tensors(**asked, plugin_name=_ARRAYS)
-        read = self._provider.read_tensors(**asked, plugin_name=_ARRAYS, downsample=_MOST)
+        listed = self._provider.list_tensors(**asked, plugin_name=ARRAY_PLUGIN)
+        read = self._provider.read_tensors(**asked, plugin_name=ARRAY_PLUGIN, downsample=_MOST)
         for name, tags in read.items():
             run = runs.setdefault(name, _ProviderRun())
             for tag, data in tags.items():
@@ -105,7 +103,7 @@ class ProviderSource:
                 shown = plain_tag(tag, series.display_name if series else "")
                 for datum in data:
                     run.add(shown, datum.step, np.asarray(datum.numpy, np.float32), about)
-        documents = self._provider.read_tensors(**asked, plugin_name=_DATA, downsample=_MOST)
+        documents = self._provider.read_tensors(**asked, plugin_name=DATA_PLUGIN, downsample=_MOST)
         for name, tags in documents.items():
             for tag, data in tags.items():
                 texts = runs.setdefault(name, _ProviderRun()).documents.setdefault(tag, Document())

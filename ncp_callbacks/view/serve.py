@@ -37,7 +37,7 @@ def make_server(source: Source, port: int = 0) -> http.server.ThreadingHTTPServe
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            # A page of another site could ask under its own name (DNS rebinding).
+            # A page from elsewhere could ask under its own name (DNS rebinding).
             host = self.headers.get("Host", "")
             if host.rpartition(":")[0] not in _HOSTS and host not in _HOSTS:
                 self._send(Answer(403, "text/plain", b"this server answers this machine only"))

@@ -35,17 +35,17 @@ class InterpretabilityTab(base_plugin.TBPlugin):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._source: Source | None = None
         self._active = False
-        self._looking: threading.Thread | None = None
+        self._search: threading.Thread | None = None
 
     def is_active(self) -> bool:
         """Return whether a run has arrays, as far as is known: TensorBoard waits for the answer."""
-        if not self._active and (self._looking is None or not self._looking.is_alive()):
-            self._looking = threading.Thread(target=self._look, daemon=True)
-            self._looking.start()
-            self._looking.join(0.2)
+        if not self._active and (self._search is None or not self._search.is_alive()):
+            self._search = threading.Thread(target=self._find_arrays, daemon=True)
+            self._search.start()
+            self._search.join(0.2)
         return self._active
 
-    def _look(self) -> None:
+    def _find_arrays(self) -> None:
         try:
             source = self._opened()
             for name in source.names():

@@ -7,13 +7,12 @@ never raise for anything that happens to files later; ``close`` writes what is l
 from __future__ import annotations
 
 import abc
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..records import Record
 
-__all__ = ["Tally", "Writer", "clean_tag", "valid_text"]
+__all__ = ["Tally", "Writer", "valid_text"]
 
 
 class Tally(NamedTuple):
@@ -76,11 +75,6 @@ class Writer(abc.ABC):
     def failure(self) -> BaseException | None:
         """Return the exception that stopped this writer for good, or None."""
         return None
-
-
-def clean_tag(tag: str) -> str:
-    """Return a tag as TensorBoard shows it, which knows letters, digits and ``_ - . /`` only."""
-    return re.sub(r"[^-/\w.]", "_", tag).lstrip("/") or "_"
 
 
 def valid_text(text: str) -> str:

@@ -29,22 +29,16 @@ from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
 from ..records import Array, Data, Embedding, Histogram, Note, Picture, Record, Scalar, Text
-from ..screen import Screen
-from .base import clean_tag, valid_text
+from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, FORMAT, SCALAR_ARRAYS, Screen, clean_tag
+from .base import valid_text
 from .custom_scalars import CustomScalars
 
 __all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
 
 logger = logging.getLogger("ncp_callbacks")
 
-ARRAY_PLUGIN, DATA_PLUGIN = "ncp_callbacks", "ncp_callbacks_data"
-FORMAT = 1
-"""Version of the descriptions of arrays; the meaning of a kind never changes within a version."""
 # SummaryMetadata.data_class = DATA_CLASS_TENSOR, a field that tensorboardX's messages lack.
 _DATA_CLASS_TENSOR = b"\x20\x02"
-# Prefixes of the arrays that hold numbers without a card, and confidence intervals.
-SCALAR_ARRAYS = "_ncp/scalar/"
-CI_ARRAYS = "_ncp/ci/"
 # Kinds of metrics of the HParams dashboard, in the order of its columns.
 _TRAINING, _VALIDATIONS, _HELD_OUT, _HEADLINES = range(4)
 _VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)/")

@@ -167,12 +167,20 @@ class StateSpace(Callback):
         refits = _SCALARS["basis_refits"]
         yield Scalar(f"{group}/basis_refits", axes.refits, refits, place="data")
         yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
-        sample = state_sample(cell.values, observation.mask)
-        about = {"cell": cell.cell}
-        yield Array(f"_ncp/{group}_sample", sample, kind="state sample", axes=("state", "unit"),
-                    about=about)  # fmt: skip
+        yield _sample(cell, group, observation)
         yield from axes.shown.arrays(cell, group, axes.basis or result.basis, observation)
         yield Array(f"_ncp/{group}_held_out", batch)
+
+
+def _sample(cell: Trajectory, group: str, observation: Observation) -> Array:
+    """Return some states, the same ones at each snapshot, by which runs are compared."""
+    return Array(
+        f"_ncp/{group}_sample",
+        state_sample(cell.values, observation.mask),
+        kind="state sample",
+        axes=("state", "unit"),
+        about={"cell": cell.cell},
+    )
 
 
 def _comparable(result: StateSpaceResult) -> dict[str, Estimate]:

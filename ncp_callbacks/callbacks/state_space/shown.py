@@ -27,7 +27,7 @@ class ShownStates:
     def __init__(self) -> None:
         self._of: FloatArray | None = None  # The axes of the picture for which the third is.
         self._third: FloatArray | None = None
-        self._told_elapsed = False
+        self._elapsed_logged = False
 
     def arrays(
         self, cell: Trajectory, group: str, basis: Basis, observation: Observation
@@ -70,9 +70,9 @@ class ShownStates:
             axes=("time step", "unit"),
             about={"cell": cell.cell, "units": some.tolist(), "time_steps": at.tolist()},
         )
-        if observation.time_delta is not None and not self._told_elapsed:
+        if observation.time_delta is not None and not self._elapsed_logged:
             # It is the same at every snapshot.
-            self._told_elapsed = True
+            self._elapsed_logged = True
             elapsed = np.where(real, observation.time_delta, 0.0).cumsum(axis=1)[rows][:, at]
             yield Array(
                 f"_ncp/{group}_elapsed",

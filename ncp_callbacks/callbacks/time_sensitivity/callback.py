@@ -165,11 +165,16 @@ class TimeSensitivity(Callback):
             )
         yield from _losses(scaled, group)
         yield from _outside(observation, self.scales, group)
-        curve = np.stack([result.scales, result.rms_change, result.mean_change])
-        axes = ("scales, RMS change, mean change", "scale")
-        yield Array(f"_ncp/{group}_curve", curve, kind="time curve", axes=axes)
-        by_step = result.elasticity_by_step.mean(axis=0)
-        yield Array(f"_ncp/{group}_by_step", by_step, kind="time by step", axes=("time step",))
+        yield from _arrays(result, group)
+
+
+def _arrays(result: TimeSensitivityResult, group: str) -> Iterator[Array]:
+    """Yield the curve, and the elasticity of each time step."""
+    curve = np.stack([result.scales, result.rms_change, result.mean_change])
+    axes = ("scales, RMS change, mean change", "scale")
+    yield Array(f"_ncp/{group}_curve", curve, kind="time curve", axes=axes)
+    by_step = result.elasticity_by_step.mean(axis=0)
+    yield Array(f"_ncp/{group}_by_step", by_step, kind="time by step", axes=("time step",))
 
 
 def _check_takes_time(observation: Observation) -> None:

@@ -15,24 +15,24 @@ _STEPS, _MIN_LENGTH, _BEGINNING = 1.5, 8, 1e-4
 
 
 class UnstableMemory(Rule):
-    """Report a largest finite-time Lyapunov exponent above 0.
+    """Report a stability exponent above 0.
 
-    Above 0, small changes of the state grow along the sequence on average, so that rounding and
-    noise do, too. The whole CI must be above 0.
+    Above 0, small changes of the state grow in the long run, so that rounding and noise do, too.
+    Growth that is a transient does not count. The whole CI must be above 0.
     """
 
     name = "unstable_memory"
     topic = Topic.STATE
-    reads = ("dynamics/lyapunov_1",)
+    reads = ("dynamics/stability_exponent",)
 
     def check(self, facts: Facts) -> Iterator[Finding]:
-        for tag, exponent in facts.each("dynamics", "lyapunov_1"):
+        for tag, exponent in facts.each("dynamics", "stability_exponent"):
             if exponent.at_least > 0:
                 yield self.finding(
                     facts,
                     Severity.WARNING,
                     "The state is unstable: small changes of it grow along the sequence, with a "
-                    f"largest Lyapunov exponent of {amount(exponent)}"
+                    f"stability exponent of {amount(exponent)}"
                     f"{since(exponent, facts.step)}.",
                     "Make the recurrent weights smaller (weight decay, a lower learning rate), and "
                     "expect noise in the inputs to be amplified.",
@@ -44,16 +44,20 @@ class ShortMemory(Rule):
     """Report a change of the state that falls to 1/e within 1.5 of at least 8 time steps.
 
     The upper end of the CI counts. Such a state holds its inputs for one time step: it is a filter,
-    and no memory.
+    and no memory. A latch is none either by small changes, but the target tells: where more than
+    1.5 of the last time steps must be kept for it, nothing is reported.
     """
 
     name = "short_memory"
     topic = Topic.STATE
-    reads = ("dynamics/memory_steps",)
+    reads = ("dynamics/linear_memory_steps", "dynamics/target_memory_steps")
 
     def check(self, facts: Facts) -> Iterator[Finding]:
-        for tag, steps in facts.each("dynamics", "memory_steps"):
-            if facts.run.time_steps >= _MIN_LENGTH and steps.at_most < _STEPS:
+        latched = any(
+            kept.at_most >= _STEPS for _, kept in facts.each("dynamics", "target_memory_steps")
+        )
+        for tag, steps in facts.each("dynamics", "linear_memory_steps"):
+            if not latched and facts.run.time_steps >= _MIN_LENGTH and steps.at_most < _STEPS:
                 yield self.finding(
                     facts,
                     Severity.WARNING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...writers.base import clean_tag
+from ...screen import clean_tag
 from ..facts import Facts
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
