@@ -16,7 +16,7 @@ from .callbacks import *
 from .checkpoints import Replay as Replay
 from .checkpoints import replay as replay
 from .cross_validation.logged import cross_validate_runs as cross_validate_runs
-from .cross_validation.result import Agreement as Agreement
+from .cross_validation.result import AnswerCount as AnswerCount
 from .cross_validation.result import CrossValidation as CrossValidation
 from .cross_validation.result import Spread as Spread
 from .cross_validation.training import cross_validate as cross_validate

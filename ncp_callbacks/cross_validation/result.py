@@ -16,7 +16,7 @@ from ..findings.finding import Finding
 from ..results import MappingResult
 from .questions import answers, feature_shares
 
-__all__ = ["Agreement", "CrossValidation", "Repetition", "Spread", "summarise"]
+__all__ = ["AnswerCount", "CrossValidation", "Repetition", "Spread", "summarise"]
 
 _NOT_FOUND = "not found"
 _MAX_SHOWN = 10  # Lines of agreements in the repr.
@@ -40,7 +40,7 @@ class Repetition:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class AnswerCount:
     """Tell how often the most frequent answer to a question comes back.
 
     Attributes:
@@ -102,12 +102,12 @@ class CrossValidation(MappingResult):
     _plot = "plot_cross_validation"
 
     repetitions: tuple[str, ...]
-    agreements: tuple[Agreement, ...]
+    agreements: tuple[AnswerCount, ...]
     numbers: Mapping[str, Spread]
     rank_agreement: Mapping[str, float]
     notes: tuple[str, ...] = ()
 
-    def agreement(self, question: str) -> Agreement:
+    def agreement(self, question: str) -> AnswerCount:
         """Return how often the answer to a question comes back.
 
         Args:
@@ -190,7 +190,7 @@ def summarise(repetitions: Sequence[Repetition], notes: Sequence[str] = ()) -> C
     )
 
 
-def _agreement(question: str, found: Sequence[str]) -> Agreement:
+def _agreement(question: str, found: Sequence[str]) -> AnswerCount:
     from scipy import stats
 
     counts = Counter(answer for answer in found if answer)
@@ -198,10 +198,10 @@ def _agreement(question: str, found: Sequence[str]) -> Agreement:
     answer, count = counts.most_common(1)[0]
     of = sum(counts.values())
     ci = stats.binomtest(count, of).proportion_ci()
-    return Agreement(question, answer, count, of, float(ci.low), float(ci.high), tuple(found))
+    return AnswerCount(question, answer, count, of, float(ci.low), float(ci.high), tuple(found))
 
 
-def _of_findings(repetitions: Sequence[Repetition]) -> list[Agreement]:
+def _of_findings(repetitions: Sequence[Repetition]) -> list[AnswerCount]:
     """Return how often each rule found something, the most serious rules first."""
     found: dict[str, dict[int, Finding]] = {}
     for place, repetition in enumerate(repetitions):
