@@ -145,6 +145,13 @@ class Callback(abc.ABC):
         if max_sequences is not None:
             self.max_sequences = whole_number("max_sequences", max_sequences, 1)
 
+    def analyse_always(self) -> None:
+        """Analyse each snapshot, and all that a snapshot can have: a replay has the time.
+
+        A callback that skips a part at some snapshots overrides this and calls it.
+        """
+        self.every, self.every_nth = None, 1
+
     @property
     def conditions(self) -> str:
         """Return what the numbers depend on beside model, batch and target; "" for nothing.

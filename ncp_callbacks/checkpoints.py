@@ -232,7 +232,7 @@ class _Worker:
         SnapshotLoader(own).load(start.snapshot)
         held_out, self.callbacks, make_model = own.extra
         for callback in self.callbacks:
-            callback.every = None
+            callback.analyse_always()
         self._reader = SnapshotReader(
             Subject(own.model, own.forward, own.target, make_model), as_bytes=False
         )

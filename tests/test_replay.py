@@ -18,6 +18,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import ncp_callbacks as ncp
+from ncp_callbacks.callbacks import callback_set
 from ncp_callbacks.models import CfC
 
 STEPS = (5, 20, 100, 300)
@@ -90,10 +91,20 @@ def trained(model: nn.Module, where: Path, suffix: str = ".safetensors") -> Iter
         yield step
 
 
+def analysing_always(name: str) -> list[ncp.Callback]:
+    """Return the callbacks of a set, which do at each snapshot what a replay does."""
+    callbacks = callback_set(name)
+    for callback in callbacks:
+        callback.analyse_always()
+    return callbacks
+
+
 def watched(model: nn.Module, held_out: ncp.HeldOutBatch, where: Path, suffix: str = ".safetensors",
             callbacks: Any = None, **keywords: Any) -> ncp.MemoryWriter:  # fmt: skip
     """Return what a monitor logs of a training that saves checkpoints."""
     writer = ncp.MemoryWriter()
+    if callbacks is None:
+        callbacks = analysing_always("standard")
     with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1, **keywords) as monitor:
         for step in trained(model, where, suffix):
             monitor.on_step_end(step)
@@ -113,6 +124,8 @@ def logged(writer: ncp.MemoryWriter) -> dict[tuple[int, str, str], Any]:
             else repr(part)
             for name, part in parts.items()
         }
+        # A monitor describes the run before its first step, a replay at its first checkpoint.
+        step = 0 if record.tag == "_ncp/run" else step
         key = (step, type(record).__name__, record.tag)
         assert key not in found
         found[key] = bits
@@ -158,17 +171,9 @@ def test_replay_logs_what_a_monitor_logs(
 
 
 def test_every_callback_logs_what_it_logs_in_a_monitor(tmp_path: Path) -> None:
-    def full() -> list[ncp.Callback]:
-        from ncp_callbacks.callbacks import callback_set
-
-        callbacks = callback_set("full")
-        for callback in callbacks:
-            callback.every_nth = 1
-        return callbacks
-
-    live = watched(Timed(), masked(), tmp_path, callbacks=full())
-    same(live, replayed(Timed(), masked(), tmp_path / "*", callbacks=full()))
-    same(live, replayed(Timed(), masked(), tmp_path / "*", callbacks=full(), n_jobs=2))
+    live = watched(Timed(), masked(), tmp_path, callbacks=analysing_always("full"))
+    same(live, replayed(Timed(), masked(), tmp_path / "*", "full"))
+    same(live, replayed(Timed(), masked(), tmp_path / "*", "full", n_jobs=2))
 
 
 # Measured along axes that are refitted, from one checkpoint to the next, as far as they must.
@@ -493,7 +498,7 @@ def test_the_log_has_a_number_a_card_and_all_pictures(tmp_path: Path) -> None:
     card = events.Tensors("about/run")[0].tensor_proto.string_val[0].decode()
     assert "on saved weights, after the training" in card
     assert "every_checkpoint" in card
-    pictures = ["hidden/pca", "transitions/magnitude"]
+    pictures = ["xai_hidden/pca", "xai_transitions/magnitude"]
     for tag in pictures:
         assert [event.step for event in events.Tensors(tag)] == list(range(40))
     assert "monitor/dropped_figures" not in tags["scalars"]

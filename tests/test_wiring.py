@@ -297,7 +297,9 @@ def started_again(model, x, dt):
 
         def last(h, t=t):
             outputs, _ = model(x[:, t:], dt[:, t:], h)
-            return outputs[mx.arange(S), -1, mx.array(chosen)].sum()
+            # The log-odds of one of two classes are the difference of their outputs.
+            odds = outputs[:, -1, 0] - outputs[:, -1, 1]
+            return mx.where(mx.array(chosen) == 0, odds, -odds).sum()
 
         sizes.append(np.abs(np.array(state * mx.grad(last)(state))))
     return np.stack(sizes, axis=1)

@@ -49,25 +49,30 @@ class RunFindings:
         self._collected.freeze(step)
 
     def add_snapshot(self, step: int, records: Iterable[Record]) -> list[Record]:
-        """Take the records of a snapshot, and return those of its findings."""
+        """Take the records of a snapshot, and return those of its findings.
+
+        The end of a run comes as a second part of the last snapshot. Nothing is returned for it if
+        it changes no finding.
+        """
         self._snapshots += 1
-        return self._conclude(self._collected.add_snapshot(step, records))
+        again = self._snapshots > 1 and step == self.step
+        return self._conclude(self._collected.add_snapshot(step, records), again)
 
     def end(self) -> list[Record]:
         """Return the records of the findings with all that the loop has logged, if they changed."""
         if not self._snapshots:
             return []
-        before = self.findings
-        records = self._conclude(self._collected.facts())
-        return [] if self.findings == before else records
+        return self._conclude(self._collected.facts(), again=True)
 
     @property
     def step(self) -> int:
         """Return the step of the last snapshot."""
         return self._collected.step
 
-    def _conclude(self, facts: Facts) -> list[Record]:
-        self.findings = judge(facts, self._rules)
+    def _conclude(self, facts: Facts, again: bool) -> list[Record]:
+        before, self.findings = self.findings, judge(facts, self._rules)
+        if again and to_json(self.findings) == to_json(before):
+            return []
         return [
             Text(CARD, card(self.findings, facts.step)),
             Data(DATA, to_json(self.findings)),

@@ -211,6 +211,10 @@ class GradientAttribution(Callback):
         self._map_changes = self.keep("maps", _MapChanges())
         self._changes = self.keep("changes", PairedChanges())
 
+    def analyse_always(self) -> None:
+        super().analyse_always()
+        self._disputes.compare_always()
+
     @property
     def conditions(self) -> str:
         """Return the attribution method, its settings and baselines."""

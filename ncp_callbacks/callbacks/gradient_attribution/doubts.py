@@ -99,6 +99,10 @@ class Disputes:
         self._reported: dict[str, str] = {}
         self.removed: dict[str, float] | None = None
 
+    def compare_always(self) -> None:
+        """Compare at each snapshot, if at all."""
+        self._every = min(self._every, 1)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the notes by feature, and what the last comparison found."""
         return {
