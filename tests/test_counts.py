@@ -18,6 +18,7 @@ from ncp_callbacks.plotting.page import Page
 from ncp_callbacks.plotting.redraw import Redrawer
 
 B, T, F = 6, 5, 3
+POINTS = [B, B, B, B, B]
 calls: list[int] = []
 
 
@@ -36,32 +37,49 @@ class Counted(nn.Module):
 @pytest.mark.parametrize(
     ("callbacks", "passes", "gradients"),
     [
-        # One pass for all five, and one with the three scales other than 1 side by side.
-        (None, [B, 3 * B], 1),
-        ([ncp.GradientAttribution()], [B], 1),
+        # One pass for all six, which is a point of the integrated gradients as well; three other
+        # points, and the baseline; each feature and the elapsed times removed, and four blocks of
+        # time; and the three scales other than 1 side by side.
+        (None, [*POINTS, 4 * B, 4 * B, 3 * B], 4),
+        ([ncp.GradientAttribution()], [*POINTS, 4 * B], 4),
+        ([ncp.GradientAttribution(removal=0)], POINTS, 4),
+        ([ncp.FeatureRemoval()], [*POINTS, 4 * B, 4 * B], 4),
         ([ncp.TimeSensitivity()], [B, 3 * B], 1),
         ([ncp.TimeSensitivity(scales=(0.5, 2))], [B, 2 * B], 1),
         ([ncp.StateTransitions()], [B], 0),
         ([ncp.StateSpace(), ncp.StateTransitions(), ncp.BackboneActivations()], [B], 0),
         ([], [], 0),
-        ("light", [B], 1),
+        # The pass for all, and the baseline.
+        ("light", [B, B], 1),
         # Gradients of a third of the sequences take a pass of their own, of most they don't.
-        ([ncp.GradientAttribution(max_sequences=2), ncp.StateTransitions()], [2, B], 1),
-        ([ncp.GradientAttribution(max_sequences=4), ncp.StateTransitions()], [B], 1),
-        ([ncp.GradientAttribution(), ncp.StateTransitions(max_sequences=1)], [B], 1),
+        (
+            [ncp.GradientAttribution(max_sequences=2), ncp.StateTransitions()],
+            [2, 3 * 2, 2, 4 * 2, B],
+            2,
+        ),
+        (
+            [ncp.GradientAttribution(max_sequences=4), ncp.StateTransitions()],
+            [B, 4, 4, 4, 4, 4 * 4],
+            4,
+        ),
+        (
+            [ncp.GradientAttribution(), ncp.StateTransitions(max_sequences=1)],
+            [*POINTS, 4 * B],
+            4,
+        ),
         ([ncp.StateTransitions(max_sequences=3), ncp.StateSpace(max_sequences=2)], [3], 0),
         ([ncp.TimeSensitivity(max_sequences=2)], [2, 3 * 2], 1),
         # Eight steps side by side of three sequences (two of which fit into B), and the baseline.
         (
             [ncp.GradientAttribution(method=IntegratedGradients(8), max_sequences=3)],
-            [3, B, B, B, B, 3],
+            [3, B, B, B, B, 3, 4 * 3],
             4,
         ),
         ([ncp.GradientAttribution(method=SmoothGrad(4))], [B, B, B, B, B], 4),
         # Features of one step side by side, the intervals of all steps likewise.
         (
             [ncp.GradientAttribution(method="occlusion", max_sequences=1)],
-            [1, *[F] * T, T],
+            [1, *[F] * T, T, 4],
             0,
         ),
     ],
@@ -75,7 +93,10 @@ def test_passes_of_one_snapshot(
         rng.standard_normal((B, T, F)).astype(np.float32), rng.uniform(0.5, 2, (B, T))
     )
     writer = ncp.MemoryWriter()
-    with ncp.Monitor(Counted(), held_out, callbacks, writer=writer, every=5) as monitor:
+    # As many sequences at once as the batch has, whatever memory there is.
+    with ncp.Monitor(
+        Counted(), held_out, callbacks, writer=writer, every=5, chunk_size=B
+    ) as monitor:
         for step in range(1, 5):
             calls.clear()
             monitor.on_step_end(step)
@@ -95,8 +116,10 @@ def test_passes_in_chunks() -> None:
         calls.clear()
         monitor.on_step_end(1)
         seen = list(calls)
-    # Three parts; of each the three scales side by side, without gradients.
-    assert seen == [2, 2, 1, 6, 6, 3]
+    # Three parts. Three points of the integrated gradients of each, and the baselines; without
+    # gradients side by side: what is removed, the blocks of time, and the three scales.
+    points = [2, 2, 2, 2, 2, 2, 1, 1, 1]
+    assert seen == [2, 2, 1, *points, 2, 2, 1, 8, 8, 4, 8, 8, 4, 6, 6, 3]
 
 
 def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
@@ -122,12 +145,13 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
                 monitor.on_step_end(step)
             writer.flush()
             added = _size(tmp_path) - written
-    # Inputs, outputs, targets, two gradients, the values at scales and the initial state; and what
-    # every hook shows, of all steps at once.
+    # Inputs, outputs, targets, two gradients, the values at scales and the initial state; of each
+    # of three more points the target and two gradients, and the target of the baseline; and what
+    # every hook shows, of all steps at once. Features and blocks are removed at every third.
     found = ModelRunner(Counted(), held_out).hook_points
     hook_points = len(found.cells) + len(found.layers)
-    assert converted.call_count == 3 * (7 + hook_points)
-    assert drawn.call_count == 3 * 4
+    assert converted.call_count == 3 * (7 + 3 * 3 + 1 + hook_points) + 2
+    assert drawn.call_count == 3 * 4 + 1
     assert framed.call_count == 0
     assert added / 3 < 80_000
     assert writer.dropped_figures == writer.dropped_records == 0
