@@ -90,15 +90,18 @@ def scalars(monitor: ncp.Monitor, tag: str) -> list[tuple[int, float]]:
 
 
 def logged(run: Path | str, tag: str) -> list[int]:
-    """Return the steps of a tag in a log on disk."""
+    """Return the steps of a tag in a log on disk, wherever on the screen the log has placed it."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
-    if tag in tags["scalars"]:
-        return [event.step for event in events.Scalars(tag)]
-    if tag in tags["images"]:
-        return [event.step for event in events.Images(tag)]
-    return [event.step for event in events.Tensors(tag)] if tag in tags["tensors"] else []
+    for shown in (tag, f"xai_{tag}"):
+        if shown in tags["scalars"]:
+            return [event.step for event in events.Scalars(shown)]
+        if shown in tags["images"]:
+            return [event.step for event in events.Images(shown)]
+        if shown in tags["tensors"]:
+            return [event.step for event in events.Tensors(shown)]
+    return []
 
 
 def text(run: Path | str, tag: str = "about/notes") -> str:

@@ -536,6 +536,7 @@ class TargetMemory(MappingResult):
         forgets: False where it does not.
         estimate: ``steps`` as an estimate over sequences; without a CI where the target does not
             forget.
+        left: The curve's last value, as an estimate over sequences.
         ci: ``(2, K)``, 95 % CIs over sequences of the curve; NaN where there is none.
     """
 
@@ -544,6 +545,7 @@ class TargetMemory(MappingResult):
     steps: float
     forgets: bool
     estimate: Estimate
+    left: Estimate
     ci: FloatArray
 
 
@@ -607,7 +609,7 @@ def target_memory(
     ]
     return TargetMemory(
         kept=kept, curve=curve, steps=steps, forgets=forgets, estimate=estimate,
-        ci=ci_array(at_each),
+        left=at_each[-1], ci=ci_array(at_each),
     )  # fmt: skip
 
 

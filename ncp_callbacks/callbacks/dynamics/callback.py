@@ -522,7 +522,7 @@ def _log_target_memory(log: RecordLog, observation: Observation) -> TargetMemory
     if found is None:
         return None
     log.scalar("target_memory_steps", found.steps, found.estimate)
-    log.scalar("target_memory_left", float(found.curve[-1]), kept=int(kept[-1]))
+    log.scalar("target_memory_left", found.left.value, found.left, kept=int(kept[-1]))
     curve = np.stack([found.kept.astype(np.float64), found.curve])
     log.records.append(Array(f"_ncp/{log.group}_target_memory", curve))
     return found
