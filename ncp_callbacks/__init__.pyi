@@ -60,6 +60,7 @@ from .scheduling import at as at
 from .scheduling import every as every
 from .scheduling import log_spaced as log_spaced
 from .stats import Estimate as Estimate
+from .writers.background_writer import BackgroundWriter as BackgroundWriter
 from .writers.base import Writer as Writer
 from .writers.memory import MemoryWriter as MemoryWriter
 from .writers.tensorboard import TensorBoardWriter as TensorBoardWriter

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from .console import closing, show
@@ -34,7 +34,7 @@ class ActiveRun:
         verbose: As for the monitor.
 
     Attributes:
-        writer: Writes the log, or None before :meth:`open`.
+        writers: They write the log; none before :meth:`open`.
         last_step: The last step that the loop reported, or None.
         steps: Number of steps that the loop reported.
         is_ending: Whether the run is over, or its end waits for something.
@@ -44,13 +44,12 @@ class ActiveRun:
         self, log: RunLog, observer: AttachedObserver, overhead: Overhead, verbose: bool | None
     ) -> None:
         self.log, self.observer, self.overhead = log, observer, overhead
-        self.writer: Writer | None = None
+        self.writers: tuple[Writer, ...] = ()
         self.last_step: int | None = None
         self.steps = 0
         self.is_ending = self._is_over = False
         self._verbose = verbose
         self._log_dir: str | None = None
-        self._keeps_open = False
         self._pid = os.getpid()
         self._signals: ClosesOnSignals | None = None
         self._exit_hook: Callable[[], None] | None = None
@@ -59,28 +58,28 @@ class ActiveRun:
     @property
     def is_ours(self) -> bool:
         """Whether this process writes the log: a fork of it must not."""
-        return self.writer is not None and os.getpid() == self._pid
+        return bool(self.writers) and os.getpid() == self._pid
 
     def open(
         self,
-        writer: Writer,
+        writers: Sequence[Writer],
         run_config: Mapping[str, Any],
         *,
         log_dir: str | None,
-        keep_open: bool,
+        keep_open: Collection[Writer] = (),
         callbacks: Collection[str] = (),
     ) -> None:
-        """Write to this writer from now on.
+        """Write to these writers from now on.
 
         Args:
-            writer: Writes the log.
+            writers: As for :meth:`.RunLog.open`.
             run_config: Hyper-parameters of the run.
             log_dir: Where the log is, as far as that is known.
-            keep_open: Flush the writer at the end and don't close it: the user goes on with it.
+            keep_open: Those that are flushed at the end, and not closed.
             callbacks: Names of the callbacks.
         """
-        self.writer, self._log_dir, self._keeps_open = writer, log_dir, keep_open
-        self.log.open(writer, run_config, callbacks)
+        self.writers, self._log_dir = tuple(writers), log_dir
+        self.log.open(writers, run_config, callbacks, keep_open)
         self._began = time.perf_counter()
 
     def close_in_every_case(self, owner: object, close: Callable[[Any], None]) -> None:
@@ -132,10 +131,7 @@ class ActiveRun:
         if self.overhead.skipped and self.last_step is not None:
             # Those since the last snapshot count, too.
             self.log.write(self.last_step, self.overhead.skips())
-        if self._keeps_open and seconds is None:
-            self.log.flush()
-        else:
-            self.log.close(seconds)
+        self.log.close(seconds)
 
     def _close_on_signal(self, seconds: float) -> None:
         """Write what can be had: the process is about to end."""
@@ -147,16 +143,17 @@ class ActiveRun:
             threading.Thread(target=self.end, name="ncp_callbacks closing").start()
 
     def _show_closing(self) -> None:
-        if self.writer is None or not self.steps:
+        if not self.writers or not self.steps:
             return
+        tally, failure = self.log.outcome()
         text = closing(
             self._log_dir,
-            self.writer.tally,
+            tally,
             steps=self.steps,
             snapshots=self.overhead.snapshots,
             notes=len(self.log.notes),
             loop_seconds=self.overhead.seconds,
             seconds=time.perf_counter() - self._began,
-            failure=self.writer.failure,
+            failure=failure,
         )
         show(text, verbose=self._verbose)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from .callbacks.sets import callback_set
 from .held_out import HeldOutBatch
 from .observation import Need
 from .scheduling import as_whole
+from .writers import as_list, directory_of
 
 __all__ = ["as_callbacks", "check_log", "check_model", "check_options"]
 
@@ -67,15 +69,23 @@ def check_options(
 
 
 def check_log(log_dir: Any, writer: Any) -> None:
-    """Check that a log has one place.
+    """Check that records have a place to go, and TensorBoard one log.
 
     Raises:
-        TypeError: If it has none, or two.
+        TypeError: If there is none, or two logs.
     """
-    if (log_dir is None) == (writer is None):
+    writers = as_list(writer)
+    second = next((w for w in writers if directory_of([w]) is not None), None)
+    if log_dir is None and not writers:
         raise TypeError(
             "pass either log_dir='runs/name', a directory for this run's log, or writer=, one "
-            f"that exists; {'neither' if log_dir is None else 'both'} was passed"
+            "that exists; neither was passed"
+        )
+    if log_dir is not None and second is not None:
+        raise TypeError(
+            f"pass either log_dir=, here {os.fspath(log_dir)!r}, or the "
+            f"{type(second).__name__} of {directory_of([second])!r}: both were passed, and "
+            "TensorBoard would show two runs"
         )
 
 

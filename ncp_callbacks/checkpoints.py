@@ -40,7 +40,7 @@ from .run_facts import run_facts
 from .run_log import RunLog
 from .scheduling import as_schedule
 from .signal_handlers import raised_by_signal_handler
-from .writers import TensorBoardWriter, Writer, as_writer
+from .writers import WriterLike, as_list, directory_of, open_writers
 
 __all__ = ["Checkpoints", "Replay", "replay"]
 
@@ -72,7 +72,7 @@ def replay(
     callbacks: Iterable[Callback] | str | None = None,
     log_dir: str | os.PathLike[str] | None = None,
     *,
-    writer: Writer | None = None,
+    writer: WriterLike | Sequence[WriterLike] | None = None,
     target: TargetLike = "prediction",
     at: At = "last",
     horizon: bool | None = None,
@@ -104,7 +104,7 @@ def replay(
         callbacks: As for :class:`Monitor`. All of them run at every checkpoint; a callback's own
             ``every=`` is not used. They are copied, so that another replay starts afresh.
         log_dir: As for :class:`Monitor`: a directory that holds a run already gets a number.
-        writer: As for :class:`Monitor`. It is flushed and left open.
+        writer: As for :class:`Monitor`.
         target: As for :class:`Monitor`.
         at: As for :class:`Monitor`.
         horizon: As for :class:`Monitor`.
@@ -170,10 +170,10 @@ def replay(
         "on saved weights, after the training (ncp_callbacks.replay)",
     )
     start = dataclasses.replace(start, memory_per_sequence=worker.observer.memory_per_sequence)
-    target_writer = TensorBoardWriter(log_dir) if log_dir is not None else as_writer(writer)
+    writers, given = open_writers(log_dir, as_list(writer))
     log.rehearse(dry_run.records)
     log.findings = RunFindings(run_facts(worker.observer.runner, applicable))
-    log.open(target_writer, dict(run_config or {}), [c.name for c in listed])
+    log.open(writers, dict(run_config or {}), [c.name for c in listed], given)
     steps: list[int] = []
     try:
         log.last_step = files[0][0]
@@ -194,10 +194,8 @@ def replay(
                 log.fail(failure.message, failure.details)
     finally:
         log.flush()
-        if writer is None:
-            log.close()
-    used = str(target_writer.log_dir) if isinstance(target_writer, TensorBoardWriter) else None
-    return Replay(used, tuple(steps), log.notes)
+        log.close()
+    return Replay(directory_of(writers), tuple(steps), log.notes)
 
 
 def _every_checkpoint(step: int) -> bool:

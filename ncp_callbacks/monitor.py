@@ -17,7 +17,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import mlx.nn as nn
 
@@ -43,10 +43,7 @@ from .run_facts import run_facts
 from .run_log import RunLog
 from .scheduling import ScheduleLike, as_schedule, as_whole
 from .screen import Screen
-from .writers import TensorBoardWriter, Writer, as_writer
-
-if TYPE_CHECKING:
-    import tensorboardX
+from .writers import WriterLike, as_list, directory_of, open_writers
 
 __all__ = ["Monitor"]
 
@@ -71,8 +68,11 @@ class Monitor:
             is every callback; the expensive ones run at every tenth snapshot.
         log_dir: Directory of this run's TensorBoard log. One that holds a run already is left
             alone, and this run gets a directory with a number.
-        writer: A :class:`Writer` or ``tensorboardX.SummaryWriter`` to use instead of ``log_dir``.
-            It is flushed at the end and stays open; only a signal that ends the process closes it.
+        writer: What else takes the records, one or a list: a sink, which is anything with
+            ``write(step, records)`` (see :class:`BackgroundWriter`), a :class:`Writer`, or a
+            ``tensorboardX.SummaryWriter`` in place of ``log_dir``. One that raises is reported and
+            dropped. A sink is closed at the end; a writer is flushed and stays open, and only a
+            signal that ends the process closes it.
         every: Schedule of the callbacks that have no ``every=`` of their own: a number of steps, a
             schedule, or any callable ``step -> bool``.
         train_every: Schedule of the numbers that ``on_step_end`` is given. None: they are logged at
@@ -128,7 +128,7 @@ class Monitor:
         callbacks: Iterable[Callback] | str | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         *,
-        writer: Writer | tensorboardX.SummaryWriter | None = None,
+        writer: WriterLike | Sequence[WriterLike] | None = None,
         every: ScheduleLike = 100,
         train_every: ScheduleLike | None = None,
         target: TargetLike = "prediction",
@@ -159,8 +159,8 @@ class Monitor:
         )
         self._held_out = held_out
         self._callbacks = as_callbacks(callbacks, held_out)
-        self._log_dir, self._given_writer = log_dir, writer
-        self._resume_step = _checked_resume_step(resume_step, writer)
+        self._log_dir, self._given_writers = log_dir, as_list(writer)
+        self._resume_step = _checked_resume_step(resume_step, log_dir)
         self._every = as_schedule(every)
         train = None if train_every is None else as_schedule(train_every, what="train_every")
         self._background, self._verbose = background, verbose
@@ -260,32 +260,22 @@ class Monitor:
 
     def _open_log(self, texts: Sequence[Record], rehearsed: Sequence[Record]) -> None:
         # Only now: a configuration that fails must not leave an empty run behind.
-        writer, first = self._open_writer(), 0
-        if self._resume_step is not None:
-            first = self._resume_step + 1
+        first = None if self._resume_step is None else self._resume_step + 1
+        writers, given = open_writers(self._log_dir, self._given_writers, first_step=first)
         self._log.rehearse(rehearsed)
-        keep_open = self._given_writer is not None
-        log_dir = self._directory(writer)
         self._run.open(
-            writer,
+            writers,
             self._run_config,
-            log_dir=log_dir,
-            keep_open=keep_open,
+            log_dir=directory_of(writers),
+            keep_open=given,
             callbacks=[c.name for c in self._callbacks],
         )
-        self._log.last_step = first
-        self._log.write(first, texts)
+        self._log.last_step = first or 0
+        self._log.write(self._log.last_step, texts)
         self._run.close_in_every_case(self, Monitor.close)
         screen = Screen([c.name for c in self._callbacks])
         pictures = [screen.tag(r.tag, r.place) for r in rehearsed if isinstance(r, Figure)]
-        show(opening(log_dir, pictures), verbose=self._verbose)
-
-    def _open_writer(self) -> Writer:
-        if self._given_writer is not None:
-            return as_writer(self._given_writer)
-        assert self._log_dir is not None
-        first = None if self._resume_step is None else self._resume_step + 1
-        return TensorBoardWriter(self._log_dir, first_step=first)
+        show(opening(directory_of(writers), pictures), verbose=self._verbose)
 
     def __exit__(
         self,
@@ -347,13 +337,10 @@ class Monitor:
     @property
     def log_dir(self) -> str | None:
         """Directory of the log, where it is known; once started, the one really used."""
-        return None if self._rank else self._directory(self._run.writer)
-
-    def _directory(self, writer: Writer | None) -> str | None:
-        if isinstance(writer, TensorBoardWriter):
-            return str(writer.log_dir)
-        given = getattr(self._given_writer, "logdir", self._log_dir)
-        return None if given is None else os.fspath(given)
+        if self._rank:
+            return None
+        known = directory_of((*self._run.writers, *self._given_writers))
+        return known or (None if self._log_dir is None else os.fspath(self._log_dir))
 
     @property
     def last_step(self) -> int | None:
@@ -594,13 +581,13 @@ class Monitor:
             )
 
 
-def _checked_resume_step(resume_step: Any, writer: Any) -> int | None:
+def _checked_resume_step(resume_step: Any, log_dir: Any) -> int | None:
     if resume_step is None:
         return None
     whole = as_whole(resume_step)
     if whole is None or whole < 0:
         raise ValueError(f"resume_step={resume_step!r}: pass the last step done, 0 or more")
-    if writer is not None:
+    if log_dir is None:
         raise ValueError(
             "resume_step= continues the run in log_dir=; with writer=, make the writer "
             "with purge_step= or first_step= instead"

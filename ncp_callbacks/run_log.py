@@ -19,6 +19,7 @@ from .records import Array, Data, Figure, Note, Record, Scalar, Text
 from .run_card import guide
 from .signal_handlers import raised_by_signal_handler
 from .writers import Writer
+from .writers.base import Tally
 
 __all__ = ["RunLog"]
 
@@ -48,7 +49,9 @@ class RunLog:
         self._lock = threading.RLock()
         self._is_delivering = False
         self._delivered: deque[Callable[[], object]] = deque()
-        self._writer: Writer | None = None
+        self._writers: list[Writer] = []
+        self._opened: tuple[Writer, ...] = ()
+        self._kept_open: tuple[Writer, ...] = ()
         self._notes: list[str] = []
         self._more_notes = 0
         self._closing = False
@@ -109,20 +112,27 @@ class RunLog:
             yield
         self._make_calls_if_free()
 
-    # ---- the writer
+    # ---- the writers
 
     def open(
-        self, writer: Writer, run_config: Mapping[str, Any], callbacks: Collection[str] = ()
+        self,
+        writers: Sequence[Writer],
+        run_config: Mapping[str, Any],
+        callbacks: Collection[str] = (),
+        keep_open: Collection[Writer] = (),
     ) -> None:
-        """Write to this writer from now on.
+        """Write to these writers from now on; one that raises is dropped.
 
         Args:
-            writer: Writes the log.
+            writers: They write the log. What goes wrong with one is a note for those behind it.
             run_config: Hyper-parameters of the run.
             callbacks: Names of the callbacks.
+            keep_open: Those that are flushed at the end and not closed: the user goes on with them.
         """
-        self._writer = writer
-        writer.report = self._take_warning
+        self._opened, self._kept_open = tuple(writers), tuple(keep_open)
+        self._writers = list(writers)
+        for writer in self._writers:
+            writer.report = self._take_warning
         self._guarded(lambda w: w.arrange([*callbacks, "monitor", "findings"]))
         if run_config:
             self._guarded(lambda w: w.log_run_config(run_config))
@@ -205,15 +215,32 @@ class RunLog:
                 self._guarded(lambda w: w.flush())
 
     def close(self, timeout: float | None = None) -> None:
-        """Write all cards and close the writer.
+        """Write all cards, and close the writers or flush those that are to stay open.
 
         Args:
-            timeout: Seconds that pictures may take; None: as the writer does by default.
+            timeout: Seconds that each of the writers may take for pictures, as the process is
+                about to end; then all are closed. None: as the writers do by default.
         """
         self._closing = True
+
+        def close(writer: Writer) -> None:
+            if timeout is not None:
+                writer.close_within(timeout / max(1, len(self._writers)))
+            elif any(writer is kept for kept in self._kept_open):
+                writer.flush()
+            else:
+                writer.close()
+
         with self._turn():
             self._write_cards(now=True)
-            self._guarded(lambda w: w.close() if timeout is None else w.close_within(timeout))
+            self._guarded(close)
+
+    def outcome(self) -> tuple[Tally, BaseException | None]:
+        """Return the counts of the log's writer, and what stopped it, if anything."""
+        for writer in sorted(self._opened, key=lambda writer: writer.log_dir is None):
+            with contextlib.suppress(Exception):  # Of a writer that raises, all is reported.
+                return writer.tally, writer.failure
+        return Tally(), None
 
     def _write(self, step: int, records: Sequence[Record], wall_time: float | None = None) -> None:
         if wall_time is None:
@@ -222,15 +249,15 @@ class RunLog:
             self._guarded(lambda w: w.write_at(wall_time, step, records))
 
     def _guarded(self, call: Callable[[Writer], object]) -> None:
-        if self._writer is None:
-            return
-        try:
-            call(self._writer)
-        except Exception as error:
-            if raised_by_signal_handler(error):
-                raise
-            writer, self._writer = self._writer, None
-            self.fail(f"the writer {type(writer).__name__} failed and is not used any more", error)
+        for writer in list(self._writers):
+            try:
+                call(writer)
+            except Exception as error:
+                if raised_by_signal_handler(error):
+                    raise
+                self._writers = [other for other in self._writers if other is not writer]
+                name = type(writer).__name__
+                self.fail(f"the writer {name} failed and is not used any more", error)
 
     # ---- notes
 
@@ -297,7 +324,7 @@ class RunLog:
                 self._changed["about/guide"] = True
 
     def _write_cards(self, *, now: bool = False) -> None:
-        if self._writer is None:
+        if not self._writers:
             return
         for tag, changed in self._changed.items():
             last = self._written.get(tag)

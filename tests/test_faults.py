@@ -85,7 +85,7 @@ def one_by_one(monitor: ncp.Monitor, steps: Iterable[int]) -> None:
 
 
 def scalars(monitor: ncp.Monitor, tag: str) -> list[tuple[int, float]]:
-    writer: Any = monitor._run.writer
+    writer: Any = monitor._run.writers[0]
     return writer.scalars(tag)
 
 

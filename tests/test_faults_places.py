@@ -410,7 +410,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> 
             for step in steps:
                 move(model, step)
                 monitor.on_step_end(step, loss=1.0)
-        writer: Any = monitor._run.writer
+        writer: Any = monitor._run.writers[0]
         numbers, _ = by_kind(
             [(s, r) for s, r in writer.records if not isinstance(r, ncp.Figure | Picture)]
         )

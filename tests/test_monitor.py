@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -322,7 +323,7 @@ def test_bad_batches(changes: dict[str, object], error: type[Exception], words: 
         ({"on_error": "ignore"}, ValueError, ["'ignore'", "'disable'"]),
         ({"resume_step": -3}, ValueError, ["-3"]),
         ({"writer": "runs/x"}, TypeError, ["str", "log_dir"]),
-        ({"log_dir": "x"}, TypeError, ["both"]),
+        ({"log_dir": "x", "writer": SimpleNamespace(logdir="y")}, TypeError, ["'y'", "both"]),
         ({"writer": None}, TypeError, ["neither"]),
         ({"model": lambda x: x}, TypeError, ["function", "Module"]),
         ({"held_out": arrays()[0]}, TypeError, ["ndarray", "HeldOutBatch"]),

@@ -224,7 +224,7 @@ def assert_unchanged_by_the_standard_set(name, compiled, background):
     with training.monitor(background=background) as monitor:
         training.run(monitors=[monitor])
         assert monitor.in_background == background
-        writer = monitor._run.writer
+        writer = monitor._run.writers[0]
     assert_same(training.trace(), plain(name, compiled))
     assert {step for step, _ in writer.records} >= {*range(EVERY, STEPS + 1, EVERY)}
     assert {tag.split("/")[0] for tag in writer.tags} >= {"attribution", "train", "monitor"}
@@ -259,7 +259,7 @@ def test_both_places_give_the_same_numbers(name):
         training = Training(name)
         with training.monitor(background=background) as monitor:
             training.run(monitors=[monitor])
-        writer = monitor._run.writer
+        writer = monitor._run.writers[0]
         tags = {t for t in writer.tags if not t.startswith("monitor/")}
         found.append({tag: writer.scalars(tag) for tag in tags if writer.scalars(tag)})
     assert found[0] == found[1]
@@ -275,7 +275,7 @@ def test_a_callback_that_raises(name, compiled, background):
         training.run(monitors=[monitor])
     assert_same(training.trace(), plain(name, compiled))
     assert any(f"failing failed at step {EVERY}" in note for note in monitor.notes)
-    assert len(monitor._run.writer.scalars("hidden/participation_ratio")) == STEPS // EVERY
+    assert len(monitor._run.writers[0].scalars("hidden/participation_ratio")) == STEPS // EVERY
 
 
 class Unprintable(Exception):
@@ -298,7 +298,7 @@ def test_exceptions_of_all_kinds_out_of_callbacks(error):
         assert [callback.name for callback in monitor.callbacks] == ["hidden"]
     assert_same(training.trace(), plain(name, compiled=False))
     assert len([note for note in monitor.notes if "failing failed" in note]) == 1
-    assert len(monitor._run.writer.scalars("hidden/participation_ratio")) == STEPS // EVERY
+    assert len(monitor._run.writers[0].scalars("hidden/participation_ratio")) == STEPS // EVERY
 
 
 @few
@@ -347,7 +347,7 @@ def test_an_interrupt_inside_the_process_ends_no_training(error):
     failed = f"failing failed at step {EVERY}; failing disabled: {type(error).__name__}"
     assert sum(note.startswith(failed) for note in monitor.notes) == 1, monitor.notes
     assert not any("the observer's process" in note for note in monitor.notes), monitor.notes
-    assert len(monitor._run.writer.scalars("hidden/participation_ratio")) == STEPS // EVERY
+    assert len(monitor._run.writers[0].scalars("hidden/participation_ratio")) == STEPS // EVERY
 
 
 @few
@@ -443,7 +443,7 @@ def test_a_model_that_can_not_be_trained_is_left_as_it_was():
     with training.monitor() as monitor:
         monitor.on_step_end(EVERY)
     assert {path: seen(module) for path, module in modules(training.model)} == before
-    assert any(tag.startswith("transitions/") for tag in monitor._run.writer.tags)
+    assert any(tag.startswith("transitions/") for tag in monitor._run.writers[0].tags)
 
 
 def test_classes_that_keep_a_register_do_not_hear_of_ours():

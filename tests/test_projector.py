@@ -21,7 +21,7 @@ from ncp_callbacks.writers import (
     MemoryWriter,
     SummaryWriterAdapter,
     TensorBoardWriter,
-    background_writer,
+    event_sink,
 )
 from ncp_callbacks.writers.projector import write_embedding
 
@@ -271,7 +271,7 @@ def test_the_dashboard_is_offered(board: Board) -> None:
 
 def test_files_are_written_by_the_writers_thread(tmp_path: Path) -> None:
     seen: list[int] = []
-    original = background_writer.write_embedding
+    original = event_sink.write_embedding
 
     def spy(*args: Any) -> None:
         seen.append(threading.get_ident())
@@ -279,7 +279,7 @@ def test_files_are_written_by_the_writers_thread(tmp_path: Path) -> None:
 
     writer = TensorBoardWriter(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(background_writer, "write_embedding", spy)
+        patch.setattr(event_sink, "write_embedding", spy)
         writer.write(1, [Embedding("a", STATES)])
         writer.close()
     assert len(seen) == 1

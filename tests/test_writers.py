@@ -52,7 +52,8 @@ from ncp_callbacks.writers import (
     Writer,
     as_writer,
 )
-from ncp_callbacks.writers.background_writer import BackgroundWriter
+from ncp_callbacks.writers.event_sink import EventSink
+from ncp_callbacks.writers.writing_thread import WritingThread
 
 ROOT = Path(__file__).parents[1]
 
@@ -1077,7 +1078,7 @@ class StuckSink:
 
 def test_stuck_thread_blocks_nobody_and_memory_is_bounded(log: Any) -> None:
     sink = StuckSink()
-    writer = BackgroundWriter(sink, max_bytes=1 << 20, timeout=0.2)
+    writer = WritingThread(EventSink(sink), max_bytes=1 << 20, timeout=0.2)
     slowest = 0.0
     big = np.zeros(10_000)
     picture = Picture("p", PNG + bytes(80_000))

@@ -1,23 +1,23 @@
-"""Write records to TensorBoard, or keep them in memory."""
+"""Write records to TensorBoard or another tracker, or keep them in memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from .background_writer import BackgroundWriter, Sink
 from .base import Writer
 from .memory import MemoryWriter
+from .opening import WriterLike, as_list, as_writer, directory_of, open_writers
 from .tensorboard import SummaryWriterAdapter, TensorBoardWriter
 
-if TYPE_CHECKING:
-    import tensorboardX
-
-__all__ = ["MemoryWriter", "SummaryWriterAdapter", "TensorBoardWriter", "Writer", "as_writer"]
-
-
-def as_writer(obj: Writer | tensorboardX.SummaryWriter) -> Writer:
-    """Return the writer itself, or one around a ``tensorboardX.SummaryWriter``.
-
-    Raises:
-        TypeError: ``obj`` is neither.
-    """
-    return obj if isinstance(obj, Writer) else SummaryWriterAdapter(obj)
+__all__ = [
+    "BackgroundWriter",
+    "MemoryWriter",
+    "Sink",
+    "SummaryWriterAdapter",
+    "TensorBoardWriter",
+    "Writer",
+    "WriterLike",
+    "as_list",
+    "as_writer",
+    "directory_of",
+    "open_writers",
+]

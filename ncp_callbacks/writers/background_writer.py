@@ -1,374 +1,269 @@
-"""Write records on a thread of their own, so that the training loop does not wait for files.
+"""Write records to anything, on threads of their own, so that training doesn't wait for it.
 
-    writer = BackgroundWriter(sink, flush_seconds=5.0)
-    writer.put(step, time.time(), records)  # microseconds
-    writer.close()                          # writes what is left
+    class Printer:
+        def write(self, step, records):
+            for record in records:
+                print(step, record.tag)
 
-The records of a step become one event.
+    with Monitor(model, held_out, writer=BackgroundWriter(Printer())) as monitor:
+        ...
+
+Pictures are drawn before they are written. What fails later never raises to the caller.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import logging
-import math
-import os
-import threading
+import inspect
+import queue
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from ..plotting.renderer import memory_of
-from ..records import Embedding, Picture, Record, Scalar
-from .encoding import Encoder, Event, RunConfig, Summary
-from .event_file import fits_int64
-from .projector import write_embedding
+from ..records import Embedding, Figure, Picture, Record, Scalar
+from .base import Tally, Writer
+from .run_config import RunConfig
+from .writing_thread import Lose, RecordSink, WritingThread
 
-__all__ = ["BackgroundWriter", "EventSink"]
-
-logger = logging.getLogger("ncp_callbacks")
-# Seconds. A thread that asks again at once keeps the lock from threads that have records.
-_LEAST_IDLE = 0.25
+__all__ = ["BackgroundWriter", "Sink", "why_no_sink"]
 
 
-class EventSink(Protocol):
-    """Take encoded events; called on the background writer's thread only."""
+# Seconds of a closing that are kept for writing what was drawn.
+_FOR_WRITING = 1.0
 
-    @property
-    def log_dir(self) -> Path | None:
-        """Return the directory of the log; None where there is none on this machine."""
 
-    def write(self, event: Event) -> None:
-        """Take an event."""
+@runtime_checkable
+class Sink(Protocol):
+    """Take records on the thread of a :class:`BackgroundWriter`, which may take its time.
+
+    A sink may also have ``log_run_config(config)``, which is called with the hyper-parameters, a
+    flat mapping of names to numbers and strings; ``flush()``, called every few seconds; and
+    ``close()``, called at the end.
+    """
+
+    def write(self, step: int, records: Sequence[Record]) -> object:
+        """Take the records of a step: every kind but ``Figure``, which comes as ``Picture``."""
+
+
+def why_no_sink(obj: Any) -> str | None:
+    """Return why this object can't be the sink of a :class:`BackgroundWriter`, or None."""
+    write = getattr(obj, "write", None)
+    if isinstance(obj, type):
+        return f"is a class: write {obj.__name__}()"
+    if not callable(write):
+        return "has no method write(step, records)"
+    try:
+        inspect.signature(write).bind(1, [])
+    except TypeError:
+        return f"has the method write{inspect.signature(write)}: define write(step, records)"
+    except ValueError:  # A function of C, which has no signature.
+        return None
+    return None
+
+
+class _Adapted(RecordSink):
+    """Pass records to a user's sink, with those methods that it has."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.name = type(sink).__name__
+        self._sink = sink
+
+    def write(
+        self, step: int, wall_time: float, records: Sequence[Record | RunConfig], lose: Lose
+    ) -> None:
+        for config in (record for record in records if isinstance(record, RunConfig)):
+            self._call("log_run_config", dict(config.values))
+        others = [record for record in records if not isinstance(record, RunConfig)]
+        if others:
+            self._sink.write(step, others)
 
     def flush(self) -> None:
-        """Return when all events taken are safe from the death of this process."""
+        self._call("flush")
 
     def close(self) -> None:
-        """Flush and release what was opened."""
+        self._call("close")
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        method = getattr(self._sink, name, None)
+        if callable(method):
+            method(*arguments)
 
 
-class _Entry(NamedTuple):
-    step: int
-    wall_time: float
-    records: Sequence[Record | RunConfig]
-    size: int
+class BackgroundWriter(Writer):
+    """Pass records to a sink on one thread, and draw figures on another.
 
-
-class BackgroundWriter:
-    """Queue records within bounds, and encode and write them on a daemon thread.
-
-    The first exception of the sink stops the writer for good. The exception is kept in ``failure``
-    and logged, and later records are ignored. A record that can't be encoded is lost alone.
+    ``write`` returns at once, whatever the sink does. Waiting records take bounded memory: beyond,
+    they are dropped, which is counted and reported. The first exception of the sink is reported,
+    the sink gets no more records, and training goes on.
 
     Args:
-        sink: Takes the events; the thread closes it when it ends.
+        sink: Anything with ``write(step, records)``, see :class:`Sink`. It is closed with the
+            writer, and called on the thread only.
         flush_seconds: Least time between two rounds of writing and flushing, and so the longest
             time that records wait.
-        max_bytes: Memory of all waiting records. Pictures may take half of it. Only a record that
-            is larger by itself may exceed it.
-        timeout: Seconds without any progress after which ``flush`` and ``close`` give up.
+        max_figures: Figures that may wait to be drawn; if more wait, a step's figures are dropped.
+        max_bytes: Memory of everything that waits, half of it for figures.
+        timeout: Seconds after which one picture, or a sink that makes no progress, is given up.
+            ``close`` gives up the pictures that are left after as many seconds.
+        clock: Wall time, in seconds since 1970.
 
-    Attributes:
-        failure: Exception that stopped the thread, or None.
-        dropped: Number of records that found no place in the queue, by kind.
-        failed: Number of records that could not be encoded.
-        written: Number of records that the sink took, by kind.
+    Raises:
+        TypeError: ``sink`` has no such method.
     """
 
     def __init__(
         self,
-        sink: EventSink,
+        sink: Sink | RecordSink,
         *,
+        first_step: int = 0,
         flush_seconds: float = 5.0,
-        max_bytes: int = 128 << 20,
+        max_figures: int = 32,
+        max_bytes: int = 256 << 20,
         timeout: float = 25.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.failure: BaseException | None = None
-        self.dropped: Counter[type] = Counter()
-        self.failed = 0
-        self.written: Counter[type] = Counter()
-        self._sink = sink
-        self._encoder = Encoder(sink.log_dir)
-        self._flush_seconds = flush_seconds
-        self._max_bytes = max_bytes
+        from ..plotting.renderer import Renderer
+
+        if not isinstance(sink, RecordSink):
+            why = why_no_sink(sink)
+            if why is not None:
+                raise TypeError(f"the sink {sink!r} {why}")
+            sink = _Adapted(sink)
+        self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._background = WritingThread(
+            sink,
+            flush_seconds=flush_seconds,
+            max_bytes=max_bytes // 2,
+            timeout=timeout,
+            report=self._warnings.put,
+        )
+        put = self._background.put
+        # Made after the writing thread: exit handlers run in the opposite order.
+        self._renderer = Renderer(
+            lambda step, wall_time, picture: put(step, wall_time, [picture]),
+            max_figures=max_figures,
+            max_bytes=max_bytes // 2,
+            timeout=timeout,
+            report=self._warnings.put,
+        )
+        self._first_step = first_step
         self._timeout = timeout
-        self._pid = os.getpid()
+        self._clock = clock
+        # The threads of a writer that nobody closed end when nobody can write to it any more.
+        self._finalizer = weakref.finalize(
+            self, self._renderer.abandon, then=self._background.abandon
+        )
+        self._finalizer.atexit = False
 
-        # Reentrant, for a signal handler that closes while `put` holds it.
-        # Entered as a lock: an interrupt inside Condition.__enter__ would leave it locked for ever.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._waiting: deque[_Entry] = deque()
-        self._bytes = 0
-        self._writing = False
-        self._unflushed = False
-        self._callers = 0  # of flush and close
-        self._closing = False
-        self._ended = False
-        self._exiting = False
-        self._heartbeat = 0
-        self._step = 0
-        self._reported: set[object] = set()
+    def write(self, step: int, records: Sequence[Record]) -> None:
+        self.write_at(self._clock(), step, records)
 
-        self._thread = threading.Thread(target=self._run, name="ncp_callbacks", daemon=True)
-        atexit.register(self._at_exit)
-        self._thread.start()
-
-    # --- for other threads
+    def write_at(self, wall_time: float, step: int, records: Sequence[Record]) -> None:
+        if self.failure is not None:  # Nothing is drawn for nobody.
+            self._report_warnings()
+            return
+        step, now = int(step), wall_time
+        figures = [record for record in records if isinstance(record, Figure)]
+        others = [record for record in records if not isinstance(record, Figure)]
+        self._renderer.submit(step, now, figures)
+        losses = {
+            "dropped_figures": self.dropped_figures,
+            "dropped_records": self.dropped_records,
+            "failed_records": self.failed_records,
+        }
+        others += [Scalar(f"monitor/{name}", count) for name, count in losses.items() if count]
+        self._background.put(step, now, others)
+        self._report_warnings()
 
     def arrange(self, callbacks: Collection[str]) -> None:
-        """Take the names of callbacks, see :meth:`.Writer.arrange`; call it before any ``put``."""
-        self._encoder.arrange(callbacks)
+        self._background.arrange(callbacks)
 
-    def put(self, step: int, wall_time: float, records: Sequence[Record | RunConfig]) -> None:
-        """Queue the records of a step, and return at once."""
-        if self._closing or self._ended or os.getpid() != self._pid:
-            return
-        pictures = [record for record in records if isinstance(record, Picture)]
-        others = [record for record in records if not isinstance(record, Picture)]
-        with self._lock:
-            kept = [
-                *self._fitting(step, others, self._max_bytes),
-                *self._fitting(step, pictures, self._max_bytes // 2),
-            ]
-            if kept:
-                size = sum(map(_size, kept))
-                self._bytes += size
-                self._waiting.append(_Entry(step, wall_time, kept, size))
-                if len(self._waiting) == 1 or self._is_half_full():
-                    # Otherwise the thread already knows when to go on.
-                    self._changed.notify_all()
-        if self._exiting:
-            self.flush()
+    def log_run_config(self, config: Mapping[str, Any]) -> None:
+        """Pass the hyper-parameters on, in TensorBoard to its HParams dashboard.
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all is written, and return whether it is.
+        Nested mappings are flattened with dots; values that are no finite number, bool or string
+        become strings.
+        """
+        self._background.put(self._first_step, self._clock(), [RunConfig.of(config)])
+
+    def close_within(self, seconds: float) -> None:
+        self.close(seconds)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until all is drawn and written, or can't be.
 
         Args:
-            timeout: Seconds without any progress after which it gives up. None: that of the writer.
+            timeout: Seconds for all pictures together, and for a sink that makes no progress.
+                None: those of the writer, for each picture.
         """
-        done = self._wait(lambda: not (self._waiting or self._writing or self._unflushed), timeout)
-        if not done:
-            logger.warning(
-                "flushing the log made no progress for %.3g s, and what is not written yet may be "
-                "lost: check the disk of the log directory",
-                self._timeout if timeout is None else timeout,
-            )
-        return done
+        end = None if timeout is None else time.monotonic() + timeout
+        if self._background.flush(timeout):  # Numbers don't wait for pictures.
+            self._renderer.flush(None if end is None else end - time.monotonic() - _FOR_WRITING)
+            self._background.flush(None if end is None else _at_least(end))
+        self._report_warnings()
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what is left, end the thread and close the sink, unless that is stuck.
+        """Draw and write what is left, and end the threads. Calling it again does nothing.
 
         Args:
-            timeout: As for :meth:`flush`.
+            timeout: Seconds after which the pictures left are given up, all together, or a sink
+                that makes no progress. None: those of the writer.
         """
-        if os.getpid() != self._pid:
-            return
-        self.abandon()
-        if threading.current_thread() is self._thread:
-            return
-        if self._wait(lambda: False, timeout):
-            self._thread.join(1.0)
-        else:
-            seconds = self._timeout if timeout is None else timeout
-            self.failure = TimeoutError(f"writing made no progress for {seconds:.3g} s")
-            logger.error(
-                "closing the log made no progress for %.3g s, and what was logged after step %d is "
-                "lost: check the disk of the log directory",
-                seconds,
-                self._step,
-            )
-            self._end()
-            atexit.unregister(self._at_exit)
-
-    def abandon(self) -> None:
-        """Let the thread end by itself when all is written.
-
-        It takes no lock, as the garbage collector may call it at any place.
-        """
-        self._closing = True
-
-    def _fitting(
-        self, step: int, records: Sequence[Record | RunConfig], max_bytes: int
-    ) -> Sequence[Record | RunConfig]:
-        """Return the records if there is room for them, or none."""
-        # Records larger than the whole limit would never fit, so an idle queue takes them.
-        busy = self._waiting or self._writing
-        if busy and self._bytes + sum(map(_size, records)) > max_bytes:
-            self.dropped.update(map(type, records))
-            if records:
-                self._report_once(
-                    "dropped",
-                    "records come faster than they are written, and their memory (%.0f MB) is "
-                    "full: some are dropped from step %d on. Log less often, or pass a larger "
-                    "max_bytes to the writer",
-                    self._max_bytes / 1e6,
-                    step,
-                )
-            return []
-        return records
-
-    def _is_half_full(self) -> bool:
-        return self._bytes > self._max_bytes // 2
-
-    def _at_exit(self) -> None:
-        """Write the queue, and from now on write records as soon as they are put.
-
-        Exit handlers that were registered earlier run later, and may still log something.
-        """
-        if os.getpid() != self._pid:
-            return  # The fork has no thread of ours, and another thread may have held the lock.
-        with self._lock:
-            self._exiting = self._unflushed = True
-        self.flush()
-
-    def _wait(self, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Return true when `done` or when the thread has ended, and False on a timeout."""
-        if os.getpid() != self._pid or threading.current_thread() is self._thread:
-            return True
+        self._finalizer.detach()
         limit = self._timeout if timeout is None else timeout
-        with self._lock:
-            self._callers += 1
-            self._changed.notify_all()
-            try:
-                heartbeat, since = self._heartbeat, time.monotonic()
-                while not (self._ended or done()):
-                    left = since + limit - time.monotonic()
-                    if self._heartbeat != heartbeat:
-                        heartbeat, since = self._heartbeat, time.monotonic()
-                    elif left <= 0:
-                        return False
-                    else:
-                        self._changed.wait(left)
-                return True
-            finally:
-                self._callers -= 1
+        end = time.monotonic() + limit
+        if self._background.flush(limit):  # Numbers don't wait for pictures.
+            self._renderer.close(end - time.monotonic() - _FOR_WRITING)
+        else:
+            self._renderer.close(0.0)
+        self._background.close(_at_least(end))
+        self._report_warnings()
 
-    def _end(self) -> None:
-        with self._lock:
-            self._ended = True
-            self._waiting.clear()
-            self._changed.notify_all()
-
-    def _report_once(
-        self, key: object, message: str, *args: object, exc_info: bool = False
-    ) -> None:
-        if key not in self._reported:
-            self._reported.add(key)
-            logger.warning(message, *args, exc_info=exc_info)
-
-    # --- the thread
-
-    def _run(self) -> None:
-        try:
-            self._loop()
-            self._sink.close()
-        except BaseException as error:
-            self.failure = error
-            logger.exception("logging stopped after step %d, and training goes on", self._step)
-            with contextlib.suppress(Exception):
-                self._sink.close()
-        finally:
-            self._end()
-            atexit.unregister(self._at_exit)
-
-    def _loop(self) -> None:
-        next_flush = -math.inf
-        while True:
-            with self._lock:
-                now = time.monotonic()
-                due = now >= next_flush or self._callers > 0 or self._closing
-                pending = bool(self._waiting) or self._unflushed
-                if not ((due and pending) or (self._waiting and self._is_half_full())):
-                    if self._closing:
-                        break
-                    idle = max(self._flush_seconds, _LEAST_IDLE)
-                    self._changed.wait(next_flush - now if pending else idle)
-                    continue
-                self._writing, exiting = True, self._exiting
-                work = list(self._waiting)
-                self._waiting.clear()
-                self._unflushed = True
-            for entry in work:
-                self._write(entry)
-            if exiting:
-                self._end_session()
-            if due:
-                self._sink.flush()
-                next_flush = time.monotonic() + self._flush_seconds
-            with self._lock:
-                self._unflushed = not due or exiting != self._exiting
-                self._writing = False
-                self._bytes -= sum(entry.size for entry in work)
-                self._changed.notify_all()
-        self._end_session()
-
-    def _end_session(self) -> None:
-        end = self._encoder.end()
-        if end:
-            self._write_values(self._step, time.time(), end)
-
-    def _write(self, entry: _Entry) -> None:
-        if not fits_int64(entry.step):
-            self.failed += len(entry.records)
-            self._report_once(
-                "step",
-                "records of step %d are lost: pass steps of less than 2**63. This is reported "
-                "once; training and other logging go on",
-                entry.step,
-            )
+    def _report_warnings(self) -> None:
+        """Report what the threads warned of; they must not wait for whoever waits for them."""
+        if self.report is None:
             return
-        self._step = max(self._step, entry.step)
-        values: list[Summary.Value] = []
-        encoded: Counter[type] = Counter()
-        for record in entry.records:
-            try:
-                if isinstance(record, Embedding):
-                    if self._sink.log_dir is not None:
-                        write_embedding(self._sink.log_dir, entry.step, record)
-                else:
-                    values += self._encoder.values(record)
-                encoded[type(record)] += 1
-            except Exception:
-                self.failed += 1
-                kind, tag = type(record).__name__, getattr(record, "tag", "")
-                self._report_once(
-                    (kind, tag),
-                    "the %s %r can't be logged. This is reported once; training and other logging "
-                    "go on",
-                    kind,
-                    tag,
-                    exc_info=True,
-                )
-            self._heartbeat += 1
-        if self._encoder.layout_changed:
-            values += self._layout()
-        if self._encoder.knows_metrics:
-            values += self._encoder.metrics()
-        if values:
-            self._write_values(entry.step, entry.wall_time, values)
-        self.written += encoded
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.report(self._warnings.get_nowait())
 
-    def _layout(self) -> list[Summary.Value]:
-        self._sink.flush()  # The log is read, for charts of others.
-        try:
-            return self._encoder.layout()
-        except Exception:
-            self._report_once(
-                "layout",
-                "the layout of the Custom Scalars dashboard can't be written",
-                exc_info=True,
-            )
-            return []
+    @property
+    def failure(self) -> BaseException | None:
+        return self._background.failure
 
-    def _write_values(self, step: int, wall_time: float, values: list[Summary.Value]) -> None:
-        event = Event(step=step, wall_time=wall_time, summary=Summary(value=values))
-        self._sink.write(event)
+    @property
+    def tally(self) -> Tally:
+        written = self._background.written
+        pictures, embeddings = written[Picture], written[Embedding]
+        return Tally(
+            written.total() - pictures - embeddings,
+            pictures,
+            embeddings,
+            self.dropped_records,
+            self.dropped_figures,
+            self.failed_records,
+        )
+
+    @property
+    def dropped_figures(self) -> int:
+        """Count pictures that came faster than they could be drawn or written.
+
+        They are logged as ``monitor/dropped_figures``.
+        """
+        return self._renderer.dropped + self._background.dropped[Picture]
+
+    @property
+    def dropped_records(self) -> int:
+        """Count other records for which the queue had no memory; ``monitor/dropped_records``."""
+        dropped = self._background.dropped
+        return dropped.total() - dropped[Picture]
+
+    @property
+    def failed_records(self) -> int:
+        """Count records that couldn't be drawn or encoded; ``monitor/failed_records``."""
+        return self._renderer.failed + self._background.failed
 
 
-def _size(record: Record | RunConfig) -> int:
-    return 128 if isinstance(record, Scalar) else memory_of(record)
+def _at_least(end: float) -> float:
+    return max(_FOR_WRITING, end - time.monotonic())

@@ -7,6 +7,7 @@ never raise for anything that happens to files later; ``close`` writes what is l
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,9 +33,11 @@ class Writer(abc.ABC):
     Attributes:
         report: Called with what the user should know of records that couldn't be written, each
             once, by the thread that calls the writer. None: it is only logged.
+        log_dir: Directory of a TensorBoard log, or None.
     """
 
     report: Callable[[str], object] | None = None
+    log_dir: str | os.PathLike[str] | None = None
 
     @abc.abstractmethod
     def write(self, step: int, records: Sequence[Record]) -> None:

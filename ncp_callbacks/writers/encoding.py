@@ -14,8 +14,7 @@ import logging
 import math
 import re
 import struct
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from ..records import Array, Data, Embedding, Histogram, Note, Picture, Record, 
 from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, FORMAT, SCALAR_ARRAYS, Screen, clean_tag
 from .base import valid_text
 from .custom_scalars import CustomScalars
+from .run_config import RunConfig
 
-__all__ = ["Encoder", "Event", "RunConfig", "SessionLog", "Summary"]
+__all__ = ["Encoder", "Event", "SessionLog", "Summary"]
 
 logger = logging.getLogger("ncp_callbacks")
 
@@ -43,39 +43,6 @@ _DATA_CLASS_TENSOR = b"\x20\x02"
 _TRAINING, _VALIDATIONS, _HELD_OUT, _HEADLINES = range(4)
 _VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)/")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Hold the hyper-parameters of a run; :meth:`of` makes one from any mapping."""
-
-    values: Mapping[str, bool | float | str]
-    tag: str = "run config"
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> RunConfig:
-        """Flatten nested mappings with dots; turn what TensorBoard can't take into strings."""
-        return cls(dict(_flat(config, "")))
-
-
-def _flat(config: Mapping[str, Any], prefix: str) -> list[tuple[str, bool | float | str]]:
-    flat: list[tuple[str, bool | float | str]] = []
-    for key, value in config.items():
-        name = valid_text(f"{prefix}{key}")
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, Mapping) and value:
-            flat += _flat(value, f"{name}.")
-        elif (
-            isinstance(value, bool)
-            or (isinstance(value, int) and abs(value) < 2**53)
-            or (isinstance(value, float) and math.isfinite(value))
-        ):
-            flat.append((name, value))
-        else:
-            # TensorBoard keeps numbers as doubles and answers with an error for NaN.
-            flat.append((name, valid_text(str(value))))
-    return flat
 
 
 class Encoder:

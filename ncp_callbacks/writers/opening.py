@@ -1,0 +1,81 @@
+"""Open the writers of a run: of its log directory, and those that the user passes.
+
+writers, theirs = open_writers("runs/cfc-seed0", [sink, tensorboardX.SummaryWriter("runs/own")])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .background_writer import BackgroundWriter, Sink, why_no_sink
+from .base import Writer
+from .tensorboard import SummaryWriterAdapter, TensorBoardWriter
+
+if TYPE_CHECKING:
+    import tensorboardX
+
+__all__ = ["WriterLike", "as_list", "as_writer", "directory_of", "open_writers"]
+
+WriterLike: TypeAlias = "Writer | Sink | tensorboardX.SummaryWriter"
+"""What can be passed as ``writer=``."""
+
+
+def as_writer(obj: Any) -> Writer:
+    """Return the writer itself, or one around a sink or a ``tensorboardX.SummaryWriter``.
+
+    Raises:
+        TypeError: ``obj`` is none of these.
+    """
+    if isinstance(obj, Writer):
+        return obj
+    if why_no_sink(obj) is None:
+        return BackgroundWriter(obj)
+    # It has no method `write`. Its adapter refuses everything else.
+    return SummaryWriterAdapter(obj)
+
+
+def as_list(writer: WriterLike | Sequence[WriterLike] | None) -> list[Any]:
+    """Return what was passed as ``writer=``, as a list."""
+    if writer is None:
+        return []
+    return list(writer) if isinstance(writer, list | tuple) else [writer]
+
+
+def open_writers(
+    log_dir: str | os.PathLike[str] | None, given: Sequence[Any], *, first_step: int | None = None
+) -> tuple[list[Writer], list[Writer]]:
+    """Return the writers of a run, and those of them that the user made.
+
+    Args:
+        log_dir: Directory of the log, whose writer is the last; None: there is none.
+        given: What the user passed.
+        first_step: As for :class:`TensorBoardWriter`.
+
+    Raises:
+        TypeError: One of those passed is no writer.
+        OSError: As for :class:`TensorBoardWriter`.
+    """
+    writers: list[Writer] = []
+    theirs = {id(obj) for obj in given}
+    try:
+        writers += map(as_writer, given)
+        if log_dir is not None:
+            writers.append(TensorBoardWriter(log_dir, first_step=first_step))
+    except BaseException:
+        for writer in writers:
+            if id(writer) not in theirs:
+                writer.close()
+        raise
+    return writers, [writer for writer in writers if id(writer) in theirs]
+
+
+def directory_of(objects: Iterable[Any]) -> str | None:
+    """Return the directory of the first of these writers that has one, or None."""
+    for obj in objects:
+        # A SummaryWriter spells it in its own way.
+        found = getattr(obj, "log_dir", None) or getattr(obj, "logdir", None)
+        if isinstance(found, str | os.PathLike):
+            return os.fspath(found)
+    return None
