@@ -148,11 +148,13 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
+    before = set(threading.enumerate())
     yield
     gc.collect()
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        left = [t for t in threading.enumerate() if t.name.startswith("ncp_callbacks")]
+        new = set(threading.enumerate()) - before
+        left = [thread for thread in new if thread.name.startswith("ncp_callbacks")]
         if not left:
             return
         time.sleep(0.01)
