@@ -99,7 +99,7 @@ def compute_temporal_importance(
         x: ``(B, T, F)``, frames ``(B, T, ..., C)``, tokens ``(B, T)``, or any of them with
             companions, as for ``HeldOutBatch``.
         time_delta: ``(B, T)``, ``(B, T, 1)`` or one number; None if the model needs none.
-        method: As for :class:`~ncp_callbacks.GradientAttribution`; by default input × gradient.
+        method: As for :class:`~ncp_callbacks.GradientAttribution`; by default integrated gradients.
         baseline: Inputs to compare with, as for the method.
         time_baseline: Elapsed times to compare with, as for the method.
         **options: Keywords common to all functions, see the module.
@@ -375,9 +375,9 @@ def interpret_model(
     scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
     **options: Any,
 ) -> Interpretation:
-    """Return all analyses above, from one pass of the model (two with elapsed times).
+    """Return all analyses above, from one pass of the model that they share.
 
-    A ``method`` other than the default one runs its own passes, too.
+    Scaled elapsed times are one more pass, and a ``method`` that changes inputs runs its own.
 
     Args:
         model: Any ``mlx.nn.Module``.

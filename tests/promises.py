@@ -28,6 +28,8 @@ OPTIONAL = {
     "removal/numbers_changed",
     "time_delta/solver_error_x<scale>",
 }
+# Where the monitor's own tags begin, which no callback promises.
+MONITORS = ("about/", "monitor/", "held_out/", "findings/", "_ncp/findings", "_ncp/run")
 # What the monitor says of itself.
 OWN = (
     "monitor/seconds/<callback>",

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from promises import STANDARD, pattern, promised
+from promises import MONITORS, STANDARD, pattern, promised
 from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import spearmanr
 
@@ -29,7 +29,6 @@ KINDS = {
     ncp.Text: "text",
     ncp.Embedding: "points",
 }
-MONITORS = ("about/", "monitor/", "held_out/", "findings/", "_ncp/findings", "_ncp/run")
 # Constructor arguments without which some of the promised tags don't come.
 MORE: dict[type[ncp.Callback], list[dict[str, Any]]] = {
     ncp.GradientAttribution: [{"agreement": "input_x_gradient", "by_class": True, "worst": 2}],

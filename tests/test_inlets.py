@@ -8,11 +8,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 import ncp_callbacks as ncp
 from ncp_callbacks.models import CfC
 
 B, T, F, S = 5, 6, 3, 2
+
+# The attribution that these tests work out by hand.
+FROM_ZERO = {"method": "input_x_gradient", "baseline": "zeros"}
 
 
 class Words(nn.Module):
@@ -42,11 +46,13 @@ def test_tokens_are_attributed_behind_the_embedding() -> None:
     chosen = np.array(logits.argmax(axis=-1))
 
     def target(v: mx.array) -> mx.array:
-        out = model.head(model.rnn(v, dt)[0])[:, -1]
-        return mx.take_along_axis(out, mx.array(chosen)[:, None], axis=1).sum()
+        # Log-odds: the logit less the logarithm of the sum of exp of the others.
+        odds = mx.softmax(model.head(model.rnn(v, dt)[0])[:, -1], axis=1)
+        own = mx.take_along_axis(odds, mx.array(chosen)[:, None], axis=1)
+        return mx.log(own / (1 - own)).sum()
 
     by_hand = (np.array(mx.grad(target)(vectors)) * np.array(vectors)).sum(axis=-1)
-    result = ncp.compute_temporal_importance(model, tokens, dt)
+    result = ncp.compute_temporal_importance(model, tokens, dt, **FROM_ZERO)
     assert result.shape == (T, 1)
     assert result.feature_names == ("token",)
     np.testing.assert_allclose(result[:, 0], np.abs(by_hand).mean(axis=0), rtol=1e-4)
@@ -66,8 +72,12 @@ def test_everything_else_works_with_tokens() -> None:
     )
     doubled = np.array(model(tokens, 2 * dt))[:, -1]
     base = np.array(model(tokens, dt))[:, -1]
-    rows, chosen = np.arange(B), base.argmax(axis=1)
-    change = doubled[rows, chosen] - base[rows, chosen]
+    others = np.arange(3) != base.argmax(axis=1)[:, None]
+
+    def log_odds(logits: np.ndarray) -> np.ndarray:
+        return logits[~others] - logsumexp(logits, axis=1, b=others)
+
+    change = log_odds(doubled) - log_odds(base)
     np.testing.assert_allclose(
         result.sensitivity.rms_change[2], np.sqrt((change**2).mean()), rtol=1e-4
     )
@@ -138,7 +148,7 @@ def test_companions_of_the_sequence(cls: type[Beside], pack: Any) -> None:
     model = cls()
     x, static = mx.random.normal((B, T, F)), mx.random.normal((B, S))
     dt = mx.random.uniform(0.5, 2.0, (B, T))
-    result = ncp.interpret_model(model, pack(x, static), dt)
+    result = ncp.interpret_model(model, pack(x, static), dt, **FROM_ZERO)
     gradient = mx.grad(lambda v: model.both(v, static, dt).sum())(x)
     np.testing.assert_allclose(
         result.importance.importance,

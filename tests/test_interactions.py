@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from promises import pattern, promised, told
+from promises import MONITORS, pattern, promised, told
 from test_plots import bar_ends, check_redraws
 
 import ncp_callbacks as ncp
@@ -345,7 +345,7 @@ def logged(
         for step in range(1, steps + 1):
             monitor.on_step_end(step)
         notes = told(monitor.notes)
-    records = [(s, r) for s, r in writer.records if not r.tag.startswith(("about/", "monitor/"))]
+    records = [(s, r) for s, r in writer.records if not r.tag.startswith(MONITORS)]
     return {r.tag: r for s, r in records if s > 0}, notes
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ncp_callbacks as ncp
+from ncp_callbacks.callbacks import callback_set
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.passes import observe
 
@@ -242,7 +243,10 @@ def test_elapsed_times_as_indices(cls: type[Base]) -> None:
     dt = mx.random.uniform(0.2, 3.0, (B, T), key=mx.random.key(5))
     late = mx.minimum(dt, KINDS - 1.0).astype(mx.int32)
     held_out, writer = ncp.HeldOutBatch(x, dt), ncp.MemoryWriter()
-    with ncp.Monitor(model, held_out, writer=writer, every=1) as monitor:
+    callbacks = callback_set("standard")
+    (own,) = (n for n, c in enumerate(callbacks) if isinstance(c, ncp.GradientAttribution))
+    callbacks[own] = ncp.GradientAttribution(method="input_x_gradient", baseline="zeros")
+    with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1) as monitor:
         monitor.on_step_end(1)
         notes = [note for note in monitor.notes if "elapsed times" in note]
     assert len(notes) == 1

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax, roots_jacobi, softmax
 from sklearn.decomposition import PCA
 
 from ncp_callbacks import (
@@ -32,6 +32,9 @@ from ncp_callbacks.model import ModelRunner
 B, T, F, H, O = 4, 6, 3, 5, 2  # noqa: E741
 SCALES = (0.25, 0.5, 2.0, 5.0)
 CELL = "anything.deep.0"
+
+# The attribution of most closed forms.
+FROM_ZERO = {"method": "input_x_gradient", "baseline": "zeros"}
 
 
 def close(actual, expected, tolerance=2e-5):
@@ -213,7 +216,7 @@ def test_weights_of_all_inputs_and_of_the_start_sum_to_one():
     p.w[:], p.v[:] = 0.0, 0.0
     p.w[2, 0], p.v[0, 2] = 1.0, 1.0
     x = np.full((B, T, F), 3.0, np.float32)
-    importance = compute_temporal_importance(TimeDeltaBank(p), x, dt)
+    importance = compute_temporal_importance(TimeDeltaBank(p), x, dt, **FROM_ZERO)
     remembered = np.exp(-dt.astype(np.float64).sum(axis=1) / p.tau[2])
     close(np.asarray(importance).sum(), 3.0 * (1 - remembered).mean())
     close(np.asarray(importance)[:, 1:], np.zeros((T, F - 1)))
@@ -222,7 +225,7 @@ def test_weights_of_all_inputs_and_of_the_start_sum_to_one():
 @pytest.mark.parametrize("start", [True, False])
 def test_importance(start):
     p, (x, dt) = parameters(outputs=1, start=start), data()
-    result = compute_temporal_importance(TimeDeltaBank(p), x, dt)
+    result = compute_temporal_importance(TimeDeltaBank(p), x, dt, **FROM_ZERO)
     known = Closed(p, x, dt)
     weight = np.zeros((B, T, 1))
     weight[:, -1] = 1.0
@@ -234,6 +237,26 @@ def test_importance(start):
         close(attribution.sum(axis=(1, 2)), known.outputs[:, -1, 0], 1e-12)
         close(result.signed.sum(), result.target_values.mean())
     assert result.target == "prediction at last step"
+
+
+def test_importance_is_integrated_from_the_mean_by_default():
+    p, (x, dt) = parameters(outputs=1), data()
+    result = compute_temporal_importance(TimeDeltaBank(p), x, dt)
+    weight = np.zeros((B, T, 1))
+    weight[:, -1] = 1.0
+    x0, dt0 = x.mean(axis=(0, 1), dtype=np.float64), dt.mean(dtype=np.float64)
+    # Gauss-Radau quadrature of four points on [-1, 1], of which the last one is 1.
+    points, weights = roots_jacobi(3, 1, 0)
+    points, weights = np.append(points, 1.0), np.append(weights / (1 - points), 2 / 4**2)
+    by_input, by_time = np.zeros((B, T, F)), np.zeros((B, T))
+    for u, share in zip((points + 1) / 2, weights / 2, strict=True):
+        between = Closed(p, x0 + u * (x - x0), dt0 + u * (dt - dt0))
+        by_input += share * (x - x0) * between.input_gradient(weight)
+        by_time += share * (dt - dt0) * between.time_gradient(weight)
+    close(result, np.abs(by_input).mean(axis=0))
+    close(result.signed, by_input.mean(axis=0))
+    close(result.time_delta_importance, np.abs(by_time).mean(axis=0))
+    close(result.time_delta_signed, by_time.mean(axis=0))
 
 
 @pytest.mark.parametrize("output", range(O))
@@ -319,7 +342,7 @@ def test_step_response_is_an_exponential_approach():
 
 def test_interpret_model_says_all_of_it():
     p, (x, dt) = parameters(outputs=1), data()
-    result = interpret_model(TimeDeltaBank(p), x, dt, scales=SCALES)
+    result = interpret_model(TimeDeltaBank(p), x, dt, scales=SCALES, **FROM_ZERO)
     known = Closed(p, x, dt)
     weight = np.zeros((B, T, 1))
     weight[:, -1] = 1.0
@@ -401,6 +424,8 @@ def weighted(known, which, mask=None):
     elif isinstance(which, int):
         weight[:, which, 1] = 1.0
     elif which == "prediction":
+        # The log-odds of one of two classes are the difference of their outputs.
+        weight[rows, last] = -1.0
         weight[rows, last, known.outputs[rows, last].argmax(axis=-1)] = 1.0
     return weight
 
@@ -429,7 +454,7 @@ def test_prediction_follows_the_largest_output_also_when_it_no_longer_is(mask):
     observation, scaled = observe(TimeDeltaBank(p), held_out)
     known = Closed(p, x, dt)
     weight = weighted(known, "prediction", mask)
-    assert 0 < weight[..., 0].sum() < B  # both outputs win somewhere
+    assert 0 < (weight[..., 0] > 0).sum() < B  # both outputs win somewhere
     close(observation.target_values, (weight * known.outputs).sum(axis=(1, 2)))
     close(observation.input_gradient, known.input_gradient(weight))
     for scale in SCALES:
@@ -519,7 +544,7 @@ def test_padded_sequences_are_as_if_run_alone(at):
     x[~MASK], dt[~MASK] = 1e3, 0.0
     dt[:, -1][~MASK[:, -1]] = np.inf
     model = TimeDeltaBank(p)
-    result = interpret_model(model, x, dt, mask=MASK, target=0, at=at)
+    result = interpret_model(model, x, dt, mask=MASK, target=0, at=at, **FROM_ZERO)
     lengths = MASK.sum(axis=1)
     total, signed, moves, elasticity = np.zeros((T, F)), np.zeros((T, F)), [], []
     alone_states = []
@@ -578,7 +603,9 @@ def test_half_precision_models(dtype, tolerance):
     p, (x, dt) = parameters(outputs=1), data()
     model = TimeDeltaBank(p)
     model.set_dtype(dtype)
-    result = interpret_model(model, mx.array(x).astype(dtype), mx.array(dt).astype(dtype))
+    result = interpret_model(
+        model, mx.array(x).astype(dtype), mx.array(dt).astype(dtype), **FROM_ZERO
+    )
     known = Closed(p, x, dt)
     weight = np.zeros((B, T, 1))
     weight[:, -1] = 1.0
@@ -817,9 +844,14 @@ def test_a_linear_model_is_attributed_exactly():
     w[:, 1] = 0.0
     observation, _ = observe(Linear(w), HeldOutBatch(x))
     assert (observation.input_gradient == w).all()
-    result = compute_temporal_importance(Linear(w), x)
+    result = compute_temporal_importance(Linear(w), x, **FROM_ZERO)
     exact = np.abs(w.astype(np.float64) * x).mean(axis=0)
     np.testing.assert_allclose(np.asarray(result), exact, rtol=1e-7)
+    assert not np.asarray(result)[:, 1].any()
+    # Along a straight line the gradient is the weights, too.
+    result = compute_temporal_importance(Linear(w), x)
+    exact = np.abs(w * (x - x.mean(axis=(0, 1), dtype=np.float64))).mean(axis=0)
+    np.testing.assert_allclose(np.asarray(result), exact, rtol=1e-6)
     assert not np.asarray(result)[:, 1].any()
 
 
