@@ -46,7 +46,7 @@ import mlx.nn as nn
 import numpy as np
 from cost_report import COLUMNS, HERE, Row, budgets, into_guide, plot, read, table
 from peers.cases import INTEGRATED, N_STEPS, SIZES
-from peers.monitored import Monitored, timed
+from peers.monitored import PERIOD, Monitored, timed
 from peers.protocol import Worker
 from peers.training import Training
 
@@ -121,6 +121,7 @@ class Timings:
         self._labels = labels
         self._steps: list[float] = []
         self._noted: dict[tuple[str, str], list[float]] = {}
+        self._waiting: dict[str, list[float]] = {}
 
     def step(self, seconds: float) -> None:
         """Note the time of a training step."""
@@ -129,6 +130,14 @@ class Timings:
     def note(self, what: str, value: float, unit: str = "steps") -> None:
         """Note seconds, to be divided by the median step; or a value in another unit."""
         self._noted.setdefault((what, unit), []).append(value)
+
+    def snapshot(self, what: str, seconds: float) -> None:
+        """Note the mean of as many successive snapshots as it takes for all parts to come once."""
+        values = self._waiting.setdefault(what, [])
+        values.append(seconds)
+        if len(values) == PERIOD:
+            self.note(what, statistics.mean(values))
+            values.clear()
 
     def rows(self, step: str = "training step") -> list[Row]:
         """Return a row for everything that was noted."""
@@ -152,6 +161,11 @@ def row(what: str, unit: str, values: Sequence[float], **labels: object) -> Row:
 # ---- ours
 
 
+def whole_periods(count: int) -> int:
+    """Return at least so many snapshots that all parts come equally often."""
+    return PERIOD * -(-count // PERIOD)
+
+
 def loop(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
     """Measure due steps in both places, the passes alone, and entering."""
     training = Training(kind, SIZES[size])
@@ -163,16 +177,16 @@ def loop(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
         in_loop = stack.enter_context(open_one(folder / "2", background=False))
         training.step()
         training.plain_passes(count)
-        for _ in range(rounds.turns):
+        for _ in range(whole_periods(rounds.turns)):
             for _ in range(2):
                 timings.step(timed(training.step))
             seconds = background.snapshot()
-            timings.note("due step, background", seconds)
-            timings.note("until on disk, background", seconds + background.wait())
+            timings.snapshot("due step, background", seconds)
+            timings.snapshot("until on disk, background", seconds + background.wait())
             timings.step(timed(training.step))
             seconds = in_loop.snapshot()
-            timings.note("due step, in the loop", seconds)
-            timings.note("until on disk, in the loop", seconds + in_loop.wait())
+            timings.snapshot("due step, in the loop", seconds)
+            timings.snapshot("until on disk, in the loop", seconds + in_loop.wait())
             timings.step(timed(training.step))
             timings.note("passes alone", timed(lambda: training.plain_passes(count)))
     return timings.rows()
@@ -220,7 +234,7 @@ def extra(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
     ):
         block(monitored)
         block(None)
-        for number in range(rounds.pairs):
+        for number in range(whole_periods(rounds.pairs)):
             # In turn first and last, so that what drifts has no part in the median.
             if number % 2:
                 without, with_one = block(None), block(monitored)
@@ -228,7 +242,7 @@ def extra(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
                 with_one, without = block(monitored), block(None)
             timings.step(without / rounds.block)
             # As steps per snapshot, which is per cent at every=100.
-            timings.note("training, every=100", with_one - without)
+            timings.snapshot("training, every=100", with_one - without)
     return timings.rows()
 
 
@@ -250,10 +264,9 @@ def cpu(kind: str, size: str, count: int, rounds: Rounds, before: Path | None) -
             workers[name] = stack.enter_context(worker)
             if name == "before" and Path(worker.versions["ncp_callbacks"]).parent != before:
                 raise SystemExit(f"--before: there is no ncp_callbacks in {before}")
-        each = 4 if rounds.turns > 4 else 2
         for number in range(1 + max(2, rounds.turns // 2)):
             for name, worker in workers.items():
-                found = worker.ask("snapshots", count=each)
+                found = worker.ask("snapshots", count=PERIOD)
                 if number:
                     timings.step(found["step"])
                     timings.note(f"until on disk, {name}", found["snapshot"])

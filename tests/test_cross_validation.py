@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import distributed
+import joblib
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -235,8 +237,6 @@ def test_two_local_workers_find_the_same(three: ncp.CrossValidation) -> None:
 
 
 def test_a_local_dask_cluster_finds_the_same(three: ncp.CrossValidation) -> None:
-    distributed = pytest.importorskip("distributed")
-    joblib = pytest.importorskip("joblib")
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None

@@ -94,7 +94,7 @@ def logged(run: Path | str, tag: str) -> list[int]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
-    for shown in (tag, f"xai_{tag}"):
+    for shown in (tag, f"xai_{tag}", f"_ncp/scalar/{tag}"):
         if shown in tags["scalars"]:
             return [event.step for event in events.Scalars(shown)]
         if shown in tags["images"]:

@@ -460,7 +460,7 @@ def launched(tmp_path: Path, *arguments: str) -> list[str]:
     launch = Path(sys.executable).parent / "mlx.launch"
     out = subprocess.run(
         [launch, "-n", "2", "--backend", "ring", sys.executable,
-         ROOT / "examples" / "distributed.py", "--steps", "20", *arguments],
+         ROOT / "examples" / "data_parallel.py", "--steps", "20", *arguments],
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -32,9 +32,11 @@ from peers.cases import SIZES
 from peers.protocol import serve
 from peers.training import Training
 
-__all__ = ["Monitored", "timed"]
+__all__ = ["PERIOD", "Monitored", "timed"]
 
 # Seconds without a picture, after which the first snapshot has drawn all, and that one may take.
+PERIOD = 3
+"""Snapshots after which all parts of a set have come once: features are removed at every third."""
 _QUIET, _LIMIT = 2.0, 60.0
 
 
@@ -106,11 +108,13 @@ class Monitored:
         )
         self.entering = timed(self.monitor.__enter__)
         self._step = 0
-        self._each: int | None = None
+        # Pictures of each of the first snapshots; from then on they come in the same rhythm.
+        self._pictures: list[int] = []
 
     def __enter__(self) -> Monitored:
-        self.snapshot()
-        self.wait()
+        for _ in range(PERIOD):
+            self.snapshot()
+            self.wait()
         return self
 
     def snapshot(self) -> float:
@@ -125,10 +129,10 @@ class Monitored:
     def _wait(self) -> None:
         if getattr(self.monitor, "in_background", False):
             self.monitor.state_dict()  # waits for the analysis
-            if self._each is None:
+            if len(self._pictures) < PERIOD:
                 self._writer.wait_until_quiet()
-                self._each = self._writer.pictures
-            self._writer.wait(self._each * self._step)
+                self._pictures.append(self._writer.pictures - sum(self._pictures))
+            self._writer.wait(sum(self._pictures[i % PERIOD] for i in range(self._step)))
         self._writer.flush()
 
     @property

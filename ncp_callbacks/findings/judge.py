@@ -11,6 +11,7 @@ import numpy as np
 
 from ..records import Array, Record, Scalar
 from ..screen import clean_tag
+from ..signal_handlers import raised_by_signal_handler
 from .curve import Curve
 from .facts import Facts, FloatArray, Number, Past, RunFacts
 from .finding import Finding
@@ -32,7 +33,9 @@ def judge(facts: Facts, rules: Sequence[Rule] = RULES) -> tuple[Finding, ...]:
     for rule in rules:
         try:
             found += rule.check(facts)
-        except Exception:  # A rule of the user's may raise anything.
+        except Exception as error:  # A rule of the user's may raise anything.
+            if raised_by_signal_handler(error):
+                raise
             _LOG.exception("the rule %s failed at step %d", rule.name, facts.step)
     return tuple(sorted(found, key=lambda finding: -finding.severity.rank))
 

@@ -23,7 +23,7 @@ from .comparison import Curve, Measure
 from .find import Group, all_runs, shared_tags
 from .fingerprint import read_fingerprint
 from .reader import Run
-from .tags import HELD_OUT, PREFIX, is_interactions, short
+from .tags import HELD_OUT, PREFIX, SHOWN_STATES, is_interactions, short
 from .words import listed
 
 __all__ = [
@@ -299,7 +299,9 @@ def compare_arrays(
         return [0, *(i for i in others if features.matched(i) or not _BY_FEATURE.match(tag))]
 
     shared = shared_tags(groups, "arrays")
-    for tag in [tag for tag in shared if not HELD_OUT.fullmatch(tag)]:
+    for tag in shared:
+        if HELD_OUT.fullmatch(tag) or SHOWN_STATES.fullmatch(tag):
+            continue
         states = tag.endswith("_sample") and tag.removesuffix("_sample") + "_held_out" in shared
         use = sides(tag)
         found = _measured(groups, "arrays", tag, use, until, features, top, states)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ASIDE", "HELD_OUT", "PREFIX", "TRAINING", "VALIDATION", "is_interactions", "short"]
+__all__ = [
+    "ASIDE",
+    "HELD_OUT",
+    "PREFIX",
+    "SHOWN_STATES",
+    "TRAINING",
+    "VALIDATION",
+    "is_interactions",
+    "short",
+]
 
 PREFIX = "_ncp/"  # Of raw arrays, which no dashboard shows.
 VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)(?=[/_]|$)")
@@ -17,6 +26,8 @@ ASIDE = re.compile(
 )
 # Arrays that identify the held-out batch.
 HELD_OUT = re.compile(r"_ncp/(.+_)?held_out")
+# Of some sequences, along the axes and units of one run: only a viewer can make use of them.
+SHOWN_STATES = re.compile(r"_ncp/.+_(trajectory|units|elapsed)")
 
 
 def short(tag: str) -> str:

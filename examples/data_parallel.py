@@ -1,6 +1,6 @@
 """Data-parallel training, watched by rank 0 alone.
 
-    mlx.launch -n 2 python examples/distributed.py
+    mlx.launch -n 2 python examples/data_parallel.py
 
 Every rank makes the same monitor; all but rank 0 do nothing with it, and it calls no collective
 operation, so that ranks can't wait for each other because of it. Each rank trains on its own part
