@@ -132,7 +132,7 @@ def second_minus_first(outputs: mx.array, targets: Any) -> mx.array:
 @pytest.mark.parametrize(
     ("target", "name"),
     [("b", "b"), (2, "output2"), ("loss", "loss"), (second_minus_first, "second_minus_first")],
-    ids=str,
+    ids=["class", "output", "loss", "callable"],
 )
 def test_a_callback_has_its_own_target(target: Any, name: str) -> None:
     makes: list[Callable[..., ncp.Callback]] = [ncp.GradientAttribution, ncp.FeatureRemoval]

@@ -192,7 +192,7 @@ def test_the_two_commands_stand_below_their_headings() -> None:
     run = README.split("## Run it")[1].split("```")[1]
     test = README.split("## Test it")[1].split("```")[1]
     assert run.strip().endswith(".venv/bin/python examples/digits.py")
-    assert test.strip().endswith(".venv/bin/python -m pytest")
+    assert test.strip().endswith(".venv/bin/python -m pytest -n auto")
 
 
 def test_the_table_of_costs_is_the_stored_measurement() -> None:
