@@ -565,12 +565,12 @@ class HeldOutBatch:
 
     @property
     def sequence_classes(self) -> npt.NDArray[Any] | None:
-        """Return ``(B,)``, the class of each sequence; None if targets are not one integer each."""
+        """Return ``(B,)`` read-only, the class of each sequence; None without one integer each."""
         if not isinstance(self.targets, mx.array) or mx.issubdtype(self.targets.dtype, mx.floating):
             return None
         if self.targets.size != len(self):
             return None
-        return np.array(self.targets).reshape(-1)
+        return read_only(np.array(self.targets).reshape(-1))
 
     @property
     def mask(self) -> npt.NDArray[np.bool_] | None:

@@ -210,7 +210,7 @@ def test_sets_by_name() -> None:
         with ncp.Monitor(Net(), held_out(), which, writer=ncp.MemoryWriter()) as monitor:
             return [c.name for c in monitor.callbacks]
 
-    standard = ["attribution", "time_delta", "transitions", "hidden", "backbone"]
+    standard = ["attribution", "removal", "time_delta", "transitions", "hidden", "backbone"]
     assert names(None) == names("standard") == standard
     assert names("light") == ["attribution", "transitions"]
     assert set(standard) < set(names("full"))

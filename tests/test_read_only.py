@@ -89,7 +89,27 @@ METHODS: dict[str, Callable[[ncp.Observation], Any]] = {
     "at_own_steps": lambda o: o.extra_passes.at_own_steps(),
     "reevaluate": lambda o: o.extra_passes.reevaluate(X2[0]),
     "randomised": lambda o: stages(o),
+    "removed": lambda o: o.extra_passes.removed(
+        [np.array([0])], times=True, blocks=[(0, 1)], n_samples=2
+    ),
+    "with_fewer_steps": lambda o: o.extra_passes.with_fewer_steps(
+        np.tile(np.arange(2), (B, 1)), np.ones((B, 2), bool), loss=True
+    ),
+    "state_changes": lambda o: None,  # An object that changes states while the model runs.
+    "clamped": lambda o: o.extra_passes.clamped(
+        cell_name(o), np.arange(2), np.zeros(units(o)), loss=True
+    ),
+    "clamp_slopes": lambda o: o.extra_passes.clamp_slopes(cell_name(o), np.zeros(units(o))),
+    "state_gradient": lambda o: o.extra_passes.state_gradient(cell_name(o)),
 }
+
+
+def cell_name(observation: ncp.Observation) -> str:
+    return observation.states[0].cell
+
+
+def units(observation: ncp.Observation) -> int:
+    return observation.states[0].values.shape[-1]
 
 
 def stepper(observation: ncp.Observation) -> Any:
@@ -150,7 +170,8 @@ def test_every_array_of_an_extra_pass_is_protected(model: nn.Module) -> None:
         needs = seen
         result = call(needs)
         found = list(arrays_in(result, name))
-        assert found or name in {"cell_stepper", "jacobian_products", "jacobian_diagonal"}
+        computed_anew = {"cell_stepper", "jacobian_products", "jacobian_diagonal", "state_changes"}
+        assert found or name in computed_anew
         for path, array in found:
             written_to(path, array)
 
