@@ -15,7 +15,7 @@ from .callbacks.sets import callback_set
 from .held_out import HeldOutBatch
 from .observation import Need
 from .scheduling import as_whole
-from .writers import as_list, directory_of
+from .writers import as_directory, as_list, directory_of
 
 __all__ = ["as_callbacks", "check_log", "check_model", "check_options"]
 
@@ -73,7 +73,10 @@ def check_log(log_dir: Any, writer: Any) -> None:
 
     Raises:
         TypeError: If there is none, or two logs.
+        ValueError: If the directory is none of this machine.
     """
+    if log_dir is not None:
+        as_directory(log_dir)
     writers = as_list(writer)
     second = next((w for w in writers if directory_of([w]) is not None), None)
     if log_dir is None and not writers:

@@ -36,7 +36,7 @@ from .model import At, Forward, Subject, TargetLike
 from .observer.attached import AttachedObserver
 from .observer.observer import Settings
 from .overhead import Overhead
-from .ranks import rank
+from .ranks import rank, rank_variable
 from .records import Figure, Record, Text
 from .run_card import run_card
 from .run_facts import run_facts
@@ -67,7 +67,7 @@ class Monitor:
             :class:`GradientAttribution` and :class:`StateTransitions` on 16 sequences. ``"full"``
             is every callback; the expensive ones run at every tenth snapshot.
         log_dir: Directory of this run's TensorBoard log. One that holds a run already is left
-            alone, and this run gets a directory with a number.
+            alone, and this run gets a directory with a number. ``~`` is the home directory.
         writer: What else takes the records, one or a list: a sink, which is anything with
             ``write(step, records)`` (see :class:`BackgroundWriter`), a :class:`Writer`, or a
             ``tensorboardX.SummaryWriter`` in place of ``log_dir``. One that raises is reported and
@@ -220,9 +220,9 @@ class Monitor:
             )
         if self._rank:
             show(
-                f"ncp_callbacks: rank {self._rank} of a group logs nothing, rank 0 does. Pass "
-                "log_on_all_ranks=True for processes that train different models",
-                verbose=False,
+                f"ncp_callbacks: rank {self._rank} of a group ({rank_variable()}) logs nothing, "
+                "rank 0 does. Pass log_on_all_ranks=True for processes that train different models",
+                verbose=self._verbose is not False,
             )
         else:
             self._begin()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["rank"]
+__all__ = ["rank", "rank_variable"]
 
 # Set by mlx.launch and by MPI; asking mx.distributed itself would connect to the other ranks.
 _VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -12,11 +12,14 @@ _VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 def rank() -> int:
     """Return the rank of this process in its group, 0 outside of one."""
-    for variable in _VARIABLES:
-        value = os.environ.get(variable, "")
-        if value.isdigit():
-            return int(value)
+    variable = rank_variable()
+    return 0 if variable is None else int(os.environ[variable])
+
+
+def rank_variable() -> str | None:
+    """Return the environment variable that has the rank of this process, or None."""
+    known = list(_VARIABLES)
     if os.environ.get("SLURM_NTASKS", "1") != "1":
-        value = os.environ.get("SLURM_PROCID", "")
-        return int(value) if value.isdigit() else 0
-    return 0
+        # A job of one task has it, too.
+        known.append("SLURM_PROCID")
+    return next((name for name in known if os.environ.get(name, "").isdigit()), None)

@@ -18,6 +18,7 @@ from .findings.run_findings import RunFindings
 from .records import Array, Data, Figure, Note, Record, Scalar, Text
 from .run_card import guide
 from .signal_handlers import raised_by_signal_handler
+from .tag_owners import TagOwners
 from .writers import Writer
 from .writers.base import Tally
 
@@ -56,6 +57,7 @@ class RunLog:
         self._more_notes = 0
         self._closing = False
         self._topics: set[str] = set()
+        self._tags = TagOwners(self.report)
         self._explained: dict[str, str] = {}
         self._rehearsed: set[str] = set()
         self._changed = {"about/notes": False, "about/guide": False}
@@ -154,6 +156,7 @@ class RunLog:
                 for record in records:
                     if isinstance(record, Scalar):
                         self.findings.add_point(step, record.tag, record.value)
+            self._tags.add("the training loop", records)
             self.write(step, records)
 
     def freeze(self, step: int) -> None:
@@ -175,6 +178,7 @@ class RunLog:
         """
         with self._turn():
             records = list(records)
+            self._tags.add("a callback", records)
             self.write(step, records, wall_time)
             return self._write_findings(step, wall_time, lambda f: f.add_snapshot(step, records))
 
@@ -306,6 +310,8 @@ class RunLog:
     def rehearse(self, records: Iterable[Record]) -> None:
         """Take descriptions of the dry run, which knows less than an analysis will."""
         with self._turn():
+            records = list(records)
+            self._tags.add("a callback", records)
             self._explain(records)
             self._rehearsed = set(self._explained)
 

@@ -6,6 +6,7 @@ from .background_writer import BackgroundWriter, Sink
 from .base import Writer
 from .memory import MemoryWriter
 from .opening import WriterLike, as_list, as_writer, directory_of, open_writers
+from .places import as_directory
 from .tensorboard import SummaryWriterAdapter, TensorBoardWriter
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "TensorBoardWriter",
     "Writer",
     "WriterLike",
+    "as_directory",
     "as_list",
     "as_writer",
     "directory_of",

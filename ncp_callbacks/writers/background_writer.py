@@ -217,6 +217,7 @@ class BackgroundWriter(Writer):
             self._renderer.close(end - time.monotonic() - _FOR_WRITING)
         else:
             self._renderer.close(0.0)
+        self._report_warnings()  # They can still be written.
         self._background.close(_at_least(end))
         self._report_warnings()
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from tensorboardX.record_writer import masked_crc32c
 
 from .encoding import Event, SessionLog
+from .places import as_directory
 
 __all__ = ["EventFile", "fits_int64"]
 
@@ -42,7 +43,8 @@ class EventFile:
             hold from this step on.
 
     Raises:
-        ValueError: ``first_step`` is beyond what a log can hold.
+        TypeError, ValueError: ``log_dir`` is no path of this machine, or ``first_step`` is beyond
+            what a log can hold.
         NotADirectoryError: ``log_dir``, or what should contain it, is a file.
         PermissionError: ``log_dir`` can't be written to.
         OSError: The disk is full, or there is another reason. No file or directory is left.
@@ -56,7 +58,7 @@ class EventFile:
     ) -> None:
         if first_step is not None and not fits_int64(first_step):
             raise ValueError(f"first_step={first_step}: pass a step of less than 2**63")
-        wanted = Path(os.path.abspath(os.path.expanduser(log_dir)))
+        wanted = as_directory(log_dir)
         made: list[Path] = []
         self._pending = bytearray()
         try:
@@ -133,9 +135,14 @@ def fits_int64(step: int) -> bool:
 def _explained(error: OSError, wanted: Path) -> OSError:
     """Return an error that names the directory and how to repair it."""
     if isinstance(error, FileExistsError | NotADirectoryError):
+        parts = [path for path in (wanted, *wanted.parents) if os.path.lexists(path)]
+        part = next((path for path in parts if not path.is_dir()), wanted)
+        what, fix = "a file", f"Pass another, such as log_dir={str(wanted) + '-logs'!r}."
+        if part.is_symlink() and not part.exists():
+            target = os.path.join(part.parent, os.readlink(part))
+            what, fix = f"a link to {target!r}, which doesn't exist", f"Make {target!r}."
         return NotADirectoryError(
-            f"log_dir {str(wanted)!r} can't be a directory: it, or a part of its path, is a file "
-            f"or a link to nowhere. Pass another, such as log_dir={str(wanted) + '-logs'!r}."
+            f"log_dir {str(wanted)!r} can't be a directory: {str(part)!r} is {what}. {fix}"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionError(

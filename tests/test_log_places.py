@@ -1,0 +1,219 @@
+"""Where a log may be, which process of a group writes it, and whose tags are whose."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+import ncp_callbacks as ncp
+from ncp_callbacks.ranks import rank, rank_variable
+from ncp_callbacks.writers import as_directory
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(3, 4), nn.Linear(4, 2)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.out(self.rnn(x))[:, -1]
+
+
+HELD_OUT = ncp.HeldOutBatch(np.random.default_rng(0).normal(size=(8, 5, 3)).astype("f4"))
+
+
+def monitor(log_dir: Any = None, **options: Any) -> ncp.Monitor:
+    options = {"every": 1, "verbose": False, "background": False, **options}
+    return ncp.Monitor(Net(), HELD_OUT, [ncp.StateTransitions()], log_dir, **options)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run each test in an empty directory, beside an empty home."""
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (*os.environ,):
+        if name.startswith(("SLURM_", "OMPI_", "PMI", "MLX_RANK")):
+            monkeypatch.delenv(name)
+    return tmp_path / "home"
+
+
+def events(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*tfevents*"))
+
+
+# --- paths
+
+
+@pytest.mark.parametrize(
+    ("log_dir", "words"),
+    [
+        ("s3://bucket/run", r"SummaryWriter\('s3://bucket/run'\)"),
+        ("gs://bucket/run", r"SummaryWriter\('gs://bucket/run'\)"),
+        (Path("s3://bucket/run"), r"SummaryWriter\('s3://bucket/run'\)"),
+        ("hdfs://name:9000/run", r"mounted folder.*copy it to 'hdfs://name:9000/run'"),
+        ("file:///tmp/run", "pass the path, log_dir='/tmp/run'"),
+        ("", r"log_dir='' is empty.*'\.'"),
+        ("  ", "is empty"),
+        ("a\0b", "zero character"),
+        ("~nobody-of-this-name/run", r"no user 'nobody-of-this-name'.*'\./~nobody"),
+    ],
+)
+def test_what_is_no_local_directory_is_refused_and_makes_nothing(log_dir: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        monitor(log_dir)
+    with pytest.raises(ValueError, match=words):
+        ncp.TensorBoardWriter(log_dir)
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("log_dir", [3, b"runs", 1.5, ["runs"]])
+def test_what_is_no_path_is_refused(log_dir: Any) -> None:
+    with pytest.raises(TypeError, match=f"is a {type(log_dir).__name__}: pass a path"):
+        monitor(log_dir)
+
+
+def test_home_and_here(home: Path) -> None:
+    with monitor("~/runs/a") as first:
+        first.on_step_end(1)
+    assert first.log_dir == str(home / "runs" / "a")
+    assert len(events(home / "runs" / "a")) == 1
+    with monitor(".") as second:
+        second.on_step_end(1)
+    assert second.log_dir == os.getcwd()
+    assert len(events(Path())) == 1
+    assert as_directory("C:/runs") == Path.cwd() / "C:" / "runs"  # One letter is a drive.
+    assert as_directory("a:b") == Path.cwd() / "a:b"
+
+
+def test_a_link_to_nowhere_is_named_with_its_target() -> None:
+    Path("runs").symlink_to("../scratch/runs")
+    with pytest.raises(NotADirectoryError, match=r"'.*/runs' is a link to '.*scratch/runs', which"):
+        monitor("runs/a").start()
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+    Path("../scratch/runs").mkdir(parents=True)
+    with monitor("runs/a") as entered:
+        entered.on_step_end(1)
+    assert len(events(Path("../scratch/runs/a"))) == 1
+
+
+def test_a_file_in_the_path_is_named() -> None:
+    Path("runs").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"here/runs' is a file\. Pass another"):
+        monitor("runs/a").start()
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (errno.ENOSPC, OSError, "Make room there"),
+        (errno.EDQUOT, OSError, "Make room there"),
+        (errno.EROFS, PermissionError, "Make it writable"),
+        (errno.EACCES, PermissionError, "Make it writable"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_named_on_entering_and_no_run_is_left(
+    number: int, error: type[OSError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("ncp_callbacks.writers.event_file.io.FileIO", Full)
+    with pytest.raises(error, match=rf"here/runs/a'.*{words}") as raised:
+        monitor("runs/a").start()
+    assert type(raised.value) is error
+    assert list(Path().iterdir()) == []
+
+
+# --- ranks
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, 0),
+        ({"PMI_RANK": "2"}, 2),
+        ({"OMPI_COMM_WORLD_RANK": "3"}, 3),
+        ({"MLX_RANK": "0", "PMI_RANK": "2"}, 0),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, 1),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "1"}, 0),
+        ({"SLURM_PROCID": "1"}, 0),
+        ({"PMI_RANK": "first"}, 0),
+    ],
+)
+def test_ranks(
+    variables: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert rank() == expected
+    with monitor("run", verbose=None) as entered:
+        entered.on_step_end(1, loss=1.0)
+    printed = "".join(capsys.readouterr())
+    if expected:
+        assert f"rank {expected} of a group ({rank_variable()}) logs nothing" in printed
+        assert "log_on_all_ranks=True" in printed
+        assert printed.count("\n") == 1
+        assert entered.log_dir is None
+        assert not Path("run").exists()
+    else:
+        assert printed == ""
+        assert len(events(Path("run"))) == 1
+
+
+def test_independent_processes_log_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "1")
+    with monitor("run", log_on_all_ranks=True) as entered:
+        entered.on_step_end(1, loss=1.0)
+    assert len(events(Path("run"))) == 1
+
+
+# --- tags
+
+
+def test_a_tag_of_the_loop_that_is_a_callbacks_is_reported_once() -> None:
+    with monitor(writer=ncp.MemoryWriter()) as entered:
+        for step in (1, 2):
+            entered.on_step_end(step, loss=1.0)
+            entered.log_scalars(step, {"transitions/saturation": 1.0, "monitor/mine": 2.0})
+            entered.log_scalars(step, {"transitions/of_mine": 1.0, "val/loss": 1.0})
+    callbacks = {tag for tag in entered._given_writers[0].tags if tag.startswith("transitions/")}
+    assert len(callbacks) > 3
+    found = [note for note in entered.notes if "shows both as one curve" in note]
+    assert len(found) == 2
+    assert "'transitions/saturation' is logged by a callback and by the training loop" in found[0]
+    assert "'monitor/mine' is logged by the monitor and by the training loop" in found[1]
+
+
+def test_a_tag_that_is_no_string_loses_its_own_record() -> None:
+    writer = ncp.MemoryWriter()
+    with monitor(writer=writer) as entered:
+        entered.on_step_end(1)
+        entered.log_scalars(1, {5: 1.0, "val/loss": 2.0})  # type: ignore[dict-item]
+    assert writer.scalars("val/loss") == [(1, 2.0)]
+    assert [note for note in entered.notes if "tag=5 is a int: pass a str" in note]
+
+
+def test_a_step_beyond_a_log_is_a_note_and_loses_its_own_records() -> None:
+    with monitor("run") as entered:
+        entered.log_scalars(1, {"val/loss": 2.0})
+        entered.log_scalars(2**63, {"val/loss": 3.0})
+        entered.log_scalars(3, {"val/loss": 4.0})
+        entered._log.flush()
+        entered.log_scalars(4, {"val/loss": 5.0})
+    read = ncp.runs.read_run("run").scalars["val/loss"]
+    assert read.values.tolist() == [2.0, 4.0, 5.0]
+    assert [
+        note for note in entered.notes if "records of step 9223372036854775808 are lost" in note
+    ]
