@@ -84,3 +84,47 @@ def test_fifty_steps(name: str, compiled: bool, tmp_path: Path) -> None:
     assert arrays.keys() == watched_arrays.keys()
     for path, array in arrays.items():
         np.testing.assert_array_equal(array, watched_arrays[path], err_msg=path)
+
+
+def losses_of_plain_descent(every: int | None, background: bool = True) -> list[float]:
+    """Return losses of a compiled training whose arrays MLX computes in place."""
+    mx.random.seed(0)
+    x = mx.array(np.random.default_rng(0).normal(size=(64, 20, 3)).astype(np.float32))
+    model = nn.Sequential(nn.GRU(3, 32), lambda states: states[:, -1], nn.Linear(32, 1))
+    optimizer = optim.SGD(learning_rate=0.1)
+    mx.eval(model.parameters())
+    loss_and_grad = nn.value_and_grad(
+        model, lambda: ((model(x) - x[:, :, :1].sum(axis=1)) ** 2).mean()
+    )
+
+    def step() -> mx.array:
+        loss, gradients = loss_and_grad()
+        optimizer.update(model, gradients)
+        return loss
+
+    state = [model.state, optimizer.state]
+    run = mx.compile(step, inputs=state, outputs=state)
+    watch: Any = contextlib.nullcontext()
+    if every is not None:
+        watch = ncp.Monitor(
+            model, ncp.HeldOutBatch(x[:16]), "light", writer=ncp.MemoryWriter(), every=every,
+            background=background,
+        )  # fmt: skip
+    losses = []
+    with watch:
+        for number in range(1, 41):
+            loss = run()
+            mx.eval(state, loss)
+            losses.append(loss.item())
+            if every is not None:
+                watch.on_step_end(number)
+    return losses
+
+
+@pytest.mark.parametrize("background", [True, False], ids=["background", "loop"])
+@pytest.mark.parametrize("every", [1, 7, 1000])
+def test_nobody_holds_on_to_parameters_that_are_computed_in_place(
+    every: int, background: bool
+) -> None:
+    # A reference to the initial parameters changes the tenth of these losses.
+    assert losses_of_plain_descent(every, background) == losses_of_plain_descent(None)

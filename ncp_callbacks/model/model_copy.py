@@ -45,6 +45,8 @@ __all__ = [
     "check_copy",
     "difference",
     "filled_slots",
+    "own_copy",
+    "own_view",
     "pack",
     "pack_values",
     "random_states",
@@ -55,6 +57,8 @@ __all__ = [
 
 # Smaller numpy arrays stay in the skeleton: comparing them there costs less than a slot.
 _NUMPY_SLOT_BYTES = 16 << 10
+_MAX_COPIED = 64 << 20
+_UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 # The function that makes one, as not every Python has a name for the types.
 _LOCKS: dict[type, Callable[[], Any]] = {
     type(make()): make for make in (threading.Lock, threading.RLock)
@@ -186,7 +190,7 @@ class ModelCopy:
         """
         packed = pack(subject)
         failed = evaluate_pending(packed.arrays)
-        arrays = [None if id(array) in failed else own_view(array) for array in packed.arrays]
+        arrays = [None if id(array) in failed else own_copy(array) for array in packed.arrays]
         copy = cls()
         copy.load(packed.skeleton, arrays)
         return copy
@@ -258,6 +262,23 @@ def evaluate_pending(arrays: Iterable[Any]) -> set[int]:
             raise
         failed = {id(array) for array in pending if not _evaluates(array)}
     return failed
+
+
+def own_copy(array: Any) -> Any:
+    """Return an array with the same bits that shares no memory, of an array that is evaluated.
+
+    MLX computes in place where nobody else holds an array's memory, and a compiled training step
+    that can't may round its last bit another way. So whoever holds on to a trained parameter
+    changes the training. Arrays above 64 MB are views all the same: twice their memory may be more
+    than there is.
+    """
+    if not isinstance(array, mx.array):
+        return array.copy()
+    if array.nbytes > _MAX_COPIED:
+        return own_view(array)
+    kept = array.view(_UNSIGNED[array.itemsize]) | 0
+    mx.eval(kept)
+    return kept.view(array.dtype)
 
 
 def own_view(array: Any) -> Any:

@@ -8,8 +8,9 @@ snapshot = reader.read()       # arrays that are other objects now, and whatever
 
 from __future__ import annotations
 
+import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..model.model_copy import (
     array_bytes,
     array_paths,
     evaluate_pending,
+    own_copy,
     own_view,
     pack,
 )
@@ -71,7 +73,7 @@ class Snapshot:
 
     Attributes:
         skeleton: The model without its arrays; None: as before.
-        arrays: By slot: :class:`ArrayBytes`, or views of the model's own arrays, or numpy arrays.
+        arrays: By slot: :class:`ArrayBytes`, or copies of the model's own arrays, or numpy arrays.
         slots: Number of slots.
         nbytes: Size of the arrays that it holds.
     """
@@ -87,7 +89,7 @@ class SnapshotReader:
 
     Args:
         subject: The model and the user's functions that go with it.
-        as_bytes: Read arrays as bytes, for another process; else as views, which cost nothing.
+        as_bytes: Read arrays as bytes, for another process; else as copies.
 
     Attributes:
         unreadable: Paths of arrays that couldn't be evaluated, as tracing leaves them behind, in
@@ -133,7 +135,7 @@ class SnapshotReader:
                 continue
             nbytes += array.nbytes
             as_bytes = self._as_bytes and isinstance(array, mx.array)
-            arrays[slot] = ArrayBytes.of(array) if as_bytes else own_view(array)
+            arrays[slot] = ArrayBytes.of(array) if as_bytes else own_copy(array)
         self._skeleton = packed.skeleton
         return Snapshot(packed.skeleton if whole else None, arrays, len(packed.arrays), nbytes)
 
@@ -148,7 +150,7 @@ class _Known:
     """Tells if a slot holds the very numbers that it held when it was read last."""
 
     def __init__(self) -> None:
-        self._id = 0
+        self._seen: Callable[[], Any] = lambda: None
         self._view: mx.array | None = None
         self._digest: int | None = None
 
@@ -168,10 +170,10 @@ class _Known:
         if self._view is not None and _address(array) == _address(self._view):
             return True
         # A view is kept only of what seems not to be trained: it keeps the buffer alive.
-        self._view = own_view(array) if id(array) == self._id else None
+        self._view = own_view(array) if self._seen() is array else None
         if self._view is not None:
             mx.eval(self._view)
-        self._id = id(array)
+        self._seen = weakref.ref(array)
         return False
 
 
