@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from notebooks import read, run
+from scipy.integrate import quad_vec
 
 PATH = Path(__file__).parent.parent / "examples" / "interpret.ipynb"
 
@@ -74,6 +75,14 @@ def test_the_log_tells_how_shares_came_about(names: dict[str, Any]) -> None:
     assert list(looks) == [1, 3, 10, 30, 100, 200, 400]
     first, last = (looks[step].sum(axis=0) / looks[step].sum() for step in (1, 400))
     assert last[2] < 0.05 < first[2]
+    # From the mean of the batch, integrated along the straight line, the rule has these shares.
+    x, dt = (names[name][:32].astype(np.float64) for name in ("x", "dt"))
+    x0, dt0 = x.mean(axis=(0, 1)), dt.mean()
+    rule = quad_vec(lambda u: names["left_over"](x - x0, dt0 + u * (dt - dt0)).sum(axis=1), 0, 1)[0]
+    truth = np.abs(rule).mean(axis=0) / np.abs(rule).mean(axis=0).sum()
+    np.testing.assert_allclose(truth, [0.52, 0.48], atol=0.005)  # as the text has them
+    shares = [names["run"].scalars[f"attribution_share/{name}"] for name in names["NAMES"]]
+    np.testing.assert_allclose([s.values[-1] for s in shares], [*truth, 0], atol=0.05)
     between = {m.name: m.between[0] for m in names["comparison"].measures
                if m.tag == "attribution_strength"}  # fmt: skip
     assert between["rank correlation of feature shares"] == pytest.approx(1)
