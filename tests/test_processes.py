@@ -78,8 +78,8 @@ def test_a_run_that_is_asked_to_end_loses_nothing(tmp_path: Path, number: signal
     logged = steps(run, "train/loss")
     assert logged == list(range(1, logged[-1] + 1))
     assert logged[-1] >= 300
-    assert steps(run, "hidden/pc1_share")[:6] == [50, 100, 150, 200, 250, 300]
-    assert len(read(run).Tensors("hidden/pca")) >= 6
+    assert steps(run, "xai_hidden/pc1_share")[:6] == [50, 100, 150, 200, 250, 300]
+    assert len(read(run).Tensors("xai_hidden/pca")) >= 6
 
 
 # Two runs in one process, and one that was entered and never left.
@@ -430,7 +430,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
         )
         assert out.stdout.strip() == str(run)
     assert steps(run, "train/loss") == list(range(1, 13))
-    assert steps(run, "hidden/pc1_share") == [2, 4, 6, 8, 10, 12]
+    assert steps(run, "xai_hidden/pc1_share") == [2, 4, 6, 8, 10, 12]
 
 
 def test_the_same_directory_twice_is_kept_apart(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_two_ranks_train_alike_with_and_without(tmp_path: Path) -> None:
     assert [line[:11] for line in watched] == ["rank 0 of 2", "rank 1 of 2"]
     assert watched == launched(tmp_path, "--unwatched")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    assert steps(tmp_path / "run", "hidden/pc1_share") == [20]
+    assert steps(tmp_path / "run", "xai_hidden/pc1_share") == [20]
 
 
 def test_no_collective_is_called_anywhere() -> None:
