@@ -32,6 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.models import CfC
+from ncp_callbacks.runs import read_run
 
 VITALS = ["heart rate", "pressure", "temperature"]
 MEASURED, HOURS, EVERY = 12, 6.0, 1.5
@@ -112,7 +113,7 @@ def train(
     callbacks = [
         # Integrated gradients: where the prediction is sure, a plain gradient is flat.
         ncp.GradientAttribution(method=IntegratedGradients(n_steps=8)),
-        ncp.GradientAttribution(name="input_x_gradient"),
+        ncp.GradientAttribution(method="input_x_gradient", name="input_x_gradient"),
         ncp.TimeSensitivity(scales=(0.5, 0.75, 1.5, 2.0)),
     ]
     with ncp.Monitor(model, held_out, callbacks, log_dir=log_dir / name, every=25) as monitor:
@@ -131,23 +132,24 @@ def train(
 
 
 class Log:
-    """Read a run's log as TensorBoard does."""
+    """Read the numbers and pictures of a run's log."""
 
     def __init__(self, run: Path) -> None:
+        self._scalars = read_run(run).scalars
         self._events = EventAccumulator(str(run), size_guidance={"tensors": 0})
         self._events.Reload()
 
     def curve(self, tag: str) -> tuple[list[int], list[float]]:
         """Return the steps and values of a scalar."""
-        points = self._events.Scalars(tag)
-        return [p.step for p in points], [p.value for p in points]
+        series = self._scalars[tag]
+        return series.steps.tolist(), series.values.tolist()
 
     def last(self, tag: str) -> float:
         """Return the last value of a scalar."""
         return self.curve(tag)[1][-1]
 
     def last_image(self, tag: str) -> Image.Image:
-        """Return the last picture of a tag."""
+        """Return the last picture of a tag, as TensorBoard shows it."""
         # The first two strings of an image summary are its width and height.
         return Image.open(BytesIO(self._events.Tensors(tag)[-1].tensor_proto.string_val[2]))
 
@@ -172,7 +174,7 @@ def picture(logs: Sequence[Log], path: Path) -> None:
         axes.legend(frameon=False, fontsize=13, loc="lower right", bbox_to_anchor=(1, 0.06))
         axes.tick_params(labelsize=12)
     for axes, log, name in zip(heatmaps, logs, NAMES, strict=True):
-        axes.imshow(log.last_image("attribution/heatmap"))
+        axes.imshow(log.last_image("xai_attribution/heatmap"))
         axes.set_title(f"attribution/heatmap\n{name}", fontsize=15)
         axes.set_axis_off()
     figure.tight_layout(h_pad=2.0)

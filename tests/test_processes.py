@@ -32,7 +32,9 @@ ENDLESS = """
     mx.random.seed(0)
     model = CfC(2, 4, backbone_units=4)
     held_out = ncp.HeldOutBatch(mx.random.normal((3, 4, 2)), 1.0)
-    with ncp.Monitor(model, held_out, log_dir=sys.argv[1], every=50, train_every=1) as monitor:
+    # A slow machine would draw fewer pictures than are made, and drop some, were fewer to wait.
+    writer = ncp.TensorBoardWriter(sys.argv[1], max_figures=1000)
+    with ncp.Monitor(model, held_out, writer=writer, every=50, train_every=1) as monitor:
         for step in range(1, 10**6):
             monitor.on_step_end(step, loss=step)
             if step == 300:
