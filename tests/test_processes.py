@@ -28,12 +28,15 @@ ENDLESS = """
     import mlx.core as mx
     import ncp_callbacks as ncp
     from ncp_callbacks.models import CfC
+    from ncp_callbacks.writers import signals
 
     mx.random.seed(0)
     model = CfC(2, 4, backbone_units=4)
     held_out = ncp.HeldOutBatch(mx.random.normal((3, 4, 2)), 1.0)
-    # A slow machine would draw fewer pictures than are made, and drop some, were fewer to wait.
-    writer = ncp.TensorBoardWriter(sys.argv[1], max_figures=1000)
+    # A slow machine, too, has the time to draw all pictures: how many wait, and how long closing
+    # takes, is bounded.
+    signals._TIMEOUT = 240.0
+    writer = ncp.TensorBoardWriter(sys.argv[1], max_figures=1000, timeout=240.0)
     with ncp.Monitor(model, held_out, writer=writer, every=50, train_every=1) as monitor:
         for step in range(1, 10**6):
             monitor.on_step_end(step, loss=step)
@@ -74,7 +77,7 @@ def test_a_run_that_is_asked_to_end_loses_nothing(tmp_path: Path, number: signal
     run = tmp_path / "run"
     process = started(ENDLESS.format(extra="pass"), run)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     # It dies of the signal, as it would have without us (Python turns SIGINT into an exception).
     assert process.returncode in ({-2, 1, 130} if number == signal.SIGINT else {-number})
     logged = steps(run, "train/loss")
