@@ -128,7 +128,7 @@ def test_the_saved_checkpoints_are_analysed_at_their_steps(ran: Path) -> None:
 
     events = EventAccumulator(str(ran / "runs" / "replayed"))
     events.Reload()
-    assert [p.step for p in events.Scalars("attribution/entropy")] == [100, 200, 300]
+    assert [p.step for p in events.Scalars("xai_attribution/entropy")] == [100, 200, 300]
 
 
 def test_start_and_close_log_what_a_block_does(ran: Path) -> None:
@@ -143,7 +143,7 @@ def test_every_way_to_attach_logs_the_loss_and_analyses(ran: Path, way: str) -> 
     events.Reload()
     assert [p.step for p in events.Scalars("train/loss")] == [50, 100]
     if way != "hook":  # Its monitor is open until the process exits.
-        assert [p.step for p in events.Scalars("attribution/entropy")] == [50, 100]
+        assert [p.step for p in events.Scalars("xai_attribution/entropy")] == [50, 100]
 
 
 def test_the_keywords_show(ran: Path) -> None:
