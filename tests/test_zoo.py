@@ -903,6 +903,10 @@ def compiled(model, inputs, time_delta):
     return mx.compile(model)(*inputs)
 
 
+def compiled_with_time(model, x, dt):
+    return mx.compile(model)(x) if dt is None else mx.compile(model)(x, dt)
+
+
 @CELL_OR_LAYER
 @pytest.mark.parametrize("per_step", [True, False])
 @pytest.mark.parametrize("forward", [None, compiled])
@@ -958,6 +962,32 @@ def test_sequences_in_another_order_skip_one_cell_alone(layer):
     states = observe(runner, 0, {ncp.Need.STATES}).states
     assert [s.cell for s in states] == ["ahead", "back"]
     close(states[1].values, run(model.back, x[mx.array(order)]))
+
+
+@pytest.mark.parametrize("forward", [None, compiled_with_time])
+def test_a_decoder_of_more_steps_than_its_inputs_is_skipped_alone(forward):
+    """Its calls are twice as many as the time steps, and are no two runs over these."""
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    model = zoo.AttendingForecaster(2 * STEPS)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), forward=forward, target=0)
+    with runner.analysing():
+        states = observe(runner, 0, {ncp.Need.STATES}).states
+    assert [s.cell for s in states] == ["cell"]
+    close(states[0].values, mx.stack(model.states(x)["cell"], axis=1))
+    assert "other is skipped: its direction can't be determined" in runner.notes[0]
+
+
+def test_steps_of_a_forecast_have_no_padding():
+    """Its states aren't those of the time steps that the mask is about."""
+    x, _ = padded()
+    held_out = ncp.HeldOutBatch(x, mask=RIGHT)
+    for horizon in (True, False):
+        model = zoo.AttendingForecaster()
+        runner = ModelRunner(model, held_out, horizon=horizon, target=0)
+        states = observe(runner, 0, {ncp.Need.STATES}).states
+        assert [s.cell for s in states] == ["cell", "other"][: 2 - horizon]
+        for seen in states:
+            close(seen.values, mx.stack(model.states(x)[seen.cell], axis=1))
 
 
 class Centred(nn.Module):
@@ -1041,10 +1071,6 @@ def test_rows_of_two_directions_are_skipped(how, batch):
     assert not seen.states
     assert "the states of cell are skipped: they can't be assigned to sequences" in seen.no_cells
     assert np.abs(seen.input_gradient).max() > 0
-
-
-def compiled_with_time(model, x, dt):
-    return mx.compile(model)(x) if dt is None else mx.compile(model)(x, dt)
 
 
 @pytest.mark.parametrize("how", ["decay", "solver", "norm", "project", "add", "one-of-two"])

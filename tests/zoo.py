@@ -1864,6 +1864,39 @@ class Attending(Ordered):
         return {"cell": read, "other": wrote}
 
 
+class AttendingForecaster(Ordered):
+    """Its decoder reads what it attends to beside its own output, first the last observation."""
+
+    def __init__(self, steps=STEPS):
+        super().__init__()
+        self.other, self.steps = PlainCell(2 * FEATURES), steps
+
+    def states(self, x):
+        read = after(self.cell, [x[:, t] for t in range(STEPS)], zeros(x))
+        y, h, wrote = x[:, -1], read[-1], []
+        for _ in range(self.steps):
+            scores = mx.softmax(mx.stack([(e * h).sum(axis=-1) for e in read], axis=1), axis=1)
+            seen = (scores[..., None] * x).sum(axis=1)
+            wrote.append(h := self.other(mx.concatenate([y, seen], axis=-1), h))
+            y = self.enter(self.head(h))
+        return {"cell": read, "other": wrote}
+
+
+def encoder_states(model, x, dt):
+    return {"cell": model.states(x)["cell"]}
+
+
+class Slower(Ordered):
+    """Its other cell runs at every second time step only."""
+
+    def states(self, x):
+        h, slow, found = zeros(x), zeros(x), []
+        for t in range(x.shape[1]):
+            slow = self.other(x[:, t], slow) if t % 2 == 0 else slow
+            found.append(h := self.cell(x[:, t], h + 0.1 * mx.tanh(slow)))
+        return {"cell": found}
+
+
 class Delayed(Ordered):
     """Its cell reads the input of an earlier or a later time step."""
 
@@ -1978,6 +2011,19 @@ class ChangedBetween(nn.Module):
         return self.head(mx.stack(self.states(x, dt)["cell"], axis=1))
 
 
+class SolvedAfter(ChangedBetween):
+    """A vector field, which returns no state, moves the state after each call of the cell."""
+
+    def __init__(self, sub_steps):
+        super().__init__("none")
+        self.sub_steps = sub_steps
+
+    def step(self, x, h, dt):
+        for _ in range(self.sub_steps):
+            h = h + dt / self.sub_steps * self.field(h)
+        return self.cell(x, h)
+
+
 class PairOfStatesCell(nn.Module):
     """``(x, h, c) -> (h, c)``."""
 
@@ -2037,9 +2083,19 @@ class Residual(ChangedBetween):
 
 
 ORDERED = {
-    "forecaster": (Forecaster, (STEPS, OUTPUTS), ("output that it changes", "backbone")),
+    "forecaster": (Forecaster, (STEPS, OUTPUTS), ("forecast that it changes", "backbone")),
     "one-cell-forecaster": (OneCellForecaster, (OUTPUTS,), ("of the 8 calls", "backbone")),
-    "attending": (Attending, (STEPS, OUTPUTS), ("output that it changes", "backbone")),
+    "attending": (Attending, (STEPS, OUTPUTS), ("forecast that it changes", "backbone")),
+    "attending-forecaster": (
+        AttendingForecaster,
+        (STEPS, OUTPUTS),
+        ("forecast that it changes", "backbone"),
+    ),
+    "slower": (
+        Slower,
+        (STEPS, OUTPUTS),
+        ("called 3 times for 6 time steps", "changes them before the next call", "backbone"),
+    ),
     "with-start": (WithStart, (OUTPUTS,), ("of the 7 calls", "backbone")),
     "columns": (Columns, (OUTPUTS,), ("backbone",)),
     "columns-as-many-as-sequences": (
@@ -2065,7 +2121,26 @@ for _name, (_build, _outputs, _notes) in ORDERED.items():
         states=lambda m, x, dt: m.states(x),
         notes=_notes,
         start=None if _name == "with-start" else 0.0,
-        horizon=True if _name in ("forecaster", "attending") else None,
+        horizon=True if _name in ("forecaster", "attending", "attending-forecaster") else None,
+    )
+example(
+    "hand/attending-forecast-of-4",
+    functools.partial(AttendingForecaster, 4),
+    outputs=(4, OUTPUTS),
+    plain=lambda m, x, dt: m(x),
+    states=encoder_states,
+    notes=("called 4 times for 6", "backbone"),
+)
+for _sub_steps in (1, 2, 3, 4):
+    example(
+        f"hand/solved-in-{_sub_steps}",
+        functools.partial(SolvedAfter, _sub_steps),
+        time="dt",
+        outputs=(STEPS, OUTPUTS),
+        plain=lambda m, x, dt: m(x, dt),
+        states=lambda m, x, dt: m.states(x, dt),
+        notes=("changes them before the next call", "backbone"),
+        tolerance=1e-5,
     )
 for _name in ("decay", "solver", "norm", "project", "add"):
     example(

@@ -90,6 +90,7 @@ def find_hook_points(
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     frames: bool = False,
+    forecast: bool = False,
 ) -> HookPoints:
     """Record a run of the copy, and find cells and backbone layers in it.
 
@@ -101,12 +102,13 @@ def find_hook_points(
         layers: Paths or globs of modules whose outputs to take as backbone layers; None: found
             automatically.
         frames: True if inputs are frames, whose layers before the cells are backbone layers too.
+        forecast: True if axis 1 of the outputs holds the steps of a forecast.
 
     Raises:
         ModelError: If a pattern matches no module that was called, or a module that it matches
             returns no states or activations.
     """
-    finder = _Finder(copy, first, spread)
+    finder = _Finder(copy, first, spread, forecast=forecast)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     if layers is not None:
         found_layers = finder.named_layers(layers)
@@ -116,6 +118,8 @@ def find_hook_points(
     found = [finder.verified_cell(hook) for hook in found]
     found_layers = [finder.verified_layer(hook) for hook in found_layers]
     no_cells = _reasons(found) if found else finder.reason_for_no_cell()
+    if cells is None and found:
+        finder.notes += map(_of_fewer_calls, finder.shorter)
     no_layers = _reasons(found_layers) if found_layers else _NO_LAYERS
     for cell in found:
         finder.notes += [cell.skipped] if cell.skipped else finder.about.get(cell.name, [])
@@ -135,8 +139,10 @@ def _reasons(hooks: Sequence[CellHook] | Sequence[LayerHook]) -> str:
 class _Finder:
     """Record one pass of a model and find cells and layers in it."""
 
-    def __init__(self, copy: ModelCopy, first: Trial, spread: Callable[[int], Trial]) -> None:
-        self.copy, self.first = copy, first
+    def __init__(
+        self, copy: ModelCopy, first: Trial, spread: Callable[[int], Trial], *, forecast: bool
+    ) -> None:
+        self.copy, self.first, self.forecast = copy, first, forecast
         self.batch, self.steps, _ = first.inputs.shape
         self.values = Values()
         self.notes: list[str] = []
@@ -236,11 +242,16 @@ class _Finder:
     def _by_output(self, part: _Part) -> _Part:
         """Return a part with the order in which its calls change the outputs, if that is known."""
         fit = self.readings.fit_outputs(part.ends) if part.first is part.ends[0] else None
-        if fit is None:
-            return part
+        if fit is None or (self.forecast and not self.readings.mask.all()):
+            return part  # the padding of the inputs is none of a forecast
+        to = (
+            "step of the forecast that it changes, counted as time steps are"
+            if self.forecast
+            else "time step of the output that it changes"
+        )
         note = (
             f"the calls of {part.first.name} read the inputs of no time step of their own: each "
-            "one's states are assigned to the time step of the output that it changes"
+            f"one's states are assigned to the {to}"
         )
         found = _part(part.ends, part.first, fit)
         return dataclasses.replace(found, note=note if self.readings.inputs_change else "")
@@ -272,6 +283,22 @@ class _Finder:
             ):
                 hook_points += self._sequence_hooks(calls)
         return sorted(hook_points, key=lambda s: self.rank[s.module])
+
+    @functools.cached_property
+    def shorter(self) -> list[tuple[str, int, int]]:
+        """Return the names of cells of fewer calls than time steps, and both numbers."""
+        inside = {id(c) for listed in self.recurrences.values() for r in listed for c in r.calls}
+        found = []
+        for calls in self.by_module.values():
+            # A block that is applied repeatedly takes one argument.
+            if len(calls) >= self.steps or len(calls[0].inputs) < 2:
+                continue
+            if calls[0].within(inside) is not None:
+                continue
+            if find_recurrences(calls, self.values, self.batch, self.steps, least=len(calls)):
+                inside |= {id(call) for call in calls}
+                found.append((calls[0].name, len(calls), self.steps))
+        return found
 
     def _recurrence_hooks(self, recurrences: Sequence[Recurrence]) -> list[CellHook]:
         listed = [(r, part) for r in recurrences for part in self._parts_of(r)]
@@ -499,6 +526,8 @@ class _Finder:
             return reason + "the sequences have one step"
         if self.added:
             return f"{reason}{_part_of_state(self.added)}. {_LET_THE_CELL}"
+        if self.shorter:
+            return reason + "; ".join(map(_of_fewer_calls, self.shorter))
         reason += "no module is called once per time step with a state that it passes on"
         seen = [calls for calls in self.by_module.values() if calls[0].outputs]
         repeated = [calls for calls in seen if len(calls) > 1]
@@ -675,6 +704,15 @@ def _numbered(name: str, count: int) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_MAX_NAMES])
     return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
+
+
+def _of_fewer_calls(found: tuple[str, int, int]) -> str:
+    name, count, steps = found
+    return (
+        f"{name} passes a state on, but is called {count} times for {steps} time steps, so its "
+        "states belong to no time steps and are skipped: call it once for each time step if it "
+        "runs over these"
+    )
 
 
 def _part_of_state(names: Sequence[str]) -> str:

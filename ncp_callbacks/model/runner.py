@@ -505,7 +505,13 @@ class ModelRunner:
             return some._trial()
 
         hook_points = find_hook_points(
-            self.copy, first, spread, cells=cells, layers=layers, frames=held_out.has_frames
+            self.copy,
+            first,
+            spread,
+            cells=cells,
+            layers=layers,
+            frames=held_out.has_frames,
+            forecast=calling.horizon is not None,
         )
         return calling, hook_points
 

@@ -3,7 +3,8 @@
 An order says which call belongs to which time step, for each sequence. It is accepted if it
 explains every time step that was asked about, at two calls or more, and no other order does so as
 well. A call that reads another time step than its own in one place only is no evidence: a decoder
-may start from the last observation.
+may start from the last observation. Neither is a time step that more than half of the calls read:
+a decoder may attend to all of them.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def fit_order(asked: Steps, hits: Mask, mask: Mask, *, whole: bool = False) -> F
     count, total = hits.shape[2], mask.shape[1]
     if total == 1:
         return Fit(Order.FORWARD, 0) if count == 1 else None
-    read = hits.any(axis=2)
+    # A time step that most calls read belongs to none of them.
+    read = hits.any(axis=2) & (hits.sum(axis=2) <= max(1, count // 2))
     sequences = np.arange(hits.shape[1])[None]
     found: list[tuple[int, Fit]] = []
     seen: list[Steps] = []
