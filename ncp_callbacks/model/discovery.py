@@ -28,7 +28,7 @@ from .checks.rows import Rows
 from .checks.time_order import SEQUENCE_LAYERS, Readings, Way
 from .errors import ModelError
 from .front_end import FrontEnd
-from .hook_points import CellHook, HookPoints, LayerHook
+from .hook_points import CellHook, HookPoints, LayerHook, reasons, unknown_rows
 from .model_copy import ModelCopy
 from .pytrees import Path, modules
 from .recording import Call, Values, record
@@ -75,11 +75,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Place:
-    """Hold the batch axis and the order of an array, or why they are unknown."""
+    """Hold the batch axis, rows and order of an array, or why they are unknown."""
 
     axis: int = 0
     order: Order = Order.FORWARD
     wrong: str = ""
+    rows: tuple[int, ...] = ()
 
 
 def find_hook_points(
@@ -117,23 +118,16 @@ def find_hook_points(
         found_layers = [*before, *finder.layers()]
     found = [finder.verified_cell(hook) for hook in found]
     found_layers = [finder.verified_layer(hook) for hook in found_layers]
-    no_cells = _reasons(found) if found else finder.reason_for_no_cell()
+    no_cells = reasons(found) if found else finder.reason_for_no_cell()
     if cells is None and found:
         finder.notes += map(_of_fewer_calls, finder.shorter)
-    no_layers = _reasons(found_layers) if found_layers else _NO_LAYERS
+    no_layers = reasons(found_layers) if found_layers else _NO_LAYERS
     for cell in found:
         finder.notes += [cell.skipped] if cell.skipped else finder.about.get(cell.name, [])
     finder.notes += [layer.skipped for layer in found_layers if layer.skipped]
     return HookPoints(
         tuple(found), tuple(found_layers), tuple(dict.fromkeys(finder.notes)), no_cells, no_layers
     )
-
-
-def _reasons(hooks: Sequence[CellHook] | Sequence[LayerHook]) -> str:
-    """Return why none of the hooks can be read, or ""."""
-    if not all(hook.skipped for hook in hooks):
-        return ""
-    return "; ".join(dict.fromkeys(hook.skipped for hook in hooks))
 
 
 class _Finder:
@@ -371,15 +365,18 @@ class _Finder:
         wrong = next((place.wrong for place in found if place.wrong), "")
         if wrong:
             return dataclasses.replace(hook, skipped=wrong)
-        axes = tuple(place.axis for place in found)
-        return dataclasses.replace(hook, axes=axes, order=found[0].order)
+        axes, rows = tuple(place.axis for place in found), found[0].rows
+        if any(place.rows != rows for place in found):
+            wrong = unknown_rows(hook, "its arrays hold the sequences in different orders")
+            return dataclasses.replace(hook, skipped=wrong)
+        return dataclasses.replace(hook, axes=axes, rows=rows, order=found[0].order)
 
     def verified_layer(self, hook: LayerHook) -> LayerHook:
         """Return a hook with a verified batch axis and time order, or the reason to skip it."""
         found = self._verified(hook, hook.path)
         if found.wrong:
             return dataclasses.replace(hook, skipped=found.wrong)
-        return dataclasses.replace(hook, axis=found.axis, order=found.order)
+        return dataclasses.replace(hook, axis=found.axis, rows=found.rows, order=found.order)
 
     def _verified(self, hook: CellHook | LayerHook, path: Path) -> _Place:
         """Return the batch axis and the order of a hook's arrays, or why they are unknown."""
@@ -394,10 +391,10 @@ class _Finder:
             return arrays if len(arrays) == len(numbers) else None
 
         if not hook.whole_sequence:
-            axis, wrong = self.rows.axis(read)
-            if wrong:
-                return _Place(wrong=self._unknown_rows(hook, wrong))
-            return _Place(axis, hook.order, hook.skipped)
+            placed = self.rows.placed(read)
+            if placed.wrong:
+                return _Place(wrong=unknown_rows(hook, placed.wrong))
+            return _Place(placed.axis, hook.order, hook.skipped, placed.rows)
         reasons = []
         for axis, shape in enumerate((self.readings.mask.shape, self.readings.mask.shape[::-1])):
 
@@ -411,23 +408,15 @@ class _Finder:
                     return None
                 return [a.reshape(*shape, -1) for a in arrays]
 
-            wrong = self.rows.axis(read_sequences, only=axis)[1]
-            if wrong:
-                reasons.append(self._unknown_rows(hook, wrong))
+            placed = self.rows.placed(read_sequences, only=axis)
+            if placed.wrong:
+                reasons.append(unknown_rows(hook, placed.wrong))
                 continue
             fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
             if fit is not None:
-                return _Place(axis, fit.order)
+                return _Place(axis, fit.order, rows=placed.rows)
             reasons.append(self._unknown_order(hook.name))
         return _Place(wrong=reasons[0])
-
-    def _unknown_rows(self, hook: CellHook | LayerHook, because: str) -> str:
-        what = "states" if isinstance(hook, CellHook) else "activations"
-        return (
-            f"the {what} of {hook.name} are skipped: they can't be assigned to sequences, because "
-            f"{because}. Pass the held-out batch in the order in which the model runs the "
-            "sequences, or keep one row for each"
-        )
 
     def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
         hook_points: list[CellHook] = []
