@@ -1922,6 +1922,90 @@ class WithStart(Ordered):
         return {"cell": after(self.cell, [x[:, t] for t in range(STEPS)], start)}
 
 
+@mx.custom_function
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+@spike.vjp
+def spike_slope(v, cotangent, _):
+    return cotangent / (1 + 5 * mx.abs(v)) ** 2
+
+
+class SpikingCell(nn.Module):
+    """``(x, {"v", "s"}) -> (spikes, {"v", "s"})``, with a surrogate gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.back = nn.Linear(FEATURES, UNITS), nn.Linear(UNITS, UNITS)
+
+    def __call__(self, x, state):
+        v = 0.9 * state["v"] + 2 * self.enter(x) + self.back(state["s"])
+        fired = spike(v - 1)
+        return fired, {"v": v - fired, "s": fired}
+
+
+class Spiking(nn.Module):
+    """Reads the sum of the spikes so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = SpikingCell(), nn.Linear(UNITS, OUTPUTS)
+
+    def run(self, x):
+        state, total = {"v": zeros(x), "s": zeros(x)}, zeros(x, OUTPUTS)
+        states, outputs = [], []
+        for t in range(x.shape[1]):
+            fired, state = self.cell(x[:, t], state)
+            outputs.append(total := total + self.head(fired))
+            states.append(mx.concatenate([state["v"], state["s"]], axis=-1))
+        return mx.stack(outputs, axis=1), states
+
+    def __call__(self, x):
+        return self.run(x)[0]
+
+
+class ExponentialCell(nn.Module):
+    """``(x, (c, n, m)) -> (h, (c, n, m))``: exponential gates, a matrix memory, two heads."""
+
+    def __init__(self, heads=2, width=3):
+        super().__init__()
+        self.shape = heads, width
+        self.read = nn.Linear(FEATURES, 3 * heads * width)
+        self.gates = nn.Linear(FEATURES, 3 * heads)
+
+    def __call__(self, x, state):
+        memory, norm, largest = state
+        q, k, v = self.read(x).reshape(len(x), 3, *self.shape).swapaxes(0, 1)
+        enter, keep, show = self.gates(x).reshape(len(x), 3, -1).swapaxes(0, 1)
+        new = mx.maximum(keep + largest, enter)
+        enter, keep = mx.exp(enter - new), mx.exp(keep + largest - new)
+        outer = v[..., None] * k[..., None, :]
+        memory = keep[..., None, None] * memory + enter[..., None, None] * outer
+        norm = keep[..., None] * norm + enter[..., None] * k
+        size = mx.maximum(mx.abs((norm * q).sum(axis=-1)), 1.0)[..., None]
+        h = mx.sigmoid(show)[..., None] * (memory @ q[..., None])[..., 0] / size
+        return h.reshape(len(x), -1), (memory, norm, new)
+
+
+class MatrixMemory(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = ExponentialCell(), nn.Linear(6, OUTPUTS)
+
+    def run(self, x):
+        state = mx.zeros((len(x), 2, 3, 3)), mx.zeros((len(x), 2, 3)), mx.zeros((len(x), 2))
+        states, outputs = [], []
+        for t in range(x.shape[1]):
+            h, state = self.cell(x[:, t], state)
+            outputs.append(self.head(h))
+            states.append(mx.concatenate([a.reshape(len(x), -1) for a in state], axis=-1))
+        return mx.stack(outputs, axis=1), states
+
+    def __call__(self, x):
+        return self.run(x)[0]
+
+
 class ColumnCell(nn.Module):
     """Keeps ``(units, batch)``."""
 
@@ -2140,6 +2224,16 @@ for _sub_steps in (1, 2, 3, 4):
         plain=lambda m, x, dt: m(x, dt),
         states=lambda m, x, dt: m.states(x, dt),
         notes=("changes them before the next call", "backbone"),
+        tolerance=1e-5,
+    )
+for _name, _build in (("spiking", Spiking), ("matrix-memory", MatrixMemory)):
+    example(
+        f"hand/{_name}",
+        _build,
+        outputs=(STEPS, OUTPUTS),
+        plain=lambda m, x, dt: m(x),
+        states=lambda m, x, dt: {"cell": m.run(x)[1]},
+        notes=("backbone",),
         tolerance=1e-5,
     )
 for _name in ("decay", "solver", "norm", "project", "add"):
