@@ -1897,6 +1897,21 @@ class Slower(Ordered):
         return {"cell": found}
 
 
+class Convolved(Ordered):
+    """Its cell reads features of several time steps, the own one among them."""
+
+    per_step = False
+
+    def __init__(self, before, behind):
+        super().__init__()
+        self.conv = nn.Conv1d(FEATURES, 16, before + behind + 1)
+        self.cell, self.around = PlainCell(16), (before, behind)
+
+    def states(self, x):
+        x = nn.relu(self.conv(mx.pad(x, ((0, 0), self.around, (0, 0)))))
+        return {"cell": after(self.cell, [x[:, t] for t in range(STEPS)], zeros(x))}
+
+
 class Delayed(Ordered):
     """Its cell reads the input of an earlier or a later time step."""
 
@@ -2181,6 +2196,8 @@ ORDERED = {
         ("called 3 times for 6 time steps", "changes them before the next call", "backbone"),
     ),
     "with-start": (WithStart, (OUTPUTS,), ("of the 7 calls", "backbone")),
+    "convolved": (functools.partial(Convolved, 1, 1), (OUTPUTS,), ("backbone",)),
+    "convolved-causally": (functools.partial(Convolved, 2, 0), (OUTPUTS,), ("backbone",)),
     "columns": (Columns, (OUTPUTS,), ("backbone",)),
     "columns-as-many-as-sequences": (
         functools.partial(Columns, BATCH),

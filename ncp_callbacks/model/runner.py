@@ -502,16 +502,12 @@ class ModelRunner:
         small = copy.copy(self)
         small.held_out, small.calling = held_out, calling
         first = small._trial()
-        # The sequences of each trial, by their number.
-        tried = {len(held_out): np.arange(len(held_out))}
 
         def spread(count: int) -> Trial:
             if len(held_out) == len(self.held_out):
                 return first
             some = copy.copy(small)
-            chosen = _spread_by_length(self.held_out, count)
-            tried[len(chosen)] = chosen
-            some.held_out = self.held_out.take(chosen)
+            some.held_out = self.held_out.take(_spread_by_length(self.held_out, count))
             return some._trial()
 
         hook_points = find_hook_points(
@@ -524,16 +520,21 @@ class ModelRunner:
             forecast=calling.horizon is not None,
         )
         small.held_out = self.held_out
-        return calling, put_in_order(hook_points, tried, small._rows_of)
+        part = None if self.whole_batch_only else np.arange(1, len(self.held_out))
+        return calling, put_in_order(hook_points, small._rows_of, part)
 
-    def _rows_of(self, hooks: Sequence[CellHook | LayerHook]) -> dict[str, tuple[int, ...]]:
-        """Return the sequence in each row of the arrays of hooks, over all sequences.
+    def _rows_of(
+        self, hooks: Sequence[CellHook | LayerHook], sequences: npt.NDArray[np.intp] | None
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the sequence in each row of the arrays of hooks, over some or all sequences.
 
         It is () for a hook whose rows belong to no single sequences, or if there is no memory to
         run all sequences at once.
         """
         if self.max_sequences is not None and self.max_sequences < len(self.held_out):
             return {hook.name: () for hook in hooks}
+        if sequences is not None:
+            return self._part(sequences)._rows_of(hooks, None)
         cells = [hook for hook in hooks if isinstance(hook, CellHook)]
         layers = [hook for hook in hooks if isinstance(hook, LayerHook)]
         recorder = _Recorder(self._tap, cells, layers, flush=False)

@@ -1,7 +1,7 @@
 """Find the order in which a model runs the whole batch, where it isn't that of the batch.
 
 Models for sequences of different lengths often sort them. A few sequences show that it does; all of
-them show the order, which parts of the batch must share, because passes may take them apart.
+them show the order, which a part of the batch must share, because passes may run parts.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ __all__ = ["put_in_order"]
 
 _Hook: TypeAlias = "CellHook | LayerHook"
 _T = TypeVar("_T", CellHook, LayerHook)
+_Rows: TypeAlias = "tuple[int, ...]"
+RowsOf: TypeAlias = "Callable[[Sequence[_Hook], Steps | None], Mapping[str, _Rows | None]]"
 
 
-def put_in_order(
-    found: HookPoints,
-    tried: Mapping[int, Steps],
-    rows_of: Callable[[Sequence[_Hook]], Mapping[str, tuple[int, ...]]],
-) -> HookPoints:
+def put_in_order(found: HookPoints, rows_of: RowsOf, part: Steps | None) -> HookPoints:
     """Return hook points with the order of all sequences where it isn't that of the batch.
 
     Args:
-        found: Hook points, with the order of the sequences tried.
-        tried: The indices of these sequences, by their number.
-        rows_of: Returns the sequence in each row of the whole batch, by name of the hook; () if
-            that is unknown.
+        found: Hook points, with the order of a few sequences.
+        rows_of: Returns the sequence in each row, by name of the hook, given hooks and the indices
+            of the sequences to run, or None for all; () if that is unknown.
+        part: Indices of some sequences, which must have the same order; None: parts aren't run.
     """
     both: tuple[_Hook, ...] = (*found.cells, *found.layers)
     hooks = [hook for hook in both if hook.rows and not hook.skipped]
     if not hooks:
         return found
-    rows = rows_of(hooks)
-    cells = {h.name: _placed(h, rows[h.name], tried) for h in hooks if isinstance(h, CellHook)}
-    layers = {h.name: _placed(h, rows[h.name], tried) for h in hooks if isinstance(h, LayerHook)}
+    rows = rows_of(hooks, None)
+    if part is not None and any(rows.values()):
+        of_part = rows_of(hooks, part)
+        rows = {name: _checked(own, of_part[name], part) for name, own in rows.items()}
+    cells = {h.name: _placed(h, rows[h.name]) for h in hooks if isinstance(h, CellHook)}
+    layers = {h.name: _placed(h, rows[h.name]) for h in hooks if isinstance(h, LayerHook)}
     changed: list[_Hook] = [*cells.values(), *layers.values()]
     ordered = " and ".join(hook.name for hook in changed if not hook.skipped)
     note = (
@@ -60,13 +61,21 @@ def put_in_order(
     )
 
 
-def _placed(hook: _T, rows: tuple[int, ...], tried: Mapping[int, Steps]) -> _T:
-    """Return a hook with the order of all sequences, if those tried are in this order, too."""
+def _checked(rows: _Rows | None, of_part: _Rows | None, part: Steps) -> _Rows | None:
+    """Return the order of all sequences; None if a part of them has another one."""
+    if not rows or not of_part:
+        return None if rows else rows
+    places = np.argsort(rows)[part]
+    return rows if (np.argsort(places) == np.array(of_part)).all() else None
+
+
+def _placed(hook: _T, rows: _Rows | None) -> _T:
+    """Return a hook with the order of all sequences; or the reason to skip it, without one."""
     if rows:
-        places = np.argsort(rows)[tried[len(hook.rows)]]
-        if (np.argsort(places) == np.array(hook.rows)).all():
-            return replace(hook, rows=rows)
-        because = "it runs them in orders that differ between parts of the batch"
-    else:
-        because = "it runs them in another order, which is unknown for the whole batch"
+        return replace(hook, rows=rows)
+    because = (
+        "it runs them in orders that differ between parts of the batch"
+        if rows is None
+        else "it runs them in another order, which is unknown for the whole batch"
+    )
     return replace(hook, rows=(), skipped=unknown_rows(hook, because))

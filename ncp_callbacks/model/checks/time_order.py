@@ -324,10 +324,11 @@ def _by_sequence(changes: Mask, batch: int) -> Mask:
 def _localised(changes: Mask) -> Mask:
     """Return ``(B, N)`` from ``(N, B, E)``: the calls in which an element moves.
 
-    Of the elements, those count that move in the fewest calls, as an argument may join a step's
-    input with a value for all steps, or with an output that was fed back.
+    Elements that move in at most half of the calls count if there are some, as an argument may join
+    a step's input with a value for all steps, or with an output that was fed back.
     """
     count = changes.sum(axis=0)
-    fewest = np.where(count > 0, count, len(changes) + 1).min(axis=1, keepdims=True)
-    calls: Mask = (changes & (count == fewest)[None]).any(axis=2).T
+    few = (count > 0) & (count <= max(1, len(changes) // 2))
+    some = few | ~few.any(axis=1, keepdims=True)
+    calls: Mask = (changes & some[None]).any(axis=2).T
     return calls
