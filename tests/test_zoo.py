@@ -1006,6 +1006,29 @@ def test_sequences_that_are_sorted_are_put_back(layer, count, forward, with_mask
                         close(layer_seen.values, mx.sin(0.1 * nn.relu6(module(given))))
 
 
+class Packed(Sorted):
+    """Runs only the sequences that haven't ended, as packed sequences do."""
+
+    def states(self, x, lengths):
+        order = mx.argsort(-lengths)
+        x, ends, h, found = x[order], np.array(lengths[order]), zoo.zeros(x), []
+        for t in range(x.shape[1]):
+            count = max(1, int((ends > t).sum()))
+            h = mx.concatenate([self.cell(x[:count, t], h[:count]), h[count:]])
+            found.append(h)
+        return mx.stack(found, axis=1)[mx.argsort(order)]
+
+
+def test_packed_sequences_have_no_states_for_each_time_step():
+    x, lengths, mask = many_padded(9, 0)
+    model = Packed(zoo.PlainCell)
+    runner = ModelRunner(model, ncp.HeldOutBatch((x, lengths), mask=mask), target=0)
+    seen = observe(runner, 0, {ncp.Need.STATES, ncp.Need.INPUT_GRADIENT})
+    assert not seen.states
+    assert "cell takes fewer sequences in some calls" in seen.no_cells
+    close(seen.input_gradient, mx.grad(lambda x: model(x, lengths)[:, 0].sum())(x), 1e-5)
+
+
 def test_a_batch_that_is_sorted_already_has_no_steps_of_copies():
     """Copies of sorted sequences would be sorted among each other."""
     x, lengths, mask = many_padded(9, 0)

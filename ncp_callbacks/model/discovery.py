@@ -524,6 +524,13 @@ class _Finder:
         other = [f"{c[0].name} {len(c)} times" for c in repeated if len(c) % self.steps]
         # Only what keeps a state: the output of another module is none.
         holding = [c[0].name for c in once_a_step[:_MAX_TRIED] if self.holds_state(c)[0]]
+        packed = [c[0].name for c in once_a_step if self._takes_fewer(c)]
+        if packed:
+            return (
+                f"{reason}. {_listed(packed)} takes fewer sequences in some calls than in others, "
+                "as packed sequences do: let it take all of them in each call, and keep the states "
+                "of those that have ended by mx.where"
+            )
         if holding:
             return (
                 f"{reason}. {_listed(holding)} keeps a state between calls: pass "
@@ -545,6 +552,14 @@ class _Finder:
         if over_all:
             reason += f"; {_listed(over_all)} may be a layer that runs over the whole sequence"
         return f"{reason}. {_LET_THE_CELL}"
+
+    @staticmethod
+    def _takes_fewer(calls: Sequence[Call]) -> bool:
+        """Return whether the arrays that calls take and return differ in the number of rows."""
+        if len(calls[0].inputs) < 2:
+            return False
+        rows = [{a.shape[0] for a in call.inputs.values() if a.ndim > 1} for call in calls]
+        return all(len(found) == 1 for found in rows) and len(set.union(*rows)) > 1
 
     # ---- layers
 
