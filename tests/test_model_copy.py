@@ -515,7 +515,7 @@ class Spiking(nn.Module):
 def test_a_surrogate_gradient_is_copied(background: bool) -> None:
     mx.random.seed(0)
     model, batch, writer = Spiking(), held_out(), ncp.MemoryWriter()
-    attribution = ncp.GradientAttribution(method="input_x_gradient")
+    attribution = ncp.GradientAttribution(method="input_x_gradient", baseline="zeros")
     with ncp.Monitor(
         model, batch, [attribution], writer=writer, every=1, target=0, background=background
     ) as monitor:
