@@ -71,9 +71,9 @@ class CellHook:
             )
         if self.rows:
             return (
-                f"{self.name} runs the sequences in another order than that of the batch, so its "
-                "steps can't be run separately: pass the held-out batch in that order, such as "
-                "sorted by length"
+                f"the model sorts the sequences that {self.name} runs, and would sort copies of "
+                "them among each other, with which its steps are run: let it keep the order of the "
+                "batch"
             )
         return ""
 

@@ -43,7 +43,7 @@ def put_in_order(found: HookPoints, rows_of: RowsOf, part: Steps | None) -> Hook
     cells = {h.name: _placed(h, rows[h.name]) for h in hooks if isinstance(h, CellHook)}
     layers = {h.name: _placed(h, rows[h.name]) for h in hooks if isinstance(h, LayerHook)}
     changed: list[_Hook] = [*cells.values(), *layers.values()]
-    ordered = " and ".join(hook.name for hook in changed if not hook.skipped)
+    ordered = " and ".join(h.name for h in changed if h.rows != tuple(range(len(h.rows))))
     note = (
         f"the model runs the sequences in another order than that of the batch in {ordered}, as "
         "after sorting them by length: what is read there is put back in the order of the batch"
