@@ -11,7 +11,8 @@ in one process, and given as the ratio of their medians, with quartiles. A peer 
 own training steps, of the same model on the same sequences. What is measured:
 
 * ``loop``: how long the loop waits at a due step, and how long until everything is on disk.
-* ``more``: entering the monitor, a due step of the full set, and what each analysis of it takes.
+* ``more``: entering the monitor, the checks of the model in it, a due step of the full set, and
+  what each analysis of it takes.
 * ``extra``: how much longer a training takes, with a snapshot every 100 steps. Blocks of training
   steps with and without a snapshot alternate; it is the median of their paired differences.
 * ``cpu``: CPU time of a snapshot until it is on disk, of all processes together.
@@ -53,6 +54,7 @@ from peers.training import Training
 import ncp_callbacks as ncp
 from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.callbacks import callback_set
+from ncp_callbacks.model import ModelRunner
 
 # An LTC of size L takes tens of gigabytes to train.
 CASES = {"CfC": ("S", "M", "L"), "LTC": ("S", "M"), "GRU": ("S", "M", "L")}
@@ -200,6 +202,9 @@ def more(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
         for number in range(3):
             timings.step(timed(training.step))
             log = Path(folder) / str(number)
+            held_out = ncp.HeldOutBatch(*(array[:count] for array in training.inputs))
+            checks = timed(functools.partial(ModelRunner, training.model, held_out))
+            timings.note("entering: checks of the model", checks)
             with Monitored(training, count, log, background=True) as entered:
                 timings.note("entering", entered.entering)
         if rounds.full:

@@ -202,7 +202,8 @@ def test_due_steps_are_measured_in_both_places(kind: str) -> None:
 def test_analyses_are_measured_one_by_one(kind: str) -> None:
     rows = cost.more(kind, "tiny", 2, cost.QUICK)
     names = {r["what"] for r in rows}
-    assert {"training step", "entering", "due step, full set"} <= names
+    checks = "entering: checks of the model"
+    assert {"training step", "entering", checks, "due step, full set"} <= names
     assert {"analysis: pass", "analysis: attribution", "analysis: dynamics"} <= names
     assert ("analysis: time_delta" in names) == (kind == "CfC")  # a GRU takes no elapsed time
 

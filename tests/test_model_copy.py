@@ -483,6 +483,58 @@ UNCOPIED: dict[str, tuple[Callable[[], Any], str, str]] = {
 }
 
 
+def surrogate(rule: str) -> Any:
+    """Return a step function whose derivative is set by a rule, which may call the function."""
+
+    @mx.custom_function
+    def step(x: mx.array) -> mx.array:
+        return (x > 0).astype(x.dtype)
+
+    if rule == "vjp":
+        step.vjp(lambda x, cotangent, _: cotangent / (1 + 10 * mx.abs(x)) ** 2 + 0 * step(x))
+    elif rule == "jvp":
+        step.jvp(lambda x, tangent: tangent)
+    elif rule == "vmap":
+        step.vmap(lambda inputs, axes: (inputs, axes))
+    return step
+
+
+class Spiking(nn.Module):
+    """Keeps its step function, as libraries of spiking networks do."""
+
+    def __init__(self, rule: str = "vjp") -> None:
+        super().__init__()
+        self.enter, self.out = nn.Linear(F, 4), nn.Linear(4, 2)
+        self._step = surrogate(rule)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.out(mx.cumsum(self._step(self.enter(x)), axis=1))
+
+
+@places
+def test_a_surrogate_gradient_is_copied(background: bool) -> None:
+    mx.random.seed(0)
+    model, batch, writer = Spiking(), held_out(), ncp.MemoryWriter()
+    attribution = ncp.GradientAttribution(method="input_x_gradient", baseline="zeros")
+    with ncp.Monitor(
+        model, batch, [attribution], writer=writer, every=1, target=0, background=background
+    ) as monitor:
+        assert monitor.in_background == background
+        monitor.on_step_end(1)
+    by_hand = batch.inputs * mx.grad(lambda x: model(x)[:, -1, 0].sum())(batch.inputs)
+    expected = np.abs(np.array(by_hand)).mean(axis=0).sum()
+    assert expected > 0
+    ((_, found),) = writer.scalars("attribution_output0/strength")
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["jvp", "vmap"])
+def test_other_rules_of_custom_functions_are_named(rule: str) -> None:
+    with pytest.raises(CopyError, match="rule for jvp or vmap"):
+        ModelCopy.of(Subject(Spiking(rule)))
+    assert ModelCopy.of(Subject(Spiking(""))).model is not None
+
+
 def held_out() -> ncp.HeldOutBatch:
     x = np.random.default_rng(0).standard_normal((B, T, F)).astype(np.float32)
     return ncp.HeldOutBatch(x)

@@ -212,6 +212,33 @@ def test_padded_bidirectional_layers_too(layers: int) -> None:
     np.testing.assert_allclose(seen.target_values, expected, atol=1e-6)
 
 
+class Ending(nn.Module):
+    """Keeps the state of each sequence after its length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(F, 4), nn.Linear(4, 2)
+
+    def __call__(self, x, lengths):
+        h, outputs = mx.zeros((len(x), 4)), []
+        for t in range(x.shape[1]):
+            new = self.rnn(x[:, t : t + 1], h)[:, 0]
+            h = mx.where((t < lengths)[:, None], new, h)
+            outputs.append(self.out(h))
+        return mx.stack(outputs, axis=1)
+
+
+@pytest.mark.parametrize("lengths", [[3, 6, 4, 5, 2], [6, 3, 4, 5, 2], [5, 5, 5, 5, 5]])
+def test_lengths_that_are_passed_count_in_longer_sequences_too(lengths: list[int]) -> None:
+    mask = np.arange(T)[None] < np.array(lengths)[:, None]
+    held_out = ncp.HeldOutBatch((X, mx.array(lengths)), mask=mask)
+    model = Ending()
+    runner, seen = observed(model, held_out, target=1)
+    assert runner.calling.per_step
+    expected = np.array(model(X, mx.array(lengths)))[:, -1, 1]
+    np.testing.assert_allclose(seen.target_values, expected, atol=1e-6)
+
+
 class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()

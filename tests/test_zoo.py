@@ -903,6 +903,10 @@ def compiled(model, inputs, time_delta):
     return mx.compile(model)(*inputs)
 
 
+def compiled_with_time(model, x, dt):
+    return mx.compile(model)(x) if dt is None else mx.compile(model)(x, dt)
+
+
 @CELL_OR_LAYER
 @pytest.mark.parametrize("per_step", [True, False])
 @pytest.mark.parametrize("forward", [None, compiled])
@@ -940,24 +944,152 @@ def test_an_unknown_time_order_skips_one_cell_alone(layer):
         observe(runner, 0, {ncp.Need.CELL_STEPS}).extra_passes.cell_stepper("back")
 
 
-@CELL_OR_LAYER
-def test_sequences_in_another_order_skip_one_cell_alone(layer):
-    x, lengths = padded()
-    model = Padded("sorted", layer)
-    held_out = ncp.HeldOutBatch((x, lengths), mask=RIGHT)
+class Sorted(nn.Module):
+    """Sorts sequences by length, runs a cell with a hidden layer over them, and puts them back."""
+
+    def __init__(self, layer=None, key=lambda lengths: -lengths):
+        super().__init__()
+        self.cell = zoo.StackCell("plain") if layer is None else layer()
+        self.head, self.key = nn.Linear(UNITS, OUTPUTS), key
+
+    def in_order(self, x, lengths):
+        """The states and the order of the sequences."""
+        order = mx.argsort(self.key(lengths))
+        x = x[order]
+        if isinstance(self.cell, nn.GRU):
+            return self.cell(x), order
+        steps = [x[:, t] for t in range(x.shape[1])]
+        return mx.stack(zoo.after(self.cell, steps, zoo.zeros(x)), axis=1), order
+
+    def states(self, x, lengths):
+        found, order = self.in_order(x, lengths)
+        return found[mx.argsort(order)]
+
+    def __call__(self, x, lengths):
+        last = mx.maximum(lengths - 1, 0)[:, None, None]
+        return self.head(mx.take_along_axis(self.states(x, lengths), last, axis=1)[:, 0])
+
+
+def many_padded(count, seed):
+    lengths = np.random.default_rng(seed).integers(1, STEPS + 1, count)
+    x = mx.random.normal((count, STEPS, FEATURES), key=mx.random.key(seed))
+    return x, mx.array(lengths), np.arange(STEPS)[None] < lengths[:, None]
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("forward", [None, compiled])
+@pytest.mark.parametrize("count", [2, 3, 7, 30])
+@pytest.mark.parametrize(
+    "layer", [None, zoo.PlainCell, lambda: nn.GRU(FEATURES, UNITS)], ids=["deep", "cell", "layer"]
+)
+def test_sequences_that_are_sorted_are_put_back(layer, count, forward, with_mask):
+    for seed in range(3):
+        x, lengths, mask = many_padded(count, seed)
+        for key in (lambda n: -n, lambda n: n):
+            model = Sorted(layer, key)
+            held_out = ncp.HeldOutBatch((x, lengths), mask=mask if with_mask else None)
+            runner = ModelRunner(model, held_out, forward=forward, target=0)
+            wanted = {ncp.Need.STATES, ncp.Need.ACTIVATIONS}
+            some = np.sort(np.random.default_rng(seed).permutation(count)[: max(2, count // 2)])
+            for part, at in ((runner, np.arange(count)), (runner.take(some).take(slice(1, 9)), 0)):
+                indices = at if part is runner else some[1:9]
+                with runner.analysing():
+                    seen = observe(part, 0, wanted)
+                expected = to_numpy(model.states(x, lengths))[indices]
+                close(seen.states[0].values, expected)
+                for layer_seen, module in zip(
+                    seen.activations, (model.cell.get("first"), None), strict=False
+                ):
+                    h = np.concatenate([0 * expected[:, :1], expected[:, :-1]], axis=1)
+                    given = mx.concatenate([x[mx.array(indices)], mx.array(h)], axis=-1)
+                    if module is not None:
+                        close(layer_seen.values, mx.sin(0.1 * nn.relu6(module(given))))
+
+
+class Packed(Sorted):
+    """Runs only the sequences that haven't ended, as packed sequences do."""
+
+    def states(self, x, lengths):
+        order = mx.argsort(-lengths)
+        x, ends, h, found = x[order], np.array(lengths[order]), zoo.zeros(x), []
+        for t in range(x.shape[1]):
+            count = max(1, int((ends > t).sum()))
+            h = mx.concatenate([self.cell(x[:count, t], h[:count]), h[count:]])
+            found.append(h)
+        return mx.stack(found, axis=1)[mx.argsort(order)]
+
+
+def test_packed_sequences_have_no_states_for_each_time_step():
+    x, lengths, mask = many_padded(9, 0)
+    model = Packed(zoo.PlainCell)
+    runner = ModelRunner(model, ncp.HeldOutBatch((x, lengths), mask=mask), target=0)
+    seen = observe(runner, 0, {ncp.Need.STATES, ncp.Need.INPUT_GRADIENT})
+    assert not seen.states
+    assert "cell takes fewer sequences in some calls" in seen.no_cells
+    close(seen.input_gradient, mx.grad(lambda x: model(x, lengths)[:, 0].sum())(x), 1e-5)
+
+
+def test_a_batch_that_is_sorted_already_has_no_steps_of_copies():
+    """Copies of sorted sequences would be sorted among each other."""
+    x, lengths, mask = many_padded(9, 0)
+    order = np.argsort(-np.array(lengths), kind="stable")
+    model = Sorted(zoo.PlainCell)
+    held_out = ncp.HeldOutBatch((x, lengths), mask=mask).take(order)
     runner = ModelRunner(model, held_out, target=0)
-    states = observe(runner, 0, {ncp.Need.STATES}).states
-    assert [s.cell for s in states] == ["ahead"]
-    close(states[0].values, run(model.ahead, x))
-    (note,) = (note for note in runner.notes if "the states of back" in note)
-    assert "runs the sequences in another order" in note
-    assert "Pass the held-out batch in the order" in note
-    # That is what the note asks for.
-    order = np.argsort(-LENGTHS, kind="stable")
-    runner = ModelRunner(model, held_out.take(order), target=0)
-    states = observe(runner, 0, {ncp.Need.STATES}).states
-    assert [s.cell for s in states] == ["ahead", "back"]
-    close(states[1].values, run(model.back, x[mx.array(order)]))
+    assert runner.hook_points.cells[0].rows == tuple(range(9))
+    assert not any("in another order" in note for note in runner.notes)
+    seen = observe(runner, 0, {ncp.Need.STATES, ncp.Need.CELL_STEPS})
+    close(seen.states[0].values, model.states(x, lengths)[mx.array(order)])
+    with runner.analysing(), pytest.raises(ncp.NotApplicable, match="would sort copies"):
+        seen.extra_passes.cell_stepper("cell")
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "because"),
+    [
+        (lambda n: n * (-1) ** len(n), {}, "orders that differ between parts of the batch"),
+        (lambda n: -n, {"max_sequences": 4}, "unknown for the whole batch"),
+    ],
+)
+def test_sequences_in_an_unknown_order_skip_what_is_read_alone(key, options, because):
+    x, lengths, mask = many_padded(10, 0)
+    model = Sorted(None, key)
+    held_out = ncp.HeldOutBatch((x, lengths), mask=mask)
+    runner = ModelRunner(model, held_out, target=0, **options)
+    with runner.analysing():
+        seen = observe(runner, 0, set(ncp.Need))
+    assert not seen.states
+    assert not seen.activations
+    assert because in seen.no_cells
+    assert because in seen.no_layers
+    expected = mx.grad(lambda x: model(x, lengths)[:, 0].sum())(x)
+    close(seen.input_gradient, expected, 1e-5)
+
+
+@pytest.mark.parametrize("forward", [None, compiled_with_time])
+def test_a_decoder_of_more_steps_than_its_inputs_is_skipped_alone(forward):
+    """Its calls are twice as many as the time steps, and are no two runs over these."""
+    x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
+    model = zoo.AttendingForecaster(2 * STEPS)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), forward=forward, target=0)
+    with runner.analysing():
+        states = observe(runner, 0, {ncp.Need.STATES}).states
+    assert [s.cell for s in states] == ["cell"]
+    close(states[0].values, mx.stack(model.states(x)["cell"], axis=1))
+    assert "other is skipped: its direction can't be determined" in runner.notes[0]
+
+
+def test_steps_of_a_forecast_have_no_padding():
+    """Its states aren't those of the time steps that the mask is about."""
+    x, _ = padded()
+    held_out = ncp.HeldOutBatch(x, mask=RIGHT)
+    for horizon in (True, False):
+        model = zoo.AttendingForecaster()
+        runner = ModelRunner(model, held_out, horizon=horizon, target=0)
+        states = observe(runner, 0, {ncp.Need.STATES}).states
+        assert [s.cell for s in states] == ["cell", "other"][: 2 - horizon]
+        for seen in states:
+            close(seen.values, mx.stack(model.states(x)[seen.cell], axis=1))
 
 
 class Centred(nn.Module):
@@ -1041,10 +1173,6 @@ def test_rows_of_two_directions_are_skipped(how, batch):
     assert not seen.states
     assert "the states of cell are skipped: they can't be assigned to sequences" in seen.no_cells
     assert np.abs(seen.input_gradient).max() > 0
-
-
-def compiled_with_time(model, x, dt):
-    return mx.compile(model)(x) if dt is None else mx.compile(model)(x, dt)
 
 
 @pytest.mark.parametrize("how", ["decay", "solver", "norm", "project", "add", "one-of-two"])

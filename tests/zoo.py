@@ -1864,6 +1864,54 @@ class Attending(Ordered):
         return {"cell": read, "other": wrote}
 
 
+class AttendingForecaster(Ordered):
+    """Its decoder reads what it attends to beside its own output, first the last observation."""
+
+    def __init__(self, steps=STEPS):
+        super().__init__()
+        self.other, self.steps = PlainCell(2 * FEATURES), steps
+
+    def states(self, x):
+        read = after(self.cell, [x[:, t] for t in range(STEPS)], zeros(x))
+        y, h, wrote = x[:, -1], read[-1], []
+        for _ in range(self.steps):
+            scores = mx.softmax(mx.stack([(e * h).sum(axis=-1) for e in read], axis=1), axis=1)
+            seen = (scores[..., None] * x).sum(axis=1)
+            wrote.append(h := self.other(mx.concatenate([y, seen], axis=-1), h))
+            y = self.enter(self.head(h))
+        return {"cell": read, "other": wrote}
+
+
+def encoder_states(model, x, dt):
+    return {"cell": model.states(x)["cell"]}
+
+
+class Slower(Ordered):
+    """Its other cell runs at every second time step only."""
+
+    def states(self, x):
+        h, slow, found = zeros(x), zeros(x), []
+        for t in range(x.shape[1]):
+            slow = self.other(x[:, t], slow) if t % 2 == 0 else slow
+            found.append(h := self.cell(x[:, t], h + 0.1 * mx.tanh(slow)))
+        return {"cell": found}
+
+
+class Convolved(Ordered):
+    """Its cell reads features of several time steps, the own one among them."""
+
+    per_step = False
+
+    def __init__(self, before, behind):
+        super().__init__()
+        self.conv = nn.Conv1d(FEATURES, 16, before + behind + 1)
+        self.cell, self.around = PlainCell(16), (before, behind)
+
+    def states(self, x):
+        x = nn.relu(self.conv(mx.pad(x, ((0, 0), self.around, (0, 0)))))
+        return {"cell": after(self.cell, [x[:, t] for t in range(STEPS)], zeros(x))}
+
+
 class Delayed(Ordered):
     """Its cell reads the input of an earlier or a later time step."""
 
@@ -1887,6 +1935,90 @@ class WithStart(Ordered):
     def states(self, x):
         start = self.cell(zeros(x, FEATURES) + 1, zeros(x))
         return {"cell": after(self.cell, [x[:, t] for t in range(STEPS)], start)}
+
+
+@mx.custom_function
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+@spike.vjp
+def spike_slope(v, cotangent, _):
+    return cotangent / (1 + 5 * mx.abs(v)) ** 2
+
+
+class SpikingCell(nn.Module):
+    """``(x, {"v", "s"}) -> (spikes, {"v", "s"})``, with a surrogate gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.back = nn.Linear(FEATURES, UNITS), nn.Linear(UNITS, UNITS)
+
+    def __call__(self, x, state):
+        v = 0.9 * state["v"] + 2 * self.enter(x) + self.back(state["s"])
+        fired = spike(v - 1)
+        return fired, {"v": v - fired, "s": fired}
+
+
+class Spiking(nn.Module):
+    """Reads the sum of the spikes so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = SpikingCell(), nn.Linear(UNITS, OUTPUTS)
+
+    def run(self, x):
+        state, total = {"v": zeros(x), "s": zeros(x)}, zeros(x, OUTPUTS)
+        states, outputs = [], []
+        for t in range(x.shape[1]):
+            fired, state = self.cell(x[:, t], state)
+            outputs.append(total := total + self.head(fired))
+            states.append(mx.concatenate([state["v"], state["s"]], axis=-1))
+        return mx.stack(outputs, axis=1), states
+
+    def __call__(self, x):
+        return self.run(x)[0]
+
+
+class ExponentialCell(nn.Module):
+    """``(x, (c, n, m)) -> (h, (c, n, m))``: exponential gates, a matrix memory, two heads."""
+
+    def __init__(self, heads=2, width=3):
+        super().__init__()
+        self.shape = heads, width
+        self.read = nn.Linear(FEATURES, 3 * heads * width)
+        self.gates = nn.Linear(FEATURES, 3 * heads)
+
+    def __call__(self, x, state):
+        memory, norm, largest = state
+        q, k, v = self.read(x).reshape(len(x), 3, *self.shape).swapaxes(0, 1)
+        enter, keep, show = self.gates(x).reshape(len(x), 3, -1).swapaxes(0, 1)
+        new = mx.maximum(keep + largest, enter)
+        enter, keep = mx.exp(enter - new), mx.exp(keep + largest - new)
+        outer = v[..., None] * k[..., None, :]
+        memory = keep[..., None, None] * memory + enter[..., None, None] * outer
+        norm = keep[..., None] * norm + enter[..., None] * k
+        size = mx.maximum(mx.abs((norm * q).sum(axis=-1)), 1.0)[..., None]
+        h = mx.sigmoid(show)[..., None] * (memory @ q[..., None])[..., 0] / size
+        return h.reshape(len(x), -1), (memory, norm, new)
+
+
+class MatrixMemory(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = ExponentialCell(), nn.Linear(6, OUTPUTS)
+
+    def run(self, x):
+        state = mx.zeros((len(x), 2, 3, 3)), mx.zeros((len(x), 2, 3)), mx.zeros((len(x), 2))
+        states, outputs = [], []
+        for t in range(x.shape[1]):
+            h, state = self.cell(x[:, t], state)
+            outputs.append(self.head(h))
+            states.append(mx.concatenate([a.reshape(len(x), -1) for a in state], axis=-1))
+        return mx.stack(outputs, axis=1), states
+
+    def __call__(self, x):
+        return self.run(x)[0]
 
 
 class ColumnCell(nn.Module):
@@ -1978,6 +2110,19 @@ class ChangedBetween(nn.Module):
         return self.head(mx.stack(self.states(x, dt)["cell"], axis=1))
 
 
+class SolvedAfter(ChangedBetween):
+    """A vector field, which returns no state, moves the state after each call of the cell."""
+
+    def __init__(self, sub_steps):
+        super().__init__("none")
+        self.sub_steps = sub_steps
+
+    def step(self, x, h, dt):
+        for _ in range(self.sub_steps):
+            h = h + dt / self.sub_steps * self.field(h)
+        return self.cell(x, h)
+
+
 class PairOfStatesCell(nn.Module):
     """``(x, h, c) -> (h, c)``."""
 
@@ -2037,10 +2182,22 @@ class Residual(ChangedBetween):
 
 
 ORDERED = {
-    "forecaster": (Forecaster, (STEPS, OUTPUTS), ("output that it changes", "backbone")),
+    "forecaster": (Forecaster, (STEPS, OUTPUTS), ("forecast that it changes", "backbone")),
     "one-cell-forecaster": (OneCellForecaster, (OUTPUTS,), ("of the 8 calls", "backbone")),
-    "attending": (Attending, (STEPS, OUTPUTS), ("output that it changes", "backbone")),
+    "attending": (Attending, (STEPS, OUTPUTS), ("forecast that it changes", "backbone")),
+    "attending-forecaster": (
+        AttendingForecaster,
+        (STEPS, OUTPUTS),
+        ("forecast that it changes", "backbone"),
+    ),
+    "slower": (
+        Slower,
+        (STEPS, OUTPUTS),
+        ("called 3 times for 6 time steps", "changes them before the next call", "backbone"),
+    ),
     "with-start": (WithStart, (OUTPUTS,), ("of the 7 calls", "backbone")),
+    "convolved": (functools.partial(Convolved, 1, 1), (OUTPUTS,), ("backbone",)),
+    "convolved-causally": (functools.partial(Convolved, 2, 0), (OUTPUTS,), ("backbone",)),
     "columns": (Columns, (OUTPUTS,), ("backbone",)),
     "columns-as-many-as-sequences": (
         functools.partial(Columns, BATCH),
@@ -2065,7 +2222,36 @@ for _name, (_build, _outputs, _notes) in ORDERED.items():
         states=lambda m, x, dt: m.states(x),
         notes=_notes,
         start=None if _name == "with-start" else 0.0,
-        horizon=True if _name in ("forecaster", "attending") else None,
+        horizon=True if _name in ("forecaster", "attending", "attending-forecaster") else None,
+    )
+example(
+    "hand/attending-forecast-of-4",
+    functools.partial(AttendingForecaster, 4),
+    outputs=(4, OUTPUTS),
+    plain=lambda m, x, dt: m(x),
+    states=encoder_states,
+    notes=("called 4 times for 6", "backbone"),
+)
+for _sub_steps in (1, 2, 3, 4):
+    example(
+        f"hand/solved-in-{_sub_steps}",
+        functools.partial(SolvedAfter, _sub_steps),
+        time="dt",
+        outputs=(STEPS, OUTPUTS),
+        plain=lambda m, x, dt: m(x, dt),
+        states=lambda m, x, dt: m.states(x, dt),
+        notes=("changes them before the next call", "backbone"),
+        tolerance=1e-5,
+    )
+for _name, _build in (("spiking", Spiking), ("matrix-memory", MatrixMemory)):
+    example(
+        f"hand/{_name}",
+        _build,
+        outputs=(STEPS, OUTPUTS),
+        plain=lambda m, x, dt: m(x),
+        states=lambda m, x, dt: {"cell": m.run(x)[1]},
+        notes=("backbone",),
+        tolerance=1e-5,
     )
 for _name in ("decay", "solver", "norm", "project", "add"):
     example(

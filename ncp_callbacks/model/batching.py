@@ -43,6 +43,7 @@ class EvaluatedPass:
         self._pass = computed
         self._batch, self._steps, _ = runner.held_out.inputs_shape
         self._mask = runner.held_out.mask_array
+        self._indices = runner.indices
 
     def array(self, name: str) -> FloatArray:
         """Return an array of :class:`~.runner.Pass` by its name there."""
@@ -73,7 +74,7 @@ class EvaluatedPass:
             else np.broadcast_to(a.reshape(-1), (self._batch, a.size))
             for i, a in enumerate(arrays)
         ]
-        return np.concatenate(parts, axis=-1)
+        return self._in_batch_order(hook, np.concatenate(parts, axis=-1))
 
     def activations(self, hook: LayerHook) -> FloatArray:
         """Return the activations ``(B, T, N)``.
@@ -112,15 +113,28 @@ class EvaluatedPass:
         if hook.whole_sequence:
             values = np.moveaxis(to_numpy(arrays[0]), axis, 0)
             if hook.order is Order.BACKWARD:
-                return values[:, ::-1]
+                values = values[:, ::-1]
         else:
             # One conversion is much faster than one for each step.
             rows = [mx.moveaxis(a, axis, 0) if axis else a for a in arrays]
             values = to_numpy(mx.stack([a.reshape(self._batch, -1) for a in rows], axis=1))
+        values = self._in_batch_order(hook, values)
         if hook.order in (Order.FORWARD, Order.BACKWARD):
             return values
         calls = calls_of_steps(hook.order, self._mask)
         return np.take_along_axis(values, calls[..., None], axis=1)
+
+    def _in_batch_order(self, hook: CellHook | LayerHook, values: FloatArray) -> FloatArray:
+        """Return ``(B, ...)`` in the order of the sequences, from that in which the model ran."""
+        if not hook.rows:
+            return values
+        if (np.diff(self._indices) <= 0).any():  # equal lengths keep the order of the batch
+            raise ModelError(
+                f"{hook.name} runs the sequences in an order of its own: take parts of the batch "
+                "in its order"
+            )
+        places = np.argsort(hook.rows)[self._indices]  # of these sequences among all
+        return values[np.argsort(np.argsort(places))]
 
 
 def _some_units(array: mx.array, lead: int) -> mx.array:

@@ -72,12 +72,8 @@ class CellStepper:
         self.calls_per_step = 1 if self._between else hook.calls_per_step
         self._batch, self.steps, _ = runner.held_out.inputs_shape
         self.module: nn.Module = dict(modules(runner.model))[hook.module]
-        if hook.skipped or not hook.in_step:
-            raise NotApplicable(
-                hook.skipped
-                or f"{hook.name} runs over the real steps of each sequence separately, so a call "
-                "of it belongs to no single time step: pass sequences of one length"
-            )
+        if hook.not_stepped:
+            raise NotApplicable(hook.not_stepped)
         self._runner = runner
         calls = recorded_calls(runner, hook)
         self._state_places = self._places_of_states(calls)

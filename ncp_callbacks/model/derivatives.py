@@ -193,11 +193,8 @@ def state_gradients(
             f"{hook.name} keeps its state itself, so there is no gradient with respect to it: pass "
             "the state to the cell as an argument and return it"
         )
-    if not hook.in_step:
-        raise NotApplicable(
-            f"{hook.name} runs over the real steps of each sequence separately, so a call of it "
-            "belongs to no single time step: pass sequences of one length"
-        )
+    if hook.not_stepped:
+        raise NotApplicable(hook.not_stepped)
     recorded = recorded_calls(runner, hook)
     first_calls = _first_calls_of_steps(hook)[1:]
     states = [

@@ -28,7 +28,7 @@ from .checks.rows import Rows
 from .checks.time_order import SEQUENCE_LAYERS, Readings, Way
 from .errors import ModelError
 from .front_end import FrontEnd
-from .hook_points import CellHook, HookPoints, LayerHook
+from .hook_points import CellHook, HookPoints, LayerHook, reasons, unknown_rows
 from .model_copy import ModelCopy
 from .pytrees import Path, modules
 from .recording import Call, Values, record
@@ -75,11 +75,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Place:
-    """Hold the batch axis and the order of an array, or why they are unknown."""
+    """Hold the batch axis, rows and order of an array, or why they are unknown."""
 
     axis: int = 0
     order: Order = Order.FORWARD
     wrong: str = ""
+    rows: tuple[int, ...] = ()
 
 
 def find_hook_points(
@@ -90,6 +91,7 @@ def find_hook_points(
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     frames: bool = False,
+    forecast: bool = False,
 ) -> HookPoints:
     """Record a run of the copy, and find cells and backbone layers in it.
 
@@ -101,12 +103,13 @@ def find_hook_points(
         layers: Paths or globs of modules whose outputs to take as backbone layers; None: found
             automatically.
         frames: True if inputs are frames, whose layers before the cells are backbone layers too.
+        forecast: True if axis 1 of the outputs holds the steps of a forecast.
 
     Raises:
         ModelError: If a pattern matches no module that was called, or a module that it matches
             returns no states or activations.
     """
-    finder = _Finder(copy, first, spread)
+    finder = _Finder(copy, first, spread, forecast=forecast)
     found = finder.cells() if cells is None else finder.named_cells(cells)
     if layers is not None:
         found_layers = finder.named_layers(layers)
@@ -115,8 +118,10 @@ def find_hook_points(
         found_layers = [*before, *finder.layers()]
     found = [finder.verified_cell(hook) for hook in found]
     found_layers = [finder.verified_layer(hook) for hook in found_layers]
-    no_cells = _reasons(found) if found else finder.reason_for_no_cell()
-    no_layers = _reasons(found_layers) if found_layers else _NO_LAYERS
+    no_cells = reasons(found) if found else finder.reason_for_no_cell()
+    if cells is None and found:
+        finder.notes += map(_of_fewer_calls, finder.shorter)
+    no_layers = reasons(found_layers) if found_layers else _NO_LAYERS
     for cell in found:
         finder.notes += [cell.skipped] if cell.skipped else finder.about.get(cell.name, [])
     finder.notes += [layer.skipped for layer in found_layers if layer.skipped]
@@ -125,18 +130,13 @@ def find_hook_points(
     )
 
 
-def _reasons(hooks: Sequence[CellHook] | Sequence[LayerHook]) -> str:
-    """Return why none of the hooks can be read, or ""."""
-    if not all(hook.skipped for hook in hooks):
-        return ""
-    return "; ".join(dict.fromkeys(hook.skipped for hook in hooks))
-
-
 class _Finder:
     """Record one pass of a model and find cells and layers in it."""
 
-    def __init__(self, copy: ModelCopy, first: Trial, spread: Callable[[int], Trial]) -> None:
-        self.copy, self.first = copy, first
+    def __init__(
+        self, copy: ModelCopy, first: Trial, spread: Callable[[int], Trial], *, forecast: bool
+    ) -> None:
+        self.copy, self.first, self.forecast = copy, first, forecast
         self.batch, self.steps, _ = first.inputs.shape
         self.values = Values()
         self.notes: list[str] = []
@@ -236,11 +236,16 @@ class _Finder:
     def _by_output(self, part: _Part) -> _Part:
         """Return a part with the order in which its calls change the outputs, if that is known."""
         fit = self.readings.fit_outputs(part.ends) if part.first is part.ends[0] else None
-        if fit is None:
-            return part
+        if fit is None or (self.forecast and not self.readings.mask.all()):
+            return part  # the padding of the inputs is none of a forecast
+        to = (
+            "step of the forecast that it changes, counted as time steps are"
+            if self.forecast
+            else "time step of the output that it changes"
+        )
         note = (
             f"the calls of {part.first.name} read the inputs of no time step of their own: each "
-            "one's states are assigned to the time step of the output that it changes"
+            f"one's states are assigned to the {to}"
         )
         found = _part(part.ends, part.first, fit)
         return dataclasses.replace(found, note=note if self.readings.inputs_change else "")
@@ -272,6 +277,22 @@ class _Finder:
             ):
                 hook_points += self._sequence_hooks(calls)
         return sorted(hook_points, key=lambda s: self.rank[s.module])
+
+    @functools.cached_property
+    def shorter(self) -> list[tuple[str, int, int]]:
+        """Return the names of cells of fewer calls than time steps, and both numbers."""
+        inside = {id(c) for listed in self.recurrences.values() for r in listed for c in r.calls}
+        found = []
+        for calls in self.by_module.values():
+            # A block that is applied repeatedly takes one argument.
+            if len(calls) >= self.steps or len(calls[0].inputs) < 2:
+                continue
+            if calls[0].within(inside) is not None:
+                continue
+            if find_recurrences(calls, self.values, self.batch, self.steps, least=len(calls)):
+                inside |= {id(call) for call in calls}
+                found.append((calls[0].name, len(calls), self.steps))
+        return found
 
     def _recurrence_hooks(self, recurrences: Sequence[Recurrence]) -> list[CellHook]:
         listed = [(r, part) for r in recurrences for part in self._parts_of(r)]
@@ -344,15 +365,18 @@ class _Finder:
         wrong = next((place.wrong for place in found if place.wrong), "")
         if wrong:
             return dataclasses.replace(hook, skipped=wrong)
-        axes = tuple(place.axis for place in found)
-        return dataclasses.replace(hook, axes=axes, order=found[0].order)
+        axes, rows = tuple(place.axis for place in found), found[0].rows
+        if any(place.rows != rows for place in found):
+            wrong = unknown_rows(hook, "its arrays hold the sequences in different orders")
+            return dataclasses.replace(hook, skipped=wrong)
+        return dataclasses.replace(hook, axes=axes, rows=rows, order=found[0].order)
 
     def verified_layer(self, hook: LayerHook) -> LayerHook:
         """Return a hook with a verified batch axis and time order, or the reason to skip it."""
         found = self._verified(hook, hook.path)
         if found.wrong:
             return dataclasses.replace(hook, skipped=found.wrong)
-        return dataclasses.replace(hook, axis=found.axis, order=found.order)
+        return dataclasses.replace(hook, axis=found.axis, rows=found.rows, order=found.order)
 
     def _verified(self, hook: CellHook | LayerHook, path: Path) -> _Place:
         """Return the batch axis and the order of a hook's arrays, or why they are unknown."""
@@ -367,10 +391,10 @@ class _Finder:
             return arrays if len(arrays) == len(numbers) else None
 
         if not hook.whole_sequence:
-            axis, wrong = self.rows.axis(read)
-            if wrong:
-                return _Place(wrong=self._unknown_rows(hook, wrong))
-            return _Place(axis, hook.order, hook.skipped)
+            placed = self.rows.placed(read)
+            if placed.wrong:
+                return _Place(wrong=unknown_rows(hook, placed.wrong))
+            return _Place(placed.axis, hook.order, hook.skipped, placed.rows)
         reasons = []
         for axis, shape in enumerate((self.readings.mask.shape, self.readings.mask.shape[::-1])):
 
@@ -384,23 +408,15 @@ class _Finder:
                     return None
                 return [a.reshape(*shape, -1) for a in arrays]
 
-            wrong = self.rows.axis(read_sequences, only=axis)[1]
-            if wrong:
-                reasons.append(self._unknown_rows(hook, wrong))
+            placed = self.rows.placed(read_sequences, only=axis)
+            if placed.wrong:
+                reasons.append(unknown_rows(hook, placed.wrong))
                 continue
             fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
             if fit is not None:
-                return _Place(axis, fit.order)
+                return _Place(axis, fit.order, rows=placed.rows)
             reasons.append(self._unknown_order(hook.name))
         return _Place(wrong=reasons[0])
-
-    def _unknown_rows(self, hook: CellHook | LayerHook, because: str) -> str:
-        what = "states" if isinstance(hook, CellHook) else "activations"
-        return (
-            f"the {what} of {hook.name} are skipped: they can't be assigned to sequences, because "
-            f"{because}. Pass the held-out batch in the order in which the model runs the "
-            "sequences, or keep one row for each"
-        )
 
     def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
         hook_points: list[CellHook] = []
@@ -499,6 +515,8 @@ class _Finder:
             return reason + "the sequences have one step"
         if self.added:
             return f"{reason}{_part_of_state(self.added)}. {_LET_THE_CELL}"
+        if self.shorter:
+            return reason + "; ".join(map(_of_fewer_calls, self.shorter))
         reason += "no module is called once per time step with a state that it passes on"
         seen = [calls for calls in self.by_module.values() if calls[0].outputs]
         repeated = [calls for calls in seen if len(calls) > 1]
@@ -506,6 +524,13 @@ class _Finder:
         other = [f"{c[0].name} {len(c)} times" for c in repeated if len(c) % self.steps]
         # Only what keeps a state: the output of another module is none.
         holding = [c[0].name for c in once_a_step[:_MAX_TRIED] if self.holds_state(c)[0]]
+        packed = [c[0].name for c in once_a_step if self._takes_fewer(c)]
+        if packed:
+            return (
+                f"{reason}. {_listed(packed)} takes fewer sequences in some calls than in others, "
+                "as packed sequences do: let it take all of them in each call, and keep the states "
+                "of those that have ended by mx.where"
+            )
         if holding:
             return (
                 f"{reason}. {_listed(holding)} keeps a state between calls: pass "
@@ -527,6 +552,14 @@ class _Finder:
         if over_all:
             reason += f"; {_listed(over_all)} may be a layer that runs over the whole sequence"
         return f"{reason}. {_LET_THE_CELL}"
+
+    @staticmethod
+    def _takes_fewer(calls: Sequence[Call]) -> bool:
+        """Return whether the arrays that calls take and return differ in the number of rows."""
+        if len(calls[0].inputs) < 2:
+            return False
+        rows = [{a.shape[0] for a in call.inputs.values() if a.ndim > 1} for call in calls]
+        return all(len(found) == 1 for found in rows) and len(set.union(*rows)) > 1
 
     # ---- layers
 
@@ -675,6 +708,15 @@ def _numbered(name: str, count: int) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_MAX_NAMES])
     return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
+
+
+def _of_fewer_calls(found: tuple[str, int, int]) -> str:
+    name, count, steps = found
+    return (
+        f"{name} passes a state on, but is called {count} times for {steps} time steps, so its "
+        "states belong to no time steps and are skipped: call it once for each time step if it "
+        "runs over these"
+    )
 
 
 def _part_of_state(names: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .pytrees import Path
 from .time_order import Order
 
-__all__ = ["CellHook", "HookPoints", "LayerHook"]
+__all__ = ["CellHook", "HookPoints", "LayerHook", "reasons", "unknown_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,8 @@ class CellHook:
         whole_sequence: True if one call returns the states of all steps, ``(B, T, H)``.
         between: True if the model changes the states between the calls.
         axes: The batch axis of each state array.
+        rows: ``(B,)``, the sequence in each row of the state arrays, of the whole batch, if the
+            model runs it in another order; () for the order of the batch.
         skipped: The reason why its states can't be read, with the fix; "" if they can.
     """
 
@@ -43,6 +46,7 @@ class CellHook:
     whole_sequence: bool = False
     between: bool = False
     axes: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
     skipped: str = ""
 
     @property
@@ -56,9 +60,22 @@ class CellHook:
         return 1 if self.whole_sequence else min(self.calls) - self.first + 1
 
     @property
-    def in_step(self) -> bool:
-        """Return whether one call belongs to one time step, which is that of all sequences."""
-        return self.order in (Order.FORWARD, Order.BACKWARD)
+    def not_stepped(self) -> str:
+        """Return why its steps can't be run or changed one by one, with the fix; "" if they can."""
+        if self.skipped:
+            return self.skipped
+        if self.order not in (Order.FORWARD, Order.BACKWARD):
+            return (
+                f"{self.name} runs over the real steps of each sequence separately, so a call of "
+                "it belongs to no single time step: pass sequences of one length"
+            )
+        if self.rows:
+            return (
+                f"the model sorts the sequences that {self.name} runs, and would sort copies of "
+                "them among each other, with which its steps are run: let it keep the order of the "
+                "batch"
+            )
+        return ""
 
     def axis(self, number: int) -> int:
         """Return the batch axis of a state array, by its number in ``out_paths``."""
@@ -83,6 +100,7 @@ class LayerHook:
             ``(T B, ...)`` with ``axis=1``.
         order: The order in which it runs over the time steps, see :attr:`CellHook.calls`.
         axis: The batch axis of the array.
+        rows: The sequence in each row, see :attr:`CellHook.rows`.
         skipped: The reason why its activations can't be read, with the fix; "" if they can.
     """
 
@@ -97,6 +115,7 @@ class LayerHook:
     flat: bool = False
     order: Order = Order.FORWARD
     axis: int = 0
+    rows: tuple[int, ...] = ()
     skipped: str = ""
 
 
@@ -117,3 +136,20 @@ class HookPoints:
     notes: tuple[str, ...]
     no_cells: str
     no_layers: str
+
+
+def reasons(hooks: Sequence[CellHook] | Sequence[LayerHook]) -> str:
+    """Return why none of the hooks can be read, or ""."""
+    if not all(hook.skipped for hook in hooks):
+        return ""
+    return "; ".join(dict.fromkeys(hook.skipped for hook in hooks))
+
+
+def unknown_rows(hook: CellHook | LayerHook, because: str) -> str:
+    """Return that the rows of a hook's arrays belong to no single sequences, with the fix."""
+    what = "states" if isinstance(hook, CellHook) else "activations"
+    return (
+        f"the {what} of {hook.name} are skipped: they can't be assigned to sequences, because "
+        f"{because}. Pass the held-out batch in the order in which the model runs the "
+        "sequences, or keep one row for each"
+    )

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import inspect
 import io
 import pickle
 import random
@@ -385,12 +386,12 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
             path = _importable(obj)
             if path is not None:
                 return _named, path
+            if kind is mx.custom_function:
+                return _custom_function(obj)
             compiled = _compiled(obj)
             if compiled is not None:
                 return _itself, (compiled,)
-            raise pickle.PicklingError(
-                "a function made by mx.grad, mx.vmap, mx.checkpoint or mx.custom_function"
-            )
+            raise pickle.PicklingError("a function made by mx.grad, mx.vmap or mx.checkpoint")
         return super().reducer_override(obj)
 
 
@@ -518,6 +519,26 @@ def _compiled(obj: Any) -> Any:
     if len(held) == 4 and not any(isinstance(part, int) for part in held[1:3]):
         return held[3]
     return None
+
+
+def _custom_function(obj: Any) -> Any:
+    """Return how to make a function of ``mx.custom_function`` again, such as a surrogate gradient.
+
+    Raises:
+        pickle.PicklingError: If it has a rule for ``jvp`` or ``vmap``: for the garbage collector it
+            holds its function and its rules, which their numbers of arguments alone tell apart.
+    """
+    _, function, *rules = gc.get_referents(obj)
+    if not rules:
+        return mx.custom_function, (function,)
+    if len(rules) == 1 and len(inspect.signature(rules[0]).parameters) == 3:
+        # As a state, which is pickled later: the rule may call the function itself.
+        return mx.custom_function, (function,), rules[0], None, None, _set_vjp
+    raise pickle.PicklingError("a function of mx.custom_function with a rule for jvp or vmap")
+
+
+def _set_vjp(function: Any, rule: Any) -> None:
+    function.vjp(rule)
 
 
 def _copy_error(subject: Subject, extra: Any, error: Exception) -> CopyError:

@@ -55,14 +55,28 @@ class _Link:
 
 
 def find_recurrences(
-    calls: Sequence[Call], values: Values, batch: int, steps: int
+    calls: Sequence[Call],
+    values: Values,
+    batch: int,
+    steps: int,
+    *,
+    least: int | None = None,
 ) -> list[Recurrence]:
-    """Return the recurrences among one module's calls that are as long as the time steps."""
-    if len(calls) < steps or steps < 2:
+    """Return the recurrences among one module's calls that are as long as the time steps.
+
+    Args:
+        calls: The calls.
+        values: The values of arrays.
+        batch: Number of sequences.
+        steps: Number of time steps.
+        least: Number of calls from which a recurrence is long enough; None: the time steps.
+    """
+    least = steps if least is None else least
+    if len(calls) < least or steps < 2:
         return []
     by_calls: dict[tuple[int, ...], list[tuple[_Pair, bool]]] = defaultdict(list)
     taken: dict[int, tuple[int, ...]] = {}
-    for pair, runs in _best_first(_runs(calls, values, batch, steps)):
+    for pair, runs in _best_first(_runs(calls, values, batch, steps, least)):
         for run, altered in runs:
             # Of contradicting places the one that explains more calls is right.
             if all(taken.get(number, run) == run for number in run):
@@ -87,14 +101,14 @@ def _best_first(runs: _Runs) -> list[tuple[_Pair, list[tuple[tuple[int, ...], bo
     return sorted(listed, key=lambda item: -sum(len(run) for run, _ in item[1]))
 
 
-def _runs(calls: Sequence[Call], values: Values, batch: int, steps: int) -> _Runs:
+def _runs(calls: Sequence[Call], values: Values, batch: int, steps: int, least: int) -> _Runs:
     """Return, for each pair of places, the series of calls (by number) that it links."""
     found: _Runs = {}
     for pair, links in _links(calls, values, batch).items():
         series = [
             run
             for run in _linked_series(links, len(calls))
-            if len(run) >= steps
+            if len(run) >= least
             and any(links[number].passed for number in run[1:])
             and _is_state([calls[number] for number in run], pair, values, batch, steps)
         ]

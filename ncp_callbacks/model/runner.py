@@ -19,8 +19,10 @@ import numpy.typing as npt
 
 from ..held_out import HeldOutBatch
 from .capture import Around, Tap, subnormal_flush
-from .checks.independence import coupling_note, find_coupling
-from .checks.perturb import Trial
+from .checks.batch_order import put_in_order
+from .checks.independence import coupling_note, find_coupling, other_values
+from .checks.perturb import Trial, codes
+from .checks.rows import moved_rows, sequences_of_rows
 from .checks.state_between_batches import StateBetweenBatches, check_kept_size, find_state
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
@@ -32,6 +34,7 @@ from .hook_points import CellHook, HookPoints, LayerHook
 from .model_copy import ModelCopy, Subject, set_evaluation_mode
 from .pytrees import Path, get_leaf, modules, replace_leaf
 from .target import At, Target, TargetLike
+from .time_order import Mask
 
 __all__ = [
     "ModelRunner",
@@ -274,6 +277,7 @@ class ModelRunner:
         target: The target.
         hook_points: Where states and activations can be read.
         whole_batch: Number of sequences in the whole batch, also for a runner of some of them.
+        indices: ``(B,)``, the indices of the sequences in the whole batch.
         state: The state that the model keeps between batches.
         coupling: Channels through which sequences act on each other, see
             :func:`~.checks.independence.find_coupling`; empty if they don't.
@@ -319,6 +323,7 @@ class ModelRunner:
         if model.target is not None:
             target = _CurrentTarget(model)
         self.whole_batch = len(held_out)
+        self.indices: npt.NDArray[np.intp] = np.arange(len(held_out))
         self.gradients = Gradients()
         # Shared with the runners of parts of the batch.
         self._limits: dict[str, int | None] = {"sequences": max_sequences, "room": None}
@@ -432,6 +437,7 @@ class ModelRunner:
         """Return a runner of some sequences that keeps the target of the whole batch."""
         part = copy.copy(self)
         part.held_out = self.held_out.take(sequences)
+        part.indices = self.indices[sequences]
         return part
 
     @property
@@ -505,9 +511,65 @@ class ModelRunner:
             return some._trial()
 
         hook_points = find_hook_points(
-            self.copy, first, spread, cells=cells, layers=layers, frames=held_out.has_frames
+            self.copy,
+            first,
+            spread,
+            cells=cells,
+            layers=layers,
+            frames=held_out.has_frames,
+            forecast=calling.horizon is not None,
         )
-        return calling, hook_points
+        small.held_out = self.held_out
+        part = None if self.whole_batch_only else np.arange(1, len(self.held_out))
+        return calling, put_in_order(hook_points, small._rows_of, part)
+
+    def _rows_of(
+        self, hooks: Sequence[CellHook | LayerHook], sequences: npt.NDArray[np.intp] | None
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the sequence in each row of the arrays of hooks, over some or all sequences.
+
+        It is () for a hook whose rows belong to no single sequences, or if there is no memory to
+        run all sequences at once.
+        """
+        if self.max_sequences is not None and self.max_sequences < len(self.held_out):
+            return {hook.name: () for hook in hooks}
+        if sequences is not None:
+            return self._part(sequences)._rows_of(hooks, None)
+        cells = [hook for hook in hooks if isinstance(hook, CellHook)]
+        layers = [hook for hook in hooks if isinstance(hook, LayerHook)]
+        recorder = _Recorder(self._tap, cells, layers, flush=False)
+
+        def run(inputs: mx.array) -> dict[str, list[mx.array]]:
+            found = Pass(inputs, inputs, inputs, None)
+            with self.preserved(), recorder.recording(self.model):
+                recorder.clear()
+                self.outputs(inputs, self.time_delta)
+                recorder.into(found, states=True, activations=True)
+                arrays = {hook.name: self._by_sequence(hook, found) for hook in hooks}
+                mx.eval(arrays)
+            return arrays
+
+        sequence = self.sequence()
+        sets = codes(len(sequence))
+        before = run(sequence)
+        moves: dict[str, list[Mask]] = {hook.name: [] for hook in hooks}
+        for changed in sets:
+            after = run(other_values(sequence, "inputs", changed))
+            for name, arrays in before.items():
+                moves[name].append(moved_rows(arrays, after[name], 0))
+        return {name: sequences_of_rows(np.stack(rows), sets) for name, rows in moves.items()}
+
+    def _by_sequence(self, hook: CellHook | LayerHook, found: Pass) -> list[mx.array]:
+        """Return the arrays of a hook with the batch axis first."""
+        batch, steps, _ = self.held_out.inputs_shape
+        if isinstance(hook, CellHook):
+            listed = found.states[hook.name]
+            return [mx.moveaxis(a, hook.axis(i), 0) for i, of in enumerate(listed) for a in of]
+        arrays = found.activations[hook.name]
+        if hook.flat:
+            sizes = (steps, batch) if hook.axis else (batch, steps)
+            arrays = [a.reshape(*sizes, *a.shape[1:]) for a in arrays]
+        return [mx.moveaxis(a, hook.axis, 0) for a in arrays]
 
     def _find_calling(self, held_out: HeldOutBatch) -> Calling:
         return find_calling(self.copy, held_out, self.forward, self._horizon, self.state.restore)

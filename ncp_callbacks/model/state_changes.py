@@ -121,12 +121,8 @@ class StateChanges:
 
     def _check_hook(self) -> None:
         hook = self._hook
-        if hook.skipped or not hook.in_step:
-            raise NotApplicable(
-                hook.skipped
-                or f"{hook.name} runs over the real steps of each sequence separately, so a call "
-                "of it belongs to no single time step: pass sequences of one length"
-            )
+        if hook.not_stepped:
+            raise NotApplicable(hook.not_stepped)
         if hook.whole_sequence and (hook.reverse or hook.axis(0)):
             raise NotApplicable(
                 f"{hook.name} runs over the whole sequence in an unknown way, so its states can't "

@@ -3,7 +3,8 @@
 An order says which call belongs to which time step, for each sequence. It is accepted if it
 explains every time step that was asked about, at two calls or more, and no other order does so as
 well. A call that reads another time step than its own in one place only is no evidence: a decoder
-may start from the last observation.
+may start from the last observation. Neither is a time step that more than half of the calls read:
+a decoder may attend to all of them. It must be explained all the same.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def fit_order(asked: Steps, hits: Mask, mask: Mask, *, whole: bool = False) -> F
     if total == 1:
         return Fit(Order.FORWARD, 0) if count == 1 else None
     read = hits.any(axis=2)
+    evidence = read & (hits.sum(axis=2) <= max(1, count // 2))
     sequences = np.arange(hits.shape[1])[None]
     found: list[tuple[int, Fit]] = []
     seen: list[Steps] = []
@@ -109,9 +111,14 @@ def fit_order(asked: Steps, hits: Mask, mask: Mask, *, whole: bool = False) -> F
         wanted = calls[sequences, asked]
         for shift in range(count - total + 1) if whole else range(1 - total, count):
             at = wanted + shift
-            used = read & (at >= 0) & (at < count)
+            within = (at >= 0) & (at < count)
             explained = np.take_along_axis(hits, np.clip(at, 0, count - 1)[..., None], axis=2)
-            if len(np.unique(at[used])) > 1 and explained[..., 0][used].all():
+            used = evidence & within
+            if (
+                len(np.unique(at[used])) > 1
+                and 2 * used.sum() > evidence.sum()
+                and explained[..., 0][read & within].all()
+            ):
                 found.append((int(used.sum()), Fit(order, shift)))
     most = max((number for number, _ in found), default=0)
     best = [fit for number, fit in found if number == most]

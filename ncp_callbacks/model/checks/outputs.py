@@ -126,12 +126,20 @@ def _alignment(
     outputs depends on its own end of the inputs only. None: nothing moves.
     """
     steps = held_out.inputs_shape[1]
+    found: list[float | None] = []
     if any_length and steps < _LENGTH:
         longer = held_out.at_time_steps(np.arange(_LENGTH) % steps)
-        found = run(longer)
-        if found is not None and found.ndim == outputs.ndim and found.shape[1] == _LENGTH:
-            held_out, outputs = longer, found
-    matrix = _sensitivities(run, held_out, outputs)
+        more = run(longer)
+        if more is not None and more.ndim == outputs.ndim and more.shape[1] == _LENGTH:
+            found.append(_alignment_of(_sensitivities(run, longer, more)))
+    # A model that is passed lengths, too, takes what is longer than them for padding.
+    if not found or (found[0] != np.inf and held_out.has_companions):
+        found.append(_alignment_of(_sensitivities(run, held_out, outputs)))
+    return np.inf if np.inf in found else found[0]
+
+
+def _alignment_of(matrix: FloatArray | None) -> float | None:
+    """Return the alignment of a matrix of sensitivities, see :func:`_alignment`."""
     if matrix is None or not matrix.max(initial=0.0) > 0:
         return None
     # Rounding alone can let a small effect reach some outputs and not others.

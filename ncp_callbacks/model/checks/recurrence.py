@@ -1,17 +1,18 @@
 """Find states that are changed on the way from one call to the next, by changing a call's output.
 
 Solvers, decays, norms and projections between the calls make other arrays of a state. It is one if
-another output of a call changes an argument of the next call, and no later one while all other
-calls return what they did. Otherwise the model carries a sum past the module, as a residual or a
-solver's state, of which the output is a part only. A module with one argument may receive its state
-joined with the input; another output then changes some columns of it, in proportion, as after a
-decay. A layer whose output goes through an activation outside of it has pre-activations instead.
+another output of each of three calls changes an argument of the call after it, and no later one
+while all other calls return what they did. Otherwise the model carries a sum past the module, as a
+residual or a solver's state, of which the output is a part only. A module with one argument may
+receive its state joined with the input; another output then changes some columns of it, in
+proportion, as after a decay. A layer whose output goes through an activation outside of it has
+pre-activations instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -184,38 +185,74 @@ def _pairs(
     Returns:
         The paths, and true if an output changes later calls as well.
     """
-    at = _middle(calls)
     pairs: dict[Path, Path] = {}
     is_part = False
+    first = _middle(calls)
+    # At one call alone, the last sub-step of a solver could be taken for a step.
+    numbers = range(first, min(first + 3, len(calls) - 1))
     for place in places:
-        array, following = calls[at].outputs[place], calls[at + 1]
-        other = calls[at - 1 if at else at + 1].outputs.get(place)
-        if (
-            not mx.issubdtype(array.dtype, mx.floating)
-            or not may_hold_states(array, batch)
-            or other is None
-            or other.shape != array.shape
-        ):
-            continue
-        changed_output = {(calls[at].path, at): {place: other}}
-        run = rerun(None, _returning([*held.values(), *calls], changed_output))
-        if run is None:
-            continue
-        after = {(call.path, call.number): call for call in run[0]}
-        changed = _moved_arguments(following, after[following.path, following.number])
-        given = [p for p in changed if following.inputs[p].shape == array.shape and p not in known]
-        if not given and changed and len(following.inputs) == 1:
-            half = {(calls[at].path, at): {place: (array + other) / 2}}
-            run = rerun(None, _returning([*held.values(), *calls], half))
-            ends = following.inputs[changed[0]], after[following.path, following.number]
-            given = [_JOINED] if run is not None and _halfway(run[0], ends, changed[0]) else []
-        if not given:
-            continue
-        if any(_moved_arguments(c, after[c.path, c.number]) for c in calls[at + 2 : at + 3]):
-            is_part = True
-        else:
-            pairs[given[-1]] = place  # cells take (x, state), and return (output, state)
+        effects: list[_Effect] = []
+        for at in numbers:
+            effects.append(_effect(rerun, calls, at, held, place, known, batch))
+            if effects[-1].lasts or not effects[-1].given:
+                break
+        is_part = is_part or effects[-1].lasts
+        if len({effect.given for effect in effects}) == 1 and not effects[-1].lasts:
+            pairs[effects[0].given] = place
+    pairs.pop((), None)
     return pairs, is_part
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """Say what another output of a call changes.
+
+    Attributes:
+        given: The path of the argument of the next call; () if none of a state's shape changes.
+        lasts: True if it changes a call after that, too, although the next one returns what it did.
+    """
+
+    given: Path = ()
+    lasts: bool = False
+
+
+def _effect(
+    rerun: Rerun,
+    calls: Sequence[Call],
+    at: int,
+    held: Mapping[int, Call],
+    place: Path,
+    known: Sequence[Path],
+    batch: int,
+) -> _Effect:
+    """Return what another output of call ``at`` changes, see :func:`_pairs`."""
+    array, following = calls[at].outputs.get(place), calls[at + 1]
+    other = calls[at - 1 if at else at + 1].outputs.get(place)
+    if (
+        array is None
+        or other is None
+        or other.shape != array.shape
+        or not mx.issubdtype(array.dtype, mx.floating)
+        or not may_hold_states(array, batch)
+    ):
+        return _Effect()
+    changed_output = {(calls[at].path, at): {place: other}}
+    run = rerun(None, _returning([*held.values(), *calls], changed_output))
+    if run is None:
+        return _Effect()
+    after = {(call.path, call.number): call for call in run[0]}
+    changed = _moved_arguments(following, after[following.path, following.number])
+    given = [p for p in changed if following.inputs[p].shape == array.shape and p not in known]
+    if not given and changed and len(following.inputs) == 1:
+        half = {(calls[at].path, at): {place: (array + other) / 2}}
+        run = rerun(None, _returning([*held.values(), *calls], half))
+        ends = following.inputs[changed[0]], after[following.path, following.number]
+        given = [_JOINED] if run is not None and _halfway(run[0], ends, changed[0]) else []
+    if not given:
+        return _Effect()
+    later = calls[at + 2 : at + 3]
+    lasts = any(_moved_arguments(call, after[call.path, call.number]) for call in later)
+    return _Effect(given[-1], lasts)  # cells take (x, state), and return (output, state)
 
 
 def _halfway(calls: Iterable[Call], ends: tuple[mx.array, Call], place: Path) -> bool:

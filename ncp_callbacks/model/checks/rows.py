@@ -1,14 +1,16 @@
 """Verify that states and activations belong to the sequences of the held-out batch.
 
 A model may sort its sequences, keep units before the batch, or put both directions along one axis.
-Other inputs for a set of sequences must move the values of these sequences, and no others. If
+Other inputs for a set of sequences must move the values of these sequences, and no others. If they
+move as many others, the sets of which a row moves show whose it is. The few sequences that are
+tried may be sorted already: then their rows stay in place if the sequences change places. If
 sequences act on each other, they must move the rows of the sequences whose outputs they move.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -19,12 +21,45 @@ from ..time_order import Mask, Steps
 from .independence import other_values
 from .perturb import Rerun, codes, moved
 
-__all__ = ["Rows"]
+__all__ = ["PlacedRows", "Rows", "moved_rows", "sequences_of_rows"]
 
 # Relative to the largest value: other rows may change the order of summation.
 _TOLERANCE = 1e-3
 
 _Arrays = list[mx.array]
+
+
+class PlacedRows(NamedTuple):
+    """Say how the rows of arrays belong to sequences.
+
+    Attributes:
+        axis: The batch axis.
+        wrong: Why they belong to no single sequences; "" if they do.
+        rows: ``(B,)``, the sequence in each row; () for the order of the batch.
+    """
+
+    axis: int
+    wrong: str = ""
+    rows: tuple[int, ...] = ()
+
+
+def moved_rows(before: Sequence[mx.array], after: Sequence[mx.array], axis: int) -> Mask:
+    """Return ``(B,)``, the rows along an axis in which some array of several differs."""
+    changes = np.stack([moved(a, b) for a, b in zip(before, after, strict=True)])
+    rows = np.moveaxis(changes, axis + 1, 0)
+    return np.asarray(rows.reshape(len(rows), -1).any(axis=1))
+
+
+def sequences_of_rows(moves: Mask, changed: Mask) -> tuple[int, ...]:
+    """Return the sequence in each row, from what moves; () if rows belong to no single sequences.
+
+    Args:
+        moves: ``(K, B)``, the rows that move with each set of sequences.
+        changed: ``(K, B)``, the sets, of which no two sequences are in the same ones.
+    """
+    sequences = {column.tobytes(): number for number, column in enumerate(changed.T)}
+    rows = [sequences.get(column.tobytes(), -1) for column in moves.T]
+    return tuple(rows) if sorted(rows) == list(range(changed.shape[1])) else ()
 
 
 class Rows:
@@ -39,13 +74,13 @@ class Rows:
     def __init__(self, rerun: Rerun, changed: Mask, runs: Sequence[Sequence[Call]]) -> None:
         self._rerun, self._changed, self._runs = rerun, changed, runs
         self._batch = len(rerun.trial.inputs)
-        self._reordered: tuple[Steps, list[Call] | None] | None = None
+        self._reordered: dict[bool, tuple[Steps, list[Call] | None]] = {}
         self._coupled: tuple[Mask, list[list[Call]]] | None = None
 
-    def axis(
+    def placed(
         self, read: Callable[[Sequence[Call]], _Arrays | None], *, only: int | None = None
-    ) -> tuple[int, str]:
-        """Return the batch axis of arrays, and "" or why they belong to no single sequences.
+    ) -> PlacedRows:
+        """Return the batch axis of arrays and whose their rows are, or why that is unknown.
 
         Args:
             read: Returns the arrays, of one shape, given the calls of a run; None if they are
@@ -54,35 +89,36 @@ class Rows:
         """
         before = read(self._rerun.calls)
         if before is None or len({array.shape for array in before}) != 1:
-            return 0, "its arrays have different shapes"
+            return PlacedRows(0, "its arrays have different shapes")
         shape = before[0].shape
         axes = [
             axis for axis, size in enumerate(shape) if size == self._batch and only in (None, axis)
         ]
         if not axes:
-            return 0, f"they have shape {tuple(shape)} for {self._batch} sequences"
+            return PlacedRows(0, f"they have shape {tuple(shape)} for {self._batch} sequences")
         if self._batch == 1:
-            return axes[0], ""
+            return PlacedRows(axes[0])
         moves = self._moves(before, read, axes, self._runs)
         if moves is None:
-            return axes[0], ""
+            return PlacedRows(axes[0])
         for axis, rows in moves.items():
             if rows.any() and not (rows & ~self._changed).any():
-                return axis, ""
+                in_place = self._stays_in_place(before, read, axis)
+                return PlacedRows(axis, rows=tuple(range(self._batch)) if in_place else ())
+        for axis, rows in moves.items():
+            order = sequences_of_rows(rows, self._changed)
+            if order:
+                return PlacedRows(axis, rows=order)
         for axis in axes:
             if self._moves_with_sequences(before, read, axis):
-                return axis, ""
-        for rows in moves.values():
-            found, wanted = (sorted(map(tuple, part.T.tolist())) for part in (rows, self._changed))
-            if found == wanted:
-                return 0, "it runs the sequences in another order, as after sorting them by length"
+                return PlacedRows(axis)
         moved_outputs, runs = self._outputs_moved()
         # Sequences that move alike can't be distinguished.
         if len(np.unique(moved_outputs, axis=1).T) == self._batch:
             for axis, rows in (self._moves(before, read, axes, runs) or {}).items():
                 if np.array_equal(rows, moved_outputs):
-                    return axis, ""
-        return 0, "other inputs for one sequence change the rows of others"
+                    return PlacedRows(axis)
+        return PlacedRows(0, "other inputs for one sequence change the rows of others")
 
     def _moves(
         self,
@@ -97,10 +133,8 @@ class Rows:
             after = read(calls)
             if after is None or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
                 return None
-            changes = np.stack([moved(a, b) for a, b in zip(before, after, strict=True)])
             for axis in axes:
-                rows = np.moveaxis(changes, axis + 1, 0).reshape(self._batch, -1)
-                moves[axis].append(rows.any(axis=1))
+                moves[axis].append(moved_rows(before, after, axis))
         if not runs:
             return None
         return {axis: np.stack(rows) for axis, rows in moves.items()}
@@ -123,25 +157,53 @@ class Rows:
             self._coupled = np.array(rows, bool).reshape(-1, self._batch), runs
         return self._coupled
 
+    def _stays_in_place(
+        self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], axis: int
+    ) -> bool:
+        """Return whether some rows keep their values if the sequences are passed in reverse."""
+        _, after = self._in_another_order(before, read, reverse=True)
+        if after is None:
+            return False
+        values, others = (np.stack([to_numpy(a) for a in part]) for part in (before, after))
+        rows = [np.moveaxis(a, axis + 1, 0).reshape(self._batch, -1) for a in (values, others)]
+        size = float(np.nan_to_num(np.abs(rows[0]), posinf=0.0).max(initial=0.0))
+        same, moves = (
+            np.isclose(rows[1], wanted, rtol=0, atol=_TOLERANCE * size, equal_nan=True).all(axis=1)
+            for wanted in (rows[0], rows[0][::-1])
+        )
+        return bool((same & ~moves).any())
+
     def _moves_with_sequences(
         self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], axis: int
     ) -> bool:
         """Return whether rows change places as the sequences do, in a model that couples them."""
-        if self._reordered is None:
-            order: Steps = np.random.default_rng(0).permutation(self._batch)
-            if (order == np.arange(self._batch)).all():
-                order = order[::-1]
-            other = self._rerun.of(self._rerun.trial.reordered(order))
-            self._reordered = order, None if other is None else other.calls
-        order, calls = self._reordered
-        after = None if calls is None else read(calls)
+        order, after = self._in_another_order(before, read, reverse=False)
         if after is None:
             return False
         for a, b in zip(before, after, strict=True):
-            if a.shape != b.shape:
-                return False
             wanted, actual = np.take(to_numpy(a), order, axis=axis), to_numpy(b)
             size = float(np.nan_to_num(np.abs(wanted), posinf=0.0).max(initial=0.0))
             if not np.allclose(actual, wanted, rtol=0, atol=_TOLERANCE * size, equal_nan=True):
                 return False
         return True
+
+    def _in_another_order(
+        self,
+        before: _Arrays,
+        read: Callable[[Sequence[Call]], _Arrays | None],
+        *,
+        reverse: bool,
+    ) -> tuple[Steps, _Arrays | None]:
+        """Return another order of the sequences, and the arrays of a run in it, if it has them."""
+        if reverse not in self._reordered:
+            backward: Steps = np.arange(self._batch)[::-1]
+            order: Steps = np.random.default_rng(0).permutation(self._batch)
+            if reverse or (order == np.arange(self._batch)).all():
+                order = backward
+            other = self._rerun.of(self._rerun.trial.reordered(order))
+            self._reordered[reverse] = order, None if other is None else other.calls
+        order, calls = self._reordered[reverse]
+        after = None if calls is None else read(calls)
+        if after is None or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+            return order, None
+        return order, after

@@ -25,6 +25,7 @@ from ..recording import Call
 from ..recurrence import Recurrence
 from ..time_order import Fit, Mask, Steps, asked_steps, fit_order
 from .perturb import Rerun, Trial, codes, moved, with_other_steps
+from .rows import sequences_of_rows
 
 __all__ = ["SEQUENCE_LAYERS", "Readings", "Way"]
 
@@ -90,6 +91,8 @@ class Readings:
                 states = {path: given[path] for path in recurrence.in_paths if path in given}
                 self._states.setdefault((call.path, call.number), {}).update(states)
         self._questions: dict[bool, _Questions] = {}
+        # The sequences in the rows of arguments, by the calls.
+        self._rows: dict[tuple[_Number, ...], tuple[int, ...]] = {}
 
     @property
     def inputs_change(self) -> bool:
@@ -121,7 +124,20 @@ class Readings:
         for p, run in enumerate(runs):
             if run is not None:
                 hits[p] = self._read_by(numbers, states, run)
-        return questions.asked, hits & questions.changed[..., None]
+        return questions.asked, self._of_changed(hits, numbers, questions)
+
+    def _of_changed(self, hits: Mask, numbers: Sequence[_Number], questions: _Questions) -> Mask:
+        """Return the hits ``(P, B, N)`` of changed sequences, from those by row.
+
+        A model may run the sequences in another order, which the mixed runs show.
+        """
+        if questions is self._asked(Way.MIXED):
+            moves: Mask = np.asarray(hits.any(axis=2))
+            self._rows[tuple(numbers)] = sequences_of_rows(moves, questions.changed)
+        rows = self._rows.get(tuple(numbers), ())
+        own = hits[:, np.argsort(rows)] if rows else hits
+        changed: Mask = own & questions.changed[..., None]
+        return changed
 
     def fit_sequence(self, call: Call, axis: int) -> Fit | None:
         """Return the order of a call that takes all time steps, from its arguments or its output.
@@ -161,7 +177,8 @@ class Readings:
                 found.append(changes if axis == 1 else changes.swapaxes(0, 1))
             if found:
                 hits[p] = _localised(np.concatenate(found, axis=2))
-        return fit_order(questions.asked, hits & questions.changed[..., None], self.mask)
+        own = self._of_changed(hits, [number], questions)
+        return fit_order(questions.asked, own, self.mask)
 
     def fit_outputs(self, calls: Sequence[Call]) -> Fit | None:
         """Return the order in which calls change the model's outputs, or None.
@@ -307,10 +324,11 @@ def _by_sequence(changes: Mask, batch: int) -> Mask:
 def _localised(changes: Mask) -> Mask:
     """Return ``(B, N)`` from ``(N, B, E)``: the calls in which an element moves.
 
-    Of the elements, those count that move in the fewest calls, as an argument may join a step's
-    input with a value for all steps, or with an output that was fed back.
+    Elements that move in at most half of the calls count if there are some, as an argument may join
+    a step's input with a value for all steps, or with an output that was fed back.
     """
     count = changes.sum(axis=0)
-    fewest = np.where(count > 0, count, len(changes) + 1).min(axis=1, keepdims=True)
-    calls: Mask = (changes & (count == fewest)[None]).any(axis=2).T
+    few = (count > 0) & (count <= max(1, len(changes) // 2))
+    some = few | ~few.any(axis=1, keepdims=True)
+    calls: Mask = (changes & some[None]).any(axis=2).T
     return calls
