@@ -36,6 +36,7 @@ class MethodsDisagree(Rule):
                     f"{amount(number)}{when}.",
                     "Trust what both show, and confirm it by removing the feature.",
                     {tag: number},
+                    "methods disagree",
                 )
             elif number.value >= _HIGH:
                 yield self.finding(
@@ -45,6 +46,7 @@ class MethodsDisagree(Rule):
                     f"{amount(number)}{when}.",
                     "Nothing to do.",
                     {tag: number},
+                    "methods agree",
                 )
 
 
@@ -58,6 +60,7 @@ class RemovalDisagrees(Rule):
     name = "removal_disagrees"
     topic = Topic.TRUST
     reads = ("attribution*_share/*", "removal*_share/*", "attribution/strength", "removal/strength")
+    needs = ("attribution/strength", "removal/strength")
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         first, other = facts.first("attribution", "strength"), facts.first("removal", "strength")
@@ -81,6 +84,7 @@ class RemovalDisagrees(Rule):
                 "Don't rest a conclusion on this feature alone. Where removal is lower, another "
                 "feature may carry the same; where it is higher, the target has levelled off.",
                 numbers,
+                "removal disagrees",
             )
         elif abs(a.value - b.value) <= _APART / 2:
             yield self.finding(
@@ -90,4 +94,5 @@ class RemovalDisagrees(Rule):
                 f"{100 * abs(a.value - b.value):.0f} points, for {name}.",
                 "Nothing to do.",
                 numbers,
+                "removal agrees",
             )

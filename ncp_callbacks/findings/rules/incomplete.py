@@ -37,6 +37,7 @@ class Incomplete(Rule):
                     f"{since(share, facts.step)}.",
                     "Nothing to do.",
                     {tag: share},
+                    "complete",
                 )
                 continue
             yield self.finding(
@@ -47,4 +48,5 @@ class Incomplete(Rule):
                 "Set a larger n_steps of the integrated gradients, and don't trust the map until "
                 "then.",
                 {tag: share},
+                "incomplete",
             )

@@ -39,6 +39,7 @@ class Learnt(Rule):
                 f"It has learnt something: the held-out loss is {versus}{accuracy}.",
                 "Nothing to do.",
                 numbers,
+                "has learnt",
             )
         elif loss.at_least > chance:
             yield self.finding(
@@ -48,6 +49,7 @@ class Learnt(Rule):
                 "Train longer if it falls. If it rises, the model overfits; if neither, check that "
                 "inputs and targets belong together, and lower the learning rate.",
                 numbers,
+                "below chance",
             )
         else:
             yield self.finding(
@@ -57,6 +59,7 @@ class Learnt(Rule):
                 "Train longer, check that inputs and targets belong together, or hold out more "
                 "sequences for a narrower CI.",
                 numbers,
+                "none shown",
             )
 
     @staticmethod

@@ -37,6 +37,7 @@ class UnstableMemory(Rule):
                     "Make the recurrent weights smaller (weight decay, a lower learning rate), and "
                     "expect noise in the inputs to be amplified.",
                     {tag: exponent},
+                    "unstable state",
                 )
 
 
@@ -67,6 +68,7 @@ class ShortMemory(Rule):
                     "If the target needs earlier inputs, make the time constants longer or the "
                     "forget gates more open at the start of the training.",
                     {tag: steps},
+                    "short memory",
                 )
 
 
@@ -102,4 +104,5 @@ class ForgetsTheBeginning(Rule):
                 "If they should matter, the gradient vanishes on the way back: use a gated or "
                 "liquid cell with longer time constants, or shorter sequences.",
                 {"share of the first quarter": share},
+                "forgets the start",
             )

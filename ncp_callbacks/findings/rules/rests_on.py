@@ -49,6 +49,7 @@ class RestsOn(Rule):
                 "Check that no stop_gradient, rounding or numpy lies between the inputs and the "
                 'outputs, and that the inputs are not all 0; or set method="occlusion".',
                 dict([strength]),
+                "no attribution",
             )
             return
         parts, numbers = self._features(facts, group)
@@ -66,6 +67,7 @@ class RestsOn(Rule):
                 "Compare this with what should matter for the task, and confirm the first feature "
                 "by removing it.",
                 numbers,
+                "reliance",
             )
 
     def _features(self, facts: Facts, group: str) -> tuple[list[str], dict[str, Number]]:

@@ -54,6 +54,7 @@ class Stable(Rule):
                 "than 5 points.",
                 "Nothing to do.",
                 {"stable since step": since},
+                "stable",
             )
             return
         tag = max(curves, key=lambda t: abs(curves[t][-1][1].value - curves[t][-2][1].value))
@@ -65,4 +66,5 @@ class Stable(Rule):
             f"at step {before:,}, and is {percent(now_)} now.",
             "Train on before you read the shares, or average the weights.",
             {tag: now_, f"{tag} before": then},
+            "still moves",
         )
