@@ -385,10 +385,28 @@ def test_the_terminal_gets_at_most_ten_lines() -> None:
     ]
     shown = lines(findings)
     assert len(shown) <= 10
-    # Each takes two lines, and the last line counts the others.
-    assert shown[-1].strip().startswith("and 5 more")
+    # One is for trust; each takes two lines and one for what to do; the last counts the others.
+    assert shown[0] == "  trust: the maps were not checked"
+    assert shown[-1].strip().startswith("and 7 more")
     assert all(len(line) <= 100 for line in shown)
-    assert lines(findings[:1])[0].startswith("  warning: word")
+    assert lines(findings[:1])[1].startswith("  warning: word")
+    assert lines(findings[:1])[3] == "    → Do it."
+    good = [
+        Finding("rests_on", Topic.RELIANCE, Severity.INFO, "A 3 %.", "Do it."),
+        Finding("a", Topic.TRUST, Severity.GOOD, "B.", "Do it.", label="complete"),
+        Finding("b", Topic.TRUST, Severity.WARNING, "C.", "Do it.", label="noisy map"),
+    ]
+    assert lines(good[:2]) == [
+        "  relies on: A 3 %.",
+        "  trust: passed: complete",
+        "  no fault found",
+    ]
+    assert lines(good)[1:] == [
+        "  trust: doubtful, noisy map; passed: complete",
+        "  warning: C.",
+        "    → Do it.",
+    ]
+    assert lines([]) == []
 
 
 # --- runs

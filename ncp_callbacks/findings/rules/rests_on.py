@@ -10,7 +10,7 @@ from ...screen import clean_tag
 from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
-from ..words import count, joined, percent
+from ..words import count, joined, percent, since
 
 __all__ = ["RestsOn", "last_steps"]
 
@@ -59,7 +59,7 @@ class RestsOn(Rule):
             parts.append(f"elapsed time has {percent(time_share)} of inputs and time together")
             numbers[f"{group}/time_share"] = time_share
         if parts:
-            text = "; ".join(parts)
+            text = "; ".join(parts) + since(strength[1], facts.step)
             yield self.finding(
                 facts,
                 Severity.INFO,
