@@ -967,8 +967,8 @@ def test_states_for_the_projector_when_the_run_ends(model: Net) -> None:
     np.testing.assert_array_equal(points.labels["step"], at)
     np.testing.assert_allclose(points.labels["time"], np.cumsum(dt * mask, axis=1)[sequence, at])
     assert points.values.shape == (20, 8)
-    (figure,) = [r for s, r in writer.records if s == 4 and isinstance(r, ncp.Figure)]
-    assert figure.tag == "hidden/pca"
+    figures = [r.tag for s, r in writer.records if s == 4 and isinstance(r, ncp.Figure)]
+    assert figures == ["hidden/pca", "findings/overview"]
 
 
 def test_no_states_for_the_projector_of_a_run_that_diverged(
