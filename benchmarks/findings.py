@@ -9,8 +9,8 @@ four tasks of which the answer is known, with standardised inputs and enough seq
 others has one fault, planted in the data, the training, the model or the attribution method.
 
 A fault is detected if its rule reports it. A false alarm is a warning or a problem of a rule in a
-healthy run. A healthy run counts as learnt if its loss on 1,024 other sequences is below the
-variance of their targets; one that is not is dropped, whatever the rules have found.
+healthy run. A healthy run counts as learnt if its loss on 1,024 other sequences is below 70 % of
+that of the best constant; one that is not is dropped, whatever the rules have found.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from ncp_callbacks.findings import RULES, Finding
 from ncp_callbacks.models import LTC, CfC
 
 STORED = Path(__file__).parent / "findings.csv"
-FIELDS = ("run", "fault", "seed", "learnt", "rules", "alarms")
-TASKS, CELLS = ("recent", "mean", "class", "elapsed"), ("cfc", "ltc", "gru", "rnn")
-T, F, UNITS, STEPS, SEQUENCES = 12, 3, 12, 64, 32
-HEALTHY, SEEDS = 112, 5
+FIELDS = ("run", "fault", "seed", "learnt", "rules", "alarms", "first")
+TASKS, CELLS = ("recent", "mean", "class", "elapsed"), ("cfc", "gru", "rnn", "ltc")
+T, F, UNITS, STEPS, SEQUENCES = 8, 3, 8, 64, 32
+HEALTHY, SEEDS = 96, 4
+LEARNT = 0.7  # Of the loss of a constant, on other sequences.
 
 
 # ---- what is trained
@@ -84,14 +85,14 @@ class Map(AttributionMethod):
 class RNN(nn.Module):
     """A plain RNN, ``h' = tanh(W x + U h)``, whose recurrent weights can be scaled."""
 
-    def __init__(self, units: int, recurrent: float) -> None:
+    def __init__(self, units: int, recurrent: float, dead: int) -> None:
         super().__init__()
-        self.units = units
+        self._alive = mx.array([0.0] * dead + [1.0] * (units - dead))
         self.inputs, self.states = nn.Linear(F, units), nn.Linear(units, units, bias=False)
         self.states.weight = mx.random.normal((units, units)) * recurrent / math.sqrt(units)
 
     def __call__(self, x: mx.array, h: mx.array) -> mx.array:
-        return mx.tanh(self.inputs(x) + self.states(h))
+        return mx.tanh(self.inputs(x) + self.states(h)) * self._alive
 
 
 @dataclass
@@ -131,14 +132,13 @@ class Net(nn.Module):
                 "relu" if plan.layer_bias else "lecun_tanh")),
             "ltc": lambda: LTC(F, UNITS, ode_unfolds=plan.unfolds),
             "gru": lambda: nn.GRU(F, UNITS),
-            "rnn": lambda: RNN(UNITS, plan.recurrent),
+            "rnn": lambda: RNN(UNITS, plan.recurrent, plan.dead),
         }  # fmt: skip
         self.rnn, self.head = made[plan.cell](), nn.Linear(UNITS, outputs)
         if plan.layer_bias:
             layer = next(m for n, m in self.rnn.named_modules() if "backbone" in n and "bias" in m)
             layer.bias = layer.bias + plan.layer_bias
         self._plan = plan
-        self._alive = mx.array([0.0] * plan.dead + [1.0] * (UNITS - plan.dead))
 
     def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
         plan = self._plan
@@ -154,7 +154,7 @@ class Net(nn.Module):
         else:
             h, found = mx.zeros((len(x), UNITS)), []
             for t in range(x.shape[1]):
-                h = self.rnn(x[:, t], h) * self._alive
+                h = self.rnn(x[:, t], h)
                 found.append(h)
             states = mx.stack(found, axis=1)
         out: mx.array = self.head(states[:, -1])
@@ -193,7 +193,9 @@ def trained(plan: Plan, seed: int) -> tuple[tuple[Finding, ...], bool]:
             return nn.losses.cross_entropy(out, y).mean()
         return mx.square(out - y).mean()
 
-    step_of = nn.value_and_grad(model, losses)
+    gradients_of = nn.value_and_grad(model, losses)
+    state = [model.state]
+    step_of = mx.compile(lambda *batch: gradients_of(model, *batch), inputs=state, outputs=state)
     x, delta, y = data(plan, plan.sequences, rng)
     takes_time = plan.cell in ("cfc", "ltc")
     mask = None if plan.mask is None else plan.mask(x)
@@ -213,12 +215,12 @@ def trained(plan: Plan, seed: int) -> tuple[tuple[Finding, ...], bool]:
     ]
     fixed = data(plan, plan.train, rng) if plan.train else None
     with ncp.Monitor(
-        model, held_out, callbacks, writer=ncp.MemoryWriter(), every=plan.steps // 8,
+        model, held_out, callbacks, writer=ncp.MemoryWriter(), every=max(1, plan.steps // 8),
         background=False, verbose=False,
     ) as monitor:  # fmt: skip
         for step in range(1, plan.steps + 1):
             batch = fixed or data(plan, SEQUENCES, rng)
-            loss, gradients = step_of(model, *map(mx.array, batch))
+            loss, gradients = step_of(*map(mx.array, batch))
             optimiser.update(model, plan.every_step(step, model, gradients))
             mx.eval(model.parameters(), optimiser.state)
             monitor.on_step_end(step, loss=loss)
@@ -228,7 +230,7 @@ def trained(plan: Plan, seed: int) -> tuple[tuple[Finding, ...], bool]:
     chance = float(np.var(test[2]))
     if classes:
         chance = float(-share * np.log(share) - (1 - share) * np.log(1 - share)) if share else 0.0
-    return monitor.findings, error < chance
+    return monitor.findings, error < LEARNT * chance
 
 
 # ---- what is planted
@@ -267,6 +269,11 @@ def noise(y: Any, rng: np.random.Generator) -> Any:
     return rng.permutation(y)
 
 
+def noisy(y: Any, rng: np.random.Generator) -> Any:
+    """Return targets with noise of twice their size."""
+    return (y + rng.normal(size=y.shape) * 2 * y.std()).astype(np.float32)
+
+
 def plans() -> dict[str, Plan]:
     """Return a plan for each fault, by its name."""
     sanity, dynamics = ncp.SanityCheck, ncp.Dynamics
@@ -285,8 +292,9 @@ def plans() -> dict[str, Plan]:
             targets=noise, learning_rate=1e-4, expected=("learnt", "loss_not_falling")
         ),
         "parameters are thrown off": Plan(every_step=kicked, expected=("loss_jumps",)),
-        "16 sequences, noise": Plan(
-            targets=noise, train=16, steps=256, cell="gru", expected=("overfits",)
+        "24 sequences with noise": Plan(
+            targets=noisy, train=24, steps=400, cell="gru", learning_rate=2e-3,
+            expected=("overfits",),
         ),
         "trained on after the end": Plan(
             task="last", cell="gru", steps=256, learning_rate=0.02,
@@ -295,14 +303,14 @@ def plans() -> dict[str, Plan]:
         "inputs × 100": Plan(
             cell="rnn", inputs=scaled(100.0), expected=("saturated", "poor_start")
         ),
-        "half of the units are 0": Plan(cell="rnn", dead=6, expected=("dead_units",)),
+        "half of the units are 0": Plan(cell="rnn", dead=4, expected=("dead_units",)),
         "layer is off": Plan(layer_bias=-20.0, expected=("dead_units",)),
         "recurrent weights × 4": Plan(
-            cell="rnn", recurrent=4.0, learning_rate=1e-4, callbacks=[dynamics],
+            cell="rnn", recurrent=4.0, learning_rate=1e-4, inputs=scaled(0.1), callbacks=[dynamics],
             expected=("unstable_memory",),
         ),
         "recurrent weights × 0.05": Plan(
-            cell="rnn", recurrent=0.05, learning_rate=1e-3, callbacks=[dynamics],
+            cell="rnn", recurrent=0.05, task="last", learning_rate=1e-4, callbacks=[dynamics],
             expected=("short_memory",),
         ),
         "no state is passed on": Plan(
@@ -310,10 +318,11 @@ def plans() -> dict[str, Plan]:
         ),
         "elapsed time is dropped": Plan(time=False, expected=("time_use",)),
         "the clock is the answer": Plan(
-            task="clock", inputs=scaled(0.01), steps=128, expected=("time_use",)
+            task="clock", inputs=scaled(0.01), steps=240, learning_rate=5e-3, expected=("time_use",)
         ),
         "coarse solver": Plan(
-            cell="ltc", unfolds=1, deltas=scaled(20.0), expected=("solver_error",)
+            cell="ltc", unfolds=1, deltas=scaled(20.0), expected=("solver_error",),
+            callbacks=[lambda: ncp.TimeSensitivity(name="solver", solver_error=True)],
         ),
         "still learning at the end": Plan(
             learning_rate=0.01, steps=16, expected=("stable",)
@@ -346,13 +355,15 @@ def plans() -> dict[str, Plan]:
 
 def healthy(number: int) -> Plan:
     """Return one of the healthy runs, a quarter of which have the expensive checks as well."""
-    task, cell = TASKS[number % 4], CELLS[number // 4 % 4]
-    if task == "elapsed" and cell in ("gru", "rnn"):
-        task = "recent"  # They take no elapsed time.
+    task, cell = TASKS[number % 4], CELLS[number // 4 % 3]
+    if number % 16 == 9:
+        cell = "ltc"  # It takes long: each time step is solved in several.
+    if task == "elapsed" and cell != "cfc":
+        task = "recent"  # Two take no elapsed time, and an LTC forgets the last but one.
     more: list[Callable[[], ncp.Callback]] = []
     if number // 16 % 2:
         more = [ncp.Dynamics, ncp.Faithfulness, ncp.SanityCheck]
-    return Plan(task=task, cell=cell, steps=128, learning_rate=0.01, callbacks=more)
+    return Plan(task=task, cell=cell, steps=240, learning_rate=5e-3, unfolds=3, callbacks=more)
 
 
 # ---- measuring
@@ -380,6 +391,7 @@ def measure(quick: bool) -> Iterator[dict[str, str]]:
         yield {
             "run": str(number), "fault": fault, "seed": str(seed), "learnt": str(int(learnt)),
             "rules": " ".join(sorted(shown)), "alarms": " ".join(sorted(alarms)),
+            "first": next((next(iter(f.numbers)) for f in findings if f.rule == "rests_on"), ""),
         }  # fmt: skip
 
 
@@ -397,6 +409,9 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     for rule in RULES:
         faults = [name for name, plan in known.items() if rule.name in plan.expected]
         hit = [rule.name in r["rules"].split() for r in rows if r["fault"] in faults]
+        if rule.name == "rests_on":  # Of all tasks, the first feature carries most.
+            faults = ["the first feature carries most"]
+            hit = [row["first"].endswith("/feature_0") for row in sound]
         false = sum(rule.name in row["alarms"].split() for row in sound)
         detected = f"{sum(hit)} of {len(hit)}" if hit else "not planted"
         if hit and sum(hit) < 0.95 * len(hit):

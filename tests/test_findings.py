@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -237,7 +238,12 @@ def test_last_steps(profile: list[float], share: float, steps: int, held: float)
     ],
 )  # fmt: skip
 def test_saturation(number: Number, expected: list[str]) -> None:
-    assert severities("saturated", numbers={"transitions/saturation": number}) == expected
+    numbers = {"transitions/saturation": number}
+    assert severities("saturated", numbers=numbers) == expected
+    run = dataclasses.replace(RUN, chance_loss=1.0)
+    for loss, fine in ((n(0.2, 0.1, 0.4), True), (n(0.9, 0.6, 1.2), False)):
+        found = severities("saturated", run, numbers=numbers | {"held_out/loss": loss})
+        assert found == (["info"] * len(expected) if fine else expected)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +264,7 @@ def test_incomplete_maps_by_group() -> None:
     numbers = {"attribution/incomplete": n(0.0), "integrated_gradients/incomplete": n(0.88)}
     good, bad = of("incomplete", numbers=numbers)
     assert (good.severity, bad.severity) == (Severity.GOOD, Severity.WARNING)
+    assert severities("incomplete", numbers={"attribution/incomplete": n(0.3)}) == ["info"]
     assert "integrated_gradients" in bad.sentence
     assert "88 %" in bad.sentence
 
@@ -491,23 +498,27 @@ def test_a_resumed_run_finds_what_an_uninterrupted_one_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "expected"),
+    ("loss", "low", "expected"),
     [
-        (n(0.21, 0.18, 0.25), "good"), (n(0.6, 0.5, 0.75), "warning"),
-        (n(0.9, 0.8, 1.1), "problem"),
+        (n(0.21, 0.18, 0.25), 0.88, "good"), (n(0.6, 0.5, 0.75), 0.7, "warning"),
+        (n(0.9, 0.8, 1.1), 0.88, "problem"), (n(0.6, 0.5, 0.75), 0.88, "good"),
+        (n(0.5, 0.3, 0.75), 0.7, "info"), (n(0.21, 0.18, 0.25), 0.7, "good"),
     ],
 )  # fmt: skip
-def test_learning_is_judged_against_a_constant(loss: Number, expected: str) -> None:
+def test_learning_is_judged_against_a_constant(loss: Number, low: float, expected: str) -> None:
     run = RunFacts(
         chance_loss=0.6931, class_counts=(5, 15), class_names=("a", "b"),
         callbacks={"held_out": "held_out"},
     )  # fmt: skip
-    numbers = {"held_out/loss": loss, "held_out/accuracy": n(0.93, 0.88, 0.97)}
+    numbers = {"held_out/loss": loss, "held_out/accuracy": n(0.93, low, 0.97)}
     (found,) = of("learnt", run, numbers=numbers)
     assert found.severity.value == expected
     assert "0.693" in found.sentence
     # 15 of 20 sequences.
-    assert "accuracy is 93 % [88, 97], and the most frequent class has 75 %" in found.sentence
+    assert (
+        f"accuracy is 93 % [{100 * low:.0f}, 97], and the most frequent class has 75 %"
+        in found.sentence
+    )
     assert of("learnt", numbers=numbers) == []  # The loss of a constant is not known.
 
 
@@ -696,7 +707,7 @@ def test_stability_names_the_step() -> None:
     (found,) = of("stable", **facts([0.1, 0.3, 0.52, 0.5, 0.48, 0.49]))
     assert "since step 70" in found.sentence
     (found,) = of("stable", **facts([0.1, 0.3, 0.4]))
-    assert found.severity is Severity.WARNING
+    assert found.severity is Severity.INFO
     assert "was 30 % at step 90, and is 40 % now" in found.sentence
     assert of("stable", **facts([0.1, 0.1])) == []
 

@@ -1002,7 +1002,7 @@ def test_what_is_printed(
     assert f"tensorboard.main --logdir {tmp_path}" in said or f"--logdir {tmp_path}" in said
     assert "samples_per_plugin=images=200" in said
     assert "1 step, 2 snapshots" in said  # One when it ended.
-    assert "5 pictures" in said
+    assert "6 pictures" in said
     assert "of the loop's time" in caplog.text
 
 

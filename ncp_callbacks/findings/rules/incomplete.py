@@ -11,14 +11,16 @@ from ..words import percent, since
 
 __all__ = ["Incomplete"]
 
-_MAX_SHARE = 0.05
+_MAX_SHARE, _MOST = 0.05, 0.5
 
 
 class Incomplete(Rule):
     """Report a complete method whose maps are incomplete for more than 5 % of the sequences.
 
     A sequence counts as incomplete above an error of 5 %. Of 1 in 20 sequences the means over
-    sequences, which all pictures show, change by less than the error itself.
+    sequences, which all pictures show, change by less than the error itself. It is a warning from
+    half of the sequences on: then the usual map is incomplete. Below, single sequences are, which
+    is common where the target hardly changes.
     """
 
     name = "incomplete"
@@ -42,11 +44,11 @@ class Incomplete(Rule):
                 continue
             yield self.finding(
                 facts,
-                Severity.WARNING,
+                Severity.WARNING if share.value >= _MOST else Severity.INFO,
                 f"The map of {group} is incomplete: for {percent(share)} of the sequences it "
                 f"misses the change of the target by more than 5 %{since(share, facts.step)}.",
-                "Set a larger n_steps of the integrated gradients, and don't trust the map until "
-                "then.",
+                "Set a larger n_steps of the integrated gradients, and don't trust maps of single "
+                "sequences until then.",
                 {tag: share},
                 "incomplete",
             )
