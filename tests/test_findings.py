@@ -265,6 +265,17 @@ def test_incomplete_maps_by_group() -> None:
     good, bad = of("incomplete", numbers=numbers)
     assert (good.severity, bad.severity) == (Severity.GOOD, Severity.WARNING)
     assert severities("incomplete", numbers={"attribution/incomplete": n(0.3)}) == ["info"]
+    for removed, severity in ((0.55, "info"), (0.75, "warning")):
+        numbers = {
+            "attribution/incomplete": n(0.9),
+            "attribution/strength": n(1), "removal/strength": n(1),
+            "attribution_share/heat": n(0.5), "attribution_share/load": n(0.5),
+            "removal_share/heat": n(removed), "removal_share/load": n(1 - removed),
+        }  # fmt: skip
+        run = dataclasses.replace(
+            RUN, callbacks={"attribution": "attribution", "removal": "removal"}
+        )
+        assert severities("incomplete", run, numbers=numbers) == [severity]
     assert "integrated_gradients" in bad.sentence
     assert "88 %" in bad.sentence
 
