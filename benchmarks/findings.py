@@ -9,8 +9,11 @@ four tasks of which the answer is known, with standardised inputs and enough seq
 others has one fault, planted in the data, the training, the model or the attribution method.
 
 A fault is detected if its rule reports it. A false alarm is a warning or a problem of a rule in a
-healthy run. A healthy run counts as learnt if its loss on 1,024 other sequences is below 70 % of
-that of the best constant; one that is not is dropped, whatever the rules have found.
+healthy run that checks it. A healthy run counts as learnt if its loss on 1,024 other sequences is
+below 70 % of that of the best constant; one that is not is dropped, whatever the rules have found.
+Thresholds of the rules ``incomplete``, ``learnt``, ``loss_jumps``, ``loss_not_falling``,
+``overfits`` and ``saturated`` were set while a part of these networks was known: their rates are a
+little too good.
 """
 
 from __future__ import annotations
@@ -90,6 +93,8 @@ class RNN(nn.Module):
         self._alive = mx.array([0.0] * dead + [1.0] * (units - dead))
         self.inputs, self.states = nn.Linear(F, units), nn.Linear(units, units, bias=False)
         self.states.weight = mx.random.normal((units, units)) * recurrent / math.sqrt(units)
+        if recurrent > 1:  # A state that is near 0 grows by this factor in each time step.
+            self.states.weight, self.inputs.bias = recurrent * mx.eye(units), mx.zeros(units)
 
     def __call__(self, x: mx.array, h: mx.array) -> mx.array:
         return mx.tanh(self.inputs(x) + self.states(h)) * self._alive
@@ -296,7 +301,7 @@ def plans() -> dict[str, Plan]:
         ),
         "parameters are thrown off": Plan(every_step=kicked, expected=("loss_jumps",)),
         "24 sequences with noise": Plan(
-            targets=noisy, train=24, steps=400, cell="gru", learning_rate=2e-3,
+            targets=noisy, train=24, steps=160, cell="gru", learning_rate=2e-3,
             expected=("overfits",),
         ),
         "trained on after the end": Plan(
@@ -308,8 +313,9 @@ def plans() -> dict[str, Plan]:
         ),
         "half of the units are 0": Plan(cell="rnn", dead=4, expected=("dead_units",)),
         "layer is off": Plan(layer_bias=-20.0, expected=("dead_units",)),
-        "recurrent weights × 4": Plan(
-            cell="rnn", recurrent=4.0, learning_rate=1e-4, inputs=scaled(0.1), callbacks=[dynamics],
+        "a state that grows": Plan(
+            cell="rnn", recurrent=1.5, learning_rate=1e-5, inputs=scaled(1e-3),
+            callbacks=[dynamics],
             expected=("unstable_memory",),
         ),
         "recurrent weights × 0.05": Plan(
@@ -398,6 +404,17 @@ def measure(quick: bool) -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
+def is_checked(rule: str, plan: Plan) -> bool:
+    """Return whether a healthy run has the numbers that a rule reads."""
+    if rule in ("faithful", "same_map_when_randomised", "short_memory", "unstable_memory"):
+        return bool(plan.callbacks)
+    if rule in ("time_use", "extrapolation"):
+        return plan.cell in ("cfc", "ltc")
+    if rule == "class_imbalance":
+        return plan.task == "class"
+    return rule not in ("methods_disagree", "solver_error")
+
+
 def table(rows: Sequence[dict[str, str]]) -> str:
     """Return detection and false alarms of each rule as Markdown; rates out of bounds are marked.
 
@@ -415,12 +432,13 @@ def table(rows: Sequence[dict[str, str]]) -> str:
         if rule.name == "rests_on":  # Of all tasks, the first feature carries most.
             faults = ["the first feature carries most"]
             hit = [row["first"].endswith("/feature_0") for row in sound]
-        false = sum(rule.name in row["alarms"].split() for row in sound)
+        asked = [row for row in sound if is_checked(rule.name, healthy(int(row["seed"])))]
+        false = sum(rule.name in row["alarms"].split() for row in asked)
         detected = f"{sum(hit)} of {len(hit)}" if hit else "not planted"
         if hit and sum(hit) < 0.95 * len(hit):
             detected = f"**{detected}**"
-        wrong = f"{false} of {len(sound)}"
-        if false > 0.02 * len(sound):
+        wrong = f"{false} of {len(asked)}" if asked else "not checked"
+        if false > 0.02 * len(asked):
             wrong = f"**{wrong}**"
         lines.append(f"| `{rule.name}` | {'; '.join(faults) or '–'} | {detected} | {wrong} |")
     return "\n".join(lines)
