@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from .console import closing, show
+from .findings.card import lines
 from .observer.attached import AttachedObserver
 from .overhead import Overhead
 from .run_log import RunLog
@@ -22,6 +23,8 @@ from .writers import Writer
 from .writers.signals import ClosesOnSignals
 
 __all__ = ["ActiveRun"]
+
+_MAX_LINES = 9  # With the command that opens the log, ten.
 
 
 class ActiveRun:
@@ -146,6 +149,7 @@ class ActiveRun:
         if not self.writers or not self.steps:
             return
         tally, failure = self.log.outcome()
+        found = self.log.findings
         text = closing(
             self._log_dir,
             tally,
@@ -155,5 +159,6 @@ class ActiveRun:
             loop_seconds=self.overhead.seconds,
             seconds=time.perf_counter() - self._began,
             failure=failure,
+            findings=() if found is None else lines(found.findings, _MAX_LINES),
         )
         show(text, verbose=self._verbose)

@@ -3,7 +3,9 @@
 ::
 
     ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
+    ncp-callbacks findings runs/cfc-s0
     ncp-callbacks view runs/
+    ncp-callbacks open runs/
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import findings_command, open_command
 from .progress import progress
 from .view import command as view
 
@@ -91,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         help="exit with status 1 if TAG>NUMBER (or >=, <, <=): '+5%%' is a change in per cent, "
         "'+0.02' a change, '0.3' the value; may be passed several times")  # fmt: skip
     compare.set_defaults(run=_compare)
+    findings_command.add_command(commands)
     view.add_command(commands)
+    open_command.add_command(commands)
     return parser
 
 

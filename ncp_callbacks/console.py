@@ -27,7 +27,16 @@ from pathlib import Path
 
 from .writers.base import Tally
 
-__all__ = ["closing", "in_notebook", "link", "opening", "show", "tensorboard_command"]
+__all__ = [
+    "closing",
+    "in_notebook",
+    "link",
+    "link_to",
+    "open_command",
+    "opening",
+    "show",
+    "tensorboard_command",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -48,6 +57,18 @@ def tensorboard_command(log_dir: PathLike, program: str = "tensorboard") -> str:
     return f"{program} --logdir {root} --samples_per_plugin=images=200"
 
 
+def open_command(log_dir: PathLike) -> str:
+    """Return the command that opens a log on a page that shows the findings first.
+
+    Args:
+        log_dir: The run's directory. The runs beside it are opened, too.
+    """
+    program = "ncp-callbacks"
+    if not shutil.which(program):
+        program = f"{shlex.quote(sys.executable)} -m ncp_callbacks.cli"
+    return f"{program} open {shlex.quote(_shown(_root_and_run(log_dir)[0]))}"
+
+
 def link(
     log_dir: PathLike,
     pictures: Sequence[str] = (),
@@ -65,13 +86,26 @@ def link(
         scalars: Tags of scalars of all runs.
         port: Port of TensorBoard. It takes another one if this is in use.
     """
-    run = f"defaultExperimentId/{_root_and_run(log_dir)[1]}"
+    run = _root_and_run(log_dir)[1]
+    return f"http://localhost:{port}{link_to([(t, run) for t in pictures], scalars=scalars)}"
+
+
+def link_to(pictures: Sequence[tuple[str, str]], *, scalars: Sequence[str] = ()) -> str:
+    """Return the part of the address of TensorBoard's Time Series after the host.
+
+    Args:
+        pictures: Tags of pictures, and the names of their runs.
+        scalars: Tags of scalars of all runs, which come first.
+    """
     cards: list[dict[str, str | int]] = [{"plugin": "scalars", "tag": tag} for tag in scalars]
-    cards += [{"plugin": "images", "tag": tag, "runId": run, "sample": 0} for tag in pictures]
+    cards += [
+        {"plugin": "images", "tag": tag, "runId": f"defaultExperimentId/{run}", "sample": 0}
+        for tag, run in pictures
+    ]
     pinned = json.dumps(cards[:_MAX_PINNED], separators=(",", ":"))
     # Terminals end an address at a quote or bracket, not at these.
     quoted = urllib.parse.quote(pinned, safe="/:,")
-    return f"http://localhost:{port}/?pinnedCards={quoted}#timeseries"
+    return f"/?pinnedCards={quoted}#timeseries"
 
 
 def opening(
@@ -108,8 +142,8 @@ def opening(
         ]
     else:
         lines += [
-            f"  open it:  {tensorboard_command(log_dir, program)}",
-            f"  then:     {link(log_dir, pictures, scalars=scalars)}",
+            f"  open it:  {open_command(log_dir)}",
+            f"  or:       {tensorboard_command(log_dir, program)}",
         ]
     return "\n".join(lines)
 
@@ -124,6 +158,7 @@ def closing(
     loop_seconds: float = 0.0,
     seconds: float = 0.0,
     failure: BaseException | None = None,
+    findings: Sequence[str] = (),
 ) -> str:
     """Return the console summary of a run that ends.
 
@@ -136,6 +171,7 @@ def closing(
         loop_seconds: Time that the training loop spent in the monitor; s.
         seconds: Duration of the run; s.
         failure: Exception that stopped the writing, if any.
+        findings: Lines of what was found.
     """
     where = "" if log_dir is None else f" in {_shown(log_dir)}"
     lines = [
@@ -166,6 +202,9 @@ def closing(
         lines.append(f"  {what}: in the Projector, once TensorBoard is started again")
     if notes:
         lines.append(f"  {_count(notes, 'note')}: monitor.notes, or about/notes in TensorBoard")
+    lines += findings
+    if findings and log_dir is not None:
+        lines.append(f"  open it:  {open_command(log_dir)}")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@
 
     everything = interpret_model(model, x, time_delta)
     everything["sensitivity"]["sensitivities"]
+    everything.findings        # what the model relies on, and what may be wrong, in sentences
 
 Each function finds the calling convention, the recurrent cell and the backbone of the model, and
 leaves the model unchanged. Keywords common to all functions (``mask``, ``forward``, ``cells``,
@@ -25,21 +26,30 @@ import numpy as np
 
 from .attribution import DEFAULT_METHOD, AttributionMethod, TemporalImportance
 from .attribution.compute import Attributor
+from .callback import Callback
 from .callbacks.backbone_activations.analysis import BackboneReport
+from .callbacks.backbone_activations.callback import BackboneActivations
 from .callbacks.backbone_activations.callback import backbone as backbone_report
+from .callbacks.gradient_attribution.callback import GradientAttribution
+from .callbacks.held_out_score.callback import HeldOutScore
 from .callbacks.state_space.analysis import StateSpace, state_space
 from .callbacks.state_transitions.analysis import (
     TransitionStatistics,
     stays_within,
     transition_statistics,
 )
+from .callbacks.state_transitions.callback import StateTransitions
 from .callbacks.time_sensitivity.analysis import TimeSensitivity, checked_scales
+from .callbacks.time_sensitivity.callback import TimeSensitivity as TimeScan
 from .callbacks.time_sensitivity.callback import sensitivity as time_sensitivity_of
+from .findings import Collected, Finding, judge, lines
 from .held_out import HeldOutBatch
 from .model import ModelError, ModelRunner, NotApplicable
 from .observation import Need, Observation, Trajectory
 from .passes import observe
+from .records import Note, Record
 from .results import FloatArray, MappingResult
+from .run_facts import run_facts
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -319,6 +329,8 @@ class Interpretation(MappingResult):
         states: Trajectories of the (last) recurrent cell in two dimensions.
         transitions: Statistics of the changes between time steps.
         backbone: Statistics of the backbone's layers.
+        findings: What the rules find, the most serious first. Rules on the history of a training
+            find nothing, and those on the loss need ``targets``.
         notes: One sentence for each analysis that is not applicable.
         time_delta: ``(B, T)`` elapsed times, for the pictures.
     """
@@ -328,6 +340,7 @@ class Interpretation(MappingResult):
     states: StateSpace | None
     transitions: TransitionStatistics | None
     backbone: BackboneReport | None
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     time_delta: FloatArray | None
 
@@ -343,7 +356,9 @@ class Interpretation(MappingResult):
             f'src="data:image/png;base64,{b64encode(to_png(figure)).decode()}">'
             for name, figure in self.figures().items()
         )
-        return "\n".join([*pictures, *(f"<p>{escape(note)}</p>" for note in self.notes)])
+        found = "\n".join(escape(line) for line in lines(self.findings, 30))
+        notes = (f"<p>{escape(note)}</p>" for note in self.notes)
+        return "\n".join([f"<pre>{found}</pre>", *pictures, *notes])
 
     def figures(self) -> Mapping[str, matplotlib.figure.Figure]:
         """Return a figure for each of ``importance``, ``sensitivity``, ``states``, ``backbone``."""
@@ -362,6 +377,35 @@ class Interpretation(MappingResult):
         if self.backbone is not None:
             figures["backbone"] = plot_unit_activity(self.backbone)
         return figures
+
+
+def _judged(
+    runner: ModelRunner, method: Any, baseline: Any, time_baseline: Any, scales: Sequence[float]
+) -> list[Callback]:
+    """Return the callbacks whose numbers the rules read here."""
+    attribution = GradientAttribution(
+        method=method, baseline=baseline, time_baseline=time_baseline, removal=0
+    )
+    callbacks: list[Callback] = [attribution, StateTransitions(), BackboneActivations()]
+    if runner.takes_time:
+        callbacks.append(TimeScan(scales=scales))
+    if runner.held_out.targets is not None:
+        callbacks.append(HeldOutScore())
+    return callbacks
+
+
+def _findings(
+    runner: ModelRunner, observation: Observation, callbacks: Sequence[Callback]
+) -> tuple[Finding, ...]:
+    """Return what the rules find in the numbers of callbacks, none of which costs another pass."""
+    records: list[Record] = []
+    for callback in callbacks:
+        try:
+            found = list(callback.measure(observation.declaring(callback.needs)))
+        except NotApplicable:
+            continue
+        records += [record for record in found if not isinstance(record, Note)]
+    return judge(Collected(run_facts(runner, callbacks)).add_snapshot(0, records))
 
 
 def interpret_model(
@@ -396,7 +440,9 @@ def interpret_model(
     runner = _runner(model, x, time_delta, **options)
     notes: list[str] = [*runner.notes, *runner.missing]
     with runner.analysing():
-        observation = observe(runner, 0, _NEEDS | attributor.needs)
+        callbacks = _judged(runner, method, baseline, time_baseline, wanted)
+        judged = frozenset[Need]().union(*(callback.needs for callback in callbacks))
+        observation = observe(runner, 0, _NEEDS | attributor.needs | judged)
         sensitivity = states = transitions = None
         if observation.takes_time:
             scaled = observation.extra_passes.at_time_scales(wanted)
@@ -420,12 +466,14 @@ def interpret_model(
                 analyzer = StateTransitionAnalyzer(model)
                 analyzer._add(observation)
                 transitions = analyzer.analyze_transitions()
+        findings = _findings(runner, observation, callbacks)
     return Interpretation(
         importance=importance,
         sensitivity=sensitivity,
         states=states,
         transitions=transitions,
         backbone=backbone or None,
+        findings=findings,
         notes=tuple(dict.fromkeys(notes)),
         time_delta=observation.time_delta,
     )

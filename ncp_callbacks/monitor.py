@@ -27,7 +27,7 @@ from .callback import Callback
 from .console import opening, show
 from .due_callbacks import DueCallbacks
 from .findings.finding import Finding
-from .findings.run_findings import RunFindings
+from .findings.run_findings import OVERVIEW, RunFindings
 from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
 from .loop_scalars import loop_scalars
@@ -274,7 +274,8 @@ class Monitor:
         self._log.write(self._log.last_step, texts)
         self._run.close_in_every_case(self, Monitor.close)
         screen = Screen([c.name for c in self._callbacks])
-        pictures = [screen.tag(r.tag, r.place) for r in rehearsed if isinstance(r, Figure)]
+        pictures = [screen.picture(OVERVIEW, "headline")]
+        pictures += [screen.picture(r.tag, r.place) for r in rehearsed if isinstance(r, Figure)]
         show(opening(directory_of(writers), pictures), verbose=self._verbose)
 
     def __exit__(

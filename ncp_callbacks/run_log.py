@@ -191,7 +191,8 @@ class RunLog:
         """Write the findings with all that the loop has logged, if they changed."""
         with self._turn():
             if self.findings is not None:
-                self._write_findings(self.findings.step, None, lambda f: f.end())
+                step = self.findings.step
+                self.write(step, self._write_findings(step, None, lambda f: f.end()))
 
     def _write_findings(
         self, step: int, wall_time: float | None, find: Callable[[RunFindings], list[Record]]

@@ -4,6 +4,7 @@ TensorBoard sorts groups of cards by name, opens the first two, and a group is w
 first slash of a tag. The groups of callbacks, such as ``attribution``, would come before ``train``
 and ``val``. So the event file has the tags of callbacks behind a prefix::
 
+    headline/_findings/overview        a picture that is placed first
     headline/attribution/time_share    a number that its callback places first
     train/loss, val/loss               the training loop's own numbers, as they are
     xai_attribution/entropy            all other cards of callbacks
@@ -41,6 +42,7 @@ FORMAT = 1
 # Prefixes of the arrays that hold numbers without a card, and confidence intervals.
 SCALAR_ARRAYS, CI_ARRAYS = "_ncp/scalar/", "_ncp/ci/"
 HEADLINE = "headline/"
+FIRST = "headline/_"  # An underscore sorts before letters.
 BEHIND = "xai_"  # Of explainable AI; it sorts behind "val" and most other names.
 MAX_CARDS = 10  # Of numbers in a group: a page of Time Series has 12, two are for pictures.
 MAX_TAG = 35  # Characters of a tag that a card shows; it cuts longer ones.
@@ -59,7 +61,7 @@ class Screen:
         self._nonzero: set[str] = set()
         self._cards: dict[str, set[str]] = {}
         # By tag and place; and the tag by what is shown, so that no two are shown as one.
-        self._shown: dict[tuple[str, bool], str] = {}
+        self._shown: dict[tuple[str, str], str] = {}
         self._owner: dict[str, str] = {}
 
     def tag(self, tag: str, place: Place = "group") -> str:
@@ -72,6 +74,10 @@ class Screen:
         if place == "headline":
             return self._placed(tag, HEADLINE)
         return self._placed(tag, BEHIND) if self._is_of_callback(tag) else tag
+
+    def picture(self, tag: str, place: Place = "group") -> str:
+        """Return the tag of a picture: in the headline group, pictures come before numbers."""
+        return self._placed(tag, FIRST) if place == "headline" else self.tag(tag)
 
     def scalar(self, tag: str, place: Place, value: float) -> str | None:
         """Return the tag of the card of a number; None for a number without a card.
@@ -95,7 +101,7 @@ class Screen:
 
     def _placed(self, tag: str, prefix: str) -> str:
         """Return the tag behind a prefix, cut to what a card shows, and different from others."""
-        key = (tag, prefix == HEADLINE)
+        key = (tag, prefix)
         if key not in self._shown:
             shown = _cut(prefix + tag, "")
             number = 2

@@ -53,7 +53,7 @@ def promised(callback: type[ncp.Callback]) -> dict[str, str]:
 
 def plain(shown: str) -> str:
     """The tag of a record, of the tag that TensorBoard shows."""
-    return re.sub(r"^(headline/|xai_)", "", shown)
+    return re.sub(r"^(headline/_?|xai_)", "", shown)
 
 
 def pattern(tag: str) -> re.Pattern[str]:

@@ -26,6 +26,7 @@ from ncp_callbacks.console import (
     closing,
     in_notebook,
     link,
+    open_command,
     opening,
     show,
     tensorboard_command,
@@ -71,10 +72,11 @@ def test_the_link_pins_few_cards() -> None:
 
 def test_opening() -> None:
     text = opening("runs/x", ["p"], notebook=False, program="tensorboard")
-    first, command, address = text.splitlines()
+    first, short, command = text.splitlines()
     assert first.endswith("logging to runs/x")
-    assert command.split(":  ")[1] == tensorboard_command("runs/x")
-    assert address.split()[1] == link("runs/x", ["p"])
+    assert short.split(":  ")[1] == open_command("runs/x")
+    assert shlex.split(open_command("runs/x"))[-2:] == ["open", "runs"]
+    assert command.split(":       ")[1] == tensorboard_command("runs/x")
     assert opening(None) == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -237,7 +238,12 @@ def test_last_steps(profile: list[float], share: float, steps: int, held: float)
     ],
 )  # fmt: skip
 def test_saturation(number: Number, expected: list[str]) -> None:
-    assert severities("saturated", numbers={"transitions/saturation": number}) == expected
+    numbers = {"transitions/saturation": number}
+    assert severities("saturated", numbers=numbers) == expected
+    run = dataclasses.replace(RUN, chance_loss=1.0)
+    for loss, fine in ((n(0.2, 0.1, 0.4), True), (n(0.9, 0.6, 1.2), False)):
+        found = severities("saturated", run, numbers=numbers | {"held_out/loss": loss})
+        assert found == (["info"] * len(expected) if fine else expected)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +264,18 @@ def test_incomplete_maps_by_group() -> None:
     numbers = {"attribution/incomplete": n(0.0), "integrated_gradients/incomplete": n(0.88)}
     good, bad = of("incomplete", numbers=numbers)
     assert (good.severity, bad.severity) == (Severity.GOOD, Severity.WARNING)
+    assert severities("incomplete", numbers={"attribution/incomplete": n(0.3)}) == ["info"]
+    for removed, severity in ((0.55, "info"), (0.75, "warning")):
+        numbers = {
+            "attribution/incomplete": n(0.9),
+            "attribution/strength": n(1), "removal/strength": n(1),
+            "attribution_share/heat": n(0.5), "attribution_share/load": n(0.5),
+            "removal_share/heat": n(removed), "removal_share/load": n(1 - removed),
+        }  # fmt: skip
+        run = dataclasses.replace(
+            RUN, callbacks={"attribution": "attribution", "removal": "removal"}
+        )
+        assert severities("incomplete", run, numbers=numbers) == [severity]
     assert "integrated_gradients" in bad.sentence
     assert "88 %" in bad.sentence
 
@@ -385,10 +403,28 @@ def test_the_terminal_gets_at_most_ten_lines() -> None:
     ]
     shown = lines(findings)
     assert len(shown) <= 10
-    # Each takes two lines, and the last line counts the others.
-    assert shown[-1].strip().startswith("and 5 more")
+    # One is for trust; each takes two lines and one for what to do; the last counts the others.
+    assert shown[0] == "  trust: the maps were not checked"
+    assert shown[-1].strip().startswith("and 7 more")
     assert all(len(line) <= 100 for line in shown)
-    assert lines(findings[:1])[0].startswith("  warning: word")
+    assert lines(findings[:1])[1].startswith("  warning: word")
+    assert lines(findings[:1])[3] == "    → Do it."
+    good = [
+        Finding("rests_on", Topic.RELIANCE, Severity.INFO, "A 3 %.", "Do it."),
+        Finding("a", Topic.TRUST, Severity.GOOD, "B.", "Do it.", label="complete"),
+        Finding("b", Topic.TRUST, Severity.WARNING, "C.", "Do it.", label="noisy map"),
+    ]
+    assert lines(good[:2]) == [
+        "  relies on: A 3 %.",
+        "  trust: passed: complete",
+        "  no fault found",
+    ]
+    assert lines(good)[1:] == [
+        "  trust: doubtful, noisy map; passed: complete",
+        "  warning: C.",
+        "    → Do it.",
+    ]
+    assert lines([]) == []
 
 
 # --- runs
@@ -473,23 +509,27 @@ def test_a_resumed_run_finds_what_an_uninterrupted_one_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "expected"),
+    ("loss", "low", "expected"),
     [
-        (n(0.21, 0.18, 0.25), "good"), (n(0.6, 0.5, 0.75), "warning"),
-        (n(0.9, 0.8, 1.1), "problem"),
+        (n(0.21, 0.18, 0.25), 0.88, "good"), (n(0.6, 0.5, 0.75), 0.7, "warning"),
+        (n(0.9, 0.8, 1.1), 0.88, "problem"), (n(0.6, 0.5, 0.75), 0.88, "good"),
+        (n(0.5, 0.3, 0.75), 0.7, "info"), (n(0.21, 0.18, 0.25), 0.7, "good"),
     ],
 )  # fmt: skip
-def test_learning_is_judged_against_a_constant(loss: Number, expected: str) -> None:
+def test_learning_is_judged_against_a_constant(loss: Number, low: float, expected: str) -> None:
     run = RunFacts(
         chance_loss=0.6931, class_counts=(5, 15), class_names=("a", "b"),
         callbacks={"held_out": "held_out"},
     )  # fmt: skip
-    numbers = {"held_out/loss": loss, "held_out/accuracy": n(0.93, 0.88, 0.97)}
+    numbers = {"held_out/loss": loss, "held_out/accuracy": n(0.93, low, 0.97)}
     (found,) = of("learnt", run, numbers=numbers)
     assert found.severity.value == expected
     assert "0.693" in found.sentence
     # 15 of 20 sequences.
-    assert "accuracy is 93 % [88, 97], and the most frequent class has 75 %" in found.sentence
+    assert (
+        f"accuracy is 93 % [{100 * low:.0f}, 97], and the most frequent class has 75 %"
+        in found.sentence
+    )
     assert of("learnt", numbers=numbers) == []  # The loss of a constant is not known.
 
 
@@ -678,7 +718,7 @@ def test_stability_names_the_step() -> None:
     (found,) = of("stable", **facts([0.1, 0.3, 0.52, 0.5, 0.48, 0.49]))
     assert "since step 70" in found.sentence
     (found,) = of("stable", **facts([0.1, 0.3, 0.4]))
-    assert found.severity is Severity.WARNING
+    assert found.severity is Severity.INFO
     assert "was 30 % at step 90, and is 40 % now" in found.sentence
     assert of("stable", **facts([0.1, 0.1])) == []
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+import ncp_callbacks as ncp
 from ncp_callbacks import (
     ModelError,
     StateTransitionAnalyzer,
@@ -572,3 +573,32 @@ def test_a_notebook_shows_every_figure_and_note(x, time_delta):
     assert [name for name, _ in pictures] == list(result.figures())
     assert all(base64.b64decode(png).startswith(b"\x89PNG") for _, png in pictures)
     assert page.count("<p>") == len(result.notes) > 0
+
+
+# --- findings
+
+
+def test_findings_are_those_of_a_monitor(model, x, time_delta):
+    targets = np.linspace(-1, 1, B).astype(np.float32)[:, None]
+    result = interpret_model(model, x, time_delta, targets=targets)
+    callbacks = [
+        ncp.GradientAttribution(removal=0),
+        ncp.StateTransitions(),
+        ncp.BackboneActivations(),
+        ncp.TimeSensitivity(scales=(0.5, 1.0, 2.0, 5.0)),
+        ncp.HeldOutScore(),
+    ]
+    held_out = ncp.HeldOutBatch(x, time_delta, targets)
+    with ncp.Monitor(
+        model, held_out, callbacks, writer=ncp.MemoryWriter(), every=1, background=False
+    ) as monitor:
+        monitor.on_step_end(1)
+    assert [f.sentence for f in result.findings] == [f.sentence for f in monitor.findings]
+    assert {"rests_on", "learnt", "few_sequences"} <= {f.rule for f in result.findings}
+    assert result["findings"] is result.findings
+
+
+def test_findings_without_a_cell_or_targets(x, time_delta):
+    found = {f.rule for f in interpret_model(NoCell(), x).findings}
+    assert "rests_on" in found
+    assert "learnt" not in found

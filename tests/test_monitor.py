@@ -967,8 +967,8 @@ def test_states_for_the_projector_when_the_run_ends(model: Net) -> None:
     np.testing.assert_array_equal(points.labels["step"], at)
     np.testing.assert_allclose(points.labels["time"], np.cumsum(dt * mask, axis=1)[sequence, at])
     assert points.values.shape == (20, 8)
-    (figure,) = [r for s, r in writer.records if s == 4 and isinstance(r, ncp.Figure)]
-    assert figure.tag == "hidden/pca"
+    figures = [r.tag for s, r in writer.records if s == 4 and isinstance(r, ncp.Figure)]
+    assert figures == ["hidden/pca", "findings/overview"]
 
 
 def test_no_states_for_the_projector_of_a_run_that_diverged(
@@ -1002,7 +1002,7 @@ def test_what_is_printed(
     assert f"tensorboard.main --logdir {tmp_path}" in said or f"--logdir {tmp_path}" in said
     assert "samples_per_plugin=images=200" in said
     assert "1 step, 2 snapshots" in said  # One when it ended.
-    assert "5 pictures" in said
+    assert "6 pictures" in said
     assert "of the loop's time" in caplog.text
 
 

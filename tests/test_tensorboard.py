@@ -64,6 +64,7 @@ def test_every_promised_tag_is_served_and_no_other(board: Board, log_dir: Path) 
         "about/run", "about/guide", "about/notes",
     }  # fmt: skip
     promises = [(t, kind) for cls in (*ADDED, *STANDARD) for t, kind in promised(cls).items()]
+    promises += [("findings/overview", "image")]
     # The loop's own numbers.
     promises += [(tag, "scalar") for tag in ("train/loss", "val/accuracy", *OWN)]
     for kind, tags in served.items():

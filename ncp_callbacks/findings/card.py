@@ -6,7 +6,8 @@ import json
 import textwrap
 from collections.abc import Sequence
 
-from .finding import Finding, Severity
+from .finding import Finding, Severity, Topic
+from .words import joined
 
 __all__ = ["card", "lines", "to_json"]
 
@@ -16,6 +17,8 @@ _WORDS = {
     Severity.INFO: "found",
     Severity.GOOD: "good",
 }
+
+_BAD = (Severity.PROBLEM, Severity.WARNING)
 
 
 def card(findings: Sequence[Finding], step: int) -> str:
@@ -31,24 +34,43 @@ def card(findings: Sequence[Finding], step: int) -> str:
 
 
 def lines(findings: Sequence[Finding], most: int = 10, width: int = 100) -> list[str]:
-    """Return at most so many lines for a terminal: what the model relies on, and what is wrong.
+    """Return at most so many lines: what the model relies on, whether to trust it, what is wrong.
 
     Args:
         findings: The findings, the most serious first.
         most: Largest number of lines.
         width: Width of a line, into which long sentences are broken.
     """
-    order = sorted(findings, key=lambda f: (f.rule != "rests_on", -f.severity.rank))
-    shown: list[str] = []
-    for place, finding in enumerate(order):
-        text = f"{_WORDS[finding.severity]}: {finding.sentence}"
-        part = textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
-        left = len(order) - place
+    if not findings:
+        return []
+
+    def broken(text: str, indent: str = "  ") -> list[str]:
+        return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent="    ")
+
+    relies = [f.sentence for f in findings if f.rule == "rests_on" and f.severity not in _BAD]
+    shown = [line for sentence in relies[:1] for line in broken(f"relies on: {sentence}")]
+    shown += broken(f"trust: {_trust(findings)}")
+    wrong = [finding for finding in findings if finding.severity in _BAD]
+    for place, finding in enumerate(wrong):
+        part = broken(f"{_WORDS[finding.severity]}: {finding.sentence}")
+        part += broken(f"→ {finding.action}", "    ")
+        left = len(wrong) - place
         if len(shown) + len(part) > most - (left > 1):
-            shown.append(f"  and {left} more: findings in TensorBoard, or monitor.findings")
-            break
+            names = ", ".join(finding.label for finding in wrong[place:])
+            text = f"  and {left} more: {names}"
+            return [*shown, text if len(text) <= width else f"{text[: width - 1]}…"]
         shown += part
-    return shown
+    return shown if wrong else [*shown, "  no fault found"]
+
+
+def _trust(findings: Sequence[Finding]) -> str:
+    """Return the labels of the checks of the maps, passed and failed."""
+    own = [finding for finding in findings if finding.topic is Topic.TRUST]
+    failed = [finding.label for finding in own if finding.severity in _BAD]
+    passed = [finding.label for finding in own if finding.severity is Severity.GOOD]
+    parts = [f"doubtful, {joined(failed)}"] if failed else []
+    parts += [f"passed: {', '.join(passed)}"] if passed else []
+    return "; ".join(parts) or "the maps were not checked"
 
 
 def to_json(findings: Sequence[Finding]) -> str:

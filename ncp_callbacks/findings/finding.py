@@ -52,6 +52,7 @@ class Finding:
         action: What to do; ends with a full stop.
         numbers: The values that the sentence rests on, by tag.
         step: The training step.
+        label: What was found, in two or three words: ``"noisy map"``.
     """
 
     rule: str
@@ -61,6 +62,7 @@ class Finding:
     action: str
     numbers: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
+    label: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as strings and numbers; a number that is not finite becomes None."""
@@ -72,6 +74,7 @@ class Finding:
             "action": self.action,
             "numbers": {k: v if math.isfinite(v) else None for k, v in self.numbers.items()},
             "step": self.step,
+            "label": self.label,
         }
 
     @classmethod
@@ -89,4 +92,5 @@ class Finding:
             str(content["action"]),
             numbers,
             int(content["step"]),
+            str(content.get("label", "")),
         )

@@ -35,12 +35,14 @@ class Rule(abc.ABC):
         reads: The tags that it reads, with the kind of a callback in the place of its name, and
             ``*`` for any text: ``"transitions/saturation"``, ``"attribution_share/*"``. A tag may
             continue the kind, as in ``attribution_loss/strength``.
+        needs: Those without which it can't check anything; (): any one that it reads suffices.
         remembers: Those whose earlier values it reads, too.
     """
 
     name: ClassVar[str]
     topic: ClassVar[Topic]
     reads: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
     remembers: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
@@ -54,6 +56,7 @@ class Rule(abc.ABC):
         sentence: str,
         action: str,
         numbers: Mapping[str, Number | float],
+        label: str = "",
     ) -> Finding:
         """Return a finding of this rule.
 
@@ -63,9 +66,11 @@ class Rule(abc.ABC):
             sentence: What was found.
             action: What to do.
             numbers: The numbers that the sentence rests on, by tag.
+            label: What was found, in two or three words; "" for the name of the rule.
         """
         values = {t: n.value if isinstance(n, Number) else float(n) for t, n in numbers.items()}
-        return Finding(self.name, self.topic, severity, sentence, action, values, facts.step)
+        label = label or self.name.replace("_", " ")
+        return Finding(self.name, self.topic, severity, sentence, action, values, facts.step, label)
 
 
 def is_read(kind_tag: str, patterns: Iterable[str]) -> bool:

@@ -6,17 +6,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..records import Data, Record, Text
+from ..records import Data, Figure, Record, Text
 from .card import card, to_json
 from .facts import Facts, RunFacts
 from .finding import Finding
 from .judge import Collected, judge
+from .overview import overview
+from .plot import plot_overview
 from .rule import Rule
 from .rules import RULES
 
-__all__ = ["CARD", "DATA", "FACTS", "RunFindings"]
+__all__ = ["CARD", "DATA", "FACTS", "OVERVIEW", "RunFindings"]
 
 CARD, DATA, FACTS = "findings/summary", "_ncp/findings", "_ncp/run"
+OVERVIEW = "findings/overview"
 
 
 class RunFindings:
@@ -76,6 +79,14 @@ class RunFindings:
         return [
             Text(CARD, card(self.findings, facts.step)),
             Data(DATA, to_json(self.findings)),
+            Figure(
+                OVERVIEW,
+                plot_overview,
+                overview(facts, self.findings, self._rules),
+                {"step": facts.step},
+                "What the model relies on, what was checked, and what to do",
+                place="headline",
+            ),
         ]
 
     def state_dict(self) -> dict[str, Any]:

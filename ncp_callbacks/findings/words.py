@@ -19,11 +19,11 @@ def percent(number: Number | float) -> str:
     return f"{value} % [{', '.join(ci)}]" if ci else f"{value} %"
 
 
-def amount(number: Number | float) -> str:
+def amount(number: Number | float, digits: int = 3) -> str:
     """Return ``"0.34 [0.28, 0.41]"``: a number with its 95 % CI, in three digits."""
     number = number if isinstance(number, Number) else Number(number)
-    value = f"{number.value:.3g}"
-    return f"{value} [{number.low:.3g}, {number.high:.3g}]" if number.has_ci else value
+    value, low, high = (f"{v:.{digits}g}" for v in (number.value, number.low, number.high))
+    return f"{value} [{low}, {high}]" if number.has_ci else value
 
 
 def count(number: int, name: str, plural: str = "") -> str:

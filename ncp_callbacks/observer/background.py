@@ -142,7 +142,7 @@ class BackgroundObserver:
         self._progress = 0
         self._state: dict[str, Any] = {}
         self._ready = self._closing = self._closed = self._stuck = False
-        self._received = False
+        self._received = self._asked_to_end = False
         self._pid = os.getpid()
 
     def start(self, start: Start) -> None:
@@ -208,10 +208,14 @@ class BackgroundObserver:
                 raise
         return True
 
-    def draw(self, step: int, wall_time: float, figures: list[Figure]) -> None:
-        """Let pictures be drawn in the process; they come back as those of an analysis do."""
-        if figures and not self.lost:
-            self._outgoing.put(("draw", step, wall_time, figures))
+    def draw(self, step: int, wall_time: float, figures: list[Figure]) -> bool:
+        """Let pictures be drawn in the process, which come back; return False if it is ending."""
+        with self._lock:
+            if self.lost or self._asked_to_end:
+                return False
+            if figures:
+                self._outgoing.put(("draw", step, wall_time, figures))
+            return True
 
     def _has_room(self, size: int) -> bool:
         full = len(self._waiting) >= self._max_waiting
@@ -260,7 +264,9 @@ class BackgroundObserver:
             if waiting and timeout is None:
                 self._deliver.waiting(f"{waiting} snapshot{'s' * (waiting != 1)} to be analysed")
                 waiting = self.wait()
-            self._outgoing.put("close")
+            with self._lock:
+                self._asked_to_end = True
+                self._outgoing.put("close")
             if not waiting:
                 self._wait(lambda: self._closed, _QUIET if timeout is None else left())
                 if timeout is None and not self._closed and not self.lost:

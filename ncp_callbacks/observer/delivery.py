@@ -30,7 +30,7 @@ class Delivery:
         self, log: RunLog, disabled: set[str], *, raise_errors: bool, verbose: bool | None
     ) -> None:
         self.may_restart = True
-        self.draw: Callable[[int, float, list[Figure]], object] | None = None
+        self.draw: Callable[[int, float, list[Figure]], bool] | None = None
         self._log, self._disabled = log, disabled
         self._raise_errors, self._verbose = raise_errors, verbose
         self._kept: Exception | None = None
@@ -46,9 +46,7 @@ class Delivery:
     def _write(self, analysis: Analysis) -> None:
         records = [*analysis.records, *analysis.cost_records()]
         figures = self._log.write_analysis(analysis.step, records, analysis.wall_time)
-        if self.draw is not None:
-            self.draw(analysis.step, analysis.wall_time, figures)
-        else:
+        if self.draw is None or not self.draw(analysis.step, analysis.wall_time, figures):
             self._log.write(analysis.step, figures, analysis.wall_time)
         for note in analysis.notes:
             self._log.report(note)

@@ -17,5 +17,6 @@ from ..callbacks.time_constants.plot import (
 from ..callbacks.time_sensitivity.plot import plot_time_sensitivity as plot_time_sensitivity
 from ..callbacks.wiring.plot import plot_wiring as plot_wiring
 from ..cross_validation.plot import plot_cross_validation as plot_cross_validation
+from ..findings.plot import plot_overview as plot_overview
 from ..plotting.limits import nice_limit as nice_limit
 from ..plotting.png import to_png as to_png

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from .style import DPI, text_style
 
-__all__ = ["number", "short_names", "shorten", "space_width", "spread", "text_width"]
+__all__ = ["number", "short_names", "shorten", "space_width", "spread", "text_width", "wrap"]
 
 _AS_ZERO = str.maketrans("123456789", "0" * 9)
 MINUS, ELLIPSIS = "\N{MINUS SIGN}", "\N{HORIZONTAL ELLIPSIS}"
@@ -77,6 +77,27 @@ def _cut(text: str, kept: int) -> str:
     """Return the first and last of ``text``, ``kept`` characters in all."""
     end = kept // 2
     return text[: kept - end].rstrip() + ELLIPSIS + (text[-end:].lstrip() if end else "")
+
+
+def wrap(text: str, width: float, most: int) -> list[str]:
+    """Return a text in lines of at most ``width`` pixels; of more than ``most``, the first ones.
+
+    The last line then ends with an ellipsis. A word that is wider than a line is cut in its middle.
+    """
+    lines: list[str] = []
+    words = [shorten(word, width) for word in text.split()]
+    while words and len(lines) < most:
+        number = 1
+        while number < len(words) and text_width(" ".join(words[: number + 1])) <= width:
+            number += 1
+        lines.append(" ".join(words[:number]))
+        words = words[number:]
+    if words and lines:
+        last = lines[-1].rstrip(".,;:") + ELLIPSIS
+        while text_width(last) > width and " " in last:
+            last = last.rpartition(" ")[0] + ELLIPSIS
+        lines[-1] = shorten(last, width)
+    return lines
 
 
 def short_names(names: Sequence[str], width: float) -> list[str]:

@@ -99,7 +99,7 @@ class Encoder:
         if isinstance(record, Picture):
             width, height = struct.unpack(">II", record.png[16:24])
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
-            return [_tensor(tag, record, "images", sized, self._screen.tag(tag, record.place))]
+            return [_tensor(tag, record, "images", sized, self._screen.picture(tag, record.place))]
         raise TypeError(
             f"{record!r} is no record: pass a Scalar, Histogram, Text, Data, Array or Picture"
         )

@@ -44,6 +44,7 @@ class DeadUnits(Rule):
                 "Use fewer units, other initial weights, or a lower learning rate; with ReLU, try "
                 "another activation function.",
                 {tag: dead, "units": float(units)},
+                "dead units",
             )
         for tag, number in facts.numbers.items():
             group, _, name = tag.partition("/")
@@ -57,4 +58,5 @@ class DeadUnits(Rule):
                     "Lower the learning rate, standardise the inputs, or use an activation "
                     "function with a slope on both sides.",
                     {tag: number},
+                    "layer off",
                 )

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..facts import Facts
+from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import amount, percent, since
 
-__all__ = ["MethodsDisagree", "RemovalDisagrees"]
+__all__ = ["MethodsDisagree", "RemovalDisagrees", "largest_difference"]
 
 _LOW, _HIGH, _APART = 0.5, 0.8, 0.2
+
+
+def largest_difference(facts: Facts) -> tuple[str, Number, Number, dict[str, Number]] | None:
+    """Return the feature whose shares by attribution and by removal differ most; None without both.
+
+    With it come the two shares, and both by tag.
+    """
+    first, other = facts.first("attribution", "strength"), facts.first("removal", "strength")
+    if first is None or other is None:
+        return None
+    groups = [tag.partition("/")[0] for tag, _ in (first, other)]
+    shares, removed = (facts.shares(group) for group in groups)
+    both = [name for name in shares if name in removed]
+    if len(both) < 2:
+        return None
+    name = max(both, key=lambda n: abs(shares[n].value - removed[n].value))
+    a, b = shares[name], removed[name]
+    return name, a, b, {f"{groups[0]}_share/{name}": a, f"{groups[1]}_share/{name}": b}
 
 
 class MethodsDisagree(Rule):
@@ -36,6 +54,7 @@ class MethodsDisagree(Rule):
                     f"{amount(number)}{when}.",
                     "Trust what both show, and confirm it by removing the feature.",
                     {tag: number},
+                    "methods disagree",
                 )
             elif number.value >= _HIGH:
                 yield self.finding(
@@ -45,6 +64,7 @@ class MethodsDisagree(Rule):
                     f"{amount(number)}{when}.",
                     "Nothing to do.",
                     {tag: number},
+                    "methods agree",
                 )
 
 
@@ -58,19 +78,13 @@ class RemovalDisagrees(Rule):
     name = "removal_disagrees"
     topic = Topic.TRUST
     reads = ("attribution*_share/*", "removal*_share/*", "attribution/strength", "removal/strength")
+    needs = ("attribution/strength", "removal/strength")
 
     def check(self, facts: Facts) -> Iterator[Finding]:
-        first, other = facts.first("attribution", "strength"), facts.first("removal", "strength")
-        if first is None or other is None:
+        found = largest_difference(facts)
+        if found is None:
             return
-        groups = [tag.partition("/")[0] for tag, _ in (first, other)]
-        shares, removed = (facts.shares(group) for group in groups)
-        both = [name for name in shares if name in removed]
-        if len(both) < 2:
-            return
-        name = max(both, key=lambda n: abs(shares[n].value - removed[n].value))
-        a, b = shares[name], removed[name]
-        numbers = {f"{groups[0]}_share/{name}": a, f"{groups[1]}_share/{name}": b}
+        name, a, b, numbers = found
         overlap = a.at_least <= b.at_most and b.at_least <= a.at_most
         if abs(a.value - b.value) > _APART and not overlap:
             yield self.finding(
@@ -81,6 +95,7 @@ class RemovalDisagrees(Rule):
                 "Don't rest a conclusion on this feature alone. Where removal is lower, another "
                 "feature may carry the same; where it is higher, the target has levelled off.",
                 numbers,
+                "removal disagrees",
             )
         elif abs(a.value - b.value) <= _APART / 2:
             yield self.finding(
@@ -90,4 +105,5 @@ class RemovalDisagrees(Rule):
                 f"{100 * abs(a.value - b.value):.0f} points, for {name}.",
                 "Nothing to do.",
                 numbers,
+                "removal agrees",
             )

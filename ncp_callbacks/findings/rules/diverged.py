@@ -40,6 +40,7 @@ class Diverged(Rule):
                     "after on: the training has diverged.",
                     _ACTION,
                     {tag: curve.last},
+                    "diverged",
                 )
                 return
         bad = {
@@ -60,6 +61,7 @@ class Diverged(Rule):
                 f"{bad[tag].step:,}.",
                 _ACTION,
                 bad,
+                "computes NaN",
             )
             return
         yield self.finding(
@@ -70,6 +72,7 @@ class Diverged(Rule):
             "Find the sequences with extreme inputs in the held-out batch, and check the range of "
             "the elapsed times.",
             bad,
+            "some values NaN",
         )
 
     @staticmethod

@@ -35,6 +35,7 @@ class Faithful(Rule):
                     f"removing random ones, {what}.",
                     "Nothing to do.",
                     {tag: advantage},
+                    "faithful",
                 )
             else:
                 yield self.finding(
@@ -44,4 +45,5 @@ class Faithful(Rule):
                     f"target no more than removing random ones, {what}.",
                     "Use integrated gradients or removal instead, and analyse more sequences.",
                     {tag: advantage},
+                    "not faithful",
                 )

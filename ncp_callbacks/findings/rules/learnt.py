@@ -9,7 +9,25 @@ from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import amount, percent
 
-__all__ = ["Learnt"]
+__all__ = ["Learnt", "has_learnt"]
+
+
+_LIKELY = 0.8
+
+
+def has_learnt(facts: Facts) -> bool:
+    """Return whether the loss or the accuracy is better than a constant's with its whole CI.
+
+    A few wrong answers that are given with confidence make the CI of the cross-entropy wide. Where
+    the loss is worse than a constant's with its whole CI, accuracy doesn't count.
+    """
+    loss, accuracy = facts.first("held_out", "loss"), facts.first("held_out", "accuracy")
+    counts = facts.run.class_counts
+    majority = max(counts) / sum(counts) if counts and sum(counts) else 1.0
+    if loss is None or loss[1].at_least > facts.run.chance_loss:
+        return False
+    better = accuracy is not None and accuracy[1].at_least > majority
+    return better or loss[1].at_most < facts.run.chance_loss
 
 
 class Learnt(Rule):
@@ -17,7 +35,9 @@ class Learnt(Rule):
 
     The constant (the mean of the targets, or the frequencies of the classes) is fitted to the
     held-out batch itself, so that the model has to be better than a constant that has seen the
-    answers. A difference counts where the 95 % CI of the loss is on one side of it.
+    answers. A difference counts where the 95 % CI of the loss or of the accuracy is on one side of
+    it. Where no difference is shown, a loss of less than 80 % of the constant's is no warning: more
+    sequences would show it.
     """
 
     name = "learnt"
@@ -32,13 +52,14 @@ class Learnt(Rule):
         numbers: dict[str, Number | float] = {tag: loss, "chance_loss": chance}
         versus = f"{amount(loss)}, and that of the best constant {chance:.3g}"
         accuracy = self._accuracy(facts, numbers)
-        if loss.at_most < chance:
+        if has_learnt(facts):
             yield self.finding(
                 facts,
                 Severity.GOOD,
                 f"It has learnt something: the held-out loss is {versus}{accuracy}.",
                 "Nothing to do.",
                 numbers,
+                "has learnt",
             )
         elif loss.at_least > chance:
             yield self.finding(
@@ -48,15 +69,17 @@ class Learnt(Rule):
                 "Train longer if it falls. If it rises, the model overfits; if neither, check that "
                 "inputs and targets belong together, and lower the learning rate.",
                 numbers,
+                "below chance",
             )
         else:
             yield self.finding(
                 facts,
-                Severity.WARNING,
+                Severity.INFO if loss.value < _LIKELY * chance else Severity.WARNING,
                 f"No learning is shown yet: the held-out loss is {versus}{accuracy}.",
                 "Train longer, check that inputs and targets belong together, or hold out more "
                 "sequences for a narrower CI.",
                 numbers,
+                "none shown",
             )
 
     @staticmethod

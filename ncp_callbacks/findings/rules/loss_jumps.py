@@ -13,14 +13,15 @@ from ..trend import quarters, training_loss
 
 __all__ = ["LossJumps"]
 
-_SPREAD, _ABOVE = 0.5, 3.0
+_SPREAD, _ABOVE, _FALLEN = 0.5, 3.0, 0.2
 
 
 class LossJumps(Rule):
     """Report a loss that varies by more than half of its mean, and stays far above its minimum.
 
     It is judged over the second half of the run: an SD above 50 % of the mean, a mean above three
-    times the lowest value of the run, and a last quarter that is not lower than the one before.
+    times the lowest value of the run and a fifth of the first quarter's, and a last quarter that is
+    not lower than the one before.
     Noise from batch to batch is smaller than its mean as a rule, and a loss that falls to a small
     value is not a loss that jumps.
 
@@ -43,7 +44,7 @@ class LossJumps(Rule):
         with np.errstate(over="ignore"):
             mean, spread = float(late.mean()), float(late.std())
         jumps = mean > 0 and spread > _SPREAD * mean and mean > _ABOVE * max(low, 0.0)
-        if jumps and means[3] > 0.9 * means[2]:
+        if jumps and means[3] > 0.9 * means[2] and mean > _FALLEN * means[0]:
             high = max(w.high for w in windows[len(windows) // 2 :])
             yield self.finding(
                 facts,

@@ -37,6 +37,7 @@ class UnstableMemory(Rule):
                     "Make the recurrent weights smaller (weight decay, a lower learning rate), and "
                     "expect noise in the inputs to be amplified.",
                     {tag: exponent},
+                    "unstable state",
                 )
 
 
@@ -67,6 +68,7 @@ class ShortMemory(Rule):
                     "If the target needs earlier inputs, make the time constants longer or the "
                     "forget gates more open at the start of the training.",
                     {tag: steps},
+                    "short memory",
                 )
 
 
@@ -74,7 +76,8 @@ class ForgetsTheBeginning(Rule):
     """Report a first quarter of the sequence with less than 0.01 % of the attribution.
 
     Equal time steps would give it 25 %; a factor of 2,500 less is a gradient that has vanished on
-    the way back, or inputs that don't matter. It needs sequences of at least 8 time steps and next
+    the way back, or inputs that don't matter. Which of the two is for the user to judge, so that
+    this is a fact and no warning. It needs sequences of at least 8 time steps and next
     to no padding, since time steps are counted from the beginning.
 
     Source: the vanishing gradient of Amazon SageMaker Debugger and AutoTrainer, here along time.
@@ -96,10 +99,11 @@ class ForgetsTheBeginning(Rule):
         if share < _BEGINNING:
             yield self.finding(
                 facts,
-                Severity.WARNING,
+                Severity.INFO,
                 f"The beginning doesn't reach the target: the first {quarter} of {len(profile)} "
                 f"time steps have {percent(share)} of the attribution.",
                 "If they should matter, the gradient vanishes on the way back: use a gated or "
                 "liquid cell with longer time constants, or shorter sequences.",
                 {"share of the first quarter": share},
+                "forgets the start",
             )

@@ -49,4 +49,5 @@ class NoProgress(Rule):
                 "Check that the optimiser is called with this model and its gradients, that the "
                 "learning rate is above 0, and that the parameters are not frozen.",
                 same,
+                "no change",
             )

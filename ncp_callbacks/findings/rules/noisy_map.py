@@ -37,6 +37,7 @@ class NoisyMap(Rule):
                     "Hold out more sequences, and read shares of features rather than single cells "
                     "of the map.",
                     {tag: reliability},
+                    "noisy map",
                 )
             elif reliability.value >= _STABLE:
                 yield self.finding(
@@ -45,4 +46,5 @@ class NoisyMap(Rule):
                     f"The map of {group} would be the same for other sequences, {what}.",
                     "Nothing to do.",
                     {tag: reliability},
+                    "stable map",
                 )

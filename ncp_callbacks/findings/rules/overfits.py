@@ -11,15 +11,16 @@ from ..trend import mean_before, training_loss
 
 __all__ = ["Overfits", "Overtrained", "held_out_points"]
 
-_RISE, _GAIN, _PATIENCE = 0.1, 0.01, 5
+_RISE, _GAP, _GAIN, _PATIENCE = 0.1, 0.3, 0.01, 5
 
 
 class Overfits(Rule):
-    """Report a held-out loss 10 % above its minimum, at two snapshots, and a falling training loss.
+    """Report a held-out loss that rises by 10 % while the training loss falls below it.
 
-    Both snapshots since are compared on the same sequences as the minimum, so that a rise of 10 %
-    is no matter of which sequences were held out. A rise without a fall of the training loss is no
-    overfitting: then the training is unstable.
+    It must be 10 % above its minimum at two snapshots. Both are compared on the same sequences as
+    the minimum, so that a rise of 10 % is no matter of which sequences were held out. A rise
+    without a fall of the training loss is no overfitting, and a training loss that is not 30 %
+    below the lower end of the held-out one's CI isn't, either: then the training is unstable.
 
     Source: the rule Overfit of Amazon SageMaker Debugger, whose threshold is 10 %, too.
     """
@@ -40,7 +41,10 @@ class Overfits(Rule):
         now = found[1].finite[-1].mean if found[1].finite else None
         if before is None or now is None or now >= before or lowest <= 0:
             return
-        if len(later) >= 2 and min(later[-2:]) > (1 + _RISE) * lowest:
+        number = facts.numbers.get(tag)
+        held_out = points[-1][1] if number is None else number.at_least
+        apart = now < (1 - _GAP) * held_out
+        if len(later) >= 2 and apart and min(later[-2:]) > (1 + _RISE) * lowest:
             yield self.finding(
                 facts,
                 Severity.WARNING,

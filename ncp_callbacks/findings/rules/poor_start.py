@@ -8,6 +8,7 @@ from ..facts import Facts
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import percent
+from .learnt import has_learnt
 
 __all__ = ["PoorStart"]
 
@@ -16,15 +17,17 @@ class PoorStart(Rule):
     """Report a state that was mostly at its bounds at the first snapshot.
 
     Most of the state at its bound (the threshold of the rule ``saturated``) before much has been
-    learnt points to initial weights or inputs that are too large, and not to the training.
+    learnt points to initial weights or inputs that are too large, and not to the training. It is
+    no fault where the held-out loss has become better than a constant's.
 
     Source: the rule PoorWeightInitialization of Amazon SageMaker Debugger.
     """
 
     name = "poor_start"
     topic = Topic.STATE
-    reads = ("transitions/saturation",)
-    remembers = reads
+    reads = ("transitions/saturation", "held_out/loss")
+    needs = ("transitions/saturation",)
+    remembers = needs
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         for tag, _ in facts.each("transitions", "saturation"):
@@ -32,7 +35,7 @@ class PoorStart(Rule):
             if share.at_least >= 0.5:
                 yield self.finding(
                     facts,
-                    Severity.WARNING,
+                    Severity.INFO if has_learnt(facts) else Severity.WARNING,
                     f"The state was at its bounds from the start: {percent(share)} of it at step "
                     f"{step:,}, the first snapshot.",
                     "Standardise the inputs and elapsed times, or make the initial weights "

@@ -39,6 +39,7 @@ class SameMapWhenRandomised(Rule):
                     "Don't read the map as what was learnt; compare with a method that has a "
                     "baseline, such as integrated gradients.",
                     {tag: correlation},
+                    "same map untrained",
                 )
             elif correlation.at_most < _OTHER:
                 yield self.finding(
@@ -48,4 +49,5 @@ class SameMapWhenRandomised(Rule):
                     f"another one, {what}.",
                     "Nothing to do.",
                     {tag: correlation},
+                    "map is learnt",
                 )

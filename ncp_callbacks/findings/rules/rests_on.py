@@ -10,7 +10,7 @@ from ...screen import clean_tag
 from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
-from ..words import count, joined, percent
+from ..words import count, joined, percent, since
 
 __all__ = ["RestsOn", "last_steps"]
 
@@ -49,6 +49,7 @@ class RestsOn(Rule):
                 "Check that no stop_gradient, rounding or numpy lies between the inputs and the "
                 'outputs, and that the inputs are not all 0; or set method="occlusion".',
                 dict([strength]),
+                "no attribution",
             )
             return
         parts, numbers = self._features(facts, group)
@@ -58,7 +59,7 @@ class RestsOn(Rule):
             parts.append(f"elapsed time has {percent(time_share)} of inputs and time together")
             numbers[f"{group}/time_share"] = time_share
         if parts:
-            text = "; ".join(parts)
+            text = "; ".join(parts) + since(strength[1], facts.step)
             yield self.finding(
                 facts,
                 Severity.INFO,
@@ -66,6 +67,7 @@ class RestsOn(Rule):
                 "Compare this with what should matter for the task, and confirm the first feature "
                 "by removing it.",
                 numbers,
+                "reliance",
             )
 
     def _features(self, facts: Facts, group: str) -> tuple[list[str], dict[str, Number]]:

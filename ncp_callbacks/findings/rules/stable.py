@@ -19,8 +19,8 @@ class Stable(Rule):
     """Report shares that moved by more than 5 points since the previous snapshot.
 
     Otherwise it names the first step from which on all shares of features and of elapsed time
-    stayed within 5 points of those of now. All snapshots are of the same sequences, so that 5
-    points are no matter of their choice. It needs three snapshots.
+    stayed within 5 points of those of now. Neither is a fault. All snapshots are of the same
+    sequences, so that 5 points are no matter of their choice. It needs three snapshots.
     """
 
     name = "stable"
@@ -54,15 +54,17 @@ class Stable(Rule):
                 "than 5 points.",
                 "Nothing to do.",
                 {"stable since step": since},
+                "stable",
             )
             return
         tag = max(curves, key=lambda t: abs(curves[t][-1][1].value - curves[t][-2][1].value))
         (before, then), (_, now_) = curves[tag][-2:]
         yield self.finding(
             facts,
-            Severity.WARNING,
+            Severity.INFO,
             f"What it relies on still moves: the share of {names[tag]} was {percent(then.value)} "
             f"at step {before:,}, and is {percent(now_)} now.",
             "Train on before you read the shares, or average the weights.",
             {tag: now_, f"{tag} before": then},
+            "still moves",
         )

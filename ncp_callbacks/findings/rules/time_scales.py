@@ -40,6 +40,7 @@ class Extrapolation(Rule):
                 "of the held-out elapsed times.",
                 "Pass scales nearer to 1, or train on a wider range of elapsed times.",
                 dict(outside.values()),
+                "extrapolation",
             )
 
 
@@ -53,6 +54,7 @@ class SolverError(Rule):
     name = "solver_error"
     topic = Topic.TIME
     reads = ("time_delta/solver_error_x*", "time_delta/sensitivity_x*")
+    needs = reads
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         whole = scales_of(facts, "sensitivity_x")
@@ -73,6 +75,7 @@ class SolverError(Rule):
                 f"{percent(parts[scale])} of the reaction to time is its error.",
                 "Set a larger ode_unfolds of the LTC cell.",
                 numbers,
+                "coarse solver",
             )
         else:
             yield self.finding(
@@ -82,6 +85,7 @@ class SolverError(Rule):
                 f"elapsed time is its error, at {scale} times the elapsed times.",
                 "Nothing to do.",
                 numbers,
+                "fine solver",
             )
 
 

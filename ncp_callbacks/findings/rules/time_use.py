@@ -27,6 +27,7 @@ class TimeUse(Rule):
     name = "time_use"
     topic = Topic.TIME
     reads = ("attribution/time_share", "time_delta/sensitivity_x*")
+    needs = ("attribution/time_share",)
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         found = facts.first("attribution", "time_share")
@@ -44,6 +45,7 @@ class TimeUse(Rule):
                 "If time should matter, check that time_delta reaches the cell and varies; if it "
                 "should not, train without it and compare.",
                 {tag: share},
+                "ignores time",
             )
         elif share.at_least > _DOMINANT:
             yield self.finding(
@@ -54,4 +56,5 @@ class TimeUse(Rule):
                 "Check that the sampling doesn't give the answer away: train once with all "
                 "elapsed times equal, and compare the held-out loss.",
                 {tag: share},
+                "rests on time",
             )

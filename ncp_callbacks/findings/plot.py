@@ -1,0 +1,158 @@
+"""Draw what was found at a snapshot, as a small report."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..plotting.page import Page, redrawable
+from ..plotting.parts import bars, sorted_bars, time_steps, whiskers
+from ..plotting.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LEFT,
+    LINE_HEIGHT,
+    ORANGE,
+    PURPLE,
+    RIGHT,
+    SECOND_Y,
+    VERMILION,
+)
+from ..plotting.text import short_names, shorten, text_width, wrap
+from .facts import Number
+from .finding import Severity
+from .overview import Light, Overview
+
+__all__ = ["plot_overview"]
+
+_ROWS, _MAX_NAME = 4, 176  # Bars, and pixels of a name.
+_HEADS, _BARS, _LIGHTS, _TEXT = 345, 334, 204, 122  # Heights of the parts.
+_MIN_ROWS = 3  # Lines that a finding needs.
+_MIDDLE, _SPLIT = 324, 388  # Where the right column of lights, and the profile, begin.
+_MARKS: dict[Severity | None, tuple[str, str]] = {
+    Severity.PROBLEM: ("✘", VERMILION),
+    Severity.WARNING: ("▲", ORANGE),
+    Severity.INFO: ("✔", GREEN),
+    Severity.GOOD: ("✔", GREEN),
+    None: ("○", GREY),
+}
+
+
+@redrawable
+def plot_overview(page: Page, found: Overview, *, step: int | None = None) -> None:
+    """Draw a small report: metric, shares, time profile, what was checked, and what to do.
+
+    The bars are shares of the attribution to inputs, with lines for their 95 % CIs; that of elapsed
+    time (Δt) is its share of inputs and time together. Beside them is the share of each time step.
+    A mark and words answer each question: ✔ no fault was found, ▲ a warning, ✘ a problem, ○ nothing
+    was measured that a rule could check. Below are the most serious findings and what to do.
+
+    Args:
+        page: The page to draw on.
+        found: What to show; parts that are missing are named.
+        step: Training step, for the title.
+    """
+    page.title(found.verdict, step)
+    metric = found.metric or "no loss was logged"
+    page.text(LEFT, SECOND_Y, shorten(metric, RIGHT - LEFT), color=INK if found.metric else GREY)
+    _draw_shares(page, found)
+    _draw_profile(page, found)
+    for place, light in enumerate(found.lights):
+        _draw_light(page, (LEFT, _MIDDLE)[place % 2], _LIGHTS - place // 2 * LINE_HEIGHT, light)
+    _draw_texts(page, found)
+
+
+def _draw_shares(page: Page, found: Overview) -> None:
+    if not found.shares and found.time_share is None:
+        page.text(LEFT, _HEADS, "no attribution is known", color=GREY)
+        return
+    page.text(
+        LEFT,
+        _HEADS,
+        f"share{found.measured}" if found.measured else "share of the attribution",
+        color=GREY,
+    )
+    room = _ROWS - (found.time_share is not None)
+    kept = list(found.shares[: room if len(found.shares) <= room else room - 1])
+    rest = found.shares[len(kept) :]
+    names = short_names([name for name, _ in kept], _MAX_NAME)
+    numbers, colors = [number for _, number in kept], [BLUE] * len(kept)
+    if rest:
+        names.append(f"{len(rest)} others")
+        numbers.append(Number(sum(number.value for _, number in rest)))
+        colors.append(GREY)
+    if found.time_share is not None:
+        names.append("Δt, of all")
+        numbers.append(found.time_share)
+        colors.append(PURPLE)
+    left = LEFT + max(map(text_width, [*names, "Δt, of all"])) + 8
+    right = _SPLIT - 30 - text_width("100%")
+    count = len(names)
+    bottom = _BARS - count * LINE_HEIGHT
+    axes = page.axes(
+        left, bottom, right, _BARS, xlim=(0, 1), ylim=(count - 0.5, -0.5), spines=["left"], ticks=""
+    )
+    values = np.array([number.value for number in numbers])
+    bars(axes, np.zeros(count), values, colors, 0.62)
+    ci = np.array([[n.low, n.high] if n.has_ci else [math.nan] * 2 for n in numbers]).T
+    whiskers(axes, np.arange(count), ci, horizontal=True)
+    for row, (name, value) in enumerate(zip(names, values, strict=True)):
+        y = _BARS - (row + 0.5) * LINE_HEIGHT
+        page.text(left - 8, y, name, ha="right", va="center_baseline")
+        page.text(_SPLIT - 24, y, f"{value:.0%}", ha="right", va="center_baseline")
+
+
+def _draw_profile(page: Page, found: Overview) -> None:
+    profile = found.profile
+    if profile is None or len(profile) < 2:
+        page.text(_SPLIT, _HEADS, "no time profile", color=GREY)
+        return
+    page.text(_SPLIT, _HEADS, "of each time step", color=GREY)
+    top = max(float(profile.max()), 1e-9)
+    label = f"{top:.0%}" if top >= 0.01 else f"{top:.1%}"
+    left, right = _SPLIT + text_width("100%") + 10, RIGHT - 6
+    bottom = _BARS - 2.8 * LINE_HEIGHT
+    axes = page.axes(
+        left, bottom, right, _BARS - 4, xlim=(0, len(profile)), ylim=(0, 1.0),
+        yticks=[1.0], yticklabels=[""],
+    )  # fmt: skip
+    sorted_bars(axes, 0.0, profile / top, BLUE)
+    page.text(left - 10, _BARS - 4, label, ha="right", va="center_baseline")
+    ticks = time_steps(len(profile) - 1, right - left, 4)
+    width = (right - left) / len(profile)
+    for tick, text in zip(ticks["xticks"], ticks["xticklabels"], strict=True):
+        page.text(left + (tick + 0.5) * width, bottom - LINE_HEIGHT + 3, text, ha="center")
+
+
+def _draw_light(page: Page, x: float, y: float, light: Light) -> None:
+    mark, color = _MARKS[light.severity]
+    page.text(x, y, mark, color=color)
+    begin = x + text_width("✔") + 6
+    end = _MIDDLE - 12 if x < _MIDDLE else RIGHT
+    color = GREY if light.severity is None else INK
+    page.text(begin, y, shorten(f"{light.name}: {light.words}", end - begin), color=color)
+
+
+def _draw_texts(page: Page, found: Overview) -> None:
+    """Write sentences and actions, and how many more there are."""
+    y = float(_TEXT)
+    rows = int((_TEXT - 6) // LINE_HEIGHT) + 1
+    begin = LEFT + text_width("✔") + 6
+    for place, (severity, sentence, action) in enumerate(found.texts):
+        left = len(found.texts) - place
+        room = rows - (left > 1)
+        if place and room < _MIN_ROWS:
+            page.text(begin, y, f"and {left} more: Text, findings/summary", color=GREY)
+            return
+        mark, color = _MARKS[severity] if severity is not Severity.INFO else ("•", INK)
+        page.text(LEFT, y, mark, color=color)
+        parts = [(sentence, INK), (f"→ {action}", BLUE)]
+        for text, ink in parts[:1] if severity is Severity.INFO else parts:
+            wrapped = wrap(text, RIGHT - begin, room)
+            for part in wrapped:
+                page.text(begin, y, part, color=ink)
+                y -= LINE_HEIGHT
+            rows, room = rows - len(wrapped), room - len(wrapped)
