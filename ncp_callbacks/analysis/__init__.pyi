@@ -52,6 +52,8 @@ from ..callbacks.time_constants.analysis import unit_time_constants as unit_time
 from ..callbacks.time_sensitivity.analysis import TimeSensitivity as TimeSensitivity
 from ..callbacks.time_sensitivity.analysis import checked_scales as checked_scales
 from ..callbacks.time_sensitivity.analysis import time_sensitivity as time_sensitivity
+from ..callbacks.unit_ablation.analysis import UnitAblations as UnitAblations
+from ..callbacks.unit_ablation.analysis import unit_ablations as unit_ablations
 from ..callbacks.wiring.analysis import GroupActivity as GroupActivity
 from ..callbacks.wiring.analysis import NeuronGroup as NeuronGroup
 from ..callbacks.wiring.analysis import SynapticFlow as SynapticFlow

@@ -15,4 +15,5 @@ from .state_space.callback import StateSpace as StateSpace
 from .state_transitions.callback import StateTransitions as StateTransitions
 from .time_constants.callback import TimeConstants as TimeConstants
 from .time_sensitivity.callback import TimeSensitivity as TimeSensitivity
+from .unit_ablation.callback import UnitAblation as UnitAblation
 from .wiring.callback import Wiring as Wiring

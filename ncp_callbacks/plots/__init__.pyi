@@ -15,6 +15,7 @@ from ..callbacks.time_constants.plot import (
     plot_time_constants_over_time as plot_time_constants_over_time,
 )
 from ..callbacks.time_sensitivity.plot import plot_time_sensitivity as plot_time_sensitivity
+from ..callbacks.unit_ablation.plot import plot_unit_ablation as plot_unit_ablation
 from ..callbacks.wiring.plot import plot_wiring as plot_wiring
 from ..cross_validation.plot import plot_cross_validation as plot_cross_validation
 from ..plotting.limits import nice_limit as nice_limit
