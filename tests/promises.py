@@ -16,6 +16,8 @@ STANDARD = (
     ncp.StateSpace,
     ncp.BackboneActivations,
 )
+# Of units, one by one; in the set "full".
+UNITS = (ncp.UnitAblation,)
 # The monitor adds it to others where there are targets.
 ADDED = (ncp.HeldOutScore,)
 # Promised with arguments that aren't the defaults.

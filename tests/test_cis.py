@@ -53,11 +53,12 @@ EXACT = {
     r".*/reliability": "how sure the map is",
     r"attribution/(change|rank_distance)": "a distance, larger by noise",
     r"attribution/disputed": "a count, of features",
+    r"ablation/needed_units": "how many units pass a test",
     # Of one sequence.
     r"predictions/.*": "no statistic over sequences",
 }
 NAMES = [
-    "attribution", "time_delta", "transitions", "hidden", "backbone", "removal",
+    "ablation", "attribution", "time_delta", "transitions", "hidden", "backbone", "removal",
     "time_constants", "wiring", "dynamics", "output_time", "interactions", "faithfulness",
     "sanity_check", "predictions",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from ncp_callbacks.callbacks.output_time.analysis import output_time
 from ncp_callbacks.callbacks.sanity_check.analysis import Cascade, Measures
 from ncp_callbacks.callbacks.single_predictions.plot import Prediction
 from ncp_callbacks.callbacks.time_constants.analysis import unit_time_constants
+from ncp_callbacks.callbacks.unit_ablation.analysis import unit_ablations
 from ncp_callbacks.callbacks.wiring.analysis import SynapticFlow
 from ncp_callbacks.plots import (
     plot_dynamics,
@@ -38,6 +39,7 @@ from ncp_callbacks.plots import (
     plot_time_constants,
     plot_time_constants_over_time,
     plot_time_sensitivity,
+    plot_unit_ablation,
     plot_unit_activity,
     plot_wiring,
 )
@@ -194,6 +196,16 @@ def neurons(count: int, fill: float | None) -> Figure:
 FIGURES: dict[str, Callable[[], Figure]] = {}
 
 
+def ablation(count: int, fill: float | None, loss: bool = True) -> Figure:
+    clamped, slopes = values((count, 6), fill), values((6, count), fill, 1)
+    losses = {"losses": np.zeros(6), "clamped_losses": clamped + 1} if loss else {}
+    result = unit_ablations(
+        [LONG.format(i) for i in range(count)], np.zeros(6), clamped, slopes=slopes, target=TARGET,
+        **losses,
+    )  # fmt: skip
+    return plot_unit_ablation(result, step=STEP)
+
+
 def picture(name: str, draw: Callable[..., Figure], *sizes: Any, fill: str = "random") -> None:
     FIGURES[f"{name} {'x'.join(map(str, sizes))} {fill}"] = lambda: draw(*sizes, FILL[fill])
 
@@ -213,6 +225,7 @@ for t in (1, 2, 2000):
 for n in (1, 4, 500):
     picture("constants", constants, n)
     picture("neurons", neurons, n)
+    picture("ablation", ablation, n)
     picture("units", units, n, 1)
     picture("units", units, n, 5)
     picture("dynamics", dynamics, 2, n)
@@ -231,6 +244,7 @@ for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("wiring", wiring, 19, 5, fill=fill)
     picture("wiring", wiring, 100, 5, fill=fill)
     picture("neurons", neurons, 19, fill=fill)
+    picture("ablation", ablation, 19, fill=fill)
     picture("interactions", interactions, 8, fill=fill)
     picture("outputs", outputs, 20, fill=fill)
     picture("states", states, 20, 8, 3, fill=fill)

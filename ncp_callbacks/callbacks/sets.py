@@ -65,11 +65,13 @@ def _full() -> list[Callback]:
     from .output_time.callback import OutputTime
     from .sanity_check.callback import SanityCheck
     from .time_constants.callback import TimeConstants
+    from .unit_ablation.callback import UnitAblation
     from .wiring.callback import Wiring
 
     expensive = [
         TimeConstants(),
         Wiring(),
+        UnitAblation(),
         Dynamics(),
         OutputTime(),
         FeatureInteractions(),

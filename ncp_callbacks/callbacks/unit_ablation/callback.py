@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,10 +30,12 @@ from ..unit_names import ChosenUnits, unit_names
 from .analysis import UnitAblations, unit_ablations, unit_means
 from .plot import plot_unit_ablation
 
+if TYPE_CHECKING:
+    from ...extra_passes import ExtraPasses
+
 __all__ = ["UnitAblation"]
 
-# Descriptions of the scalars.
-SCALARS = {
+_SCALARS = {
     "carrying_units": "Effective number of the {count} units of {cell} that carry the {target}: "
     "(sum c)^2 / sum c^2 of its mean absolute changes c when a unit is clamped to its mean",
     "slope_disagreement": "Part of the whole that clamping the units of {cell} and the slope of "
@@ -40,6 +43,8 @@ SCALARS = {
     "needed_units": "Number of the {count} units of {cell} without which the loss is larger beyond "
     "chance: paired t tests, corrected for their number by Holm",
     "sequences": "Held-out sequences with which units of {cell} are clamped",
+}
+_OF_UNITS = {
     "change": "Mean absolute change of the {target} when {unit} of {cell} is clamped to its mean",
     "loss_change": "Mean change of the loss when {unit} of {cell} is clamped to its mean",
 }
@@ -139,17 +144,17 @@ class UnitAblation(Callback):
     ) -> Iterable[Record | Note]:
         """Return the records of one cell."""
         means = unit_means(cell.values, observation.mask)
-        doubts = part.extra_passes.state_changes(cell.cell).doubts
-        slopes = _slopes(cell.cell, means, part)
+        passes = part.extra_passes
+        doubts = passes.state_changes(cell.cell).doubts
+        slopes = _slopes(cell.cell, means, passes)
         chosen = self._chosen[cell.cell]
         names = chosen.names or unit_names(cell.cell, len(means), part)
         by_slope = None if slopes is None else np.abs(slopes).mean(axis=0)
         strength = cell.values.var(axis=(0, 1)) if by_slope is None else by_slope
-        result = _clamped(
-            cell.cell, names, chosen.choose(names, strength, self._max_units), means, slopes, part
-        )
+        units = chosen.choose(names, strength, self._max_units)
+        result = _clamped(cell.cell, names, units, means, slopes, part, passes)
         group += observation.target_slug
-        log = RecordLog(group, SCALARS, places=_PLACES, cell=cell.cell, target=result.target)
+        log = RecordLog(group, _SCALARS, places=_PLACES, cell=cell.cell, target=result.target)
         if result.sequences:
             limits = (self._limits[cell.cell], self._loss_limits[cell.cell])
             log.records.append(_picture(result, group, limits, observation.step))
@@ -164,10 +169,10 @@ class UnitAblation(Callback):
         return log.records
 
 
-def _slopes(cell: str, means: FloatArray, part: Observation) -> FloatArray | None:
+def _slopes(cell: str, means: FloatArray, passes: ExtraPasses) -> FloatArray | None:
     """Return the change that slopes predict, ``(B, H)``; None without gradients."""
     try:
-        return part.extra_passes.clamp_slopes(cell, means)
+        return passes.clamp_slopes(cell, means)
     except NotApplicable:
         return None
 
@@ -179,9 +184,10 @@ def _clamped(
     means: FloatArray,
     slopes: FloatArray | None,
     part: Observation,
+    passes: ExtraPasses,
 ) -> UnitAblations:
     losses = part.losses
-    found = part.extra_passes.clamped(cell, units, means, loss=losses is not None)
+    found = passes.clamped(cell, units, means, loss=losses is not None)
     return unit_ablations(
         [names[unit] for unit in units],
         part.target_values,
@@ -227,7 +233,7 @@ def _log_numbers(log: RecordLog, result: UnitAblations) -> None:
         for kind in ("change", "loss_change"):
             number = estimates.get(f"{kind}/{name}")
             if number is not None:
-                group = RecordLog(f"{log.group}_{kind}", SCALARS, places=_PLACES, **log.words)
+                group = RecordLog(f"{log.group}_{kind}", _OF_UNITS, places={}, **log.words)
                 group.scalar(name, number.value, number, entry=kind, unit=name)
                 log.records += group.records
 
