@@ -21,6 +21,7 @@ from ncp_callbacks.attribution import temporal_importance
 from ncp_callbacks.callbacks.dynamics.analysis import memory_horizon, unit_correlations
 from ncp_callbacks.callbacks.faithfulness.analysis import Deletion
 from ncp_callbacks.callbacks.feature_interactions.analysis import Interactions
+from ncp_callbacks.callbacks.gradient_reach.analysis import gradient_reach
 from ncp_callbacks.callbacks.output_time.analysis import output_time
 from ncp_callbacks.callbacks.sanity_check.analysis import Cascade, Measures
 from ncp_callbacks.callbacks.single_predictions.plot import Prediction
@@ -31,6 +32,7 @@ from ncp_callbacks.plots import (
     plot_dynamics,
     plot_faithfulness,
     plot_feature_importance,
+    plot_gradient_reach,
     plot_interactions,
     plot_output_time,
     plot_prediction,
@@ -206,6 +208,13 @@ def ablation(count: int, fill: float | None, loss: bool = True) -> Figure:
     return plot_unit_ablation(result, step=STEP)
 
 
+def reach(steps: int, fill: float | None) -> Figure:
+    gradient = values((6, steps, 4), fill) * np.exp(np.linspace(-60, 0, steps))[:, None]
+    result = gradient_reach(np.nan_to_num(gradient) + 1e-30, target=TARGET)
+    assert result is not None
+    return plot_gradient_reach(result, step=STEP)
+
+
 def picture(name: str, draw: Callable[..., Figure], *sizes: Any, fill: str = "random") -> None:
     FIGURES[f"{name} {'x'.join(map(str, sizes))} {fill}"] = lambda: draw(*sizes, FILL[fill])
 
@@ -220,6 +229,7 @@ for f in (1, 3, 200):
         picture("interactions", interactions, f)
 for t in (1, 2, 2000):
     picture("outputs", outputs, t)
+    picture("reach", reach, t)
     for n, classes in ((4, 1), (4, 50), (500, 3), (500, 50)):
         picture("states", states, t, n, classes)
 for n in (1, 4, 500):
@@ -245,6 +255,7 @@ for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("wiring", wiring, 100, 5, fill=fill)
     picture("neurons", neurons, 19, fill=fill)
     picture("ablation", ablation, 19, fill=fill)
+    picture("reach", reach, 20, fill=fill)
     picture("interactions", interactions, 8, fill=fill)
     picture("outputs", outputs, 20, fill=fill)
     picture("states", states, 20, 8, 3, fill=fill)

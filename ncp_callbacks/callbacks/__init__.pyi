@@ -6,6 +6,7 @@ from .feature_interactions.callback import FeatureInteractions as FeatureInterac
 from .feature_removal.callback import FeatureRemoval as FeatureRemoval
 from .frame_attribution.callback import FrameAttribution as FrameAttribution
 from .gradient_attribution.callback import GradientAttribution as GradientAttribution
+from .gradient_reach.callback import GradientReach as GradientReach
 from .held_out_score.callback import HeldOutScore as HeldOutScore
 from .output_time.callback import OutputTime as OutputTime
 from .sanity_check.callback import SanityCheck as SanityCheck

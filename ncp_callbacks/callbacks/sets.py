@@ -62,6 +62,7 @@ def _full() -> list[Callback]:
     from .dynamics.callback import Dynamics
     from .faithfulness.callback import Faithfulness
     from .feature_interactions.callback import FeatureInteractions
+    from .gradient_reach.callback import GradientReach
     from .output_time.callback import OutputTime
     from .sanity_check.callback import SanityCheck
     from .time_constants.callback import TimeConstants
@@ -73,6 +74,7 @@ def _full() -> list[Callback]:
         Wiring(),
         UnitAblation(),
         Dynamics(),
+        GradientReach(),
         OutputTime(),
         FeatureInteractions(),
         Faithfulness(),

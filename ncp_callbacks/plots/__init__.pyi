@@ -5,6 +5,7 @@ from ..callbacks.feature_interactions.plot import plot_interactions as plot_inte
 from ..callbacks.feature_removal.plot import plot_feature_removal as plot_feature_removal
 from ..callbacks.frame_attribution.plot import plot_frame_strip as plot_frame_strip
 from ..callbacks.gradient_attribution.plot import plot_feature_importance as plot_feature_importance
+from ..callbacks.gradient_reach.plot import plot_gradient_reach as plot_gradient_reach
 from ..callbacks.output_time.plot import plot_output_time as plot_output_time
 from ..callbacks.sanity_check.plot import plot_sanity as plot_sanity
 from ..callbacks.sanity_check.plot import plot_sanity_measures as plot_sanity_measures
