@@ -17,7 +17,7 @@ from .analysis import UnitAblations
 __all__ = ["plot_unit_ablation"]
 
 MAX_NAME_WIDTH = 124  # Pixels.
-GAP = 62  # Pixels between the two axes.
+GAP = 14  # Pixels between the labels of the two axes.
 MAX_ROWS = 12
 
 
@@ -61,24 +61,30 @@ def plot_unit_ablation(
     for row, unit in enumerate(strongest.tolist()):
         y = TOP - (row + 0.5) * pitch
         page.text(end, y, names[unit], ha="right", va="center_baseline")
-    left = end + 8
-    right = RIGHT - 20 if result.loss_change is None else (left + RIGHT - GAP) / 2
-    both = result.predicted is not None
-    slopes = np.asarray(result.predicted, np.float64) if both else np.full(len(change), np.nan)
+    left, right = end + 8, float(RIGHT - 20)
+    slopes = np.full(len(change), np.nan)
+    if result.predicted is not None:
+        slopes = np.asarray(result.predicted, np.float64)
     limit = checked_limit(limit, np.concatenate([change, slopes]))
     ticks = [0.0, limit / 2, limit]
+    labels = [number(tick, 3) for tick in ticks]
+    loss_limit = checked_limit(loss_limit, () if result.loss_change is None else result.loss_change)
+    gap = (text_width(labels[-1]) + text_width(number(-loss_limit, 3))) / 2 + GAP
+    if result.loss_change is not None:
+        right = (left + RIGHT - gap) / 2
+    both = result.predicted is not None
     # Three lines for each unit: clamped, by slope, and a gap.
     shared: dict[str, Any] = {"ylim": (3 * rows - 1, -1), "grid": "x"}
     axes = page.axes(
         left, BOTTOM, right, TOP, xlim=(0, limit), spines=["left"], xticks=ticks,
-        xticklabels=[number(tick, 3) for tick in ticks], xlabel="change of target", **shared,
+        xticklabels=labels, xlabel="change of target", **shared,
     )  # fmt: skip
     at, thick = 3 * np.arange(rows) + (0.0 if both else 0.5), (0.9 if both else 1.6)
     bars(axes, 0, change[strongest], BLUE, thick, at=at)
     bars(axes, 0, slopes[strongest], PALE, thick, at=at + 1)
     whiskers(axes, at, result.change_ci[:, strongest], horizontal=True)
     if result.loss_change is not None:
-        _draw_losses(page, result, strongest, loss_limit, right + GAP, shared)
+        _draw_losses(page, result, strongest, loss_limit, right + gap, shared)
 
 
 def _title(result: UnitAblations, change: np.ndarray, names: list[str]) -> str:
@@ -95,14 +101,13 @@ def _draw_losses(
     page: Page,
     result: UnitAblations,
     units: npt.NDArray[np.intp],
-    limit: float | None,
+    limit: float,
     left: float,
     shared: dict[str, Any],
 ) -> None:
     """Draw the change of the loss of each unit."""
     loss = np.asarray(result.loss_change, np.float64)[units]
     needed = np.asarray(result.needed, bool)[units]
-    limit = checked_limit(limit, np.asarray(result.loss_change))
     ticks = [-limit, 0.0, limit]
     axes = page.axes(
         left, BOTTOM, RIGHT - 24, TOP, xlim=(-limit, limit), spines=[], xticks=ticks,
