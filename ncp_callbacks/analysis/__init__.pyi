@@ -56,6 +56,9 @@ from ..callbacks.time_sensitivity.analysis import checked_scales as checked_scal
 from ..callbacks.time_sensitivity.analysis import time_sensitivity as time_sensitivity
 from ..callbacks.unit_ablation.analysis import UnitAblations as UnitAblations
 from ..callbacks.unit_ablation.analysis import unit_ablations as unit_ablations
+from ..callbacks.unit_meanings.analysis import UnitRules as UnitRules
+from ..callbacks.unit_meanings.analysis import predictors as predictors
+from ..callbacks.unit_meanings.analysis import unit_meanings as unit_meanings
 from ..callbacks.wiring.analysis import GroupActivity as GroupActivity
 from ..callbacks.wiring.analysis import NeuronGroup as NeuronGroup
 from ..callbacks.wiring.analysis import SynapticFlow as SynapticFlow

@@ -17,4 +17,5 @@ from .state_transitions.callback import StateTransitions as StateTransitions
 from .time_constants.callback import TimeConstants as TimeConstants
 from .time_sensitivity.callback import TimeSensitivity as TimeSensitivity
 from .unit_ablation.callback import UnitAblation as UnitAblation
+from .unit_meanings.callback import UnitMeanings as UnitMeanings
 from .wiring.callback import Wiring as Wiring

@@ -17,6 +17,8 @@ from ..callbacks.time_constants.plot import (
 )
 from ..callbacks.time_sensitivity.plot import plot_time_sensitivity as plot_time_sensitivity
 from ..callbacks.unit_ablation.plot import plot_unit_ablation as plot_unit_ablation
+from ..callbacks.unit_meanings.plot import plot_unit_information as plot_unit_information
+from ..callbacks.unit_meanings.plot import plot_unit_meanings as plot_unit_meanings
 from ..callbacks.wiring.plot import plot_wiring as plot_wiring
 from ..cross_validation.plot import plot_cross_validation as plot_cross_validation
 from ..plotting.limits import nice_limit as nice_limit
