@@ -17,7 +17,7 @@ STANDARD = (
     ncp.BackboneActivations,
 )
 # Of units, one by one; in the set "full".
-UNITS = (ncp.UnitAblation, ncp.GradientReach)
+UNITS = (ncp.UnitAblation, ncp.UnitMeanings, ncp.GradientReach)
 # The monitor adds it to others where there are targets.
 ADDED = (ncp.HeldOutScore,)
 # Promised with arguments that aren't the defaults.

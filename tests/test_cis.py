@@ -53,13 +53,13 @@ EXACT = {
     r".*/reliability": "how sure the map is",
     r"attribution/(change|rank_distance)": "a distance, larger by noise",
     r"attribution/disputed": "a count, of features",
-    r"ablation/needed_units": "how many units pass a test",
+    r"meanings/explained": "how many units are described",
     # Of one sequence.
     r"predictions/.*": "no statistic over sequences",
 }
 NAMES = [
     "ablation", "attribution", "time_delta", "transitions", "hidden", "backbone", "removal",
-    "gradient_reach",
+    "gradient_reach", "meanings",
     "time_constants", "wiring", "dynamics", "output_time", "interactions", "faithfulness",
     "sanity_check", "predictions",
 ]  # fmt: skip
@@ -125,7 +125,7 @@ def scalars(size: int = 20) -> dict[str, dict[str, list[ncp.Scalar]]]:
         writer, _ = looked(kind, everything(), size)
         for step, record in writer.records:
             if step and isinstance(record, ncp.Scalar):
-                group = record.tag.split("/")[0].removesuffix("_share").removesuffix("_pair")
+                group = re.sub(r"_(share|pair|change|accuracy)$", "", record.tag.split("/")[0])
                 found[group][record.tag].append(record)
     return found
 

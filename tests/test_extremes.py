@@ -27,6 +27,7 @@ from ncp_callbacks.callbacks.sanity_check.analysis import Cascade, Measures
 from ncp_callbacks.callbacks.single_predictions.plot import Prediction
 from ncp_callbacks.callbacks.time_constants.analysis import unit_time_constants
 from ncp_callbacks.callbacks.unit_ablation.analysis import unit_ablations
+from ncp_callbacks.callbacks.unit_meanings.analysis import UnitRules
 from ncp_callbacks.callbacks.wiring.analysis import SynapticFlow
 from ncp_callbacks.plots import (
     plot_dynamics,
@@ -43,6 +44,8 @@ from ncp_callbacks.plots import (
     plot_time_sensitivity,
     plot_unit_ablation,
     plot_unit_activity,
+    plot_unit_information,
+    plot_unit_meanings,
     plot_wiring,
 )
 
@@ -215,6 +218,24 @@ def reach(steps: int, fill: float | None) -> Figure:
     return plot_gradient_reach(result, step=STEP)
 
 
+def rules(count: int, fill: float | None) -> UnitRules:
+    accuracy, long = values((count,), fill), [LONG.format(i) for i in range(count)]
+    words = tuple(f"{name} > 1.23" if i % 3 else "" for i, name in enumerate(long))
+    information = np.abs(values((count, 30), fill))
+    ends = np.stack([accuracy - 0.1, accuracy + 0.1])
+    return UnitRules(
+        tuple(long), accuracy, ends, words, words, names(30), information, "cell", 6, {}
+    )
+
+
+def meanings(count: int, fill: float | None) -> Figure:
+    return plot_unit_meanings(rules(count, fill), step=STEP)
+
+
+def information(count: int, fill: float | None) -> Figure:
+    return plot_unit_information(rules(count, fill), step=STEP)
+
+
 def picture(name: str, draw: Callable[..., Figure], *sizes: Any, fill: str = "random") -> None:
     FIGURES[f"{name} {'x'.join(map(str, sizes))} {fill}"] = lambda: draw(*sizes, FILL[fill])
 
@@ -236,6 +257,8 @@ for n in (1, 4, 500):
     picture("constants", constants, n)
     picture("neurons", neurons, n)
     picture("ablation", ablation, n)
+    picture("meanings", meanings, n)
+    picture("information", information, n)
     picture("units", units, n, 1)
     picture("units", units, n, 5)
     picture("dynamics", dynamics, 2, n)
@@ -255,6 +278,8 @@ for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("wiring", wiring, 100, 5, fill=fill)
     picture("neurons", neurons, 19, fill=fill)
     picture("ablation", ablation, 19, fill=fill)
+    picture("meanings", meanings, 19, fill=fill)
+    picture("information", information, 19, fill=fill)
     picture("reach", reach, 20, fill=fill)
     picture("interactions", interactions, 8, fill=fill)
     picture("outputs", outputs, 20, fill=fill)

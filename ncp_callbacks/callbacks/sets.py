@@ -67,12 +67,14 @@ def _full() -> list[Callback]:
     from .sanity_check.callback import SanityCheck
     from .time_constants.callback import TimeConstants
     from .unit_ablation.callback import UnitAblation
+    from .unit_meanings.callback import UnitMeanings
     from .wiring.callback import Wiring
 
     expensive = [
         TimeConstants(),
         Wiring(),
         UnitAblation(),
+        UnitMeanings(),
         Dynamics(),
         GradientReach(),
         OutputTime(),
