@@ -59,7 +59,7 @@ EXACT = {
 }
 NAMES = [
     "ablation", "attribution", "time_delta", "transitions", "hidden", "backbone", "removal",
-    "gradient_reach", "meanings",
+    "gradient_reach", "meanings", "sampling",
     "time_constants", "wiring", "dynamics", "output_time", "interactions", "faithfulness",
     "sanity_check", "predictions",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from ncp_callbacks.callbacks.faithfulness.analysis import Deletion
 from ncp_callbacks.callbacks.feature_interactions.analysis import Interactions
 from ncp_callbacks.callbacks.gradient_reach.analysis import gradient_reach
 from ncp_callbacks.callbacks.output_time.analysis import output_time
+from ncp_callbacks.callbacks.sampling_rate.analysis import SamplingChanges
 from ncp_callbacks.callbacks.sanity_check.analysis import Cascade, Measures
 from ncp_callbacks.callbacks.single_predictions.plot import Prediction
 from ncp_callbacks.callbacks.time_constants.analysis import unit_time_constants
@@ -37,6 +38,7 @@ from ncp_callbacks.plots import (
     plot_interactions,
     plot_output_time,
     plot_prediction,
+    plot_sampling_rate,
     plot_sanity,
     plot_state_space,
     plot_time_constants,
@@ -236,6 +238,14 @@ def information(count: int, fill: float | None) -> Figure:
     return plot_unit_information(rules(count, fill), step=STEP)
 
 
+def sampling(count: int, fill: float | None) -> Figure:
+    change = {way: np.abs(values((count,), fill)) for way in ("dropped", "merged")}
+    ends = {way: np.stack([size / 2, size * 2]) for way, size in change.items()}
+    factors = tuple(range(2, 2 + count))
+    result = SamplingChanges(factors, change, ends, TARGET, 6, 0, {})
+    return plot_sampling_rate(result, step=STEP)
+
+
 def picture(name: str, draw: Callable[..., Figure], *sizes: Any, fill: str = "random") -> None:
     FIGURES[f"{name} {'x'.join(map(str, sizes))} {fill}"] = lambda: draw(*sizes, FILL[fill])
 
@@ -267,6 +277,8 @@ for s in (1, 2, 40):
     picture("sensitivity", sensitivity, s)
 for s in (1, 12):
     picture("sanity", sanity, s)
+for s in (1, 4):
+    picture("sampling", sampling, s)
 for s in (2, 500):
     picture("faithfulness", faithfulness, s)
 for n in (1, 2, 64):
@@ -281,6 +293,7 @@ for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("meanings", meanings, 19, fill=fill)
     picture("information", information, 19, fill=fill)
     picture("reach", reach, 20, fill=fill)
+    picture("sampling", sampling, 2, fill=fill)
     picture("interactions", interactions, 8, fill=fill)
     picture("outputs", outputs, 20, fill=fill)
     picture("states", states, 20, 8, 3, fill=fill)

@@ -64,6 +64,7 @@ def _full() -> list[Callback]:
     from .feature_interactions.callback import FeatureInteractions
     from .gradient_reach.callback import GradientReach
     from .output_time.callback import OutputTime
+    from .sampling_rate.callback import SamplingRate
     from .sanity_check.callback import SanityCheck
     from .time_constants.callback import TimeConstants
     from .unit_ablation.callback import UnitAblation
@@ -77,6 +78,7 @@ def _full() -> list[Callback]:
         UnitMeanings(),
         Dynamics(),
         GradientReach(),
+        SamplingRate(),
         OutputTime(),
         FeatureInteractions(),
         Faithfulness(),

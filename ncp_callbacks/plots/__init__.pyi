@@ -7,6 +7,7 @@ from ..callbacks.frame_attribution.plot import plot_frame_strip as plot_frame_st
 from ..callbacks.gradient_attribution.plot import plot_feature_importance as plot_feature_importance
 from ..callbacks.gradient_reach.plot import plot_gradient_reach as plot_gradient_reach
 from ..callbacks.output_time.plot import plot_output_time as plot_output_time
+from ..callbacks.sampling_rate.plot import plot_sampling_rate as plot_sampling_rate
 from ..callbacks.sanity_check.plot import plot_sanity as plot_sanity
 from ..callbacks.sanity_check.plot import plot_sanity_measures as plot_sanity_measures
 from ..callbacks.single_predictions.plot import plot_prediction as plot_prediction
