@@ -28,9 +28,13 @@ __all__ = ["SamplingRate"]
 
 _MAX_FACTORS = 4
 _WAYS = {"dropped": "are dropped", "merged": "are merged with the next one left, by their mean"}
+_CHANGE = (
+    "RMS change of the {target} when all but 1 of {factor} time steps {how}; in SDs of the target "
+    "over sequences"
+)
 _SCALARS = {
-    "<way>_x<factor>": "RMS change of the {target} when all but 1 of {factor} time steps {how}; in "
-    "SDs of the target over sequences",
+    "dropped_x<factor>": _CHANGE,
+    "merged_x<factor>": _CHANGE,
     "loss_<way>_x<factor>": "Mean loss when all but 1 of {factor} time steps {how}",
 }
 
@@ -166,7 +170,7 @@ def _numbers(
                 f"{group}/{way}_x{factor}",
                 number.value,
                 number,
-                _SCALARS["<way>_x<factor>"].format(target=result.target, factor=factor, how=how),
+                _CHANGE.format(target=result.target, factor=factor, how=how),
             )
     finite = np.isfinite(np.array(list(losses.values()))).all(axis=0)
     for (way, factor), values in losses.items():

@@ -48,9 +48,11 @@ def plot_sampling_rate(
     for row, name in enumerate(names):
         page.text(end, TOP - (row + 0.5) * pitch, name, ha="right", va="center_baseline")
     ticks = [0.0, limit / 2, limit]
+    labels = [number(tick, 3) for tick in ticks]
+    right = RIGHT - max(24, text_width(labels[-1]) / 2)
     axes = page.axes(
-        end + 10, BOTTOM, RIGHT - 24, TOP, xlim=(0, limit), ylim=(rows - 0.5, -0.5),
-        spines=["left"], xticks=ticks, xticklabels=[number(tick, 3) for tick in ticks], grid="x",
+        end + 10, BOTTOM, right, TOP, xlim=(0, limit), ylim=(rows - 0.5, -0.5),
+        spines=["left"], xticks=ticks, xticklabels=labels, grid="x",
         xlabel="change of target, SD",
     )  # fmt: skip
     thick = min(0.24, 24 / pitch)
