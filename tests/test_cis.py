@@ -53,6 +53,9 @@ EXACT = {
     r".*/reliability": "how sure the map is",
     r"attribution/(change|rank_distance)": "a distance, larger by noise",
     r"attribution/disputed": "a count, of features",
+    r"attribution/disagreement": "chance makes it larger: CIs that were tried cover too rarely",
+    r"attribution/effective_sequences": "a count, of the sequences themselves",
+    r"hidden/basis_captured": "chance makes it smaller: CIs that were tried cover too rarely",
     r"meanings/explained": "how many units are described",
     # Of one sequence.
     r"predictions/.*": "no statistic over sequences",

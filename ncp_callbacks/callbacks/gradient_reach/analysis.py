@@ -13,16 +13,20 @@ from ..dynamics.analysis import last_crossing
 
 __all__ = ["GradientReachCurve", "gradient_reach"]
 
+# Of squares: a norm that is smaller, or 0, counts as 1e-30.
+_SMALLEST = 1e-60
+
 
 @dataclass(frozen=True, eq=False)
 class GradientReachCurve(MappingResult):
     """Hold the norm of the target's gradient by the state, against how long ago the state was.
 
     Attributes:
-        curve: ``(K,)``, RMS over sequences of the gradient's norm, ``k`` time steps before the last
-            state that the target depends on, in parts of that at ``k = 0``.
+        curve: ``(K,)``, the gradient's norm ``k`` time steps before the last state that the target
+            depends on, in parts of that at ``k = 0``; geometric mean over sequences.
         ci: ``(2, K)``, 95 % CIs over sequences.
-        first_step: The RMS norm at the first real time step, in parts of that at ``k = 0``.
+        first_step: The norm at the first real time step, in parts of that at ``k = 0``; geometric
+            mean over sequences. An RMS would be that of a few sequences.
         steps: Number of time steps back over which the curve falls below 1/e for good; that of the
             longest sequence if it does not.
         fades: True if it does.
@@ -87,27 +91,22 @@ def gradient_reach(
     there = np.take_along_axis(squares, np.maximum(back, 0), axis=1)
     known = (back >= 0) & np.take_along_axis(real, np.maximum(back, 0), axis=1)
     longest = int(np.flatnonzero(known.any(axis=0))[-1]) + 1
-    there, known = np.where(known, there, 0.0)[:, :longest], known[:, :longest]
-    lags = np.arange(longest)
-    # The norm at the beginning of the very sequences that are as long as that.
-    start = np.where(known, there[:, :1], 0.0)
-    at_each = [
-        Estimate.of_sums(_root, np.stack(p, axis=1), SIZE)
-        for p in zip(there.T, start.T, strict=True)
-    ]
-    curve = np.array([each.value for each in at_each])
+    there, known = there[:, :longest], known[:, :longest]
+    logs = _log_ratios(there, there[:, :1])
+    at_each = [Estimate.geometric_mean(logs[own, k]) for k, own in enumerate(known.T)]
+    curve, lags = np.array([each.value for each in at_each]), np.arange(longest)
     steps, fades = last_crossing(curve, lags)
     estimates = {}
     if fades and count > 2:
-        total, base = there.sum(axis=0), start.sum(axis=0)
-        without = [
-            last_crossing(_root(np.stack([total - a, base - b], axis=-1)), lags)[0]
-            for a, b in zip(there, start, strict=True)
-        ]
-        estimates["steps"] = Estimate.jackknife(steps, without, SIZE)
+        total, number = np.where(known, logs, 0.0), known.astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            others = np.exp((total.sum(axis=0) - total) / (number.sum(axis=0) - number))
+        kept = np.isfinite(others)  # Not the lags of a single sequence.
+        without_each = [last_crossing(o[k], lags[k])[0] for o, k in zip(others, kept, strict=True)]
+        estimates["steps"] = Estimate.jackknife(steps, without_each, SIZE)
     rows = np.arange(count)
-    far = np.stack([squares[rows, first], squares[rows, last]], axis=1)
-    estimates["first_step"] = Estimate.of_sums(_root, far, SIZE)
+    far = _log_ratios(squares[rows, first], squares[rows, last])
+    estimates["first_step"] = Estimate.geometric_mean(far)
     return GradientReachCurve(
         curve,
         ci_array(at_each),
@@ -122,7 +121,7 @@ def gradient_reach(
     )
 
 
-def _root(sums: FloatArray) -> FloatArray:
-    """Return the square root of the quotient of ``(..., 2)`` sums."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.sqrt(sums[..., 0] / sums[..., 1]))
+def _log_ratios(squares: FloatArray, last: FloatArray) -> FloatArray:
+    """Return the logarithm of norms, in parts of the last, from their squares."""
+    with np.errstate(over="ignore", divide="ignore"):
+        return np.asarray(0.5 * np.log(np.maximum(squares / last, _SMALLEST)))

@@ -30,9 +30,10 @@ from .plot import plot_gradient_reach
 __all__ = ["GradientReach"]
 
 _SCALARS = {
-    "first_step": "RMS norm of the gradient of the {target} by the state of {cell} at the first "
-    "time step, in parts of that at the last state that the {target} depends on: near 0 what "
-    "happens at the beginning can't be learnt, far above 1 gradients explode",
+    "first_step": "Norm of the gradient of the {target} by the state of {cell} at the first time "
+    "step, in parts of that at the last state that the {target} depends on, geometric mean over "
+    "sequences: near 0 what happens at the beginning can't be learnt, far above 1 gradients "
+    "explode",
     "steps": "Time steps back over which that norm falls to 1/e; the length of the sequence where "
     "it does not",
 }
@@ -142,7 +143,7 @@ def _picture(
         plot_gradient_reach,
         result,
         {"decades": (below, above), "step": step},
-        f"RMS norm of the gradient of the {result.target} by the state of {result.cell}, against "
-        "how many time steps back it was, in parts of that of the last one. The 95 % CI over "
-        f"sequences is shaded{ci_caveat(result.sequences)}; the dotted line is 1/e.",
+        f"Norm of the gradient of the {result.target} by the state of {result.cell}, against how "
+        "many time steps back it was, in parts of that of the last one; geometric mean over "
+        f"sequences. Its 95 % CI is shaded{ci_caveat(result.sequences)}; the dotted line is 1/e.",
     )
