@@ -143,6 +143,7 @@ class ExtraPasses:
     def __init__(self, batch: EvaluatedBatch, source: PassSource) -> None:
         self._batch, self._source = batch, source
         self._runner = source.runner
+        self._changes: dict[str, StateChanges] = {}
 
     # ---- variants of the batch
 
@@ -668,7 +669,7 @@ class ExtraPasses:
     def state_changes(self, cell: str) -> StateChanges:
         """Return how the states of a cell are changed, which costs three forward passes.
 
-        Declare :attr:`Need.STATE_CHANGES`.
+        An object of this class asks once. Declare :attr:`Need.STATE_CHANGES`.
 
         Args:
             cell: Name of the cell.
@@ -684,7 +685,9 @@ class ExtraPasses:
             with self._running(Need.STATE_CHANGES, 3):
                 return StateChanges(self._runner, hook)
 
-        return self._once(Need.STATE_CHANGES, lambda: ("changes", cell), run)
+        if cell not in self._changes:
+            self._changes[cell] = self._once(Need.STATE_CHANGES, lambda: ("changes", cell), run)
+        return self._changes[cell]
 
     def _by_states(self, run: Callable[[ModelRunner, mx.array | None], mx.array]) -> FloatArray:
         """Return a gradient by the states, over parts of the batch."""

@@ -84,7 +84,8 @@ class SharedResults:
         """Keep and return nothing in a ``with`` block, in which the model's parameters differ."""
         needs, self.needs = self.needs, frozenset()
         # They refer to modules, which restoring the model may replace.
-        self._kept = {key: r for key, r in self._kept.items() if key[0] is not Need.CELL_STEPS}
+        of_modules = (Need.CELL_STEPS, Need.STATE_CHANGES)
+        self._kept = {key: r for key, r in self._kept.items() if key[0] not in of_modules}
         try:
             yield
         finally:

@@ -53,11 +53,16 @@ EXACT = {
     r".*/reliability": "how sure the map is",
     r"attribution/(change|rank_distance)": "a distance, larger by noise",
     r"attribution/disputed": "a count, of features",
+    r"attribution/disagreement": "chance makes it larger: CIs that were tried cover too rarely",
+    r"attribution/effective_sequences": "a count, of the sequences themselves",
+    r"hidden/basis_captured": "chance makes it smaller: CIs that were tried cover too rarely",
+    r"meanings/explained": "how many units are described",
     # Of one sequence.
     r"predictions/.*": "no statistic over sequences",
 }
 NAMES = [
-    "attribution", "time_delta", "transitions", "hidden", "backbone", "removal",
+    "ablation", "attribution", "time_delta", "transitions", "hidden", "backbone", "removal",
+    "gradient_reach", "meanings", "sampling",
     "time_constants", "wiring", "dynamics", "output_time", "interactions", "faithfulness",
     "sanity_check", "predictions",
 ]  # fmt: skip
@@ -123,7 +128,7 @@ def scalars(size: int = 20) -> dict[str, dict[str, list[ncp.Scalar]]]:
         writer, _ = looked(kind, everything(), size)
         for step, record in writer.records:
             if step and isinstance(record, ncp.Scalar):
-                group = record.tag.split("/")[0].removesuffix("_share").removesuffix("_pair")
+                group = re.sub(r"_(share|pair|change|accuracy)$", "", record.tag.split("/")[0])
                 found[group][record.tag].append(record)
     return found
 

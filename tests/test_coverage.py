@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 import numpy as np
+import pytest
 from scripts import script
 
 
@@ -16,11 +17,13 @@ def test_each_number_of_a_model_is_measured_at_each_batch_size() -> None:
     ]
     numbers = {row["number"] for row in found}
     assert {"ig share of feature 0", "ig mean_lag", "elasticity_rms"} <= numbers
+    assert {"removal strength", "ablation carrying_units", "states pc1_share"} <= numbers
     assert {row["sequences"] for row in found} == {16, 32}
     assert len(found) == 2 * len(numbers)
     for row in found:
         assert 0 <= float(row["coverage"]) <= 1
-        assert float(row["coverage"]) * 4 == round(float(row["coverage"]) * 4)
+        covered = float(row["coverage"]) * int(row["draws"])
+        assert covered == pytest.approx(round(covered), abs=0.01)
 
 
 def test_the_stored_figures_are_of_all_models_and_cover() -> None:

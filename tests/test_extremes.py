@@ -21,24 +21,33 @@ from ncp_callbacks.attribution import temporal_importance
 from ncp_callbacks.callbacks.dynamics.analysis import memory_horizon, unit_correlations
 from ncp_callbacks.callbacks.faithfulness.analysis import Deletion
 from ncp_callbacks.callbacks.feature_interactions.analysis import Interactions
+from ncp_callbacks.callbacks.gradient_reach.analysis import gradient_reach
 from ncp_callbacks.callbacks.output_time.analysis import output_time
+from ncp_callbacks.callbacks.sampling_rate.analysis import SamplingChanges
 from ncp_callbacks.callbacks.sanity_check.analysis import Cascade, Measures
 from ncp_callbacks.callbacks.single_predictions.plot import Prediction
 from ncp_callbacks.callbacks.time_constants.analysis import unit_time_constants
+from ncp_callbacks.callbacks.unit_ablation.analysis import unit_ablations
+from ncp_callbacks.callbacks.unit_meanings.analysis import UnitRules
 from ncp_callbacks.callbacks.wiring.analysis import SynapticFlow
 from ncp_callbacks.plots import (
     plot_dynamics,
     plot_faithfulness,
     plot_feature_importance,
+    plot_gradient_reach,
     plot_interactions,
     plot_output_time,
     plot_prediction,
+    plot_sampling_rate,
     plot_sanity,
     plot_state_space,
     plot_time_constants,
     plot_time_constants_over_time,
     plot_time_sensitivity,
+    plot_unit_ablation,
     plot_unit_activity,
+    plot_unit_information,
+    plot_unit_meanings,
     plot_wiring,
 )
 
@@ -194,6 +203,49 @@ def neurons(count: int, fill: float | None) -> Figure:
 FIGURES: dict[str, Callable[[], Figure]] = {}
 
 
+def ablation(count: int, fill: float | None, loss: bool = True) -> Figure:
+    clamped, slopes = values((count, 6), fill), values((6, count), fill, 1)
+    losses = {"losses": np.zeros(6), "clamped_losses": clamped + 1} if loss else {}
+    result = unit_ablations(
+        [LONG.format(i) for i in range(count)], np.zeros(6), clamped, slopes=slopes, target=TARGET,
+        **losses,
+    )  # fmt: skip
+    return plot_unit_ablation(result, step=STEP)
+
+
+def reach(steps: int, fill: float | None) -> Figure:
+    gradient = values((6, steps, 4), fill) * np.exp(np.linspace(-60, 0, steps))[:, None]
+    result = gradient_reach(np.nan_to_num(gradient) + 1e-30, target=TARGET)
+    assert result is not None
+    return plot_gradient_reach(result, step=STEP)
+
+
+def rules(count: int, fill: float | None) -> UnitRules:
+    accuracy, long = values((count,), fill), [LONG.format(i) for i in range(count)]
+    words = tuple(f"{name} > 1.23" if i % 3 else "" for i, name in enumerate(long))
+    information = np.abs(values((count, 30), fill))
+    ends = np.stack([accuracy - 0.1, accuracy + 0.1])
+    return UnitRules(
+        tuple(long), accuracy, ends, words, words, names(30), information, "cell", 6, {}
+    )
+
+
+def meanings(count: int, fill: float | None) -> Figure:
+    return plot_unit_meanings(rules(count, fill), step=STEP)
+
+
+def information(count: int, fill: float | None) -> Figure:
+    return plot_unit_information(rules(count, fill), step=STEP)
+
+
+def sampling(count: int, fill: float | None) -> Figure:
+    change = {way: np.abs(values((count,), fill)) for way in ("dropped", "merged")}
+    ends = {way: np.stack([size / 2, size * 2]) for way, size in change.items()}
+    factors = tuple(range(2, 2 + count))
+    result = SamplingChanges(factors, change, ends, TARGET, 6, 0, {})
+    return plot_sampling_rate(result, step=STEP)
+
+
 def picture(name: str, draw: Callable[..., Figure], *sizes: Any, fill: str = "random") -> None:
     FIGURES[f"{name} {'x'.join(map(str, sizes))} {fill}"] = lambda: draw(*sizes, FILL[fill])
 
@@ -208,11 +260,15 @@ for f in (1, 3, 200):
         picture("interactions", interactions, f)
 for t in (1, 2, 2000):
     picture("outputs", outputs, t)
+    picture("reach", reach, t)
     for n, classes in ((4, 1), (4, 50), (500, 3), (500, 50)):
         picture("states", states, t, n, classes)
 for n in (1, 4, 500):
     picture("constants", constants, n)
     picture("neurons", neurons, n)
+    picture("ablation", ablation, n)
+    picture("meanings", meanings, n)
+    picture("information", information, n)
     picture("units", units, n, 1)
     picture("units", units, n, 5)
     picture("dynamics", dynamics, 2, n)
@@ -221,6 +277,8 @@ for s in (1, 2, 40):
     picture("sensitivity", sensitivity, s)
 for s in (1, 12):
     picture("sanity", sanity, s)
+for s in (1, 4):
+    picture("sampling", sampling, s)
 for s in (2, 500):
     picture("faithfulness", faithfulness, s)
 for n in (1, 2, 64):
@@ -231,6 +289,11 @@ for fill in ("zero", "constant", "NaN", "huge", "tiny"):
     picture("wiring", wiring, 19, 5, fill=fill)
     picture("wiring", wiring, 100, 5, fill=fill)
     picture("neurons", neurons, 19, fill=fill)
+    picture("ablation", ablation, 19, fill=fill)
+    picture("meanings", meanings, 19, fill=fill)
+    picture("information", information, 19, fill=fill)
+    picture("reach", reach, 20, fill=fill)
+    picture("sampling", sampling, 2, fill=fill)
     picture("interactions", interactions, 8, fill=fill)
     picture("outputs", outputs, 20, fill=fill)
     picture("states", states, 20, 8, 3, fill=fill)

@@ -132,6 +132,10 @@ def test_parts_that_are_kept_are_restored_in_place() -> None:
     [
         (lambda v: ncp.OutputTime(max_output_steps=v), 2),
         (lambda v: ncp.TimeConstants(max_units=v), 1),
+        (lambda v: ncp.UnitAblation(max_units=v), 1),
+        (lambda v: ncp.UnitAblation(max_clamped_sequences=v), 1),
+        (lambda v: ncp.UnitMeanings(max_units=v), 1),
+        (lambda v: ncp.UnitMeanings(recent=v), 1),
         (lambda v: ncp.Dynamics(max_jacobian_sequences=v), 1),
         (lambda v: ncp.Dynamics(exponents=v), 1),
         (lambda v: ncp.Dynamics(max_units=v), 1),

@@ -30,6 +30,10 @@ from ..callbacks.frame_attribution.analysis import half_area as half_area
 from ..callbacks.frame_attribution.analysis import most_important_steps as most_important_steps
 from ..callbacks.frame_attribution.analysis import pixel_maps as pixel_maps
 from ..callbacks.frame_attribution.analysis import region_share as region_share
+from ..callbacks.gradient_reach.analysis import GradientReachCurve as GradientReachCurve
+from ..callbacks.gradient_reach.analysis import gradient_reach as gradient_reach
+from ..callbacks.sampling_rate.analysis import SamplingChanges as SamplingChanges
+from ..callbacks.sampling_rate.analysis import sampling_changes as sampling_changes
 from ..callbacks.sanity_check.analysis import Cascade as Cascade
 from ..callbacks.sanity_check.analysis import Measures as Measures
 from ..callbacks.sanity_check.analysis import map_similarity as map_similarity
@@ -52,6 +56,11 @@ from ..callbacks.time_constants.analysis import unit_time_constants as unit_time
 from ..callbacks.time_sensitivity.analysis import TimeSensitivity as TimeSensitivity
 from ..callbacks.time_sensitivity.analysis import checked_scales as checked_scales
 from ..callbacks.time_sensitivity.analysis import time_sensitivity as time_sensitivity
+from ..callbacks.unit_ablation.analysis import UnitAblations as UnitAblations
+from ..callbacks.unit_ablation.analysis import unit_ablations as unit_ablations
+from ..callbacks.unit_meanings.analysis import UnitRules as UnitRules
+from ..callbacks.unit_meanings.analysis import predictors as predictors
+from ..callbacks.unit_meanings.analysis import unit_meanings as unit_meanings
 from ..callbacks.wiring.analysis import GroupActivity as GroupActivity
 from ..callbacks.wiring.analysis import NeuronGroup as NeuronGroup
 from ..callbacks.wiring.analysis import SynapticFlow as SynapticFlow

@@ -102,7 +102,8 @@ class Agreement:
         attributed: ``(G,)``, share of each in the attribution.
         removed: ``(G,)``, share of each in the changes of the target by removal.
         disagreement: Half the sum of absolute differences of the shares: the part of the whole that
-            the two views give to different features. 0 they agree, 1 they share nothing.
+            the two views give to different features. 0 they agree, 1 they share nothing. Chance
+            makes it larger, so that CIs of few sequences cover the truth too rarely.
         disputed: Indices of features whose shares differ by at least 10 % of the whole and beyond
             chance, largest difference first.
     """
@@ -222,7 +223,12 @@ def compare(attribution: Attribution, removal: Removal) -> Agreement | None:
         names,
         first.sum(axis=0) / first.sum(),
         second.sum(axis=0) / second.sum(),
-        Estimate.of_sums(_disagreement, np.stack([first, second], axis=1), SHARE),
+        Estimate.of_sums(
+            _disagreement,
+            np.stack([first, second], axis=1),
+            SHARE,
+            weights=first.sum(axis=1) / first.sum() + second.sum(axis=1) / second.sum(),
+        ),
         tuple(int(i) for i in order if beyond[i]),
     )
 

@@ -6,8 +6,10 @@ from .feature_interactions.callback import FeatureInteractions as FeatureInterac
 from .feature_removal.callback import FeatureRemoval as FeatureRemoval
 from .frame_attribution.callback import FrameAttribution as FrameAttribution
 from .gradient_attribution.callback import GradientAttribution as GradientAttribution
+from .gradient_reach.callback import GradientReach as GradientReach
 from .held_out_score.callback import HeldOutScore as HeldOutScore
 from .output_time.callback import OutputTime as OutputTime
+from .sampling_rate.callback import SamplingRate as SamplingRate
 from .sanity_check.callback import SanityCheck as SanityCheck
 from .sets import callback_set as callback_set
 from .single_predictions.callback import SinglePredictions as SinglePredictions
@@ -15,4 +17,6 @@ from .state_space.callback import StateSpace as StateSpace
 from .state_transitions.callback import StateTransitions as StateTransitions
 from .time_constants.callback import TimeConstants as TimeConstants
 from .time_sensitivity.callback import TimeSensitivity as TimeSensitivity
+from .unit_ablation.callback import UnitAblation as UnitAblation
+from .unit_meanings.callback import UnitMeanings as UnitMeanings
 from .wiring.callback import Wiring as Wiring

@@ -62,15 +62,23 @@ def _full() -> list[Callback]:
     from .dynamics.callback import Dynamics
     from .faithfulness.callback import Faithfulness
     from .feature_interactions.callback import FeatureInteractions
+    from .gradient_reach.callback import GradientReach
     from .output_time.callback import OutputTime
+    from .sampling_rate.callback import SamplingRate
     from .sanity_check.callback import SanityCheck
     from .time_constants.callback import TimeConstants
+    from .unit_ablation.callback import UnitAblation
+    from .unit_meanings.callback import UnitMeanings
     from .wiring.callback import Wiring
 
     expensive = [
         TimeConstants(),
         Wiring(),
+        UnitAblation(),
+        UnitMeanings(),
         Dynamics(),
+        GradientReach(),
+        SamplingRate(),
         OutputTime(),
         FeatureInteractions(),
         Faithfulness(),

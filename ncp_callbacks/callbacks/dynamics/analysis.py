@@ -44,6 +44,7 @@ __all__ = [
     "corrected_participation_ratio",
     "gain_sequences",
     "jacobian_gains",
+    "last_crossing",
     "last_steps_kept",
     "lyapunov_exponents",
     "memory_horizon",
@@ -598,10 +599,10 @@ def target_memory(
 
     curve = curves(np.ones((count, 1)))[:, 0]
     without_each = curves(1.0 - np.eye(count)).T
-    steps, forgets = _last_crossing(curve, kept)
+    steps, forgets = last_crossing(curve, kept)
     estimate = Estimate(steps, np.empty(0), SIZE)
     if forgets and count > 2:
-        others = np.array([_last_crossing(each, kept)[0] for each in without_each])
+        others = np.array([last_crossing(each, kept)[0] for each in without_each])
         estimate = Estimate.jackknife(steps, others, SIZE)
     at_each = [
         Estimate.jackknife(float(value), others, SIZE)
@@ -613,8 +614,13 @@ def target_memory(
     )  # fmt: skip
 
 
-def _last_crossing(curve: FloatArray, kept: npt.NDArray[np.intp]) -> tuple[float, bool]:
-    """Return where a curve falls below 1/e for good, and whether it does."""
+def last_crossing(curve: FloatArray, kept: npt.NDArray[np.intp]) -> tuple[float, bool]:
+    """Return where a curve falls below 1/e for good, and whether it does.
+
+    Args:
+        curve: ``(K,)``.
+        kept: ``(K,)``, the places of its points, increasing.
+    """
     above = np.flatnonzero(~(curve <= math.exp(-1)))
     if not above.size:
         return float(kept[0]), True

@@ -29,7 +29,7 @@ from ...plotting.style import (
 from ...plotting.text import number, shorten, text_width
 from .analysis import Memory, TargetMemory, UnitCorrelations
 
-__all__ = ["needed_decades", "plot_dynamics"]
+__all__ = ["logarithm", "needed_decades", "plot_dynamics"]
 
 Array = npt.NDArray[np.float64]
 
@@ -87,8 +87,8 @@ def _memory(
     decades: tuple[int, int] | None,
     of_target: TargetMemory | None,
 ) -> None:
-    now = _logarithm(memory.curve)
-    before = None if first is None else _logarithm(first)
+    now = logarithm(memory.curve)
+    before = None if first is None else logarithm(first)
     if decades is None:
         decades = needed_decades(memory.curve, *([] if first is None else [first]))
     below, above = _checked_decades(decades)
@@ -114,17 +114,18 @@ def _memory(
         axes.plot(np.arange(len(before)), before, zorder=3, **line(GREY, 2.5, DASHED))
         ends.append(("first", GREY, float(before[-1])))
     if len(now):
-        ci = np.clip(_logarithm(memory.ci), -below, above)
+        ci = np.clip(logarithm(memory.ci), -below, above)
         shade_ci(axes, np.arange(len(now)), ci, BLUE, 0.16)
         axes.plot(np.arange(len(now)), now, zorder=4, **line(BLUE, 4))
         ends.append(("now", BLUE, float(now[-1])))
     if of_target is not None:
-        changes = np.clip(_logarithm(of_target.curve), -below, above)
+        changes = np.clip(logarithm(of_target.curve), -below, above)
         axes.plot(of_target.kept, changes, zorder=5, **line(ORANGE, 4))
     end_labels(page, right + 10, axes, ends)
 
 
-def _logarithm(curve: npt.ArrayLike) -> Array:
+def logarithm(curve: npt.ArrayLike) -> Array:
+    """Return decimal logarithms that can be drawn; NaN stays NaN."""
     with np.errstate(divide="ignore"):
         powers = np.log10(np.asarray(curve, np.float64))
     # Far outside is as good as infinitely far, which can't be drawn.
@@ -133,7 +134,7 @@ def _logarithm(curve: npt.ArrayLike) -> Array:
 
 def needed_decades(*curves: npt.ArrayLike) -> tuple[int, int]:
     """Return how many powers of ten, at most 10, an axis must span below and above 1."""
-    shown = np.concatenate([_logarithm(curve) for curve in curves])
+    shown = np.concatenate([logarithm(curve) for curve in curves])
     finite = shown[np.isfinite(shown)]
     lowest, highest = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
     # A curve that ends at 1 but for rounding doesn't need another one.

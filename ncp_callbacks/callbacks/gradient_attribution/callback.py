@@ -113,6 +113,8 @@ class GradientAttribution(Callback):
                                                    ``agreement``
     ``attribution/disagreement``         scalar    part of the whole that attribution and removal
                                                    give to different features
+    ``attribution/effective_sequences``  scalar    number of sequences that carry the two, as if
+                                                   they did so equally
     ``attribution/disputed``             scalar    number of features on whose shares the two
                                                    disagree
     ``attribution/completeness_error``   scalar    99th percentile over sequences; for complete

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ...attribution import Agreement, AttributionMethod, TemporalImportance
-from ...callback import ci_suffix
 from ...records import Note, Scalar
 
 __all__ = ["SCALARS", "Disputes", "completeness", "mostly_time"]
@@ -18,7 +17,10 @@ SCALARS = {
     "its target from the baseline; 99th percentile over sequences, in RMS changes",
     "incomplete": "Share of sequences whose error is above 5 %",
     "disagreement": "Part of the whole that the attribution and the removal of features give to "
-    "different features: 0 they agree, 1 they have nothing in common",
+    "different features: 0 they agree, 1 they have nothing in common. Few sequences make it "
+    "larger, so that it has no CI",
+    "effective_sequences": "Effective number of sequences that carry attribution and removal, "
+    "(sum w)^2 / sum w^2 of their strengths w: far below their number, few of them decide",
     "disputed": "Number of features to which attribution and removal give shares that differ by "
     "10 % of the whole or more, and beyond chance",
 }
@@ -145,8 +147,13 @@ class Disputes:
         yield Scalar(
             f"{group}/disagreement",
             number.value,
-            SCALARS["disagreement"] + ci_suffix(number.sequences),
-            ci=number.ci(),
+            SCALARS["disagreement"],
+        )
+        yield Scalar(
+            f"{group}/effective_sequences",
+            number.effective_sequences,
+            SCALARS["effective_sequences"],
+            place="data",
         )
         count = len(agreement.disputed)
         yield Scalar(f"{group}/disputed", count, SCALARS["disputed"], place="data")

@@ -41,7 +41,8 @@ _SCALARS = {
     "participation_ratio": "Number of dimensions in use: (sum l)^2 / sum l^2 of the covariance's "
     "eigenvalues. Too small if there are few states; the CI is corrected for this bias and then "
     "lies above the number",
-    "basis_captured": "Variance in the plane of the picture over that in the best plane",
+    "basis_captured": "Variance in the plane of the picture over that in the best plane. Few "
+    "sequences make it smaller, so that it has no CI",
     "basis_refits": "Number of times that the picture's axes were fitted anew",
 }
 
@@ -286,13 +287,8 @@ def _scalars(result: StateSpaceResult, group: str) -> Iterator[Scalar]:
             numbers.get("participation_ratio"),
             _SCALARS["participation_ratio"],
         )
-    yield scalar_with_ci(
-        f"{group}/basis_captured",
-        result.captured,
-        numbers.get("basis_captured"),
-        _SCALARS["basis_captured"],
-        place="data",
-    )
+    captured = _SCALARS["basis_captured"]
+    yield Scalar(f"{group}/basis_captured", result.captured, captured, place="data")
 
 
 def _without_motor(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:

@@ -1,0 +1,1 @@
+"""Measure how far back along a sequence the target's gradient reaches."""

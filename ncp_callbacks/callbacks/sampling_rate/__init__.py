@@ -1,0 +1,1 @@
+"""Drop and merge time steps, and measure what changes."""

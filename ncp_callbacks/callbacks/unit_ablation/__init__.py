@@ -1,0 +1,1 @@
+"""Clamp one unit of a state at a time to its mean, and measure what changes."""

@@ -1,0 +1,1 @@
+"""Describe in words what the units of a state code for."""
