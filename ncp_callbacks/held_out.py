@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .keywords import checks_keywords
 from .likely_mistakes import check_array, layout_hint, non_finite, timestamps
 from .sequences import mask_of_lengths, padded
 
@@ -131,6 +132,7 @@ class HeldOutBatch:
             the mask leaves a sequence empty.
     """
 
+    @checks_keywords
     def __init__(
         self,
         inputs: Any,
