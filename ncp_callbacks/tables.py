@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,7 +95,7 @@ class Table(NamedTuple):
             ImportError: pandas is not installed.
         """
         try:
-            import pandas
+            pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise ImportError(
                 "to_dataframe() needs pandas: run pip install pandas, or write a file by to_csv()"
