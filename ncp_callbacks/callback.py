@@ -30,6 +30,7 @@ For example, a callback that logs the mean norm of the last state with its CI an
 from __future__ import annotations
 
 import abc
+import inspect
 import operator
 import re
 import zlib
@@ -40,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .held_out import to_numpy
+from .keywords import checks_keywords, takes_others
 from .model import NotApplicable, TargetLike
 from .observation import Need, Observation, Trajectory
 from .plotting.limits import nice_limit
@@ -123,7 +125,12 @@ class Callback(abc.ABC):
             cls.name = cls.default_name
         if cls.__dict__.get("every") is not None:
             cls.every = as_schedule(cls.__dict__["every"])
+        init = cls.__dict__.get("__init__")
+        # Others end at the constructor below, or are the class's own affair.
+        if inspect.isfunction(init) and not takes_others(init):
+            cls.__init__ = checks_keywords(init)  # type: ignore[method-assign]
 
+    @checks_keywords
     def __init__(
         self,
         *,

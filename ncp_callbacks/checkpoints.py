@@ -24,6 +24,7 @@ import mlx.nn as nn
 
 from .arguments import as_callbacks, check_log, check_model, check_options
 from .callback import Callback
+from .callbacks.sets import CallbackSet
 from .errors import one_line
 from .findings.run_findings import RunFindings
 from .held_out import HeldOutBatch
@@ -69,7 +70,7 @@ def replay(
     model: nn.Module,
     held_out: HeldOutBatch,
     checkpoints: Checkpoints,
-    callbacks: Iterable[Callback] | str | None = None,
+    callbacks: Iterable[Callback] | CallbackSet | None = None,
     log_dir: str | os.PathLike[str] | None = None,
     *,
     writer: WriterLike | Sequence[WriterLike] | None = None,

@@ -17,7 +17,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .keywords import checks_keywords
 from .likely_mistakes import check_array, layout_hint, non_finite, timestamps
+from .sequences import mask_of_lengths, padded
 
 __all__ = ["HeldOutBatch", "read_only", "to_numpy"]
 
@@ -112,6 +114,8 @@ class HeldOutBatch:
         targets: Anything that the target or loss function needs; arrays have ``B`` first.
         mask: ``(B, T)`` bool, true at real time steps; at least one in each sequence. Elsewhere,
             values that are not finite are replaced: inputs by 0, elapsed time by 1.
+        lengths: ``(B,)``, number of real time steps of each sequence, which come first; in place of
+            ``mask``.
         feature_names: ``F`` different names, of frames those of the channels; None: "feature 0" or
             "channel 0" and so on.
         class_names: Names of the model's outputs.
@@ -128,6 +132,7 @@ class HeldOutBatch:
             the mask leaves a sequence empty.
     """
 
+    @checks_keywords
     def __init__(
         self,
         inputs: Any,
@@ -137,12 +142,18 @@ class HeldOutBatch:
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         channel_axis: int | Literal["last"] | None = "last",
+        *,
+        lengths: mx.array | npt.NDArray[Any] | Sequence[int] | None = None,
     ) -> None:
         # The sequence, and the container that the model gets it in, with None in its place.
         self._inputs, self._container, self._key = self._check_inputs(inputs)
         # The axis of a frame, without (B, T), that holds the channels.
         self._channel_axis = self._check_channel_axis(channel_axis, feature_names)
         batch, steps, features = self.inputs_shape
+        if lengths is not None:
+            if mask is not None:
+                raise ValueError("both mask= and lengths= were passed: pass one of them")
+            mask = mask_of_lengths(lengths, batch, steps)
         self._mask = self._check_mask(mask, batch, steps)
         self._time_delta = self._check_time(time_delta, batch, steps)
         self._targets = self._check_targets(targets, batch)
@@ -154,6 +165,50 @@ class HeldOutBatch:
         )
         self.class_names = _names(class_names, "class_names", None)
         self.notes = tuple(filter(None, self._likely_mistakes()))
+
+    @classmethod
+    def from_sequences(
+        cls,
+        sequences: Any,
+        *,
+        by: str | None = None,
+        features: Sequence[str] | None = None,
+        time: str | None = None,
+        time_delta: str | None = None,
+        targets: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> HeldOutBatch:
+        """Return a batch of sequences of different lengths, which are padded and masked.
+
+        ::
+
+            HeldOutBatch.from_sequences([x1, x2])               # arrays (time steps, features)
+            HeldOutBatch.from_sequences([{"hr": [...], "bp": [...], "targets": 1}, ...])
+            HeldOutBatch.from_sequences(frame, by="patient", time="hour", targets="died")
+
+        Args:
+            sequences: A list of arrays ``(T, F)``; a list of dicts, each with columns of ``T``
+                numbers by the name of a feature, or with one array ``"inputs"``; or a data frame
+                of pandas or polars with a line for each time step, in the order of time.
+            by: Column of a data frame that has the id of the sequence.
+            features: Columns to use, in this order; None: all that are not used otherwise.
+            time: Column of times, increasing within a sequence: numbers, or dates, which become
+                seconds. Elapsed times are their differences; the first time step of each sequence
+                gets the median of all differences.
+            time_delta: Column of elapsed times; None: ``"time_delta"``, if there is one.
+            targets: Key of the target of a sequence; in a data frame a column that is constant
+                within a sequence. None: ``"targets"``, if there is one.
+            class_names: As for the class.
+
+        Raises:
+            TypeError: It is none of these, or a column does not hold numbers.
+            ValueError: Columns are missing or of different lengths, or times do not increase. The
+                sequence is named.
+        """
+        parts = padded(
+            sequences, by=by, features=features, time=time, time_delta=time_delta, targets=targets
+        )
+        return cls(class_names=class_names, **parts)
 
     @classmethod
     def _check_inputs(cls, inputs: Any) -> tuple[mx.array, Any, Any]:

@@ -17,14 +17,14 @@ leaves the model unchanged. Keywords common to all functions (``mask``, ``forwar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import mlx.nn as nn
 import numpy as np
 
-from .attribution import DEFAULT_METHOD, AttributionMethod, TemporalImportance
+from .attribution import DEFAULT_METHOD, AttributionMethod, MethodName, TemporalImportance
 from .attribution.compute import Attributor
 from .callback import Callback
 from .callbacks.backbone_activations.analysis import BackboneReport
@@ -44,7 +44,8 @@ from .callbacks.time_sensitivity.callback import TimeSensitivity as TimeScan
 from .callbacks.time_sensitivity.callback import sensitivity as time_sensitivity_of
 from .findings import Collected, Finding, judge, lines
 from .held_out import HeldOutBatch
-from .model import ModelError, ModelRunner, NotApplicable
+from .keywords import check_keywords, keywords_of
+from .model import At, Forward, ModelError, ModelRunner, NotApplicable, TargetLike
 from .observation import Need, Observation, Trajectory
 from .passes import observe
 from .records import Note, Record
@@ -52,6 +53,8 @@ from .results import FloatArray, MappingResult
 from .run_facts import run_facts
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     import matplotlib.figure
 
 __all__ = [
@@ -70,7 +73,24 @@ _NEEDS = frozenset({Need.TIME_GRADIENT, Need.STATES, Need.ACTIVATIONS, Need.TIME
 _RUNNER_OPTIONS = ("target", "at", "horizon", "forward", "cells", "layers")
 
 
+class _Options(TypedDict, total=False):
+    """Declare the keywords common to all functions, for type checkers and completion."""
+
+    targets: Any
+    mask: Any
+    feature_names: Sequence[str] | None
+    class_names: Sequence[str] | None
+    channel_axis: int | Literal["last"] | None
+    target: TargetLike
+    at: At
+    horizon: bool | None
+    forward: Forward | None
+    cells: str | Sequence[str] | None
+    layers: str | Sequence[str] | None
+
+
 def _runner(
+    of: Callable[..., Any],
     model: nn.Module,
     x: Any,
     time_delta: Any,
@@ -82,12 +102,10 @@ def _runner(
     channel_axis: int | Literal["last"] | None = "last",
     **how: Any,
 ) -> ModelRunner:
-    unknown = sorted(how.keys() - set(_RUNNER_OPTIONS))
-    if unknown:
-        batch = ("targets", "mask", "feature_names", "class_names", "channel_axis")
-        raise TypeError(
-            f"{unknown[0]!r} is an unknown option: pass {', '.join((*batch, *_RUNNER_OPTIONS))}"
-        )
+    """Return a runner of the model; ``of`` is the function that was called."""
+    if not how.keys() <= set(_RUNNER_OPTIONS):
+        known = dict.fromkeys([*_Options.__annotations__, *keywords_of(of)])
+        check_keywords(how, known, of.__qualname__.removesuffix(".__init__"))
     held_out = HeldOutBatch(x, time_delta, targets, mask, feature_names, class_names, channel_axis)
     return ModelRunner(model, held_out, **how)
 
@@ -97,10 +115,10 @@ def compute_temporal_importance(
     x: Any,
     time_delta: Any = None,
     *,
-    method: str | AttributionMethod = DEFAULT_METHOD,
+    method: MethodName | AttributionMethod = DEFAULT_METHOD,
     baseline: Any = None,
     time_baseline: Any = None,
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> TemporalImportance:
     """Return the mean absolute attribution of the target per time step and feature.
 
@@ -123,7 +141,7 @@ def compute_temporal_importance(
             target doesn't have.
     """
     attributor = Attributor(method, baseline, time_baseline)
-    runner = _runner(model, x, time_delta, **options)
+    runner = _runner(compute_temporal_importance, model, x, time_delta, **options)
     with runner.analysing():
         try:
             return attributor.importance(observe(runner, 0, attributor.needs))
@@ -137,7 +155,7 @@ def analyze_time_sensitivity(
     base_time_delta: Any,
     *,
     scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> TimeSensitivity:
     """Return the change of the target when all elapsed times are multiplied by ``scales``.
 
@@ -158,7 +176,7 @@ def analyze_time_sensitivity(
     if base_time_delta is None:
         raise ValueError("base_time_delta is None: pass the elapsed times to be scaled")
     wanted = checked_scales(scales)
-    runner = _runner(model, x, base_time_delta, **options)
+    runner = _runner(analyze_time_sensitivity, model, x, base_time_delta, **options)
     with runner.analysing():
         observation = observe(runner, 0, {Need.TIME_GRADIENT, Need.TIME_SCALES})
         return time_sensitivity_of(observation, observation.extra_passes.at_time_scales(wanted))
@@ -171,7 +189,7 @@ def visualize_hidden_states(
     *,
     components: int = 2,
     cell: str | None = None,
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> StateSpace:
     """Return hidden trajectories along the principal axes of all states.
 
@@ -189,7 +207,7 @@ def visualize_hidden_states(
     Raises:
         ModelError: No recurrent cell is found, or none of that name.
     """
-    runner = _runner(model, x, time_delta, **options)
+    runner = _runner(visualize_hidden_states, model, x, time_delta, **options)
     with runner.analysing():
         observation = observe(runner, 0, {Need.STATES})
         return _states(observation, components, cell)
@@ -230,7 +248,9 @@ class StateTransitionAnalyzer:
         **options: Keywords common to all functions, see the module.
     """
 
-    def __init__(self, model: nn.Module, *, cell: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, *, cell: str | None = None, **options: Unpack[_Options]
+    ) -> None:
         self.model = model
         self._cell, self._options = cell, options
         self._parts: list[tuple[FloatArray, FloatArray, np.ndarray[Any, Any], str]] = []
@@ -246,7 +266,8 @@ class StateTransitionAnalyzer:
         Raises:
             ModelError, ValueError: Model and arrays do not fit.
         """
-        runner = _runner(self.model, x, time_delta, mask=mask, **self._options)
+        options = {**self._options, "mask": mask}
+        runner = _runner(StateTransitionAnalyzer.__init__, self.model, x, time_delta, **options)
         with runner.analysing():
             observation = observe(runner, 0, {Need.STATES})
         self._add(observation)
@@ -295,7 +316,7 @@ class StateTransitionAnalyzer:
 
 
 def analyze_backbone(
-    model: nn.Module, x: Any, time_delta: Any = None, **options: Any
+    model: nn.Module, x: Any, time_delta: Any = None, **options: Unpack[_Options]
 ) -> BackboneReport:
     """Return statistics of the hidden layers inside the recurrent cell, a mapping for each.
 
@@ -308,7 +329,7 @@ def analyze_backbone(
     Raises:
         ModelError: The model has no backbone.
     """
-    runner = _runner(model, x, time_delta, **options)
+    runner = _runner(analyze_backbone, model, x, time_delta, **options)
     with runner.analysing():
         observation = observe(runner, 0, {Need.ACTIVATIONS})
     report = backbone_report(observation)
@@ -413,11 +434,11 @@ def interpret_model(
     x: Any,
     time_delta: Any = None,
     *,
-    method: str | AttributionMethod = DEFAULT_METHOD,
+    method: MethodName | AttributionMethod = DEFAULT_METHOD,
     baseline: Any = None,
     time_baseline: Any = None,
     scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> Interpretation:
     """Return all analyses above, from one pass of the model that they share.
 
@@ -437,7 +458,7 @@ def interpret_model(
         ModelError, ValueError: Model and arrays do not fit.
     """
     wanted, attributor = checked_scales(scales), Attributor(method, baseline, time_baseline)
-    runner = _runner(model, x, time_delta, **options)
+    runner = _runner(interpret_model, model, x, time_delta, **options)
     notes: list[str] = [*runner.notes, *runner.missing]
     with runner.analysing():
         callbacks = _judged(runner, method, baseline, time_baseline, wanted)

@@ -24,12 +24,14 @@ import mlx.nn as nn
 from .active_run import ActiveRun
 from .arguments import as_callbacks, check_log, check_model, check_options
 from .callback import Callback
+from .callbacks.sets import CallbackSet
 from .console import opening, show
 from .due_callbacks import DueCallbacks
 from .findings.finding import Finding
 from .findings.run_findings import OVERVIEW, RunFindings
 from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
+from .keywords import checks_keywords
 from .loop_scalars import loop_scalars
 from .loops import attached, iterate
 from .model import At, Forward, Subject, TargetLike
@@ -121,11 +123,12 @@ class Monitor:
         TypeError, ValueError: If an argument has the wrong type or value.
     """
 
+    @checks_keywords
     def __init__(
         self,
         model: nn.Module,
         held_out: HeldOutBatch,
-        callbacks: Iterable[Callback] | str | None = None,
+        callbacks: Iterable[Callback] | CallbackSet | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         *,
         writer: WriterLike | Sequence[WriterLike] | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from .tables import plain, short, table_of
+
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["ArrayResult", "FloatArray", "MappingResult", "compact"]
+__all__ = ["ArrayResult", "Exported", "FloatArray", "MappingResult", "compact"]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -40,7 +43,44 @@ class Pictured:
         return Pictured.draw(self, self._plot) if self._plot and Pictured.draw else None
 
 
-class MappingResult(Pictured, Mapping[str, Any]):
+class Exported(Pictured):
+    """Give a dataclass a short text, and make it plain values, a table or a file."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A dataclass keeps the one that its class has, and else makes one that prints all arrays.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        parts = [f"{f.name}={short(getattr(self, f.name))}" for f in fields if f.repr]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as numbers, strings, lists and dicts, for JSON; NaN becomes None."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {f.name: plain(getattr(self, f.name)) for f in fields}
+
+    def to_dataframe(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a line for each number: its name, its place, itself.
+
+        The columns are ``name``, ``i``, ``j``, ... for the place in an array, and ``value``.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return table_of(self).to_dataframe()
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the table of :meth:`to_dataframe` to a CSV file, without pandas.
+
+        Raises:
+            OSError: The file can't be written.
+        """
+        table_of(self).to_csv(path)
+
+
+class MappingResult(Exported, Mapping[str, Any]):
     """Give a dataclass the interface of a mapping of its fields: ``result["scales"]``."""
 
     def _names(self) -> tuple[str, ...]:
@@ -62,12 +102,8 @@ class MappingResult(Pictured, Mapping[str, Any]):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a plain dict (arrays are not copied)."""
-        return dict(self)
 
-
-class ArrayResult(Pictured, NDArrayOperatorsMixin):
+class ArrayResult(Exported, NDArrayOperatorsMixin):
     """Let a dataclass stand for its main array wherever numpy expects an array.
 
     ``np.asarray(result)``, ``mx.array(result)``, ``result[0]``, ``result / 2``, ``len(result)`` and

@@ -15,7 +15,7 @@ from .gradients import Gradient, InputXGradient, SmoothGrad
 from .importance import TemporalImportance, summarize, temporal_importance
 from .integrated_gradients import IntegratedGradients
 from .occlusion import Occlusion
-from .registry import BUILT_IN, DEFAULT_METHOD, method_from
+from .registry import BUILT_IN, DEFAULT_METHOD, MethodName, method_from
 from .removal import Agreement, FeatureGroup, Removal, compare, feature_groups, removal_of
 from .segment_integrated_gradients import SegmentIntegratedGradients
 
@@ -31,6 +31,7 @@ __all__ = [
     "Gradient",
     "InputXGradient",
     "IntegratedGradients",
+    "MethodName",
     "Occlusion",
     "PassCount",
     "Removal",

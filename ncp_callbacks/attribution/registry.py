@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Literal, TypeAlias
 
 from .base import AttributionMethod
 from .expected_gradients import ExpectedGradients
@@ -11,7 +12,7 @@ from .integrated_gradients import IntegratedGradients
 from .occlusion import Occlusion
 from .segment_integrated_gradients import SegmentIntegratedGradients
 
-__all__ = ["BUILT_IN", "DEFAULT_METHOD", "method_from"]
+__all__ = ["BUILT_IN", "DEFAULT_METHOD", "MethodName", "method_from"]
 
 BUILT_IN: tuple[type[AttributionMethod], ...] = (
     InputXGradient,
@@ -22,6 +23,16 @@ BUILT_IN: tuple[type[AttributionMethod], ...] = (
     ExpectedGradients,
     Occlusion,
 )
+MethodName: TypeAlias = Literal[
+    "input_x_gradient",
+    "gradient",
+    "integrated_gradients",
+    "segment_integrated_gradients",
+    "smooth_grad",
+    "expected_gradients",
+    "occlusion",
+]
+"""Name one of :data:`BUILT_IN`."""
 DEFAULT_METHOD = IntegratedGradients(n_steps=4, at_inputs=True)
 
 

@@ -1,6 +1,7 @@
 """Make the sets of callbacks that ``Monitor(callbacks=...)`` takes by name."""
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 from ..attribution import InputXGradient
 from ..callback import Callback
@@ -12,7 +13,9 @@ from .state_space.callback import StateSpace
 from .state_transitions.callback import StateTransitions
 from .time_sensitivity.callback import TimeSensitivity
 
-__all__ = ["callback_set"]
+__all__ = ["CallbackSet", "callback_set"]
+
+CallbackSet: TypeAlias = Literal["light", "standard", "full"]
 
 # Of which attributions are computed, of more held-out sequences: CIs hold with 32, and passes of
 # more take longer.

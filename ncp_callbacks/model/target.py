@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,8 +16,11 @@ from .errors import ModelError
 
 __all__ = ["At", "Target", "TargetLike"]
 
-TargetLike: TypeAlias = "str | int | Callable[[mx.array, Any], mx.array]"
-At: TypeAlias = "str | int"
+# Names of classes are strings, too: the literals are for completion.
+TargetLike: TypeAlias = (
+    "Literal['prediction', 'loss'] | str | int | Callable[[mx.array, Any], mx.array]"
+)
+At: TypeAlias = "Literal['last', 'mean'] | str | int"
 
 
 class Target:

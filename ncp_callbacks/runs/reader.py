@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, SCALAR_ARRAYS, plain_tag
+from ..tables import Table, plain
 from .errors import RunsError
 from .frames import Frame, Frames, read_frame
 
@@ -101,7 +102,7 @@ class Image:
         return bytes(strings[2])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """Hold what the event files of a directory hold.
 
@@ -135,6 +136,59 @@ class Run:
         if not kept:
             return None
         return min(first for first, _ in kept), max(last for _, last in kept)
+
+    def __repr__(self) -> str:
+        counts = [
+            f"{len(found)} {kind}"
+            for kind in ("scalars", "histograms", "arrays", "texts", "images", "warnings")
+            if (found := getattr(self, kind))
+        ]
+        where = "" if self.steps is None else f", steps {self.steps[0]} to {self.steps[1]}"
+        return f"Run({self.name!r}{where}, {', '.join(counts) or 'empty'})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name, hyper-parameters and scalars with their 95 % CIs, for JSON."""
+        scalars: dict[str, Any] = {}
+        for step, tag, *numbers in self._table().lines():
+            points = scalars.setdefault(tag, {"step": [], "value": [], "low": [], "high": []})
+            for values, number in zip(points.values(), (step, *numbers), strict=True):
+                values.append(plain(number))
+        return {"name": self.name, "hparams": dict(self.hparams), "scalars": scalars}
+
+    def to_dataframe(self) -> Any:
+        """Return a ``pandas.DataFrame`` of the scalars: step, tag, value, low and high.
+
+        The last two are the ends of the 95 % CI, or missing.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return self._table().to_dataframe()
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the table of :meth:`to_dataframe` to a CSV file, without pandas.
+
+        Raises:
+            OSError: The file can't be written.
+        """
+        self._table().to_csv(path)
+
+    def _table(self) -> Table:
+        def lines() -> Iterator[tuple[Any, ...]]:
+            for tag, points in self.scalars.items():
+                ci = self.ci.get(tag)
+                ends = (
+                    {}
+                    if ci is None
+                    else {
+                        int(step): (float(low), float(high))
+                        for step, low, high in zip(ci.steps, ci.low, ci.high, strict=True)
+                    }
+                )
+                for step, value in zip(points.steps, points.values, strict=True):
+                    yield int(step), tag, float(value), *ends.get(int(step), (None, None))
+
+        return Table(("step", "tag", "value", "low", "high"), lines)
 
 
 def event_files(path: Path) -> list[Path]:

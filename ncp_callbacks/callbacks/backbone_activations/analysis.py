@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from ...results import FloatArray, MappingResult, Pictured
+from ...results import Exported, FloatArray, MappingResult
 from ...stats import SHARE, SIZE, Estimate, with_cis
 from ...stats.estimate import sd_of_sums
 
@@ -165,7 +165,7 @@ class LayerStatistics(MappingResult):
 
 
 @dataclass(frozen=True, eq=False)
-class BackboneReport(Pictured, Sequence[LayerStatistics]):
+class BackboneReport(Exported, Sequence[LayerStatistics]):
     """Hold the :class:`LayerStatistics` of each layer, in the order of the forward pass."""
 
     _plot = "plot_unit_activity"

@@ -12,6 +12,7 @@ from ...attribution import (
     DEFAULT_METHOD,
     Attribution,
     AttributionMethod,
+    MethodName,
     PassCount,
     TemporalImportance,
     compare,
@@ -185,7 +186,7 @@ class GradientAttribution(Callback):
     def __init__(
         self,
         *,
-        method: str | AttributionMethod = DEFAULT_METHOD,
+        method: MethodName | AttributionMethod = DEFAULT_METHOD,
         baseline: Any = None,
         time_baseline: Any = None,
         agreement: str | AttributionMethod | None = None,

@@ -128,7 +128,7 @@ class TimeSensitivity(Callback):
         self._changes = self.keep("changes", PairedChanges())
 
     def state_dict(self) -> dict[str, Any]:
-        first = None if self._first is None else self._first.to_dict()
+        first = None if self._first is None else dict(self._first)
         return {**super().state_dict(), "first": first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
