@@ -87,7 +87,8 @@ def test_the_pictures_of_all_callbacks_are_those_of_new_figures() -> None:
             assert not np.array_equal(pixels[0], pixels[-1]), tag
     assert seen == {
         "plot_dynamics", "plot_faithfulness", "plot_feature_importance", "plot_feature_removal",
-        "plot_gradient_reach", "plot_interactions", "plot_output_time", "plot_overview", "plot_prediction",
+        "plot_gradient_reach", "plot_interactions", "plot_output_time", "plot_overview",
+        "plot_prediction",
         "plot_sampling_rate", "plot_sanity", "plot_sanity_measures", "plot_state_space",
         "plot_time_constants",
         "plot_time_constants_over_time", "plot_time_sensitivity", "plot_unit_ablation",
