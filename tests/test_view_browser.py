@@ -100,17 +100,21 @@ def board(log_dir: Path) -> Iterator[Board]:
     server.close()
 
 
+def ready(frame: Any) -> Any:
+    """Return the frame when it shows the last snapshot, and listens to keys."""
+    frame.wait_for_selector(".ncp figure canvas")
+    frame.locator("header output", has_text="step 30 ").wait_for()
+    return frame
+
+
 def in_page(page: Any, browser_address: str) -> Any:
     page.goto(browser_address)
-    page.wait_for_selector(".ncp figure canvas")
-    return page.main_frame
+    return ready(page.main_frame)
 
 
 def in_board(page: Any, board: Board) -> Any:
     page.goto(f"{board.url}/#ncp_callbacks")
-    frame = page.wait_for_selector("iframe[src*='ncp_callbacks']").content_frame()
-    frame.wait_for_selector(".ncp figure canvas")
-    return frame
+    return ready(page.wait_for_selector("iframe[src*='ncp_callbacks']").content_frame())
 
 
 @pytest.fixture(params=["server", "tensorboard", "file"])
@@ -192,6 +196,7 @@ def test_a_pinned_step_is_compared_with(view: Any, runs: dict[str, Run]) -> None
     page, frame = view
     arrays = runs[RUNS[0]].arrays["_ncp/attribution_strength"]
     frame.locator("body").press("ArrowLeft")
+    wait_until(page, lambda: output(frame).startswith("step 20 "))
     frame.locator("body").press("s")
     frame.locator("body").press("ArrowRight")
     frame.get_by_text("pinned 20").wait_for()
@@ -220,7 +225,7 @@ def test_sides_are_averaged(view: Any, runs: dict[str, Run]) -> None:
 
 
 def test_findings_and_the_table_say_what_was_logged(view: Any, runs: dict[str, Run]) -> None:
-    _, frame = view
+    page, frame = view
     assert (
         "heart rate has 54 % [49, 58] of the attribution."
         in section(frame, "Findings").inner_text()
@@ -235,9 +240,9 @@ def test_findings_and_the_table_say_what_was_logged(view: Any, runs: dict[str, R
     losses = {name: run.scalars["val/loss"].values[-1] for name, run in runs.items()}
     by_loss = sorted(RUNS, key=losses.__getitem__)
     rows = table.locator("tbody tr td:first-child")
-    assert rows.all_inner_texts() == by_loss
+    wait_until(page, lambda: rows.all_inner_texts() == by_loss)
     heading.click()
-    assert rows.all_inner_texts() == by_loss[::-1]
+    wait_until(page, lambda: rows.all_inner_texts() == by_loss[::-1])
     shown = [float(text) for text in table.locator("tbody tr td:nth-child(2)").all_inner_texts()]
     np.testing.assert_allclose(shown, [losses[name] for name in by_loss[::-1]], rtol=6e-3)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +86,8 @@ class UnitAblation(Callback):
     ``_ncp/ablation_units``              array  ``(4, K)``: place of each unit in the state, mean
                                                 absolute change of the target, what the slope
                                                 predicts, mean change of the loss; NaN if unknown
+    ``_ncp/ablation_change``             array  ``(K,)``, that change of the target, for the
+                                                interactive view
     ==================================== ====== ==================================================
 
     With several cells the name of a cell is added, as in ``ablation_encoder/units``, and with a
@@ -159,7 +161,7 @@ class UnitAblation(Callback):
             limits = (self._limits[cell.cell], self._loss_limits[cell.cell])
             log.records.append(_picture(result, group, limits, observation.step))
             _log_numbers(log, result)
-            log.records.append(_array(result, group, chosen))
+            log.records += _arrays(result, group, chosen)
             log.records += self._changes.compare(group, result.estimates, part, "carrying_units")
         for doubt in doubts:
             log.note(doubt)
@@ -238,7 +240,7 @@ def _log_numbers(log: RecordLog, result: UnitAblations) -> None:
                 log.records += group.records
 
 
-def _array(result: UnitAblations, group: str, chosen: ChosenUnits) -> Array:
+def _arrays(result: UnitAblations, group: str, chosen: ChosenUnits) -> Iterator[Array]:
     assert chosen.units is not None
     unknown = np.full(len(result.names), np.nan)
     rows = [
@@ -249,4 +251,12 @@ def _array(result: UnitAblations, group: str, chosen: ChosenUnits) -> Array:
     ]
     what = "Place of each unit in the state, change of the target, by slope, and of the loss"
     about = {"cell": result.cell, "unit_names": list(result.names)}
-    return Array(f"_ncp/{group}_units", np.stack(rows), what, axes=("number", "unit"), about=about)
+    yield Array(f"_ncp/{group}_units", np.stack(rows), what, axes=("number", "unit"), about=about)
+    shown = {
+        "cell": result.cell,
+        "label": f"change of the {result.target} when held at its mean",
+        "units": chosen.units.tolist(),
+    }
+    yield Array(
+        f"_ncp/{group}_change", result.change, kind="unit values", axes=("unit",), about=shown
+    )

@@ -68,6 +68,8 @@ class UnitMeanings(Callback):
     ``meanings/numbers_changed``         scalar number of R² that changed beyond chance
     ``meanings_accuracy/<unit>``         scalar R² of a unit
     ``_ncp/meanings_information``        array  ``(K, P)``, mutual information in nats
+    ``_ncp/meanings_accuracy``           array  ``(K,)``, R² of the rule for each unit, for the
+                                                interactive view
     ==================================== ====== ==================================================
 
     With several cells the name of a cell is added, as in ``meanings_encoder/words``. Neurons of a
@@ -158,6 +160,15 @@ class UnitMeanings(Callback):
             limit = self._limits[cell.cell]
             yield from _pictures(result, group, limit, observation.step)
             yield from _numbers(result, group)
+            about = {
+                "cell": cell.cell,
+                "label": "R² of a rule for it",
+                "units": list(map(int, units)),
+            }
+            yield Array(
+                f"_ncp/{group}_accuracy", result.accuracy, kind="unit values", axes=("unit",),
+                about=about,
+            )  # fmt: skip
             yield from self._changes.compare(group, result.estimates, observation, "accuracy")
 
 

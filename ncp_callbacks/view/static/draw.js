@@ -80,10 +80,10 @@ export function cut(g, text, width) {
 }
 
 /** Numbers below an axis of time steps, at round distances. */
-export function stepTicks(g, count, x, y, every = 6) {
+export function stepTicks(g, count, x, y, {every = 6, names = null} = {}) {
   const distance = Math.max(1, Math.round(nice(count / every)));
   g.textAlign = 'center';
-  for (let t = 0; t < count; t += distance) g.fillText(String(t), x(t), y);
+  for (let t = 0; t < count; t += distance) g.fillText(String(names?.[t] ?? t), x(t), y);
 }
 
 /** A frame of lines and numbers for values from `low` to `high`; returns the vertical place of a value. */

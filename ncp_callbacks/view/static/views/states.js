@@ -88,8 +88,7 @@ export class HiddenStates extends View {
           const i = q * steps + t;
           if (!Number.isFinite(points[3 * i])) continue;
           const [x, y] = project(i);
-          for (let k = 0; k < 3; k++) if (!Number.isFinite(points[3 * i + k])) continue;
-          this.table.push([column.name, array.step, about.sequences?.[q] ?? q, t, points[3 * i], points[3 * i + 1], points[3 * i + 2]]);
+          this.table.push([column.name, array.step, about.sequences?.[q] ?? q, about.time_steps?.[t] ?? t, points[3 * i], points[3 * i + 1], points[3 * i + 2]]);
           if (end) { g.strokeStyle = colour(q, t); g.beginPath(); g.moveTo(...end); g.lineTo(x, y); g.stroke(); }
           end = [x, y];
           dots.push([x, y, q, t]);
@@ -107,8 +106,16 @@ export class HiddenStates extends View {
       if (sequence !== this.near) { this.near = sequence; this.app.soon(); }
       if (!best) return '';
       const kind = about.sequence_class ? `, ${about.class_names?.[about.sequence_class[best[2]]] ?? `class ${about.sequence_class[best[2]]}`}` : '';
-      return `sequence ${about.sequences?.[best[2]] ?? best[2]}${kind}\ntime step ${best[3]}`;
+      const elapsed = this.elapsed(array, best[2] * steps + best[3]);
+      return `sequence ${about.sequences?.[best[2]] ?? best[2]}${kind}\ntime step ${about.time_steps?.[best[3]] ?? best[3]}${elapsed}`;
     });
+  }
+
+  /** The time since the start of the sequence, in words; '' if it is not logged or not here yet. */
+  elapsed({run, about}, place) {
+    const track = this.store.ofKind(run, 'elapsed').find(a => a.about.cell === about.cell);
+    const found = track && this.store.get(run, track.tag, track.steps.at(-1));
+    return found && !found.missing ? `, after ${short(found.values[place])} of elapsed time` : '';
   }
 
   legendOf(g, classes, about, width, height) {

@@ -26,29 +26,34 @@ export class Units extends View {
 
   map(column, now, last, width) {
     const [steps, units] = now.shape, limit = limitOf(last), order = byPeak(last);
+    // Of a large cell or a long sequence the log has some units and time steps: these are their numbers.
+    const unit = u => now.about.units?.[u] ?? u, time = t => now.about.time_steps?.[t] ?? t;
     const cell = Math.max(4, Math.min(12, 300 / units)), box = {x: LEFT, y: 0, width: width - LEFT - 8, height: units * cell};
-    for (let u = 0; u < units; u++) for (let t = 0; t < steps; t++) this.table.push([column.name, now.step, u, t, now.values[t * units + u]]);
-    const values = this.values(column, units);
+    for (let u = 0; u < units; u++) for (let t = 0; t < steps; t++) this.table.push([column.name, now.step, unit(u), time(t), now.values[t * units + u]]);
+    const values = unitValues(this, column, now.about.cell);
     const node = canvas(width, units * cell + 22, `${column.name}: mean state of ${units} units at ${steps} time steps`, g => {
       cells(g, box, units, steps, (r, t) => diverging(now.values[t * units + order[r]], limit, this.dark));
       g.fillStyle = this.css('--dim');
       g.textAlign = 'right';
-      order.forEach((unit, r) => { if (r % Math.ceil(13 / cell) === 0) g.fillText(String(unit), LEFT - 6, (r + 0.5) * cell); });
-      stepTicks(g, steps, t => LEFT + (t + 0.5) * box.width / steps, box.height + 10);
+      order.forEach((u, r) => { if (r % Math.ceil(13 / cell) === 0) g.fillText(String(unit(u)), LEFT - 6, (r + 0.5) * cell); });
+      stepTicks(g, steps, t => LEFT + (t + 0.5) * box.width / steps, box.height + 10, {names: now.about.time_steps});
     });
     return this.hover(node, (x, y) => {
       const t = Math.floor((x - LEFT) / (box.width / steps)), r = Math.floor(y / cell);
       if (t < 0 || t >= steps || r < 0 || r >= units) return '';
-      return `unit ${order[r]}, time step ${t}: ${short(now.values[t * units + order[r]])}${values(order[r])}`;
+      return `unit ${unit(order[r])}, time step ${time(t)}: ${short(now.values[t * units + order[r]])}${values(unit(order[r]))}`;
     });
   }
+}
 
-  /** What else is known of a unit: its time constant, its attribution, what it codes for. */
-  values(column, units) {
-    const known = this.store.ofKind(column.runs[0], 'unit values').filter(track => track.shape[0] === units)
-      .map(track => ({track, array: this.store.get(column.runs[0], track.tag, this.nearest(track.steps))})).filter(({array}) => array && !array.missing);
-    return unit => known.map(({track, array}) => `\n${track.about.label ?? track.tag}: ${short(array.values[unit])}${track.about.words?.[unit] ? ` (${track.about.words[unit]})` : ''}`).join('');
-  }
+/** What else is known of a unit of a cell, in words: its time constant, its effect when silenced. */
+function unitValues(view, column, cell) {
+  const known = view.store.ofKind(column.runs[0], 'unit values').filter(track => track.about.cell === cell)
+    .map(track => ({track, array: view.store.get(column.runs[0], track.tag, view.nearest(track.steps))})).filter(({array}) => array && !array.missing);
+  const place = (track, unit) => track.about.units ? track.about.units.indexOf(unit) : unit;
+  return unit => known.filter(({track, array}) => array.values[place(track, unit)] !== undefined).map(({track, array}) => {
+    return `\n${track.about.label ?? track.tag}: ${short(array.values[place(track, unit)])}`;
+  }).join('');
 }
 
 /** Units in the order of the time step at which they are strongest. */
@@ -90,7 +95,7 @@ export class WiredGraph extends View {
     const given = share.about.feature_names ?? [], kinds = share.about.neuron_kinds ?? [], own = share.about.neuron_names ?? [];
     const kindOf = i => i < inputs ? 'sensory' : kinds[i - inputs] ?? 'inter';
     const name = i => i < inputs ? given[i] ?? `feature ${i}` : own[i - inputs] ?? `${kindOf(i)} ${i - inputs}`;
-    const size = this.attribution(column, share, neurons);
+    const size = this.attribution(column, share, neurons), known = unitValues(this, column, share.about.cell);
     const ranks = KINDS.map(kind => Array.from({length: sources}, (_, i) => i).filter(i => kindOf(i) === kind)).filter(of => of.length);
     const height = Math.max(240, Math.min(560, 22 * Math.max(...ranks.map(of => of.length))));
     const place = new Map();
@@ -135,7 +140,7 @@ export class WiredGraph extends View {
       if (best == null) return '';
       const strongest = (k, title) => { const of = edges.filter(e => e[k] === best).slice(-3).reverse(); return of.length ? `\n${title} ${of.map(e => `${name(e[1 - k])} ${Math.round(100 * e[2])} %`).join(', ')}` : ''; };
       const role = size && best >= inputs ? `\n${Math.round(100 * size.values[best - inputs])} % of the attribution` : '';
-      return `${name(best)}${role}${this.words(column, best - inputs)}${strongest(1, 'driven by')}${strongest(0, 'drives')}`;
+      return `${name(best)}${role}${known(best - inputs)}${strongest(1, 'driven by')}${strongest(0, 'drives')}`;
     });
   }
 
@@ -145,11 +150,5 @@ export class WiredGraph extends View {
     const array = track && this.store.get(run, track.tag, this.nearest(track.steps));
     if (!array || array.missing) return null;
     return {values: Array.from(array.values, v => Math.max(0, v) || 0), most: Math.max(...Array.from(array.values).filter(Number.isFinite)) || 1};
-  }
-
-  words(column, unit) {
-    if (unit < 0) return '';
-    for (const track of this.store.ofKind(column.runs[0], 'unit values')) if (track.about.words?.[unit]) return `\n${track.about.words[unit]}`;
-    return '';
   }
 }
