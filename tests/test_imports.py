@@ -24,8 +24,12 @@ FACADES = (
     "ncp_callbacks.analysis",
     "ncp_callbacks.plots",
 )
-# They are run by TensorBoard, whose modules they import; it is an extra of the package.
-WITHIN_TENSORBOARD = {"ncp_callbacks.view.tab", "ncp_callbacks.view.provider"}
+# They run in TensorBoard or start it, and import its modules; it is an extra of the package.
+WITHIN_TENSORBOARD = {
+    "ncp_callbacks.view.tab",
+    "ncp_callbacks.view.provider",
+    "ncp_callbacks.open_command",
+}
 HEAVY = ("mlx", "matplotlib", "sklearn", "scipy", "tensorboardX")
 # Import names that differ from the name of the distribution.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "google": "protobuf", "PIL": "pillow"}
