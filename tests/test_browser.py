@@ -170,15 +170,14 @@ def test_time_series_begins_with_the_headlines(board: Board, page: Any) -> None:
     } - {"removal_share"} | {"fill"}  # Shares by removal are in their picture, and on no card.
     # The first groups are open: the headlines are seen without a click.
     titles = page.locator("card-view tb-truncated-path")
-    playwright.expect(titles.nth(6)).to_be_visible()
-    assert [titles.nth(i).get_attribute("title") for i in range(7)] == [
+    playwright.expect(titles.nth(5)).to_be_visible()
+    assert [titles.nth(i).get_attribute("title") for i in range(6)] == [
         "headline/_findings/overview",
         "headline/attribution/reliability",
         "headline/attribution/time_share",
         "headline/held_out/accuracy",
         "headline/held_out/loss",
         "headline/time_delta/sensitivity_x2",
-        "headline/transitions/saturation",
     ]
     sizes = page.locator("metrics-card-group-toolbar .group-card-count").all_inner_texts()
     assert sizes  # A group of one card doesn't say so.

@@ -189,7 +189,7 @@ def test_each_snapshot_has_its_picture_first_on_the_screen(tmp_path: Path) -> No
 
 def test_pictures_go_to_the_writer_where_the_process_has_ended() -> None:
     log, writer = RunLog(), ncp.MemoryWriter()
-    log.open(writer, {})
+    log.open([writer], {})
     delivery = Delivery(log, set(), raise_errors=False, verbose=False)
     ended = BackgroundObserver(delivery)
     ended.lost = True
