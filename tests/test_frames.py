@@ -849,7 +849,7 @@ def test_every_callback_works_or_says_why_not(
     ) as monitor:
         monitor.on_step_end(1)
     notes = [note for note in told(monitor.notes) if "doesn't apply" in note]
-    assert len(notes) == 1 + skipped  # Wiring, and what draws frames.
+    assert len(notes) == 2 + skipped  # Wiring, meanings of units, and what draws frames.
     features = held_out.inputs_shape[2]
     arrays = {r.tag: r.values for s, r in writer.records if isinstance(r, ncp.Array) and s == 1}
     for tag in ("attribution_strength", "occlusion_signed", "smooth_grad_signed",
