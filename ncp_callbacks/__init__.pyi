@@ -62,7 +62,11 @@ from .scheduling import log_spaced as log_spaced
 from .stats import Estimate as Estimate
 from .writers.background_writer import BackgroundWriter as BackgroundWriter
 from .writers.base import Writer as Writer
+from .writers.csv_sink import CsvSink as CsvSink
+from .writers.csv_sink import ParquetSink as ParquetSink
 from .writers.memory import MemoryWriter as MemoryWriter
+from .writers.mlflow_sink import MlflowSink as MlflowSink
 from .writers.tensorboard import TensorBoardWriter as TensorBoardWriter
+from .writers.wandb_sink import WandbSink as WandbSink
 
 __version__: str

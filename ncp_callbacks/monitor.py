@@ -45,7 +45,7 @@ from .run_facts import run_facts
 from .run_log import RunLog
 from .scheduling import ScheduleLike, as_schedule, as_whole
 from .screen import Screen
-from .writers import WriterLike, as_list, directory_of, open_writers
+from .writers import WriterLike, as_list, directory_of, open_writers, unsynced
 
 __all__ = ["Monitor"]
 
@@ -273,6 +273,8 @@ class Monitor:
             keep_open=given,
             callbacks=[c.name for c in self._callbacks],
         )
+        for note in unsynced(self._log_dir, self._given_writers):
+            self._log.report(note)
         self._log.last_step = first or 0
         self._log.write(self._log.last_step, texts)
         self._run.close_in_every_case(self, Monitor.close)

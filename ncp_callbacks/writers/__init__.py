@@ -5,7 +5,7 @@ from __future__ import annotations
 from .background_writer import BackgroundWriter, Sink
 from .base import Writer
 from .memory import MemoryWriter
-from .opening import WriterLike, as_list, as_writer, directory_of, open_writers
+from .opening import WriterLike, as_list, as_writer, directory_of, open_writers, unsynced
 from .places import as_directory
 from .tensorboard import SummaryWriterAdapter, TensorBoardWriter
 
@@ -22,4 +22,5 @@ __all__ = [
     "as_writer",
     "directory_of",
     "open_writers",
+    "unsynced",
 ]

@@ -6,6 +6,7 @@ writers, theirs = open_writers("runs/cfc-seed0", [sink, tensorboardX.SummaryWrit
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +17,7 @@ from .tensorboard import SummaryWriterAdapter, TensorBoardWriter
 if TYPE_CHECKING:
     import tensorboardX
 
-__all__ = ["WriterLike", "as_list", "as_writer", "directory_of", "open_writers"]
+__all__ = ["WriterLike", "as_list", "as_writer", "directory_of", "open_writers", "unsynced"]
 
 WriterLike: TypeAlias = "Writer | Sink | tensorboardX.SummaryWriter"
 """What can be passed as ``writer=``."""
@@ -79,3 +80,21 @@ def directory_of(objects: Iterable[Any]) -> str | None:
         if isinstance(found, str | os.PathLike):
             return os.fspath(found)
     return None
+
+
+def unsynced(log_dir: object, given: Sequence[Any]) -> list[str]:
+    """Return what to do about ``wandb.init(sync_tensorboard=True)``, if that is in use.
+
+    It copies what a ``SummaryWriter`` writes, and reads no file, so that it takes no log of ours.
+    """
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if log_dir is None or not getattr(getattr(run, "settings", None), "sync_tensorboard", False):
+        return []
+    from .wandb_sink import WandbSink
+
+    if any(isinstance(writer, WandbSink) for writer in given):
+        return []
+    return [
+        "wandb.init(sync_tensorboard=True) does not take the log in log_dir=: pass "
+        "writer=ncp.WandbSink(wandb.run) as well"
+    ]
