@@ -101,9 +101,9 @@ def board(log_dir: Path) -> Iterator[Board]:
 
 
 def ready(frame: Any) -> Any:
-    """Return the frame when it shows the last snapshot, and listens to keys."""
+    """Return the frame when it shows a snapshot and, as after a click, gets the keys."""
     frame.wait_for_selector(".ncp figure canvas")
-    frame.locator("header output", has_text="step 30 ").wait_for()
+    frame.locator("header output", has_text="step ").click()
     return frame
 
 
