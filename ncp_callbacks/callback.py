@@ -114,7 +114,7 @@ class Callback(abc.ABC):
     name: str = ""
     max_sequences: int | None = None
     target: TargetLike | None = None
-    # Analyse every n-th due snapshot only, beginning with the first.
+    # Analyse every n-th due snapshot only, beginning with the first, and the last step of the run.
     every_nth: int = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -39,6 +39,7 @@ class DueCallbacks:
         self._disabled = disabled
         self._fail, self._raise_errors = fail, raise_errors
         self._occasions: dict[str, int] = {}
+        self._last: dict[str, int] = {}
 
     def at(self, step: int) -> tuple[list[Callback], bool]:
         """Return the callbacks that are due, and whether the loop's own numbers are."""
@@ -49,6 +50,7 @@ class DueCallbacks:
             for callback in group
             if callback.name not in self._disabled and self._has_turn(callback)
         ]
+        self._last |= {callback.name: step for callback in due}
         return due, self._is_due(self._train, step) if self._train else bool(fired)
 
     def never_due(self) -> dict[str, list[Callback]]:
@@ -59,6 +61,18 @@ class DueCallbacks:
             if left and schedule.covers_ends:
                 found.setdefault(repr(schedule), []).extend(left)
         return found
+
+    def behind(self, step: int) -> list[Callback]:
+        """Return the callbacks that skip snapshots, and have skipped those before the last step."""
+        return [
+            callback
+            for _, group in self._groups
+            for callback in group
+            if callback.every_nth > 1
+            and callback.name in self._occasions
+            and callback.name not in self._disabled
+            and self._last.get(callback.name, step - 1) < step
+        ]
 
     def _has_turn(self, callback: Callback) -> bool:
         """Tell if this occasion is one of those that the callback takes."""

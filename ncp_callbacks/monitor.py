@@ -317,7 +317,10 @@ class Monitor:
             self._observer.raise_delivered()
 
     def _finish(self) -> None:
-        """Take a last snapshot for callbacks that were never due, or that tell more at the end."""
+        """Take a last snapshot for callbacks that were never due, or that tell more at the end.
+
+        Those that skip snapshots see the trained model, too.
+        """
         never = self._due.never_due()
         if never and self._run.last_step is not None and self._run.steps:
             self._observer.analyse_held()
@@ -329,6 +332,11 @@ class Monitor:
                     f"{self._run.steps} steps: the first and the last step are analysed. Set "
                     "every= to fewer steps"
                 )
+        if self._run.last_step is not None and self._run.steps:
+            behind = self._due.behind(self._run.last_step)
+            if behind:
+                self._log.freeze(self._run.last_step)
+                self._observer.analyse(self._run.last_step, behind)
         last = [c for c in self.callbacks if type(c).finish is not Callback.finish]
         if last and self._run.last_step is not None and self._run.steps:
             self._observer.analyse(self._run.last_step, last, finish=True)

@@ -426,6 +426,12 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> 
     second, resumed = run(range(3, 5), state)
     # A last snapshot at the end of a run has what a run that goes on does not have.
     again = {**{k: v for k, v in first.items() if k[0] < 3}, **second}
+    # The arrays are described once in each log: those of the second run at its first snapshot.
+    described = {key for key in whole if whole[key].get("about") != again[key].get("about")}
+    assert {step for step, *_ in described} == {3}
+    for key in described:
+        assert again[key].pop("about") == whole[1, *key[1:]]["about"]
+        whole[key].pop("about")
     assert [key for key in whole if whole[key] != again.get(key)] == []
     assert resumed == last
 
