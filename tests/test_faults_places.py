@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 from ncps.wirings import AutoNCP
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_faults import both_places, ended, held_out, logged, net, scalars, script, text
 
 import ncp_callbacks as ncp
@@ -163,10 +164,15 @@ def test_notes_and_guide_are_capped(tmp_path: Path) -> None:
         grown = resident() - half
     assert len(monitor.notes) == 101
     assert monitor.notes[0] == "step 1: 0.142857 is a new number"
-    assert monitor.notes[-1] == "and 2900 more"
-    assert sum(file.stat().st_size for file in (tmp_path / "run").iterdir()) < 5e6
+    # On a busy machine the monitor has a note of its own, on what it costs.
+    assert monitor.notes[-1] in ("and 2900 more", "and 2901 more")
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"tensors": 0})
+    events.Reload()
+    for tag in ("about/notes", "about/guide"):
+        written = [e.tensor_proto.string_val[0] for e in events.Tensors(tag)]
+        assert sum(map(len, written)) < 1e6, tag
     assert grown < 20
-    assert text(tmp_path / "run").endswith("and 2900 more")
+    assert text(tmp_path / "run").endswith(monitor.notes[-1])
 
 
 def test_what_has_a_topic_counts_once_however_many_notes_there_are() -> None:
@@ -430,7 +436,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> 
     described = {key for key in whole if whole[key].get("about") != again[key].get("about")}
     assert {step for step, *_ in described} == {3}
     for key in described:
-        assert again[key].pop("about") == whole[1, *key[1:]]["about"]
+        assert again[key].pop("about") == whole[(1, *key[1:])]["about"]
         whole[key].pop("about")
     assert [key for key in whole if whole[key] != again.get(key)] == []
     assert resumed == last

@@ -556,7 +556,9 @@ def test_the_next_run_after_a_full_disk_gets_the_name(tmp_path: Path, monkeypatc
 def test_a_link_to_nowhere_is_named_and_left(tmp_path: Path) -> None:
     (tmp_path / "scratch").symlink_to(tmp_path / "not mounted")
     for below in ("", "run"):
-        with pytest.raises(NotADirectoryError, match="link to nowhere"):
+        with pytest.raises(
+            NotADirectoryError, match=r"is a link to .*not mounted.*, which doesn.t exist"
+        ):
             TensorBoardWriter(tmp_path / "scratch" / below)
     assert (tmp_path / "scratch").is_symlink()
     assert len(list(tmp_path.iterdir())) == 1
