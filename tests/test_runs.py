@@ -440,7 +440,7 @@ def test_reading_needs_neither_a_model_nor_mlx() -> None:
     allowed |= {"tensorboardX", "google"}
     pure = (
         "stats", "plotting.png", "plotting.style", "screen", "findings", "records",
-        "signal_handlers",
+        "signal_handlers", "tables",
     )  # fmt: skip
     for file in [*(PACKAGE / "runs").rglob("*.py"), *(PACKAGE / "findings").rglob("*.py")]:
         above = len(file.relative_to(PACKAGE).parts)  # Dots that lead to the package.

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..errors import one_line
 from ..records import Figure, Picture
+from ..signal_handlers import raised_by_signal_handler
 
 __all__ = ["Renderer", "memory_of"]
 
@@ -250,6 +251,8 @@ class Renderer:
                 self._drawing = _DrawingThread()
                 thread.start()
             except RuntimeError as error:
+                if raised_by_signal_handler(error):
+                    raise
                 self._report_once("start", "pictures can't be drawn: %s", error)
                 return False
             self._thread = thread
