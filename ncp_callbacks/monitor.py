@@ -64,10 +64,11 @@ class Monitor:
         model: Any ``mlx.nn.Module``.
         held_out: The batch that every analysis runs on.
         callbacks: A list of callbacks, or the name of a set. None and ``"standard"`` are
-            :class:`GradientAttribution`, :class:`TimeSensitivity`, :class:`StateTransitions`,
-            :class:`StateSpace` and :class:`BackboneActivations`. ``"light"`` is
+            :class:`GradientAttribution`, :class:`FeatureRemoval`, :class:`TimeSensitivity`,
+            :class:`StateTransitions`, :class:`StateSpace` and :class:`BackboneActivations`.
+            ``"light"`` is
             :class:`GradientAttribution` and :class:`StateTransitions` on 16 sequences. ``"full"``
-            is every callback; the expensive ones run at every tenth snapshot.
+            is every callback; the expensive ones run at every tenth snapshot and at the end.
         log_dir: Directory of this run's TensorBoard log. One that holds a run already is left
             alone, and this run gets a directory with a number. ``~`` is the home directory.
         writer: What else takes the records, one or a list: a sink, which is anything with

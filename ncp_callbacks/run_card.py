@@ -48,7 +48,7 @@ def run_card(
         "held-out batch": f"{batch} sequences × {steps} steps × {features} features"
         + _of_frames(runner),
         "extra passes": "; ".join(filter(None, map(_extra_passes, callbacks))) or "none declared",
-        "schedules": ", ".join(f"{c.name}: {c.every or every!r}" for c in callbacks) or "none",
+        "schedules": ", ".join(_schedule(c, every) for c in callbacks) or "none",
         "observer": f"runs {place}",
         "versions": f"{versions}, Python {platform.python_version()}",
     }
@@ -116,3 +116,11 @@ def _of_frames(runner: ModelRunner) -> str:
     if not held_out.has_frames:
         return ""
     return f" in frames of {' × '.join(map(str, held_out.frame_shape))}"
+
+
+def _schedule(callback: Callback, every: Schedule) -> str:
+    """Return when a callback analyses."""
+    found = f"{callback.name}: {callback.every or every!r}"
+    if callback.every_nth == 1:
+        return found
+    return f"{found} (one of {callback.every_nth} times, and the last step)"

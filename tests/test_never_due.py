@@ -150,3 +150,33 @@ def test_steps_that_restart_are_noted_with_the_fix() -> None:
         (note,) = (note for note in monitor.notes if "came after" in note)
     assert note.startswith("step 0 came after step 5")
     assert "pass epoch * batches + i" in note
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "analysed"), [(1, [1]), (4, [1, 4]), (5, [1, 4, 5]), (6, [1, 4, 6]), (7, [1, 4, 7])]
+)
+def test_a_callback_that_skips_snapshots_sees_the_trained_model(
+    steps: int, analysed: list[int], background: bool
+) -> None:
+    seldom, always = Mean(name="seldom"), Mean(name="always")
+    seldom.every_nth = 3
+    writer, _, means = run(steps, [seldom, always], every=1, background=background)
+    found = writer.scalars("seldom/mean")
+    assert [step for step, _ in found] == analysed
+    np.testing.assert_allclose([v for _, v in found], [means[s - 1] for s in analysed], rtol=1e-5)
+    assert [step for step, _ in writer.scalars("always/mean")] == list(range(1, steps + 1))
+
+
+def test_after_an_error_nothing_more_is_analysed() -> None:
+    model, held_out = model_and_batch()
+    seldom, writer = Mean(name="seldom"), ncp.MemoryWriter()
+    seldom.every_nth = 3
+    with (
+        pytest.raises(ZeroDivisionError),
+        ncp.Monitor(model, held_out, [seldom], writer=writer, every=1) as monitor,
+    ):
+        for step in (1, 2):
+            monitor.on_step_end(step)
+        raise ZeroDivisionError
+    assert [step for step, _ in writer.scalars("seldom/mean")] == [1]
