@@ -503,12 +503,14 @@ def test_a_model_that_begins_to_fail(
         del model["head"]
         for step in (2, 3):
             monitor.on_step_end(step, loss=0.5)
-        # Removal is due at every third snapshot.
+        # Removal is due at every third snapshot, and at the end of the run.
         assert [c.name for c in monitor.callbacks] == ["removal"]
+    assert [c.name for c in monitor.callbacks] == []
     assert steps_of(writer, "train/loss") == [1, 2, 3]
-    errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
-    assert len(errors) == 1
-    assert "attribution, time_delta, transitions, hidden, backbone" in errors[0].getMessage()
+    errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    assert len(errors) == 2
+    assert "attribution, time_delta, transitions, hidden, backbone" in errors[0]
+    assert "removal" in errors[1]
 
 
 def test_what_does_not_fit_into_memory_is_analysed_in_parts(
