@@ -248,7 +248,7 @@ def values(writer: ncp.MemoryWriter, ending: str) -> dict[str, list[float]]:
 
 CHANGES = {
     "attribution/strength_change", "time_delta/sensitivity_change",
-    "transitions/magnitude_change", "hidden/participation_change",
+    "transitions/magnitude_change", "hidden/participation_change", "removal/strength_change",
 }  # fmt: skip
 
 
@@ -256,7 +256,8 @@ def test_a_model_that_stays_as_it_is_has_not_changed() -> None:
     writer, _ = looked("cfc", None, by=0.0)
     assert set(values(writer, "_change")) == CHANGES
     for tag, curve in {**values(writer, "_change"), **values(writer, "numbers_changed")}.items():
-        assert curve == [0.0, 0.0], tag
+        # Of three steps, features are removed at the first and the last.
+        assert curve == ([0.0] if tag.startswith("removal/") else [0.0, 0.0]), tag
 
 
 def test_a_model_that_was_turned_over_has() -> None:
@@ -264,8 +265,10 @@ def test_a_model_that_was_turned_over_has() -> None:
     counts = values(writer, "numbers_changed")
     assert set(counts) == {
         f"{group}/numbers_changed"
-        for group in ("attribution", "time_delta", "transitions", "hidden", "backbone")
-    }
+        for group in (
+            "attribution", "removal", "time_delta", "transitions", "hidden", "backbone",
+        )
+    }  # fmt: skip
     for group in ("attribution", "transitions", "backbone"):
         assert max(counts[f"{group}/numbers_changed"]) >= 1, counts
     # Relative changes are those of the curves themselves.

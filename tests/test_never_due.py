@@ -172,11 +172,13 @@ def test_after_an_error_nothing_more_is_analysed() -> None:
     model, held_out = model_and_batch()
     seldom, writer = Mean(name="seldom"), ncp.MemoryWriter()
     seldom.every_nth = 3
-    with (
-        pytest.raises(ZeroDivisionError),
-        ncp.Monitor(model, held_out, [seldom], writer=writer, every=1) as monitor,
-    ):
-        for step in (1, 2):
-            monitor.on_step_end(step)
-        raise ZeroDivisionError
+
+    def train() -> None:
+        with ncp.Monitor(model, held_out, [seldom], writer=writer, every=1) as monitor:
+            for step in (1, 2):
+                monitor.on_step_end(step)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
     assert [step for step, _ in writer.scalars("seldom/mean")] == [1]

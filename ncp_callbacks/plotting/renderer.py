@@ -116,7 +116,7 @@ class Renderer:
         self,
         deliver: Callable[[int, float, Picture], None],
         *,
-        max_figures: int = 32,
+        max_figures: int = 64,
         max_bytes: int = 128 << 20,
         timeout: float = 25.0,
         report: Callable[[str], object] | None = None,

@@ -118,7 +118,7 @@ class BackgroundWriter(Writer):
         *,
         first_step: int = 0,
         flush_seconds: float = 5.0,
-        max_figures: int = 32,
+        max_figures: int = 64,
         max_bytes: int = 256 << 20,
         timeout: float = 25.0,
         clock: Callable[[], float] = time.time,
