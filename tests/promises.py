@@ -25,9 +25,6 @@ OPTIONAL = {
     "attribution/agreement",
     "attribution/heatmap_class_<name>",
     "attribution/heatmap_worst",
-    # At every third snapshot only.
-    "removal/strength_change",
-    "removal/numbers_changed",
     "time_delta/solver_error_x<scale>",
 }
 # Where the monitor's own tags begin, which no callback promises.
