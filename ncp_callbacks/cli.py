@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import findings_command, open_command
+from .command_line import fail, print_error
 from .progress import progress
 from .view import command as view
 
@@ -125,22 +126,15 @@ def _compare(options: argparse.Namespace) -> int:
         if options.out is not None:
             _report(groups, result, options.out)
     except RunsError as error:
-        _print_error(f"ncp-callbacks compare: {error}")
-        return 2
+        return fail("compare", str(error))
     if options.format == "json":
         for warning in result.warnings:
-            _print_error(f"warning: {warning}")
+            print_error(f"warning: {warning}")
     for reason in broken:
-        _print_error(f"failed: {reason}")
+        print_error(f"failed: {reason}")
     for reason in unjudged:
-        _print_error(f"can't be judged: {reason}")
+        print_error(f"can't be judged: {reason}")
     return 1 if broken else 3 if unjudged else 0
-
-
-def _print_error(text: str) -> None:
-    from .runs.render import printable
-
-    print(printable(text), file=sys.stderr)
 
 
 def _print(result: Comparison, form: str) -> None:
@@ -168,7 +162,7 @@ def _report(groups: Sequence[Group], result: Comparison, folder: Path) -> None:
     except OSError as error:
         raise RunsError(f"no report can be written to '{folder}': {error.strerror}") from error
     sys.stdout.flush()
-    _print_error(f"report: {path}")
+    print_error(f"report: {path}")
 
 
 def _progress(paths: list[Path]) -> Iterable[Path]:

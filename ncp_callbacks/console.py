@@ -28,6 +28,7 @@ from pathlib import Path
 from .writers.base import Tally
 
 __all__ = [
+    "KEEP_PICTURES",
     "closing",
     "in_notebook",
     "link",
@@ -42,19 +43,19 @@ PathLike = str | os.PathLike[str]
 
 _LOG = logging.getLogger("ncp_callbacks")
 _MAX_PINNED = 6
+# Without this TensorBoard keeps 10 pictures of a tag, chosen at random.
+KEEP_PICTURES = "--samples_per_plugin=images=200"
 
 
 def tensorboard_command(log_dir: PathLike, program: str = "tensorboard") -> str:
     """Return the command that opens a log, together with the runs in the same directory.
-
-    Without ``--samples_per_plugin`` TensorBoard keeps 10 pictures of a tag, chosen at random.
 
     Args:
         log_dir: The run's directory.
         program: Command that starts TensorBoard.
     """
     root = shlex.quote(_shown(_root_and_run(log_dir)[0]))
-    return f"{program} --logdir {root} --samples_per_plugin=images=200"
+    return f"{program} --logdir {root} {KEEP_PICTURES}"
 
 
 def open_command(log_dir: PathLike) -> str:

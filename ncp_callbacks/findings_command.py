@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
+
+from .command_line import fail, print_error
 
 __all__ = ["add_command", "run"]
 
@@ -53,24 +54,24 @@ def run(options: argparse.Namespace) -> int:
     from .runs.errors import RunsError
     from .runs.findings import findings_of
     from .runs.reader import read_run
+    from .runs.render import printable
 
     try:
         log = read_run(options.log)
     except RunsError as error:
-        print(f"ncp-callbacks findings: {error}", file=sys.stderr)
-        return 2
-    findings = findings_of(log)
+        return fail("findings", str(error))
     if log.steps is None:
-        print(f"ncp-callbacks findings: {options.log!r} holds no numbers yet", file=sys.stderr)
-        return 2
+        return fail("findings", f"{options.log!r} holds no numbers yet")
+    findings = findings_of(log)
     if options.json:
         print(to_json(findings))
     else:
         step = max((finding.step for finding in findings), default=0)
-        print(f"{log.name} at step {step:,}" if findings else f"{log.name}: nothing was checked")
-        print("\n".join(lines(findings, most=10**6)))
+        head = f"{log.name} at step {step:,}" if findings else f"{log.name}: nothing was checked"
+        print(printable(head))
+        print("\n".join(map(printable, lines(findings, most=10**6))))
     for warning in log.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print_error(f"warning: {warning}")
     if options.fail_on is None:
         return 0
     level = Severity(_LEVELS[options.fail_on]).rank

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .console import link_to
+from .command_line import fail, open_address
+from .console import KEEP_PICTURES, link_to
+from .screen import FIRST, HEADLINE
 
 __all__ = ["add_command", "pinned_first", "pinned_page", "run"]
 
-_LOSSES = ("headline/held_out/loss", "train/loss")
-_OVERVIEW = "headline/_findings/overview"
+_LOSSES = (f"{HEADLINE}held_out/loss", "train/loss")
 _MAX_RUNS = 4  # Pinned pictures; TensorBoard pins no more than a few cards well.
 
 
@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> int:
     """
     folder = options.log_dir.expanduser()
     if not folder.is_dir():
-        return _fail(f"there is no folder {str(options.log_dir)!r}: pass a folder with runs")
+        return fail("open", f"there is no folder {str(options.log_dir)!r}: pass a folder with runs")
     if not 0 <= options.port <= 65535:
-        return _fail(f"port {options.port} can't be used: pass another --port, or 0 for any")
+        return fail("open", f"port {options.port} can't be used: pass another --port, or 0 for any")
     try:
         from tensorboard import default, program
     except ImportError:
-        return _fail("TensorBoard is missing: pip install 'ncp-callbacks[viewer]'")
+        return fail("open", "TensorBoard is missing: pip install 'ncp-callbacks[viewer]'")
 
     class Server(program.WerkzeugServer):  # type: ignore[misc]
         """Serve TensorBoard with a first page that redirects."""
@@ -67,19 +67,14 @@ def run(options: argparse.Namespace) -> int:
     board = program.TensorBoard(default.get_plugins(), server_class=Server)
     flags = [
         *("--logdir", str(folder), "--host", options.host, "--port", str(options.port)),
-        "--samples_per_plugin=images=200",
+        KEEP_PICTURES,
     ]
     board.configure(["tensorboard", *flags])
     try:
         address = board.launch()
     except program.TensorBoardServerException as error:
-        return _fail(f"{error}; pass another --port, such as 0 for any free one")
-    # Flushed, so that a program that started this one can read the address.
-    print(f"{address}  (Ctrl-C ends it)", flush=True)
-    if not options.no_browser:
-        import webbrowser
-
-        webbrowser.open(address)
+        return fail("open", f"{error}; pass another --port, such as 0 for any free one")
+    open_address(address, browser=not options.no_browser)
     try:
         _wait()
     except KeyboardInterrupt:
@@ -100,8 +95,10 @@ def pinned_page(folder: Path) -> str:
     Args:
         folder: The folder that TensorBoard reads.
     """
+    from .findings.run_findings import OVERVIEW
+
     runs = sorted(_runs(folder), key=lambda found: -found[1])[:_MAX_RUNS]
-    return link_to([(_OVERVIEW, name) for name, _ in runs], scalars=_LOSSES)
+    return link_to([(f"{FIRST}{OVERVIEW}", name) for name, _ in runs], scalars=_LOSSES)
 
 
 def _runs(folder: Path) -> list[tuple[str, float]]:
@@ -131,8 +128,3 @@ def pinned_first(app: Callable[..., Any], page: Callable[[], str]) -> Callable[.
         return [b""]
 
     return serve
-
-
-def _fail(sentence: str) -> int:
-    print(f"ncp-callbacks open: {sentence}", file=sys.stderr)
-    return 2

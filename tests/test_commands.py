@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -64,6 +65,18 @@ def test_the_json_is_that_of_the_log(runs: Path, capsys: pytest.CaptureFixture[s
     assert [f["sentence"] for f in found] == [f["sentence"] for f in logged]
     assert found[0]["severity"] == "problem"
     assert found[0]["rule"] == "diverged"
+
+
+def test_names_from_a_log_do_not_steer_the_terminal(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (tmp_path / "red\x1b[31m", tmp_path / "missing\x1b]0;title\x07"):
+        if place.name.startswith("red"):
+            shutil.copytree(runs / "good", place)
+        main(["findings", str(place)])
+        shown = capsys.readouterr()
+        assert "\\x1b" in shown.out + shown.err
+        assert not {"\x1b", "\x07"} & set(shown.out + shown.err)
 
 
 def test_a_folder_without_a_run_is_refused(

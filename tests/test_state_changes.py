@@ -228,8 +228,10 @@ def test_states_of_models_as_people_write_them_can_be_changed(name: str) -> None
             np.testing.assert_array_equal(again, plain)  # Nothing is left behind.
 
 
-def test_a_cell_that_keeps_its_state_itself_is_refused() -> None:
-    class Keeping(nn.Module):
+class KeepsItsState(nn.Module):
+    """Return all states of a cell that no state is passed to: it keeps its own."""
+
+    class Cell(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.Linear(F, 2)
@@ -240,16 +242,17 @@ def test_a_cell_that_keeps_its_state_itself_is_refused() -> None:
             self.h = mx.tanh(self.inner(x) + before)
             return self.h
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = Keeping()
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = self.Cell()
 
-        def __call__(self, x: mx.array) -> mx.array:
-            self.cell.h = None
-            return mx.stack([self.cell(x[:, t]) for t in range(x.shape[1])], axis=1)
+    def __call__(self, x: mx.array) -> mx.array:
+        self.cell.h = None
+        return mx.stack([self.cell(x[:, t]) for t in range(x.shape[1])], axis=1)
 
-    runner = ModelRunner(Model(), ncp.HeldOutBatch(X), cells="cell")
+
+def test_a_cell_that_keeps_its_state_itself_is_refused() -> None:
+    runner = ModelRunner(KeepsItsState(), ncp.HeldOutBatch(X), cells="cell")
     with runner.analysing():
         observation = observe(runner, 1, NEEDS)
         with pytest.raises(ncp.NotApplicable, match="pass the state to the cell"):

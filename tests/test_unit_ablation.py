@@ -11,6 +11,7 @@ import pytest
 from ncps.wirings import AutoNCP
 from promises import told
 from scipy import stats
+from test_state_changes import KeepsItsState
 
 import ncp_callbacks as ncp
 from ncp_callbacks.analysis import unit_ablations
@@ -173,30 +174,10 @@ def test_neurons_of_a_wired_cell_have_the_names_of_their_kind() -> None:
 
 
 def test_a_cell_that_keeps_its_state_itself_is_skipped_with_the_reason() -> None:
-    class Keeping(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(3, 2)
-            self.h: Any = None
-
-        def __call__(self, x: mx.array) -> mx.array:
-            before = mx.zeros((len(x), 2)) if self.h is None else self.h
-            self.h = mx.tanh(self.inner(x) + before)
-            return self.h
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = Keeping()
-
-        def __call__(self, x: mx.array) -> mx.array:
-            self.cell.h = None
-            return mx.stack([self.cell(x[:, t]) for t in range(x.shape[1])], axis=1)
-
     writer = ncp.MemoryWriter()
     held_out = ncp.HeldOutBatch(X)
     with ncp.Monitor(
-        Model(), held_out, [ncp.UnitAblation()], writer=writer, every=1, cells="cell"
+        KeepsItsState(), held_out, [ncp.UnitAblation()], writer=writer, every=1, cells="cell"
     ) as monitor:
         monitor.on_step_end(1)
         assert any("pass the state to the cell" in note for note in monitor.notes)

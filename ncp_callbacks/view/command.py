@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from ..command_line import fail, open_address
 
 __all__ = ["add_command", "run"]
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from .index import LogIndex
 
     if not options.log_dir.expanduser().is_dir():
-        return _fail(f"there is no folder {str(options.log_dir)!r}: pass a folder with runs")
+        return fail("view", f"there is no folder {str(options.log_dir)!r}: pass a folder with runs")
     source = LogIndex(options.log_dir)
     if options.out is not None:
         return _write(source, options.out)
@@ -56,16 +57,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         server = make_server(source, options.port)
     except (OSError, OverflowError) as error:
-        return _fail(f"port {options.port} can't be used: {error}; pass another --port")
-    address = f"http://127.0.0.1:{server.server_port}/"
-    # Flushed, so that a program that started this one can read the address.
-    print(f"{address}  (Ctrl-C ends it)", flush=True)
+        return fail("view", f"port {options.port} can't be used: {error}; pass another --port")
+    open_address(f"http://127.0.0.1:{server.server_port}/", browser=not options.no_browser)
     if not source.names():
         print("There is no run yet; the page shows runs as they appear.", flush=True)
-    if not options.no_browser:
-        import webbrowser
-
-        webbrowser.open(address)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -79,14 +74,9 @@ def _write(source: Any, path: Path) -> int:
     from .page import write_page
 
     if not source.names():
-        return _fail("there is no run in this folder: pass a folder with runs")
+        return fail("view", "there is no run in this folder: pass a folder with runs")
     try:
         print(write_page(source, path))
     except OSError as error:
-        return _fail(f"{str(path)!r} can't be written: {error.strerror}; pass another --out")
+        return fail("view", f"{str(path)!r} can't be written: {error.strerror}; pass another --out")
     return 0
-
-
-def _fail(sentence: str) -> int:
-    print(f"ncp-callbacks view: {sentence}", file=sys.stderr)
-    return 2

@@ -160,15 +160,7 @@ class UnitMeanings(Callback):
             limit = self._limits[cell.cell]
             yield from _pictures(result, group, limit, observation.step)
             yield from _numbers(result, group)
-            about = {
-                "cell": cell.cell,
-                "label": "R² of a rule for it",
-                "units": list(map(int, units)),
-            }
-            yield Array(
-                f"_ncp/{group}_accuracy", result.accuracy, kind="unit values", axes=("unit",),
-                about=about,
-            )  # fmt: skip
+            yield from _arrays(result, group, units)
             yield from self._changes.compare(group, result.estimates, observation, "accuracy")
 
 
@@ -237,6 +229,10 @@ def _pictures(result: UnitRules, group: str, limit: AxisLimit, step: int) -> Ite
     text = "\n".join(f"* {sentence}" for sentence in sentences)
     nothing = f"No unit of {result.cell} follows a simple rule: R² is below {MIN_ACCURACY:g}."
     yield Text(f"{group}/words", text or nothing)
+
+
+def _arrays(result: UnitRules, group: str, units: npt.NDArray[np.intp]) -> Iterator[Array]:
+    """Yield mutual information, and R² by unit for the interactive view."""
     about = {"cell": result.cell, "unit_names": list(result.names),
              "predictors": list(result.predictors)}  # fmt: skip
     what = "Mutual information of each unit and what may explain it, in nats"
@@ -244,6 +240,10 @@ def _pictures(result: UnitRules, group: str, limit: AxisLimit, step: int) -> Ite
         f"_ncp/{group}_information", result.information, what, axes=("unit", "predictor"),
         about=about,
     )  # fmt: skip
+    shown = {"cell": result.cell, "label": "R² of a rule for it", "units": units.tolist()}
+    yield Array(
+        f"_ncp/{group}_accuracy", result.accuracy, kind="unit values", axes=("unit",), about=shown
+    )
 
 
 def _numbers(result: UnitRules, group: str) -> Iterator[Record | Note]:
