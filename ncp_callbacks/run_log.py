@@ -17,7 +17,7 @@ from .errors import one_line, traceback_of
 from .findings.run_findings import RunFindings
 from .records import Array, Data, Figure, Note, Record, Scalar, Text
 from .run_card import guide
-from .signal_handlers import raised_by_signal_handler
+from .signal_handlers import raised_by_signal_handler, suppressed_errors
 from .tag_owners import TagOwners
 from .writers import Writer
 from .writers.base import Tally
@@ -243,7 +243,7 @@ class RunLog:
     def outcome(self) -> tuple[Tally, BaseException | None]:
         """Return the counts of the log's writer, and what stopped it, if anything."""
         for writer in sorted(self._opened, key=lambda writer: writer.log_dir is None):
-            with contextlib.suppress(Exception):  # Of a writer that raises, all is reported.
+            with suppressed_errors():  # Of a writer that raises, all is reported.
                 return writer.tally, writer.failure
         return Tally(), None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
-__all__ = ["raised_by_signal_handler"]
+__all__ = ["raised_by_signal_handler", "suppressed_errors"]
 
 
 def raised_by_signal_handler(error: BaseException) -> bool:
@@ -28,6 +29,16 @@ def raised_by_signal_handler(error: BaseException) -> bool:
             trace = trace.tb_next
         error = error.__cause__  # type: ignore[assignment]
     return False
+
+
+@contextlib.contextmanager
+def suppressed_errors() -> Iterator[None]:
+    """Suppress exceptions of the block, but for those of the user's signal handlers."""
+    try:
+        yield
+    except Exception as error:
+        if raised_by_signal_handler(error):
+            raise
 
 
 def _codes(number: int) -> Iterator[CodeType]:

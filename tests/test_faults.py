@@ -23,6 +23,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncp_callbacks as ncp
+from ncp_callbacks.writers.base import Tally
 
 ROOT = Path(__file__).parent.parent
 both_places = pytest.mark.parametrize("background", [True, False], ids=["background", "loop"])
@@ -655,7 +656,9 @@ def rings(error: type[BaseException]) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("error", [Preempted, OSError, KeyError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("where", ["schedule", "analysis", "finish", "writer", "scalar", "closing"])
+@pytest.mark.parametrize(
+    "where", ["schedule", "analysis", "finish", "writer", "scalar", "closing", "tally"]
+)
 def test_what_a_handler_of_the_user_raises_passes(where: str, error: type[BaseException]) -> None:
     def handler(*_: object) -> None:
         raise error("a signal")
@@ -670,6 +673,11 @@ def test_what_a_handler_of_the_user_raises_passes(where: str, error: type[BaseEx
             ring() if where == "closing" else None
 
         flush = close
+
+        @property
+        def tally(self) -> Tally:
+            ring() if where == "tally" else None
+            return super().tally
 
     class Value:
         def item(self) -> float:
@@ -690,7 +698,7 @@ def test_what_a_handler_of_the_user_raises_passes(where: str, error: type[BaseEx
     try:
         monitor = opened([callback], writer=Ringing(), every=schedule, background=False).start()
         active[0] = True
-        if where in ("finish", "closing"):
+        if where in ("finish", "closing", "tally"):
             monitor.on_step_end(1, loss=Value())
             with pytest.raises(error, match="a signal"):
                 monitor.close()

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.nn as nn
 
 from ..model.pytrees import modules
+from ..signal_handlers import suppressed_errors
 
 __all__ = ["changed_outside", "values_outside"]
 
@@ -54,5 +55,5 @@ def _used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _add(found: dict[str, bytes], name: str, value: Any) -> None:
     # Only what is data: a number, text or a small container of such.
     if isinstance(value, bool | int | float | complex | str | bytes | list | dict | set | tuple):
-        with contextlib.suppress(Exception):
+        with suppressed_errors():
             found[name] = pickle.dumps(value)
