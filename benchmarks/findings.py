@@ -41,7 +41,7 @@ STORED = Path(__file__).parent / "findings.csv"
 FIELDS = ("run", "fault", "seed", "learnt", "rules", "alarms", "first")
 TASKS, CELLS = ("recent", "mean", "class", "elapsed"), ("cfc", "gru", "rnn", "ltc")
 T, F, UNITS, STEPS, SEQUENCES = 8, 3, 8, 64, 32
-HEALTHY, SEEDS = 96, 4
+HEALTHY, SEEDS = 96, 12
 LEARNT = 0.7  # Of the loss of a constant, on other sequences.
 
 
@@ -213,6 +213,7 @@ def trained(plan: Plan, seed: int) -> tuple[tuple[Finding, ...], bool]:
         ncp.GradientAttribution(**method),
         ncp.FeatureRemoval(),
         ncp.HeldOutScore(),
+        ncp.ParameterUpdates(),
         ncp.StateTransitions(),
         *([ncp.TimeSensitivity()] if takes_time else []),
         *([ncp.BackboneActivations()] if plan.cell == "cfc" else []),
@@ -269,6 +270,11 @@ def kicked(step: int, model: nn.Module, gradients: Any) -> Any:
     return gradients
 
 
+def without_gradient(step: int, model: nn.Module, gradients: Any) -> Any:
+    """Return gradients that are 0 in the recurrent part."""
+    return {**gradients, "rnn": nn.utils.tree_map(lambda g: g * 0, gradients["rnn"])}
+
+
 def noise(y: Any, rng: np.random.Generator) -> Any:
     """Return targets that don't depend on the inputs."""
     return rng.permutation(y)
@@ -296,6 +302,9 @@ def plans() -> dict[str, Plan]:
         ),
         "gradient ascent": Plan(every_step=broken_at(1, lambda g: -g), expected=("exploding",)),
         "optimiser without effect": Plan(learning_rate=0.0, expected=("no_progress",)),
+        "half of the model gets no gradient": Plan(
+            every_step=without_gradient, expected=("untrained_parts",)
+        ),
         "nothing to learn": Plan(
             targets=noise, learning_rate=1e-4, expected=("learnt", "loss_not_falling")
         ),

@@ -32,6 +32,7 @@ from .findings.run_findings import OVERVIEW, RunFindings
 from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
 from .keywords import checks_keywords
+from .loop_gradients import gradient_norms
 from .loop_scalars import loop_scalars
 from .loops import attached, iterate
 from .model import At, Forward, Subject, TargetLike
@@ -507,11 +508,14 @@ class Monitor:
 
     # ---- every step
 
-    def on_step_end(self, step: int, **scalars: Any) -> None:
+    def on_step_end(self, step: int, *, gradients: Any = None, **scalars: Any) -> None:
         """Report the end of a training step; call it after every one, outside compiled functions.
 
         Args:
             step: Number of steps done, increasing.
+            gradients: Gradients of the parameters, as ``nn.value_and_grad`` returns them. Their
+                norm is logged as ``train/grad_norm``, and that of each part of the model as
+                ``parameters/gradient_<part>``, when ``train_every`` is due.
             scalars: Numbers or MLX scalars of the step (``loss=loss``), logged as ``train/<name>``
                 when ``train_every`` is due and not evaluated otherwise.
 
@@ -540,7 +544,12 @@ class Monitor:
             return
         self._log.last_step = step
         if train_due:
-            self._write_scalars(step, {f"train/{name}": value for name, value in scalars.items()})
+            numbers = {f"train/{name}": value for name, value in scalars.items()}
+            if gradients is not None:
+                numbers |= gradient_norms(
+                    gradients, self._log.report, raise_errors=self._raise_errors
+                )
+            self._write_scalars(step, numbers)
         if due and self._affords():
             self._log.freeze(step)
             self._observer.analyse(step, due)

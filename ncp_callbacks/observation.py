@@ -61,6 +61,8 @@ class Need(enum.Enum):
     """Array: values of ``target="loss"`` beside those of another target; costs no pass."""
     HITS = "hits"
     """Array: which classes are predicted right; costs no pass."""
+    PARAMETERS = "parameters"
+    """Arrays: the trainable parameters, by name; costs no pass."""
     VARIANTS = "variants"
     """Extra passes: :meth:`.ExtraPasses.evaluate`, a forward pass for each variant."""
     VARIANT_GRADIENTS = "variant_gradients"
@@ -100,6 +102,7 @@ _ARRAYS = frozenset(
         Need.ACTIVATIONS,
         Need.LOSSES,
         Need.HITS,
+        Need.PARAMETERS,
     }
 )
 
@@ -284,6 +287,12 @@ class Observation(EvaluatedBatch):
         hits: FloatArray | None = self._array(Need.HITS)
         return hits
 
+    @property
+    def parameters(self) -> Mapping[str, FloatArray]:
+        """Return the model's trainable floating parameters by name, as in ``"rnn.cell.weight"``."""
+        parameters: Mapping[str, FloatArray] = self._array(Need.PARAMETERS)
+        return parameters
+
     def declaring(self, needs: Collection[Need]) -> Observation:
         """Return the observation for a callback with these needs, which holds nothing else."""
         arrays = {need: array for need, array in self._arrays.items() if need in needs}
@@ -319,8 +328,8 @@ class Observation(EvaluatedBatch):
 
 def _taken(value: Any, places: npt.NDArray[np.intp]) -> Any:
     """Return the part of an array, or of the cells or layers, that belongs to some sequences."""
-    if value is None:
-        return None
+    if value is None or isinstance(value, Mapping):  # Parameters belong to no sequence.
+        return value
     if isinstance(value, tuple):
         return tuple(_taken(each, places) for each in value)
     if isinstance(value, Trajectory):

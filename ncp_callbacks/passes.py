@@ -10,6 +10,7 @@ Every pass is counted and timed by its kind, see :class:`.PassCosts`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from .extra_passes import PassSource, run_pass, trajectories
 from .held_out import read_only, to_numpy
 from .model import ModelRunner, TargetLike
 from .model.batching import EvaluatedPass
+from .model.parameters import trainable_parameters
 from .observation import Activations, Need, Observation
 from .pass_costs import SHARED_PASS, PassCosts, SharedResults
 from .results import FloatArray
@@ -143,4 +145,8 @@ def _arrays(
     if Need.HITS in needs:
         hits = runner.hits(mx.array(outputs))
         arrays[Need.HITS] = None if hits is None else read_only(to_numpy(hits))
+    if Need.PARAMETERS in needs:
+        arrays[Need.PARAMETERS] = MappingProxyType(
+            {p.name: read_only(to_numpy(p.array)) for p in trainable_parameters(runner.model)}
+        )
     return arrays

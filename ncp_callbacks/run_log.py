@@ -135,7 +135,7 @@ class RunLog:
         self._writers = list(writers)
         for writer in self._writers:
             writer.report = self._take_warning
-        self._guarded(lambda w: w.arrange([*callbacks, "monitor", "findings"]))
+        self._guarded(lambda w: w.arrange([*callbacks, "monitor", "findings", "parameters"]))
         if run_config:
             self._guarded(lambda w: w.log_run_config(run_config))
 

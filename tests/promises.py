@@ -17,7 +17,13 @@ STANDARD = (
     ncp.BackboneActivations,
 )
 # Of the set "full", those that apply to the models of tests/test_callbacks.py.
-FULL = (ncp.UnitAblation, ncp.UnitMeanings, ncp.GradientReach, ncp.SamplingRate)
+FULL = (
+    ncp.ParameterUpdates,
+    ncp.UnitAblation,
+    ncp.UnitMeanings,
+    ncp.GradientReach,
+    ncp.SamplingRate,
+)
 # The monitor adds it to others where there are targets.
 ADDED = (ncp.HeldOutScore,)
 # Promised with arguments that aren't the defaults.

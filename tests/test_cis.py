@@ -57,12 +57,14 @@ EXACT = {
     r"attribution/effective_sequences": "a count, of the sequences themselves",
     r"hidden/basis_captured": "chance makes it smaller: CIs that were tried cover too rarely",
     r"meanings/explained": "how many units are described",
+    # Of the parameters, of which there is one set.
+    r"parameters/.*": "no statistic over sequences",
     # Of one sequence.
     r"predictions/.*": "no statistic over sequences",
 }
 NAMES = [
     "ablation", "attribution", "time_delta", "transitions", "hidden", "backbone", "removal",
-    "gradient_reach", "meanings", "sampling",
+    "gradient_reach", "meanings", "sampling", "parameters",
     "time_constants", "wiring", "dynamics", "output_time", "interactions", "faithfulness",
     "sanity_check", "predictions",
 ]  # fmt: skip

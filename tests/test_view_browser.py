@@ -312,7 +312,7 @@ def test_live_runs_are_followed_and_hidden_pages_ask_nobody(browser: Any, tmp_pa
                 page.wait_for_timeout(5500)
                 return asked == []
 
-            # What the new step needs may still be asked for; a page that polls asks in every window.
+            # The new step's arrays may still be asked for; a page that polls asks in every window.
             assert any(nobody_is_asked_for_longer_than_the_poll() for _ in range(4)), asked
     finally:
         server.shutdown()

@@ -32,6 +32,8 @@ from ..callbacks.frame_attribution.analysis import pixel_maps as pixel_maps
 from ..callbacks.frame_attribution.analysis import region_share as region_share
 from ..callbacks.gradient_reach.analysis import GradientReachCurve as GradientReachCurve
 from ..callbacks.gradient_reach.analysis import gradient_reach as gradient_reach
+from ..callbacks.parameter_updates.analysis import ParameterChanges as ParameterChanges
+from ..callbacks.parameter_updates.analysis import parameter_changes as parameter_changes
 from ..callbacks.sampling_rate.analysis import SamplingChanges as SamplingChanges
 from ..callbacks.sampling_rate.analysis import sampling_changes as sampling_changes
 from ..callbacks.sanity_check.analysis import Cascade as Cascade

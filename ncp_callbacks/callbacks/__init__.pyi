@@ -9,6 +9,7 @@ from .gradient_attribution.callback import GradientAttribution as GradientAttrib
 from .gradient_reach.callback import GradientReach as GradientReach
 from .held_out_score.callback import HeldOutScore as HeldOutScore
 from .output_time.callback import OutputTime as OutputTime
+from .parameter_updates.callback import ParameterUpdates as ParameterUpdates
 from .sampling_rate.callback import SamplingRate as SamplingRate
 from .sanity_check.callback import SanityCheck as SanityCheck
 from .sets import callback_set as callback_set

@@ -67,6 +67,7 @@ def _full() -> list[Callback]:
     from .feature_interactions.callback import FeatureInteractions
     from .gradient_reach.callback import GradientReach
     from .output_time.callback import OutputTime
+    from .parameter_updates.callback import ParameterUpdates
     from .sampling_rate.callback import SamplingRate
     from .sanity_check.callback import SanityCheck
     from .time_constants.callback import TimeConstants
@@ -89,7 +90,7 @@ def _full() -> list[Callback]:
     ]
     for callback in expensive:
         callback.every_nth = 10
-    return [*_standard(), *expensive]
+    return [*_standard(), ParameterUpdates(), *expensive]
 
 
 _SETS: dict[str, Callable[[], list[Callback]]] = {

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -25,25 +24,11 @@ from ..held_out import to_numpy
 from .capture import Around, Tap
 from .errors import NotApplicable
 from .model_copy import set_evaluation_mode
+from .parameters import Parameter, trainable_parameters
 from .pytrees import modules
 from .runner import ModelRunner
 
 __all__ = ["randomised"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Parameter:
-    """Hold the container, key and path of a trainable array."""
-
-    holder: Any
-    key: Any
-    path: str
-
-    @property
-    def array(self) -> mx.array:
-        """Return the array that the container holds now."""
-        array: mx.array = self.holder[self.key]
-        return array
 
 
 @contextlib.contextmanager
@@ -87,11 +72,11 @@ def randomised(runner: ModelRunner, stages: int = 6) -> Iterator[Iterator[tuple[
         yield cascade()
 
 
-def _randomise(parameter: _Parameter, changed: dict[int, tuple[mx.array, mx.array]]) -> None:
+def _randomise(parameter: Parameter, changed: dict[int, tuple[mx.array, mx.array]]) -> None:
     array = parameter.array
     if id(array) not in changed:
         # With the old array, or another array might get its id.
-        changed[id(array)] = array, _permuted(array, zlib.crc32(parameter.path.encode()))
+        changed[id(array)] = array, _permuted(array, zlib.crc32(parameter.name.encode()))
     new = changed[id(array)][1]
     if isinstance(parameter.holder, nn.Module):
         dict.__setitem__(parameter.holder, parameter.key, new)
@@ -115,32 +100,12 @@ def _movable(array: mx.array) -> np.ndarray[Any, np.dtype[np.intp]]:
     return places if (values[places] != values[places[:1]]).any() else places[:0]
 
 
-def _owned(model: nn.Module) -> list[tuple[str, list[_Parameter]]]:
-    """Return modules and the trainable floating arrays that they hold, in the model's order."""
-    paths = {id(module): path for path, module in modules(model)}
-    owned: dict[str, list[_Parameter]] = {}
-    seen: set[int] = set()
-
-    # Like MLX's trainable_parameters, which doesn't end on a model that contains itself.
-    def walk(holder: Any, owner: nn.Module, inside: str) -> None:
-        if id(holder) in seen:
-            return
-        seen.add(id(holder))
-        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
-            name = f"{inside}.{key}" if inside else str(key)
-            if name.startswith("_") or name in owner._no_grad:
-                continue
-            if isinstance(value, nn.Module):
-                walk(value, value, "")
-            elif isinstance(value, dict | list):
-                walk(value, owner, name)
-            elif isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
-                path = paths.get(id(owner), "")
-                if len(_movable(value)):
-                    whole = f"{path}.{name}" if path else name
-                    owned.setdefault(path, []).append(_Parameter(holder, key, whole))
-
-    walk(model, model, "")
+def _owned(model: nn.Module) -> list[tuple[str, list[Parameter]]]:
+    """Return modules and the trainable arrays of theirs that can be permuted."""
+    owned: dict[str, list[Parameter]] = {}
+    for parameter in trainable_parameters(model):
+        if len(_movable(parameter.array)):
+            owned.setdefault(parameter.module, []).append(parameter)
     return list(owned.items())
 
 
@@ -167,8 +132,8 @@ def _first_calls(runner: ModelRunner) -> dict[str, int]:
 
 
 def _by_stage(
-    owned: Sequence[tuple[str, list[_Parameter]]], first: dict[str, int], stages: int
-) -> list[list[tuple[str, list[_Parameter]]]]:
+    owned: Sequence[tuple[str, list[Parameter]]], first: dict[str, int], stages: int
+) -> list[list[tuple[str, list[Parameter]]]]:
     """Group modules into stages, those called last first."""
 
     def called(path: str) -> int:

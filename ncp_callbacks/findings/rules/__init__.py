@@ -26,6 +26,7 @@ from .saturated import Saturated
 from .stable import Stable
 from .time_scales import Extrapolation, SolverError
 from .time_use import TimeUse
+from .untrained_parts import UntrainedParts
 
 __all__ = ["RULES"]
 
@@ -36,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     TimeUse(),
     LastStepOnly(),
     NoProgress(),
+    UntrainedParts(),
     Exploding(),
     LossNotFalling(),
     LossJumps(),

@@ -1,0 +1,1 @@
+"""Measure how much the parameters change between snapshots."""
