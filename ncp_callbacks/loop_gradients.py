@@ -29,7 +29,8 @@ def gradient_norms(
         TypeError: With ``raise_errors``, if there is no array in the tree.
     """
     try:
-        named = {str(k): g for k, g in tree_flatten(gradients) if isinstance(g, mx.array)}
+        flat: Any = tree_flatten(gradients)
+        named = {str(name): array for name, array in flat if isinstance(array, mx.array)}
         if not named:
             raise TypeError(f"gradients is a {type(gradients).__name__} without arrays")
         # One evaluation of a few numbers; in float32, in which squares of float16 don't overflow.
