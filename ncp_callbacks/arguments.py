@@ -81,8 +81,8 @@ def check_log(log_dir: Any, writer: Any) -> None:
     second = next((w for w in writers if directory_of([w]) is not None), None)
     if log_dir is None and not writers:
         raise TypeError(
-            "pass either log_dir='runs/name', a directory for this run's log, or writer=, one "
-            "that exists; neither was passed"
+            "neither log_dir= nor writer= was passed: pass log_dir='runs/name', a directory for "
+            "this run's log, or writer=, an object that writes records"
         )
     if log_dir is not None and second is not None:
         raise TypeError(

@@ -481,17 +481,17 @@ class PairedChanges:
                 yield Scalar(
                     f"{group}/{called or headline}_change",
                     change.value,
-                    f"{what} of {group}/{headline} since the previous snapshot, same sequences; "
-                    f"beyond chance where its CI excludes 0{ci_suffix(whole)}",
+                    f"{what} of {group}/{headline} since the previous snapshot, over the same "
+                    f"sequences; it is beyond chance if its CI excludes 0{ci_suffix(whole)}",
                     ci=(change.low, change.high),
                     place="data",
                 )
         yield Scalar(
             f"{group}/numbers_changed",
             sum(changed_beyond_chance(list(both.values()))),
-            f"Number of the {len(both)} numbers of {group} with a CI that changed beyond chance "
-            "since the previous snapshot, same sequences; paired t tests, corrected for their "
-            "number by Holm. Where nothing changes it is above 0 in 1 snapshot of 20",
+            f"How many of the {len(both)} numbers of {group} with a CI changed beyond chance "
+            "since the previous snapshot: paired t tests over the same sequences, corrected for "
+            "their number by Holm. If nothing changes, it is above 0 in 1 snapshot of 20",
             place="data",
         )
 

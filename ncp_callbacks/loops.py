@@ -184,7 +184,7 @@ def attached(
         raise TypeError(f"names={one!r} is one string: pass a sequence, such as ['loss']")
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise TypeError(
-            f"{_name(function)} is a generator, of which a call makes no step: attach the function "
+            f"{_name(function)} is a generator, and calling it makes no step: attach the function "
             "of one step, or write `for step, batch in monitor.steps(batches)`"
         )
 

@@ -104,7 +104,8 @@ class Overhead:
             yield Scalar(
                 "monitor/share",
                 self._share,
-                "Share of the wall time since the last snapshot that this one took of the loop",
+                "Time that the loop spent on this snapshot, as a share of the wall time since the "
+                "last one",
             )
         yield from self.skips()
 

@@ -98,9 +98,9 @@ def guide(explained: Mapping[str, str]) -> str:
     lines += [
         "",
         "`train/…` and other tags that aren't listed are the training loop's own numbers. In the "
-        "dashboards, the tags of callbacks follow `headline/` or `xai_`, which sorts them before "
-        "and behind those of the loop. Some numbers, and all confidence intervals, have no card: "
-        "pictures and `ncp-callbacks compare` show them.",
+        "dashboards, the tags of callbacks begin with `headline/` or `xai_`, which sorts them "
+        "before and behind those of the loop. Some numbers, and all confidence intervals, have no "
+        "card of their own: pictures and `ncp-callbacks compare` show them.",
     ]
     return "\n".join(lines)
 

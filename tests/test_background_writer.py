@@ -265,7 +265,7 @@ def test_a_writer_of_the_user_stays_open() -> None:
 
 @pytest.mark.parametrize("writer", [[], ()])
 def test_no_writer_at_all(writer: Any) -> None:
-    with pytest.raises(TypeError, match="neither was passed"):
+    with pytest.raises(TypeError, match="neither log_dir= nor writer= was passed"):
         ncp.Monitor(Net(), HELD_OUT, writer=writer)
 
 

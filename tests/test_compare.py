@@ -1157,7 +1157,7 @@ def test_the_answer_of_a_pair(tmp_path: Path) -> None:
     text = said_by(compare_runs([x, y]))
     assert text.startswith("By val/loss, y (0.399")
     assert "is better than x (0.4997" in text
-    assert "One run each: with other seeds it may be otherwise." in text
+    assert "Each side has one run: with other seeds the answer may be another." in text
     # 6 of 10 against 1 of 10, for a and the other way round for c.
     assert "They rely on the inputs differently: a has 60 % in x and 10 % in y." in text
     assert "Of the attribution, elapsed time has 75 % [70, 80] in x and 2 % [0, 7] in y." in text
@@ -1232,7 +1232,7 @@ def test_rounding_is_no_difference(tmp_path: Path) -> None:
     result = compare_groups(groups)
     assert result.unchanged == ("val/loss", "attribution/x")
     assert "are equal" in said_by(result)
-    assert "All numbers are equal, costs apart: the runs are copies" in said_by(result)
+    assert "All numbers but the costs are equal: the runs are copies" in said_by(result)
     for rule in ("val/loss>+0%", "val/loss>+0"):
         assert judge_rules(groups, [Rule.parse(rule)], result.window) == ([], [])
     # Of numbers that were large, and are small by now, a small difference is none.

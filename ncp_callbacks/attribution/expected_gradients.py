@@ -43,9 +43,9 @@ class ExpectedGradients(AttributionMethod):
     draws_baselines: ClassVar[bool] = True
     default_baseline: ClassVar[str] = "held_out"
     incomplete_fix: ClassVar[str] = (
-        "If the target is smooth between the baselines and the inputs, a larger n_samples= helps, "
-        "a little faster than the root of their number; if it jumps, no number of them does: set "
-        'method="occlusion"'
+        "If the target is smooth between the baselines and the inputs, set a larger n_samples=: "
+        "the error falls a little faster than 1 over its root. If the target jumps, no number is "
+        'large enough: set method="occlusion"'
     )
 
     def __post_init__(self) -> None:

@@ -47,8 +47,8 @@ class IntegratedGradients(AttributionMethod):
     label: ClassVar[str] = "integrated gradients"
     complete: ClassVar[bool] = True
     incomplete_fix: ClassVar[str] = (
-        "If the target is smooth between the baseline and the inputs, a larger n_steps= helps; if "
-        'it jumps, no number of them does: set method="occlusion"'
+        "If the target is smooth between the baseline and the inputs, set a larger n_steps=. If it "
+        'jumps, no number is large enough: set method="occlusion"'
     )
 
     def __post_init__(self) -> None:

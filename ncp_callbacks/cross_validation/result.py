@@ -120,7 +120,7 @@ class CrossValidation(MappingResult):
         found = exact or [a for a in self.agreements if question in a.question]
         if len(found) != 1:
             names = ", ".join(repr(a.question) for a in found or self.agreements)
-            raise KeyError(f"{question!r} is a part of {len(found)} questions: pass one of {names}")
+            raise KeyError(f"{question!r} is found in {len(found)} questions: pass one of {names}")
         return found[0]
 
     def to_dict(self) -> dict[str, Any]:

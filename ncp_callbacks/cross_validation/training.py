@@ -179,7 +179,7 @@ def _jobs(
     if len(jobs) < 5:
         notes.append(
             f"with {len(jobs)} repetitions even an answer that comes back in all of them has a CI "
-            f"from {0.025 ** (1 / len(jobs)):.2f} on; 10 repetitions begin at 0.69"
+            f"from {0.025 ** (1 / len(jobs)):.2f} on; with 10 repetitions it begins at 0.69"
         )
     return jobs, notes
 

@@ -228,8 +228,8 @@ class _Finder:
             return []
         part = calls[fit.shift : fit.shift + steps]
         note = (
-            f"of the {len(calls)} calls of {part[0].name} those are analysed that read the {steps} "
-            "time steps"
+            f"of the {len(calls)} calls of {part[0].name}, only those that read the {steps} time "
+            "steps are analysed"
         )
         return [dataclasses.replace(_part(part, part[0], Fit(fit.order, 0)), note=note)]
 
@@ -451,7 +451,7 @@ class _Finder:
         name, fault = next(reversed(faults.items()))
         known = [calls[0].name for key, calls in self.by_module.items() if key in self.recurrences]
         fix = (
-            f"pass cells={known!r}, which do, or leave cells= out"
+            f"pass cells={known!r}, which do, or don't pass cells="
             if known
             else "pass the module that takes a state as an argument and returns the next one"
         )

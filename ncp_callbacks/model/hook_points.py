@@ -71,9 +71,9 @@ class CellHook:
             )
         if self.rows:
             return (
-                f"the model sorts the sequences that {self.name} runs, and would sort copies of "
-                "them among each other, with which its steps are run: let it keep the order of the "
-                "batch"
+                f"the model sorts the sequences that {self.name} runs, so that it would mix the "
+                "copies of sequences with which single steps are run: let it keep the order of "
+                "the batch"
             )
         return ""
 

@@ -32,7 +32,7 @@ _HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "auprc", "ap", "map", "r2", 
 # For each condition: its name in a sentence, and what follows where it differs.
 _DIFFERENT = {
     "held-out batch": ("held-out batch is", "Only training numbers are subtracted between them"),
-    "method": ("method is", "The numbers that it gives are not subtracted between them"),
+    "method": ("method is", "The numbers of the attribution are not subtracted between them"),
     "target": ("target is", "Only training and validation numbers are subtracted between them"),
     "feature names": ("feature names are", "Maps by feature are not compared"),
 }
@@ -100,7 +100,7 @@ def _copies(rows: Sequence[ScalarRow], headlines: Sequence[ScalarRow]) -> list[s
     changes = [change for row in headlines for change in row.changes]
     if differing or not changes or any(change is None or change.delta for change in changes):
         return []
-    return ["All numbers are equal, costs apart: the runs are copies, or one seed twice."]
+    return ["All numbers but the costs are equal: the runs are copies, or have the same seed."]
 
 
 def _not_known(conditions: Sequence[Condition]) -> list[str]:
@@ -138,9 +138,9 @@ def _better(sides: Sequence[Side], headlines: Sequence[ScalarRow]) -> list[str]:
     sentences = [_pair(sides, row) for row in rows[:_MAX_METRICS]]
     sizes = [len(side.runs) for side in sides]
     if max(sizes) == 1:
-        sentences.append("One run each: with other seeds it may be otherwise.")
+        sentences.append("Each side has one run: with other seeds the answer may be another.")
     elif min(sizes) < 3:
-        sentences.append("Too few runs on a side to tell this from the differences between seeds.")
+        sentences.append("A side has too few runs to tell this from the differences between seeds.")
     return sentences
 
 
@@ -188,7 +188,7 @@ def _doubt(row: ScalarRow, change: Change) -> str:
     p = _p(row, change)
     if p is None:
         small = change.over_noise is not None and change.over_noise < 2
-        return "is within the scatter from point to point of one run" if small else ""
+        return "is within the scatter between the points of one run" if small else ""
     if p <= 0.05 or _least_p(row, change) > 0.05:
         return ""
     return f"may come from seeds alone (p = {p:.2g}{_ci_of(change, ', 95 % CI ')})"
@@ -247,7 +247,7 @@ def _ranking(sides: Sequence[Side], row: ScalarRow) -> str:
         means_what = f": the difference {doubt}." if doubt else _means(row, change, first, other)
         text += f" {name} against {first.name}{means_what}"
     if max(len(side.runs) for side in sides) == 1:
-        text += " One run each: with other seeds the order may be another."
+        text += " Each side has one run: with other seeds the order may be another."
     return text
 
 
@@ -334,7 +334,7 @@ def _on_time(
         return []
     return [
         f"Elapsed time is attributed to in {listed(having, _MAX_NAMED)} only: "
-        f"{listed(lacking, _MAX_NAMED)} logged no {tag}, as models that aren't given it."
+        f"{listed(lacking, _MAX_NAMED)} logged no {tag}, as models without elapsed time."
     ]
 
 

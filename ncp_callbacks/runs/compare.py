@@ -248,7 +248,8 @@ def _copies(groups: Sequence[Group], rows: Sequence[ScalarRow]) -> list[str]:
             other = first.setdefault(numbers, run.name)
             if len(numbers) > 1 and other != run.name:
                 notes.append(
-                    f"{other} and {run.name} have the same numbers: copies, or one seed twice. "
-                    "They count twice, so that p and CIs are too certain: pass one of them"
+                    f"{other} and {run.name} have the same numbers, so they are copies, or have "
+                    "the same seed. They count twice, which makes p and CIs too certain: pass "
+                    "one of them"
                 )
     return notes

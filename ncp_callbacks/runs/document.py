@@ -270,15 +270,16 @@ def _how_to_read(comparison: Comparison, tested: bool) -> str:
         "last common step. Validation and training come first, constants and bookkeeping last. "
     )
     if tested:
-        text += "Between them stands what is largest against the scatter between runs."
+        text += "Between them, the changes that are largest against the scatter between runs come "
+        "first."
         if any(VALIDATION.match(row.tag) for row in comparison.scalars):
             text += " Validation is tested first and alone, all else is exploration."
         return text
     single = all(len(side.runs) == 1 for side in comparison.sides)
     return text + (
-        "/noise is the change over the scatter from point to point within a run, by which the "
-        "others are sorted. It tells what stands out in these runs; with another seed it may be "
-        f"gone: {'no significance' if single else 'it is no test'}."
+        "/noise is the change over the scatter between the points of a run, and sorts the other "
+        "tags. It tells what stands out in these runs; with another seed it may be gone: "
+        f"{'no significance' if single else 'it is no test'}."
     )
 
 
@@ -298,21 +299,22 @@ def _measures(comparison: Comparison, names: Sequence[str]) -> Section:
         cells += measure.drift if drifting else ()
         rows.append((f"  {measure.name}", *(_optional(value, _likeness) for value in cells)))
     text = (
-        "Rank correlation: 1 the same order, 0 unrelated, -1 opposite. Shift: the share that would "
-        "have to move, from 0 the same to 1 nothing in common. W1: the mean distance that counts "
-        "would have to move. "
+        "Rank correlation: 1 is the same order, 0 unrelated, -1 opposite. Shift: the share that "
+        "would have to move, from 0 (the same) to 1 (nothing in common). W1: the mean distance "
+        "that counts would have to move. "
     )
     if any("CKA" in measure.name for measure in comparison.measures):
         text += (
-            "CKA: of states at the same places of one held-out batch, 1 the same up to rotation, "
-            "order and scale of units, 0 unrelated; untrained networks may be alike, too. "
+            "CKA: of states at the same places of one held-out batch; 1 is the same up to "
+            "rotation, order and scale of units, 0 unrelated; untrained networks may be alike, "
+            "too. "
         )
     text += "Drift: the first snapshot of a run against the compared one. " if drifting else ""
     text += (
         "Within: mean over pairs of runs of one side. Sides that are no more apart than their "
         "own runs may differ by seed only."
         if grouped
-        else "With one run each, the distance between two seeds is not known."
+        else "With one run on each side, the distance between two seeds is not known."
     )
     title = "What the models attend to, by number"
     return Section("attention", title, (_numbers(header, rows), text))

@@ -26,7 +26,7 @@ _SCALARS = {
     "std": "SD of the activations of {layer}",
     "sparsity": "Share of activations of {layer} that are off or stuck: {sparse_means}",
     "dead_units": "Units of {layer} that never change",
-    "treves_rolls": "1: all units of {layer} equally active",
+    "treves_rolls": "Treves-Rolls index of {layer}: 1 if all units are equally active",
     "nonfinite": "Samples of {layer} skipped because of NaN or infinity",
 }
 _PLACES: Mapping[str, Place] = {
@@ -127,8 +127,8 @@ def _unit_activity(report: BackboneReport, group: str, step: int) -> Figure:
         plot_unit_activity,
         report,
         {"step": step},
-        "Share of held-out samples in which each unit is active, units sorted; shaded: units with "
-        "one value for all sequences and time steps.",
+        "Share of held-out samples in which each unit is active. Units are sorted; those with one "
+        "value for all sequences and time steps are shaded.",
     )
 
 

@@ -53,8 +53,8 @@ from .plot import needed_decades, plot_dynamics
 __all__ = ["Dynamics"]
 
 _FALLS = (
-    "in which the share of a change of the state that is left falls to 1/e, median over sequences; "
-    "the length of the sequence where it does not{some}"
+    "after which 1/e of a change of the state is left, median over sequences; the length of the "
+    "sequence if more is left at its end{some}"
 )
 # Descriptions of the scalars.
 SCALARS = {
@@ -63,14 +63,14 @@ SCALARS = {
     "undecayed": "Share of units whose autocorrelation does not decay within ten times the length "
     "of a sequence, which then stands for their autocorrelation time",
     "participation_ratio_corrected": "Number of dimensions in use, (tr C)^2 / tr C^2, from "
-    "products of different sequences: without the bias of few states that depend on each other; "
-    "NaN where they are too few",
-    "cka": "Linear CKA between the states and those of the {when} snapshot: 1 equal but for "
-    "rotation, scale and offset, 0 unrelated",
-    "procrustes": "Share of the states' variance that the best rotation, scale and offset of those "
-    "of the {when} snapshot do not explain: 0 equal",
-    "radius": "Spectral radius of the Jacobian of a step: above 1 unstable there{some}; {quantile} "
-    "over time steps",
+    "products of different sequences, which a few dependent states do not bias; NaN if there are "
+    "too few sequences",
+    "cka": "Linear CKA between the states and those of the {when} snapshot: 1 if they are equal "
+    "but for rotation, scale and offset, 0 if they are unrelated",
+    "procrustes": "Share of the states' variance that the best rotation, scale and offset of "
+    "those of the {when} snapshot do not explain: 0 if they are equal",
+    "radius": "Spectral radius of the Jacobian of a step: above 1 it is unstable there{some}; "
+    "{quantile} over time steps",
     "norm": "Operator norm of the Jacobian of a step: the largest factor by which a change grows"
     "{some}; {quantile} over time steps",
     "finite_time_lyapunov": "Finite-time Lyapunov exponent {number} over T = {steps} time steps, "
@@ -79,20 +79,23 @@ SCALARS = {
     "stability_exponent": "Stability exponent, per {per}, mean over {sequences} sequences: rate at "
     "which small changes of the state grow (above 0) or fade (below) in the long run, from the "
     "spectral radius of the product of T = {steps} time steps; without transient growth{some}",
-    "linear_memory_steps": f"Time steps {_FALLS}. Of small changes only: a latch may remember more",
-    "linear_memory_time": f"Time, in units of time_delta, {_FALLS}. Of small changes only",
+    "linear_memory_steps": f"Time steps {_FALLS}. It is measured with small changes: a latch may "
+    "remember more",
+    "linear_memory_time": f"Time, in units of time_delta, {_FALLS}. It is measured with small "
+    "changes",
     "linear_memory_left": "RMS share of a change of the state that is left {steps} time steps "
     "later, at the end{some}",
-    "target_memory_steps": "Last time steps that must be kept, with all before them removed, so "
-    "that the {target} changes by less than 1/e SD; the longest length tried where none suffices. "
-    "By forward passes of shortened sequences: what a latch remembers counts, too",
+    "target_memory_steps": "How many last time steps must be kept, if all before them are "
+    "removed, for the {target} to change by less than 1/e SD; the longest length tried if none "
+    "suffices. It is measured by forward passes of shortened sequences, so that what a latch "
+    "remembers counts, too",
     "target_memory_left": "RMS change of the {target} when all but the last {kept} time steps are "
     "removed; in SDs of the target over sequences",
     "target_correlation_max": "Largest |r| of a unit's last state with the {target} over sequences",
     "target_correlation": "|r| of a unit's last state with the {target} over sequences; "
     "{quantile} over units",
-    "beyond_chance": "Share of units whose |r| is larger than the largest |r| of all units is by "
-    "chance in 5 % of cases",
+    "beyond_chance": "Share of units whose |r| exceeds the level that the largest |r| of all "
+    "units exceeds by chance in 5 % of cases",
 }
 _PLACES: Mapping[str, Place] = {
     "target_memory_steps": "group",
@@ -565,12 +568,11 @@ def _overview(
             correlations,
             options,
             f"Left, where the Jacobians are known: RMS share of a change of the state of {cell} "
-            "that is left in the last state, against how many time steps before it was; dashed: "
-            "the first snapshot; shaded: its 95 % CI over sequences, unreliable for so few. "
-            f"Orange: change of the {target} when only so many last time steps are kept, in its "
-            "SDs; what a latch keeps counts. Right: "
-            f"correlation of each unit's last state with the {target} over sequences, sorted; "
-            "dotted: threshold of chance.",
+            "that is left in the last state, against the number of time steps between them; "
+            "dashed: the first snapshot; shaded: its 95 % CI, which is unreliable for so few "
+            f"sequences. Orange: change of the {target} when only so many last time steps are "
+            "kept, in its SDs; what a latch keeps counts. Right: correlation of each unit's "
+            f"last state with the {target} over sequences, sorted; dotted: threshold of chance.",
         )
     )
     size = np.abs(correlations.values[np.isfinite(correlations.values)])

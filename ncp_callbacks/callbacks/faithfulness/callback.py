@@ -66,15 +66,15 @@ _DESCRIPTIONS = {
     "sufficiency_random": "Mean absolute change of the {target} with only a random {share:.0%} of "
     "the inputs left, in RMS changes without any",
     "infidelity": "Mean squared difference between the change of the target that the map predicts "
-    "for the removal of a random set of inputs, and the real one; over that of a map of zeros: 0 "
-    "exact",
+    "for the removal of a random set of inputs, and the real change, relative to that of a map "
+    "of zeros: 0 is exact",
     "infidelity_random": "Infidelity of the map with its values shuffled over inputs and time "
     "steps",
-    "max_sensitivity": "Largest change of a sequence's map, over its norm, when each input changes "
-    "by at most {radius:g} SD of its feature, of {count} random changes: 0 the map stays, 1 it "
-    "changes by as much as it is large",
+    "max_sensitivity": "Largest change of a sequence's map, over its norm, when each input "
+    "changes by at most {radius:g} SD of its feature, of {count} random changes: 0 if the map "
+    "stays the same, 1 if it changes by its own norm",
     "ssim_noise": "Structural similarity (SSIM) of a sequence's map with the map under Gaussian "
-    "noise of {percent:g} % of each feature's variance ({sds:.2g} SDs): 1 the same map, 0 an "
+    "noise of {percent:g} % of each feature's variance ({sds:.2g} SDs): 1 is the same map, 0 an "
     "unrelated one",
 }
 

@@ -38,16 +38,16 @@ _MAX_FEATURES, _PAIR_CURVES = 12, 6
 _MAX_COMPLETENESS_ERROR = 0.05
 
 _DESCRIPTIONS = {
-    "matrix": "Effect of each pair on the {target} beyond the effects of its two alone: mean "
-    "absolute value over held-out sequences, in units of the target. Bars: each alone, and its "
-    "part in all its pairs",
+    "matrix": "Effect of each pair of features on the {target} beyond the effects of the two "
+    "alone: mean absolute value over held-out sequences, in units of the target. Bars: each "
+    "feature alone, and its part in all its pairs",
     "sequences": "Held-out sequences analysed",
-    "share": "Share of pairs in the strength of pairs and of features alone: 0 each feature acts "
-    "on the {target} by itself",
-    "time_share": "Share of pairs with the elapsed time in the strength of all pairs: features "
-    "that matter more, or less, when they are recent",
+    "share": "Share of pairs in the strength of pairs and of features alone: 0 if each feature "
+    "acts on the {target} by itself",
+    "time_share": "Share of pairs with the elapsed time in the strength of all pairs: above 0 if "
+    "features matter more, or less, when they are recent",
     "higher_order": "RMS over sequences of the part of the change from the baseline that neither "
-    "pairs nor features alone explain, in RMS changes: three or more act together",
+    "pairs nor features alone explain, in RMS changes: above 0 if three or more act together",
     "completeness_error": "RMS difference between the sum of all interactions and the change from "
     "the baseline, in RMS changes: the error of the quadrature",
     "pair": "Mean absolute effect of {first} and {second} together on the {target}, beyond the "

@@ -44,7 +44,7 @@ _SCALARS = {
     "strength": "Mean absolute change of the {target} when a feature is replaced by that of "
     "another held-out sequence, summed over features; in units of the target",
     "time_share": "Share of elapsed times in the changes of the {target} by replacing features or "
-    "elapsed times: 0 only what was measured counts, 1 only when",
+    "elapsed times: 0 if only what was measured counts, 1 if only when it was measured counts",
     "sequences": "Held-out sequences analysed",
 }
 

@@ -50,21 +50,24 @@ __all__ = ["GradientAttribution"]
 _SCALARS = {
     "strength": "Mean absolute {label} of the {target}, summed over time steps and features; in "
     "{unit}",
-    "entropy": "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
-    "sign_agreement": "1: inputs push the target the same way in all sequences; 0: pushes cancel",
+    "entropy": "Entropy of the feature shares: 1 if all features matter equally, 0 if only one "
+    "does",
+    "sign_agreement": "1 if each input pushes the target the same way in all sequences, 0 if the "
+    "pushes cancel",
     "mean_lag": "Mean distance from a sequence's last time step, weighted by importance; in time "
     "steps",
     "time_share": "Share of elapsed time in the contributions of features and elapsed time, each "
-    "the absolute sum of {label} over time steps: 0 only what was measured counts, 1 only when",
+    "the absolute sum of {label} over time steps: 0 if only what was measured counts, 1 if only "
+    "when it was measured counts",
     "sequences": "Held-out sequences that were attributed",
-    "reliability": "Correlation of the maps of two halves of the sequences, stepped up to all of "
-    "them: 1 other sequences would show the same map, 0 it is noise",
-    "change": "Cosine distance of the map to that of the previous snapshot: 0 the same up to a "
-    "factor, 1 unrelated, 2 opposite",
+    "reliability": "Correlation between the maps of two halves of the sequences, extrapolated to "
+    "all of them: 1 if other sequences would show the same map, 0 if it is noise",
+    "change": "Cosine distance of the map from that of the previous snapshot: 0 is the same up to "
+    "a factor, 1 unrelated, 2 opposite",
     "rank_distance": "1 minus Spearman's rank correlation of the mean absolute map with that of "
-    "the previous snapshot: 0 the same order of importance, 1 unrelated, 2 the opposite",
+    "the previous snapshot: 0 is the same order of importance, 1 unrelated, 2 the opposite",
     "agreement": "Rank correlation of the map with that of {other} on the same {sequences} "
-    "sequences: 1 the same order of importance",
+    "sequences: 1 is the same order of importance",
     "extra_passes": "Passes of each sequence beyond the pass that callbacks share: {gradient} "
     "gradient and {forward} forward passes",
 }

@@ -13,16 +13,17 @@ from ...records import Note, Scalar
 __all__ = ["SCALARS", "Disputes", "completeness", "mostly_time"]
 
 SCALARS = {
-    "completeness_error": "Difference between a sequence's attributions, summed, and the change of "
-    "its target from the baseline; 99th percentile over sequences, in RMS changes",
+    "completeness_error": "Difference between the sum of a sequence's attributions and the change "
+    "of its target from the baseline; 99th percentile over sequences, in RMS changes",
     "incomplete": "Share of sequences whose error is above 5 %",
-    "disagreement": "Part of the whole that the attribution and the removal of features give to "
-    "different features: 0 they agree, 1 they have nothing in common. Few sequences make it "
-    "larger, so that it has no CI",
+    "disagreement": "Part of the whole that the attribution and the removal of features attribute "
+    "to different features: 0 if they agree, 1 if they have nothing in common. It is larger with "
+    "few sequences, so it has no CI",
     "effective_sequences": "Effective number of sequences that carry attribution and removal, "
-    "(sum w)^2 / sum w^2 of their strengths w: far below their number, few of them decide",
-    "disputed": "Number of features to which attribution and removal give shares that differ by "
-    "10 % of the whole or more, and beyond chance",
+    "(sum w)^2 / sum w^2 of their strengths w: if it is far below their number, few of them "
+    "decide",
+    "disputed": "Number of features whose shares by attribution and by removal differ by 10 % of "
+    "the whole or more, and beyond chance",
 }
 # Share of incomplete sequences that is no reason for a note.
 _TOLERATED = 0.1
@@ -174,9 +175,9 @@ def _note(agreement: Agreement, names: Sequence[str], group: str, method: Attrib
     return (
         f"{group}: {method.label} and removal (replacing a feature by that of other sequences) "
         f"disagree beyond chance on shares: {', '.join(shares)}. Gradients mislead where the "
-        "target jumps, saturates or oscillates; removal where features replace each other or "
-        "cancel over time; and another baseline= than the mean asks another question. Don't trust "
-        "these shares until you know which it is: where gradients "
-        'mislead, removal is right, and method="occlusion" makes a map without them. '
-        f"{group}/disagreement follows it"
+        "target jumps, saturates or oscillates. Removal misleads where features replace each other "
+        "or cancel over time. A baseline= other than the mean asks another question. Don't trust "
+        "these shares until you know which it is: where gradients mislead, removal is right, and "
+        'method="occlusion" makes a map without gradients. See '
+        f"{group}/disagreement"
     )

@@ -31,11 +31,11 @@ __all__ = ["GradientReach"]
 
 _SCALARS = {
     "first_step": "Norm of the gradient of the {target} by the state of {cell} at the first time "
-    "step, in parts of that at the last state that the {target} depends on, geometric mean over "
-    "sequences: near 0 what happens at the beginning can't be learnt, far above 1 gradients "
+    "step, relative to that at the last state that the {target} depends on; geometric mean over "
+    "sequences. Near 0, what happens at the beginning can't be learnt; far above 1, gradients "
     "explode",
-    "steps": "Time steps back over which that norm falls to 1/e; the length of the sequence where "
-    "it does not",
+    "steps": "Number of time steps back at which that norm has fallen to 1/e; the length of the "
+    "sequence if it has not",
 }
 _PLACES: dict[str, Place] = {"first_step": "group", "steps": "group"}
 
@@ -143,7 +143,7 @@ def _picture(
         plot_gradient_reach,
         result,
         {"decades": (below, above), "step": step},
-        f"Norm of the gradient of the {result.target} by the state of {result.cell}, against how "
-        "many time steps back it was, in parts of that of the last one; geometric mean over "
-        f"sequences. Its 95 % CI is shaded{ci_caveat(result.sequences)}; the dotted line is 1/e.",
+        f"Norm of the gradient of the {result.target} by the state of {result.cell}, against the "
+        "number of time steps back, relative to the last one; geometric mean over sequences. "
+        f"Its 95 % CI is shaded{ci_caveat(result.sequences)}; the dotted line is 1/e.",
     )

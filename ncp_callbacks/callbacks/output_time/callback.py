@@ -53,13 +53,15 @@ SCALARS = {
     "features, mean over output time steps; in units of the target",
     "future_share": _FUTURE.format(what="inputs"),
     "future_share_time_delta": _FUTURE.format(what="elapsed times"),
-    "own_share": "Share of an output's own time step in the influence of inputs on it: 1 no memory",
+    "own_share": "Share of an output's own time step in the influence of inputs on it: 1 if there "
+    "is no memory",
     "mean_lag": _LAG.format(unit="time steps"),
     "mean_lag_time": _LAG.format(unit="units of time_delta"),
     "local_strength": "Mean absolute {method} of the {target} to the input of the same time step, "
     "with the state before it held fixed, summed over features; in units of the target",
-    "local_error": "Difference between the attributions by every other step of the integral and by "
-    "all; 99th percentile over sequences, over the RMS norm of all. An upper estimate of the error",
+    "local_error": "Difference between the attributions by every other step of the integral and "
+    "by all steps, relative to the RMS norm of the latter: an upper estimate of the error; 99th "
+    "percentile over sequences",
 }
 _PLACES: Mapping[str, Place] = {
     "strength": "group",

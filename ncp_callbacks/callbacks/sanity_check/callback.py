@@ -34,11 +34,11 @@ __all__ = ["SanityCheck"]
 
 _DESCRIPTIONS = {
     "rank_correlation": "Rank correlation of a sequence's absolute map with the map of the "
-    "randomised model, mean over sequences: 1 the map doesn't depend on what was learnt",
+    "randomised model, mean over sequences: 1 if the map doesn't depend on what was learnt",
     "cosine": "Cosine of a sequence's map with the map of the randomised model, mean over "
-    "sequences: 1 equal up to a factor, 0 unrelated",
-    "completeness_error": "Difference between a sequence's attributions, summed, and the change of "
-    "its target from the baseline; 99th percentile over sequences, in RMS changes",
+    "sequences: 1 is equal up to a factor, 0 unrelated",
+    "completeness_error": "Difference between the sum of a sequence's attributions and the change "
+    "of its target from the baseline; 99th percentile over sequences, in RMS changes",
     "cascade": "Left: similarity of {method} of the {target} to that of the trained model while "
     "parameters are randomised from the output towards the input, mean over sequences; it should "
     "fall. Whiskers: 95 % CI{caveat}. Stages: {stages}. Right: measures of both models. Dashed: "
@@ -49,7 +49,8 @@ _DESCRIPTIONS = {
 }
 _MEASURES = {
     "strength": "Mean absolute {method} of the {target}, summed over time steps and features",
-    "entropy": "Entropy of the feature shares: 1 all features matter equally, 0 only one does",
+    "entropy": "Entropy of the feature shares: 1 if all features matter equally, 0 if only one "
+    "does",
     "elasticity": "RMS over sequences of the slope of the {target} in ln(time scale), in SDs of "
     "the target",
     "target_sd": "SD of the {target} over sequences",

@@ -39,10 +39,10 @@ __all__ = ["StateSpace"]
 _SCALARS = {
     "pc<i>_share": "Share of the states' variance along axis {axis} of the picture",
     "participation_ratio": "Number of dimensions in use: (sum l)^2 / sum l^2 of the covariance's "
-    "eigenvalues. Too small if there are few states; the CI is corrected for this bias and then "
-    "lies above the number",
-    "basis_captured": "Variance in the plane of the picture over that in the best plane. Few "
-    "sequences make it smaller, so that it has no CI",
+    "eigenvalues. It is too small if there are few states; the CI is corrected for this bias and "
+    "then lies above the number",
+    "basis_captured": "Variance in the plane of the picture over that in the best plane. It is "
+    "smaller with few sequences, so it has no CI",
     "basis_refits": "Number of times that the picture's axes were fitted anew",
 }
 

@@ -31,10 +31,10 @@ _SCALARS = {
     "magnitude_std": "SD of ||dh|| over sequences and time steps",
     "speed_mean": "Mean ||dh||/dt; in units of the state per unit of time_delta (or per time step)",
     "speed_max": "Largest ||dh||/dt",
-    "direction_consistency": "Mean cosine between the moves of two sequences at one time step: "
-    "1 all move in one direction, 0 unrelated",
-    "direction_persistence": "Mean cosine between consecutive moves of a sequence: 1 straight on, "
-    "-1 back and forth",
+    "direction_consistency": "Mean cosine between the moves of two sequences at one time step: 1 "
+    "if all move in one direction, 0 if the moves are unrelated",
+    "direction_persistence": "Mean cosine between consecutive moves of a sequence: 1 is straight "
+    "on, -1 back and forth",
     "saturation": "Share of state components beyond 95 % of their bound of 1",
     "dead_units": "Units whose SD is below 0.1 % of the median unit's, or 0",
 }
@@ -166,6 +166,7 @@ def _histogram(
         f"{group}/magnitude",
         lengths,
         np.linspace(0.0, top, _BINS + 1),
-        f"||dh|| of {result.cell} over sequences and time steps; the last bin holds all beyond",
+        f"||dh|| of {result.cell} over sequences and time steps; the last bin holds all larger "
+        "values",
     )
     yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max)

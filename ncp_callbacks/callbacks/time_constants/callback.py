@@ -498,7 +498,7 @@ def _log_quantiles(log: _CellLog, result: UnitTimeConstants, some: str = "") -> 
             log.records.append(
                 Note(
                     f"{log.group}/{name} is skipped at snapshots where it is infinite, because "
-                    "that many time constants are"
+                    "too many time constants are"
                 )
             )
 
@@ -555,7 +555,7 @@ def _log_figures(
             "step": step,
         },
         f"{what}, sorted by their median over time steps and sequences; bars from the 10 % to the "
-        "90 % quantile. Dashed: medians at the first snapshot, sorted by themselves. Dotted: "
+        "90 % quantile. Dashed: medians at the first snapshot, sorted separately. Dotted: "
         f"median elapsed time of a step (Δt), and duration of a sequence{some}.",
     )
     nearest = ""

@@ -41,9 +41,9 @@ _SCALARS = {
     "outside_x<scale>": "Share of the held-out elapsed times that, multiplied by {scale:g}, are "
     "outside the 1 % to 99 % quantiles of the held-out elapsed times themselves: where it is "
     "large, the model runs on elapsed times that it has hardly met",
-    "solver_error_x<scale>": "RMS of how much twice the solver's sub-steps alter the change of the "
-    "{target} at {scale:g} times the elapsed times; in SDs of the target, as "
-    "{group}/sensitivity_x{scale:g}, of which it is the solver's part",
+    "solver_error_x<scale>": "RMS by which twice as many sub-steps of the solver alter the change "
+    "of the {target} at {scale:g} times the elapsed times, in SDs of the target: the solver's "
+    "part of {group}/sensitivity_x{scale:g}",
     "loss_x<scale>": "Mean loss with all elapsed times multiplied by {scale:g}, over sequences "
     "whose loss is finite at all scales. It shows if the model still works when time runs faster "
     "or slower",

@@ -39,7 +39,7 @@ _SCALARS = {
     "carrying_units": "Effective number of the {count} units of {cell} that carry the {target}: "
     "(sum c)^2 / sum c^2 of its mean absolute changes c when a unit is clamped to its mean",
     "slope_disagreement": "Part of the whole that clamping the units of {cell} and the slope of "
-    "the {target} give to different units: 0 slopes tell what clamping does",
+    "the {target} attribute to different units: 0 if slopes predict what clamping does",
     "needed_units": "Number of the {count} units of {cell} without which the loss is larger beyond "
     "chance: paired t tests, corrected for their number by Holm",
     "sequences": "Held-out sequences with which units of {cell} are clamped",

@@ -121,8 +121,8 @@ class UnitMeanings(Callback):
         features = _features(observation)
         if not features and not factors:
             raise NotApplicable(
-                "frames, tokens and more than "
-                f"{_MAX_FEATURES} features have no simple rules: pass factors="
+                f"no simple rules are fitted to frames, tokens or more than {_MAX_FEATURES} "
+                "features: pass factors="
             )
         for cell, group in cells_with_groups(observation, self.name):
             yield from self._of(cell, group, observation, features, factors)
@@ -223,7 +223,7 @@ def _pictures(result: UnitRules, group: str, limit: AxisLimit, step: int) -> Ite
         result,
         {"limit": limit.covering(float(result.information.max())), "step": step},
         f"Mutual information of the units of {result.cell} and what may explain them, in nats: 0 "
-        "they are independent.",
+        "if they are independent.",
     )
     sentences = result.sentences()
     text = "\n".join(f"* {sentence}" for sentence in sentences)

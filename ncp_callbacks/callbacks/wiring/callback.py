@@ -150,7 +150,7 @@ class Wiring(Callback):
         of_each = {
             group: functools.partial(self._of, states, group, part) for states, group in cells
         }
-        yield from for_each_supported_cell(of_each, self.name, "nothing is logged of it here")
+        yield from for_each_supported_cell(of_each, self.name, "this callback logs nothing of it")
 
     def _of(self, states: Trajectory, group: str, part: Observation) -> Iterable[Record | Note]:
         """Return the records of one cell."""
@@ -244,8 +244,8 @@ class _Attribution:
         if self.sequences > 1:
             ci = f" with its 95 % CI over sequences{ci_caveat(self.sequences)}"
         return (
-            f" The darker a neuron, the larger its share in the absolute state × gradient of the "
-            f"{target}; at each kind stands the share of all its neurons{ci}."
+            " The darker a neuron, the larger its share in the absolute state × gradient of the "
+            f"{target}; each kind is labelled with the share of all its neurons{ci}."
         )
 
 

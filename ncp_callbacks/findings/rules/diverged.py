@@ -36,8 +36,8 @@ class Diverged(Rule):
                 yield self.finding(
                     facts,
                     Severity.PROBLEM,
-                    f"{tag} is {curve.last}, and was not finite from step {first:,} or shortly "
-                    "after on: the training has diverged.",
+                    f"{tag} is {curve.last}, and has not been finite since about step {first:,}: "
+                    "the training has diverged.",
                     _ACTION,
                     {tag: curve.last},
                     "diverged",
