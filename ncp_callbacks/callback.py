@@ -161,7 +161,7 @@ class Callback(abc.ABC):
 
     @property
     def conditions(self) -> str:
-        """Return what the numbers depend on beside model, batch and target; "" for nothing.
+        """Return what the numbers depend on besides model, batch and target; "" for nothing.
 
         Numbers of runs that differ in it are not subtracted when runs are compared.
         """
@@ -355,7 +355,7 @@ def scalar_with_ci(
 
 
 class AxisLimit:
-    """An axis limit that only grows, in 1-2-5 steps, so that pictures of all steps compare."""
+    """Hold an axis limit that only grows, in 1-2-5 steps, so that pictures are comparable."""
 
     def __init__(self, value: float = 0.0) -> None:
         self.value = value
@@ -442,9 +442,9 @@ class PairedChanges:
         headline: str | None = None,
         called: str | None = None,
     ) -> Iterator[Scalar]:
-        """Yield the number of numbers that changed beyond chance, and the change of one of them.
+        """Yield how many numbers changed beyond chance, and the change of one of them.
 
-        It yields nothing at the first snapshot, or if the sequences are others than before.
+        It yields nothing at the first snapshot, or if the sequences have changed.
 
         Args:
             group: First part of the tags.

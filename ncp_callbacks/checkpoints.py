@@ -122,9 +122,9 @@ def replay(
             belong to the whole process, and MLX survives no fork. Numbers, histograms and arrays
             are those of ``n_jobs=1``, apart from numbers along the axes of :class:`StateSpace`:
             ``hidden/pc1_share``, ``hidden/pc2_share``, ``hidden/basis_captured``,
-            ``hidden/basis_refits`` and ``hidden/numbers_changed``. Each job starts with the axes
-            of the first checkpoint and refits them by itself. Limits of the axes in pictures grow
-            in each job by itself, too, and a callback that fails is disabled in its job.
+            ``hidden/basis_refits`` and ``hidden/numbers_changed``. Each job starts with the axes of
+            the first checkpoint and refits them separately. The limits of pictures' axes grow
+            separately in each job, too, and a callback that fails is disabled in its job only.
         on_error: ``"disable"`` a callback that fails and go on, or ``"raise"``.
 
     Raises:

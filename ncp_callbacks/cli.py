@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "side (seeds); the other sides are compared with the first")  # fmt: skip
     add("--pair", nargs=2, metavar=("A", "B"), help="compare only these two sides, in detail")
     add("--tags", metavar="REGEX",
-        help="show only tags that match this regular expression, in the table of scalars")  # fmt: skip
+        help="show only tags that match, in the table of scalars")  # fmt: skip
     add("--last", type=int, default=5, metavar="N",
         help="average the last N snapshots (default 5)")  # fmt: skip
     add("--at", type=int, metavar="STEP", help="compare at this step, not the last common one")

@@ -295,7 +295,7 @@ class HeldOutBatch:
         if axis is None or self.tokens:
             if axis not in (None, "last") or (axis is None and ndim == 3):
                 raise ValueError(
-                    f"channel_axis={axis!r}, but inputs {shape} are no frames: leave it out"
+                    f"channel_axis={axis!r}, but inputs {shape} are not frames: don't pass it"
                 )
             return None
         if axis == "last":

@@ -76,7 +76,8 @@ class ReportHook:
     """Pass reports to a monitor, from a trainer that calls a function with numbers.
 
     It may be called with a step and numbers, ``hook(10, 0.3)`` or ``hook(10, loss=0.3)``, and with
-    a dict that holds the step, ``hook({"step": 10, "loss": 0.3})``. What is no number is ignored.
+    a dict that holds the step, ``hook({"step": 10, "loss": 0.3})``. What is not a number is
+    ignored.
 
     Args:
         monitor: The monitor; the first report starts it, if it wasn't started.

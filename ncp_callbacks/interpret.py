@@ -440,9 +440,10 @@ def interpret_model(
     scales: Sequence[float] = (0.5, 1.0, 2.0, 5.0),
     **options: Unpack[_Options],
 ) -> Interpretation:
-    """Return all analyses above, from one pass of the model that they share.
+    """Return all analyses of this module, from one pass of the model that they share.
 
-    Scaled elapsed times are one more pass, and a ``method`` that changes inputs runs its own.
+    Scaled elapsed times take one more pass, and a ``method`` that changes inputs runs its own
+    passes.
 
     Args:
         model: Any ``mlx.nn.Module``.

@@ -1,4 +1,4 @@
-"""Recognise held-out arrays that are probably not what they should be, and say how to fix them."""
+"""Recognise held-out arrays that are probably not what they should be, and name the fix."""
 
 from __future__ import annotations
 

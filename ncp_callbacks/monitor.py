@@ -55,7 +55,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Monitor:
-    """Analyses a model while it trains, and logs what it finds.
+    """Analyse a model while it trains, and log what is found.
 
     The model is read, and never run or changed: training with and without the monitor is
     bit-identical. At a due step the monitor reads what has changed in the model, and hands it to an
@@ -102,11 +102,11 @@ class Monitor:
             bound.
         background: True: the observer runs in a process of its own, at a lower priority. False: it
             runs in the training loop, which waits for it. None: in a process of its own, unless
-            there is one core only, the model takes more than a quarter of the memory, the model or
+            there is only one core, the model takes more than a quarter of the memory, the model or
             a callback can't be sent to another process, or ``on_error="raise"``. The log's run card
             tells where it runs and why.
         make_model: ``callable() -> model``, for a model that holds something that can't be copied.
-            It builds a model of the same structure, which is then given the arrays of yours; other
+            It builds a model of the same structure, which then gets the arrays of yours; other
             values that change during training are not sent.
         observer_device: Device on which the observer's process computes, ``"cpu"`` or ``"gpu"``.
             None: MLX's default.
@@ -304,8 +304,8 @@ class Monitor:
         """End the run as :meth:`close` does, or after an error.
 
         Args:
-            finish: Take the last snapshots of callbacks that tell more at the end, or were never
-                due. False where an error ended the training.
+            finish: Take the last snapshots of callbacks that skip snapshots, or were never due.
+                False where an error ended the training.
         """
         if self.state != "open":
             return
@@ -345,14 +345,14 @@ class Monitor:
 
     @property
     def state(self) -> Literal["not started", "open", "closed"]:
-        """Where the run is."""
+        """Return where the run is: "not started", "open" or "closed"."""
         if self._is_new:
             return "not started"
         return "closed" if self._run.is_ending else "open"
 
     @property
     def log_dir(self) -> str | None:
-        """Directory of the log, where it is known; once started, the one really used."""
+        """Return the directory of the log, if it is known; once started, the one that is used."""
         if self._rank:
             return None
         known = directory_of((*self._run.writers, *self._given_writers))
@@ -360,22 +360,22 @@ class Monitor:
 
     @property
     def last_step(self) -> int | None:
-        """The last step that the loop reported, or that the run is resumed from; None at first."""
+        """Return the last step that was reported, or is resumed from; None at first."""
         return self._run.last_step
 
     @property
     def reported_steps(self) -> int:
-        """How many steps the loop has reported."""
+        """Return how many steps the loop has reported."""
         return self._run.steps
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was reported so far: what was not found, skipped, or failed."""
+        """Return what was reported so far: what was not found, was skipped, or failed."""
         return self._log.notes
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What was found at the last snapshot that is analysed, the most serious first.
+        """Return the findings at the last snapshot that is analysed, the most serious first.
 
         Once the run is closed, it takes account of everything that the loop has logged.
         """
@@ -383,12 +383,12 @@ class Monitor:
 
     @property
     def callbacks(self) -> tuple[Callback, ...]:
-        """The callbacks that are still enabled."""
+        """Return the callbacks that are still enabled."""
         return self._observer.callbacks
 
     @property
     def in_background(self) -> bool:
-        """Whether a process of its own analyses."""
+        """Return true if a process of its own analyses."""
         return self._observer.in_background
 
     # ---- interruptions
@@ -416,7 +416,7 @@ class Monitor:
         """
         if not isinstance(state, Mapping) or not isinstance(state.get("callbacks"), Mapping):
             raise ValueError(
-                "this is no state of a monitor: pass the dict that monitor.state_dict() returned"
+                "this is not a state of a monitor: pass the dict that monitor.state_dict() returned"
             )
         known, step = state["callbacks"], state.get("step")
         if self._run.last_step is None or (step is not None and step > self._run.last_step):
@@ -459,9 +459,9 @@ class Monitor:
             for step, batch in monitor.steps(batches):
                 monitor.on_step_end(step, loss=train_step(batch))
 
-        The call of ``on_step_end`` is not needed where no number is to be logged. A monitor that
-        was not started is started with the first batch, and closed with the last one or when the
-        loop is left. A step that is left by ``break`` before ``on_step_end`` does not count.
+        If no number is to be logged, ``on_step_end`` need not be called. A monitor that was not
+        started is started with the first batch, and closed with the last one or when the loop is
+        left. A step that is left by ``break`` before ``on_step_end`` does not count.
 
         Args:
             batches: The batches of an epoch, or a function that returns them.
@@ -498,7 +498,7 @@ class Monitor:
         return attached(self, function, names, self._observer.parameters)
 
     def report(self, message: str, *, topic: str | None = None) -> None:
-        """Tell the user something once, as a warning and in the log's notes.
+        """Report something to the user once, as a warning and in the log's notes.
 
         Args:
             message: One sentence.
@@ -558,7 +558,7 @@ class Monitor:
         self._observer.raise_delivered()
 
     def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Log numbers measured elsewhere, under tags of one's own: ``{"val/loss": 0.3}``.
+        """Log numbers measured elsewhere, under tags of your own: ``{"val/loss": 0.3}``.
 
         Raises:
             RuntimeError: Before :meth:`start` or after :meth:`close`.

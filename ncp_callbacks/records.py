@@ -76,7 +76,7 @@ class Scalar:
             change, and ``"nonzero"`` for counts that are expected to stay 0.
 
     Raises:
-        TypeError: The value is no number, or the tag no str.
+        TypeError: The value is not a number, or the tag not a str.
         ValueError: The lower end is above the upper one, the tag is empty, or the place is unknown.
     """
 
@@ -182,7 +182,7 @@ class Picture:
                 f"png of {self.tag!r} is a {type(self.png).__name__}: pass the bytes of a PNG file"
             )
         if not self.png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise ValueError(f"png of {self.tag!r} is no PNG: pass the bytes of a PNG file")
+            raise ValueError(f"png of {self.tag!r} is not a PNG: pass the bytes of a PNG file")
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ class Schedule(abc.ABC):
     """Tell for each step if it is due; combine with others by ``|``, ``&`` and ``~``.
 
     Attributes:
-        covers_ends: True if the first and the last step of a run are analysed where no step was
-            due, as of ``every(steps=100)`` in a run of 50 steps.
+        covers_ends: True if the first and the last step of a run are analysed when no step was due,
+            as with ``every(steps=100)`` in a run of 50 steps.
     """
 
     covers_ends: bool = False
@@ -245,6 +245,6 @@ def as_schedule(value: ScheduleLike, *, what: str = "every") -> Schedule:
     if callable(value):
         return _Function(value)
     raise TypeError(
-        f"{what}={value!r} is no schedule: pass a number of steps (100), a schedule "
+        f"{what}={value!r} is not a schedule: pass a number of steps (100), a schedule "
         "(every(seconds=60)) or a callable from step to bool"
     )

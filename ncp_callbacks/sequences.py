@@ -121,7 +121,7 @@ def _groups(frame: Any, by: str | None) -> tuple[list[Mapping[str, Any]], list[A
     names = [str(name) for name in frame.columns]
     if by is None or by not in names:
         raise ValueError(
-            f"by={by!r} is no column of the data frame: pass the one that holds the id of each "
+            f"by={by!r} is not a column of the data frame: pass the one that holds the id of each "
             f"sequence, of {', '.join(map(repr, names))}"
         )
     columns = {

@@ -723,7 +723,7 @@ def test_logs_from_before_there_were_samples_still_compare(tmp_path: Path, logs:
             {"tags": "val/los$"},
             "no tag matches .*: pass an expression .*, such as val/loss",
         ),
-        (["cfc-s0", "ltc-s0"], {"tags": "("}, r"tags='\(' is no regular expression .*: pass one"),
+        (["cfc-s0", "ltc-s0"], {"tags": "("}, r"tags='\(' is not a regular expr.*: pass one"),
         (["cfc-s0", "ltc-s0"], {"at": 1000}, "ends at step 100: pass at most that"),
         (["cfc-s0", "ltc-s0"], {"last": 0}, "last=0: pass at least 1"),
     ],
@@ -806,7 +806,7 @@ def test_fail_if(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *runs, "--fail-if", "val/los>+5%"]) == 2
     assert "pass a tag of all runs, such as val/loss" in capsys.readouterr().err
     assert main(["compare", *runs, "--fail-if", "val/loss up"]) == 2
-    assert "is no condition" in capsys.readouterr().err
+    assert "is not a condition" in capsys.readouterr().err
 
 
 def test_usage_errors_have_status_2(logs: Path, tmp_path: Path) -> None:

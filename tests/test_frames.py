@@ -232,7 +232,7 @@ def test_frames_without_channels_are_one_feature() -> None:
         ((B, T, 5, 4), {"channel_axis": 1}, r"channel_axis=1, but the axes of a frame .* 2 to 3"),
         ((B, T, 5, 4), {"channel_axis": 4}, "channel_axis=4, but the axes"),
         ((B, T, 5, 4), {"channel_axis": -3}, "channel_axis=-3, but the axes"),
-        ((B, T, 5), {"channel_axis": None}, "are no frames: leave it out"),
+        ((B, T, 5), {"channel_axis": None}, "are not frames: don't pass it"),
         ((B, 5), {}, "frames \\(batch, time steps, ..., channels\\)"),
         ((B, T, 0, 4), {}, "none of them 0"),
     ],
@@ -787,7 +787,7 @@ def test_what_does_not_fit_the_batch_is_an_error_on_entering(
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (FRAMES[:, :, 0, 0], "the held-out inputs are no frames: pass inputs"),
+        (FRAMES[:, :, 0, 0], "the held-out inputs are not frames: pass inputs"),
         (FRAMES[:, :, 0], "don't have two axes besides the channels"),
     ],
 )

@@ -805,8 +805,8 @@ def test_a_wiring_needs_only_the_interface_and_is_not_trained(make, x):
 @pytest.mark.parametrize(
     ("wiring", "message"),
     [
-        ("16", "str is no wiring, .* lacks units, .*pass a number of units, or a wiring such as"),
-        (nn.Linear(2, 2), "Linear is no wiring"),
+        ("16", "str is not a wiring, .* lacks units, .*pass a number of units, or a wiring such"),
+        (nn.Linear(2, 2), "Linear is not a wiring"),
         (AutoNCP, "AutoNCP is a class, not a wiring: pass an instance"),
     ],
 )

@@ -401,7 +401,7 @@ def test_tags_are_checked_where_a_record_is_made(make: Callable[[Any], Record]) 
 def test_a_picture_is_a_png() -> None:
     with pytest.raises(TypeError, match="'p' is a str: pass the bytes of a PNG file"):
         Picture("p", "path.png")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'p' is no PNG"):
+    with pytest.raises(ValueError, match="'p' is not a PNG"):
         Picture("p", b"\xff\xd8\xff\xe0")
 
 

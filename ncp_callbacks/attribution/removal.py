@@ -102,8 +102,8 @@ class Agreement:
         attributed: ``(G,)``, share of each in the attribution.
         removed: ``(G,)``, share of each in the changes of the target by removal.
         disagreement: Half the sum of absolute differences of the shares: the part of the whole that
-            the two views give to different features. 0 they agree, 1 they share nothing. Chance
-            makes it larger, so that CIs of few sequences cover the truth too rarely.
+            the two views attribute to different features. 0 if they agree, 1 if they share nothing.
+            Chance makes it larger, so that CIs of few sequences cover the truth too rarely.
         disputed: Indices of features whose shares differ by at least 10 % of the whole and beyond
             chance, largest difference first.
     """

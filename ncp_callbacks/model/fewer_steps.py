@@ -37,7 +37,7 @@ def with_time_steps(
     if calling.per_step and (callable(target) or at != "last"):
         raise NotApplicable(
             "the target is not that of the last time step, so it isn't comparable in shorter "
-            "sequences: set at='last' and a target that is no function"
+            "sequences: set at='last' and a target that is not a function"
         )
     along_time = [
         name

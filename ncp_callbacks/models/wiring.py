@@ -153,8 +153,8 @@ def build_wiring(wiring: Wiring, input_size: int) -> Wiring:
     missing = [name for name in _INTERFACE if not hasattr(wiring, name)]
     if missing:
         raise TypeError(
-            f"{type(wiring).__name__} is no wiring, because it lacks {', '.join(missing)}: pass a "
-            "number of units, or a wiring such as ncps.wirings.AutoNCP(16, 2)"
+            f"{type(wiring).__name__} is not a wiring, because it lacks {', '.join(missing)}: "
+            "pass a number of units, or a wiring such as ncps.wirings.AutoNCP(16, 2)"
         )
     if not wiring.is_built():
         wiring.build(input_size)

@@ -445,7 +445,7 @@ def checked_records(
     if records is None or isinstance(records, Record | Note):
         raise TypeError(
             f"{callback!r}.measure returned {'None' if records is None else type(records).__name__}"
-            ", which is no list of records: return [Scalar(...)], or [] for none, or yield them"
+            ", which is not a list of records: return [Scalar(...)], or [] for none, or yield them"
         )
     for record in records:
         if not isinstance(record, Record | Note):

@@ -1,4 +1,4 @@
-"""PNG files of few colours."""
+"""Write PNG files of few colours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANY_HUES = 2048  # Boxes of 6 bits; above, they are of 5 bits.
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG of 256 colours, a third of the bytes of one with all of them.
+    """Return the figure as a PNG of 256 colours, which has a third of the bytes of a full one.
 
     Where more than a few pixels would visibly change (photographs, many hues), all are kept.
 

@@ -45,8 +45,8 @@ def compare_runs(
         runs: Paths of runs (folders with event files) or globs of them, each run a side of its
             own, or ``"NAME=GLOB"`` for runs that are one side; or a mapping from names of sides to
             paths or globs. Others are compared with the first side.
-        tags: Regular expression; the table of scalars has only tags in which it is found. All else
-            is as without it.
+        tags: Regular expression; the table of scalars has only tags that match it. Nothing else
+            depends on it.
         last: Number of snapshots that are averaged. Runs that log more often are averaged over
             more, from the same steps.
         at: Step to compare at, instead of the last common one.
@@ -174,7 +174,7 @@ def _filter(tags: str | None, known: Iterable[str]) -> Callable[[str], bool]:
         pattern = re.compile(tags or "")
     except re.error as error:
         raise RunsError(
-            f"tags={tags!r} is no regular expression ({error}): pass one, such as '^val/'"
+            f"tags={tags!r} is not a regular expression ({error}): pass one, such as '^val/'"
         ) from error
     if tags and not any(map(pattern.search, known)):
         raise RunsError(

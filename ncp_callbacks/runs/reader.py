@@ -424,9 +424,9 @@ def _checked(histogram: Binned) -> Binned:
     left, right = histogram.left[filled], histogram.right[filled]
     values = np.concatenate([left, right, histogram.counts])
     if not np.isfinite(values).all() or (histogram.counts < 0).any() or (left > right).any():
-        raise ValueError("is no histogram: its bins are not in order, or counts are below 0")
+        raise ValueError("is not a histogram: its bins are not in order, or counts are below 0")
     if (left[1:] < right[:-1]).any():
-        raise ValueError("is no histogram: its bins overlap")
+        raise ValueError("is not a histogram: its bins overlap")
     return histogram
 
 

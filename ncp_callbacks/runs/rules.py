@@ -50,8 +50,9 @@ class Rule:
         match = _RULE.fullmatch(text)
         if match is None:
             raise RunsError(
-                f"{text!r} is no condition: write TAG, > or <, and a number, as in 'val/loss>+5%' "
-                "(change in per cent), 'val/loss>+0.02' (change), 'val/loss>0.3' (value)"
+                f"{text!r} is not a condition: write TAG, > or <, and a number, as in "
+                "'val/loss>+5%' (change in per cent), 'val/loss>+0.02' (change), 'val/loss>0.3' "
+                "(value)"
             )
         number = match["number"]
         kind = "percent" if match["percent"] else "delta" if number[0] in "+-" else "value"

@@ -101,7 +101,7 @@ class Encoder:
             sized = _strings(b"%d" % width, b"%d" % height, record.png)
             return [_tensor(tag, record, "images", sized, self._screen.picture(tag, record.place))]
         raise TypeError(
-            f"{record!r} is no record: pass a Scalar, Histogram, Text, Data, Array or Picture"
+            f"{record!r} is not a record: pass a Scalar, Histogram, Text, Data, Array or Picture"
         )
 
     @property

@@ -43,8 +43,8 @@ class EventFile:
             hold from this step on.
 
     Raises:
-        TypeError, ValueError: ``log_dir`` is no path of this machine, or ``first_step`` is beyond
-            what a log can hold.
+        TypeError, ValueError: ``log_dir`` is not a path of this machine, or ``first_step`` is
+            beyond what a log can hold.
         NotADirectoryError: ``log_dir``, or what should contain it, is a file.
         PermissionError: ``log_dir`` can't be written to.
         OSError: The disk is full, or there is another reason. No file or directory is left.

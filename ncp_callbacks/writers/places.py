@@ -19,7 +19,7 @@ def as_directory(log_dir: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a directory for a log, with ``~`` expanded.
 
     Raises:
-        TypeError: ``log_dir`` is no path.
+        TypeError: ``log_dir`` is not a path.
         ValueError: It is empty, a URL, or in the home of nobody.
     """
     path = log_dir if isinstance(log_dir, str | os.PathLike) else None

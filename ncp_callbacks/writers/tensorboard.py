@@ -49,8 +49,8 @@ class TensorBoardWriter(BackgroundWriter):
         log_dir: The directory used.
 
     Raises:
-        TypeError, ValueError: ``log_dir`` is no path of this machine, or ``first_step`` is beyond
-            what a log can hold.
+        TypeError, ValueError: ``log_dir`` is not a path of this machine, or ``first_step`` is
+            beyond what a log can hold.
         NotADirectoryError: ``log_dir`` or a part of its path is a file.
         PermissionError: ``log_dir`` can't be written to.
         OSError: The disk is full, or there is another reason. No file or directory is left.

@@ -121,10 +121,10 @@ class Dynamics(Callback):
 
     The Jacobians of the steps are expensive: each cell takes a gradient pass through its steps over
     ``units × sequences`` sequences, with at most ``max_units`` units. For a CfC of 32 units (batch
-    32, 32 time steps) a snapshot took 4 training steps, of 64 units (batch 64, 64 time steps) 3;
-    with ``jacobians=False``, 1 and 0.5. The latter is one forward pass, or none beside a callback
-    that needs a gradient, and analysis. So pass a large ``every=``. Where the steps of a cell can't
-    be run by themselves, the numbers from Jacobians are skipped, and a note says so.
+    32, 32 time steps) a snapshot took 4 training steps, and for one of 64 units (batch 64, 64 time
+    steps) 3. With ``jacobians=False`` it took 1 and 0.5: the analysis, and one forward pass, or
+    none if another callback needs a gradient. So pass a large ``every=``. If the steps of a cell
+    can't be run by themselves, the numbers from Jacobians are skipped, and a note reports it.
 
     ========================================== ========= =========================================
     Tag                                        Record    What
@@ -195,7 +195,7 @@ class Dynamics(Callback):
             products with few vectors take their place: memory is estimated from 64 random
             directions of the state, or ``max_units`` if that is less; exponents are those of the
             whole state; radius and norm are estimated at four time steps. Descriptions and a note
-            say so. The products are the slower of the two below about 256 units.
+            report this. Below about 256 units the products are slower than whole Jacobians.
         per_step: True for unit speeds per time step rather than per unit of ``time_delta``.
         every: See :class:`Callback`.
         name: See :class:`Callback`.

@@ -38,7 +38,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Deletion(MappingResult):
-    """Targets while cells are removed, of ``S`` sequences in ``K`` groups and ``R`` random orders.
+    """Hold targets of ``S`` sequences while cells are removed, in ``K`` groups.
 
     Attributes:
         shares: ``(K + 1,)``, share of a sequence's real cells that is removed, from 0 to 1.
@@ -376,7 +376,7 @@ def max_sensitivity(
 def structural_similarity(
     a: FloatArray, b: FloatArray, mask: npt.NDArray[np.bool_] | None = None
 ) -> FloatArray:
-    """Return ``(B,)`` SSIMs of maps: 1 equal, 0 unrelated, below 0 opposite.
+    """Return ``(B,)`` SSIMs of maps: 1 if equal, 0 if unrelated, below 0 if opposite.
 
     With both maps of a sequence scaled to [0, 1] by their common minimum and maximum, so that the
     data range ``L`` is 1, it is the product of the similarities of their means, SDs and patterns:

@@ -214,7 +214,7 @@ def _picture_shape(held_out: HeldOutBatch) -> tuple[int, int]:
     """
     if not held_out.has_frames:
         raise NotApplicable(
-            "the held-out inputs are no frames: pass inputs (batch, time steps, height, width, "
+            "the held-out inputs are not frames: pass inputs (batch, time steps, height, width, "
             "channels), or drop this callback"
         )
     if held_out.picture_shape is None:

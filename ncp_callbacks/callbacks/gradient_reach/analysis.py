@@ -19,13 +19,13 @@ _SMALLEST = 1e-60
 
 @dataclass(frozen=True, eq=False)
 class GradientReachCurve(MappingResult):
-    """Hold the norm of the target's gradient by the state, against how long ago the state was.
+    """Hold the norm of the target's gradient by the state, against the number of time steps back.
 
     Attributes:
         curve: ``(K,)``, the gradient's norm ``k`` time steps before the last state that the target
-            depends on, in parts of that at ``k = 0``; geometric mean over sequences.
+            depends on, relative to that at ``k = 0``; geometric mean over sequences.
         ci: ``(2, K)``, 95 % CIs over sequences.
-        first_step: The norm at the first real time step, in parts of that at ``k = 0``; geometric
+        first_step: The norm at the first real time step, relative to that at ``k = 0``; geometric
             mean over sequences. An RMS would be that of a few sequences.
         steps: Number of time steps back over which the curve falls below 1/e for good; that of the
             longest sequence if it does not.
@@ -58,7 +58,7 @@ def gradient_reach(
     cell: str = "cell",
     target: str = "target",
 ) -> GradientReachCurve | None:
-    """Return how the norm of a gradient depends on how long ago the state was.
+    """Return how the norm of a gradient depends on the number of time steps back.
 
     Args:
         gradient: ``(B, T, H)``, the gradient by the state after each time step, in the order in
@@ -122,6 +122,6 @@ def gradient_reach(
 
 
 def _log_ratios(squares: FloatArray, last: FloatArray) -> FloatArray:
-    """Return the logarithm of norms, in parts of the last, from their squares."""
+    """Return the logarithm of norms, relative to the last, from their squares."""
     with np.errstate(over="ignore", divide="ignore"):
         return np.asarray(0.5 * np.log(np.maximum(squares / last, _SMALLEST)))

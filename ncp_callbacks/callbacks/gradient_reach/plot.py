@@ -25,9 +25,9 @@ def plot_gradient_reach(
     decades: tuple[int, int] | None = None,
     step: int | None = None,
 ) -> None:
-    """Draw the norm of the target's gradient by the state, against how long ago the state was.
+    """Draw the norm of the target's gradient by the state, against the number of time steps back.
 
-    The norm is in parts of that of the last state. Its 95 % CI over sequences is shaded, and the
+    The norm is relative to that of the last state. Its 95 % CI over sequences is shaded, and the
     dotted line is 1/e.
 
     Args:

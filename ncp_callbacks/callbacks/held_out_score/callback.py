@@ -16,7 +16,7 @@ __all__ = ["HeldOutScore"]
 
 
 class HeldOutScore(Callback):
-    """Log loss and accuracy on the held-out batch, beside which all else is read.
+    """Log loss and accuracy on the held-out batch: they tell what other numbers are worth.
 
     A monitor adds it wherever the held-out batch has targets. It costs nothing beside a callback
     that analyses as many sequences, or else a forward pass. It does not apply to targets that fit

@@ -76,7 +76,7 @@ _PLACES: Mapping[str, Place] = {
 
 
 class OutputTime(Callback):
-    """Log which input time steps act on which outputs, for a model with one at every time step.
+    """Log which input time steps act on which outputs, if each time step has an output.
 
     It takes input × gradient of the target at up to ``max_output_steps`` output time steps, with a
     gradient pass for each, of ``max_sequences`` sequences. A recurrent network that runs forwards
@@ -88,8 +88,8 @@ class OutputTime(Callback):
     output depends on its own time step's input only. With ``local="integrated_gradients"`` it is
     the last time step's part in the integrated gradients of every prefix of a sequence, from the
     mean of each feature, and takes ``n_steps`` such passes rather than as many for every prefix. A
-    layer that runs over the whole sequence by itself, such as ``nn.GRU``, doesn't allow that: a
-    note says so, and ``local`` is skipped.
+    layer that runs over the whole sequence by itself, such as ``nn.GRU``, doesn't allow that:
+    ``local`` is then skipped, with a note.
 
     ========================================= ====== =============================================
     Tag                                       Record What

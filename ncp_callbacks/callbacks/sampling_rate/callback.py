@@ -44,10 +44,10 @@ class SamplingRate(Callback):
 
     Of every ``k`` time steps the last one is left, and its elapsed time is that of all ``k``. A
     model that uses elapsed times as it should depends little on how often a slow signal was
-    sampled. Beside :class:`TimeSensitivity`, which makes time itself run faster, this is the stress
-    that a slower sensor brings. What happens between the samples that are left is lost, too, so
-    that a signal that changes from step to step moves the target in any model: then ``merged``,
-    which keeps its mean, tells more.
+    sampled. :class:`TimeSensitivity` makes time itself run faster; this callback imitates a slower
+    sensor. What happens between the remaining samples is lost, too, so that a signal that changes
+    from step to step moves the target of any model. In this case ``merged``, which keeps the mean
+    of the signal, tells more.
 
     It costs two forward passes of shorter sequences for each factor. It does not apply to a target
     other than that of the last time step, or to a model of sequences of one length.

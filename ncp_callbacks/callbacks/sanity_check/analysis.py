@@ -27,11 +27,12 @@ ALIKE = math.sqrt(0.5)
 
 @dataclass(frozen=True)
 class Measures:
-    """Numbers of several callbacks, for one model; NaN where a number does not apply.
+    """Hold numbers of several callbacks, for one model; NaN where a number does not apply.
 
     Attributes:
         strength: Mean over sequences of the sum of the absolute attribution.
-        entropy: Entropy of the feature shares: 1 all features matter equally, 0 only one does.
+        entropy: Entropy of the feature shares: 1 if all features matter equally, 0 if only one
+            does.
         elasticity: RMS over sequences of the slope of the target in ln(time scale), in SDs of the
             target.
         target_sd: SD of the target over sequences.
@@ -54,7 +55,7 @@ class Measures:
 
 @dataclass(frozen=True, eq=False)
 class Cascade(MappingResult):
-    """Similarity to the trained model's maps while parameters are randomised in stages.
+    """Hold the similarity to the trained model's maps while parameters are randomised in stages.
 
     Attributes:
         stages: ``N`` names, from the output towards the input; each adds to those before.

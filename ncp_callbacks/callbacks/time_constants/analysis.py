@@ -101,12 +101,12 @@ class LTCParameters:
 
     @property
     def units(self) -> int:
-        """Number of neurons, ``H``."""
+        """Return the number of neurons, ``H``."""
         return len(self.cm)
 
     @property
     def inputs(self) -> int:
-        """Number of inputs, ``F``."""
+        """Return the number of inputs, ``F``."""
         return len(self.sensory_w)
 
     def opening(self, values: FloatArray, *, sensory: bool) -> FloatArray:
@@ -363,7 +363,7 @@ class UnitTimeConstants(ArrayResult):
 
     @property
     def over_time(self) -> FloatArray:
-        """``(T, H)``, median over sequences at each time step, the smaller of two; NaN if none."""
+        """Return ``(T, H)``, medians over sequences, the smaller of two; NaN if there is none."""
         ordered = np.sort(self.values, axis=0)  # NaN come last.
         count = (~np.isnan(ordered)).sum(axis=0)
         found: FloatArray = np.full(count.shape, np.nan)

@@ -103,17 +103,17 @@ _DECADES, _BINS_PER_DECADE = 3, 8
 class TimeConstants(Callback):
     """Log time constants of the units of every recurrent cell, exact ones where it is liquid.
 
-    * An LTC: ``tau = cm / (gleak + open synapses)`` of each neuron at each time step, which says
+    * An LTC: ``tau = cm / (gleak + open synapses)`` of each neuron at each time step, which tells
       how fast it moves towards where its present input and state pull it.
     * A CfC: ``1 / |d logit(z) / d elapsed time|`` of each unit's gate ``z``; in mode "pure" the
       time constant of its exponential.
-    * Any cell: the effective time constant ``-elapsed time / ln |d h'_i / d h_i|``, which says how
+    * Any cell: the effective time constant ``-elapsed time / ln |d h'_i / d h_i|``, which tells how
       long a unit would remember a change of itself, if that were its only memory.
 
     All are in units of ``time_delta``, or in time steps without it. Cells are recognised by their
     parameters, whichever library they come from. The formula is compared with the cell's own
     states, and signs are found by trying other elapsed times. A cell that computes something else
-    with these parameters has only its effective time constants logged, and a note says so.
+    with these parameters has only its effective time constants logged, and a note reports it.
 
     The costs are a forward pass, each step of the cell once more, and for the effective time
     constants ``time_steps`` backward steps of ``units × sequences`` sequences, with at most
@@ -164,8 +164,8 @@ class TimeConstants(Callback):
             constants are computed. With 0 they are skipped for liquid cells, and computed at 8
             time steps for others.
         max_units: Largest number of units for which effective time constants are computed, spread
-            evenly over the cell's and always the same ones; descriptions and a note say so. The
-            exact time constants of liquid cells are computed for all units.
+            evenly over the cell's and always the same ones; descriptions and a note report this.
+            The exact time constants of liquid cells are computed for all units.
         every: See :class:`Callback`.
         name: See :class:`Callback`.
         max_sequences: See :class:`Callback`.
@@ -321,7 +321,7 @@ class _CellLog(RecordLog):
 
     @functools.cached_property
     def typical_times(self) -> tuple[float, float]:
-        """Median elapsed time between time steps and median duration of a sequence."""
+        """Return the median elapsed time of a step and the median duration of a sequence."""
         return typical_times(self.real, self.time_delta)
 
 

@@ -190,11 +190,10 @@ def plot_time_constants_over_time(
 ) -> None:
     """Draw a map of time constants, units × time steps: which units are fast, and when.
 
-    Colours are logarithmic, from dark (short) to yellow (long); what is outside of the limits has
-    their colours. A cell is the median over sequences. Units are sorted by
-    their medians, the slowest on top, as in :func:`plot_time_constants` from the right. Where only
-    some time steps were analysed, a column is that of the nearest of them; units that have none
-    are grey.
+    Colours are logarithmic, from dark (short) to yellow (long); values outside the limits have the
+    colours of the limits. A cell is the median over sequences. Units are sorted by their medians,
+    the slowest on top, as in :func:`plot_time_constants` from the right. If only some time steps
+    were analysed, each column shows the nearest of them; units without values are grey.
 
     Args:
         page: The page to draw on.

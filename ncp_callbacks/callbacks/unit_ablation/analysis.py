@@ -31,7 +31,7 @@ class UnitAblations(MappingResult):
         carrying: Effective number of units that carry the target, ``(sum c)^2 / sum c^2`` of the
             mean absolute changes ``c``: 1 if a single unit does, ``K`` if all do equally; NaN if
             nothing changes.
-        slope_disagreement: Part of the whole that changes and slopes give to different units,
+        slope_disagreement: Part of the whole that changes and slopes attribute to different units,
             between 0 and 1; None without gradients, or where nothing changes.
         cell: Name of the cell.
         target: Name of the target.

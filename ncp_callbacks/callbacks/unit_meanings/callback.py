@@ -49,10 +49,10 @@ class UnitMeanings(Callback):
     A decision tree of depth 3 predicts the state of a unit from the inputs of the time step, their
     means over the last time steps, the elapsed time, and factors of your own, such as a regime. It
     is scored on held-out sequences that it was not fitted to, and stated in words only where it
-    explains half of the unit's variance there: of other units nothing simple is known. Mutual
-    information finds relations that trees miss, and of one predictor at a time.
+    explains half of the unit's variance there: about other units nothing simple is known. Mutual
+    information also finds relations that trees miss, but of one predictor at a time.
 
-    It costs a forward pass, or none beside a callback that needs a gradient, and analysis.
+    It costs the analysis, and a forward pass, or none if another callback needs a gradient.
 
     ==================================== ====== ==================================================
     Tag                                  Record What

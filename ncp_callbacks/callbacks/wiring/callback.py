@@ -72,7 +72,7 @@ class Wiring(Callback):
 
     A wired CfC has no synapses: its wiring limits two of the four maps of a layer, and the other
     two and the recurrence within a layer are dense. Its neurons are therefore drawn without
-    synapses, and only activity and attribution by kind of neuron are logged, which a note says.
+    synapses, and only activity and attribution by kind of neuron are logged, as a note reports.
 
     The costs are a forward pass, each step of the cell once more, and a gradient pass of these few
     sequences. Without the gradient pass, an LTC of 32 units (batch 32, 32 time steps) took less
@@ -234,7 +234,7 @@ class _Attribution:
 
     @property
     def cis(self) -> dict[str, tuple[float, float]]:
-        """The 95 % CI of each kind of neuron that has one."""
+        """Return the 95 % CI of each kind of neuron that has one."""
         found = {name: share.ci() for name, share in self.kinds.items()}
         return {name: ci for name, ci in found.items() if ci is not None}
 
