@@ -116,7 +116,7 @@ class GradientAttribution(Callback):
     ``attribution/agreement``            scalar    rank correlation with the map of the method
                                                    ``agreement``
     ``attribution/disagreement``         scalar    part of the whole that attribution and removal
-                                                   give to different features
+                                                   attribute to different features
     ``attribution/effective_sequences``  scalar    number of sequences that carry the two, as if
                                                    they did so equally
     ``attribution/disputed``             scalar    number of features on whose shares the two

@@ -54,9 +54,9 @@ class GradientReach(Callback):
     ====================================== ====== ================================================
     Tag                                    Record What
     ====================================== ====== ================================================
-    ``gradient_reach/curve``               image  norm of the gradient by the state, against how
-                                                  many time steps ago it was
-    ``gradient_reach/first_step``          scalar the norm at the first time step, in parts of that
+    ``gradient_reach/curve``               image  norm of the gradient by the state, against the
+                                                  number of time steps back
+    ``gradient_reach/first_step``          scalar the norm at the first time step, relative to that
                                                   at the last state that the target depends on
     ``gradient_reach/steps``               scalar time steps back over which it falls to 1/e
     ``gradient_reach/first_step_change``   scalar relative change of ``first_step`` since the

@@ -72,8 +72,8 @@ class UnitAblation(Callback):
     ``ablation/units``                   image  change of target and loss for each unit, beside
                                                 the change that the slope predicts
     ``ablation/carrying_units``          scalar effective number of units that carry the target
-    ``ablation/slope_disagreement``      scalar part that clamping and slopes give to different
-                                                units
+    ``ablation/slope_disagreement``      scalar part that clamping and slopes attribute to
+                                                different units
     ``ablation/needed_units``            scalar number of units without which the loss is larger
                                                 beyond chance
     ``ablation/carrying_units_change``   scalar relative change of ``carrying_units`` since the
