@@ -20,7 +20,7 @@ from .cross_validation.result import AnswerCount as AnswerCount
 from .cross_validation.result import CrossValidation as CrossValidation
 from .cross_validation.result import Spread as Spread
 from .cross_validation.training import cross_validate as cross_validate
-from .extra_passes import ExtraPasses as ExtraPasses
+from .extra_passes.extra_passes import ExtraPasses as ExtraPasses
 from .findings.finding import Finding as Finding
 from .held_out import HeldOutBatch as HeldOutBatch
 from .integrations import ReportCallback as ReportCallback

@@ -35,7 +35,8 @@ from .model.errors import NotApplicable
 from .results import FloatArray
 
 if TYPE_CHECKING:
-    from .extra_passes import ExtraPasses, PassSource
+    from .extra_passes.extra_passes import ExtraPasses
+    from .extra_passes.source import PassSource
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 

@@ -17,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .extra_passes import PassSource, run_pass, trajectories
+from .extra_passes.extra_passes import ExtraPasses
+from .extra_passes.source import PassSource
 from .held_out import read_only, to_numpy
 from .model import ModelRunner, TargetLike
 from .model.batching import EvaluatedPass
@@ -25,6 +26,7 @@ from .model.parameters import trainable_parameters
 from .observation import Activations, Need, Observation
 from .pass_costs import SHARED_PASS, PassCosts, SharedResults
 from .results import FloatArray
+from .single_pass import run_pass, trajectories
 
 __all__ = ["observe"]
 
@@ -76,6 +78,7 @@ def observe(
         max_sequences=runner.max_sequences or len(whole.held_out),
         costs=costs,
         shared=shared or SharedResults(),
+        make=ExtraPasses,
     )
     return Observation(
         step=step,

@@ -16,9 +16,10 @@ from .tables import plain, short, table_of
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["ArrayResult", "Exported", "FloatArray", "MappingResult", "compact"]
+__all__ = ["ArrayResult", "Exported", "FloatArray", "Indices", "MappingResult", "compact"]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+Indices: TypeAlias = npt.NDArray[np.intp]
 
 
 def compact(values: FloatArray) -> FloatArray:

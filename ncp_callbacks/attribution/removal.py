@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..observation import EvaluatedBatch
-from ..results import FloatArray
+from ..results import FloatArray, Indices
 from ..stats import SHARE, Estimate, changed_beyond_chance
 from .base import Attribution
 
@@ -39,8 +39,6 @@ MAX_GROUPS = 12
 # Shares that differ by less are taken to agree: a feature whose effects cancel over time has less
 # by removal than by a map of absolute values.
 MIN_DIFFERENCE = 0.10
-
-Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)

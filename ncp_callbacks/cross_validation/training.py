@@ -25,6 +25,7 @@ from ..monitor import Monitor
 from ..observer.snapshot import Snapshot, SnapshotLoader, SnapshotReader
 from ..parallel import checked_n_jobs, parallel_jobs
 from ..records import Array, Scalar
+from ..results import Indices
 from ..runs.tags import ASIDE
 from ..scheduling import as_whole
 from ..signal_handlers import raised_by_signal_handler
@@ -33,7 +34,6 @@ from .result import CrossValidation, Repetition, summarise
 
 __all__ = ["Folds", "cross_validate"]
 
-Indices: TypeAlias = npt.NDArray[np.intp]
 Folds: TypeAlias = "int | Iterable[tuple[npt.ArrayLike, npt.ArrayLike]]"
 
 _OPTIONS = ("target", "at", "horizon", "forward", "cells", "layers", "chunk_size")

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from ...results import FloatArray
+from ...results import FloatArray, Indices
 from ...stats import SHARE, SIZE, Estimate
 from ...target_values import Evaluate, TargetValues
 
@@ -37,8 +36,6 @@ __all__ = [
 
 # Number of variants of the batch in one call.
 _MAX_VARIANTS = 32
-
-Indices = npt.NDArray[np.intp]
 
 
 class Slopes(Protocol):

@@ -20,7 +20,7 @@ from ...callback import (
     small_batch_note,
     whole_number,
 )
-from ...extra_passes import ExtraPasses
+from ...extra_passes.extra_passes import ExtraPasses
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
 from ...model.liquid import (

@@ -31,7 +31,7 @@ from .analysis import UnitAblations, unit_ablations, unit_means
 from .plot import plot_unit_ablation
 
 if TYPE_CHECKING:
-    from ...extra_passes import ExtraPasses
+    from ...extra_passes.extra_passes import ExtraPasses
 
 __all__ = ["UnitAblation"]
 

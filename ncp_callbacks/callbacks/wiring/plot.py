@@ -33,6 +33,7 @@ from ...plotting.style import (
     points,
 )
 from ...plotting.text import number, short_names, space_width, spread, text_width
+from ...results import Indices
 from .analysis import SENSORY, SynapticFlow
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["plot_wiring"]
 
 Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
 Words = Sequence[tuple[str, str]]
 Members = Mapping[str, Indices]
 

@@ -1,0 +1,1 @@
+"""Run the extra passes that callbacks declare: each subject is a class in a module of its own."""
