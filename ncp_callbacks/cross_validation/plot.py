@@ -1,88 +1,59 @@
-"""Draw how often answers come back, and how far the shares of features spread."""
+"""Draw how often answers come back when a training is repeated."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from ..plotting.style import BLUE, DPI, FONT_SIZE, GREY, HEIGHT, INK, LIGHT, PALE, WIDTH, points
-from ..plotting.text import shorten
+from ..plotting.page import Page, redrawable
+from ..plotting.parts import bars, segments, whiskers
+from ..plotting.style import BLUE, GREY, LABEL_Y, LEFT, LIGHT, LINE_HEIGHT, PALE, RIGHT, SECOND_Y
+from ..plotting.text import shorten, text_width
 from .result import CrossValidation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["plot_cross_validation"]
 
 _MAX_ROWS = 7
-_TOP, _ROW = 366, 50  # Pixels from the bottom to the first row, and of each row.
-_BAR_LEFT, _BAR_RIGHT = 452, 620
-_TEXT, _SMALL, _WIDTH = 15, 13, 365  # Pixels: heights of letters, width of the text.
+_TOP, _ROW = 386, 50  # Pixels: upper end of the first row, and height of each row.
+_BAR_LEFT, _BAR_RIGHT = 452, RIGHT - 14
+_LOWER, _THICK = 0.22, 0.36  # A bar is beside the answer, in the lower half of a row.
 
 
-def plot_cross_validation(result: CrossValidation) -> Figure:
+@redrawable
+def plot_cross_validation(page: Page, result: CrossValidation) -> None:
     """Draw a row for each question: its most frequent answer, and in how many repetitions it came.
 
-    The bar is the share of repetitions with this answer, and the line over it its 95 % CI. The
-    dashed line is one half.
+    The bar is the share of repetitions with this answer, and the line over it its 95 % CI. A mark
+    is at one half.
 
     Args:
+        page: The page to draw on; :func:`~.page.redrawable` passes it.
         result: The result of :func:`ncp_callbacks.cross_validate` or of
             :func:`ncp_callbacks.cross_validate_runs`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
-
-    def text(
-        x: float, y: float, words: str, pixels: float, color: str, align: str = "left"
-    ) -> None:
-        figure.text(
-            x / WIDTH, y / HEIGHT, words, fontsize=points(pixels), color=color, ha=align,
-            family="DejaVu Sans", parse_math=False,
-        )  # fmt: skip
-
+    page.title(f"What comes back in {len(result.repetitions)} trainings")
     shown = result.agreements[:_MAX_ROWS]
-    text(8, 402, f"What comes back in {len(result.repetitions)} trainings", 18, INK)
+    if not shown:
+        page.text(LEFT, SECOND_Y, "no callback logged shares of features to compare", color=GREY)
+        return
     more = len(result.agreements) - len(shown)
     if more:
-        text(WIDTH - 8, 402, f"{more} more in .agreements", _SMALL, GREY, "right")
-    if not shown:
-        text(
-            8, 200, "No question could be answered: no callback logged feature shares", _TEXT, GREY
-        )
-        return figure
-    height = _ROW * len(shown)
-    axes = figure.add_axes(
-        (
-            _BAR_LEFT / WIDTH,
-            (_TOP + 22 - height) / HEIGHT,
-            (_BAR_RIGHT - _BAR_LEFT) / WIDTH,
-            height / HEIGHT,
-        )
-    )
-    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), yticks=[], xticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    rows = np.arange(len(shown))
+        page.text(LEFT, LABEL_Y, f"{more} more in .agreements", color=GREY)
+    axes = page.axes(
+        _BAR_LEFT, _TOP - len(shown) * _ROW, _BAR_RIGHT, _TOP, xlim=(0, 1),
+        ylim=(len(shown) - 0.5, -0.5), spines=(), ticks="",
+        xticks=(0, 0.5, 1), xticklabels=("0", "½", "all"),
+    )  # fmt: skip
+    rows = np.arange(len(shown)) + _LOWER
     share = np.array([a.count / a.of for a in shown])
-    axes.barh(rows, 1.0, height=0.42, color=LIGHT, alpha=0.45)
-    axes.barh(rows, share, height=0.42, color=[BLUE if s > 0.5 else PALE for s in share])
-    axes.hlines(rows, [a.low for a in shown], [a.high for a in shown], color=INK, linewidth=1.4)
-    axes.axvline(0.5, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
-    for row, agreement in enumerate(shown):
-        y = _TOP - row * _ROW
-        group, _, question = agreement.question.partition(": ")
-        above = f"{group}: {question}" if question else group
-        text(8, y + 4, shorten(above, _WIDTH * FONT_SIZE / _SMALL), _SMALL, GREY)
-        below = (
-            f"{agreement.answer}: {agreement.example}" if agreement.example else agreement.answer
-        )
-        text(8, y - 15, shorten(below, _WIDTH * FONT_SIZE / _SMALL), _SMALL + 1, INK)
-        text(_BAR_LEFT - 8, y - 8, f"{agreement.count} of {agreement.of}", _TEXT, INK, "right")
-    bottom = _TOP + 22 - height - 18
-    text(_BAR_LEFT, bottom, "0", _SMALL, GREY, "center")
-    text((_BAR_LEFT + _BAR_RIGHT) / 2, bottom, "½", _SMALL, GREY, "center")
-    text(_BAR_RIGHT, bottom, "all", _SMALL, GREY, "center")
-    return figure
+    bars(axes, 0, np.ones(len(shown)), LIGHT, _THICK, at=rows)
+    bars(axes, 0, share, [BLUE if s > 0.5 else PALE for s in share], _THICK, at=rows)
+    segments(axes, 0.5, rows - _THICK / 2, 0.5, rows + _THICK / 2, "white", 2, zorder=3)
+    whiskers(axes, rows, [[a.low for a in shown], [a.high for a in shown]], horizontal=True)
+    for row, found in enumerate(shown):
+        y = _TOP - row * _ROW - 20
+        page.text(LEFT, y, shorten(found.question, RIGHT - LEFT), color=GREY)
+        count, end = f"{found.count} of {found.of}", _BAR_LEFT - 12
+        page.text(end, y - LINE_HEIGHT + 2, count, ha="right")
+        answer = f"{found.answer}: {found.example}" if found.example else found.answer
+        room = end - text_width(count) - 12 - LEFT
+        page.text(LEFT, y - LINE_HEIGHT + 2, shorten(answer, room))
