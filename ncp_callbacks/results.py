@@ -109,8 +109,10 @@ class ArrayResult(Exported, NDArrayOperatorsMixin):
 
     ``np.asarray(result)``, ``mx.array(result)``, ``result[0]``, ``result / 2``, ``len(result)`` and
     attributes of arrays (``result.shape``, ``result.mean(axis=0)``) refer to that array. The other
-    fields are attributes.
+    fields are attributes. A subclass names the field as ``_main_field``, if it is not ``values``.
     """
+
+    _main_field = "values"
 
     # A result equals only itself, as any object does.
     __eq__ = object.__eq__
@@ -119,7 +121,8 @@ class ArrayResult(Exported, NDArrayOperatorsMixin):
 
     @property
     def _main(self) -> FloatArray:
-        raise NotImplementedError
+        main: FloatArray = getattr(self, self._main_field)
+        return main
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         main = self._main if dtype is None else self._main.astype(dtype, copy=False)

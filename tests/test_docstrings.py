@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from docstring_heads import Head, heads, share
 
-# The share that the package reaches. Raise it to 0.9.
-REACHED = 0.12
+# Some verbs are not recognised, such as "pickle" or "bound".
+REACHED = 0.95
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,7 @@ from ncp_callbacks.callbacks.feature_interactions.analysis import (
     IntegratedHessians,
     InteractionMethod,
     Interactions,
-    archipelago,
     group_effects,
-    integrated_hessians,
 )
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import LTC, CfC
@@ -64,7 +62,7 @@ class Known:
         )
 
     def found(
-        self, method: str, baseline: np.ndarray | None = None, **options: Any
+        self, method: str, baseline: np.ndarray | None = None, n_steps: int = 16, **options: Any
     ) -> Interactions:
         features = self.x.shape[2]
         common = {
@@ -73,9 +71,8 @@ class Known:
             "names": [f"f{i}" for i in range(features)],
             **options,
         }
-        if method == "archipelago":
-            return archipelago(self.evaluate, self.x, **common)
-        return integrated_hessians(self.evaluate, self.slopes, self.x, **common)
+        made = Archipelago() if method == "archipelago" else IntegratedHessians(n_steps)
+        return made.interactions(self.evaluate, self.slopes, self.x, **common)
 
 
 def product(x: np.ndarray) -> Known:
@@ -400,9 +397,10 @@ def test_both_methods_agree_on_a_random_network(seed: int) -> None:
         "names": ["a", "b", "c", "time_delta"],
     }
     seen = observe(model, ncp.HeldOutBatch(x, dt), target=0)
-    cheap = archipelago(seen.extra_passes.evaluate, x, dt, **common)
-    dear = integrated_hessians(
-        seen.extra_passes.evaluate, seen.extra_passes.slopes, x, dt, **common, n_steps=8
+    passes = seen.extra_passes
+    cheap, dear = (
+        method.interactions(passes.evaluate, passes.slopes, x, dt, **common)
+        for method in (Archipelago(), IntegratedHessians(n_steps=8))
     )
     pairs = np.tril_indices(4, -1)
     first, second = (found.pairs[(slice(None), *pairs)].ravel() for found in (cheap, dear))

@@ -1221,7 +1221,7 @@ def test_a_target_that_takes_the_whole_batch(trained):
         (
             lambda: Attributor(3),
             TypeError,
-            "method=3 is of type int: pass the name of a method, such as 'occlusion', or an Attr",
+            "method=3 is of type int: pass the name of a method, such as 'occlusion', or an obj",
         ),
         (lambda: IntegratedGradients(0), ValueError, "n_steps=0: pass a whole number of at least"),
         (lambda: IntegratedGradients(2.5), ValueError, "n_steps=2.5: pass a whole number"),

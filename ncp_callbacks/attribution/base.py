@@ -30,7 +30,14 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
 
-__all__ = ["Attribution", "AttributionMaps", "AttributionMethod", "PassCount", "joined"]
+__all__ = [
+    "Attribution",
+    "AttributionMaps",
+    "AttributionMethod",
+    "PassCount",
+    "difference_of",
+    "joined",
+]
 
 
 class PassCount(NamedTuple):
@@ -208,6 +215,11 @@ class AttributionMethod(abc.ABC):
                 "no target_at_baseline: return the mean target at the baselines drawn, or set "
                 "complete = False"
             )
+
+
+def difference_of(values: FloatArray | None, baseline: FloatArray | None) -> FloatArray | None:
+    """Return how far values are from their baseline; None if there are no values or they stay."""
+    return None if values is None or baseline is None else values - baseline
 
 
 def _in_single_precision(evaluate: Evaluate) -> Evaluate:

@@ -65,16 +65,7 @@ class ExpectedGradients(AttributionMethod):
         time_baseline: FloatArray | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
-        """Return the mean of the maps over samples.
-
-        Args:
-            evaluate: Returns targets and gradients; see :meth:`AttributionMethod.attribute`.
-            inputs: ``(B, T, F)``, float64.
-            time_delta: ``(B, T)``; None where the model takes none.
-            baseline: ``(N, T, F)``, sequences to draw from; those that are not finite are skipped.
-            time_baseline: ``(N, T)``, their elapsed times; None if time_delta stays as it is.
-            mask: ``(B, T)``, true at real time steps; None if all are real.
-        """
+        """Return the mean of the maps over samples; baselines that are not finite are skipped."""
         real = np.ones(inputs.shape[:2], bool) if mask is None else mask
         drawn, places = self._samples(baseline, time_baseline, len(inputs))
         by_input = np.zeros_like(inputs)

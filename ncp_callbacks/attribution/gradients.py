@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate
 from ._checks import checked_count, groups
-from .base import AttributionMaps, AttributionMethod, PassCount
+from .base import AttributionMaps, AttributionMethod, PassCount, difference_of
 
 __all__ = ["Gradient", "InputXGradient", "SmoothGrad"]
 
@@ -87,10 +87,10 @@ class InputXGradient(AttributionMethod):
         """Return ``(inputs - baseline) * gradient``, and this product for elapsed times."""
         found = evaluate(gradient=True)
         assert found.input_gradient is not None
-        by_time = None
-        if time_delta is not None and time_baseline is not None:
+        by_time = difference_of(time_delta, time_baseline)
+        if by_time is not None:
             assert found.time_gradient is not None
-            by_time = (time_delta - time_baseline) * found.time_gradient[0]
+            by_time = by_time * found.time_gradient[0]
         return AttributionMaps((inputs - baseline) * found.input_gradient[0], by_time)
 
 

@@ -71,7 +71,7 @@ class TemporalImportance(ArrayResult):
             complete.
     """
 
-    _plot = "plot_feature_importance"
+    _plot, _main_field = "plot_feature_importance", "importance"
 
     importance: FloatArray
     signed: FloatArray
@@ -99,10 +99,6 @@ class TemporalImportance(ArrayResult):
     time_delta_share: float | None
     time_delta_share_ci: FloatArray | None
     error: FloatArray | None
-
-    @property
-    def _main(self) -> FloatArray:
-        return self.importance
 
     @property
     def entropy(self) -> float:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate, TargetValues
 from ._checks import checked_count, groups
-from .base import AttributionMaps, AttributionMethod, PassCount
+from .base import AttributionMaps, AttributionMethod, PassCount, difference_of
 
 __all__ = ["IntegratedGradients"]
 
@@ -98,15 +98,7 @@ class IntegratedGradients(AttributionMethod):
     ) -> tuple[AttributionMaps, FloatArray]:
         """Return the maps, and their distance from the maps of every other point.
 
-        The distance costs no extra passes.
-
-        Args:
-            evaluate: Returns targets and gradients; see :meth:`AttributionMethod.attribute`.
-            inputs: ``(B, T, F)``, float64.
-            time_delta: ``(B, T)``; None where the model takes none.
-            baseline: ``(B, T, F)``.
-            time_baseline: ``(B, T)``; None if time_delta stays as it is.
-            mask: ``(B, T)``, true at real time steps; None if all are real.
+        The distance costs no extra passes. The arguments are those of :meth:`attribute`.
 
         Returns:
             The maps, and ``(B,)``: the norm of the difference of the maps of inputs, over the RMS
@@ -141,19 +133,10 @@ def _integrals(
 ) -> list[AttributionMaps]:
     """Return the maps by each of ``W`` quadrature rules on [-1, 1] that share their points.
 
-    Args:
-        evaluate: Returns targets and gradients; see :meth:`AttributionMethod.attribute`.
-        inputs: ``(B, T, F)``, float64.
-        time_delta: ``(B, T)``; None where the model takes none.
-        baseline: ``(B, T, F)``.
-        time_baseline: ``(B, T)``; None if time_delta stays as it is.
-        points: ``(n,)``.
-        weights: ``(W, n)``; the weights of each rule add up to 2.
+    ``points`` are ``(n,)``, and ``weights`` ``(W, n)``, where those of a rule add up to 2. The
+    other arguments are those of :meth:`AttributionMethod.attribute`.
     """
-    difference = inputs - baseline
-    time_difference = None
-    if time_delta is not None and time_baseline is not None:
-        time_difference = time_delta - time_baseline
+    difference, time_difference = inputs - baseline, difference_of(time_delta, time_baseline)
     by_input = np.zeros((len(weights), *inputs.shape))
     by_time = np.zeros((len(weights), *inputs.shape[:2]))
 

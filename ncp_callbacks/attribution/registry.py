@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Literal, TypeAlias
 
+from ._checks import named_method
 from .base import AttributionMethod
 from .expected_gradients import ExpectedGradients
 from .gradients import Gradient, InputXGradient, SmoothGrad
@@ -47,20 +47,5 @@ def method_from(method: str | AttributionMethod, argument: str = "method") -> At
         ValueError: If there is no method of this name.
         TypeError: If it is neither a name nor a method.
     """
-    if isinstance(method, AttributionMethod):
-        return method
-    if isinstance(method, type):
-        raise TypeError(f"{argument}={method.__name__} is a class: pass {method.__name__}()")
-    if not isinstance(method, str):
-        raise TypeError(
-            f"{argument}={method!r} is of type {type(method).__name__}: pass the name of a "
-            "method, such as 'occlusion', or an AttributionMethod"
-        )
     by_name = {known.name: known for known in BUILT_IN}
-    if method not in by_name:
-        near = difflib.get_close_matches(method, by_name, 1)
-        raise ValueError(
-            f"{argument}={method!r} is unknown{f', did you mean {near[0]!r}?' if near else ''}: "
-            f"pass one of {', '.join(map(repr, by_name))}, or an AttributionMethod"
-        )
-    return by_name[method]()
+    return named_method(method, by_name, AttributionMethod, argument)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..results import FloatArray
 from ..target_values import Evaluate
 from ._checks import checked_count, groups
-from .base import AttributionMaps, AttributionMethod, PassCount
+from .base import AttributionMaps, AttributionMethod, PassCount, difference_of
 
 __all__ = ["SegmentIntegratedGradients"]
 
@@ -81,10 +81,7 @@ class SegmentIntegratedGradients(AttributionMethod):
         mask: npt.NDArray[np.bool_] | None,
     ) -> AttributionMaps:
         """Return the mean gradient over the samples in which an input moved, times its change."""
-        difference = inputs - baseline
-        time_difference = None
-        if time_delta is not None and time_baseline is not None:
-            time_difference = time_delta - time_baseline
+        difference, time_difference = inputs - baseline, difference_of(time_delta, time_baseline)
         batch, n_time_steps, n_features = inputs.shape
         kept = self.kept(batch, n_time_steps, n_features + (time_difference is not None))
         left = 1 - (np.arange(self.n_samples) + 0.5) / self.n_samples

@@ -154,27 +154,15 @@ class PassRunner:
         found = self._evaluate(need, embedded[None], None, gradient=True)
         assert found.input_gradient is not None
         by_time = None if found.time_gradient is None else found.time_gradient[0]
-        return EvaluatedBatch(
-            held_out=batch.held_out,
-            indices=batch.indices,
+        # What an observation has beyond this, such as states, is not known of other inputs.
+        unchanged = {field.name: getattr(batch, field.name) for field in fields(EvaluatedBatch)}
+        return replace(
+            EvaluatedBatch(**unchanged),
             inputs=embedded,
-            time_delta=batch.time_delta,
             target_values=found.values[0],
-            target=batch.target,
-            target_slug=batch.target_slug,
-            takes_time=batch.takes_time,
-            has_time_gradient=batch.has_time_gradient,
-            no_input_gradient=batch.no_input_gradient,
-            categorical=batch.categorical,
-            whole_batch=batch.whole_batch,
             whole_inputs=whole_inputs,
-            whole_time_delta=batch.whole_time_delta,
-            whole_mask=batch.whole_mask,
             needs=batch.needs | {Need.INPUT_GRADIENT, Need.TIME_GRADIENT},
-            _arrays={
-                Need.INPUT_GRADIENT: found.input_gradient[0],
-                Need.TIME_GRADIENT: by_time,
-            },
+            _arrays={Need.INPUT_GRADIENT: found.input_gradient[0], Need.TIME_GRADIENT: by_time},
             _source=replace(self._source, inputs=embedded),
         )
 

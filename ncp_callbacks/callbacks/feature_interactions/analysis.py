@@ -1,6 +1,7 @@
 """Compute interactions: effects of two groups of inputs together, beyond those of each alone.
 
-    found = archipelago(passes.evaluate, inputs, time_delta, baseline=..., groups=...)
+    method, passes = Archipelago(), observation.extra_passes
+    found = method.interactions(passes.evaluate, passes.slopes, inputs, baseline=..., groups=...)
     found.strength                 # (G, G), mean absolute effect of each pair
     found.share                    # share of pairs in all effects
 
@@ -11,13 +12,13 @@ times shows whether a feature matters only when it is recent.
 from __future__ import annotations
 
 import abc
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ...attribution._checks import checked_count, named_method
 from ...results import FloatArray, Indices
 from ...stats import SHARE, SIZE, Estimate
 from ...target_values import Evaluate, TargetValues
@@ -28,9 +29,7 @@ __all__ = [
     "InteractionMethod",
     "Interactions",
     "Slopes",
-    "archipelago",
     "group_effects",
-    "integrated_hessians",
     "interaction_method",
 ]
 
@@ -234,149 +233,6 @@ def group_effects(
     return effects
 
 
-def archipelago(
-    evaluate: Evaluate,
-    inputs: FloatArray,
-    time_delta: FloatArray | None = None,
-    *,
-    baseline: FloatArray,
-    time_baseline: FloatArray | None = None,
-    groups: Sequence[Indices],
-    names: Sequence[str],
-) -> Interactions:
-    """Replace pairs of groups by their baseline, and return the effects beyond those of each.
-
-    The effect of a pair is ``w_ij = f(i, j) - f(i) - f(j) + f()``. It is computed with all other
-    groups at the inputs and with all other groups at the baseline, and the two are averaged. The
-    effect of a group alone is its change, averaged in this way too, less half of its pairs. If the
-    target is a sum of effects of one and of two groups, all of them sum to the change of the
-    target. :attr:`Interactions.rest` is then 0; otherwise it is the effect of three or more groups
-    together. Effects within the rounding error of float32 targets are set to 0.
-
-    This takes ``G (G - 1) + 2 G + 2`` forward passes.
-
-    Args:
-        evaluate: Function that evaluates the target.
-        inputs: ``(B, T, F)``.
-        time_delta: ``(B, T)``.
-        baseline: ``(B, T, F)``.
-        time_baseline: ``(B, T)``; None if the elapsed times are no group.
-        groups: Indices of the features of each group; each feature is in one group.
-        names: Names of the groups, that of the elapsed times last.
-
-    Source: ArchDetect of Tsang et al. 2020 (arXiv:2006.10965), which averages the squares of
-    the two effects; here the signs are kept.
-    """
-    points = _Points(inputs, baseline, time_delta, time_baseline, groups)
-    count = points.count
-    everything = frozenset(range(count))
-    cache = _Cache(evaluate, points)
-    one = [frozenset({i}) for i in range(count)]
-    two = {(i, j): frozenset({i, j}) for i in range(count) for j in range(i)}
-    few = [frozenset[int](), *one, *two.values()]
-    cache.evaluate(few + [everything - s for s in few])
-    full, empty = cache[everything], cache[frozenset()]
-    alone = np.stack([(full - cache[everything - s] + cache[s] - empty) / 2 for s in one], axis=1)
-    pairs = np.zeros((len(full), count, count))
-    for (i, j), both in two.items():
-        at_input = full - cache[everything - one[i]] - cache[everything - one[j]]
-        at_input = at_input + cache[everything - both]
-        at_baseline = cache[both] - cache[one[i]] - cache[one[j]] + empty
-        pairs[:, i, j] = pairs[:, j, i] = (at_input + at_baseline) / 2
-    # A pair is half of a sum of eight targets.
-    rounding = 4 * np.finfo(np.float32).eps * cache.largest
-    with np.errstate(invalid="ignore"):
-        pairs = np.where(np.abs(pairs) <= rounding[:, None, None], 0.0, pairs)
-        main = alone - pairs.sum(axis=2) / 2
-        main = np.where(np.abs(main) <= rounding[:, None], 0.0, main)
-    return _checked("archipelago", names, main, pairs, full - empty, len(cache))
-
-
-def integrated_hessians(
-    evaluate: Evaluate,
-    slopes: Slopes,
-    inputs: FloatArray,
-    time_delta: FloatArray | None = None,
-    *,
-    baseline: FloatArray,
-    time_baseline: FloatArray | None = None,
-    groups: Sequence[Indices],
-    names: Sequence[str],
-    n_steps: int = 16,
-) -> Interactions:
-    """Average second derivatives of the target along the line from the baseline.
-
-    With the differences ``d = x - x'`` between inputs and baseline, the interaction of two features
-    is ``d_a d_b ∫∫ uv H_ab(x' + uv d) du dv``, and for ``a = b`` also ``d_a ∫∫ f_a(x' + uv d) du
-    dv``. It is summed over the features of two groups. Since ``z = uv`` has the density ``-ln z``,
-    these are single integrals, ``∫ -z ln z H dz`` and ``∫ -ln z f dz``, which are computed by
-    Gauss-Legendre quadrature in the cube root of ``z``.
-
-    All interactions together sum to the change of the target, up to the error of the quadrature,
-    :attr:`Interactions.rest`. A pair is the sum of its two equal entries, and the effect of a group
-    alone is its entry on the diagonal.
-
-    This takes ``G n_steps`` products of a Hessian with a vector.
-
-    Args:
-        evaluate: Function that evaluates the target.
-        slopes: Function that computes derivatives along a direction, and their gradients.
-        inputs: ``(B, T, F)``.
-        time_delta: ``(B, T)``.
-        baseline: ``(B, T, F)``.
-        time_baseline: ``(B, T)``; None if the elapsed times are no group.
-        groups: Indices of the features of each group; each feature is in one group.
-        names: Names of the groups, that of the elapsed times last.
-        n_steps: Number of points of the quadrature.
-
-    Source: Janizek et al. 2021 (arXiv:2002.04138).
-    """
-    points = _Points(inputs, baseline, time_delta, time_baseline, groups)
-    count = points.count
-    everything = frozenset(range(count))
-    cache = _Cache(evaluate, points)
-    cache.evaluate([everything, frozenset()])
-    change = cache[everything] - cache[frozenset()]
-    differences = [points.difference_of(g) for g in range(count)]
-    u, weights = np.polynomial.legendre.leggauss(n_steps)
-    u, weights = (u + 1) / 2, weights / 2
-    z = u**3
-    # dz = 3 u² du
-    of_slope = -np.log(z) * 3 * u**2 * weights
-    of_hessian = z * of_slope
-    found = np.zeros((len(change), count, count))
-    for some in np.array_split(np.arange(n_steps), max(1, n_steps // 8)):
-        at = points.x + z[some, None, None, None] * points.difference
-        elapsed = None
-        if points.dt is not None and points.elapsed is not None:
-            elapsed = (points.dt + z[some, None, None] * points.elapsed).astype(np.float32)
-        for g, (along, time_along) in enumerate(differences):
-            derivative = slopes(
-                at.astype(np.float32),
-                elapsed,
-                along=along.astype(np.float32),
-                time_along=None if time_along is None else time_along.astype(np.float32),
-            )
-            assert derivative.input_gradient is not None
-            product = np.tensordot(
-                of_hessian[some], derivative.input_gradient.astype(np.float64), 1
-            )
-            by_time = None
-            if points.elapsed is not None and derivative.time_gradient is not None:
-                by_time = np.tensordot(
-                    of_hessian[some], derivative.time_gradient.astype(np.float64), 1
-                )
-            for h, (other, time_other) in enumerate(differences):
-                found[:, g, h] += (product * other).sum(axis=(1, 2))
-                if by_time is not None and time_other is not None:
-                    found[:, g, h] += (by_time * time_other).sum(axis=1)
-            found[:, g, g] += np.tensordot(of_slope[some], derivative.values.astype(np.float64), 1)
-    main = np.einsum("sgg->sg", found).copy()
-    pairs = found + np.swapaxes(found, 1, 2)
-    pairs[:, np.arange(count), np.arange(count)] = 0.0
-    return _checked("integrated_hessians", names, main, pairs, change, count * n_steps)
-
-
 @dataclass(frozen=True)
 class InteractionMethod(abc.ABC):
     """Measure the effects of groups of inputs on the target, each alone and in pairs.
@@ -406,12 +262,36 @@ class InteractionMethod(abc.ABC):
         groups: Sequence[Indices],
         names: Sequence[str],
     ) -> Interactions:
-        """Return the interactions; :func:`integrated_hessians` describes the arguments."""
+        """Return the interactions of the sequences.
+
+        Args:
+            evaluate: Function that evaluates the target.
+            slopes: Function that computes derivatives along a direction, and their gradients.
+            inputs: ``(B, T, F)``.
+            time_delta: ``(B, T)``.
+            baseline: ``(B, T, F)``.
+            time_baseline: ``(B, T)``; None if the elapsed times are no group.
+            groups: Indices of the features of each group; each feature is in one group.
+            names: Names of the groups, that of the elapsed times last.
+        """
 
 
 @dataclass(frozen=True)
 class Archipelago(InteractionMethod):
-    """Replace groups by their baseline, alone and in pairs; see :func:`archipelago`."""
+    """Replace pairs of groups by their baseline, and return the effects beyond those of each.
+
+    The effect of a pair is ``w_ij = f(i, j) - f(i) - f(j) + f()``. It is computed with all other
+    groups at the inputs and with all other groups at the baseline, and the two are averaged. The
+    effect of a group alone is its change, averaged in this way too, less half of its pairs. If the
+    target is a sum of effects of one and of two groups, all of them sum to the change of the
+    target. :attr:`Interactions.rest` is then 0; otherwise it is the effect of three or more groups
+    together. Effects within the rounding error of float32 targets are set to 0.
+
+    This takes ``G (G - 1) + 2 G + 2`` forward passes, and no slopes.
+
+    Source: ArchDetect of Tsang et al. 2020 (arXiv:2006.10965), which averages the squares of
+    the two effects; here the signs are kept.
+    """
 
     name: ClassVar[str] = "archipelago"
     complete: ClassVar[bool] = False
@@ -429,22 +309,56 @@ class Archipelago(InteractionMethod):
         groups: Sequence[Indices],
         names: Sequence[str],
     ) -> Interactions:
-        """Return the interactions; ``slopes`` is not used."""
-        return archipelago(
-            evaluate, inputs, time_delta,
-            baseline=baseline, time_baseline=time_baseline, groups=groups, names=names,
-        )  # fmt: skip
+        points = _Points(inputs, baseline, time_delta, time_baseline, groups)
+        count = points.count
+        everything = frozenset(range(count))
+        cache = _Cache(evaluate, points)
+        one = [frozenset({i}) for i in range(count)]
+        two = {(i, j): frozenset({i, j}) for i in range(count) for j in range(i)}
+        few = [frozenset[int](), *one, *two.values()]
+        cache.evaluate(few + [everything - s for s in few])
+        full, empty = cache[everything], cache[frozenset()]
+        alone = np.stack(
+            [(full - cache[everything - s] + cache[s] - empty) / 2 for s in one], axis=1
+        )
+        pairs = np.zeros((len(full), count, count))
+        for (i, j), both in two.items():
+            at_input = full - cache[everything - one[i]] - cache[everything - one[j]]
+            at_input = at_input + cache[everything - both]
+            at_baseline = cache[both] - cache[one[i]] - cache[one[j]] + empty
+            pairs[:, i, j] = pairs[:, j, i] = (at_input + at_baseline) / 2
+        # A pair is half of a sum of eight targets.
+        rounding = 4 * np.finfo(np.float32).eps * cache.largest
+        with np.errstate(invalid="ignore"):
+            pairs = np.where(np.abs(pairs) <= rounding[:, None, None], 0.0, pairs)
+            main = alone - pairs.sum(axis=2) / 2
+            main = np.where(np.abs(main) <= rounding[:, None], 0.0, main)
+        return _checked(self.name, names, main, pairs, full - empty, len(cache))
 
 
 @dataclass(frozen=True)
 class IntegratedHessians(InteractionMethod):
-    """Average second derivatives from the baseline; see :func:`integrated_hessians`.
+    """Average second derivatives of the target along the line from the baseline.
+
+    With the differences ``d = x - x'`` between inputs and baseline, the interaction of two features
+    is ``d_a d_b ∫∫ uv H_ab(x' + uv d) du dv``, and for ``a = b`` also ``d_a ∫∫ f_a(x' + uv d) du
+    dv``. It is summed over the features of two groups. Since ``z = uv`` has the density ``-ln z``,
+    these are single integrals, ``∫ -z ln z H dz`` and ``∫ -ln z f dz``, which are computed by
+    Gauss-Legendre quadrature in the cube root of ``z``.
+
+    All interactions together sum to the change of the target, up to the error of the quadrature,
+    :attr:`Interactions.rest`. A pair is the sum of its two equal entries, and the effect of a group
+    alone is its entry on the diagonal.
+
+    This takes ``G n_steps`` products of a Hessian with a vector.
 
     Attributes:
         n_steps: Number of points of the quadrature.
 
     Raises:
-        ValueError: For an ``n_steps`` below 1.
+        ValueError: If ``n_steps`` is not a whole number of at least 1.
+
+    Source: Janizek et al. 2021 (arXiv:2002.04138).
     """
 
     n_steps: int = 16
@@ -453,8 +367,7 @@ class IntegratedHessians(InteractionMethod):
     complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
-            raise ValueError(f"n_steps={self.n_steps!r}: pass a whole number of at least 1")
+        checked_count("n_steps", self.n_steps)
 
     def interactions(
         self,
@@ -468,11 +381,52 @@ class IntegratedHessians(InteractionMethod):
         groups: Sequence[Indices],
         names: Sequence[str],
     ) -> Interactions:
-        """Return the interactions."""
-        return integrated_hessians(
-            evaluate, slopes, inputs, time_delta, baseline=baseline, time_baseline=time_baseline,
-            groups=groups, names=names, n_steps=self.n_steps,
-        )  # fmt: skip
+        points = _Points(inputs, baseline, time_delta, time_baseline, groups)
+        count = points.count
+        everything = frozenset(range(count))
+        cache = _Cache(evaluate, points)
+        cache.evaluate([everything, frozenset()])
+        change = cache[everything] - cache[frozenset()]
+        differences = [points.difference_of(g) for g in range(count)]
+        u, weights = np.polynomial.legendre.leggauss(self.n_steps)
+        u, weights = (u + 1) / 2, weights / 2
+        z = u**3
+        # dz = 3 u² du
+        of_slope = -np.log(z) * 3 * u**2 * weights
+        of_hessian = z * of_slope
+        found = np.zeros((len(change), count, count))
+        for some in np.array_split(np.arange(self.n_steps), max(1, self.n_steps // 8)):
+            at = points.x + z[some, None, None, None] * points.difference
+            elapsed = None
+            if points.dt is not None and points.elapsed is not None:
+                elapsed = (points.dt + z[some, None, None] * points.elapsed).astype(np.float32)
+            for g, (along, time_along) in enumerate(differences):
+                derivative = slopes(
+                    at.astype(np.float32),
+                    elapsed,
+                    along=along.astype(np.float32),
+                    time_along=None if time_along is None else time_along.astype(np.float32),
+                )
+                assert derivative.input_gradient is not None
+                product = np.tensordot(
+                    of_hessian[some], derivative.input_gradient.astype(np.float64), 1
+                )
+                by_time = None
+                if points.elapsed is not None and derivative.time_gradient is not None:
+                    by_time = np.tensordot(
+                        of_hessian[some], derivative.time_gradient.astype(np.float64), 1
+                    )
+                for h, (other, time_other) in enumerate(differences):
+                    found[:, g, h] += (product * other).sum(axis=(1, 2))
+                    if by_time is not None and time_other is not None:
+                        found[:, g, h] += (by_time * time_other).sum(axis=1)
+                found[:, g, g] += np.tensordot(
+                    of_slope[some], derivative.values.astype(np.float64), 1
+                )
+        main = np.einsum("sgg->sg", found).copy()
+        pairs = found + np.swapaxes(found, 1, 2)
+        pairs[:, np.arange(count), np.arange(count)] = 0.0
+        return _checked(self.name, names, main, pairs, change, count * self.n_steps)
 
 
 def interaction_method(given: str | InteractionMethod) -> InteractionMethod:
@@ -483,17 +437,10 @@ def interaction_method(given: str | InteractionMethod) -> InteractionMethod:
 
     Raises:
         ValueError: If there is no method of this name.
+        TypeError: If it is neither a name nor a method.
     """
-    if isinstance(given, InteractionMethod):
-        return given
     by_name = {method.name: method for method in (Archipelago, IntegratedHessians)}
-    if given not in by_name:
-        near = difflib.get_close_matches(str(given), by_name, 1)
-        raise ValueError(
-            f"method={given!r} is unknown{f', did you mean {near[0]!r}?' if near else ''}: pass "
-            f"{' or '.join(map(repr, by_name))}, or an InteractionMethod"
-        )
-    return by_name[given]()
+    return named_method(given, by_name, InteractionMethod, "method")
 
 
 def _checked(

@@ -52,7 +52,7 @@ class OutputTime(ArrayResult):
             ``mean_lag`` and ``mean_lag_time`` as estimates over sequences, where they are known.
     """
 
-    _plot = "plot_output_time"
+    _plot, _main_field = "plot_output_time", "influence"
 
     steps: npt.NDArray[np.intp]
     influence: FloatArray
@@ -71,10 +71,6 @@ class OutputTime(ArrayResult):
     sequences: int
     non_finite: int
     estimates: Mapping[str, Estimate]
-
-    @property
-    def _main(self) -> FloatArray:
-        return self.influence
 
 
 def binned(influence: FloatArray, max_bins: int = 100) -> tuple[FloatArray, int]:

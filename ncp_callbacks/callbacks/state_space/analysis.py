@@ -58,7 +58,7 @@ class StateSpace(ArrayResult):
             the bias of few states, so it may lie above the number itself.
     """
 
-    _plot = "plot_state_space"
+    _plot, _main_field = "plot_state_space", "scores"
 
     scores: FloatArray
     basis: Basis
@@ -71,10 +71,6 @@ class StateSpace(ArrayResult):
     non_finite: int
     cell: str
     estimates: Mapping[str, Estimate]
-
-    @property
-    def _main(self) -> FloatArray:
-        return self.scores
 
 
 def explained_variance(samples: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

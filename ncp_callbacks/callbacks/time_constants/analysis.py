@@ -358,10 +358,6 @@ class UnitTimeConstants(ArrayResult):
     cell: str
 
     @property
-    def _main(self) -> FloatArray:
-        return self.values
-
-    @property
     def over_time(self) -> FloatArray:
         """Return ``(T, H)``, medians over sequences, the smaller of two; NaN if there is none."""
         ordered = np.sort(self.values, axis=0)  # NaN come last.
