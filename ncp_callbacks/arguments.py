@@ -125,8 +125,8 @@ def as_callbacks(callbacks: Iterable[Callback] | str | None, held_out: Any) -> l
     doubled = sorted({n for n in names if names.count(n) > 1})
     if doubled:
         raise ValueError(
-            f"two callbacks are called {doubled[0]!r}, so their tags would mix: pass one "
-            f"name='{doubled[0]}_2'"
+            f"two callbacks are called {doubled[0]!r}, so their tags would mix: pass "
+            f"name='{doubled[0]}_2' to one of them"
         )
     return _with_score(listed, held_out)
 

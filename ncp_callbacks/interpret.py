@@ -277,7 +277,7 @@ class StateTransitionAnalyzer:
         batch, steps, _ = trajectory.values.shape
         if steps < 2:
             raise ValueError(
-                "the sequences have one step: pass at least two, so that there are transitions"
+                "the sequences have one time step: pass at least two, so that there are transitions"
             )
         delta = observation.time_delta
         self._parts.append(

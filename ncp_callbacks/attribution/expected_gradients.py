@@ -44,7 +44,7 @@ class ExpectedGradients(AttributionMethod):
     default_baseline: ClassVar[str] = "held_out"
     incomplete_fix: ClassVar[str] = (
         "If the target is smooth between the baselines and the inputs, set a larger n_samples=: "
-        "the error falls a little faster than 1 over its root. If the target jumps, no number is "
+        "the error falls a little faster than 1 / sqrt(n_samples). If it jumps, no number is "
         'large enough: set method="occlusion"'
     )
 

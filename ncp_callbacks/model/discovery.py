@@ -512,7 +512,7 @@ class _Finder:
     def reason_for_no_cell(self) -> str:
         reason = "no recurrent cell was found: "
         if self.steps < 2:
-            return reason + "the sequences have one step"
+            return reason + "the sequences have one time step"
         if self.added:
             return f"{reason}{_part_of_state(self.added)}. {_LET_THE_CELL}"
         if self.shorter:

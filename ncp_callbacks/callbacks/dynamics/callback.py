@@ -239,7 +239,7 @@ class Dynamics(Callback):
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
         cells = cells_with_groups(observation, self.name)
         if observation.inputs.shape[1] < 2:
-            raise NotApplicable("the held-out sequences have one step: nothing moves")
+            raise NotApplicable("the held-out sequences have one time step: nothing moves")
         yield from small_batch_note(observation)
         log = RecordLog(
             self.name + observation.target_slug,

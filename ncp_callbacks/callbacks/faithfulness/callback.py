@@ -43,28 +43,29 @@ _CARDS = (
 _DESCRIPTIONS = {
     "change": "RMS over sequences of the change of the {target} when all inputs are removed, in "
     "its own units: the unit of {group}",
-    "curves": "RMS change of the {target} over sequences while inputs are removed; 1 is the change "
-    "without any. Blue: largest {method} first; grey: at random; vermilion: smallest first. For a "
-    "map that knows what matters, blue is above grey and grey above vermilion. The dotted line is "
-    "where cpd and cpp end",
+    "curves": "RMS change of the {target} over sequences while inputs are removed; 1 is the "
+    "change without any input. Blue: largest {method} first; grey: at random; vermilion: "
+    "smallest first. For a map that knows what matters, blue is above grey and grey above "
+    "vermilion. The dotted line is where cpd and cpp end",
     "cpd": "Path length of the {target} while the {top:.0%} of the inputs with the largest "
-    "attribution are removed in groups, in RMS changes when all are: high if the map knows what "
-    "matters",
-    "cpd_random": "Path length of the {target} while a random {top:.0%} of the inputs are removed, "
-    "in RMS changes when all are",
+    "attribution are removed in groups, relative to the RMS change without any input: high if "
+    "the map knows what matters",
+    "cpd_random": "Path length of the {target} while a random {top:.0%} of the inputs are "
+    "removed, relative to the RMS change without any input",
     "cpd_advantage": "cpd minus cpd_random of the same sequences: above 0 the map knows more than "
     "chance",
     "cpp": "Path length of the {target} while the {top:.0%} of the inputs with the smallest "
-    "attribution are removed, in RMS changes when all are: low if the map knows what doesn't "
-    "matter",
+    "attribution are removed, relative to the RMS change without any input: low if the map knows "
+    "what doesn't matter",
     "comprehensiveness": "Mean absolute change of the {target} without the {share:.0%} of the "
-    "inputs with the largest attribution, in RMS changes without any: high is good",
-    "comprehensiveness_random": "Mean absolute change of the {target} without a random {share:.0%} "
-    "of the inputs, in RMS changes without any",
+    "inputs with the largest attribution, relative to the RMS change without any input: high is "
+    "good",
+    "comprehensiveness_random": "Mean absolute change of the {target} without a random "
+    "{share:.0%} of the inputs, relative to the RMS change without any input",
     "sufficiency": "Mean absolute change of the {target} with only the {share:.0%} of the inputs "
-    "with the largest attribution left, in RMS changes without any: low is good",
+    "with the largest attribution left, relative to the RMS change without any input: low is good",
     "sufficiency_random": "Mean absolute change of the {target} with only a random {share:.0%} of "
-    "the inputs left, in RMS changes without any",
+    "the inputs left, relative to the RMS change without any input",
     "infidelity": "Mean squared difference between the change of the target that the map predicts "
     "for the removal of a random set of inputs, and the real change, relative to that of a map "
     "of zeros: 0 is exact",

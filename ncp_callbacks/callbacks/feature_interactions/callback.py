@@ -47,9 +47,10 @@ _DESCRIPTIONS = {
     "time_share": "Share of pairs with the elapsed time in the strength of all pairs: above 0 if "
     "features matter more, or less, when they are recent",
     "higher_order": "RMS over sequences of the part of the change from the baseline that neither "
-    "pairs nor features alone explain, in RMS changes: above 0 if three or more act together",
+    "pairs nor features alone explain, relative to the RMS change: above 0 if three or more act "
+    "together",
     "completeness_error": "RMS difference between the sum of all interactions and the change from "
-    "the baseline, in RMS changes: the error of the quadrature",
+    "the baseline, relative to the RMS change: the error of the quadrature",
     "pair": "Mean absolute effect of {first} and {second} together on the {target}, beyond the "
     "effects of each alone; in units of the target",
 }

@@ -204,7 +204,7 @@ def _every_step_target(observation: Observation) -> tuple[str, str]:
             )
         raise NotApplicable("the model has one output per sequence, so there are none over time")
     if observation.inputs.shape[1] < 2:
-        raise NotApplicable("the held-out sequences have one step")
+        raise NotApplicable("the held-out sequences have one time step")
     return observation.every_step
 
 
@@ -254,9 +254,9 @@ def _matrix(
             "lag": lag,
             "step": step,
         },
-        f"Mean absolute input × gradient of the {result.target}, input time step by output "
-        "time step; the line is the mean lag. Right: shares against how long before the output "
-        "the input was. Below the diagonal is the past.",
+        f"Mean absolute input × gradient of the {result.target}, input time step by output time "
+        "step; the line is the mean lag. Right: shares against the time from the input to the "
+        "output. Below the diagonal is the past.",
     )
 
 

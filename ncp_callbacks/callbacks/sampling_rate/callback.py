@@ -27,7 +27,10 @@ from .plot import plot_sampling_rate
 __all__ = ["SamplingRate"]
 
 _MAX_FACTORS = 4
-_WAYS = {"dropped": "are dropped", "merged": "are merged with the next one left, by their mean"}
+_WAYS = {
+    "dropped": "are dropped",
+    "merged": "are merged, by their mean, with the next one that is left",
+}
 _CHANGE = (
     "RMS change of the {target} when all but 1 of {factor} time steps {how}; in SDs of the target "
     "over sequences"

@@ -112,7 +112,7 @@ class SinglePredictions(Callback):
             )
         group = self.name + observation.target_slug
         if not observation.states:
-            yield Note(f"{group}: without states, because {observation.no_cells}")
+            yield Note(f"{group}: the pictures show no states, because {observation.no_cells}")
         # The dry run has two sequences only, which stand for others.
         here = observation.indices.tolist()
         places = [here.index(s) if s in here else i % len(here)
@@ -124,8 +124,8 @@ class SinglePredictions(Callback):
         changes = _target_changes(observation, np.array(places), self._scales)
         if changes is None:
             yield Note(
-                f"{group}: without a reaction to time, because no elapsed times reach the model; "
-                "pass time_delta= to HeldOutBatch if the model takes them"
+                f"{group}: the pictures show no reaction to time, because no elapsed times reach "
+                "the model; pass time_delta= to HeldOutBatch if the model takes them"
             )
         shown = []
         for i, (index, place) in enumerate(zip(self._sequences, places, strict=True)):

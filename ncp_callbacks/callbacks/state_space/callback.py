@@ -225,9 +225,9 @@ class _Axes:
             self.refits += 1
             yield Note(
                 f"{group}/pca: the axes captured less than {refit_below:.0%} of the variance that "
-                "two axes can and were fitted anew. Don't compare pictures before and after: "
-                f"their axes differ. {group}/basis_refits counts how often that happened; to keep "
-                "axes longer, set a smaller refit_below="
+                "two axes can capture, so they were fitted anew. Don't compare pictures before "
+                f"and after: their axes differ. {group}/basis_refits counts how often that "
+                "happened; to keep axes longer, set a smaller refit_below="
             )
         self.basis = result.basis
 

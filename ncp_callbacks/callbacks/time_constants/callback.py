@@ -444,8 +444,8 @@ def _log_effective(
     if len(units) < width:
         some = f"; {len(units)} of {width} units"
         log.note(
-            f"effective time constants are of {len(units)} of {width} units, spread evenly; pass "
-            f"max_units={width} for all"
+            f"effective time constants are computed for {len(units)} of {width} units, spread "
+            f"evenly; pass max_units={width} for all"
         )
     effective = _effective(log, passes, reading, time_steps or _DEFAULT_TIME_STEPS, units)
     estimates = effective.estimates()
