@@ -1,4 +1,4 @@
-"""Put errors of others into words, also such as can't be printed."""
+"""Put the errors of other code into words, even if they can't be printed."""
 
 from __future__ import annotations
 

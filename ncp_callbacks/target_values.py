@@ -1,4 +1,4 @@
-"""Targets and gradients of variants of a batch, and the function that evaluates them."""
+"""Hold targets and gradients of variants of a batch, and declare what evaluates them."""
 
 from __future__ import annotations
 

@@ -328,7 +328,7 @@ def test_shapes_that_do_not_fit_are_reported():
         lyapunov_exponents(jacobians, count=0)
     with pytest.raises(ValueError, match="same samples"):
         state_drift(np.ones((3, 2)), np.ones((4, 2)))
-    with pytest.raises(ValueError, match="one step"):
+    with pytest.raises(ValueError, match="one time step"):
         autocorrelation_times(np.ones((3, 1, 2)))
 
 
@@ -932,7 +932,7 @@ def test_a_model_to_which_it_does_not_apply():
     observation = Seen([1.0], names=(), no_cells="there is no cell")
     with pytest.raises(ncp.NotApplicable, match="there is no cell"):
         list(Dynamics().measure(observation))
-    with pytest.raises(ncp.NotApplicable, match="one step"):
+    with pytest.raises(ncp.NotApplicable, match="one time step"):
         list(Dynamics().measure(Seen([1.0], steps=1)))
 
 

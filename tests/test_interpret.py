@@ -468,7 +468,7 @@ def test_analyzer_without_sequences_or_steps(model, x, time_delta):
     with pytest.raises(ValueError, match="no sequence was added: call add_sequence"):
         analyzer.analyze_transitions()
     one = StateTransitionAnalyzer(Layer())
-    with pytest.raises(ValueError, match="one step"):
+    with pytest.raises(ValueError, match="one time step"):
         one.add_sequence(x[:, :1])
 
 

@@ -179,7 +179,7 @@ def test_what_a_model_does_not_have_is_reported_once_and_skipped() -> None:
     assert picture.states.shape == (T, 3)
     assert "predictions/sequence_0/elasticity" not in records
     records, notes = look(nn.Linear(F, 2), ncp.HeldOutBatch(x))
-    assert sum("without states, because no recurrent cell" in note for note in notes) == 1
+    assert sum("show no states, because no recurrent cell" in note for note in notes) == 1
     assert records["predictions/sequence_0/overview"].data.states is None
 
 

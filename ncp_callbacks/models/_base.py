@@ -1,4 +1,4 @@
-"""Parts that CfC and LTC share: the time loop, its argument checks, and constants that never train.
+"""Share parts of CfC and LTC: the time loop, its argument checks, constants that never train.
 
 A recurrent model owns a ``cell`` and calls it once per time step::
 

@@ -1,4 +1,4 @@
-"""Say in the log what arrays are, so that a reader need not guess it from their tags."""
+"""Describe arrays in the log, so that a reader need not guess from their tags what they are."""
 
 from __future__ import annotations
 

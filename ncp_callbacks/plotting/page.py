@@ -1,4 +1,4 @@
-"""The page that a picture is drawn on. It keeps the parts that the next picture shares."""
+"""Lay out the page that a picture is drawn on, and keep the parts that the next one shares."""
 
 from __future__ import annotations
 

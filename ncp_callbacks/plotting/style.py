@@ -1,4 +1,4 @@
-"""Size, colours, fonts and line styles of all pictures.
+"""Define size, colours, fonts and line styles of all pictures.
 
 Every style is passed to matplotlib explicitly. The global settings are neither read nor changed,
 because a context that changes them would also change them for other threads.

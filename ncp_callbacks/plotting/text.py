@@ -1,4 +1,4 @@
-"""Numbers and names as short text, and places for it."""
+"""Write numbers and names as short text, and find places for it."""
 
 from __future__ import annotations
 

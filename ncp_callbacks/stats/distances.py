@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ..results import FloatArray
 
 __all__ = [
     "Counts",

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ..results import FloatArray
 
 __all__ = [
     "CORRELATION",

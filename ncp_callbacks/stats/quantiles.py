@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ..results import FloatArray
 from .estimate import SIZE, Estimate, t_quantile
 
 __all__ = ["places_without_each", "quantile_estimates"]

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ..results import FloatArray
 
 __all__ = ["cosine", "order_correlation", "rank_correlation", "split_half"]
 

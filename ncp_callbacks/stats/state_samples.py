@@ -16,7 +16,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ..results import FloatArray
 
 __all__ = ["fingerprint", "same_batch", "sample_places", "spread_units", "state_sample"]
 

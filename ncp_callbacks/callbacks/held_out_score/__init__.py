@@ -1,1 +1,1 @@
-"""Attribute the target to features, time steps and elapsed time."""
+"""Measure how good the model is on the held-out batch."""

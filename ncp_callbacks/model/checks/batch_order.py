@@ -45,7 +45,7 @@ def put_in_order(found: HookPoints, rows_of: RowsOf, part: Steps | None) -> Hook
     changed: list[_Hook] = [*cells.values(), *layers.values()]
     ordered = " and ".join(h.name for h in changed if h.rows != tuple(range(len(h.rows))))
     note = (
-        f"the model runs the sequences in another order than that of the batch in {ordered}, as "
+        f"the model runs the sequences in an order other than that of the batch in {ordered}, as "
         "after sorting them by length: what is read there is put back in the order of the batch"
     )
     skipped = [hook.skipped for hook in changed if hook.skipped]
