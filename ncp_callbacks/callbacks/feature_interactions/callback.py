@@ -19,12 +19,11 @@ from ...callback import (
 from ...model import NotApplicable
 from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
-from ...results import FloatArray
+from ...results import FloatArray, Indices
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, SIZE, Estimate
 from .analysis import (
     Archipelago,
-    Indices,
     InteractionMethod,
     Interactions,
     group_effects,
