@@ -1040,7 +1040,7 @@ def test_a_batch_that_is_sorted_already_has_no_steps_of_copies():
     assert not any("in another order" in note for note in runner.notes)
     seen = observe(runner, 0, {ncp.Need.STATES, ncp.Need.CELL_STEPS})
     close(seen.states[0].values, model.states(x, lengths)[mx.array(order)])
-    with runner.analysing(), pytest.raises(ncp.NotApplicable, match="would sort copies"):
+    with runner.analysing(), pytest.raises(ncp.NotApplicable, match="would mix the copies"):
         seen.extra_passes.cell_stepper("cell")
 
 
