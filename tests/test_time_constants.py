@@ -839,7 +839,7 @@ def test_steps_are_spread_over_the_sequence(monkeypatch):
     runner = ModelRunner(model, ncp.HeldOutBatch(x, dt))
     looked = []
     monkeypatch.setattr(
-        "ncp_callbacks.extra_passes.jacobian_diagonal",
+        "ncp_callbacks.extra_passes.cell_steps.jacobian_diagonal",
         lambda stepper, t, *rest, **units: (
             looked.append(t) or jacobian_diagonal(stepper, t, *rest, **units)
         ),
