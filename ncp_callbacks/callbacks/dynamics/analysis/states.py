@@ -37,12 +37,12 @@ class StateDrift(MappingResult):
     """Hold how far states are from those of an earlier snapshot, whatever their axes.
 
     Attributes:
-        cka: Linear centred kernel alignment: 1 equal up to rotation, scale and offset, 0
+        cka: Linear centred kernel alignment: 1 if equal up to rotation, scale and offset, 0 if
             unrelated; the directions of largest variance count most. NaN for constant states.
             Biased up when samples are not many times the units: unrelated states of 64 units have
             .06 with 1,024 samples, .5 with 64.
         procrustes: Share of the variance that the best rotation or reflection, scale and offset do
-            not explain, in [0, 1]: 0 equal. Directions of small variance count more than in
+            not explain, in [0, 1]: 0 if equal. Directions of small variance count more than in
             ``1 - cka``. NaN for constant states.
         samples: Number of states.
         estimates: ``cka`` and ``procrustes`` as estimates over sequences; empty where it is unknown
@@ -72,12 +72,8 @@ class UnitCorrelations(ArrayResult):
     sequences: int
 
     @property
-    def _main(self) -> FloatArray:
-        return self.values
-
-    @property
     def top(self) -> int | None:
-        """The unit with the largest absolute correlation; None where none has one."""
+        """Return the unit with the largest absolute correlation; None if none has one."""
         known = np.isfinite(self.values)
         return int(np.argmax(np.where(known, np.abs(self.values), -1.0))) if known.any() else None
 
@@ -102,10 +98,6 @@ class AutocorrelationTimes(ArrayResult):
     longest: float
     without_each: FloatArray
 
-    @property
-    def _main(self) -> FloatArray:
-        return self.values
-
     def quantile_estimates(self, shares: Sequence[float]) -> list[Estimate]:
         """Return quantiles over the units that vary, as estimates over sequences."""
         known = np.isfinite(self.values)
@@ -120,7 +112,7 @@ class AutocorrelationTimes(ArrayResult):
 
     @property
     def undecayed(self) -> float:
-        """Share of the units that vary whose autocorrelation doesn't decay; NaN without any."""
+        """Return the share of varying units whose autocorrelation doesn't decay; NaN for none."""
         known = self.values[np.isfinite(self.values)]
         return float((known >= self.longest).mean()) if known.size else math.nan
 
@@ -239,7 +231,7 @@ def autocorrelation_times(
     h = np.asarray(states, np.float64)
     batch, steps, width = h.shape
     if steps < 2:
-        raise ValueError("the states have one step: pass sequences of at least two")
+        raise ValueError("the states have one time step: pass sequences of at least two")
     real = as_mask(mask, (batch, steps))
     time = np.cumsum(as_elapsed(time_delta, real), axis=1)
     use = real & np.isfinite(h).all(axis=2)
