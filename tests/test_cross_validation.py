@@ -113,7 +113,7 @@ def test_questions_without_an_answer_count_only_where_there_is_one() -> None:
     elapsed = found.agreement("elapsed times")
     assert (elapsed.answer, elapsed.count, elapsed.of) == ("yes", 1, 1)
     assert elapsed.answers == ("yes", "", "")
-    with pytest.raises(KeyError, match="'nonsense' is a part of 0 questions"):
+    with pytest.raises(KeyError, match="'nonsense' is found in 0 questions"):
         found.agreement("nonsense")
 
 
