@@ -23,7 +23,7 @@ def gradient_norms(
     Args:
         gradients: A tree of arrays, as ``nn.value_and_grad`` returns it.
         report: Called with a message, and with ``topic=`` for what is reported once.
-        raise_errors: Raise instead of reporting what is no tree of arrays.
+        raise_errors: Raise instead of reporting what is not a tree of arrays.
 
     Raises:
         TypeError: With ``raise_errors``, if there is no array in the tree.

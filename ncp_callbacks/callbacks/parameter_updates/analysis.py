@@ -18,7 +18,7 @@ class ParameterChanges(MappingResult):
     """Hold how much parameters have changed between two snapshots.
 
     Attributes:
-        total: Norm of the change of all parameters together, in parts of their norm, per training
+        total: Norm of the change of all parameters together, relative to their norm, per training
             step.
         by_part: The same for each part of the model, by its name.
         unchanged: Names of the parameters of which no element has changed.
@@ -34,7 +34,7 @@ class ParameterChanges(MappingResult):
 def parameter_changes(
     before: Mapping[str, FloatArray], now: Mapping[str, FloatArray], steps: int
 ) -> ParameterChanges:
-    """Return how much parameters have changed, in parts of their size.
+    """Return how much parameters have changed, relative to their size.
 
     The change is that from one snapshot to the next: a parameter that goes to and fro changes less
     than the sum of its updates.
@@ -46,7 +46,7 @@ def parameter_changes(
         steps: Number of training steps in between, at least 1.
 
     Returns:
-        The changes, in parts of the larger of the sizes before and now, as biases begin at 0.
+        The changes, relative to the larger of the sizes before and now, as biases begin at 0.
     """
     # In float64: squares of float32 values overflow.
     old = {

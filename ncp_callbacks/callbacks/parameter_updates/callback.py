@@ -16,7 +16,7 @@ from .analysis import euclidean_norm, parameter_changes
 
 __all__ = ["ParameterUpdates"]
 
-_SINCE = "since the previous snapshot, per training step and in parts of their norm"
+_SINCE = "since the previous snapshot, per training step and relative to their norm"
 _SCALARS = {
     "norm": "Euclidean norm of all trainable parameters together",
     "update": f"Norm of the change of all trainable parameters {_SINCE}",
@@ -29,7 +29,7 @@ _SCALARS = {
 class ParameterUpdates(Callback):
     """Measure how much the parameters change: does each part of the model learn, and how fast?
 
-    The change from one snapshot to the next, per training step, is in parts of the parameters'
+    The change from one snapshot to the next, per training step, is relative to the parameters'
     size. Parts that learn at a good pace move by about 1e-3 per step at first, and by less and less
     later; far more is a learning rate that is too large, and a part that does not move is frozen,
     or the loss does not reach it. Gradients are logged beside the updates where the loop passes
@@ -42,9 +42,9 @@ class ParameterUpdates(Callback):
     Tag                              Record What
     ================================ ====== ======================================================
     ``parameters/norm``              scalar norm of all trainable parameters together
-    ``parameters/update``            scalar norm of the parameters' change per training step, in
-                                            parts of their norm
-    ``parameters/update_<part>``     scalar the same for each part of the model, at most four
+    ``parameters/update``            scalar norm of the parameters' change per training step,
+                                            relative to their norm
+    ``parameters/update_<part>``     scalar that change of each part of the model, at most four
     ``parameters/unchanged``         scalar trainable arrays that haven't changed at all
     ``parameters/nonfinite``         scalar arrays skipped because of NaN or infinity
     ================================ ====== ======================================================

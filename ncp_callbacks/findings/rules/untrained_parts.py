@@ -16,8 +16,8 @@ class UntrainedParts(Rule):
     """Report trainable arrays of which no element has changed since the previous snapshot.
 
     An optimiser changes every element that has a gradient, if only in its last digits. Adam goes on
-    for a while after a gradient has become 0. Where all parameters stay, the rule ``no_progress``
-    says so.
+    for a while after a gradient has become 0. If all parameters stay, the rule ``no_progress``
+    reports it.
 
     Source: the rule UnchangedTensor of Amazon SageMaker Debugger.
     """
