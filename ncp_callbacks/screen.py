@@ -30,6 +30,7 @@ __all__ = [
     "MAX_CARDS",
     "MAX_TAG",
     "SCALAR_ARRAYS",
+    "VALIDATION",
     "Screen",
     "clean_tag",
     "plain_tag",
@@ -41,6 +42,8 @@ FORMAT = 1
 """Version of the descriptions of arrays; the meaning of a kind never changes within a version."""
 # Prefixes of the arrays that hold numbers without a card, and confidence intervals.
 SCALAR_ARRAYS, CI_ARRAYS = "_ncp/scalar/", "_ncp/ci/"
+# Tags of the loop's numbers that are measured on other data than it trains on.
+VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)(?=[/_]|$)")
 HEADLINE = "headline/"
 FIRST = "headline/_"  # An underscore sorts before letters.
 BEHIND = "xai_"  # Of explainable AI; it sorts behind "val" and most other names.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ..screen import VALIDATION
+
 __all__ = [
     "ASIDE",
     "HELD_OUT",
@@ -16,7 +18,6 @@ __all__ = [
 ]
 
 PREFIX = "_ncp/"  # Of raw arrays, which no dashboard shows.
-VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)(?=[/_]|$)")
 TRAINING = re.compile(r"(train|training)(?=[/_]|$)")
 # The cost of the monitor, properties of the batch and the machine, and what was new since the
 # previous snapshot tell nothing about the models.

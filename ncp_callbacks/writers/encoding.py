@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import struct
 from collections.abc import Collection
 from pathlib import Path
@@ -28,7 +27,16 @@ from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 from tensorboardX.summary import hparams
 
 from ..records import Array, Data, Embedding, Histogram, Note, Picture, Record, Scalar, Text
-from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, FORMAT, SCALAR_ARRAYS, Screen, clean_tag
+from ..screen import (
+    ARRAY_PLUGIN,
+    CI_ARRAYS,
+    DATA_PLUGIN,
+    FORMAT,
+    SCALAR_ARRAYS,
+    VALIDATION,
+    Screen,
+    clean_tag,
+)
 from .base import valid_text
 from .custom_scalars import CustomScalars
 from .run_config import RunConfig
@@ -41,7 +49,6 @@ logger = logging.getLogger("ncp_callbacks")
 _DATA_CLASS_TENSOR = b"\x20\x02"
 # Kinds of metrics of the HParams dashboard, in the order of its columns.
 _TRAINING, _VALIDATIONS, _HELD_OUT, _HEADLINES = range(4)
-_VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)/")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -178,7 +185,7 @@ class Encoder:
     def _take_metric(self, shown: str, record: Scalar) -> None:
         if shown == "train/loss":
             self._metrics.setdefault(shown, _TRAINING)
-        elif _VALIDATION.match(shown):
+        elif VALIDATION.match(shown):
             self._metrics.setdefault(shown, _VALIDATIONS)
         elif record.place == "headline":
             is_score = record.tag.startswith("held_out/")

@@ -20,7 +20,7 @@ class ParameterChanges(MappingResult):
     Attributes:
         total: Norm of the change of all parameters together, relative to their norm, per training
             step.
-        by_part: The same for each part of the model, by its name.
+        by_part: That change of each part of the model, by its name.
         unchanged: Names of the parameters of which no element has changed.
         steps: Number of training steps between the snapshots.
     """
