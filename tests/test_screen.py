@@ -21,6 +21,8 @@ from ncp_callbacks.records import Figure, Histogram, Scalar
 from ncp_callbacks.runs import read_run
 from ncp_callbacks.screen import Screen, plain_tag
 from ncp_callbacks.writers import MemoryWriter, TensorBoardWriter
+from ncp_callbacks.writers.encoding import Encoder
+from ncp_callbacks.writers.run_config import RunConfig
 
 # TensorBoard sorts digits, underscores and slashes before letters; without them, as Python does.
 ORDER = ("headline", "train", "val", "xai_")
@@ -164,6 +166,21 @@ def test_only_tags_of_callbacks_are_moved() -> None:
     assert screen.tag("eval/loss") == "eval/loss"
     assert screen.tag("fill/last", "headline") == "headline/fill/last"
     assert Screen().tag("attribution/heatmap") == "attribution/heatmap"
+
+
+@pytest.mark.parametrize(
+    ("tag", "is_metric"),
+    [("val/loss", True), ("val_loss", True), ("test", True), ("value/loss", False)],
+)
+def test_a_number_of_validation_is_a_metric_of_the_hyper_parameters(
+    tag: str, is_metric: bool
+) -> None:
+    encoder = Encoder()
+    encoder.values(RunConfig.of({"lr": 0.1}))
+    encoder.values(Scalar("attribution/time_share", 0.5, place="headline"))
+    encoder.values(Scalar(tag, 1.0))
+    assert encoder.knows_metrics == is_metric
+    assert (tag in str(encoder.metrics())) == is_metric
 
 
 def test_a_number_of_failures_has_a_card_once_there_was_one() -> None:
