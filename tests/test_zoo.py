@@ -269,7 +269,7 @@ def test_sequences_of_one_step_have_no_states_handed_on():
     model = zoo.made(EXAMPLES["port/cfc-default"])
     runner = ModelRunner(model, ncp.HeldOutBatch(mx.ones((3, 1, FEATURES)), 0.5))
     assert not runner.hook_points.cells
-    assert "one step" in runner.missing[0]
+    assert "one time step" in runner.missing[0]
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
