@@ -208,6 +208,19 @@ def test_what_it_rests_on_in_words() -> None:
         "of 24 time steps hold 70 %; elapsed time has 10 % [8, 12] of inputs and time together."
     ]
     assert found[0].severity is Severity.INFO
+    # What carries most comes first.
+    (clocked,) = of(
+        "rests_on",
+        numbers={
+            "attribution/strength": n(2.0),
+            "attribution_share/heat": n(0.9, 0.85, 0.95),
+            "attribution_share/load": n(0.1, 0.05, 0.15),
+            "attribution/time_share": n(0.72, 0.66, 0.77),
+        },
+    )
+    assert clocked.sentence.startswith(
+        "Elapsed time has 72 % [66, 77] of inputs and time together; of the attribution to inputs, "
+    )
     # The names of features that a tag can't hold are theirs again.
     run = RunFacts(feature_names=("mean (lead i)", "b"), callbacks=RUN.callbacks)
     tags = ("attribution_share/mean__lead_i_", "attribution_share/b")
@@ -425,6 +438,20 @@ def test_the_terminal_gets_at_most_ten_lines() -> None:
         "    → Do it.",
     ]
     assert lines([]) == []
+
+
+def test_the_terminal_tells_how_far_the_training_is() -> None:
+    loss = of(
+        "learnt", dataclasses.replace(RUN, chance_loss=4.17),
+        numbers={"held_out/loss": n(3.29, 2.14, 5.06)},
+    )  # fmt: skip
+    assert lines(loss) == [
+        "  trust: the maps were not checked",
+        "  learning: No learning is shown yet: the held-out loss is 3.29 [2.14, 5.06], and that of "
+        "the best",
+        "    constant 4.17.",
+        "  no fault found",
+    ]
 
 
 # --- runs

@@ -571,3 +571,49 @@ def test_tokens_that_are_all_equal(cls: type[Reader]) -> None:
     runner = ModelRunner(model, ncp.HeldOutBatch(mx.full((B, T), 3)), target=1)
     # Which rows belong to which step shows only in tokens that differ.
     assert bool(runner.gradients.no_input_gradient) == (cls is PerStep)
+
+
+# ---- sequences of another length
+
+
+class AnyLength(Reader):
+    """Reads as many tokens as there are, embedded as ``way`` says."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        if self.way == "whole":
+            x = self.emb(tokens)
+            return self.read([x[:, t] for t in range(tokens.shape[1])])
+        if self.way == "per step":
+            return self.read([self.emb(tokens[:, t]) for t in range(tokens.shape[1])])
+        return self.read(list(self.emb(tokens.T)))
+
+    def from_vectors(self, vectors: mx.array) -> mx.array:
+        return self.read([vectors[:, t] for t in range(vectors.shape[1])])
+
+
+@pytest.mark.parametrize("way", ["whole", "per step", "time first"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_tokens_of_fewer_time_steps_are_run_by_their_vectors(way: str, count: int) -> None:
+    mx.random.seed(1)
+    model = AnyLength(way)
+    tokens = np.random.default_rng(2).integers(0, V, (B, T))
+    runner = ModelRunner(model, ncp.HeldOutBatch(tokens), target=1)
+    steps = np.stack([np.sort(np.random.default_rng(b).permutation(T)[:count]) for b in range(B)])
+    left = np.take_along_axis(tokens, steps, axis=1)
+    others = np.random.default_rng(3).normal(size=(B, count, E)).astype("f")
+
+    def by_hand(vectors: mx.array) -> np.ndarray:
+        return np.array(model.from_vectors(vectors)[None, :, -1, 1])
+
+    with runner.analysing():
+        passes = observe(runner, 0, {ncp.Need.FEWER_STEPS}).extra_passes
+        found = passes.with_fewer_steps(steps, np.ones(steps.shape, bool)).values
+        replaced = passes.with_fewer_steps(steps, np.ones(steps.shape, bool), others).values
+    plain = np.array(model(mx.array(left))[None, :, -1, 1])
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, by_hand(model.emb(mx.array(left))), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(replaced, by_hand(mx.array(others)), rtol=1e-5, atol=1e-6)

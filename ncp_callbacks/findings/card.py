@@ -19,6 +19,8 @@ _WORDS = {
 }
 
 _BAD = (Severity.PROBLEM, Severity.WARNING)
+# Rules that tell how far the training is.
+_LEARNING = ("learnt", "stable")
 
 
 def card(findings: Sequence[Finding], step: int) -> str:
@@ -34,7 +36,7 @@ def card(findings: Sequence[Finding], step: int) -> str:
 
 
 def lines(findings: Sequence[Finding], most: int = 10, width: int = 100) -> list[str]:
-    """Return at most so many lines: what the model relies on, whether to trust it, what is wrong.
+    """Return at most so many lines: reliance, trust, learning, and what is wrong.
 
     Args:
         findings: The findings, the most serious first.
@@ -50,6 +52,9 @@ def lines(findings: Sequence[Finding], most: int = 10, width: int = 100) -> list
     relies = [f.sentence for f in findings if f.rule == "rests_on" and f.severity not in _BAD]
     shown = [line for sentence in relies[:1] for line in broken(f"relies on: {sentence}")]
     shown += broken(f"trust: {_trust(findings)}")
+    learning = [f.sentence for f in findings if f.rule in _LEARNING and f.severity not in _BAD]
+    if learning:
+        shown += broken(f"learning: {' '.join(learning)}")
     wrong = [finding for finding in findings if finding.severity in _BAD]
     for place, finding in enumerate(wrong):
         part = broken(f"{_WORDS[finding.severity]}: {finding.sentence}")

@@ -27,6 +27,7 @@ from .checks.state_between_batches import StateBetweenBatches, check_kept_size, 
 from .compilation import CompilationSwitch
 from .conventions import Calling, Forward, find_calling
 from .discovery import find_hook_points
+from .embedding import Embedding
 from .embedding_finder import find_embedding
 from .errors import ModelError, NotApplicable
 from .gradients import Gradients, find_gradients, indices_stopped
@@ -465,6 +466,27 @@ class ModelRunner:
         except ModelError:
             return None
 
+    def find_embedding_of_length(self) -> None:
+        """Find the vectors of tokens in sequences of another length than those of the batch.
+
+        Raises:
+            NotApplicable: If there are none.
+        """
+        few = self.held_out if self.whole_batch_only else self.held_out.take(slice(0, 2))
+        steps = few.inputs_shape[1]
+        if steps not in self._embeddings:
+
+            def call(inputs: Any, time_delta: mx.array | None) -> mx.array:
+                self.state.restore()
+                return self.calling(inputs, time_delta)
+
+            self._embeddings[steps] = find_embedding(self.copy, few, call)
+        self._embedding = self._embeddings[steps]
+        if self._embedding is None:
+            raise NotApplicable(
+                f"in sequences of {steps} time steps the vectors of tokens were not found"
+            )
+
     def small(self) -> ModelRunner:
         """Return a runner of the first two sequences, or of all if the batch is not divisible."""
         return self.take(slice(0, 2)) if self.divisible else self
@@ -499,6 +521,8 @@ class ModelRunner:
         if self.coupling:
             self.whole_batch_only, held_out = True, self.held_out
         self._embedding = find_embedding(self.copy, held_out, call) if held_out.tokens else None
+        # By the number of time steps, for shorter sequences than the batch's.
+        self._embeddings: dict[int, Embedding | None] = {}
         small = copy.copy(self)
         small.held_out, small.calling = held_out, calling
         first = small._trial()

@@ -43,7 +43,8 @@ class Faithful(Rule):
                     Severity.WARNING,
                     "The map is not shown to be faithful: removing its largest inputs changes the "
                     f"target no more than removing random ones, {what}.",
-                    "Use integrated gradients or removal instead, and analyse more sequences.",
+                    "Read the shares by removal instead (FeatureRemoval), and pass a larger "
+                    "max_sequences to Faithfulness.",
                     {tag: advantage},
                     "not faithful",
                 )
