@@ -56,9 +56,9 @@ class RestsOn(Rule):
         parts += self._time_steps(facts, group)
         time_share = facts.numbers.get(f"{group}/time_share")
         if time_share is not None and np.isfinite(time_share.value):
-            said = f"elapsed time has {percent(time_share)} of inputs and time together"
+            sentence = f"elapsed time has {percent(time_share)} of inputs and time together"
             # What carries most comes first.
-            parts.insert(0 if time_share.at_least > 0.5 else len(parts), said)
+            parts.insert(0 if time_share.at_least > 0.5 else len(parts), sentence)
             numbers[f"{group}/time_share"] = time_share
         if parts:
             text = "; ".join(parts) + since(strength[1], facts.step)
