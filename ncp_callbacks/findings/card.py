@@ -52,7 +52,12 @@ def lines(findings: Sequence[Finding], most: int = 10, width: int = 100) -> list
     relies = [f.sentence for f in findings if f.rule == "rests_on" and f.severity not in _BAD]
     shown = [line for sentence in relies[:1] for line in broken(f"relies on: {sentence}")]
     shown += broken(f"trust: {_trust(findings)}")
-    learning = [f.sentence for f in findings if f.rule in _LEARNING and f.severity not in _BAD]
+    learning = [
+        f.sentence
+        for rule in _LEARNING
+        for f in findings
+        if f.rule == rule and f.severity not in _BAD
+    ]
     if learning:
         shown += broken(f"learning: {' '.join(learning)}")
     wrong = [finding for finding in findings if finding.severity in _BAD]
