@@ -41,12 +41,15 @@ from .observer.observer import Settings
 from .overhead import Overhead
 from .ranks import rank, rank_variable
 from .records import Figure, Record, Text
+from .resuming import LoggedRun, logged_run
 from .run_card import run_card
 from .run_facts import run_facts
 from .run_log import RunLog
 from .scheduling import ScheduleLike, as_schedule, as_whole
 from .screen import Screen
+from .signal_handlers import raised_by_signal_handler
 from .writers import WriterLike, as_list, directory_of, open_writers, unsynced
+from .writers.kept_states import remove_states
 
 __all__ = ["Monitor"]
 
@@ -118,6 +121,10 @@ class Monitor:
         resume_step: The last step that was done of the run in ``log_dir``, which goes on; pass its
             saved state to :meth:`load_state_dict`. TensorBoard hides what was logged for later
             steps.
+        resume: ``"auto"``: keep the monitor's state beside the log, and where ``log_dir`` has a log
+            already, go on in it. The first step that is reported tells from where: what was logged
+            for this and later steps is hidden, and the state of the last snapshot before it is
+            taken up. None: don't.
         on_error: ``"disable"``: a callback that fails is disabled and training goes on.
             ``"raise"``: its error is raised; from a process of its own, at one of the next calls.
 
@@ -151,6 +158,7 @@ class Monitor:
         verbose: bool | None = None,
         run_config: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
+        resume: Literal["auto"] | None = None,
         on_error: Literal["disable", "raise"] = "disable",
     ) -> None:
         check_log(log_dir, writer)
@@ -166,6 +174,8 @@ class Monitor:
         self._callbacks = as_callbacks(callbacks, held_out)
         self._log_dir, self._given_writers = log_dir, as_list(writer)
         self._resume_step = _checked_resume_step(resume_step, log_dir)
+        self._resume = _checked_resume(resume, log_dir)
+        self._logged: LoggedRun | None = None
         self._every = as_schedule(every)
         train = None if train_every is None else as_schedule(train_every, what="train_every")
         self._background, self._verbose = background, verbose
@@ -175,7 +185,10 @@ class Monitor:
         self._is_new = True
         self._without_state: set[str] = set()
         self._findings_state: Mapping[str, Any] | None = None
+        self._texts: list[Record] = []
+        self._has_state = False
         self._log = RunLog()
+        self._log.keeps_states = self._resume == "auto"
         self._overhead = Overhead(max_overhead)
         self._observer = AttachedObserver(
             Subject(model, forward, target if callable(target) else None, make_model),
@@ -242,6 +255,8 @@ class Monitor:
             self._log.report(note)
         self._report_missing_state()
         try:
+            if self._resume == "auto" and self._log_dir is not None:
+                self._find_logged(self._log_dir)
             card = run_card(
                 beginning.runner,
                 self.callbacks,
@@ -253,17 +268,31 @@ class Monitor:
             target = beginning.runner.target.name
             self._log.findings = RunFindings(run_facts(beginning.runner, self.callbacks))
             self._load_findings()
-            texts: list[Record] = [
+            self._log.fingerprint = fingerprint(self._held_out, self.callbacks, target)
+            self._texts = [
                 Text("about/run", card),
-                Text("about/fingerprint", fingerprint(self._held_out, self.callbacks, target)),
+                Text("about/fingerprint", self._log.fingerprint),
                 self._log.findings.about(),
             ]
-            self._open_log(texts, beginning.dry_run.records)
+            self._open_log(beginning.dry_run.records)
         except BaseException:
             self._observer.close(0.0)
             raise
 
-    def _open_log(self, texts: Sequence[Record], rehearsed: Sequence[Record]) -> None:
+    def _find_logged(self, log_dir: str | os.PathLike[str]) -> None:
+        """Find the log that this run goes on with, if there is one."""
+        self._logged = logged_run(log_dir)
+        if self._logged is None:
+            return
+        if self._resume_step is None:
+            self._resume_step = self._run.last_step = self._logged.last_step
+        show(
+            f"ncp_callbacks: {self._logged.directory} has a log up to step "
+            f"{self._logged.last_step:,}, which goes on after step {self._resume_step:,}",
+            verbose=self._verbose,
+        )
+
+    def _open_log(self, rehearsed: Sequence[Record]) -> None:
         # Only now: a configuration that fails must not leave an empty run behind.
         first = None if self._resume_step is None else self._resume_step + 1
         writers, given = open_writers(self._log_dir, self._given_writers, first_step=first)
@@ -278,7 +307,7 @@ class Monitor:
         for note in unsynced(self._log_dir, self._given_writers):
             self._log.report(note)
         self._log.last_step = first or 0
-        self._log.write(self._log.last_step, texts)
+        self._log.write(self._log.last_step, self._texts)
         self._run.close_in_every_case(self, Monitor.close)
         screen = Screen([c.name for c in self._callbacks])
         pictures = [screen.picture(OVERVIEW, "headline")]
@@ -337,7 +366,7 @@ class Monitor:
         if self._run.last_step is not None and self._run.steps:
             behind = self._due.behind(self._run.last_step)
             if behind:
-                self._log.freeze(self._run.last_step)
+                self._log.freeze(self._run.last_step, self._due.state_dict())
                 self._observer.analyse(self._run.last_step, behind)
         last = [c for c in self.callbacks if type(c).finish is not Callback.finish]
         if last and self._run.last_step is not None and self._run.steps:
@@ -418,6 +447,7 @@ class Monitor:
             raise ValueError(
                 "this is not a state of a monitor: pass the dict that monitor.state_dict() returned"
             )
+        self._has_state = True
         known, step = state["callbacks"], state.get("step")
         if self._run.last_step is None or (step is not None and step > self._run.last_step):
             self._run.last_step = step
@@ -527,6 +557,8 @@ class Monitor:
         if not self._run.is_ours:
             return
         step = operator.index(step)
+        if self._logged is not None:
+            self._go_on(step, self._logged)
         last = self._run.last_step
         if last is not None and step <= last:
             self._log.report(
@@ -538,7 +570,7 @@ class Monitor:
         self._run.steps += 1
         due, train_due = self._due.at(step)
         if self._run.steps == 1 and not due:
-            self._log.freeze(step)
+            self._log.freeze(step, self._due.state_dict())
             self._observer.hold(step, _all(self._due.never_due()))
         if not due and not train_due:
             return
@@ -551,11 +583,36 @@ class Monitor:
                 )
             self._write_scalars(step, numbers)
         if due and self._affords():
-            self._log.freeze(step)
+            self._log.freeze(step, self._due.state_dict())
             self._observer.analyse(step, due)
             self._log.write(step, self._overhead.records())
             self._report_large_share()
         self._observer.raise_delivered()
+
+    def _go_on(self, step: int, logged: LoggedRun) -> None:
+        """Let the log go on with this step, the first that is made after an interruption."""
+        self._logged = None
+        if self._run.last_step is not None and step <= self._run.last_step:
+            show(
+                f"ncp_callbacks: the training goes on with step {step:,}: what was logged for it "
+                "and for later steps is replaced",
+                verbose=self._verbose,
+            )
+            self._log.rewind(step, self._texts)
+            self._run.last_step = step - 1
+        remove_states(logged.directory, step)
+        state, notes = logged.state_before(step, self._log.fingerprint)
+        for note in notes:
+            self._log.report(note)
+        try:
+            # One that the user has saved beside the checkpoint belongs to it.
+            if state is not None and not self._has_state:
+                self.load_state_dict(state)
+        except Exception as error:  # A callback of the user's may raise anything.
+            if raised_by_signal_handler(error):
+                raise
+            self._log.fail("the state that was kept beside the log can't be taken up", error)
+        self._log.take_points(logged.loop_points(step))
 
     def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Log numbers measured elsewhere, under tags of your own: ``{"val/loss": 0.3}``.
@@ -617,6 +674,14 @@ def _checked_resume_step(resume_step: Any, log_dir: Any) -> int | None:
             "with purge_step= or first_step= instead"
         )
     return whole
+
+
+def _checked_resume(resume: Any, log_dir: Any) -> Literal["auto"] | None:
+    if resume not in ("auto", None):
+        raise ValueError(f"resume={resume!r}: pass 'auto' or None")
+    if resume == "auto" and log_dir is None:
+        raise ValueError("resume='auto' goes on with the run in log_dir=: pass log_dir=")
+    return "auto" if resume == "auto" else None
 
 
 def _keeps_state(callback: Callback) -> bool:

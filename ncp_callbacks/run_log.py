@@ -6,6 +6,7 @@ It guards the writer: what goes wrong there is reported once and never reaches t
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -41,11 +42,14 @@ class RunLog:
     Attributes:
         last_step: The last step that the loop reported.
         findings: Turns what is written into findings, once the run's facts are known; or None.
+        keeps_states: Whether the monitor's state is kept beside the log, snapshot by snapshot.
+        fingerprint: What the run is analysed on, for those who go on from such a state.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.last_step = 0
         self.findings: RunFindings | None = None
+        self.keeps_states, self.fingerprint = False, ""
         self._clock = clock
         self._lock = threading.RLock()
         self._is_delivering = False
@@ -56,6 +60,8 @@ class RunLog:
         self._notes: list[str] = []
         self._more_notes = 0
         self._closing = False
+        self._occasions: dict[int, Mapping[str, int]] = {}
+        self._kept_step: int | None = None
         self._topics: set[str] = set()
         self._tags = TagOwners(self.report)
         self._explained: dict[str, str] = {}
@@ -159,14 +165,70 @@ class RunLog:
             self._tags.add("the training loop", records)
             self.write(step, records)
 
-    def freeze(self, step: int) -> None:
+    def freeze(self, step: int, occasions: Mapping[str, int]) -> None:
         """Keep the loop's numbers as they are now, for the findings of the snapshot of this step.
 
         The analysis comes back at any time, and its findings must not depend on when.
+
+        Args:
+            step: The step.
+            occasions: How often each callback was due, for the state that is kept.
         """
         with self._turn():
             if self.findings is not None:
                 self.findings.freeze(step)
+            if self.keeps_states:
+                self._occasions[step] = occasions
+
+    def keep_state(self, step: int, callbacks: Mapping[str, Any]) -> None:
+        """Keep what a resumed run needs beside the log, if that is asked for.
+
+        Args:
+            step: Of the snapshot that was analysed last.
+            callbacks: The state of each callback as of it.
+        """
+        if not self.keeps_states or step < (self._kept_step or step):
+            return  # The first snapshot is analysed last where no step was due.
+        self._kept_step = step
+        with self._turn():
+            # The last snapshot of a run is taken where nothing was due.
+            due = max((s for s in self._occasions if s <= step), default=step)
+            self._occasions = {s: o for s, o in self._occasions.items() if s >= due}
+            state = {
+                "step": step,
+                "callbacks": callbacks,
+                "occasions": self._occasions.get(due, {}),
+                "findings": self.findings and self.findings.state_dict(curves=False),
+                "fingerprint": self.fingerprint,
+            }
+            try:
+                text = json.dumps(state)
+            except (TypeError, ValueError) as error:
+                self.keeps_states = False
+                self.fail("the state of the callbacks can't be kept beside the log", error)
+                return
+            self._guarded(lambda w: w.keep_state(step, text))
+
+    def take_points(self, points: Iterable[tuple[int, str, float]]) -> None:
+        """Take numbers that the training loop has logged before an interruption, for findings."""
+        with self._turn():
+            if self.findings is not None:
+                for point in points:
+                    self.findings.add_point(*point)
+
+    def rewind(self, step: int, records: Sequence[Record]) -> None:
+        """Hide what was logged for a step and later ones, which are made once more.
+
+        Args:
+            step: The first of them.
+            records: What was written on opening, which is hidden, too.
+        """
+        with self._turn():
+            self._guarded(lambda w: w.rewind(step))
+            self.last_step = step
+            self._changed.update(dict.fromkeys(self._written, True))
+            self._written.clear()
+            self.write(step, records)
 
     def write_analysis(
         self, step: int, records: Iterable[Record], wall_time: float | None = None

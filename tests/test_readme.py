@@ -101,9 +101,8 @@ def tags(run: Path) -> set[str]:
 
 def test_every_block_runs(ran: Path) -> None:
     assert sorted(p.name for p in (ran / "runs").iterdir()) == [
-        "attach", "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "start-close",
-        "targets",
-        "time-first", "trackers",
+        "attach", "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "restarted",
+        "start-close", "targets", "time-first", "trackers",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
         "importance.png", "sensitivity.png", "states.png", "backbone.png", "comes_back.png",

@@ -123,16 +123,19 @@ class Collected:
 
     # ---- interruptions
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, curves: bool = True) -> dict[str, Any]:
         """Return what a resumed run needs, as numbers, strings, lists and dicts.
 
         Arrays are not kept: the next snapshot brings them.
+
+        Args:
+            curves: Have the numbers of the training loop, which the log has as well.
         """
         return {
             "step": self.step,
             "numbers": _rows(self._numbers),
             "history": [[past.step, _rows(past.numbers)] for past in self._history],
-            "curves": {tag: curve.to_state() for tag, curve in self._curves.items()},
+            "curves": {t: curve.to_state() for t, curve in self._curves.items() if curves},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -89,9 +89,9 @@ class RunFindings:
             ),
         ]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
-        return self._collected.state_dict()
+    def state_dict(self, *, curves: bool = True) -> dict[str, Any]:
+        """Return what a resumed run needs; ``curves`` are the numbers of the training loop."""
+        return self._collected.state_dict(curves=curves)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned."""

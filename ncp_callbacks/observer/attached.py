@@ -172,8 +172,12 @@ class AttachedObserver:
                 why = f"no process could be started: {one_line(error)}"
             self._log.report(f"analyses run in the training loop: {why}")
         self._reader.restart(as_bytes=False)
-        self.current = InLoopObserver(observer, self._delivery.analysis)
+        self.current = self._in_loop(observer)
         return f"in the training loop: {why}"
+
+    def _in_loop(self, observer: Observer) -> InLoopObserver:
+        deliver, states = self._delivery.analysis, self._log.keeps_states
+        return InLoopObserver(observer, deliver, states=states)
 
     def _start_process(self, memory_per_sequence: float | None) -> None:
         self._memory_per_sequence = memory_per_sequence
@@ -213,7 +217,7 @@ class AttachedObserver:
         SnapshotLoader(copied).load(self._reader.read())
         observer = Observer(copied, self._held_out, self.callbacks, self._settings)
         self._reader.restart()
-        self.current = InLoopObserver(observer, self._delivery.analysis)
+        self.current = self._in_loop(observer)
         self._delivery.draw = None
         self._log.report("analyses run in the training loop from now on")
 

@@ -48,6 +48,7 @@ class Delivery:
         figures = self._log.write_analysis(analysis.step, records, analysis.wall_time)
         if self.draw is None or not self.draw(analysis.step, analysis.wall_time, figures):
             self._log.write(analysis.step, figures, analysis.wall_time)
+        self._log.keep_state(analysis.step, analysis.state)
         for note in analysis.notes:
             self._log.report(note)
         for failure in analysis.failures:

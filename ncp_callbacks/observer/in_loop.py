@@ -20,13 +20,16 @@ class InLoopObserver:
     Args:
         observer: What analyses.
         deliver: Called with each analysis.
+        states: Let each analysis have the state of the callbacks as of it.
     """
 
-    def __init__(self, observer: Observer, deliver: Callable[[Analysis], None]) -> None:
+    def __init__(
+        self, observer: Observer, deliver: Callable[[Analysis], None], *, states: bool = False
+    ) -> None:
         # Analyses import them where they are used. The first snapshot is not to wait for that.
         for name in _USED_BY_ANALYSES:
             importlib.import_module(name)
-        self._observer, self._deliver = observer, deliver
+        self._observer, self._deliver, self._states = observer, deliver, states
 
     def submit(self, request: Request) -> bool:
         """Analyse a snapshot and deliver what came of it; return True, as nothing is dropped."""
@@ -39,6 +42,8 @@ class InLoopObserver:
             raise
         finally:
             self._observer.runner.restore_process()
+        if self._states:
+            analysis.state = self._observer.state()
         self._deliver(analysis)
         return True
 

@@ -118,8 +118,8 @@ class Analysis:
         not_applicable: Callbacks that don't apply to the model, and are disabled.
         seconds: Time that callbacks took without their passes, by name.
         costs: Number and time of the passes, by kind.
-        state: What a resumed run needs of each callback, by name; filled in by the observer's
-            process.
+        state: What a resumed run needs of each callback, by name; filled in by who asked for the
+            analysis.
     """
 
     step: int

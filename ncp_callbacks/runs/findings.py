@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..findings import RULES, Collected, Facts, Finding, Rule, RunFacts, judge
 from ..findings.run_findings import FACTS
 from ..records import Array, Record, Scalar
 from .reader import Run
 
-__all__ = ["facts_of", "findings_of"]
+__all__ = ["facts_of", "findings_of", "loop_points"]
 
 # Groups of tags that neither callbacks nor the training loop log.
 _OWN = {"monitor", "ci", "about", "_ncp", "findings"}
@@ -38,16 +38,13 @@ def facts_of(run: Run, rules: Sequence[Rule] = RULES) -> Facts:
     by_step: dict[int, list[Record]] = {}
     for tag, scalars in run.scalars.items():
         group = tag.partition("/")[0]
-        if group in _OWN:
-            continue
-        if _is_of_callback(known, group):
+        if group not in _OWN and _is_of_callback(known, group):
             ends = _ends(run, tag)
             for step, value in zip(scalars.steps.tolist(), scalars.values.tolist(), strict=True):
                 ci = ends.get(step)
                 by_step.setdefault(step, []).append(Scalar(tag, value, ci=ci))
-        else:
-            for step, value in zip(scalars.steps.tolist(), scalars.values.tolist(), strict=True):
-                collected.add_point(step, tag, value)
+    for point in loop_points(run):
+        collected.add_point(*point)
     for tag, arrays in run.arrays.items():
         for step, values in arrays.items():
             if step in by_step:
@@ -55,6 +52,16 @@ def facts_of(run: Run, rules: Sequence[Rule] = RULES) -> Facts:
     for step in sorted(by_step):
         collected.add_snapshot(step, by_step[step])
     return collected.facts()
+
+
+def loop_points(run: Run) -> Iterator[tuple[int, str, float]]:
+    """Iterate over step, tag and value of the numbers that the training loop has logged."""
+    known = _run_facts(run)
+    for tag, scalars in run.scalars.items():
+        group = tag.partition("/")[0]
+        if group not in _OWN and not _is_of_callback(known, group):
+            for step, value in zip(scalars.steps.tolist(), scalars.values.tolist(), strict=True):
+                yield step, tag, value
 
 
 def _run_facts(run: Run) -> RunFacts | None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ..records import Embedding, Figure, Picture, Record, Scalar
-from .base import Tally, Writer
+from .base import Instruction, Tally, Writer
 from .run_config import RunConfig
 from .writing_thread import Lose, RecordSink, WritingThread
 
@@ -70,11 +70,11 @@ class _Adapted(RecordSink):
         self._sink = sink
 
     def write(
-        self, step: int, wall_time: float, records: Sequence[Record | RunConfig], lose: Lose
+        self, step: int, wall_time: float, records: Sequence[Record | Instruction], lose: Lose
     ) -> None:
         for config in (record for record in records if isinstance(record, RunConfig)):
             self._call("log_run_config", dict(config.values))
-        others = [record for record in records if not isinstance(record, RunConfig)]
+        others = [record for record in records if not isinstance(record, Instruction)]
         if others:
             self._sink.write(step, others)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..records import Record
 
-__all__ = ["Tally", "Writer", "valid_text"]
+__all__ = ["Instruction", "Tally", "Writer", "valid_text"]
 
 
 class Tally(NamedTuple):
@@ -25,6 +25,12 @@ class Tally(NamedTuple):
     dropped_records: int = 0
     dropped_figures: int = 0
     failed_records: int = 0
+
+
+class Instruction:
+    """Mark what a log takes beside records; it has a tag as these do."""
+
+    tag: str
 
 
 class Writer(abc.ABC):
@@ -56,6 +62,15 @@ class Writer(abc.ABC):
 
     def log_run_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027
         """Take the run's hyper-parameters; a writer that has no place for them ignores them."""
+
+    def keep_state(self, step: int, state: str) -> None:  # noqa: B027
+        """Keep a monitor's state as of a snapshot, JSON, from which a run that was killed goes on.
+
+        Only a writer that has a directory does.
+        """
+
+    def rewind(self, first_step: int) -> None:  # noqa: B027
+        """Hide what was logged for this step and later ones: they are made once more."""
 
     @abc.abstractmethod
     def flush(self) -> None:

@@ -37,7 +37,7 @@ from ..screen import (
     Screen,
     clean_tag,
 )
-from .base import valid_text
+from .base import Instruction, valid_text
 from .custom_scalars import CustomScalars
 from .run_config import RunConfig
 
@@ -75,7 +75,7 @@ class Encoder:
         """Show tags whose groups begin with these names where those of callbacks belong."""
         self._screen = Screen(callbacks)
 
-    def values(self, record: Record | RunConfig) -> list[Summary.Value]:
+    def values(self, record: Record | Instruction) -> list[Summary.Value]:
         """Return the summary values of one record; an embedding has none.
 
         Raises:

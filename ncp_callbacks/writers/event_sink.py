@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ..records import Embedding, Record
-from .encoding import Encoder, Event, Summary
+from .base import Instruction
+from .encoding import Encoder, Event, SessionLog, Summary
 from .event_file import fits_int64
+from .kept_states import KeptState, write_state
 from .projector import write_embedding
-from .run_config import RunConfig
 from .writing_thread import Lose, RecordSink
 
-__all__ = ["EventSink", "Events"]
+__all__ = ["EventSink", "Events", "Rewind"]
+
+
+@dataclass(frozen=True)
+class Rewind(Instruction):
+    """Ask to hide what was logged for a step, that of the entry, and for later ones."""
+
+    tag: str = "rewind"
 
 
 class Events(Protocol):
@@ -53,7 +62,7 @@ class EventSink(RecordSink):
         self._encoder.arrange(callbacks)
 
     def write(
-        self, step: int, wall_time: float, records: Sequence[Record | RunConfig], lose: Lose
+        self, step: int, wall_time: float, records: Sequence[Record | Instruction], lose: Lose
     ) -> None:
         if not fits_int64(step):
             lose(
@@ -70,6 +79,14 @@ class EventSink(RecordSink):
                 if isinstance(record, Embedding):
                     if self._events.log_dir is not None:
                         write_embedding(self._events.log_dir, step, record)
+                elif isinstance(record, KeptState):
+                    if self._events.log_dir is not None:
+                        # The numbers of its step need not be safe yet: steps that are made again
+                        # don't use it, and those that aren't need it.
+                        write_state(self._events.log_dir, record)
+                elif isinstance(record, Rewind):
+                    start = SessionLog(status=SessionLog.START)
+                    self._events.write(Event(wall_time=wall_time, step=step, session_log=start))
                 else:
                     values += self._encoder.values(record)
             except Exception as error:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ..records import Embedding
 from .base import valid_text
 
-__all__ = ["write_embedding"]
+__all__ = ["replace_file", "write_embedding"]
 
 CONFIG = "projector_config.pbtxt"
 _FOLDER = "projector"
@@ -47,13 +47,13 @@ def write_embedding(log_dir: Path, step: int, record: Embedding) -> None:
     file = f"{_FOLDER}/{urllib.parse.quote(tag, safe='')}"
     # As text: TensorBoard tells binary files by not being text, which zeros are.
     points = "".join("\t".join(f"{number:.6g}" for number in row) + "\n" for row in values[kept])
-    _replace(log_dir / f"{file}.tensors.tsv", points.encode())
+    replace_file(log_dir / f"{file}.tensors.tsv", points.encode())
     entry = [
         f"tensor_name: {_quoted(f'{tag} (step {step})')}",
         f"tensor_path: {_quoted(f'{file}.tensors.tsv')}",
     ]
     if record.labels:
-        _replace(log_dir / f"{file}.metadata.tsv", "".join(_table(record, kept)).encode())
+        replace_file(log_dir / f"{file}.metadata.tsv", "".join(_table(record, kept)).encode())
         entry.append(f"metadata_path: {_quoted(f'{file}.metadata.tsv')}")
     _name_in_config(log_dir / CONFIG, tag, entry)
 
@@ -90,7 +90,7 @@ def _name_in_config(config: Path, tag: str, entry: list[str]) -> None:
         text = text[:start] + block + text[stop + len(end.encode()) :]
     else:
         text += b"\n" * bool(text and not text.endswith(b"\n")) + block
-    _replace(config, text)
+    replace_file(config, text)
 
 
 def _quoted(text: str) -> str:
@@ -98,7 +98,12 @@ def _quoted(text: str) -> str:
     return json.dumps(_cell(text), ensure_ascii=False)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, whatever ends this process.
+
+    Raises:
+        OSError: It can't be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)

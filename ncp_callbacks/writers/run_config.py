@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .base import valid_text
+from .base import Instruction, valid_text
 
 __all__ = ["RunConfig"]
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Instruction):
     """Hold the hyper-parameters of a run; :meth:`of` makes one from any mapping."""
 
     values: Mapping[str, bool | float | str]

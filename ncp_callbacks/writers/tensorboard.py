@@ -82,6 +82,16 @@ class TensorBoardWriter(BackgroundWriter):
             timeout=timeout,
         )
 
+    def keep_state(self, step: int, state: str) -> None:
+        from .kept_states import KeptState
+
+        self._background.put(step, self._clock(), [KeptState(step, state)])
+
+    def rewind(self, first_step: int) -> None:
+        from .event_sink import Rewind
+
+        self._background.put(first_step, self._clock(), [Rewind()])
+
 
 class SummaryWriterAdapter(BackgroundWriter):
     """Write into the event file of a ``tensorboardX.SummaryWriter``, which stays the user's.

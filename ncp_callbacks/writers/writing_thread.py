@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 from ..errors import one_line
 from ..plotting.renderer import memory_of
 from ..records import Picture, Record, Scalar
-from .run_config import RunConfig
+from .base import Instruction
 
 __all__ = ["Lose", "RecordSink", "WritingThread"]
 
@@ -48,7 +48,7 @@ class RecordSink(abc.ABC):
 
     @abc.abstractmethod
     def write(
-        self, step: int, wall_time: float, records: Sequence[Record | RunConfig], lose: Lose
+        self, step: int, wall_time: float, records: Sequence[Record | Instruction], lose: Lose
     ) -> None:
         """Take the records of a step; ``lose`` those that can't be written."""
 
@@ -67,7 +67,7 @@ class RecordSink(abc.ABC):
 class _Entry(NamedTuple):
     step: int
     wall_time: float
-    records: Sequence[Record | RunConfig]
+    records: Sequence[Record | Instruction]
     size: int
 
 
@@ -140,7 +140,7 @@ class WritingThread:
         """Take the names of callbacks, see :meth:`.Writer.arrange`; call it before any ``put``."""
         self._sink.arrange(callbacks)
 
-    def put(self, step: int, wall_time: float, records: Sequence[Record | RunConfig]) -> None:
+    def put(self, step: int, wall_time: float, records: Sequence[Record | Instruction]) -> None:
         """Queue the records of a step, and return at once."""
         if self._closing or self._ended or os.getpid() != self._pid:
             return
@@ -213,8 +213,8 @@ class WritingThread:
         self._closing = True
 
     def _fitting(
-        self, step: int, records: Sequence[Record | RunConfig], max_bytes: int
-    ) -> Sequence[Record | RunConfig]:
+        self, step: int, records: Sequence[Record | Instruction], max_bytes: int
+    ) -> Sequence[Record | Instruction]:
         """Return the records if there is room for them, or none."""
         # Records larger than the whole limit would never fit, so an idle queue takes them.
         busy = self._waiting or self._writing
@@ -354,7 +354,7 @@ class WritingThread:
         lost: Counter[type] = Counter()
 
         def lose(
-            records: Sequence[Record | RunConfig],
+            records: Sequence[Record | Instruction],
             key: object,
             message: str,
             error: BaseException | None = None,
@@ -368,5 +368,5 @@ class WritingThread:
         self._heartbeat += 1
 
 
-def _size(record: Record | RunConfig) -> int:
+def _size(record: Record | Instruction) -> int:
     return 128 if isinstance(record, Scalar) else memory_of(record)
