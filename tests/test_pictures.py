@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from typing import Any
 
@@ -94,6 +95,79 @@ def test_the_pictures_of_all_callbacks_are_those_of_new_figures() -> None:
         "plot_time_constants_over_time", "plot_time_sensitivity", "plot_unit_ablation",
         "plot_unit_activity", "plot_unit_information", "plot_unit_meanings", "plot_wiring",
     }  # fmt: skip
+
+
+# --- on somebody's axes -------------------------------------------------------------------------
+
+
+def hosted(size: float, dpi: float, make: Any) -> tuple[Figure, np.ndarray]:
+    """A picture on axes that fill a figure of 640 × 430 pixels, and its pixels."""
+    figure = Figure(figsize=(6.4 * size, 4.3 * size), dpi=dpi)
+    ax = figure.add_axes((0, 0, 1, 1))
+    assert make(ax) is figure
+    return figure, drawn(figure).astype(float)
+
+
+def test_pictures_on_axes_are_those_of_a_figure_of_their_own() -> None:
+    mx.random.seed(0)
+    plots: dict[str, Any] = {}
+    for model in (
+        Net(CfC(3, 8, backbone_units=6), 8),
+        Net(LTC(3, AutoNCP(9, 2, seed=1), ode_unfolds=3), 2),
+    ):
+        for figures in recorded(model).values():
+            plots.setdefault(figures[-1].plot.__name__, figures[-1])
+    for name, record in plots.items():
+        own = drawn(record.plot(record.data, **record.options)).astype(float)
+
+        def make(ax: Any, record: Any = record) -> Figure:
+            figure: Figure = record.plot(record.data, **record.options, ax=ax)
+            return figure
+
+        _, same = hosted(1.0, 100, make)
+        # Twice as many dots on half the inches: as many pixels, if all sizes are halved.
+        _, small = hosted(0.5, 200, make)
+        ink = np.abs(255 - own).mean()
+        assert np.abs(same - own).mean() < 0.02 * ink, name
+        assert np.abs(small - own).mean() < 0.25 * ink, name
+    assert len(plots) > 15
+
+
+def test_axes_beside_are_left_alone() -> None:
+    figure = Figure(figsize=(12.8, 4.3), dpi=100)
+    left, right = figure.subplots(1, 2)
+    right.plot([1, 2], [3, 4])
+    right.set_title("theirs")
+    before = drawn(figure)
+    assert plot_state_space(states(), ax=left) is figure
+    after = drawn(figure)
+    assert np.array_equal(before[:, 660:], after[:, 660:])
+    assert not np.array_equal(before[:, :640], after[:, :640])
+    box = left.get_window_extent()
+    # Nothing is drawn beyond the axes, whose frame is off.
+    assert (after[:, : int(box.x0) - 2] == 255).all()
+
+
+def test_axes_of_pyplot_show_what_is_drawn_on_them() -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure, ax = plt.subplots()
+    try:
+        assert plot_state_space(states(), ax=ax) is figure
+        assert plt.fignum_exists(figure.number)  # plt.show() shows it.
+    finally:
+        plt.close(figure)
+
+
+def test_what_is_no_axes_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"ax is a Figure: pass matplotlib's axes"):
+        plot_state_space(states(), ax=Figure())  # type: ignore[arg-type]
+
+
+def test_every_plot_function_takes_axes() -> None:
+    functions = {name: getattr(ncp, name) for name in ncp.__all__ if name.startswith("plot_")}
+    assert len(functions) > 20
+    for name, function in functions.items():
+        assert inspect.signature(function).parameters["ax"].default is None, name
 
 
 # --- texts --------------------------------------------------------------------------------------

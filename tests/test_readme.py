@@ -105,7 +105,8 @@ def test_every_block_runs(ran: Path) -> None:
         "start-close", "targets", "time-first", "trackers",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
-        "importance.png", "sensitivity.png", "states.png", "backbone.png", "comes_back.png",
+        "backbone.png", "both.png", "comes_back.png", "importance.png", "sensitivity.png",
+        "states.png",
     }  # fmt: skip
 
 

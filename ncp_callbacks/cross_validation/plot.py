@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..plotting.page import Page, redrawable
@@ -9,6 +11,9 @@ from ..plotting.parts import bars, segments, whiskers
 from ..plotting.style import BLUE, GREY, LABEL_Y, LEFT, LIGHT, LINE_HEIGHT, PALE, RIGHT, SECOND_Y
 from ..plotting.text import shorten, text_width
 from .result import CrossValidation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_cross_validation"]
 
@@ -19,7 +24,7 @@ _LOWER, _THICK = 0.22, 0.36  # A bar is beside the answer, in the lower half of 
 
 
 @redrawable
-def plot_cross_validation(page: Page, result: CrossValidation) -> None:
+def plot_cross_validation(page: Page, result: CrossValidation, *, ax: Axes | None = None) -> None:
     """Draw a row for each question: its most frequent answer, and in how many repetitions it came.
 
     The bar is the share of repetitions with this answer, and the line over it its 95 % CI. A mark
@@ -29,6 +34,7 @@ def plot_cross_validation(page: Page, result: CrossValidation) -> None:
         page: The page to draw on; :func:`~.page.redrawable` passes it.
         result: The result of :func:`ncp_callbacks.cross_validate` or of
             :func:`ncp_callbacks.cross_validate_runs`.
+        ax: Axes to draw on; None for a figure of its own.
     """
     page.title(f"What comes back in {len(result.repetitions)} trainings")
     shown = result.agreements[:_MAX_ROWS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from .facts import Number
 from .finding import Severity
 from .overview import Light, Overview
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["plot_overview"]
 
 _ROWS, _MAX_NAME = 4, 176  # Bars, and pixels of a name.
@@ -42,7 +46,13 @@ _MARKS: dict[Severity | None, tuple[str, str]] = {
 
 
 @redrawable
-def plot_overview(page: Page, found: Overview, *, step: int | None = None) -> None:
+def plot_overview(
+    page: Page,
+    found: Overview,
+    *,
+    step: int | None = None,
+    ax: Axes | None = None,
+) -> None:
     """Draw a small report: metric, shares, time profile, what was checked, and what to do.
 
     The bars are shares of the attribution to inputs, with lines for their 95 % CIs; that of elapsed
@@ -54,6 +64,7 @@ def plot_overview(page: Page, found: Overview, *, step: int | None = None) -> No
         page: The page to draw on.
         found: What to show; parts that are missing are named.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
     """
     page.title(found.verdict, step)
     metric = found.metric or "no loss was logged"

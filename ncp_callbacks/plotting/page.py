@@ -53,14 +53,16 @@ class FrameChangedError(Exception):
 
 
 def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure]:
-    """Turn a function that draws on a page into a plot function that returns a new figure.
+    """Turn a function that draws on a page into a plot function that returns its figure.
 
-    A :class:`~.redraw.Redrawer` redraws such pictures quickly, because it keeps their last page.
+    The page is a new figure, or lies on the axes that are passed as ``ax``, which the function
+    itself needs not look at. A :class:`~.redraw.Redrawer` redraws such pictures quickly, because it
+    keeps their last page.
     """
 
     @functools.wraps(draw)
     def plot(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        page = Page()
+        page = Page(host=kwargs.get("ax"))
         draw(page, *args, **kwargs)
         page.finish()
         return page.figure
@@ -85,16 +87,28 @@ class Page:
 
     Args:
         sprites: Pixels of texts, which pages may share; None for the page's own.
+        host: Axes of somebody's figure that the page lies on, scaled to their present size; None
+            for a figure of its own. On other axes a page is drawn once.
+
+    Raises:
+        TypeError: ``host`` is something else.
     """
 
-    def __init__(self, sprites: Sprites | None = None) -> None:
+    def __init__(self, sprites: Sprites | None = None, host: Any = None) -> None:
         from matplotlib.figure import Figure
 
-        self.figure = Figure(
-            figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white", edgecolor="white",
-            linewidth=0,
-        )  # fmt: skip
-        self.figure.set_layout_engine("none")
+        from .hosting import checked_axes, figure_of
+
+        self._host = checked_axes(host)
+        self._hosted: list[Artist] = []
+        if self._host is None:
+            self.figure = Figure(
+                figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white", edgecolor="white",
+                linewidth=0,
+            )  # fmt: skip
+            self.figure.set_layout_engine("none")
+        else:
+            self.figure = figure_of(self._host)
         self._sprites = Sprites() if sprites is None else sprites
         self._axes: list[tuple[dict[str, Any], PageAxes]] = []
         self._kept: list[set[Artist]] = []  # Parts of each axes that are kept.
@@ -203,10 +217,16 @@ class Page:
         place = x, y, (text, ha, va, to_rgba(color), rotation)
         artist = self._old_texts.pop(place, None)
         if artist is None:
-            artist = self.figure.text(
-                x / WIDTH, y / HEIGHT, text, ha=ha, va=va, color=color, rotation=rotation,
-                alpha=1.0, zorder=OVER + 3, **text_style(),
-            )  # fmt: skip
+            style: dict[str, Any] = {
+                "ha": ha, "va": va, "color": color, "rotation": rotation, "alpha": 1.0,
+                "zorder": OVER + 3, **text_style(),
+            }  # fmt: skip
+            if self._host is None:
+                artist = self.figure.text(x / WIDTH, y / HEIGHT, text, **style)
+            else:
+                style["transform"] = self._host.transAxes
+                artist = self._host.text(x / WIDTH, y / HEIGHT, text, **style)
+                self._hosted.append(artist)
             artist.stale = False  # It is true again once a picture has changed the text.
         else:
             self.figure.texts.append(artist)
@@ -263,13 +283,21 @@ class Page:
         from matplotlib.lines import Line2D
 
         places = np.asarray(x) / WIDTH, np.asarray(y) / HEIGHT
-        self.figure.add_artist(Line2D(*places, **line(color, 2)))
+        self._add(Line2D(*places, **line(color, 2)))
 
     def markers(self, x: float, y: float, style: dict[str, Any]) -> None:
         """Draw a marker at a place in pixels."""
         from matplotlib.lines import Line2D
 
-        self.figure.add_artist(Line2D([x / WIDTH], [y / HEIGHT], **style))
+        self._add(Line2D([x / WIDTH], [y / HEIGHT], **style))
+
+    def _add(self, artist: Artist) -> None:
+        if self._host is None:
+            self.figure.add_artist(artist)
+        else:
+            artist.set(transform=self._host.transAxes, clip_on=False)
+            self._host.add_artist(artist)
+            self._hosted.append(artist)
 
     # --- called by a Redrawer ---------------------------------------------------------------------
 
@@ -295,6 +323,12 @@ class Page:
         for artist in self._moving():
             if artist.get_zorder() < OVER:
                 artist.set_zorder(artist.get_zorder() + OVER)
+        if self._host is not None:
+            from .hosting import scale
+
+            self._host.set_axis_off()
+            scale(self._host, self._hosted)
+            return
         own = [axes for _, axes in self._axes]
         # Limits that follow the artists can't be kept with the axes.
         self.keepable = self.figure.axes == own and not any(
@@ -343,6 +377,8 @@ class Page:
         """Return the artists that are not kept."""
         kept = {self.figure.patch, *self.figure.axes}
         own = [child for child in self.figure.get_children() if child not in kept]
+        if self._host is not None:
+            own = []  # The rest of the figure is somebody's.
         for (_, axes), stay in zip(self._axes, self._kept, strict=True):
             own += [child for child in axes.get_children() if child not in stay]
         return own
@@ -365,7 +401,16 @@ class Page:
 
         left, bottom, right, top = spec["box"]
         place = (left / WIDTH, bottom / HEIGHT, (right - left) / WIDTH, (top - bottom) / HEIGHT)
-        axes = self.figure.add_axes(place, axes_class=PageAxes, facecolor="white", axisbelow=True)
+        properties: dict[str, Any] = {
+            "axes_class": PageAxes,
+            "facecolor": "white",
+            "axisbelow": True,
+        }
+        if self._host is None:
+            axes = self.figure.add_axes(place, **properties)
+        else:
+            axes = self._host.inset_axes(place, **properties)
+            self._hosted.append(axes)
         assert isinstance(axes, PageAxes)
         axes.grid(False, which="both")
         for name, spine in axes.spines.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from ...plotting.parts import left_margin, sorted_bars
 from ...plotting.style import BLUE, GREY, INK, RIGHT, VERMILION, fill
 from ...plotting.text import shorten, space_width, text_width
 from .analysis import BackboneReport, LayerStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_unit_activity"]
 
@@ -32,6 +36,7 @@ def plot_unit_activity(
     report: BackboneReport | Sequence[LayerStatistics] | LayerStatistics,
     *,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw how often each unit is active, in a panel for each of the first three layers.
 
@@ -43,6 +48,7 @@ def plot_unit_activity(
         page: The page to draw on.
         report: A :class:`~ncp_callbacks.analysis.BackboneReport`, or its layers.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: If the report has no layers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ from ...plotting.style import (
 from ...plotting.text import number, shorten, text_width
 from .analysis import Memory, TargetMemory, UnitCorrelations
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["logarithm", "needed_decades", "plot_dynamics"]
 
 Array = npt.NDArray[np.float64]
@@ -50,6 +54,7 @@ def plot_dynamics(
     target: str | None = None,
     decades: tuple[int, int] | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw how far back state and target remember, and each unit's correlation with the target.
 
@@ -69,6 +74,7 @@ def plot_dynamics(
         target: Name of the target.
         decades: The left axis spans so many powers of ten below and above 1.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For ``decades`` that are not at least one below and none above.

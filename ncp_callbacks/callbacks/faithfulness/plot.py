@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +23,9 @@ from ...plotting.style import (
 from ...plotting.text import number, text_width
 from .analysis import Deletion
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["plot_faithfulness", "rms_curves"]
 
 Array = npt.NDArray[np.float64]
@@ -37,6 +42,7 @@ def plot_faithfulness(
     target: str | None = None,
     limit: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw the RMS change of the target against the share of inputs removed, in three orders.
 
@@ -53,6 +59,7 @@ def plot_faithfulness(
         target: Name of the target.
         limit: The vertical axis spans 0 to ``limit``.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For a limit that is not above 0.

@@ -52,6 +52,7 @@ def plot_interactions(
     bars: float | None = None,
     target: str | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw how strongly each pair of inputs acts together, as a triangle, and each input alone.
 
@@ -66,6 +67,7 @@ def plot_interactions(
         bars: Full length of the bars, in units of the target.
         target: Name of the target.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For fewer than two groups, and limits that are not above 0.

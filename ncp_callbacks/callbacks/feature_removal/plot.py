@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ...plotting.limits import checked_limit, nice_limit
@@ -10,6 +12,9 @@ from ...plotting.parts import bars, name_strongest, segments, time_steps, whiske
 from ...plotting.style import BLUE, BOTTOM, LEFT, PALE, RIGHT, TOP, VERMILION, fill
 from ...plotting.text import number, short_names, text_width
 from .analysis import RemovalShares
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_feature_removal"]
 
@@ -25,6 +30,7 @@ def plot_feature_removal(
     *,
     limit: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw each feature's share by removal, beside its share by attribution, and blocks of time.
 
@@ -38,6 +44,7 @@ def plot_feature_removal(
         result: The shares.
         limit: The axis of changes spans 0 to ``limit``, in units of the target.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For a limit that is not above 0.

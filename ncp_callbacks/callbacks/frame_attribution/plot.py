@@ -59,7 +59,12 @@ class Strip:
 
 @redrawable
 def plot_frame_strip(
-    page: Page, strip: Strip, *, limit: float | None = None, step: int | None = None
+    page: Page,
+    strip: Strip,
+    *,
+    limit: float | None = None,
+    step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw frames in order of time, and below each one the attribution of its pixels.
 
@@ -71,6 +76,7 @@ def plot_frame_strip(
         strip: The frames.
         limit: Colours span ±``limit``, in units of the target; values beyond have the last colour.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For a limit that is not above 0.

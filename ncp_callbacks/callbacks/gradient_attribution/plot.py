@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from ...plotting.page import Page, redrawable
 from ...plotting.parts import bars, color_bar, heat_map, name_strongest, time_steps, whiskers
 from ...plotting.style import BOTTOM, GREY, LABEL_Y, LEFT, RIGHT, SIGNED, TOP, UNSIGNED
 from ...plotting.text import number, short_names, text_width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_feature_importance"]
 
@@ -35,6 +39,7 @@ def plot_feature_importance(
     step: int | None = None,
     target: str | None = None,
     removed: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw a map of importance, features × time steps, with each feature's share.
 
@@ -56,6 +61,7 @@ def plot_feature_importance(
         target: Name of the target; None for the name in the result.
         removed: Shares by removal of the features on which it disagrees with the map, the largest
             difference first; the title then names both shares of the first.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: If the array is not ``(T, F)``, the number of names is not ``F``, or the limit

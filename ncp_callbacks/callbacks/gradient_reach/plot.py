@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from ...plotting.text import number, text_width
 from ..dynamics.plot import logarithm, needed_decades
 from .analysis import GradientReachCurve
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["plot_gradient_reach"]
 
 
@@ -24,6 +28,7 @@ def plot_gradient_reach(
     *,
     decades: tuple[int, int] | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw the norm of the target's gradient by the state, against the number of time steps back.
 
@@ -35,6 +40,7 @@ def plot_gradient_reach(
         result: The curve.
         decades: The axis spans so many powers of ten below and above 1; None for those needed.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
     """
     below, above = needed_decades(result.curve) if decades is None else decades
     back = number(result.steps, 3)

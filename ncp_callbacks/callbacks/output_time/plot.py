@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from ...plotting.style import (
 from ...plotting.text import number, text_width
 from .analysis import OutputTime, binned
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["needed_share", "plot_output_time"]
 
 Array = npt.NDArray[np.float64]
@@ -41,6 +44,7 @@ def plot_output_time(
     share: float | None = None,
     lag: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw which input time step acts on which output time step, and how much later.
 
@@ -57,6 +61,7 @@ def plot_output_time(
         share: The profiles span 0 to ``share``.
         lag: Number of time steps that the first profile spans; None for 99 % of the influence.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For limits that are not above 0.

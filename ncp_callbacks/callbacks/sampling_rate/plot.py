@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ...plotting.limits import checked_limit
@@ -10,6 +12,9 @@ from ...plotting.parts import bars, whiskers
 from ...plotting.style import BLUE, BOTTOM, LEFT, ORANGE, RIGHT, TOP
 from ...plotting.text import number, text_width
 from .analysis import SamplingChanges
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_sampling_rate"]
 
@@ -21,6 +26,7 @@ def plot_sampling_rate(
     *,
     limit: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw the RMS change of the target with fewer time steps, in SDs of the target.
 
@@ -32,6 +38,7 @@ def plot_sampling_rate(
         result: The changes.
         limit: The axis spans 0 to ``limit``.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For a limit that is not above 0.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from ...plotting.style import (
 )
 from ...plotting.text import MINUS, number, short_names, text_width
 from .analysis import ALIKE, Cascade, Measures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_sanity", "plot_sanity_measures"]
 
@@ -66,6 +70,7 @@ def plot_sanity(
     first_curve: npt.ArrayLike | None = None,
     method: str = "attribution",
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw how similar maps stay to the trained model's, stage by stage, and measures of both.
 
@@ -84,6 +89,7 @@ def plot_sanity(
         first_curve: ``(N + 1,)``, rank correlations at the first snapshot, dash-dotted.
         method: Name of the attribution method, for the title.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
     """
     page.title(f"sanity check of {method}", step)
     _cascade(page, result, None if first_curve is None else np.asarray(first_curve, np.float64))
@@ -94,7 +100,12 @@ def plot_sanity(
 
 @redrawable
 def plot_sanity_measures(
-    page: Page, result: Cascade, *, first: Measures | None = None, step: int | None = None
+    page: Page,
+    result: Cascade,
+    *,
+    first: Measures | None = None,
+    step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw all measures of the trained model and of the randomised one, as pairs of bars.
 
@@ -106,6 +117,7 @@ def plot_sanity_measures(
         result: The similarities and measures.
         first: Measures of the randomised model at the first snapshot, dash-dotted.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
     """
     page.title("measures, trained and random", step)
     page.legend((BLUE, "trained"), (MISSING, "random"))

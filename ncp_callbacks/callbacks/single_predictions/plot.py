@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,9 @@ from ...plotting.style import (
 from ...plotting.text import number, short_names, shorten, text_width
 from ...results import FloatArray
 from ..time_sensitivity.plot import factor_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Prediction", "plot_prediction"]
 
@@ -88,6 +92,7 @@ def plot_prediction(
     state_limit: float | None = None,
     change_limit: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw one sequence: its attribution, its state over time, and its reaction to elapsed time.
 
@@ -103,6 +108,7 @@ def plot_prediction(
         state_limit: The states' axis spans ±``state_limit``.
         change_limit: The curve's axis spans ±``change_limit``, in units of the target.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For limits that are not above 0.

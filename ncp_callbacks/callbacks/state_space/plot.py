@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from ...plotting.style import (
 )
 from ...plotting.text import number, short_names, text_width
 from .analysis import StateSpace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_state_space"]
 
@@ -74,6 +77,7 @@ def plot_state_space(
     limit: float | None = None,
     step: int | None = None,
     mask: npt.ArrayLike | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw trajectories of hidden states, coloured by the time since each sequence's start.
 
@@ -92,6 +96,7 @@ def plot_state_space(
         step: Training step, for the title. The picture of a result whose axes were fitted at this
             step is marked "new axes".
         mask: ``(B, T)``, true at real time steps.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: If shapes don't fit, or the limit is not above 0.

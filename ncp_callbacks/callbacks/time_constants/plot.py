@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ from ...plotting.style import (
 )
 from ...plotting.text import number, text_width
 from .analysis import UnitTimeConstants
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "needed_decades",
@@ -65,6 +69,7 @@ def plot_time_constants(
     decades: tuple[int, int] | None = None,
     timed: bool = True,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw time constants of all units, on a logarithmic axis, sorted by their medians.
 
@@ -81,6 +86,7 @@ def plot_time_constants(
         decades: Powers of ten at which the axis begins and ends; those of the data where None.
         timed: True where times are in units of ``time_delta`` rather than time steps.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For ``decades`` that don't increase, or time scales not above 0.
@@ -187,6 +193,7 @@ def plot_time_constants_over_time(
     limits: tuple[float, float] | None = None,
     timed: bool = True,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw a map of time constants, units × time steps: which units are fast, and when.
 
@@ -201,6 +208,7 @@ def plot_time_constants_over_time(
         limits: Time constants at which the colours begin and end; those of the data where None.
         timed: True where times are in units of ``time_delta`` rather than time steps.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For ``limits`` that aren't above 0 or don't increase.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +26,9 @@ from ...plotting.style import (
 from ...plotting.text import number, shorten, text_width
 from .analysis import TimeSensitivity
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["plot_time_sensitivity"]
 
 Array = npt.NDArray[np.float64]
@@ -38,6 +43,7 @@ def plot_time_sensitivity(
     reference: TimeSensitivity | None = None,
     limit: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw how far the target moves when all elapsed times are multiplied by a factor.
 
@@ -53,6 +59,7 @@ def plot_time_sensitivity(
         reference: An earlier result to compare with; its RMS change is dashed.
         limit: The vertical axis spans ±``limit``.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: If a scale or the limit is not above 0.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from ...plotting.parts import bars, whiskers
 from ...plotting.style import BLUE, BOTTOM, GREY, LEFT, PALE, RIGHT, TOP, VERMILION, line
 from ...plotting.text import number, short_names, text_width
 from .analysis import UnitAblations
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_unit_ablation"]
 
@@ -29,6 +32,7 @@ def plot_unit_ablation(
     limit: float | None = None,
     loss_limit: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw the change of target and loss for the 12 units whose clamping changes most.
 
@@ -42,6 +46,7 @@ def plot_unit_ablation(
         limit: The left axis spans 0 to ``limit``, in units of the target.
         loss_limit: The right axis spans ``-loss_limit`` to ``loss_limit``.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For a limit that is not above 0.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ...plotting.limits import checked_limit, integer_ticks
@@ -11,6 +13,9 @@ from ...plotting.style import BLUE, BOTTOM, GREY, INK, LEFT, LINE_HEIGHT, RIGHT,
 from ...plotting.text import number, short_names, shorten, text_width
 from .analysis import MIN_ACCURACY, UnitRules
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["plot_unit_information", "plot_unit_meanings"]
 
 MAX_NAME_WIDTH = 124  # Pixels.
@@ -19,7 +24,13 @@ MAX_ROWS = 11
 
 
 @redrawable
-def plot_unit_meanings(page: Page, result: UnitRules, *, step: int | None = None) -> None:
+def plot_unit_meanings(
+    page: Page,
+    result: UnitRules,
+    *,
+    step: int | None = None,
+    ax: Axes | None = None,
+) -> None:
     """Write when each unit is high, for the 11 units of which a tree tells most.
 
     Bars: R² of the trees on sequences that they were not fitted to, with 95 % CIs over sequences.
@@ -28,6 +39,7 @@ def plot_unit_meanings(page: Page, result: UnitRules, *, step: int | None = None
         page: The page to draw on; :func:`~.page.redrawable` passes it.
         result: What the trees tell.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
     """
     count, known = int(result.explained.sum()), np.nan_to_num(np.asarray(result.accuracy))
     page.title(f"{count} of {len(result.names)} units follow a simple rule", step)
@@ -64,6 +76,7 @@ def plot_unit_information(
     *,
     limit: float | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw the mutual information of each predictor and each unit.
 
@@ -72,6 +85,7 @@ def plot_unit_information(
         result: What the trees tell.
         limit: Colours span 0 to ``limit``, in nats.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For a limit that is not above 0.

@@ -69,6 +69,7 @@ def plot_wiring(
     attribution_limit: float | None = None,
     attribution_cis: Mapping[str, tuple[float, float]] | None = None,
     step: int | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw the synapses of an LTC: which neurons listen to which, and are raised or lowered.
 
@@ -91,6 +92,7 @@ def plot_wiring(
         attribution_limit: The share that is drawn darkest.
         attribution_cis: For groups, the ends of the 95 % CI of the share of all neurons.
         step: Training step, for the title.
+        ax: Axes to draw on; None for a figure of its own.
 
     Raises:
         ValueError: For names, groups or attribution that don't fit, or a limit that is not above 0.
