@@ -56,7 +56,7 @@ def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure
     """Turn a function that draws on a page into a plot function that returns its figure.
 
     The page is a new figure, or lies on the axes that are passed as ``ax``, which the function
-    itself needs not look at. A :class:`~.redraw.Redrawer` redraws such pictures quickly, because it
+    itself need not use. A :class:`~.redraw.Redrawer` redraws such pictures quickly, because it
     keeps their last page.
     """
 
