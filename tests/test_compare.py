@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html.parser
 import itertools
 import json
@@ -30,6 +31,7 @@ import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
 from ncp_callbacks.runs.compare import compare_groups, load_groups
+from ncp_callbacks.runs.declared import Declared
 from ncp_callbacks.runs.document import document
 from ncp_callbacks.runs.figures import plot_difference
 from ncp_callbacks.runs.find import Group
@@ -45,6 +47,7 @@ from ncp_callbacks.stats.state_samples import fingerprint, same_batch, sample_pl
 from ncp_callbacks.writers import TensorBoardWriter
 
 SCALES = np.array([0.5, 1.0, 2.0, 5.0])
+MAP = ("time step", "feature")
 
 
 def write_run(
@@ -73,10 +76,15 @@ def write_run(
             ncp.Scalar("attribution/entropy", 0.9 + rng.normal(0, 0.01)),
             ncp.Scalar("hidden/nonfinite", 0.0),
             *(ncp.Scalar(f"attribution_share/f{i}", s) for i, s in enumerate(share.tolist())),
-            ncp.Array("_ncp/attribution_strength", strength),
-            ncp.Array("_ncp/attribution_signed", strength * [1, -1, 1, -1]),
-            ncp.Array("_ncp/time_delta_curve", np.stack([SCALES, rms, rms / 2])),
-            ncp.Array("_ncp/hidden_spectrum", np.array([0.6, 0.3, 0.1])),
+            ncp.Array("_ncp/attribution_strength", strength, kind="attribution", axes=MAP),
+            ncp.Array(
+                "_ncp/attribution_signed",
+                strength * [1, -1, 1, -1],
+                kind="attribution signed",
+                axes=MAP,
+            ),
+            ncp.Array("_ncp/time_delta_curve", np.stack([SCALES, rms, rms / 2]), kind="time curve"),
+            ncp.Array("_ncp/hidden_spectrum", np.array([0.6, 0.3, 0.1]), kind="spectrum"),
             ncp.Histogram("transitions/magnitude", rng.gamma(2, 1 + shift, 400), np.arange(11.0)),
             *(ncp.Scalar(tag, 1.0) for tag in extra),
         ]
@@ -358,12 +366,49 @@ def test_groups_are_at_least_as_far_apart_as_their_runs(logs: Path) -> None:
 def test_arrays_of_other_shapes_are_reported_not_to_compare(tmp_path: Path) -> None:
     for name, size in (("a", 3), ("b", 4)):
         writer = ncp.TensorBoardWriter(tmp_path / name)
-        arrays = [ncp.Array("_ncp/own", np.ones(size)), ncp.Array("_ncp/x_spectrum", np.ones(size))]
+        spectrum = ncp.Array("_ncp/x", np.ones(size), kind="spectrum", axes=("component",))
+        arrays = [ncp.Array("_ncp/own", np.ones(size)), spectrum]
         writer.write(1, [ncp.Scalar("x", size), *arrays])
         writer.close()
     result = compare_runs([tmp_path / "a", tmp_path / "b"])
     assert result.warnings == ("_ncp/own can't be compared: its shape is 3 in a, 4 in b",)
     assert [m.between[0] for m in result.measures] == [pytest.approx(0.25)]
+
+
+def test_what_an_array_is_compared_by_is_declared(tmp_path: Path) -> None:
+    """Tags tell nothing: features go by name, time steps by place, and units don't correspond."""
+    units, by_feature = np.array([3.0, 1.0, 2.0, np.nan]), np.array([[5.0, 3.0, 2.0]] * 2)
+    order = [2, 0, 1]
+    for name, permuted in (("a", False), ("b", True)):
+        names = np.array(["x", "y", "z"])[order if permuted else [0, 1, 2]].tolist()
+        fingerprint = about(feature_names=names)
+        arrays = [
+            ncp.Array("_ncp/p", units[::-1] if permuted else units, axes=("unit",)),
+            ncp.Array("_ncp/q", by_feature[:, order] if permuted else by_feature, axes=MAP),
+            ncp.Array("_ncp/r", by_feature.T[order] if permuted else by_feature.T,
+                      axes=("feature", "number")),
+            ncp.Array("_ncp/s", np.arange(4.0)[:: -1 if permuted else 1], axes=("time step",)),
+            ncp.Array("_ncp/t", np.ones((2, 4)), axes=("time step", "unit")),
+            ncp.Array("_ncp/u", np.ones((3, 4)), axes=("source", "neuron")),
+            ncp.Array("_ncp/v", np.ones((2, 4)), kind="units", axes=("time step", "unit")),
+            ncp.Array("_ncp/w_units", np.arange(4.0)),
+        ]  # fmt: skip
+        with contextlib.closing(ncp.TensorBoardWriter(tmp_path / name)) as writer:
+            text = ncp.Text("about/fingerprint", json.dumps(fingerprint))
+            writer.write(1, [ncp.Scalar("x", 1.0), text, *arrays])
+    result = compare_runs([tmp_path / "a", tmp_path / "b"])
+    found = {(m.tag, m.name): m.between[0] for m in result.measures}
+    assert found == {
+        ("p", "W1 over units"): 0.0,
+        ("q", "rank correlation"): pytest.approx(1), ("q", "shift"): pytest.approx(0),
+        ("r", "rank correlation"): pytest.approx(1), ("r", "shift"): pytest.approx(0),
+        ("s", "rank correlation"): pytest.approx(-1), ("s", "shift"): pytest.approx(8 / 12),
+        ("w_units", "rank correlation"): pytest.approx(1), ("w_units", "shift"): 0.0,
+    }  # fmt: skip
+    assert result.warnings == (
+        "_ncp/t and _ncp/u can't be compared: units don't correspond between networks that were "
+        "trained apart",
+    )
 
 
 @given(st.lists(st.integers(-3, 3), min_size=3, max_size=12), st.randoms())
@@ -994,15 +1039,25 @@ def write_analysed(
             ncp.Scalar("val/loss", loss + early + rng.normal(0, 1e-3)),
             ncp.Scalar("train/loss", loss + early + rng.normal(0, 1e-3)),
             ncp.Scalar("attribution/entropy", 0.9 + rng.normal(0, 1e-3)),
-            ncp.Array("_ncp/attribution_strength", np.outer(np.linspace(0.5, 1, 4), columns)),
-            ncp.Array("_ncp/interactions_strength", np.outer(columns, columns)),
+            ncp.Array(
+                "_ncp/attribution_strength",
+                np.outer(np.linspace(0.5, 1, 4), columns),
+                kind="attribution",
+                axes=MAP,
+            ),
+            ncp.Array(
+                "_ncp/interactions_strength",
+                np.outer(columns, columns),
+                kind="interactions",
+                axes=("feature", "feature"),
+            ),
         ]
         if time_share is not None:
             share = time_share + rng.normal(0, 1e-3)
             ci = (share - 0.05, share + 0.05)
             records.append(ncp.Scalar("attribution/time_share", share, ci=ci))
         if marks is not None:
-            records.append(ncp.Array("_ncp/held_out", marks))
+            records.append(ncp.Array("_ncp/held_out", marks, kind="held out batch"))
         writer.write(step, records)
     writer.close()
     assert writer.failure is None
@@ -1423,9 +1478,10 @@ def test_interactions_are_drawn_with_features_on_both_axes(tmp_path: Path) -> No
     runs = [write_analysed(tmp_path / n, about=about()) for n in "xy"]
     groups, _ = load_groups([str(run) for run in runs])
     found = Features(groups)
-    assert found.axes("_ncp/interactions_strength", (3, 3)) == (["a", "b", "c"],) * 2
-    assert found.axes("_ncp/interactions_strength", (4, 4))[0] == ["a", "b", "c", "elapsed time"]
-    assert found.axes("_ncp/attribution_strength", (9, 3)) == (None, ["a", "b", "c"])
+    pairs, attribution = Declared(axes=("feature", "feature")), Declared(axes=MAP)
+    assert found.axes(pairs, (3, 3)) == (["a", "b", "c"],) * 2
+    assert found.axes(pairs, (4, 4))[0] == ["a", "b", "c", "elapsed time"]
+    assert found.axes(attribution, (9, 3)) == (None, ["a", "b", "c"])
 
 
 # Many runs.

@@ -17,7 +17,7 @@ _MAX_NAMES = 256
 
 
 class ArrayDescriber:
-    """Add to the first array of each tag what all callbacks would have to say.
+    """Add to the first array of each tag that has a kind or axes what all callbacks would say.
 
     That is the callback, the target, the names of the features and classes whose axes it has, and
     the digest of the held-out batch: arrays of runs with other batches must not be subtracted.
@@ -32,14 +32,16 @@ class ArrayDescriber:
         self._described: set[str] = set()
 
     def describe(self, record: Record, callback: Callback, observation: Observation) -> Record:
-        """Return the record, and an array of a kind with its description.
+        """Return the record, and an array with a kind or axes with its description.
 
         Args:
             record: What the callback yielded.
             callback: The callback.
             observation: What it was made of.
         """
-        if not isinstance(record, Array) or not record.kind or record.tag in self._described:
+        if not isinstance(record, Array) or record.tag in self._described:
+            return record
+        if not (record.kind or record.axes):
             return record
         self._described.add(record.tag)
         if self._digest is None:

@@ -7,7 +7,7 @@ A run logs the text ``about/fingerprint``, a JSON object with
 * ``target``: what is attributed;
 * ``feature_names``: names of the columns.
 
-A run without it may hold an array that tells its batch, ``_ncp/held_out`` or ``_ncp/…_held_out``.
+A run without it may hold an array of the kind ``held out batch``, which tells its batch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import numpy.typing as npt
 
 from ..stats.state_samples import same_batch
 from .comparison import Condition
+from .declared import HELD_OUT, Declared
 from .find import Group, all_runs
 from .reader import Run
-from .tags import HELD_OUT, TRAINING, VALIDATION, short
+from .tags import TRAINING, VALIDATION, short
 from .words import listed
 
 __all__ = ["Fingerprint", "commensurable", "compare_fingerprints", "read_fingerprint"]
@@ -53,7 +54,8 @@ def read_fingerprint(run: Run) -> Fingerprint:
     found = found if isinstance(found, dict) else {}
     held_out, names, target = (found.get(k) for k in ("held_out", "feature_names", "target"))
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    marks = min((tag for tag in run.arrays if HELD_OUT.fullmatch(tag)), key=len, default=None)
+    tags = (tag for tag in run.arrays if Declared.of([run], tag).kind == HELD_OUT)
+    marks = min(tags, key=len, default=None)
     return Fingerprint(
         held_out if isinstance(held_out, str) else None,
         None if marks is None else list(run.arrays[marks].values())[-1],

@@ -3,13 +3,13 @@
 For groups, each measure is also taken among the runs of one side. Sides that differ by more than
 their own runs do are different; others may only have had other seeds.
 
-Maps are matched by the names of their features where these are known, else by column.
+Maps are matched by the names of their features where these are known, else by column. What an
+array is and what its axes count is read from its description, never from its tag.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,10 +20,11 @@ import numpy.typing as npt
 from ..stats import distances
 from ..stats.reliability import rank_correlation
 from .comparison import Curve, Measure
+from .declared import Declared
 from .find import Group, all_runs, shared_tags
 from .fingerprint import read_fingerprint
 from .reader import Run
-from .tags import HELD_OUT, PREFIX, SHOWN_STATES, is_interactions, short
+from .tags import PREFIX, short
 from .words import listed
 
 __all__ = [
@@ -39,11 +40,6 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 Commensurable: TypeAlias = Callable[[int, str], bool]
 Shapes: TypeAlias = set[tuple[int, ...]]
 
-_BY_FEATURE = re.compile(r".*_(strength|signed|local|sample_\d+)$|_ncp/wiring")
-# Units of two networks don't correspond; how many have which value does.
-_OF_UNITS = re.compile(
-    r".*(_unit_speed_max|time_constants\S*_median|dynamics\S*_(autocorrelation|target_correlation))$"
-)
 _TOP_CELLS = 0.1  # The share of a map's cells that is its top.
 _UP_TO_1 = "0 the same, 1 nothing in common"
 _OPPOSITE = "0 the same, 1 opposite or apart"
@@ -77,10 +73,10 @@ class Features:
         """Return False where a side has other names than the first, or only one of both has any."""
         return self._matched[side]
 
-    def axes(self, tag: str, shape: tuple[int, ...]) -> tuple[list[str] | None, ...]:
+    def axes(self, what: Declared, shape: tuple[int, ...]) -> tuple[list[str] | None, ...]:
         """Return names for the two axes of a map, None for an axis that isn't of features."""
         names = list(self.names or ())
-        if not is_interactions(tag):
+        if not what.is_of_pairs:
             return None, names if len(names) == shape[1] > 0 else None
         size = shape[0]
         if not names or size not in (len(names), len(names) + 1):
@@ -88,34 +84,27 @@ class Features:
         names = [*names, "elapsed time"][:size]
         return names, names
 
-    def ordered(self, run: Run, tag: str, array: FloatArray) -> FloatArray | None:
+    def ordered(self, run: Run, what: Declared, array: FloatArray) -> FloatArray | None:
         """Return an array with its features in the order of the first run; None if they can't be.
 
         Args:
             run: The run that logged it.
-            tag: Its tag.
-            array: A map by feature, ``(T, F)`` or ``(F, F)``, or any other array, which is
-                returned as it is.
+            what: What it is. An array without an axis of features is returned as it is.
+            array: The array. An axis of features may end with the elapsed time.
         """
         names = self._of[run]
-        if names is None or self.names is None or names == self.names or array.ndim != 2:
+        if names is None or self.names is None or names == self.names:
             return array
-        if set(names) != set(self.names):
+        if set(names) != set(self.names) or len(what.axes) != array.ndim:
             return array
         order = [names.index(name) for name in self.names]
-        every = [*order, *range(len(order), len(array))]
-        if is_interactions(tag):
-            # Other sizes are those of groups of features, which the names don't tell.
-            return array[np.ix_(every, every)] if len(array) - len(order) in (0, 1) else None
-        if tag.startswith(f"{PREFIX}wiring"):
-            return array[every] if len(array) >= len(order) else array
-        by_column = _BY_FEATURE.match(tag) and array.shape[1] == len(order)
-        return array[:, order] if by_column else array
-
-
-def _is_map(tag: str) -> bool:
-    """Return True for maps of time step × feature without signs."""
-    return tag.endswith("_strength") and not is_interactions(tag)
+        for axis, of in enumerate(what.axes):
+            if of == "feature":
+                more = array.shape[axis] - len(order)
+                if more not in (0, 1):  # Groups of features, which the names don't tell.
+                    return None
+                array = array.take([*order, *[len(order)] * more], axis)
+        return array
 
 
 def _feature_share(strength: FloatArray) -> FloatArray:
@@ -132,7 +121,7 @@ def feature_shares(run: Run, window: tuple[int, int]) -> dict[str, float]:
     logged in the window they are those of the last one before. Empty without numbers whose sum is
     finite and above 0.
     """
-    tags = [tag for tag in run.arrays if _is_map(tag)]
+    tags = [tag for tag in run.arrays if Declared.of([run], tag).kind == "attribution"]
     first = f"{PREFIX}attribution_strength"
     contributions = run.arrays.get(f"{PREFIX}attribution_features")
     made = run.arrays[min(tags, key=lambda tag: tag != first)] if tags else {}
@@ -184,24 +173,23 @@ def _likeness(
     return kinds
 
 
-def _kinds(tag: str, shapes: Shapes, top: int, states: bool) -> list[_Kind]:
-    """Return the measures of the arrays of a tag, whose name tells what they are.
+def _kinds(what: Declared, shapes: Shapes, top: int) -> list[_Kind]:
+    """Return the measures of the arrays of a tag.
 
     Args:
-        tag: The tag.
-        shapes: The shapes of its arrays.
+        what: What they are.
+        shapes: Their shapes.
         top: Number of features whose overlap is counted.
-        states: True for states at the places of one held-out batch.
     """
     same, ranks = len(shapes) == 1, {len(shape) for shape in shapes}
     shape = next(iter(shapes))
-    if states:
+    if what.kind == "state sample":
         # With few places the usual CKA is high for any two networks with many units.
         cka = _Kind(
             "debiased linear CKA", "1 the same up to rotation, 0 unrelated", distances.debiased_cka
         )
         return [cka] if ranks == {2} and len({s[0] for s in shapes}) == 1 else []
-    if _is_map(tag) and ranks == {2} and len({s[1] for s in shapes}) == 1:
+    if what.kind == "attribution" and ranks == {2} and len({s[1] for s in shapes}) == 1:
         k, cells = min(top, shape[1] // 2), int(np.prod(shape))
         few = max(1, round(_TOP_CELLS * cells))
         by_feature = _likeness(
@@ -209,17 +197,22 @@ def _kinds(tag: str, shapes: Shapes, top: int, states: bool) -> list[_Kind]:
         )
         of_map = _likeness("the map", top=(f"{_TOP_CELLS:.0%} of cells", few, cells))
         return by_feature + (of_map if same else [])
-    if tag.endswith("_signed") and same and ranks == {2}:
+    if what.kind == "attribution signed" and same:
         return _likeness("the signed map", _OPPOSITE)
-    if tag.endswith("_by_step") and same and ranks == {1}:
+    if what.kind == "time by step" and same:
         return _likeness("time steps", _OPPOSITE)
-    if tag.endswith("_spectrum") and ranks == {1}:
+    if what.kind == "spectrum" and ranks == {1}:
         return [_Kind("shift of the spectrum", _UP_TO_1, _shift_padded)]
-    if _OF_UNITS.match(tag) and ranks == {1}:
-        return [_Kind("W1 over units", "0 the same; in its unit", distances.wasserstein)]
-    if tag.endswith("_curve") and ranks == {2} and {s[0] for s in shapes} == {3}:
+    if what.is_of_units and ranks == {1}:
+        return [_Kind("W1 over units", "0 the same; in its unit", _wasserstein)]
+    if what.kind == "time curve" and ranks == {2} and min(s[0] for s in shapes) >= 2:
         return [_Kind("largest gap of RMS change", "0 the same; in the target's unit", _gap)]
     return _likeness() if same else []
+
+
+def _wasserstein(a: FloatArray, b: FloatArray) -> float | None:
+    """Return W1 between the units of two runs that have a number."""
+    return distances.wasserstein(a[np.isfinite(a)], b[np.isfinite(b)])
 
 
 def _shift_padded(a: FloatArray, b: FloatArray) -> float | None:
@@ -293,23 +286,32 @@ def compare_arrays(
             f"features are not those of {groups[0].name}, or are known on one side only"
         )
 
-    def sides(tag: str) -> list[int]:
+    def sides(tag: str, what: Declared) -> list[int]:
         """Return the sides whose arrays may be compared, the first always among them."""
         others = [i for i in range(1, len(groups)) if commensurable(i - 1, tag)]
-        return [0, *(i for i in others if features.matched(i) or not _BY_FEATURE.match(tag))]
+        return [0, *(i for i in others if features.matched(i) or not what.is_by_feature)]
 
-    shared = shared_tags(groups, "arrays")
-    for tag in shared:
-        if HELD_OUT.fullmatch(tag) or SHOWN_STATES.fullmatch(tag):
+    of_one_run = []
+    for tag in shared_tags(groups, "arrays"):
+        what = Declared.of(all_runs(groups), tag)
+        if not what.is_compared:
             continue
-        states = tag.endswith("_sample") and tag.removesuffix("_sample") + "_held_out" in shared
-        use = sides(tag)
-        found = _measured(groups, "arrays", tag, use, until, features, top, states)
+        if not what.corresponds:
+            of_one_run.append(tag)
+            continue
+        use = sides(tag, what)
+        found = _measured(groups, "arrays", tag, use, until, features, what, top)
         measures += found
         if not found and len(use) > 1:
             notes.append(f"{tag} can't be compared: {_why(groups, tag, until)}")
+    if of_one_run:
+        notes.append(
+            f"{listed(of_one_run)} can't be compared: units don't correspond between networks "
+            "that were trained apart"
+        )
     for tag in shared_tags(groups, "histograms"):
-        measures += _measured(groups, "histograms", tag, sides(tag), until, features)
+        what = Declared()
+        measures += _measured(groups, "histograms", tag, sides(tag, what), until, features, what)
     return measures, notes
 
 
@@ -331,8 +333,8 @@ def _measured(
     use: Sequence[int],
     until: int,
     features: Features,
+    what: Declared,
     top: int = 0,
-    states: bool = False,
 ) -> list[Measure]:
     """Return the measures of a tag between the sides of these numbers."""
     sides = [groups[side] for side in use]
@@ -342,7 +344,7 @@ def _measured(
 
     def at(run: Run, step: int) -> Any:
         found = getattr(run, kind)[tag][step]
-        return features.ordered(run, tag, found) if kind == "arrays" else found
+        return features.ordered(run, what, found) if kind == "arrays" else found
 
     pairs = {
         number: [(at(run, first), at(run, now))
@@ -354,7 +356,7 @@ def _measured(
         return []
     kinds = [_Kind("W1 of the histogram", "0 the same; in its unit", distances.wasserstein_binned)]
     if kind == "arrays":
-        kinds = _kinds(tag, {array.shape for array in every}, top, states)
+        kinds = _kinds(what, {array.shape for array in every}, top)
     now = {number: [last for _, last in side] for number, side in pairs.items()}
     moved = {
         n: pairs[n] for n, side in zip(use, steps, strict=True) if any(a != b for a, b in side)
@@ -383,10 +385,12 @@ def _mean(of: Callable[[Any, Any], float | None], pairs: Iterable[tuple[Any, Any
 def time_curves(groups: Sequence[Group], *, until: int) -> list[Curve]:
     """Return the curves of ``time_delta`` at the compared snapshot and at common factors."""
     curves = []
-    for tag in [tag for tag in shared_tags(groups, "arrays") if tag.endswith("_curve")]:
+    runs = all_runs(groups)
+    shared = shared_tags(groups, "arrays")
+    for tag in [tag for tag in shared if Declared.of(runs, tag).kind == "time curve"]:
         sides = [[table for _, table in s] for s in compared_arrays(groups, tag, until)]
         every = list(itertools.chain(*sides))
-        if not every or any(table.ndim != 2 or len(table) != 3 for table in every):
+        if not every or any(table.ndim != 2 or len(table) < 2 for table in every):
             continue
         scales = [s for s in every[0][0].tolist() if all(s in table[0] for table in every)]
         if len(scales) < 2:

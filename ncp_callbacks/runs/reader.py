@@ -14,6 +14,7 @@ Nothing is allocated by what a file claims: a tensor must hold as many values as
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import defaultdict
@@ -114,6 +115,7 @@ class Run:
         hparams: Hyper-parameters, as TensorBoard's HParams dashboard shows them.
         warnings: Sentences that name what was skipped.
         ci: 95 % CIs by the tag of their scalar. They are not among the scalars.
+        about: Descriptions of arrays by tag, as the log has them: ``kind``, ``axes`` and others.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Run:
     hparams: Mapping[str, HyperParameter]
     warnings: tuple[str, ...] = ()
     ci: Mapping[str, ConfidenceIntervals] = field(default_factory=dict)
+    about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[int, int] | None:
@@ -244,6 +247,7 @@ class _Log:
         }
         self._plugins: dict[str, str] = {}
         self._tags: dict[str, str] = {}
+        self._about: dict[str, dict[str, Any]] = {}
         self._hparams: dict[str, HyperParameter] = {}
         self._warnings: list[str] = []
 
@@ -264,7 +268,7 @@ class _Log:
         ci = _take_ci(scalars, others["arrays"])
         return Run(
             name, path, scalars, **others, hparams=self._hparams, warnings=tuple(self._warnings),
-            ci=ci,
+            ci=ci, about=self._about,
         )  # fmt: skip
 
     def read(self, path: Path) -> None:
@@ -331,12 +335,15 @@ class _Log:
         # Only the first summary of a tag need name the plugin.
         plugin = value.metadata.plugin_data.plugin_name or self._plugins.get(tag, "")
         self._plugins.setdefault(tag, plugin)
+        content = value.metadata.plugin_data.content
+        if plugin == ARRAY_PLUGIN and content:
+            self._about[tag] = described(content)
         kind, decode = _FORMS.get(form) or _TENSORS.get((form, plugin)) or (None, None)
         if kind is not None:
-            content = getattr(value, form)
-            self._points[kind][tag].append((step, where if decode is None else decode(content)))
+            held = getattr(value, form)
+            self._points[kind][tag].append((step, where if decode is None else decode(held)))
         elif plugin == "hparams":
-            self._hparams.update(_hparams(value.metadata.plugin_data.content))
+            self._hparams.update(_hparams(content))
 
 
 def _step(point: tuple[Any, ...]) -> int:
@@ -365,6 +372,15 @@ def _take_scalars(
         if all(value.shape == () for _, value in arrays[name]):
             tag = name.removeprefix(SCALAR_ARRAYS)
             points[tag] += [(step, value.item()) for step, value in arrays.pop(name)]
+
+
+def described(content: bytes) -> dict[str, Any]:
+    """Return the description of an array; empty where it can't be understood."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def tensor_numbers(tensor: Any) -> FloatArray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..plotting.png import to_png
 from .comparison import Comparison
+from .declared import Declared
 from .document import document
 from .errors import RunsError
 from .figures import COLORS, plot_difference, plot_histograms, plot_scalar, plot_time_curves
@@ -173,8 +174,11 @@ def _differences(
 ) -> Iterator[_Picture]:
     """Draw where a side's attribution is stronger than the first's, in shares of the whole."""
     features = Features(groups)
-    for measured in sorted({m.tag for m in comparison.measures if m.tag.endswith("_strength")}):
+    for measured in sorted({m.tag for m in comparison.measures}):
         tag = f"{PREFIX}{measured}"
+        declared = Declared.of(all_runs(groups), tag)
+        if declared.kind not in ("attribution", "interactions"):
+            continue
         others = [
             number
             for number in range(1, len(groups))
@@ -183,10 +187,10 @@ def _differences(
         ][:_MAX_MAPS]
         sides = [groups[number] for number in (0, *others)]
         found = compared_arrays(sides, tag, comparison.step)
-        means = _mean_maps(sides, tag, found, features)
+        means = _mean_maps(sides, declared, found, features)
         if means is None:
             continue
-        columns, labels = features.axes(tag, means[0].shape)
+        columns, labels = features.axes(declared, means[0].shape)
         what = measured.removesuffix("_strength").replace("_", " ")
         at_steps = ", ".join(f"{s:,}" for s in sorted({step for side in found for step, _ in side}))
         sums = "" if columns else " Beside the names: sum over time steps."
@@ -203,7 +207,7 @@ def _differences(
 
 def _mean_maps(
     sides: Sequence[Group],
-    tag: str,
+    what: Declared,
     found: Sequence[Sequence[tuple[int, Any]]],
     features: Features,
 ) -> list[Any] | None:
@@ -213,7 +217,7 @@ def _mean_maps(
     for group, side in zip(sides, found, strict=False):
         maps.append([])
         for run, (_, array) in zip(group.runs, side, strict=True):
-            ordered = features.ordered(run, tag, array)
+            ordered = features.ordered(run, what, array)
             if ordered is None or ordered.ndim != 2 or not 0 < ordered.sum() < np.inf:
                 return None
             maps[-1].append(ordered / ordered.sum())

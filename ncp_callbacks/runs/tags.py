@@ -8,12 +8,9 @@ from ..screen import VALIDATION
 
 __all__ = [
     "ASIDE",
-    "HELD_OUT",
     "PREFIX",
-    "SHOWN_STATES",
     "TRAINING",
     "VALIDATION",
-    "is_interactions",
     "short",
 ]
 
@@ -25,17 +22,8 @@ ASIDE = re.compile(
     r"monitor/|.*/(numbers_changed|nonfinite|sequences|basis_refits|n_steps|n_samples|"
     r"seconds|outside_x\S*|\w+_change)$|.*_nonfinite$"
 )
-# Arrays that identify the held-out batch.
-HELD_OUT = re.compile(r"_ncp/(.+_)?held_out")
-# Of some sequences, along the axes and units of one run: only a viewer can make use of them.
-SHOWN_STATES = re.compile(r"_ncp/.+_(trajectory|units|elapsed)")
 
 
 def short(tag: str) -> str:
     """Return the tag of an array without its prefix."""
     return tag.removeprefix(PREFIX)
-
-
-def is_interactions(tag: str) -> bool:
-    """Return True for maps of feature × feature."""
-    return short(tag).startswith("interactions")

@@ -75,7 +75,7 @@ def run_document(run: RunSource) -> dict[str, Any]:
         "arrays": {
             tag: {"steps": sorted(track.places), "shape": list(track.shape), "about": track.about}
             for tag, track in run.tracks.items()
-            if track.about and track.places
+            if track.about.get("kind") and track.places
         },
         "scalars": {
             tag: _curve(curve)

@@ -11,7 +11,6 @@ for; a folder with many long runs is listed at once.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -26,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runs.frames import Frames, read_frame
-from ..runs.reader import event_files, parsed_event, tensor_numbers, tensor_text
+from ..runs.reader import described, event_files, parsed_event, tensor_numbers, tensor_text
 from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, HEADLINE, SCALAR_ARRAYS, plain_tag
 
 __all__ = ["Curve", "Document", "LogIndex", "RunIndex", "RunSource", "Source", "Track"]
@@ -268,15 +267,6 @@ class RunIndex:
         if event is None or part >= len(event.summary.value):
             raise ValueError(f"{file.name} is damaged at byte {offset:,}")
         return tensor_numbers(event.summary.value[part].tensor).astype(np.float32)
-
-
-def described(content: bytes) -> dict[str, Any]:
-    """Return the description of an array; empty where it can't be understood."""
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 class LogIndex:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.reader import described
 from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, HEADLINE, SCALAR_ARRAYS, plain_tag
-from .index import Curve, Document, FloatArray, Track, described
+from .index import Curve, Document, FloatArray, Track
 
 __all__ = ["ProviderSource"]
 

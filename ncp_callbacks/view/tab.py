@@ -49,7 +49,7 @@ class InterpretabilityTab(base_plugin.TBPlugin):  # type: ignore[misc]
         try:
             source = self._opened()
             for name in source.names():
-                if any(track.about for track in source.run(name).tracks.values()):
+                if any(track.about.get("kind") for track in source.run(name).tracks.values()):
                     self._active = True
                     return
         except Exception:  # Whatever it is, TensorBoard must go on; the tab itself tells it.

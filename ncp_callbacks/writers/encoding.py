@@ -195,7 +195,7 @@ class Encoder:
         """Return an array with what TensorBoard's loaders and the interactive view need of it."""
         # Both of TensorBoard's loaders drop tensors that are not declared to be tensors.
         value.metadata.MergeFromString(_DATA_CLASS_TENSOR)
-        if array.kind and value.tag not in self._described_tags:
+        if (array.kind or array.axes) and value.tag not in self._described_tags:
             # Only in the first summary of a tag, which is the one that loaders keep.
             self._described_tags.add(value.tag)
             content = {"v": FORMAT, "kind": array.kind, "axes": list(array.axes), **array.about}

@@ -362,7 +362,7 @@ def _log_autocorrelation(
     _log_quantiles(log, "autocorrelation", known, shares, estimates, unit=unit)
     if known.size:
         log.scalar("undecayed", times.undecayed)
-    log.records.append(Array(f"_ncp/{log.group}_autocorrelation", times.values))
+    log.records.append(Array(f"_ncp/{log.group}_autocorrelation", times.values, axes=("unit",)))
 
 
 def _log_dimensions(log: RecordLog, states: FloatArray, mask: np.ndarray | None) -> None:
@@ -585,7 +585,9 @@ def _overview(
     log.scalar("target_correlation_max", float(size.max()))
     _log_quantiles(log, "target_correlation", size, (0.5, 0.9))
     log.scalar("beyond_chance", float((size > correlations.chance).mean()))
-    log.records.append(Array(f"_ncp/{log.group}_target_correlation", correlations.values))
+    log.records.append(
+        Array(f"_ncp/{log.group}_target_correlation", correlations.values, axes=("unit",))
+    )
     return log.records
 
 

@@ -302,8 +302,14 @@ def _pair_scalars(
 
 def _arrays(result: Interactions, group: str) -> Iterator[Array]:
     strength = result.strength + np.diag(result.main_strength)
-    yield Array(f"_ncp/{group}_strength", strength)
-    yield Array(f"_ncp/{group}_signed", result.signed + np.diag(result.main.mean(axis=0)))
+    signed = result.signed + np.diag(result.main.mean(axis=0))
+    # Groups of features, and the elapsed time, have names of their own.
+    about = {"feature_names": list(result.names)}
+    for name, values, kind in (("strength", strength, ""), ("signed", signed, " signed")):
+        yield Array(
+            f"_ncp/{group}_{name}", values, kind=f"interactions{kind}",
+            axes=("feature", "feature"), about=about,
+        )  # fmt: skip
 
 
 def _rest_in_rms_changes(result: Interactions) -> Estimate:

@@ -344,7 +344,8 @@ def _log_own_step(
             "in the mean absolute value.",
         )
     )
-    log.records.append(Array(f"_ncp/{log.group}_local", result.importance))
+    axes = ("time step", "feature")
+    log.records.append(Array(f"_ncp/{log.group}_local", result.importance, axes=axes))
 
 
 def _local_method(local: bool | str | AttributionMethod) -> AttributionMethod | None:

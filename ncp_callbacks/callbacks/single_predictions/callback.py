@@ -259,4 +259,4 @@ def _scalars(
             yield scalar("elasticity", float(terms.sum()))
     whole = np.zeros((observation.inputs.shape[1], found.attribution.shape[1]))
     whole[steps] = found.attribution
-    yield Array(f"_ncp/{group}_sequence_{index}", whole)
+    yield Array(f"_ncp/{group}_sequence_{index}", whole, axes=("time step", "feature"))

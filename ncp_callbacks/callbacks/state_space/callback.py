@@ -167,10 +167,11 @@ class StateSpace(Callback):
         yield from _scalars(result, group)
         refits = _SCALARS["basis_refits"]
         yield Scalar(f"{group}/basis_refits", axes.refits, refits, place="data")
-        yield Array(f"_ncp/{group}_spectrum", result.explained_variance_ratio)
+        explained = result.explained_variance_ratio
+        yield Array(f"_ncp/{group}_spectrum", explained, kind="spectrum", axes=("component",))
         yield _sample(cell, group, observation)
         yield from axes.shown.arrays(cell, group, axes.basis or result.basis, observation)
-        yield Array(f"_ncp/{group}_held_out", batch)
+        yield Array(f"_ncp/{group}_held_out", batch, kind="held out batch")
 
 
 def _sample(cell: Trajectory, group: str, observation: Observation) -> Array:

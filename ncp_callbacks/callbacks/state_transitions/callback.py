@@ -169,4 +169,4 @@ def _histogram(
         f"||dh|| of {result.cell} over sequences and time steps; the last bin holds all larger "
         "values",
     )
-    yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max)
+    yield Array(f"_ncp/{group}_unit_speed_max", result.unit_speed_max, axes=("unit",))
