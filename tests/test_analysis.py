@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jackknife import ci_by_leaving_out
 from scipy import stats
 from scipy.special import ndtr
 from sklearn.decomposition import PCA
@@ -254,6 +255,18 @@ def test_sensitivity_does_not_depend_on_unit_and_offset_of_the_target(rng, a, b,
     close(moved.mean_elasticity, sign * result.mean_elasticity, rtol=1e-6)
     close(moved.elasticity, a * result.elasticity)
     close(moved.target_mean, a * result.target_mean + b, rtol=1e-6, atol=1e-9)
+
+
+@given(seeds)
+def test_the_ci_of_the_rms_change_is_that_of_leaving_out_sequences(rng):
+    y = {s: rng.normal(size=8) for s in (0.5, 1.0, 2.0)}
+    found = time_sensitivity(y).rms_ci
+    assert found[:, 1].tolist() == [0, 0]
+    for column, scale in ((0, 0.5), (2, 2.0)):
+        expected = ci_by_leaving_out(
+            lambda change: math.sqrt((change**2).mean()), y[scale] - y[1.0], "log"
+        )
+        close(found[:, column], expected, rtol=1e-6)
 
 
 @given(seeds, factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import mlx.core as mx
@@ -158,6 +159,12 @@ def test_what_units_code_for_is_logged_in_words() -> None:
     assert found["meanings_accuracy/unit 0"].value > 0.8
     about = found["_ncp/meanings_information"].about
     assert about["predictors"][-2:] == ["regime is fast", "regime is steady"]
+    # The interactive view reads the sentences of the text as an array of bytes.
+    array = found["_ncp/meanings_words"]
+    assert (array.kind, array.about["cell"]) == ("unit words", "cell")
+    words = json.loads(array.values.astype(np.uint8).tobytes())
+    lines = dict(line.removeprefix("* unit ").split(": ", 1) for line in text.splitlines())
+    assert words == {unit: line.rpartition(" (R²")[0] for unit, line in lines.items()}
 
 
 @pytest.mark.parametrize(

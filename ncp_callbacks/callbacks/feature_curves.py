@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..records import Array
 from ..results import FloatArray
 
-__all__ = ["FeatureCurves"]
+__all__ = ["FeatureCurves", "shares_array"]
 
 _MAX_CURVES, _MAX_CARDS = 12, 8
 
@@ -79,3 +80,22 @@ class FeatureCurves:
         if len(names) <= _MAX_CURVES:
             return names
         return [names[i] for i in sorted(by_strength[: _MAX_CURVES - 1])]
+
+
+def shares_array(group: str, names: Sequence[str], share: FloatArray, ci: FloatArray) -> Array:
+    """Return the shares of all features for the interactive view, as ``(F, 3)``.
+
+    Args:
+        group: Group of the tag.
+        names: ``F`` names of the features.
+        share: ``(F,)``.
+        ci: ``(2, F)``, ends of the 95 % CIs.
+    """
+    return Array(
+        f"_ncp/{group}_shares",
+        np.column_stack([share, *ci]),
+        "Share of each feature, and the ends of its 95 % CI",
+        kind="shares",
+        axes=("feature", "share, low, high"),
+        about={"feature_names": list(names)},
+    )

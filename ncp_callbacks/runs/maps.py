@@ -123,10 +123,10 @@ def feature_shares(run: Run, window: tuple[int, int]) -> dict[str, float]:
     """
     tags = [tag for tag in run.arrays if Declared.of([run], tag).kind == "attribution"]
     first = f"{PREFIX}attribution_strength"
-    contributions = run.arrays.get(f"{PREFIX}attribution_features")
+    contributions = run.arrays.get(f"{PREFIX}attribution_shares")
     made = run.arrays[min(tags, key=lambda tag: tag != first)] if tags else {}
     if contributions is not None:
-        made = {step: array[None] for step, array in contributions.items()}
+        made = {step: array[None, :, 0] for step, array in contributions.items() if array.ndim == 2}
     steps = [step for step in made if step <= window[1]]
     steps = [step for step in steps if step >= window[0]] or steps[-1:]
     used = [made[step] for step in steps]
@@ -197,6 +197,8 @@ def _kinds(what: Declared, shapes: Shapes, top: int) -> list[_Kind]:
         )
         of_map = _likeness("the map", top=(f"{_TOP_CELLS:.0%} of cells", few, cells))
         return by_feature + (of_map if same else [])
+    if what.kind == "shares" and same and ranks == {2}:
+        return _likeness("feature shares", take=lambda array: array[:, 0])
     if what.kind == "attribution signed" and same:
         return _likeness("the signed map", _OPPOSITE)
     if what.kind == "time by step" and same:

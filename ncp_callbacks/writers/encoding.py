@@ -96,7 +96,7 @@ class Encoder:
             return [_tensor(tag, record, "text", _strings(text))]
         if isinstance(record, Data):
             document = _strings(record.json.encode("utf-8", "replace"))
-            return [_tensor(tag, record, DATA_PLUGIN, document)]
+            return [_declared(_tensor(tag, record, DATA_PLUGIN, document))]
         if isinstance(record, Array):
             values = np.asarray(record.values, dtype=np.float64)
             largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
@@ -193,8 +193,7 @@ class Encoder:
 
     def _described(self, value: Summary.Value, array: Array) -> Summary.Value:
         """Return an array with what TensorBoard's loaders and the interactive view need of it."""
-        # Both of TensorBoard's loaders drop tensors that are not declared to be tensors.
-        value.metadata.MergeFromString(_DATA_CLASS_TENSOR)
+        _declared(value)
         if (array.kind or array.axes) and value.tag not in self._described_tags:
             # Only in the first summary of a tag, which is the one that loaders keep.
             self._described_tags.add(value.tag)
@@ -247,6 +246,12 @@ class Encoder:
             self._taken.add(unique)
             self._tags[key] = unique
         return self._tags[key]
+
+
+def _declared(value: Summary.Value) -> Summary.Value:
+    """Return a tensor that is declared to be one: both of TensorBoard's loaders drop others."""
+    value.metadata.MergeFromString(_DATA_CLASS_TENSOR)
+    return value
 
 
 def _tensor(

@@ -32,7 +32,7 @@ from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
-from ..feature_curves import FeatureCurves
+from ..feature_curves import FeatureCurves, shares_array
 from .analysis import RemovalShares, removal_shares
 from .plot import plot_feature_removal
 
@@ -78,6 +78,8 @@ class FeatureRemoval(Callback):
     ``removal/sequences``             scalar number of sequences analysed
     ``removal/nonfinite``             scalar sequences skipped because of NaN or infinity
     ``removal_share/<feature>``       scalar share of a feature in the changes
+    ``_ncp/removal_shares``           array  ``(F, 3)``, share of each feature, and the ends of its
+                                             CI
     ``_ncp/removal_blocks``           array  ``(3, K)``: first and last time step of each block, and
                                              mean absolute change when it is replaced
     ================================= ====== ======================================================
@@ -159,6 +161,7 @@ class FeatureRemoval(Callback):
             yield from _numbers(result, group)
             yield from small_batch_note(observation)
             yield from self._changes.compare(group, result.estimates, observation, "strength")
+            yield shares_array(group, result.names, result.share, result.share_ci)
             blocks = np.array(result.blocks, np.float64).reshape(-1, 2)
             yield Array(f"_ncp/{group}_blocks", np.column_stack([blocks, result.block_change]).T)
         yield from non_finite_count(

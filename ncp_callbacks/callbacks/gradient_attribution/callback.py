@@ -39,7 +39,7 @@ from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, Estimate
 from ...stats.reliability import cosine, order_correlation
-from ..feature_curves import FeatureCurves
+from ..feature_curves import FeatureCurves, shares_array
 from .doubts import Disputes, completeness, mostly_time
 from .plot import plot_feature_importance
 from .subsets import of_each_class, of_worst, summary_of
@@ -132,7 +132,8 @@ class GradientAttribution(Callback):
     ``_ncp/attribution_strength``        array     ``(T, F)``, mean over sequences of the absolute
                                                    value
     ``_ncp/attribution_signed``          array     ``(T, F)``, mean over sequences
-    ``_ncp/attribution_features``        array     ``(F,)``, mean contribution of each feature
+    ``_ncp/attribution_shares``          array     ``(F, 3)``, share of each feature in the
+                                                   contributions, and the ends of its CI
     ``_ncp/attribution_time_delta``      array     ``(2, T)``, these two means of elapsed time
     ==================================== ========= ==============================================
 
@@ -463,10 +464,9 @@ def _agreement(
 
 def _arrays(result: TemporalImportance, group: str) -> Iterator[Array]:
     axes, tag = ("time step", "feature"), f"_ncp/{group}"
-    features = result.by_sequence.mean(axis=0)
     yield Array(f"{tag}_strength", result.importance, kind="attribution", axes=axes)
     yield Array(f"{tag}_signed", result.signed, kind="attribution signed", axes=axes)
-    yield Array(f"{tag}_features", features, kind="attribution features", axes=("feature",))
+    yield shares_array(group, result.feature_names, result.feature_share, result.share_ci)
     if result.time_delta_importance is not None and result.time_delta_signed is not None:
         both = np.stack([result.time_delta_importance, result.time_delta_signed])
         yield Array(f"_ncp/{group}_time_delta", both)

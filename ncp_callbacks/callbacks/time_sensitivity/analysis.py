@@ -93,6 +93,12 @@ class TimeSensitivity(MappingResult):
         return with_cis(found)
 
     @property
+    def rms_ci(self) -> FloatArray:
+        """Return ``(2, S)``, 95 % CIs over sequences of ``rms_change``; 0 where nothing moved."""
+        changes = self.by_sequence - self.by_sequence[list(self.scales).index(1.0)]
+        return _drawn_cis([Estimate.rms(change**2) for change in changes])
+
+    @property
     def ignores_time(self) -> bool:
         """Return True if neither scaling nor the gradient moved any target."""
         moved = bool(self.rms_change.any()) or bool(np.nan_to_num(self.elasticity_by_step).any())

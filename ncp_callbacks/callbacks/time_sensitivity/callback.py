@@ -73,8 +73,8 @@ class TimeSensitivity(Callback):
                                               alter the change at that scale, in SDs of the target
     ``time_delta/loss_x<scale>``       scalar mean loss at that scale, and at 1; with targets
     ``time_delta/nonfinite``           scalar sequences skipped because of NaN or infinity
-    ``_ncp/time_delta_curve``          array  ``(3, S)``: scales, RMS change, mean change, in units
-                                              of the target
+    ``_ncp/time_delta_curve``          array  ``(5, S)``: scales, RMS change, mean change, ends of
+                                              the CI of the RMS change, in units of the target
     ``_ncp/time_delta_by_step``        array  ``(T,)``, mean over sequences of ``dt_t dy/d dt_t``
     ================================== ====== ====================================================
 
@@ -170,8 +170,8 @@ class TimeSensitivity(Callback):
 
 def _arrays(result: TimeSensitivityResult, group: str) -> Iterator[Array]:
     """Yield the curve, and the elasticity of each time step."""
-    curve = np.stack([result.scales, result.rms_change, result.mean_change])
-    axes = ("scales, RMS change, mean change", "scale")
+    curve = np.stack([result.scales, result.rms_change, result.mean_change, *result.rms_ci])
+    axes = ("scales, RMS change, mean change, low, high", "scale")
     yield Array(f"_ncp/{group}_curve", curve, kind="time curve", axes=axes)
     by_step = result.elasticity_by_step.mean(axis=0)
     yield Array(f"_ncp/{group}_by_step", by_step, kind="time by step", axes=("time step",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -70,6 +71,8 @@ class UnitMeanings(Callback):
     ``_ncp/meanings_information``        array  ``(K, P)``, mutual information in nats
     ``_ncp/meanings_accuracy``           array  ``(K,)``, R² of the rule for each unit, for the
                                                 interactive view
+    ``_ncp/meanings_words``              array  when each unit is high and low, in words: bytes of
+                                                JSON, for the interactive view
     ==================================== ====== ==================================================
 
     With several cells the name of a cell is added, as in ``meanings_encoder/words``. Neurons of a
@@ -232,7 +235,7 @@ def _pictures(result: UnitRules, group: str, limit: AxisLimit, step: int) -> Ite
 
 
 def _arrays(result: UnitRules, group: str, units: npt.NDArray[np.intp]) -> Iterator[Array]:
-    """Yield mutual information, and R² by unit for the interactive view."""
+    """Yield mutual information, and R² and words by unit for the interactive view."""
     about = {"cell": result.cell, "unit_names": list(result.names),
              "predictors": list(result.predictors)}  # fmt: skip
     what = "Mutual information of each unit and what may explain it, in nats"
@@ -243,6 +246,20 @@ def _arrays(result: UnitRules, group: str, units: npt.NDArray[np.intp]) -> Itera
     shown = {"cell": result.cell, "label": "R² of a rule for it", "units": units.tolist()}
     yield Array(
         f"_ncp/{group}_accuracy", result.accuracy, kind="unit values", axes=("unit",), about=shown
+    )
+    words = {
+        unit: f"high when {high}; low when {low}"
+        for unit, high, low in zip(units.tolist(), result.high, result.low, strict=True)
+        if high
+    }
+    # Unlike the description of an array, its values are another at each snapshot.
+    yield Array(
+        f"_ncp/{group}_words",
+        np.frombuffer(json.dumps(words, ensure_ascii=False).encode(), np.uint8).astype(np.float32),
+        "What each unit codes for, as bytes of JSON",
+        kind="unit words",
+        axes=("byte",),
+        about={"cell": result.cell},
     )
 
 
