@@ -1231,7 +1231,8 @@ def shares_of(path: Path, shares: dict[str, float], half: float, time_share: flo
             ncp.Scalar(tag, share, ci=(share - half, share + half)) for tag, share in of_all.items()
         ]
         strength = np.array([[*shares.values()]])
-        records += [ncp.Array("_ncp/attribution_strength", strength), ncp.Scalar("val/loss", 0.5)]
+        array = ncp.Array("_ncp/attribution_strength", strength, kind="attribution", axes=MAP)
+        records += [array, ncp.Scalar("val/loss", 0.5)]
         writer.write(step, records)
     writer.close()
     return writer.log_dir

@@ -21,9 +21,13 @@ from tensorboard.backend.event_processing import (
 )
 from tensorboard.data import server_ingester
 from tensorboard.util import grpc_util
+from view_logs import write_run
 
 import ncp_callbacks as ncp
 from ncp_callbacks.runs import read_run
+from ncp_callbacks.view.api import answer
+from ncp_callbacks.view.index import LogIndex
+from ncp_callbacks.view.provider import ProviderSource
 
 KIND = {"kind": "attribution", "axes": ("time step", "feature")}
 
@@ -70,6 +74,32 @@ def test_a_loader_delivers_arrays_and_their_description(loader: Any, tmp_path: P
         found = {datum.step: datum.numpy for datum in read["run"]["_ncp/a"]}
     for step in (1, 2, 3):
         np.testing.assert_array_equal(found[step], np.full((3, 2), step))
+
+
+@pytest.mark.parametrize("loader", [slow, fast])
+def test_the_view_gets_through_a_loader_what_it_reads_itself(loader: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 0)
+    own = LogIndex(tmp_path)
+
+    def got(source: Any, name: str, **arguments: str) -> Any:
+        found = answer(source, name, {"run": "run", **arguments})
+        assert found.status == 200, found
+        return json.loads(found.body)
+
+    expected = got(own, "run")
+    with loader(tmp_path) as provider:
+        source, end = ProviderSource(provider), time.monotonic() + 30
+        while "run" not in source.names() and time.monotonic() < end:
+            time.sleep(0.2)
+        found = got(source, "run")
+        assert found.pop("version") != expected.pop("version")
+        assert found == expected
+        for tag, array in expected["arrays"].items():
+            steps = ",".join(map(str, array["steps"]))
+            asked = {"run": "run", "tag": tag, "steps": steps}
+            assert answer(source, "arrays", asked) == answer(own, "arrays", asked)
+        asked = {"tag": "_ncp/findings", "step": "20"}
+        assert got(source, "document", **asked) == got(own, "document", **asked)
 
 
 def test_the_description_stands_once_and_the_reader_takes_it() -> None:
@@ -133,6 +163,34 @@ def test_a_run_describes_its_arrays(background: bool) -> None:
     assert len(first["held_out"]) == 32
     assert arrays[2, "_ncp/map"].about == {}
     assert arrays[1, "_ncp/plain"].about == {}
+
+
+def test_every_logged_share_and_its_ci_is_in_an_array() -> None:
+    mx.random.seed(0)
+    model = nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 2))
+    names, y = ["hr", "bp", "Sauerstoff ☂"], mx.array([0, 1, 1, 0, 1, 0])
+    held_out = ncp.HeldOutBatch(mx.random.normal((6, 5, 3)), targets=y, feature_names=names)
+    writer = ncp.MemoryWriter()
+    callbacks = [
+        ncp.GradientAttribution(), ncp.GradientAttribution(target="loss", features=names[:1]),
+        ncp.FeatureRemoval(),
+    ]  # fmt: skip
+    options: Any = {"writer": writer, "every": 1, "background": False}
+    with ncp.Monitor(model, held_out, callbacks, **options) as monitor:
+        monitor.on_step_end(1)
+    records = {record.tag: record for step, record in writer.records if step}
+    arrays = {t: r for t, r in records.items() if isinstance(r, ncp.Array) and r.kind == "shares"}
+    found = {(tag, n): v for tag, a in arrays.items()
+             for n, v in zip(a.about["feature_names"], a.values, strict=True)}  # fmt: skip
+    compared = 0
+    for tag, record in records.items():
+        group, _, feature = tag.partition("_share/")
+        if feature and feature != "other":
+            expected = (record.value, *record.ci)
+            np.testing.assert_allclose(found[f"_ncp/{group}_shares", feature], expected, rtol=1e-6)
+            compared += 1
+    assert compared == 3 + 1 + 3
+    assert {len(a.values) for a in arrays.values()} == {3}
 
 
 def test_the_reader_reads_them_as_before(tmp_path: Path) -> None:

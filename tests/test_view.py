@@ -21,12 +21,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scripts import script
 from view_logs import FEATURES, F, T, write_run
 
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
 from ncp_callbacks.runs import read_run
-from ncp_callbacks.view.api import answer
+from ncp_callbacks.view.api import NAMES, answer
 from ncp_callbacks.view.index import LogIndex, RunIndex
 from ncp_callbacks.view.page import page
 from ncp_callbacks.view.serve import make_server
@@ -84,27 +85,57 @@ def test_what_the_page_gets_is_what_the_reader_reads(log_dir: Path) -> None:
     np.testing.assert_allclose(scalar["values"], run.scalars["a/b"].values, rtol=1e-6)
     np.testing.assert_allclose(scalar["low"], ci.low, rtol=1e-6)
     np.testing.assert_allclose(scalar["high"], ci.high, rtol=1e-6)
-    (text,) = {text for _, text in found["documents"]["_ncp/findings"]}
+    # Of the scalars, those that it shows.
+    assert set(found["scalars"]) == {"val/loss", "a/b"}
+    assert found["documents"] == {"_ncp/findings": [10, 20, 30]}
+    text = asked(source, "document", run="cfc/s2", tag="_ncp/findings", step="20")["text"]
     assert json.loads(text)[0]["rule"] == "rests_on"
     summary = asked(source, "summary", run="cfc/s2")["scalars"]
-    assert summary["val/loss"]["steps"] == [30]
-    assert summary["val/loss"]["values"] == found["scalars"]["val/loss"]["values"][-1:]
-    assert "a/b" not in summary
+    for tag in ("val/loss", "a/b"):
+        assert summary[tag]["steps"] == [30]
+        assert summary[tag]["values"] == found["scalars"][tag]["values"][-1:]
 
 
 def test_only_what_is_new_is_read_and_sent(tmp_path: Path) -> None:
-    source = LogIndex(tmp_path)
+    source, version = LogIndex(tmp_path), ""
+
+    def write(writer: ncp.TensorBoardWriter, step: int) -> None:
+        array = ncp.Array("_ncp/a", np.full(2, step), kind="units", axes=("unit",))
+        writer.write(step, [ncp.Scalar("val/loss", step), array, ncp.Data("_ncp/findings", "[]")])
+        writer.flush()
+
     with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "run")) as writer:
-        counted: list[int] = []
-        version = ""
         for step in (1, 2, 3):
-            writer.write(step, [ncp.Scalar("val/loss", step)])
-            writer.flush()
+            write(writer, step)
             found = asked(source, "run", run="run", version=version)
-            counted.append(len(found["scalars"]["val/loss"]["steps"]))
+            assert found.get("since", "") == version
+            assert found["scalars"]["val/loss"] == {"steps": [step], "values": [step]}
+            assert found["documents"] == {"_ncp/findings": [step]}
+            array = found["arrays"]["_ncp/a"]
+            assert array["steps"] == [step]
+            assert ("about" in array) == (step == 1)
             version = found["version"]
             assert asked(source, "run", run="run", version=version) == {"version": version}
-    assert counted == [1, 2, 3]
+    # Who knows what a resumed run has taken back gets everything.
+    with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "run", first_step=3)) as writer:
+        write(writer, 4)
+    found = asked(source, "run", run="run", version=version)
+    assert "since" not in found
+    assert found["scalars"]["val/loss"]["steps"] == found["arrays"]["_ncp/a"]["steps"] == [1, 2, 4]
+    assert found["arrays"]["_ncp/a"]["about"]["kind"] == "units"
+
+
+def test_arrays_that_are_damaged_are_skipped_alone(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 0)
+    source, tag = LogIndex(tmp_path), "_ncp/attribution_strength"
+    asked(source, "run", run="run")
+    (file,) = (tmp_path / "run").glob("*tfevents*")
+    content = bytearray(file.read_bytes())
+    places = [match.start() for match in re.finditer(tag.encode(), content)]
+    content[places[1] + 3] ^= 0xFF
+    file.write_bytes(content)
+    found = answer(source, "arrays", {"run": "run", "tag": tag, "steps": "10,20,30,40"})
+    assert list(unpacked(found.body)) == [10, 30]
 
 
 def test_a_resumed_run_goes_on_from_its_step(tmp_path: Path) -> None:
@@ -165,9 +196,9 @@ def test_a_run_that_is_removed_is_no_run_any_more(tmp_path: Path) -> None:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    name=st.sampled_from(["runs", "run", "summary", "arrays", "..", "", "index.js"]) | st.text(),
+    name=st.sampled_from([*NAMES, "..", "", "index.js"]) | st.text(),
     arguments=st.dictionaries(
-        st.sampled_from(["run", "tag", "steps", "version"]),
+        st.sampled_from(["run", "tag", "step", "steps", "version"]),
         st.sampled_from(["cfc/s2", "../s2", "/etc/passwd", "_ncp/hidden_units", "10", "10,x", "-1"])
         | st.text(),
     ),
@@ -177,7 +208,7 @@ def test_no_request_fails_or_leaves_the_log(
 ) -> None:
     found = answer(LogIndex(log_dir), name, arguments)
     assert found.status in (200, 404, 413)
-    if found.status == 200 and name in ("run", "summary", "arrays"):
+    if found.status == 200 and name != "runs":
         assert arguments["run"] in ("cfc/s2", "cfc/s10")
 
 
@@ -286,6 +317,9 @@ def test_one_file_holds_everything(log_dir: Path) -> None:
     run = read_run(log_dir / "cfc" / "s2")
     np.testing.assert_array_equal(arrays[30], run.arrays[tag][30].astype("f4"))
     assert arrays[30].shape == (T, F)
+    texts = held["documents"]["cfc/s2"]["_ncp/findings"]
+    assert list(texts) == ["10", "30"]
+    assert json.loads(texts["30"])[0]["rule"] == "rests_on"
     assert not re.search(r"^\s*(import|export) ", code, re.MULTILINE)
     assert "default-src 'none'" in text
 
@@ -376,3 +410,20 @@ def test_nothing_needs_mlx(log_dir: Path) -> None:
         [sys.executable, "-c", code, str(log_dir)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) > 10_000
+
+
+# ---- what is measured
+
+
+def test_the_server_is_measured_on_logs_as_the_package_writes_them(tmp_path: Path) -> None:
+    benchmark = script("view")
+    benchmark.write_logs(tmp_path, runs=5, snapshots=4)
+    assert len(LogIndex(tmp_path).names()) == 5
+    found = asked(LogIndex(tmp_path), "run", run="run-004")
+    assert {len(array["steps"]) for array in found["arrays"].values()} == {4}
+    measured = {m.what: m.value for m in benchmark.of_server(tmp_path)}
+    idle, one, whole = (
+        measured[what] for what in ("poll of two runs, nothing new",
+                                    "poll of a run, one new snapshot", "a run as a whole")
+    )  # fmt: skip
+    assert idle < one < whole

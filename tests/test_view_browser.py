@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from boards import Board
 from scipy.linalg import orthogonal_procrustes
-from view_logs import FEATURES, F, T, write_run
+from view_logs import DESCRIBED, FEATURES, F, H, T, write_run
 
 import ncp_callbacks as ncp
 from ncp_callbacks.runs import Run, read_run
@@ -272,7 +272,96 @@ def test_numbers_and_pictures_are_saved(view: Any, runs: dict[str, Run]) -> None
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def told_at(page: Any, frame: Any, title: str, x: float, y: float) -> str:
+    """What is told of a place of the first picture of a section, which stays when it is redrawn."""
+    section(frame, title).scroll_into_view_if_needed()
+    box = section(frame, title).locator("canvas").first.bounding_box()
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    frame.wait_for_selector(".ncp .tip:not([hidden])")
+    return str(frame.locator(".ncp .tip").inner_text())
+
+
+def test_a_unit_tells_what_it_codes_for_at_the_shown_step(view: Any, runs: dict[str, Run]) -> None:
+    page, frame = view
+    logged = runs[RUNS[0]].arrays["_ncp/hidden_words"]
+    for step in (30, 20):
+        wait_until(page, lambda step=step: output(frame).startswith(f"step {step} "))
+        words = json.loads(logged[step].astype(np.uint8).tobytes())
+        assert set(words) == {str(unit) for unit in DESCRIBED}
+        wait_until(page, lambda: "☂" in every_row(page, frame))
+        for row in every_row(page, frame).split("unit ")[1:]:
+            unit = row.partition(",")[0]
+            told = " ".join(row.split("\n")[1:])
+            assert told.strip() == words.get(unit, "")
+        # The motor neuron is the last unit, alone at the right of the graph.
+        graph = section(frame, "The wired network").locator("canvas").first.bounding_box()
+        x, y = graph["width"] - 96, 22 + (graph["height"] - 44) / 2
+        told = told_at(page, frame, "The wired network", x, y)
+        assert told.splitlines()[0] == f"motor {H - 1}"
+        assert words[str(H - 1)] in told.replace(";\n", "; ")
+        frame.locator("body").press("ArrowLeft")
+
+
+def every_row(page: Any, frame: Any) -> str:
+    return "\n".join(told_at(page, frame, "Units", 60, 12 * (row + 0.5)) for row in range(H))
+
+
 # ---- single hosts
+
+
+WATCH_BANDS = """
+const of = CanvasRenderingContext2D.prototype, {beginPath, lineTo, fill} = of;
+of.beginPath = function () { this.points = []; beginPath.call(this); };
+of.lineTo = function (x, y) { this.points?.push([x, y]); lineTo.call(this, x, y); };
+of.fill = function (...of) {
+  if (Math.abs(this.globalAlpha - 0.18) < 1e-6) (this.canvas.bands ??= []).push(this.points);
+  fill.apply(this, of);
+};
+"""
+
+
+def test_bands_of_shares_are_the_logged_cis(
+    browser: Any, address: str, runs: dict[str, Run]
+) -> None:
+    with opened_page(browser) as page:
+        page.add_init_script(WATCH_BANDS)
+        frame = in_page(page, address)
+        canvas = section(frame, "Shares over training").locator("canvas").first
+        wait_until(page, lambda: canvas.evaluate("node => node.bands?.[0].length") == 6)
+        width = canvas.bounding_box()["width"]
+        bands = np.array(canvas.evaluate("node => node.bands"))
+        logged = runs[RUNS[0]].arrays["_ncp/attribution_shares"]
+        table = np.stack([logged[step] for step in (10, 20, 30)])
+        most = min(1, 1.08 * table[:, :, 2].max())
+        x = 52 + (width - 52 - 118) * np.array([10, 20, 30]) / 30
+        # The largest share of the last snapshot is drawn first; each band goes there and back.
+        for band, feature in zip(bands, np.argsort(-table[-1, :, 0]), strict=True):
+            ends = 8 + 156 * (1 - table[:, feature, 1:] / most)
+            np.testing.assert_allclose(band[:, 0], [*x, *x[::-1]], rtol=1e-6)
+            np.testing.assert_allclose(band[:, 1], [*ends[:, 0], *ends[::-1, 1]], rtol=1e-5)
+
+
+def test_bands_of_elapsed_time_are_the_logged_cis(
+    browser: Any, address: str, runs: dict[str, Run]
+) -> None:
+    with opened_page(browser) as page:
+        page.add_init_script(WATCH_BANDS)
+        frame = in_page(page, address)
+        canvas = section(frame, "When time runs faster or slower").locator("canvas").first
+        wait_until(page, lambda: canvas.evaluate("node => node.bands?.length") == 2)
+        page.wait_for_load_state("networkidle")  # The axis holds earlier snapshots, too.
+        page.wait_for_timeout(300)
+        bands = np.array(canvas.evaluate("node => node.bands"))
+        box = canvas.bounding_box()
+        logged = [runs[name].arrays["_ncp/time_delta_curve"] for name in RUNS[:2]]
+        largest = max(curve[4].max() for steps in logged for curve in steps.values())
+        powers = 10.0 ** np.arange(-9, 9)
+        limit = min(m for m in np.outer([1, 2, 5], powers).ravel() if m >= 0.999 * largest)
+        x = 66 + (box["width"] - 86) * np.array([0, 0.5, 1])  # 0.5, 1 and 2 times, by logarithm.
+        for band, steps in zip(bands, logged, strict=True):
+            low, high = 8 + (box["height"] - 40) * (1 - steps[30][3:] / limit)
+            np.testing.assert_allclose(band[:, 0], [*x, *x[::-1]], rtol=1e-6)
+            np.testing.assert_allclose(band[:, 1], [*low, *high[::-1]], rtol=1e-5)
 
 
 def test_an_address_shows_the_same_again(browser: Any, address: str) -> None:
@@ -439,4 +528,13 @@ def test_small_numbers(compute: Any) -> None:
     for step, at in ((5, 10), (10, 10), (19, 10), (20, 20), (99, 30)):
         assert compute("stepAt", steps, step) == at
     assert compute("stepAt", [], 5) is None
+    long = rng.normal(size=1001).tolist()
+    kept = [long[place] for place in compute("envelope", long, 100)]
+    assert len(kept) <= 104
+    stretches = [long[first : first + 21] for first in range(0, 1001, 21)]
+    for stretch in stretches:
+        assert {min(stretch), max(stretch)} <= set(kept)
+    assert compute("envelope", [3, 1, 2], 100) == [0, 1, 2]
+    assert compute("extent", [None, 3, -2]) == [-2, 3]
+    assert compute("extent", []) == [0, 1]
     assert compute("columnShares", [0, 0], 1, 2) == [0, 0]

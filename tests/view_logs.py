@@ -13,6 +13,7 @@ import ncp_callbacks as ncp
 
 FEATURES = ["heart rate", "<img src=x onerror=alert(1)>", "oxygen"]
 T, F, S, H = 7, 3, 4, 5
+DESCRIBED = (1, 4)  # Units that are described in words.
 
 
 def arrays(rng: np.random.Generator, **about: Any) -> list[ncp.Array]:
@@ -23,7 +24,10 @@ def arrays(rng: np.random.Generator, **about: Any) -> list[ncp.Array]:
     of_sequences = of_cell | {
         "sequences": [0, 3, 5, 7], "sequence_class": [0, 1, 1, 0], "class_names": ["calm", "worse"],
     }  # fmt: skip
+    rms = rng.random(3)
     shares = rng.dirichlet(np.ones(F))
+    words = {unit: f"high when ☂ > {rng.random():.3f}; low when ☂ ≤ 0" for unit in DESCRIBED}
+    wired = of_cell | {"neuron_kinds": ["inter", "inter", "command", "command", "motor"]}
     return [
         ncp.Array("_ncp/attribution_strength", rng.random((T, F)), kind="attribution",
                   axes=("time step", "feature"), about=about | names),
@@ -32,7 +36,7 @@ def arrays(rng: np.random.Generator, **about: Any) -> list[ncp.Array]:
         ncp.Array("_ncp/attribution_shares", np.stack([shares, 0.9 * shares, 1.1 * shares], axis=1),
                   kind="shares", axes=("feature", "share, low, high"), about=about | names),
         ncp.Array("_ncp/time_delta_curve",
-                  np.stack([[0.5, 1, 2], rng.random(3), rng.normal(size=3)]),
+                  np.stack([[0.5, 1, 2], rms, rng.normal(size=3), 0.8 * rms, 1.3 * rms]),
                   kind="time curve", axes=("row", "scale"), about={"callback": "time_delta"}),
         ncp.Array("_ncp/time_delta_by_step", rng.normal(size=T), kind="time by step",
                   axes=("time step",), about={"callback": "time_delta"}),
@@ -42,6 +46,10 @@ def arrays(rng: np.random.Generator, **about: Any) -> list[ncp.Array]:
                   axes=("state", "unit"), about=of_cell),
         ncp.Array("_ncp/hidden_units", rng.normal(size=(T, H)), kind="units",
                   axes=("time step", "unit"), about=of_cell),
+        ncp.Array("_ncp/hidden_words", np.frombuffer(json.dumps(words).encode(), np.uint8),
+                  kind="unit words", axes=("byte",), about=of_cell),
+        ncp.Array("_ncp/wiring_share", rng.dirichlet(np.ones(F + H), size=H).T,
+                  kind="wiring share", axes=("source", "neuron"), about=wired | names),
         ncp.Array("_ncp/other", rng.normal(size=3)),
     ]  # fmt: skip
 
@@ -60,5 +68,7 @@ def write_run(folder: Path, seed: int, steps: Any = (10, 20, 30), **about: Any) 
         for step in steps:
             loss = float(rng.random())
             writer.write(step, [*arrays(rng, **about), ncp.Scalar("val/loss", loss),
-                                ncp.Scalar("a/b", loss, ci=(loss - 0.1, loss + 0.1)),
+                                ncp.Scalar("a/b", loss, ci=(loss - 0.1, loss + 0.1),
+                                           place="headline"),
+                                ncp.Scalar("a/c", loss),
                                 ncp.Data("_ncp/findings", json.dumps([FINDING]))])  # fmt: skip

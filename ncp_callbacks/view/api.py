@@ -2,11 +2,14 @@
 
 ==================================== ==============================================================
 ``runs``                             names of all runs
-``run?run=…&version=…``              what a run has: steps and descriptions of its arrays, its
-                                     scalars, and documents; only ``{"version"}`` if nothing is new
-``summary?run=…``                    its scalars that a table of runs shows, at their last step
+``run?run=…&version=…``              what a run has: steps and descriptions of its arrays, steps of
+                                     its documents, its scalars; of a known version only what came
+                                     since, with that version as ``"since"``
+``summary?run=…``                    its scalars at their last step
 ``arrays?run=…&tag=…&steps=…``       arrays: length of the header (uint32), the header (JSON),
-                                     float32 numbers, all little-endian
+                                     float32 numbers, all little-endian; those that can't be read
+                                     are skipped
+``document?run=…&tag=…&step=…``      a JSON document, as ``{"text"}``
 ==================================== ==============================================================
 
 What is asked for is looked up by name in the index. No path is ever made of a request.
@@ -14,6 +17,7 @@ What is asked for is looked up by name in the index. No path is ever made of a r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -21,17 +25,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runs.tags import VALIDATION
 from ..screen import FORMAT
-from .index import Curve, RunSource, Source
+from .index import Curve, RunSource, Source, Track
 
-__all__ = ["Answer", "answer", "run_document"]
+__all__ = ["NAMES", "Answer", "answer", "packed", "run_document"]
+
+NAMES = ("runs", "run", "summary", "arrays", "document")
+"""Names of what can be asked for."""
 
 JSON, BINARY = "application/json", "application/octet-stream"
 _MAX_ARRAYS, _MAX_BYTES = 512, 32 << 20
-# Numbers of the monitor itself, which no view shows.
-_ASIDE = ("monitor/",)
-_MAX_DOCUMENTS = 200
 
 
 class Answer(NamedTuple):
@@ -47,69 +50,84 @@ def answer(source: Source, name: str, arguments: Mapping[str, str]) -> Answer:
 
     Args:
         source: The log.
-        name: What is asked for: ``runs``, ``run``, ``summary`` or ``arrays``.
+        name: What is asked for, one of :data:`NAMES`.
         arguments: The arguments of the request.
     """
     try:
         if name == "runs":
             return _json({"format": FORMAT, "runs": source.names(), "note": source.note})
         if name == "run":
-            return _run(source.run(arguments["run"]), arguments.get("version"))
+            return _run(source.run(arguments["run"]), arguments.get("version", ""))
         if name == "summary":
             return _json({"scalars": _summary(source.run(arguments["run"]))})
         if name == "arrays":
             return _arrays(source.run(arguments["run"]), arguments)
+        if name == "document":
+            run, step = source.run(arguments["run"]), int(arguments["step"])
+            return _json({"text": run.text(arguments["tag"], step)})
     except (KeyError, ValueError, OSError):
         return _error(404, "there is no such run, array or step")
     return _error(404, "there is nothing of this name")
 
 
-def run_document(run: RunSource) -> dict[str, Any]:
+def run_document(run: RunSource, known: int = 0) -> dict[str, Any]:
     """Return what a run has, as JSON can hold it.
+
+    Another thread may be reading the run: what it adds is of events that the version doesn't count.
 
     Args:
         run: The run.
+        known: Number of the last event that is known; what came after it is returned.
     """
     return {
         "version": run.version,
         "arrays": {
-            tag: {"steps": sorted(track.places), "shape": list(track.shape), "about": track.about}
-            for tag, track in run.tracks.items()
-            if track.about.get("kind") and track.places
+            tag: _track(track, known)
+            for tag, track in dict(run.tracks).items()
+            if track.about.get("kind") and track.after(known)
         },
         "scalars": {
-            tag: _curve(curve)
-            for tag, curve in run.curves.items()
-            if not tag.startswith(_ASIDE) and curve.steps
+            tag: points
+            for tag, curve in dict(run.curves).items()
+            if (points := _curve(curve, known))
         },
         "documents": {
-            tag: [[step, document.texts[step]] for step in sorted(document.texts)[-_MAX_DOCUMENTS:]]
-            for tag, document in run.documents.items()
+            tag: steps
+            for tag, track in dict(run.documents).items()
+            if (steps := track.after(known))
         },
     }
 
 
-def _run(run: RunSource, known: str | None) -> Answer:
-    if known is not None and known == run.version:
-        return _json({"version": known})
-    return _json(run_document(run))
+def _run(run: RunSource, version: str) -> Answer:
+    if version and version == run.version:
+        return _json({"version": version})
+    known = run.known(version)
+    return _json(run_document(run, known) | ({"since": version} if known else {}))
+
+
+def _track(track: Track, known: int) -> dict[str, Any]:
+    steps = track.after(known)
+    found: dict[str, Any] = {"steps": steps, "shape": list(track.shape)}
+    return found if len(steps) < len(track.places) else found | {"about": track.about}
 
 
 def _summary(run: RunSource) -> dict[str, Any]:
-    """Return the last points of the numbers that a table of runs shows."""
+    """Return the last points of the scalars."""
     found = {}
-    for tag, curve in run.curves.items():
-        if curve.steps and (curve.headline or tag == "train/loss" or VALIDATION.match(tag)):
-            last = _curve(curve)
+    for tag, curve in dict(run.curves).items():
+        if last := _curve(curve, 0):
             found[tag] = {
                 name: part[-1:] if isinstance(part, list) else part for name, part in last.items()
             }
     return found
 
 
-def _curve(curve: Curve) -> dict[str, Any]:
-    """Return the points of a scalar by increasing step; a step logged twice has its last value."""
-    points = dict(zip(curve.steps, curve.values, strict=False))
+def _curve(curve: Curve, known: int) -> dict[str, Any]:
+    """Return points of a scalar by increasing step; a step logged twice has its last value."""
+    points = dict(curve.after(known))
+    if not points:
+        return {}
     steps = sorted(points)
     found: dict[str, Any] = {"steps": steps, "values": [_finite(points[step]) for step in steps]}
     if curve.headline:
@@ -140,16 +158,17 @@ def packed(run: RunSource, tag: str, steps: list[int]) -> bytes:
     Args:
         run: The run.
         tag: Tag of the arrays.
-        steps: Their steps.
-
-    Raises:
-        KeyError, OSError, ValueError: There is no such array.
+        steps: Their steps. Those whose array is gone, or damaged, are skipped.
     """
-    arrays = [run.array(tag, step) for step in steps]
-    header = json.dumps({"steps": steps, "shapes": [list(array.shape) for array in arrays]})
+    arrays = {}
+    for step in steps:
+        with contextlib.suppress(KeyError, OSError, ValueError):
+            arrays[step] = run.array(tag, step)
+    shapes = [list(array.shape) for array in arrays.values()]
+    header = json.dumps({"steps": list(arrays), "shapes": shapes})
     # The numbers begin at a multiple of four, where browsers can use them without a copy.
     head = header.encode() + b" " * (-len(header) % 4)
-    numbers = b"".join(np.ascontiguousarray(array, "<f4").tobytes() for array in arrays)
+    numbers = b"".join(np.ascontiguousarray(a, "<f4").tobytes() for a in arrays.values())
     return np.array(len(head), "<u4").tobytes() + head + numbers
 
 

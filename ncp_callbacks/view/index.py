@@ -5,8 +5,9 @@
     index.run("cfc-s0").refresh()              # reads what the run has appended since
     index.run("cfc-s0").array("_ncp/attribution_strength", 300)
 
-Arrays stay in their files, and the index knows where each begins. A run is read when it is asked
-for; a folder with many long runs is listed at once.
+Arrays and documents stay in their files, and the index knows where each begins. Of the scalars, it
+keeps those that the page shows. A run is read when it is asked for; a folder with many long runs is
+listed at once. Events are numbered as they are read, so that who knows some gets the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import threading
 import time
 from array import array as Column
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,15 +28,26 @@ import numpy.typing as npt
 
 from ..runs.frames import Frames, read_frame
 from ..runs.reader import described, event_files, parsed_event, tensor_numbers, tensor_text
+from ..runs.tags import VALIDATION
 from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, HEADLINE, SCALAR_ARRAYS, plain_tag
 
-__all__ = ["Curve", "Document", "LogIndex", "RunIndex", "RunSource", "Source", "Track"]
+__all__ = ["Curve", "LogIndex", "RunIndex", "RunSource", "Source", "Track", "is_shown"]
 
 FloatArray = npt.NDArray[np.float32]
 
 _FEW_SECONDS = 2.0
-# Runs that are kept with all their points, about 4 MB for 1,000 snapshots.
+# Runs that are kept with all their points, about 3 MB for 1,000 snapshots.
 _MAX_RUNS = 48
+
+
+def is_shown(tag: str, *, headline: bool) -> bool:
+    """Return whether the page shows a scalar.
+
+    Args:
+        tag: Its tag.
+        headline: It is among the few numbers that a reader should see first.
+    """
+    return headline or tag == "train/loss" or VALIDATION.match(tag) is not None
 
 
 @dataclass
@@ -44,6 +57,7 @@ class Curve:
     Attributes:
         steps: Of the points, in the order in which they were logged.
         values: Of the points.
+        events: Numbers of the events that had them.
         low: Lower end of the 95 % CI by step.
         high: Upper end by step.
         headline: It is among the few numbers that a reader should see first.
@@ -51,36 +65,41 @@ class Curve:
 
     steps: Column[int] = field(default_factory=lambda: Column("q"))
     values: Column[float] = field(default_factory=lambda: Column("d"))
+    events: Column[int] = field(default_factory=lambda: Column("q"))
     low: dict[int, float] = field(default_factory=dict)
     high: dict[int, float] = field(default_factory=dict)
     headline: bool = False
 
-    def add(self, step: int, value: float) -> None:
+    def add(self, step: int, value: float, event: int) -> None:
         """Add a point."""
         self.steps.append(step)
         self.values.append(value)
+        self.events.append(event)
+
+    def after(self, event: int) -> Iterator[tuple[int, float]]:
+        """Yield step and value of the points that came after an event."""
+        first = bisect_right(self.events, event)
+        return zip(self.steps[first:], self.values[first:], strict=False)
 
 
 @dataclass
 class Track:
-    """Tell which snapshots of an array there are, and what it is.
+    """Tell which snapshots of an array or a document there are, and what it is.
 
     Attributes:
         about: The description that its first summary carries.
-        places: By step: number of the file, offset of the record, place in it.
+        places: By step: number of the event, place in it.
         shape: That of the last one.
     """
 
     about: dict[str, Any] = field(default_factory=dict)
-    places: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    places: dict[int, tuple[int, int]] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
 
-
-@dataclass
-class Document:
-    """Hold JSON documents of a tag by step."""
-
-    texts: dict[int, str] = field(default_factory=dict)
+    def after(self, event: int) -> list[int]:
+        """Return the steps that came after an event, sorted."""
+        places = list(self.places.items())  # Another thread may be adding some.
+        return sorted(step for step, (number, _) in places if number > event)
 
 
 class RunSource(Protocol):
@@ -88,7 +107,14 @@ class RunSource(Protocol):
 
     @property
     def version(self) -> str:
-        """Return a word that changes whenever something was added."""
+        """Return a word that changes whenever something was added.
+
+        What stands before its first point changes if anything was removed.
+        """
+        ...
+
+    def known(self, version: str) -> int:
+        """Return the number of the last event that who has a version knows; 0 for none."""
         ...
 
     @property
@@ -102,12 +128,21 @@ class RunSource(Protocol):
         ...
 
     @property
-    def documents(self) -> Mapping[str, Document]:
+    def documents(self) -> Mapping[str, Track]:
         """Return the JSON documents by tag."""
         ...
 
     def array(self, tag: str, step: int) -> FloatArray:
         """Return an array.
+
+        Raises:
+            KeyError: There is none.
+            OSError, ValueError: Its file is gone, or damaged there.
+        """
+        ...
+
+    def text(self, tag: str, step: int) -> str:
+        """Return a JSON document.
 
         Raises:
             KeyError: There is none.
@@ -151,17 +186,26 @@ class RunIndex:
     def _clear(self) -> None:
         self._files: OrderedDict[Path, tuple[int, int]] = OrderedDict()  # Inode, position.
         self._numbers: dict[Path, int] = {}
+        # Of each event: number of its file, where it begins. The first event is number 1.
+        self._file_of, self._offsets = Column("q", [0]), Column("q", [0])
         self.tracks: dict[str, Track] = {}
         self.curves: dict[str, Curve] = {}
-        self.documents: dict[str, Document] = {}
+        self.documents: dict[str, Track] = {}
         self._plugins: dict[str, str] = {}
         self._tags: dict[str, str] = {}
+        self._skipped: set[str] = set()  # Tags of most values, which the page doesn't show.
 
     @property
     def version(self) -> str:
-        """Return a word that changes whenever something was added."""
-        read = sum(position for _, position in self._files.values())
-        return f"{self._restarts}.{len(self._files)}.{read}"
+        """Return how often something was removed, and the number of events that were read."""
+        return f"{self._restarts}.{len(self._offsets) - 1}"
+
+    def known(self, version: str) -> int:
+        """Return the number of the last event that who has a version knows; 0 for none."""
+        removed, _, events = version.partition(".")
+        if removed != str(self._restarts) or not events.isdecimal():
+            return 0
+        return int(events) if int(events) < len(self._offsets) else 0
 
     def refresh(self) -> None:
         """Read what was appended since; a file that was replaced lets the run be read again.
@@ -200,58 +244,73 @@ class RunIndex:
                 continue
             if event.session_log.status == SessionLog.START:
                 self._restart(event.step)
+            number = len(self._offsets)
             for part, value in enumerate(event.summary.value):
-                place = (self._numbers[file], frame.offset, part)
+                if value.tag in self._skipped:
+                    continue
                 try:
-                    self._add(event.step, value, place)
+                    if not self._add(event.step, value, (number, part)):
+                        self._skipped.add(value.tag)
                 except (ValueError, TypeError, OverflowError, MemoryError):
                     continue  # As in the reader, what can't be read is skipped alone.
+            # It counts once all of it is here: other threads tell which events they know.
+            self._file_of.append(self._numbers[file])
+            self._offsets.append(frame.offset)
         return frames.position
 
     def _restart(self, first: int) -> None:
         """Remove what an earlier part of a resumed run logged for ``first`` and later steps."""
-        for track in self.tracks.values():
-            track.places = {s: place for s, place in track.places.items() if s < first}
-        for document in self.documents.values():
-            document.texts = {s: text for s, text in document.texts.items() if s < first}
+        removed = False
+        for track in (*self.tracks.values(), *self.documents.values()):
+            kept = {s: place for s, place in track.places.items() if s < first}
+            removed |= len(kept) < len(track.places)
+            track.places = kept
         for curve in self.curves.values():
-            kept = [k for k, step in enumerate(curve.steps) if step < first]
-            curve.steps = Column("q", (curve.steps[k] for k in kept))
-            curve.values = Column("d", (curve.values[k] for k in kept))
+            rest = [k for k, step in enumerate(curve.steps) if step < first]
+            removed |= len(rest) < len(curve.steps)
+            columns: tuple[Column[Any], ...] = (curve.steps, curve.values, curve.events)
+            for column in columns:
+                column[:] = Column(column.typecode, (column[k] for k in rest))
+        self._restarts += removed
 
-    def _add(self, step: int, value: Any, place: tuple[int, int, int]) -> None:
+    def _add(self, step: int, value: Any, place: tuple[int, int]) -> bool:
+        """Keep a value, or where it is; return False if the page doesn't show what has its tag."""
         form = value.WhichOneof("value")
         tag = self._tags.get(value.tag)
         if tag is None:
             tag = self._tags[value.tag] = plain_tag(value.tag, value.metadata.display_name)
         if form == "simple_value":
-            curve = self.curves.setdefault(tag, Curve())
-            curve.headline |= value.tag.startswith(HEADLINE)
-            curve.add(step, value.simple_value)
-            return
+            headline = value.tag.startswith(HEADLINE)
+            if not is_shown(tag, headline=headline):
+                return False
+            curve = self.curves.setdefault(tag, Curve(headline=headline))
+            curve.add(step, value.simple_value, place[0])
+            return True
         plugin = value.metadata.plugin_data.plugin_name or self._plugins.get(tag, "")
         self._plugins.setdefault(tag, plugin)
         if form != "tensor":
-            return
+            return False
         if plugin == DATA_PLUGIN:
-            self.documents.setdefault(tag, Document()).texts[step] = tensor_text(value.tensor)
+            tensor_text(value.tensor)  # Raises an error for what is no text.
+            self.documents.setdefault(tag, Track()).places[step] = place
         elif plugin == ARRAY_PLUGIN and tag.startswith(CI_ARRAYS):
+            # It comes with its scalar, in one event.
+            shown = self.curves.get(tag.removeprefix(CI_ARRAYS))
+            if shown is None:
+                return False
             ends = tensor_numbers(value.tensor)
             if ends.shape == (2,):
-                curve = self.curves.setdefault(tag.removeprefix(CI_ARRAYS), Curve())
-                curve.low[step], curve.high[step] = ends.tolist()
-        elif plugin == ARRAY_PLUGIN and tag.startswith(SCALAR_ARRAYS):
-            number = tensor_numbers(value.tensor)
-            if number.size == 1:
-                curve = self.curves.setdefault(tag.removeprefix(SCALAR_ARRAYS), Curve())
-                curve.add(step, number.item())
-        elif plugin == ARRAY_PLUGIN:
+                shown.low[step], shown.high[step] = ends.tolist()
+        elif plugin == ARRAY_PLUGIN and not tag.startswith(SCALAR_ARRAYS):
             track = self.tracks.setdefault(tag, Track())
             track.shape = tuple(int(dim.size) for dim in value.tensor.tensor_shape.dim)
             track.places[step] = place
             content = value.metadata.plugin_data.content
             if content:
                 track.about = described(content)
+        else:
+            return False
+        return True
 
     def array(self, tag: str, step: int) -> FloatArray:
         """Return an array of this run.
@@ -260,13 +319,25 @@ class RunIndex:
             KeyError: There is none.
             OSError, ValueError: Its file is gone, or damaged there.
         """
-        number, offset, part = self.tracks[tag].places[step]
-        file = list(self._numbers)[number]
+        return tensor_numbers(self._tensor(self.tracks[tag].places[step])).astype(np.float32)
+
+    def text(self, tag: str, step: int) -> str:
+        """Return a JSON document of this run.
+
+        Raises:
+            KeyError: There is none.
+            OSError, ValueError: Its file is gone, or damaged there.
+        """
+        return tensor_text(self._tensor(self.documents[tag].places[step]))
+
+    def _tensor(self, place: tuple[int, int]) -> Any:
+        number, part = place
+        file, offset = list(self._numbers)[self._file_of[number]], self._offsets[number]
         frame = read_frame(file, offset)
         event = parsed_event(frame) if frame.intact else None
         if event is None or part >= len(event.summary.value):
             raise ValueError(f"{file.name} is damaged at byte {offset:,}")
-        return tensor_numbers(event.summary.value[part].tensor).astype(np.float32)
+        return event.summary.value[part].tensor
 
 
 class LogIndex:

@@ -55,18 +55,23 @@ def page(source: Source, runs: Iterable[str] | None = None, *, most: int = MAX_S
     Raises:
         KeyError: There is no run of a name.
     """
-    data: dict[str, Any] = {"format": FORMAT, "runs": {}, "arrays": {}}
+    data: dict[str, Any] = {"format": FORMAT, "runs": {}, "arrays": {}, "documents": {}}
     for name in source.names() if runs is None else runs:
         run = source.run(name)
         document = run_document(run)
-        held: dict[str, str] = {}
-        for tag, found in document["arrays"].items():
-            steps = found["steps"]
-            if len(steps) > most:
-                chosen = np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))
-                steps = found["steps"] = [steps[index] for index in chosen]
-            held[tag] = base64.b64encode(packed(run, tag, steps)).decode()
-        data["runs"][name], data["arrays"][name] = document, held
+        arrays, texts = document["arrays"], document["documents"]
+        for tag in arrays:
+            arrays[tag]["steps"] = _spread(arrays[tag]["steps"], most)
+        for tag in texts:
+            texts[tag] = _spread(texts[tag], most)
+        data["runs"][name] = document
+        data["arrays"][name] = {
+            tag: base64.b64encode(packed(run, tag, found["steps"])).decode()
+            for tag, found in arrays.items()
+        }
+        data["documents"][name] = {
+            tag: {step: run.text(tag, step) for step in steps} for tag, steps in texts.items()
+        }
     # "</" must not end the element, whatever a run or a feature is called.
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     code = "".join(_in_one_script(name) for name in MODULES)
@@ -78,6 +83,14 @@ def page(source: Source, runs: Iterable[str] | None = None, *, most: int = MAX_S
         "modules['index.js'].render({source: new modules['source.js'].EmbeddedSource(data)});\n"
         "</script></body></html>\n"
     )
+
+
+def _spread(steps: list[int], most: int) -> list[int]:
+    """Return at most so many steps, from the first to the last."""
+    if len(steps) <= most:
+        return steps
+    chosen = np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))
+    return [steps[index] for index in chosen]
 
 
 def _in_one_script(name: str) -> str:

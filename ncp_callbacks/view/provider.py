@@ -10,7 +10,7 @@ import numpy as np
 
 from ..runs.reader import described
 from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, HEADLINE, SCALAR_ARRAYS, plain_tag
-from .index import Curve, Document, FloatArray, Track
+from .index import Curve, FloatArray, Track, is_shown
 
 __all__ = ["ProviderSource"]
 
@@ -24,14 +24,19 @@ class _ProviderRun:
     def __init__(self) -> None:
         self.tracks: dict[str, Track] = {}
         self.curves: dict[str, Curve] = {}
-        self.documents: dict[str, Document] = {}
+        self.documents: dict[str, Track] = {}
         self._arrays: dict[tuple[str, int], FloatArray] = {}
+        self._texts: dict[tuple[str, int], str] = {}
 
     @property
     def version(self) -> str:
         """Return a word that changes whenever something was added."""
         last = max((step for _, step in self._arrays), default=-1)
         return f"{len(self._arrays)}.{last}"
+
+    def known(self, version: str) -> int:
+        """Return 0: the provider keeps a sample of the snapshots, which is another each time."""
+        return 0
 
     def array(self, tag: str, step: int) -> FloatArray:
         """Return an array.
@@ -41,17 +46,28 @@ class _ProviderRun:
         """
         return self._arrays[tag, step]
 
+    def text(self, tag: str, step: int) -> str:
+        """Return a JSON document.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._texts[tag, step]
+
+    def add_text(self, tag: str, step: int, text: str) -> None:
+        """Add a JSON document."""
+        self.documents.setdefault(tag, Track()).places[step] = (1, 0)
+        self._texts[tag, step] = text
+
     def add(self, tag: str, step: int, values: FloatArray, about: dict[str, Any]) -> None:
-        """Add an array, or a number or CI that is logged as one."""
-        if tag.startswith(CI_ARRAYS) and values.shape == (2,):
-            curve = self.curves.setdefault(tag.removeprefix(CI_ARRAYS), Curve())
-            curve.low[step], curve.high[step] = values.tolist()
-        elif tag.startswith(SCALAR_ARRAYS) and values.size == 1:
-            curve = self.curves.setdefault(tag.removeprefix(SCALAR_ARRAYS), Curve())
-            curve.add(step, values.item())
-        else:
+        """Add an array, or the CI of a scalar that was added."""
+        if tag.startswith(CI_ARRAYS):
+            curve = self.curves.get(tag.removeprefix(CI_ARRAYS))
+            if curve and values.shape == (2,):
+                curve.low[step], curve.high[step] = values.tolist()
+        elif not tag.startswith(SCALAR_ARRAYS):
             track = self.tracks.setdefault(tag, Track(about))
-            track.shape, track.places[step] = values.shape, (0, 0, 0)
+            track.shape, track.places[step] = values.shape, (1, 0)
             self._arrays[tag, step] = values
 
 
@@ -95,32 +111,33 @@ class ProviderSource:
         asked: dict[str, Any] = {"ctx": context.RequestContext(), "experiment_id": ""}
         runs: dict[str, _ProviderRun] = {}
         listed = self._provider.list_tensors(**asked, plugin_name=ARRAY_PLUGIN)
+        for name in listed:
+            runs[name] = _ProviderRun()
+        names = self._provider.list_scalars(**asked, plugin_name="scalars")
+        scalars = self._provider.read_scalars(**asked, plugin_name="scalars", downsample=_MOST)
+        for name in runs.keys() & scalars.keys():
+            for tag, data in scalars[name].items():
+                listed_scalar = names.get(name, {}).get(tag)
+                shown = plain_tag(tag, listed_scalar.display_name if listed_scalar else "")
+                shown = shown.removeprefix(HEADLINE)  # The fast loader loses names of scalars.
+                headline = tag.startswith(HEADLINE)
+                if is_shown(shown, headline=headline):
+                    curve = runs[name].curves.setdefault(shown, Curve(headline=headline))
+                    for datum in data:
+                        curve.add(datum.step, float(datum.value), 1)
         read = self._provider.read_tensors(**asked, plugin_name=ARRAY_PLUGIN, downsample=_MOST)
-        for name, tags in read.items():
-            run = runs.setdefault(name, _ProviderRun())
-            for tag, data in tags.items():
-                series = listed.get(name, {}).get(tag)
+        for name in runs.keys() & read.keys():
+            for tag, data in read[name].items():
+                series = listed[name].get(tag)
                 about = described(series.plugin_content) if series and series.plugin_content else {}
                 shown = plain_tag(tag, series.display_name if series else "")
                 for datum in data:
-                    run.add(shown, datum.step, np.asarray(datum.numpy, np.float32), about)
+                    runs[name].add(shown, datum.step, np.asarray(datum.numpy, np.float32), about)
         documents = self._provider.read_tensors(**asked, plugin_name=DATA_PLUGIN, downsample=_MOST)
-        for name, tags in documents.items():
-            for tag, data in tags.items():
-                texts = runs.setdefault(name, _ProviderRun()).documents.setdefault(tag, Document())
+        for name in runs.keys() & documents.keys():
+            for tag, data in documents[name].items():
                 for datum in data:
-                    texts.texts[datum.step] = _text(datum.numpy)
-        names = self._provider.list_scalars(**asked, plugin_name="scalars")
-        scalars = self._provider.read_scalars(**asked, plugin_name="scalars", downsample=_MOST)
-        for name, tags in scalars.items():
-            if name in runs:
-                for tag, data in tags.items():
-                    listed_scalar = names.get(name, {}).get(tag)
-                    shown = plain_tag(tag, listed_scalar.display_name if listed_scalar else "")
-                    curve = runs[name].curves.setdefault(shown, Curve())
-                    curve.headline |= tag.startswith(HEADLINE)
-                    for datum in data:
-                        curve.add(datum.step, float(datum.value))
+                    runs[name].add_text(tag, datum.step, _text(datum.numpy))
         self._runs = runs
 
 

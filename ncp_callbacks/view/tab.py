@@ -61,9 +61,10 @@ class InterpretabilityTab(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def get_plugin_apps(self) -> dict[str, Any]:
         """Return the applications by path."""
+        from .api import NAMES
         from .static_files import MODULES
 
-        data = {f"/{name}": self._serve for name in ("runs", "run", "summary", "arrays")}
+        data = {f"/{name}": self._serve for name in NAMES}
         return {f"/{name}": self._serve for name in MODULES} | data
 
     def _opened(self) -> Source:

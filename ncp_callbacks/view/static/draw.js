@@ -104,16 +104,20 @@ export function valueAxis(g, {left, top, width, height, low, high, grid, dim, di
   return y;
 }
 
-/** A line through points, and a band between two lines if ends are given. */
+/** A line through points, and a band between two lines if ends are given; both have gaps where there is no number. */
 export function line(g, xs, ys, {low, high, colour, width = 2, alpha = 1, dash = []}) {
   g.save();
   g.strokeStyle = g.fillStyle = colour;
   if (low && high) {
     g.globalAlpha = 0.18 * alpha;
-    g.beginPath();
-    xs.forEach((x, i) => g.lineTo(x, low[i]));
-    for (let i = xs.length - 1; i >= 0; i--) g.lineTo(xs[i], high[i]);
-    g.fill();
+    const known = i => Number.isFinite(low[i]) && Number.isFinite(high[i]);
+    for (let first = 0, end; first < xs.length; first = end + 1) {
+      for (end = first; end < xs.length && known(end); end++);
+      g.beginPath();
+      for (let i = first; i < end; i++) g.lineTo(xs[i], low[i]);
+      for (let i = end - 1; i >= first; i--) g.lineTo(xs[i], high[i]);
+      g.fill();
+    }
   }
   g.globalAlpha = alpha;
   g.lineWidth = width;

@@ -15,7 +15,7 @@ import {HiddenStates} from './views/states.js';
 import {Units, WiredGraph} from './views/units.js';
 import {RunsTable} from './views/table.js';
 
-const KINDS = ['attribution', 'trajectory', 'time curve', 'units'];
+const KINDS = ['attribution', 'shares', 'trajectory', 'time curve', 'units'];
 const POLL_MS = 5000;
 
 export async function render(options = {}) {
@@ -145,9 +145,13 @@ class App {
   tellSentence(text) { this.sentence = text; }
 
   steps() {
-    const steps = new Set();
-    for (const run of this.choice.runs) for (const kind of KINDS) for (const track of this.store.ofKind(run, kind)) for (const step of track.steps) steps.add(step);
-    return [...steps].sort((a, b) => a - b);
+    const of = this.choice.runs.map(run => `${run} ${this.store.runs.get(run)?.version}`).join('\n');
+    if (this.known?.of !== of) {
+      const steps = new Set();
+      for (const run of this.choice.runs) for (const kind of KINDS) for (const track of this.store.ofKind(run, kind)) for (const step of track.steps) steps.add(step);
+      this.known = {of, steps: [...steps].sort((a, b) => a - b)};
+    }
+    return this.known.steps;
   }
 
   async toggleRun(name) {

@@ -6,6 +6,29 @@ export function quantile(values, q) {
   return sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))] : 0;
 }
 
+/** The smallest and the largest finite value; [0, 1] without any. */
+export function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) if (value != null && Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
+  return low <= high ? [low, high] : [0, 1];
+}
+
+/** Places of values that show all of a long line: of each stretch, those of its smallest and its largest. */
+export function envelope(values, most) {
+  const size = Math.ceil(2 * values.length / most);
+  if (size <= 2) return values.map((_, i) => i);
+  const places = [];
+  for (let first = 0; first < values.length; first += size) {
+    let [least, largest] = [first, first];
+    for (let i = first; i < Math.min(values.length, first + size); i++) {
+      if (values[i] < values[least] || values[least] == null) least = i;
+      if (values[i] > values[largest] || values[largest] == null) largest = i;
+    }
+    places.push(Math.min(least, largest), ...(least === largest ? [] : [Math.max(least, largest)]));
+  }
+  return places;
+}
+
 /** The smallest of 1, 2, 5 times a power of ten that is not below a value; 1 for none. */
 export function nice(value) {
   if (!(value > 0) || !Number.isFinite(value)) return 1;

@@ -19,17 +19,21 @@ export class HttpSource {
 
   async ask(name, query) {
     const answer = await fetch(`${this.base}${name}?${new URLSearchParams(query)}`);
-    if (!answer.ok) throw new Error(`${name}: HTTP ${answer.status}`);
+    if (!answer.ok) throw Object.assign(new Error(`${name}: HTTP ${answer.status}`), {refused: true});
     return answer;
   }
 
   async runs() { return (await this.ask('runs', {})).json(); }
   async run(run, version = '') { return (await this.ask('run', {run, version})).json(); }
   async summary(run) { return (await this.ask('summary', {run})).json(); }
+  async document(run, tag, step) { return (await (await this.ask('document', {run, tag, step})).json()).text; }
   async arrays(run, tag, steps) { return unpack(await (await this.ask('arrays', {run, tag, steps: steps.join(',')})).arrayBuffer()); }
 }
 
-/** Holds all in the page itself: `{format, runs: {run: …}, arrays: {run: {tag: base64 of the same bytes}}}`. */
+/**
+ * Holds all in the page itself: `{format, runs: {run: …}, arrays: {run: {tag: base64 of the same bytes}},
+ * documents: {run: {tag: {step: text}}}}`.
+ */
 export class EmbeddedSource {
   constructor(data) { this.data = data; this.unpacked = new Map(); this.live = false; }
 
@@ -39,6 +43,7 @@ export class EmbeddedSource {
     return found.version === version ? {version} : found;
   }
   async summary(run) { return {scalars: this.data.runs[run].scalars}; }
+  async document(run, tag, step) { return this.data.documents[run][tag][step]; }
   async arrays(run, tag, steps) {
     const key = `${run}\n${tag}`;
     if (!this.unpacked.has(key)) {

@@ -5,6 +5,7 @@ import {PALETTE} from './draw.js';
 export const FORMAT = 1;
 export const MAX_SIDE_BY_SIDE = 4;
 const MAX_BYTES_AT_ONCE = 1.5e6;
+const MAX_SPREAD = 250;
 const byName = (a, b) => a.localeCompare(b, 'en', {numeric: true});
 
 /** The runs of a source as far as they have been asked for. */
@@ -17,6 +18,7 @@ export class Store {
     this.runs = new Map();
     this.summaries = new Map();
     this.arrays = new Map();
+    this.documents = new Map();
     this.asked = new Set();
   }
 
@@ -31,7 +33,7 @@ export class Store {
 
   forget(name) {
     this.runs.delete(name);
-    for (const key of [...this.arrays.keys()]) if (key.startsWith(`${name}\n`)) this.arrays.delete(key);
+    for (const held of [this.arrays, this.documents]) for (const key of [...held.keys()]) if (key.startsWith(`${name}\n`)) held.delete(key);
   }
 
   /** Read what a run has got since; true if there was something new. */
@@ -41,7 +43,7 @@ export class Store {
     if (had && found.version === had.version) return false;
     // The first part of a version counts how often the run began anew.
     if (had && had.version.split('.')[0] !== found.version.split('.')[0]) this.forget(name);
-    this.runs.set(name, found);
+    this.runs.set(name, found.since && had ? grown(had, found) : found);
     return true;
   }
 
@@ -65,37 +67,68 @@ export class Store {
   /** The array of a snapshot if it is here; else null, and it is asked for with its neighbours. */
   get(run, tag, step) {
     if (step == null) return null;
-    const key = `${run}\n${tag}`, here = this.arrays.get(key);
-    if (here?.has(step)) return here.get(step);
-    if (this.asked.has(key)) return null;
-    const track = this.runs.get(run)?.arrays[tag];
-    if (!track) return null;
-    const size = 4 * track.shape.reduce((a, b) => a * b, 1), middle = track.steps.indexOf(step);
-    const around = Math.max(2, Math.min(250, Math.floor(MAX_BYTES_AT_ONCE / size / 2)));
-    const steps = track.steps.slice(Math.max(0, middle - around), middle + around + 1).filter(s => !here?.has(s));
-    this.asked.add(key);
-    this.source.arrays(run, tag, steps).then(found => {
-      if (!this.arrays.has(key)) this.arrays.set(key, new Map());
-      for (const array of found) this.arrays.get(key).set(array.step, array);
-    }).catch(() => {
-      // Gone, or damaged there: what can't be read stays empty, and isn't asked for again and again.
-      if (!this.arrays.has(key)) this.arrays.set(key, new Map());
-      this.arrays.get(key).set(step, {step, shape: track.shape, values: new Float32Array(0), missing: true});
-    }).finally(() => { this.asked.delete(key); this.changed(); });
+    const here = this.arrays.get(`${run}\n${tag}`)?.get(step), track = this.runs.get(run)?.arrays[tag];
+    if (here || !track) return here ?? null;
+    const middle = track.steps.indexOf(step), around = Math.floor(atOnce(track, 2 * MAX_SPREAD) / 2);
+    this.ask(run, tag, track.steps.slice(Math.max(0, middle - around), middle + around + 1), 'near');
     return null;
   }
 
-  /** All snapshots of an array that are here, by step. */
-  here(run, tag) { return [...(this.arrays.get(`${run}\n${tag}`)?.values() ?? [])].filter(a => !a.missing).sort((a, b) => a.step - b.step); }
-
-  /** The value of a scalar at a step: {step, value, low, high}, or null. */
-  scalar(run, tag, step) {
-    const curve = this.runs.get(run)?.scalars[tag];
-    const at = curve && stepAt(curve.steps, step);
-    if (at == null) return null;
-    const i = curve.steps.indexOf(at);
-    return {step: at, value: curve.values[i], low: curve.low?.[i], high: curve.high?.[i]};
+  /** Arrays of snapshots spread over the training, as far as they are here; the others are asked for. */
+  spread(run, tag, most = MAX_SPREAD) {
+    const track = this.runs.get(run)?.arrays[tag];
+    if (!track) return [];
+    // Powers of 2: when a run grows, those that are here are still among those that are wanted.
+    const stride = 2 ** Math.max(0, Math.ceil(Math.log2(track.steps.length / atOnce(track, most))));
+    const steps = track.steps.filter((_, i) => i % stride === 0 || i === track.steps.length - 1);
+    this.ask(run, tag, steps, 'spread');
+    const here = this.arrays.get(`${run}\n${tag}`);
+    return steps.map(step => here?.get(step)).filter(array => array && !array.missing);
   }
+
+  /** Ask for those arrays of some steps that are not here. */
+  ask(run, tag, steps, purpose) {
+    const key = `${run}\n${tag}`, asked = `${key}\n${purpose}`, missing = steps.filter(step => !this.arrays.get(key)?.has(step));
+    if (!missing.length || this.asked.has(asked)) return;
+    this.asked.add(asked);
+    const keep = found => {
+      if (!this.arrays.has(key)) this.arrays.set(key, new Map());
+      // Gone, or damaged there: what can't be read stays empty, and isn't asked for again and again.
+      for (const step of missing) this.arrays.get(key).set(step, {step, shape: [], values: new Float32Array(0), missing: true});
+      for (const array of found) this.arrays.get(key).set(array.step, array);
+      this.changed();
+    };
+    // Without an answer, it is asked for again when the page is drawn again.
+    this.source.arrays(run, tag, missing).then(keep, error => { if (error.refused) keep([]); }).finally(() => this.asked.delete(asked));
+  }
+
+  /** The text of a document if it is here; else null, and it is asked for. */
+  document(run, tag, step) {
+    const key = `${run}\n${tag}\n${step}`;
+    if (!this.documents.has(key)) {
+      this.documents.set(key, null);
+      this.source.document(run, tag, step).then(text => { this.documents.set(key, text); this.changed(); }, error => { if (!error.refused) this.documents.delete(key); });
+    }
+    return this.documents.get(key);
+  }
+}
+
+/** How many arrays of a tag may be asked for at once. */
+function atOnce({shape}, most) { return Math.max(4, Math.min(most, MAX_BYTES_AT_ONCE / (4 * shape.reduce((a, b) => a * b, 1)))); }
+
+/** What a run has, from what was known of it and what came since. */
+function grown(had, found) {
+  const arrays = {...had.arrays}, scalars = {...had.scalars}, documents = {...had.documents};
+  const both = (a, b) => [...new Set([...a, ...b])].sort((x, y) => x - y);
+  for (const [tag, track] of Object.entries(found.arrays)) arrays[tag] = {...arrays[tag], ...track, steps: both(arrays[tag]?.steps ?? [], track.steps)};
+  for (const [tag, steps] of Object.entries(found.documents)) documents[tag] = both(documents[tag] ?? [], steps);
+  for (const [tag, curve] of Object.entries(found.scalars)) {
+    const places = new Map();
+    for (const part of [scalars[tag], curve]) part?.steps.forEach((step, i) => places.set(step, [part, i]));
+    const steps = [...places.keys()].sort((a, b) => a - b), column = name => steps.map(step => { const [part, i] = places.get(step); return part[name]?.[i] ?? null; });
+    scalars[tag] = {...curve, steps, values: column('values'), ...(curve.low || scalars[tag]?.low ? {low: column('low'), high: column('high')} : {})};
+  }
+  return {version: found.version, arrays, scalars, documents};
 }
 
 export function labelOf(about) {

@@ -5,6 +5,7 @@ import {inOrder, labelOf, whyNot} from '../state.js';
 import {View} from './common.js';
 
 const LEFT = 104, RIGHT = 84;
+const SCALED = 60;  // Snapshots that the one scale of the whole training is made of.
 
 export class AttributionMaps extends View {
   constructor(app) {
@@ -43,7 +44,7 @@ export class AttributionMaps extends View {
   /** Largest value of the colour scale: of this step, or of all steps that are here. */
   limit(column, kind, array) {
     if (!this.option('whole', true)) return quantile(array.values.map?.(Math.abs) ?? [], 1);
-    const all = column.runs.flatMap(run => this.store.here(run, array.tag)), key = `${column.name}\n${array.tag}\n${all.length}`;
+    const all = column.runs.flatMap(run => this.store.spread(run, array.tag, SCALED)), key = `${column.name}\n${array.tag}\n${all.length}`;
     // Of a whole training a few cells are extreme: they saturate, so that the others can be seen.
     if (!this.limits.has(key)) this.limits.set(key, quantile(all.flatMap(a => Array.from(a.values, Math.abs)), 0.99));
     return this.limits.get(key);
@@ -64,11 +65,11 @@ export class AttributionMaps extends View {
     });
   }
 
-  /** Shares of the features: of their contributions where the log has them, else of the map. */
+  /** Shares of the features: those that the log has, else of the map. */
   shares(array, steps, features) {
-    const track = this.store.ofKind(array.run, 'attribution features').find(a => a.label === labelOf(array.about));
+    const track = this.store.ofKind(array.run, 'shares').find(a => a.label === labelOf(array.about));
     const found = track && array.runs === 1 ? this.store.get(array.run, track.tag, array.step) : null;
-    return found && !found.missing ? columnShares(found.values, 1, features) : columnShares(array.values, steps, features);
+    return found?.shape[0] === features ? Array.from({length: features}, (_, f) => found.values[f * found.shape[1]]) : columnShares(array.values, steps, features);
   }
 
   map(name, array, limit, width, colour) {

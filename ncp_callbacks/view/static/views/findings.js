@@ -7,12 +7,12 @@ const WORDS = {problem: 'problem', warning: 'warning', info: 'found', good: 'goo
 const ORDER = ['problem', 'warning', 'info', 'good'];
 const TAG = '_ncp/findings';
 
-/** The findings of a run as of a step: [{severity, sentence, action, …}], or null without any. */
-export function findingsAt(run, step) {
-  const documents = run?.documents?.[TAG] ?? [];
-  const at = stepAt(documents.map(([s]) => s), step);
+/** The findings of a run as of a step: {step, findings: [{severity, sentence, action, …}]}, or null without any. */
+function findingsAt(store, run, step) {
+  const at = stepAt(store.runs.get(run)?.documents[TAG] ?? [], step);
+  if (at == null) return null;
   try {
-    const found = JSON.parse(documents.find(([s]) => s === at)[1]);
+    const found = JSON.parse(store.document(run, TAG, at));
     return Array.isArray(found) ? {step: at, findings: found} : null;
   } catch { return null; }
 }
@@ -20,11 +20,19 @@ export function findingsAt(run, step) {
 export class Findings extends View {
   constructor(app) {
     super(app, 'findings', 'Findings', 'What the rules found at this step, the most serious first, and what to do.');
+    this.shown = new Map();
+  }
+
+  /** The findings as of the shown step; while they are on their way, those that were shown last. */
+  findings(run) {
+    const found = findingsAt(this.store, run, this.choice.step) ?? this.shown.get(run);
+    this.shown.set(run, found);
+    return found;
   }
 
   draw() {
     const runs = this.columns().flatMap(column => column.runs).slice(0, 4);
-    const found = runs.map(run => [run, findingsAt(this.store.runs.get(run), this.choice.step)]).filter(([, f]) => f);
+    const found = runs.map(run => [run, this.findings(run)]).filter(([, f]) => f);
     if (!found.length) return null;
     this.table = [['run', 'step', 'severity', 'finding', 'what to do']];
     return found.map(([run, {step, findings}]) => {

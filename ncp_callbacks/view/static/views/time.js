@@ -4,6 +4,7 @@ import {nice, short} from '../math.js';
 import {HEIGHT, View} from './common.js';
 
 const LEFT = 56, BOTTOM = 28;
+const EARLIER = 60;  // Faint lines, at most.
 
 export class ElapsedTime extends View {
   constructor(app) {
@@ -24,7 +25,7 @@ export class ElapsedTime extends View {
     const sets = columns.map(column => ({column, now: this.array(column, 'time curve', label), pinned: this.choice.pinned == null ? null : this.array(column, 'time curve', label, this.choice.pinned)}))
       .filter(({now}) => now && !now.why);
     if (!sets.length) return this.sentence('loading …');
-    for (const set of sets) set.all = set.column.runs.length === 1 ? this.store.here(set.column.runs[0], set.now.tag) : [];
+    for (const set of sets) set.all = set.column.runs.length === 1 ? this.store.spread(set.column.runs[0], set.now.tag, EARLIER) : [];
     const rows = array => { const n = array.shape[1], row = k => Array.from(array.values.slice(k * n, (k + 1) * n)); return array.shape[0] >= 5 ? {scale: row(0), rms: row(1), low: row(3), high: row(4)} : {scale: row(0), rms: row(1)}; };
     const scales = rows(sets[0].now).scale, most = nice(Math.max(...sets.flatMap(s => [s.now, ...s.all].flatMap(a => { const r = rows(a); return r.high ?? r.rms; })).filter(Number.isFinite)));
     const width = this.half(), low = Math.log(Math.min(...scales)), high = Math.log(Math.max(...scales));

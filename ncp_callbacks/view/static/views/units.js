@@ -46,14 +46,20 @@ export class Units extends View {
   }
 }
 
-/** What else is known of a unit of a cell, in words: its time constant, its effect when silenced. */
+/** What else is known of a unit of a cell: what it codes for, its time constant, its effect when silenced. */
 function unitValues(view, column, cell) {
-  const known = view.store.ofKind(column.runs[0], 'unit values').filter(track => track.about.cell === cell)
+  const of = kind => view.store.ofKind(column.runs[0], kind).filter(track => track.about.cell === cell)
     .map(track => ({track, array: view.store.get(column.runs[0], track.tag, view.nearest(track.steps))})).filter(({array}) => array && !array.missing);
+  const known = of('unit values'), words = Object.assign({}, ...of('unit words').map(({array}) => asObject(array.values)));
   const place = (track, unit) => track.about.units ? track.about.units.indexOf(unit) : unit;
-  return unit => known.filter(({track, array}) => array.values[place(track, unit)] !== undefined).map(({track, array}) => {
+  return unit => (words[unit] ? `\n${String(words[unit]).replace('; ', ';\n')}` : '') + known.filter(({track, array}) => array.values[place(track, unit)] !== undefined).map(({track, array}) => {
     return `\n${track.about.label ?? track.tag}: ${short(array.values[place(track, unit)])}`;
   }).join('');
+}
+
+/** The object that bytes of JSON hold. */
+function asObject(bytes) {
+  try { return JSON.parse(new TextDecoder().decode(Uint8Array.from(bytes))); } catch { return {}; }
 }
 
 /** Units in the order of the time step at which they are strongest. */
