@@ -4,6 +4,8 @@ import {PALETTE} from './draw.js';
 
 export const FORMAT = 1;
 export const MAX_SIDE_BY_SIDE = 4;
+/** Tags of validation, as the package knows them. */
+export const VALIDATION = /^(val|valid|validation|dev|test|eval)(?=[/_]|$)/;
 const MAX_BYTES_AT_ONCE = 1.5e6;
 const MAX_SPREAD = 250;
 const byName = (a, b) => a.localeCompare(b, 'en', {numeric: true});

@@ -1,11 +1,11 @@
 /** Shares of the features over training, with the validation below; a click goes to a step. */
 import {canvas, cut, h, line, PALETTE, valueAxis} from '../draw.js';
 import {envelope, extent, short} from '../math.js';
+import {VALIDATION} from '../state.js';
 import {View} from './common.js';
 import {names} from './attribution.js';
 
 const LEFT = 52, RIGHT = 118;
-const VALIDATION = /^(val|valid|validation|dev|test|eval)\//;
 
 /** A snapshot of shares (feature; share, low, high): {step, shares, low, high}, the ends null where no CI is known. */
 function point({step, shape: [features, columns], values}) {

@@ -1,9 +1,8 @@
 /** All runs with their headline numbers: sort by a number, choose what is shown. */
 import {h} from '../draw.js';
 import {short} from '../math.js';
+import {VALIDATION} from '../state.js';
 import {View} from './common.js';
-
-const FIRST = /^(val|valid|validation|dev|test|eval)\//;
 
 export class RunsTable extends View {
   constructor(app) {
@@ -23,8 +22,8 @@ export class RunsTable extends View {
     const rows = this.store.names.map(name => [name, this.store.runs.get(name)?.scalars ?? this.store.summaries.get(name)]).filter(([, scalars]) => scalars);
     this.load.hidden = rows.length === this.store.names.length;
     if (!rows.length) return null;
-    const tags = [...new Set(rows.flatMap(([, scalars]) => Object.keys(scalars).filter(tag => FIRST.test(tag) || tag === 'train/loss' || scalars[tag].headline)))]
-      .sort((a, b) => Number(FIRST.test(b)) - Number(FIRST.test(a)) || a.localeCompare(b)).slice(0, 12);
+    const tags = [...new Set(rows.flatMap(([, scalars]) => Object.keys(scalars).filter(tag => VALIDATION.test(tag) || tag === 'train/loss' || scalars[tag].headline)))]
+      .sort((a, b) => Number(VALIDATION.test(b)) - Number(VALIDATION.test(a)) || a.localeCompare(b)).slice(0, 12);
     const last = (scalars, tag) => { const values = scalars[tag]?.values ?? []; return values.length ? values.at(-1) : null; };
     const by = this.option('sort', ''), up = this.option('up', true);
     if (tags.includes(by)) rows.sort((a, b) => (up ? 1 : -1) * ((last(a[1], by) ?? Infinity) - (last(b[1], by) ?? Infinity)));
