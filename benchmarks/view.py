@@ -101,7 +101,10 @@ def records(rng: np.random.Generator, png: bytes) -> Iterator[Any]:
         ("wiring_current", "wiring current", (FEATURES + UNITS, UNITS), ("source", "neuron"),
          wired),
     ):  # fmt: skip
-        yield ncp.Array(f"_ncp/{tag}", rng.random(shape), kind=kind, axes=axes, about=about)
+        values = rng.random(shape)
+        if kind.startswith("wiring"):
+            values *= np.random.default_rng(1).random(shape) < 0.2  # As sparse as wirings are.
+        yield ncp.Array(f"_ncp/{tag}", values, kind=kind, axes=axes, about=about)
     yield ncp.Array("_ncp/attribution_shares", np.stack([shares, shares / 2, 2 * shares], axis=1),
                     kind="shares", axes=("feature", "share, low, high"), about=of)  # fmt: skip
     text = np.frombuffer(json.dumps(words).encode(), np.uint8).astype(np.float32)

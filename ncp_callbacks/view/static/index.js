@@ -65,7 +65,7 @@ class App {
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input:not([type=checkbox]), select, textarea')) return;
     const act = {p: () => this.play.click(), f: () => this.follow.click(), s: () => this.pin.click(), ArrowLeft: () => this.move(-1), ArrowRight: () => this.move(1)}[event.key];
     if (act) { act(); event.preventDefault(); }
   }
