@@ -136,7 +136,7 @@ def write_logs(where: Path, runs: int, snapshots: int) -> None:
 
 @contextmanager
 def served(where: Path) -> Iterator[tuple[int, str, float]]:
-    """Serve the page; give the server's process, its address, and when it was started."""
+    """Serve the page; yield the server's process, its address, and when it was started."""
     command = [sys.executable, "-m", "ncp_callbacks", "view", str(where), "--no-browser"]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

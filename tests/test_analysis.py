@@ -258,7 +258,7 @@ def test_sensitivity_does_not_depend_on_unit_and_offset_of_the_target(rng, a, b,
 
 
 @given(seeds)
-def test_the_ci_of_the_rms_change_is_that_of_leaving_out_sequences(rng):
+def test_the_ci_of_the_rms_change_is_that_of_the_jackknife(rng):
     y = {s: rng.normal(size=8) for s in (0.5, 1.0, 2.0)}
     found = time_sensitivity(y).rms_ci
     assert found[:, 1].tolist() == [0, 0]

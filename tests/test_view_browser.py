@@ -320,7 +320,7 @@ of.fill = function (...of) {
 """
 
 
-def test_bands_of_shares_are_the_logged_cis(
+def test_drawn_cis_of_shares_are_the_logged_ones(
     browser: Any, address: str, runs: dict[str, Run]
 ) -> None:
     with opened_page(browser) as page:
@@ -341,7 +341,7 @@ def test_bands_of_shares_are_the_logged_cis(
             np.testing.assert_allclose(band[:, 1], [*ends[:, 0], *ends[::-1, 1]], rtol=1e-5)
 
 
-def test_bands_of_elapsed_time_are_the_logged_cis(
+def test_drawn_cis_of_elapsed_time_are_the_logged_ones(
     browser: Any, address: str, runs: dict[str, Run]
 ) -> None:
     with opened_page(browser) as page:

@@ -22,7 +22,7 @@ _COMPARED_OTHERWISE = frozenset({HELD_OUT, "elapsed", "trajectory", "units", "un
 
 @dataclass(frozen=True)
 class Declared:
-    """Hold the description of an array; empty for an array that nothing is said of.
+    """Hold the description of an array; empty for an array without one.
 
     Attributes:
         kind: What it is, such as ``attribution``.
