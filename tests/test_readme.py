@@ -206,6 +206,23 @@ def test_the_table_of_costs_is_the_stored_measurement() -> None:
     assert shown.split("<!-- cost.csv -->\n")[1].split("<!-- end -->")[0] == table + "\n"
 
 
+def test_the_guide_tells_how_fast_the_page_is_as_measured() -> None:
+    with (BENCHMARKS / "view.csv").open(newline="") as file:
+        rows = {row["what"]: row for row in csv.DictReader(file)}
+    assert {(row["runs"], row["snapshots"]) for row in rows.values()} == {("100", "1000")}
+    value = {what: float(row["value"]) for what, row in rows.items()}
+    for what, row in rows.items():
+        assert not row["budget"] or value[what] <= float(row["budget"])
+    shown = " ".join((ROOT / "examples" / "compare.md").read_text().split())
+    for text in (
+        f"the first page after {value['browser: first drawn page']:.1f} s",
+        f"slider takes {value['tick of the slider, four runs, median']:.0f} ms",
+        f"holds {value['server: memory, two runs']:.0f} MB, "
+        f"or {value['server: memory, all runs in the table']:.0f} MB",
+    ):
+        assert text in shown
+
+
 def test_the_short_example_finds_the_signal(tmp_path: Path) -> None:
     out = subprocess.run(
         [sys.executable, Path(__file__).parent.parent / "examples" / "three_lines.py"],
