@@ -14,6 +14,7 @@ Nothing is allocated by what a file claims: a tensor must hold as many values as
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -48,6 +49,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 _NUMBERS = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 10: "?"}
 _FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7
+_MAX_HPARAMS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +208,8 @@ def read_run(path: str | os.PathLike[str], *, name: str | None = None) -> Run:
     """Read all event files of a directory, or one event file.
 
     Args:
-        path: Directory with event files (not those in directories below), or an event file.
+        path: Directory with event files, or an event file. Of directories below, only the
+            hyper-parameters of ``SummaryWriter.add_hparams`` are read.
         name: Name of the run; the last part of the path if None.
 
     Raises:
@@ -220,6 +223,8 @@ def read_run(path: str | os.PathLike[str], *, name: str | None = None) -> Run:
     if not files:
         raise RunsError(f"{str(path)!r} holds no event files: pass a folder that holds some")
     log = _Log()
+    if where.is_dir():
+        log.read_hparams(where)
     for file in files:
         log.read(file)
     return log.run(name or where.absolute().name, where)
@@ -318,6 +323,24 @@ class _Log:
                 f"ends within a record, {frames.cut_off:,} bytes of which are skipped: it is "
                 "still being written, or was cut off",
             )
+
+    def read_hparams(self, path: Path) -> None:
+        """Read the hyper-parameters that ``SummaryWriter.add_hparams`` puts in a folder of its own.
+
+        Such a folder has one small file, with the hyper-parameters and the last value of each
+        metric. Any other folder is another run.
+        """
+        for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+            with contextlib.suppress(OSError):
+                files = event_files(folder)
+                if len(files) != 1 or files[0].stat().st_size > _MAX_HPARAMS_BYTES:
+                    continue
+                below = _Log()
+                below.read(files[0])
+                others = [tags for kind, tags in below._points.items() if kind != "scalars"]
+                points = below._points["scalars"].values()
+                if not any(others) and all(len(of_one) == 1 for of_one in points):
+                    self._hparams.update(below._hparams)
 
     def _warn(self, path: Path, what: str) -> None:
         self._warnings.append(f"{path.name} {what}")
