@@ -52,6 +52,7 @@ from .records import Picture as Picture
 from .records import Record as Record
 from .records import Scalar as Scalar
 from .records import Text as Text
+from .run_names import sweep as sweep
 from .runs.compare import compare_runs as compare_runs
 from .runs.comparison import Comparison as Comparison
 from .scheduling import Schedule as Schedule

@@ -39,6 +39,7 @@ from .records import Text
 from .run_card import run_card
 from .run_facts import run_facts
 from .run_log import RunLog
+from .run_names import named
 from .scheduling import as_schedule
 from .signal_handlers import raised_by_signal_handler
 from .writers import WriterLike, as_list, directory_of, open_writers
@@ -171,7 +172,7 @@ def replay(
         "on saved weights, after the training (ncp_callbacks.replay)",
     )
     start = dataclasses.replace(start, memory_per_sequence=worker.observer.memory_per_sequence)
-    writers, given = open_writers(log_dir, as_list(writer))
+    writers, given = open_writers(named(log_dir, run_config), as_list(writer))
     log.rehearse(dry_run.records)
     log.findings = RunFindings(run_facts(worker.observer.runner, applicable))
     log.open(writers, dict(run_config or {}), [c.name for c in listed], given)

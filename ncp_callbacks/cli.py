@@ -34,6 +34,7 @@ _EXAMPLES = """\
 examples:
   ncp-callbacks compare runs/cfc-s0 runs/ltc-s0
   ncp-callbacks compare 'cfc=runs/cfc-s*' 'ltc=runs/ltc-s*' --out report
+  ncp-callbacks compare runs/sweep --by model
   ncp-callbacks compare 'runs/sweep-*' --pair sweep-3 sweep-7
   ncp-callbacks compare runs/main runs/mine --fail-if 'val/loss>+5%'
 
@@ -81,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUN",
         help="folder with event files, glob of such folders, or NAME=GLOB for runs that form one "
         "side (seeds); the other sides are compared with the first")  # fmt: skip
+    add("--by", metavar="NAME[,NAME]",
+        help="let runs with equal values of these hyper-parameters be one side, such as all seeds "
+        "of a model; RUN may be a folder of runs")  # fmt: skip
     add("--pair", nargs=2, metavar=("A", "B"), help="compare only these two sides, in detail")
     add("--tags", metavar="REGEX",
         help="show only tags that match, in the table of scalars")  # fmt: skip
@@ -112,7 +116,8 @@ def _compare(options: argparse.Namespace) -> int:
         if options.out is not None:
             load_template()  # What is missing is reported before anything is read.
         rules = [Rule.parse(text) for text in options.fail_if]
-        groups, skipped = load_groups(options.runs, _progress)
+        by = None if options.by is None else options.by.split(",")
+        groups, skipped = load_groups(options.runs, _progress, by=by)
         if options.pair:
             groups = choose_pair(groups, options.pair)
         result = compare_groups(

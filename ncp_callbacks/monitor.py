@@ -45,6 +45,7 @@ from .resuming import LoggedRun, logged_run
 from .run_card import run_card
 from .run_facts import run_facts
 from .run_log import RunLog
+from .run_names import named
 from .scheduling import ScheduleLike, as_schedule, as_whole
 from .screen import Screen
 from .signal_handlers import raised_by_signal_handler
@@ -74,7 +75,8 @@ class Monitor:
             :class:`GradientAttribution` and :class:`StateTransitions` on 16 sequences. ``"full"``
             is every callback; the expensive ones run at every tenth snapshot and at the end.
         log_dir: Directory of this run's TensorBoard log. One that holds a run already is left
-            alone, and this run gets a directory with a number. ``~`` is the home directory.
+            alone, and this run gets a directory with a number. ``~`` is the home directory. Names
+            in braces are replaced by values of ``run_config``: ``"runs/{model}-s{seed}"``.
         writer: What else takes the records, one or a list: a sink, which is anything with
             ``write(step, records)`` (see :class:`BackgroundWriter`), a :class:`Writer`, or a
             ``tensorboardX.SummaryWriter`` in place of ``log_dir``. One that raises is reported and
@@ -170,6 +172,7 @@ class Monitor:
             run_config=run_config,
             on_error=on_error,
         )
+        log_dir = named(log_dir, run_config)
         self._held_out = held_out
         self._callbacks = as_callbacks(callbacks, held_out)
         self._log_dir, self._given_writers = log_dir, as_list(writer)

@@ -102,7 +102,7 @@ def tags(run: Path) -> set[str]:
 def test_every_block_runs(ran: Path) -> None:
     assert sorted(p.name for p in (ran / "runs").iterdir()) == [
         "attach", "cfc-seed0", "cfc-seed1", "integrated", "own", "replayed", "restarted",
-        "start-close", "targets", "time-first", "trackers",
+        "start-close", "sweep", "targets", "time-first", "trackers",
     ]  # fmt: skip
     assert {p.name for p in ran.glob("*.png")} == {
         "backbone.png", "both.png", "comes_back.png", "importance.png", "sensitivity.png",

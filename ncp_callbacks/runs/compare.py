@@ -2,6 +2,7 @@
 
     result = compare_runs(["runs/cfc-s0", "runs/ltc-s0"])
     result = compare_runs({"cfc": "runs/cfc-s*", "ltc": "runs/ltc-s*"}, tags="^val/")
+    result = compare_runs("runs/sweep", by="model")
     print(*result.answer)
     result.row("val/loss").changes[0].ci
 
@@ -11,15 +12,25 @@ Others are compared with the first side.
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..findings.finding import Severity
 from .answer import answer, time_share_tag
 from .comparison import Comparison, RunFinding, RunInfo, ScalarRow, Side
 from .errors import RunsError
-from .find import Group, RunsLike, all_runs, find_groups, read_groups, shared_tags
+from .find import (
+    Group,
+    RunsLike,
+    all_runs,
+    find_groups,
+    find_runs,
+    read_by,
+    read_groups,
+    shared_tags,
+)
 from .findings import findings_of
 from .fingerprint import commensurable, compare_fingerprints
 from .maps import Features, compare_arrays, feature_shares, time_curves
@@ -32,8 +43,9 @@ __all__ = ["choose_pair", "compare_groups", "compare_runs", "load_groups"]
 
 
 def compare_runs(
-    runs: RunsLike,
+    runs: RunsLike | str | os.PathLike[str],
     *,
+    by: str | Sequence[str] | None = None,
     tags: str | None = None,
     last: int = 5,
     at: int | None = None,
@@ -44,7 +56,10 @@ def compare_runs(
     Args:
         runs: Paths of runs (folders with event files) or globs of them, each run a side of its
             own, or ``"NAME=GLOB"`` for runs that are one side; or a mapping from names of sides to
-            paths or globs. Others are compared with the first side.
+            paths or globs. Others are compared with the first side. With ``by``, also one folder of
+            runs.
+        by: Name of a hyper-parameter, or several: runs with equal values are one side, whatever
+            else differs, as a rule the seed.
         tags: Regular expression; the table of scalars has only tags that match it. Nothing else
             depends on it.
         last: Number of snapshots that are averaged. Runs that log more often are averaged over
@@ -56,18 +71,34 @@ def compare_runs(
         RunsError: There are no such runs, no numbers or common steps in them, or no such tags; the
             message names what there is.
     """
-    groups, warnings = load_groups(runs)
+    groups, warnings = load_groups(runs, by=[by] if isinstance(by, str) else by)
     return compare_groups(groups, tags=tags, last=last, at=at, top=top, warnings=warnings)
 
 
 def load_groups(
-    runs: RunsLike, progress: Callable[[list[Path]], Iterable[Path]] = iter
+    runs: RunsLike | str | os.PathLike[str],
+    progress: Callable[[list[Path]], Iterable[Path]] = iter,
+    *,
+    by: Sequence[str] | None = None,
 ) -> tuple[list[Group], list[str]]:
     """Find and read runs; return them, and sentences on what was skipped.
+
+    Args:
+        runs: As for :func:`compare_runs`.
+        progress: Goes through the paths and may show how far it is.
+        by: Names of hyper-parameters that make sides; None: the paths do.
 
     Raises:
         RunsError: As for :func:`compare_runs`.
     """
+    if by is not None:
+        if isinstance(runs, Mapping):
+            raise RunsError("by= makes the sides: pass a list of runs, not a mapping of sides")
+        paths, skipped = find_runs(runs)
+        groups, without = read_by(paths, by, progress)
+        return groups, [*skipped, *without]
+    if isinstance(runs, str | os.PathLike):
+        raise RunsError(f"runs={runs!r} is one run: pass a list of two or more, or by=")
     found, skipped = find_groups(runs)
     return read_groups(found, progress), skipped
 

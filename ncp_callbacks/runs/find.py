@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .errors import RunsError
-from .reader import Run, event_files, read_run
+from .reader import HyperParameter, Run, event_files, read_run
 from .words import like, listed
 
-__all__ = ["Group", "RunsLike", "all_runs", "find_groups", "read_groups", "shared_tags"]
+__all__ = [
+    "Group",
+    "RunsLike",
+    "all_runs",
+    "find_groups",
+    "find_runs",
+    "read_by",
+    "read_groups",
+    "shared_tags",
+]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 RunsLike: TypeAlias = Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]]
@@ -74,6 +83,72 @@ def find_groups(runs: RunsLike) -> tuple[dict[str, list[Path]], list[str]]:
             "'A=runs/cfc-s*' 'B=runs/ltc-s*'"
         )
     return groups, skipped
+
+
+def find_runs(runs: PathLike | Sequence[PathLike]) -> tuple[list[Path], list[str]]:
+    """Return the paths of runs, and what was skipped.
+
+    Args:
+        runs: Paths of runs, globs of them, or folders of runs.
+
+    Raises:
+        RunsError: There are none.
+    """
+    listed_runs = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    skipped: list[str] = []
+    found: dict[str, Path] = {}
+    for pattern in [os.fspath(path) for path in listed_runs]:
+        folder = Path(pattern).expanduser()
+        below = folder.is_dir() and not _is_run(folder)
+        for path in _paths(os.path.join(glob.escape(pattern), "*") if below else pattern, skipped):
+            found.setdefault(os.path.realpath(path), path)
+    return list(found.values()), skipped
+
+
+def read_by(
+    paths: Sequence[Path], by: Sequence[str], progress: Callable[[list[Path]], Iterable[Path]]
+) -> tuple[list[Group], list[str]]:
+    """Read runs, and put those with equal values of hyper-parameters into one group.
+
+    Args:
+        paths: The runs.
+        by: Names of hyper-parameters.
+        progress: As for :func:`read_groups`.
+
+    Returns:
+        The groups, by increasing values, and sentences on what was skipped.
+
+    Raises:
+        RunsError: A run can't be read, no run has such a hyper-parameter, or there is one group.
+    """
+    runs = [group.runs[0] for group in read_groups({str(p): [p] for p in paths}, progress)]
+    known = dict.fromkeys(name for run in runs for name in run.hparams)
+    for name in by:
+        if name not in known:
+            have = f"pass {like(name, known)}" if known else "pass run_config= to their monitors"
+            raise RunsError(f"no run has logged a hyper-parameter {name!r}: {have}")
+    having = [run for run in runs if all(name in run.hparams for name in by)]
+    groups: dict[tuple[HyperParameter, ...], list[Run]] = {}
+    for run in having:
+        groups.setdefault(tuple(run.hparams[name] for name in by), []).append(run)
+    if len(groups) < 2:
+        one = f", {_group_name(by, next(iter(groups)))}" if groups else ""
+        raise RunsError(
+            f"all runs have the same values of {listed(by)}{one}: name others, which differ"
+        )
+    without = [run.name for run in runs if run not in having]
+    skipped = [f"{listed(without)}: skipped, without {listed(by, last='or')}"] if without else []
+    return [
+        Group(_group_name(by, values), tuple(groups[values]))
+        for values in sorted(groups, key=lambda values: [(str(type(v)), v) for v in values])
+    ], skipped
+
+
+def _group_name(by: Sequence[str], values: Sequence[HyperParameter]) -> str:
+    if len(values) == 1 and isinstance(values[0], str):
+        return values[0]
+    texts = [f"{value:g}" if type(value) is float else str(value) for value in values]
+    return ", ".join(f"{name}={text}" for name, text in zip(by, texts, strict=True))
 
 
 def read_groups(
