@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--top", type=int, default=3, metavar="K",
         help="number of features whose overlap is counted (default 3)")  # fmt: skip
     add("--format", choices=("table", "md", "json"), default="table", help="format of the output")
-    add("--out", type=Path, metavar="DIR", help="also write DIR/compare.html, with pictures")
+    add("--out", type=Path, metavar="DIR",
+        help="also write DIR/compare.html, with pictures, and DIR/view.html, an interactive page "
+        "of the runs")  # fmt: skip
     add("--fail-if", action="append", default=[], metavar="CONDITION",
         help="exit with status 1 if TAG>NUMBER (or >=, <, <=): '+5%%' is a change in per cent, "
         "'+0.02' a change, '0.3' the value; may be passed several times")  # fmt: skip
@@ -160,10 +162,13 @@ def _print(result: Comparison, form: str) -> None:
 def _report(groups: Sequence[Group], result: Comparison, folder: Path) -> None:
     from .runs.errors import RunsError
     from .runs.report import report, write_report
+    from .view.page import write_sides
 
-    page = report(groups, result)
+    sides = [{run.name: run.path for run in group.runs} for group in groups]
     try:
-        path = write_report(page, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        view = write_sides(sides, folder / "view.html")
+        path = write_report(report(groups, result, view), folder)
     except OSError as error:
         raise RunsError(f"no report can be written to '{folder}': {error.strerror}") from error
     sys.stdout.flush()

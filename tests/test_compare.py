@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.parse
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +31,9 @@ from tensorboardX.summary import hparams
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Binned, Comparison, Run, RunsError, Scalars, compare_runs, read_run
-from ncp_callbacks.runs.compare import compare_groups, load_groups
-from ncp_callbacks.runs.declared import Declared
+from ncp_callbacks.runs.compare import compare_groups
 from ncp_callbacks.runs.document import document
-from ncp_callbacks.runs.figures import plot_difference
 from ncp_callbacks.runs.find import Group
-from ncp_callbacks.runs.maps import Features
 from ncp_callbacks.runs.render import plain
 from ncp_callbacks.runs.rules import Rule, judge_rules
 from ncp_callbacks.runs.scalars import compare_scalars, significance
@@ -906,24 +904,24 @@ def test_the_report_holds_the_pictures(logs: Path, tmp_path: Path, groups: bool)
     text = (tmp_path / "new" / "report" / "compare.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
-    assert page.elsewhere == []
+    # A link to the page that shows both sides, and nothing that is loaded.
+    (address,) = page.elsewhere
+    name, _, shown = address.partition("#")
+    sides = [[f"cfc-s{i}" for i in range(4)], [f"ltc-s{i}" for i in range(4)]]
+    runs = sides[0] + sides[1] if groups else ["cfc-s0", "ltc-s0"]
+    expected = {"runs": runs, "b": sides[1] if groups else []}
+    assert json.loads(urllib.parse.unquote(shown)) == expected
+    held = (tmp_path / "new" / "report" / name).read_text(encoding="utf-8")
+    (data,) = re.findall(r'id="data">(.*)</script>', held)
+    assert list(json.loads(data)["runs"]) == runs
     assert page.links == page.places  # The list of contents.
     assert "http" not in text
     for name in ("cfc-s0", "ltc-s0"):
         for step in (0, 100):
             data = read_run(logs / name).images["attribution/heatmap"][step].data()
             assert f"data:image/png;base64,{base64.b64encode(data).decode()}" in page.images
-    drawn = len(page.images) - 4
-    assert drawn == 2 + 1 + 1 + 1  # Loss curves, difference of maps, time curves, histograms.
+    assert len(page.images) == 4 + 2 + 1  # Loss curves and histograms.
     assert "val/loss" in text
-
-
-def test_a_difference_of_nothing_has_no_sign() -> None:
-    sums = np.array([0.2, -0.3, -0.0, 1.4, -1.4, 0.6, -0.6, 0.499, -0.501])
-    figure = plot_difference(np.tile(sums / 400, (4, 1)), ("a", "b"))
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    shown = [label.split("  ")[1] for label in labels]
-    assert shown == ["0", "0", "0", "+1", "-1", "+1", "-1", "0", "-1"]
 
 
 def test_names_cannot_break_the_report_or_markdown(tmp_path: Path) -> None:
@@ -1463,26 +1461,7 @@ def test_tags_limit_the_table_only(logs: Path, tmp_path: Path) -> None:
     given = ["compare", *map(str, runs), "--tags", "^val/", "--out", str(tmp_path)]
     assert main(given) == 0
     page = Page((tmp_path / "compare.html").read_text(encoding="utf-8"))
-    assert len(page.images) == 4 + 2 + 3
-
-
-def test_interactions_are_drawn_with_features_on_both_axes(tmp_path: Path) -> None:
-    result = np.zeros((3, 3))
-    result[0, 1] = 0.1
-    figure = plot_difference(result, ("x", "y"), title="interactions", columns=["a", "b", "c"],
-                             features=["a", "b", "c"])  # fmt: skip
-    axes = figure.axes[0]
-    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert [label.get_text() for label in labels] == ["a", "b", "c"]
-    assert axes.get_xlabel() == ""
-    assert figure.get_suptitle() == "interactions: y minus x"
-    runs = [write_analysed(tmp_path / n, about=about()) for n in "xy"]
-    groups, _ = load_groups([str(run) for run in runs])
-    found = Features(groups)
-    pairs, attribution = Declared(axes=("feature", "feature")), Declared(axes=MAP)
-    assert found.axes(pairs, (3, 3)) == (["a", "b", "c"],) * 2
-    assert found.axes(pairs, (4, 4))[0] == ["a", "b", "c", "elapsed time"]
-    assert found.axes(attribution, (9, 3)) == (None, ["a", "b", "c"])
+    assert len(page.images) == 4 + 2 + 1
 
 
 # Many runs.

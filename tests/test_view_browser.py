@@ -18,6 +18,7 @@ from scipy.linalg import orthogonal_procrustes
 from view_logs import DESCRIBED, FEATURES, F, H, T, write_run
 
 import ncp_callbacks as ncp
+from ncp_callbacks.cli import main
 from ncp_callbacks.runs import Run, read_run
 from ncp_callbacks.stats.distances import debiased_cka
 from ncp_callbacks.view.index import LogIndex
@@ -375,6 +376,20 @@ def test_an_address_shows_the_same_again(browser: Any, address: str) -> None:
         frame = in_page(page, link)
         wait_until(page, lambda: output(frame).startswith("step 20 "))
         wait_until(page, lambda: frame.get_by_label("b/s1", exact=True).is_checked())
+
+
+def test_a_comparison_leads_to_the_page_of_its_sides(
+    browser: Any, log_dir: Path, tmp_path: Path
+) -> None:
+    sides = [f"A={log_dir}/a/s*", f"B={log_dir}/b/s1"]
+    assert main(["compare", *sides, "--out", str(tmp_path)]) == 0
+    with opened_page(browser) as page:
+        page.goto((tmp_path / "compare.html").as_uri())
+        page.get_by_role("link", name="Open the interactive page of these runs").click()
+        ready(page.main_frame)
+        section(page, MAPS).get_by_text("A (2 runs)").first.wait_for()
+        # Both sides, and the difference.
+        wait_until(page, lambda: section(page, MAPS).locator("canvas").count() == 3)
 
 
 def test_live_runs_are_followed_and_hidden_pages_ask_nobody(browser: Any, tmp_path: Path) -> None:

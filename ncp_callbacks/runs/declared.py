@@ -61,8 +61,3 @@ class Declared:
     def is_by_feature(self) -> bool:
         """Return whether an axis counts features."""
         return "feature" in self.axes
-
-    @property
-    def is_of_pairs(self) -> bool:
-        """Return whether it is a map of feature × feature."""
-        return self.axes == ("feature", "feature")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..plotting.style import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, SIGNED, SKY, VERMILION
-from .comparison import Curve
+from ..plotting.style import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, SKY, VERMILION
 from .reader import Binned, Scalars
 from .render import printable
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "plot_difference", "plot_histograms", "plot_scalar", "plot_time_curves"]
+__all__ = ["COLORS", "plot_histograms", "plot_scalar"]
 
 FloatArray = npt.NDArray[np.float64]
 Points = tuple[npt.ArrayLike, npt.ArrayLike]
@@ -132,78 +131,6 @@ def _thinned(series: Scalars) -> tuple[FloatArray, FloatArray]:
         np.add.reduceat(series.steps.astype(np.float64), starts) / counts,
         np.add.reduceat(series.values, starts) / counts,
     )
-
-
-def plot_difference(
-    difference: FloatArray,
-    names: tuple[str, str],
-    *,
-    title: str = "attribution",
-    columns: Sequence[str] | None = None,
-    features: Sequence[str] | None = None,
-) -> Figure:
-    """Draw where the second side's attribution is stronger than the first's, and by feature.
-
-    Args:
-        difference: ``(T, F)``, or ``(F, F)`` for pairs of features, of two maps that each sum to 1.
-        names: Names of the first and the second side.
-        title: Name of what is attributed.
-        columns: ``F`` names for the horizontal axis of pairs; time steps if None.
-        features: ``F`` names for the vertical axis.
-    """
-    from matplotlib.colors import Normalize
-    from matplotlib.ticker import MaxNLocator
-
-    with _styled():
-        size = difference.shape[1]
-        points = 100 * difference
-        limit = float(np.abs(points).max()) or 1.0
-        figure, axes = _page("")
-        # Names of features take the room on the left: the title begins above them.
-        text = f"{_short(title)}: {_short(names[1], 16)} minus {_short(names[0], 16)}"
-        figure.suptitle(text, x=0.01, ha="left", fontsize=15)
-        axes.grid(False)
-        image = axes.imshow(
-            points.T, cmap=SIGNED, norm=Normalize(-limit, limit), aspect="auto",
-            interpolation="nearest" if size <= 300 else "antialiased",
-        )  # fmt: skip
-        bar = figure.colorbar(image, ax=axes, ticks=[-limit, 0, limit], pad=0.02, aspect=30)
-        bar.set_label("percentage points", labelpad=-8)
-        bar.ax.set_yticklabels([f"{-limit:+.2g}", "0", f"{limit:+.2g}"])
-        sums = points.sum(axis=0)
-        shown = list(range(size))
-        if size > _MAX_NAMED:
-            shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:5].tolist())
-        labels = features or [f"feature {i}" for i in range(size)]
-        if columns is None:
-            axes.set_yticks(shown, [f"{_short(labels[i], 18)}  {_signed(sums[i])}" for i in shown])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlabel("time step")
-        else:
-            axes.set_yticks(shown, [_short(labels[i], 18) for i in shown])
-            axes.set_xticks(shown, [_short(columns[i], 18) for i in shown], rotation=30, ha="right")
-        return figure
-
-
-def _signed(points: float) -> str:
-    """Return the rounded number, with its sign unless it is 0."""
-    text = f"{points:+.0f}"
-    return "0" if text in ("+0", "-0") else text
-
-
-def plot_time_curves(curve: Curve, names: Sequence[str]) -> Figure:
-    """Draw the RMS change of the target over the factor of all elapsed time, for all runs."""
-    from matplotlib.ticker import NullLocator
-
-    lines = [[(curve.scales, values) for values in runs] for runs in curve.rms]
-    title, xlabel = f"{curve.tag}: RMS change of the target", "all elapsed time × (1× = the data's)"
-    with _styled():
-        figure, axes = _draw_runs(title, names, lines, xlabel, marker="o", markersize=6)
-        axes.axvline(1.0, color=INK, linewidth=1.4, linestyle=":")
-        axes.set(xscale="log", ylim=(0, None))
-        axes.set_xticks(curve.scales, [f"{scale:g}×" for scale in curve.scales])
-        axes.xaxis.set_minor_locator(NullLocator())
-        return figure
 
 
 def plot_histograms(tag: str, names: Sequence[str], sides: Sequence[Sequence[Binned]]) -> Figure:

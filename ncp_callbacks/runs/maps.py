@@ -73,17 +73,6 @@ class Features:
         """Return False where a side has other names than the first, or only one of both has any."""
         return self._matched[side]
 
-    def axes(self, what: Declared, shape: tuple[int, ...]) -> tuple[list[str] | None, ...]:
-        """Return names for the two axes of a map, None for an axis that isn't of features."""
-        names = list(self.names or ())
-        if not what.is_of_pairs:
-            return None, names if len(names) == shape[1] > 0 else None
-        size = shape[0]
-        if not names or size not in (len(names), len(names) + 1):
-            names = [f"feature {i}" for i in range(size)]
-        names = [*names, "elapsed time"][:size]
-        return names, names
-
     def ordered(self, run: Run, what: Declared, array: FloatArray) -> FloatArray | None:
         """Return an array with its features in the order of the first run; None if they can't be.
 

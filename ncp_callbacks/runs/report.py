@@ -10,20 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..plotting.png import to_png
 from .comparison import Comparison
-from .declared import Declared
 from .document import document
 from .errors import RunsError
-from .figures import COLORS, plot_difference, plot_histograms, plot_scalar, plot_time_curves
+from .figures import COLORS, plot_histograms, plot_scalar
 from .find import Group, all_runs, shared_tags
-from .fingerprint import commensurable
-from .maps import Features, common_snapshots, compared_arrays
+from .maps import common_snapshots
 from .reader import Run
 from .render import plain, printable
-from .tags import PREFIX
 from .words import listed
 
 if TYPE_CHECKING:
@@ -33,8 +28,6 @@ __all__ = ["load_template", "report", "write_report"]
 
 _MAX_SCALARS = 6  # Figures of train and val.
 _MAX_RUNS = 6  # Logged pictures in a row.
-_MAX_MAPS = 6
-_LEAST_DIFFERENCE = 1e-5  # Of maps that sum to 1: less is rounding.
 _FORMATS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -70,12 +63,13 @@ def load_template() -> Any:
     return environment.from_string(source)
 
 
-def report(groups: Sequence[Group], comparison: Comparison) -> str:
+def report(groups: Sequence[Group], comparison: Comparison, view: str = "") -> str:
     """Return the page.
 
     Args:
         groups: The sides that were compared.
         comparison: The result.
+        view: Address of the interactive page of the runs; "" if there is none.
 
     Raises:
         RunsError: jinja2 is not installed.
@@ -86,16 +80,13 @@ def report(groups: Sequence[Group], comparison: Comparison) -> str:
     first, *sections = document(comparison, longest_label=32)
     page: str = template.render(
         title=first.title,
+        view=view,
         answer=comparison.answer,
         context=first.parts[1:],
         sides=[(COLORS[i % len(COLORS)], name) for i, name in enumerate(names)],
         sections=sections,
         training=list(_scalars(groups, comparison, names)),
-        attention=[
-            *_differences(groups, comparison, names),
-            *_curves(comparison, names),
-            *_histograms(groups, comparison, names),
-        ],
+        attention=list(_histograms(groups, comparison, names)),
         pictures=list(_pictures(groups, comparison, notes)),
         notes=notes,
     )
@@ -103,12 +94,11 @@ def report(groups: Sequence[Group], comparison: Comparison) -> str:
 
 
 def write_report(page: str, folder: Path) -> Path:
-    """Write ``compare.html`` into a folder, made when missing.
+    """Write ``compare.html`` into a folder.
 
     Raises:
         OSError: It can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "compare.html"
     path.write_text(page, encoding="utf-8", errors="replace")
     return path
@@ -149,12 +139,6 @@ def _scalars(
         yield _drawn(plot_scalar(row.tag, names, series, row.steps), row.tag)
 
 
-def _curves(comparison: Comparison, names: Sequence[str]) -> Iterator[_Picture]:
-    for curve in comparison.curves:
-        caption = f"{curve.tag}: reaction to scaled elapsed time, in the target's unit"
-        yield _drawn(plot_time_curves(curve, names), caption)
-
-
 def _histograms(
     groups: Sequence[Group], comparison: Comparison, names: Sequence[str]
 ) -> Iterator[_Picture]:
@@ -167,62 +151,6 @@ def _histograms(
         ]
         if all((histogram.counts > 0).any() for side in sides for histogram in side):
             yield _drawn(plot_histograms(tag, names, sides), f"{tag}, histograms")
-
-
-def _differences(
-    groups: Sequence[Group], comparison: Comparison, names: Sequence[str]
-) -> Iterator[_Picture]:
-    """Draw where a side's attribution is stronger than the first's, in shares of the whole."""
-    features = Features(groups)
-    for measured in sorted({m.tag for m in comparison.measures}):
-        tag = f"{PREFIX}{measured}"
-        declared = Declared.of(all_runs(groups), tag)
-        if declared.kind not in ("attribution", "interactions"):
-            continue
-        others = [
-            number
-            for number in range(1, len(groups))
-            if features.matched(number)
-            and commensurable(comparison.conditions, number - 1, measured)
-        ][:_MAX_MAPS]
-        sides = [groups[number] for number in (0, *others)]
-        found = compared_arrays(sides, tag, comparison.step)
-        means = _mean_maps(sides, declared, found, features)
-        if means is None:
-            continue
-        columns, labels = features.axes(declared, means[0].shape)
-        what = measured.removesuffix("_strength").replace("_", " ")
-        at_steps = ", ".join(f"{s:,}" for s in sorted({step for side in found for step, _ in side}))
-        sums = "" if columns else " Beside the names: sum over time steps."
-        for number, mean in zip(others, means[1:], strict=True):
-            pair = names[0], names[number]
-            if np.abs(mean - means[0]).max() < _LEAST_DIFFERENCE:
-                continue
-            figure = plot_difference(
-                mean - means[0], pair, title=what, columns=columns, features=labels
-            )
-            caption = f"each map over its sum: {pair[1]} minus {pair[0]}.{sums}"
-            yield _drawn(figure, f"{what} at step {at_steps}, {caption}")
-
-
-def _mean_maps(
-    sides: Sequence[Group],
-    what: Declared,
-    found: Sequence[Sequence[tuple[int, Any]]],
-    features: Features,
-) -> list[Any] | None:
-    """Return the mean map of each side, of maps over their sums; None where maps don't fit."""
-    maps: list[list[Any]] = []
-    shapes = set()
-    for group, side in zip(sides, found, strict=False):
-        maps.append([])
-        for run, (_, array) in zip(group.runs, side, strict=True):
-            ordered = features.ordered(run, what, array)
-            if ordered is None or ordered.ndim != 2 or not 0 < ordered.sum() < np.inf:
-                return None
-            maps[-1].append(ordered / ordered.sum())
-            shapes.add(ordered.shape)
-    return [np.mean(side, axis=0) for side in maps] if len(shapes) == 1 else None
 
 
 # --- logged pictures

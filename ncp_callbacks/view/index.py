@@ -31,7 +31,16 @@ from ..runs.reader import described, event_files, parsed_event, tensor_numbers, 
 from ..runs.tags import VALIDATION
 from ..screen import ARRAY_PLUGIN, CI_ARRAYS, DATA_PLUGIN, HEADLINE, SCALAR_ARRAYS, plain_tag
 
-__all__ = ["Curve", "LogIndex", "RunIndex", "RunSource", "Source", "Track", "is_shown"]
+__all__ = [
+    "ChosenRuns",
+    "Curve",
+    "LogIndex",
+    "RunIndex",
+    "RunSource",
+    "Source",
+    "Track",
+    "is_shown",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -395,4 +404,31 @@ class LogIndex:
                 self._folders.pop(name, None)
                 self._runs.pop(name, None)
             raise KeyError(name) from error
+        return run
+
+
+class ChosenRuns:
+    """Index runs under names of the caller's choice.
+
+    Args:
+        runs: Folders of runs by name.
+    """
+
+    def __init__(self, runs: Mapping[str, Path]) -> None:
+        self.note = ""
+        self._runs = {name: RunIndex(path) for name, path in runs.items()}
+
+    def names(self) -> list[str]:
+        """Return the names of all runs."""
+        return list(self._runs)
+
+    def run(self, name: str) -> RunIndex:
+        """Return a run, after reading what it has appended.
+
+        Raises:
+            KeyError: There is no such run.
+            OSError: It can't be read.
+        """
+        run = self._runs[name]
+        run.refresh()
         return run

@@ -10,21 +10,24 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from ..screen import FORMAT
 from .api import packed, run_document
-from .index import Source
+from .index import ChosenRuns, Source
 from .static_files import MODULES, START, module_text
 
-__all__ = ["MAX_SNAPSHOTS", "page", "served_page", "write_page"]
+__all__ = ["MAX_SNAPSHOTS", "page", "served_page", "write_page", "write_sides"]
 
 MAX_SNAPSHOTS = 60
 """Snapshots of each array that a page holds, spread over the training."""
+# Of a comparison, so that its page has some 20 MB at most.
+_MAX_RUNS, _MAX_OF_ALL_RUNS = 24, 240
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>ncp_callbacks</title>
@@ -128,3 +131,27 @@ def write_page(
     where = Path(path).expanduser()
     where.write_text(page(source, runs, most=most), encoding="utf-8")
     return where
+
+
+def write_sides(sides: Sequence[Mapping[str, Path]], path: Path) -> str:
+    """Write the page of runs that are compared, of at most 24 runs.
+
+    Args:
+        sides: Folders of runs by name, for each side.
+        path: The file.
+
+    Returns:
+        Its address from the folder that it is in, which shows the sides side by side. "" if no run
+        has arrays: then nothing is written.
+
+    Raises:
+        OSError: A run can't be read, or the file can't be written.
+    """
+    source = ChosenRuns({name: folder for side in sides for name, folder in side.items()})
+    names = source.names()[:_MAX_RUNS]
+    if not any(t.about.get("kind") for name in names for t in source.run(name).tracks.values()):
+        return ""
+    write_page(source, path, names, most=min(MAX_SNAPSHOTS, _MAX_OF_ALL_RUNS // len(names)))
+    averaged = len(sides) == 2 and max(map(len, sides)) > 1
+    shown = {"runs": names if averaged else names[:4], "b": list(sides[1]) if averaged else []}
+    return f"{path.name}#{quote(json.dumps(shown))}"
