@@ -1,69 +1,73 @@
 """Do the attribution methods find what is known to matter?
 
-    python benchmarks/attribution_quality.py                # 15 minutes; stores the csv
+    python benchmarks/attribution_quality.py                # an hour on one core; stores the csv
     python benchmarks/attribution_quality.py --only state   # these only, stored in their place
     python benchmarks/attribution_quality.py --quick        # does it run? (stores nothing)
     python benchmarks/attribution_quality.py --table        # the stored numbers again
 
-Two kinds of question. *Where*: data in which it is known which inputs matter, and the methods rank
-all of them. *When or what*: data in which elapsed times decide, or inputs, and the share of elapsed
-time is compared with that.
+Rows of a case are stored after each of its seeds, so that an interrupt loses one seed; the column
+``of`` counts those that were measured.
 
 Where
 -----
+Data in which it is known which inputs matter; the methods rank all of them.
+
 ``rare-feature``, ``rare-time`` (Crabbé & van der Schaar 2021, arXiv:2106.05303): 10 ARMA series of
 50 steps and 50 features; the target is the sum of squares of 5 features at 25 steps, or of 25
-features at 5 steps. A white box: nothing is trained. Five seeds, with a salient set each.
+features at 5 steps. A white box: nothing is trained.
 
 ``state`` (Tonekaboni et al. 2020, arXiv:2003.02821; truth of Crabbé & van der Schaar): 3 features
 of a Markov process with two hidden states; the label of a step is drawn from the one feature that
 the state makes count. ``switch-feature`` (Liu et al. 2024, arXiv:2401.08552): three states, three
-features; a Gaussian process of length scale 0.2 on whole steps is white noise. Trained here: a CfC
-and a GRU of 32 units, 300 steps with labels at every step. What is attributed is the prediction at
-the last step of prefixes, and its own last input is what is scored. One seed.
+features; a Gaussian process of length scale 0.2 on whole steps is white noise. Small models are
+trained on labels at every step; each seed has data, wiring and weights of its own. Each prediction
+is attributed to its own step's input, and all steps of 40 sequences are scored.
 
-Metrics: AUPRC (average precision) and AUROC, over all inputs of all sequences, scores scaled to
-[0, 1] in each. AUP and AUR are areas under precision and recall *against the threshold*; they don't
-measure ranking (the random ranking has AUR .5, a perfect one may have .1; the same ranking gets
-another AUR through a square root) and are here because papers print them. CPD, cumulative
-prediction difference (Jang et al. 2025, arXiv:2506.05035): sum of |change of the target| while the
-tenth of the inputs that is highest goes one by one to the baseline. Of the white boxes in units of
-the whole change, else of probability.
+AUPRC (average precision) and AUROC are over all inputs of all sequences, scores scaled to [0, 1] in
+each. AUP and AUR are areas under precision and recall *against the threshold*. They don't measure
+ranking: the random ranking has AUR .5, a perfect one may have .1, and the row ``ranks`` shows what
+AUR becomes when the scores of integrated gradients are replaced by their ranks. CPD, cumulative
+prediction difference (Jang et al. 2025, arXiv:2506.05035): the tenth of a sequence's inputs that is
+highest goes one by one to zero, or to each feature's mean over that sequence; after each, the
+absolute change of the probability, mean over steps; the sum of these. Their code measures both and
+their table has one: that with zeros, to judge by the size of the numbers. Of the white boxes it is
+the part of the whole target.
 
 What to keep in mind beside published numbers:
 
 * Models differ: published ones are GRUs of 200 units, trained on the label of one prefix at a time.
-  Baselines differ, too: GradientSHAP draws them from zeros and the data, we from the data.
-  AUR moves with the length of series and the number of prefixes scored; we score 6.
+  CPD is as much a number of the model: the more it reacts to its inputs, the larger.
 * Two papers that name the same benchmark disagree in AUR (.454 and .357 for integrated gradients on
-  state), and versions of one paper's result file in AUP (.895 and .918). AUP around .9 is stable.
+  state), and versions of one paper's result file in AUP (.895 and .918).
 * The truth of state and switch-feature says which coefficient is active, not how much its input
   contributed: the plain gradient, which is that coefficient, has an advantage there that it
-  hasn't on real questions.
-* Other papers take only the steps at which the state changes for the truth of state: the same name,
-  AUPRC near .02 for every method.
-* Published CPD is over other sets of inputs, and isn't shown.
+  hasn't on real questions. Other papers take only the steps at which the state changes for the
+  truth of state: the same name, AUPRC near .02 for every method.
+* Segments of segment-wise integrated gradients are our default, and not tuned for each benchmark.
+
+Traps
+-----
+Closed forms in which one feature hardly moves the target, and its share by every method with its
+default baseline: it should be near 0. See ``traps.py``.
 
 When or what
 ------------
+Elapsed times decide, or inputs, and the share of elapsed time is compared with that.
+
 ``feature-driven`` and ``time-driven``: the same inputs and elapsed times, labelled by inputs only,
 or by elapsed times only. ``parity``: a stream of bits as runs (bit, length of the run as elapsed
 time), labelled after each run by the parity of the ones so far: bits alternate, so that all but the
 first run's is known before, and elapsed times carry the label (after Lechner & Hasani 2020,
-arXiv:2006.04418, who have 32 bits, runs of any length and a label at the end; ours are 12, in runs
-of at most 3, tested on other streams; with longer runs, CfCs trained as here got .82). These are
-solved, accuracy 1 with each of three seeds, and still the share of elapsed time by integrated
-gradients is .67, .61 and .71, not 1: only runs of ones count, so the bits say which lengths matter,
-and with the bits at their mean accuracy falls to .45, .52 and .77. The target jumps several times
-on the way from the mean to a stream, so that with 64 steps a third of them stays incomplete, with
-256 none.
-Besides the shares, before and after training, what they claim is tested by intervention: accuracy
-with all elapsed times, or all inputs, set to their mean.
+arXiv:2006.04418; our streams have 12 bits in runs of at most 3, and are tested on other streams).
+The share of elapsed time is .66 there, not 1, although the model is always right: only runs of ones
+count, so the bits say which lengths matter. The target jumps several times on the way from the mean
+to a stream, so that with 64 points a part of the sequences stays incomplete.
 
-How much a share is worth, ``incomplete`` says: the part of the sequences whose attributions don't
-sum to the change of the target within 5 %. Without weight decay a CfC can become so sensitive that
-its output jumps along the way from the baseline, and then the share is noise; the same CfC trained
-with weight decay is attributed exactly. A parity jumps by its nature.
+What shares claim, before and after training, is tested by intervention: accuracy with all elapsed
+times, or all inputs, set to their mean. How much a share is worth, ``incomplete`` says: the part of
+the sequences whose attributions don't sum to the change of the target within 5 %. Without weight
+decay a CfC can become so sensitive that its output jumps along the way from the baseline, and then
+the share is noise; the same CfC trained with weight decay is attributed exactly.
 """
 
 from __future__ import annotations
@@ -73,80 +77,51 @@ import csv
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from attribution_report import (
+    COLUMNS,
+    GUIDE,
+    GUIDE_METHODS,
+    NUISANCE_SHARE,
+    RANKS,
+    STORED,
+    Row,
+    records,
+    table,
+    traps_table,
+)
+from cost_report import into_guide
+from ncps.wirings import AutoNCP
 from scipy.signal import lfilter
+from scipy.stats import rankdata
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+from traps import NUISANCE, SHOWN, TRAPS, Formula, inputs_of
 
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
 from ncp_callbacks.attribution import (
     BUILT_IN,
+    DEFAULT_METHOD,
+    AttributionMethod,
     ExpectedGradients,
-    Gradient,
     InputXGradient,
     IntegratedGradients,
     Occlusion,
-    SegmentIntegratedGradients,
-    SmoothGrad,
+    feature_groups,
+    removal_of,
 )
 from ncp_callbacks.attribution.compute import Attributor
 from ncp_callbacks.model import ModelRunner
-from ncp_callbacks.models import CfC
+from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.target_values import Evaluate, TargetValues
 
-# Methods that were measured.
-BUILT_IN = tuple(method for method in BUILT_IN if method is not SegmentIntegratedGradients)
-HERE = Path(__file__).parent
-STORED = HERE / "attribution_quality.csv"
-COLUMNS = ("benchmark", "model", "method", "metric", "value", "sd", "of")
-METRICS = ("AUPRC", "AUROC", "AUP", "AUR", "CPD")
-BASELINES = ("random", "truth")
-PREFIXES = 6
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Scores: TypeAlias = dict[str, Array]
-Row: TypeAlias = dict[str, str]
-
-# Enguehard 2023 (arXiv:2305.18840), time_interpret's results files, mean of 5 folds; Jang et al.
-# 2025, table 4. AUPRC, AUROC, AUP, AUR.
-PUBLISHED: Mapping[str, Mapping[str, tuple[float | None, ...]]] = {
-    "rare-feature": {
-        "integrated gradients (Enguehard)": (None, None, 1.0, 0.135),
-        "occlusion (Enguehard)": (None, None, 1.0, 0.134),
-        "Dynamask (Enguehard)": (None, None, 0.957, 0.656),
-        "ExtrMask (Enguehard)": (None, None, 0.992, 0.756),
-    },
-    "rare-time": {
-        "integrated gradients (Enguehard)": (None, None, 1.0, 0.125),
-        "occlusion (Enguehard)": (None, None, 1.0, 0.124),
-        "Dynamask (Enguehard)": (None, None, 0.903, 0.652),
-        "ExtrMask (Enguehard)": (None, None, 0.993, 0.820),
-    },
-    "state": {
-        "integrated gradients (Enguehard)": (0.909, 0.936, 0.918, 0.454),
-        "integrated gradients (Jang)": (None, None, 0.922, 0.357),
-        "GradientSHAP (Enguehard)": (0.798, 0.852, 0.849, 0.414),
-        "GradientSHAP (Jang)": (None, None, 0.857, 0.315),
-        "occlusion (Enguehard)": (0.817, 0.870, 0.866, 0.393),
-        "LIME (Enguehard)": (0.912, 0.937, 0.932, 0.438),
-        "Dynamask (Enguehard)": (0.695, 0.876, 0.711, 0.763),
-        "ExtrMask (Enguehard)": (0.883, 0.910, 0.885, 0.781),
-        "ExtrMask (Jang)": (None, None, 0.557, 0.012),
-    },
-    "switch-feature": {
-        "integrated gradients (Jang)": (None, None, 0.918, 0.433),
-        "GradientSHAP (Jang)": (None, None, 0.892, 0.387),
-        "occlusion (Jang)": (None, None, 0.902, 0.374),
-        "LIME (Jang)": (None, None, 0.949, 0.391),
-        "ExtrMask (Jang)": (None, None, 0.978, 0.745),
-        "ContraLSP (Jang)": (None, None, 0.970, 0.851),
-    },
-}
 
 
 # ---- metrics
@@ -171,6 +146,16 @@ def ranking(scores: Array, truth: Array) -> dict[str, float]:
     }
 
 
+def with_references(maps: Scores, truth: Array, rng: np.random.Generator) -> Scores:
+    """Add scores that say what a metric measures: ranks, random ones, and the truth."""
+    integrated = np.abs(maps[IntegratedGradients.name])
+    return maps | {
+        RANKS: rankdata(integrated.reshape(len(truth), -1), axis=1).reshape(truth.shape),
+        "random": rng.uniform(size=truth.shape),
+        "truth": truth.astype(float),
+    }
+
+
 def removals(x: Array, x0: Array, scores: Array, most: int) -> Array:
     """``(most + 1, B, T, F)``: inputs with the 0, 1, … highest set to the baseline."""
     batch = len(x)
@@ -181,8 +166,15 @@ def removals(x: Array, x0: Array, scores: Array, most: int) -> Array:
 
 
 def prediction_difference(values: Array) -> float:
-    """CPD of ``(most + 1, B)`` targets along removals."""
+    """CPD of targets along removals, ``(most + 1, B)``, or ``(most + 1, B, T)`` of each step."""
     return float(np.abs(np.diff(values, axis=0)).sum(axis=0).mean())
+
+
+def baseline_of(method: AttributionMethod, x: Array, mean: Array) -> Array:
+    """Return baselines as published: zeros; draws from zeros and the data; the mean to occlude."""
+    if method.draws_baselines:
+        return np.concatenate([np.zeros_like(x), x])
+    return np.broadcast_to(mean if method.replaces_inputs else 0.0, x.shape)
 
 
 # ---- white boxes
@@ -229,23 +221,15 @@ def white_box(kind: str, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
     rng = np.random.default_rng(seed)
     x = arma(rng).astype(np.float32)
     truth = salient(kind, rng, x.shape)
-    evaluate, zeros = squares(truth, x), np.zeros_like(x)
-    mean = np.broadcast_to(x.mean(axis=(0, 1)), x.shape)
-    baselines = {ExpectedGradients.name: x, Occlusion.name: mean}
-    scores = {
-        **{
-            method.name: method()
-            .run(evaluate, x, baseline=baselines.get(method.name, zeros))
-            .inputs
-            for method in BUILT_IN
-        },
-        "random": rng.uniform(size=x.shape),
-        "truth": truth.astype(float),
+    evaluate, mean = squares(truth, x), x.mean(axis=(0, 1))
+    maps = {
+        method.name: method.run(evaluate, x, baseline=baseline_of(method, x, mean)).inputs
+        for method in (each() for each in BUILT_IN)
     }
     whole = np.abs(evaluate(x[None]).values).mean()
-    for method, found in scores.items():
-        along = evaluate(removals(x, zeros, found, truth[0].sum())).values
-        yield method, ranking(found, truth) | {"CPD": prediction_difference(along) / whole}
+    for method, scores in with_references(maps, truth, rng).items():
+        along = evaluate(removals(x, np.zeros_like(x), scores, truth[0].sum())).values
+        yield method, ranking(scores, truth) | {"CPD, zero": prediction_difference(along) / whole}
 
 
 # ---- labelled series
@@ -311,26 +295,47 @@ SERIES: Mapping[str, Callable[[np.random.Generator, int], Series]] = {
 
 
 class Net(nn.Module):
-    """Return one logit at every step, from a CfC with or without elapsed times, or a GRU."""
+    """Return one logit at every step."""
 
-    def __init__(self, kind: str, features: int, units: int) -> None:
+    def __init__(self, kind: str, features: int, units: int, seed: int = 0) -> None:
         super().__init__()
-        self.kind = kind
-        self.rnn = (
-            nn.GRU(features, units) if kind == "GRU" else CfC(features, units, backbone_units=units)
-        )
-        self.head = nn.Linear(units, 1)
+        self.units = width = units
+        wiring: Any = units
+        if kind.startswith("wired"):
+            width = units // 4
+            wiring = AutoNCP(units, width, seed=seed)
+        self.rnn: nn.GRU | LTC | CfC
+        if kind == "GRU":
+            self.rnn = nn.GRU(features, units)
+        elif kind.endswith("LTC"):
+            # Fewer than the usual 6 cost less; through a wiring an input needs 3 to the outputs.
+            self.rnn = LTC(features, wiring, ode_unfolds=2 if wiring is units else 4)
+        elif wiring is units:
+            self.rnn = CfC(features, units, backbone_units=units)
+        else:
+            self.rnn = CfC(features, wiring)
+        self.head = nn.Linear(width, 1)
 
     def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
-        states = self.rnn(x) if self.kind == "GRU" else self.rnn(x, time_delta)[0]
-        return self.head(states)
+        if isinstance(self.rnn, nn.GRU):
+            return self.head(self.rnn(x))
+        return self.head(self.rnn(x, time_delta)[0])
 
+    def step(self, x: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
+        """Return the logits ``(B,)`` of one step, and the new state ``(B, units)``."""
+        if isinstance(self.rnn, nn.GRU):
+            output = state = self.rnn(x[:, None], state)[:, 0]
+        else:
+            output, state = self.rnn.cell(x, state, 1.0)
+        return self.head(output)[:, 0], state
 
-class Untimed(Net):
-    """Take no elapsed times."""
-
-    def __call__(self, x: mx.array) -> mx.array:  # type: ignore[override]
-        return super().__call__(x)
+    def states_before(self, x: mx.array) -> mx.array:
+        """Return the state before each step, ``(B, T, units)``."""
+        state, found = mx.zeros((len(x), self.units)), []
+        for x_t in x.split(x.shape[1], axis=1):
+            found.append(state)
+            _, state = self.step(x_t[:, 0], state)
+        return mx.stack(found, axis=1)
 
 
 Batch: TypeAlias = tuple[tuple[Array, ...], Array, Array]
@@ -361,122 +366,160 @@ def train(
     return float(np.mean(seen[-max(1, steps // 10) :]))
 
 
-def observe(model: Net, x: Array, dt: Array | None = None) -> ncp.Observation:
-    """The last step's logit; inside ``runner.analysing()``."""
-    needs = set(ncp.Need)
-    return passes.observe(ModelRunner(model, ncp.HeldOutBatch(x, dt), target=0), 0, needs)
+# ---- labelled series: each prediction is attributed to its own step's input
+
+SIZES = {"GRU": 32, "CfC": 32, "wired CfC": 32, "LTC": 16, "wired LTC": 16}
+# Steps of a training sequence: what the labels depend on is not longer.
+WINDOW = 50
+# Steps of all sequences whose gradients are computed at once.
+CHUNK = 1 << 14
 
 
-# ---- labelled series: the prediction of a step, and its own input
+def by_step(model: Net, rows: Array, states: mx.array) -> tuple[Array, Array]:
+    """Return logits ``(N,)`` of single steps, and their gradients by these steps' inputs.
+
+    Args:
+        model: The model.
+        rows: ``(N, F)``, the inputs.
+        states: ``(N, units)``, the states before.
+    """
+
+    def total(x: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
+        logits, _ = model.step(x, state)
+        return logits.sum(), logits
+
+    found = []
+    for first in range(0, len(rows), CHUNK):
+        part = slice(first, first + CHUNK)
+        (_, logits), gradient = mx.value_and_grad(total)(mx.array(rows[part]), states[part])
+        found.append((np.array(logits), np.array(gradient)))
+    logits, gradients = zip(*found, strict=True)
+    return np.concatenate(logits), np.concatenate(gradients)
 
 
-def attributors(mean: Array) -> dict[str, Attributor]:
-    """Return zeros as the baseline, or 50 samples, as published; for occlusion the mean."""
-    methods = {
-        Gradient(): "zeros",
-        InputXGradient(): "zeros",
-        IntegratedGradients(n_steps=64): "zeros",
-        SmoothGrad(): "zeros",
-        ExpectedGradients(n_samples=50): "held_out",
-        Occlusion(): mean,
-    }
-    return {method.name: Attributor(method, baseline) for method, baseline in methods.items()}
+def of_own_inputs(model: Net, x: Array) -> Evaluate:
+    """Return an evaluation of the sum of all steps' logits, each with its own step's gradient.
+
+    The gradient takes the state before a step as fixed. So one pass attributes each prediction to
+    its last input, for which papers attribute each prefix by itself.
+    """
+
+    def evaluate(
+        inputs: Array | None = None,
+        time_delta: Array | None = None,
+        *,
+        sequences: Array | None = None,
+        gradient: bool = False,
+    ) -> TargetValues:
+        variants = x[None] if inputs is None else inputs
+        before = model.states_before(mx.array(variants.reshape(-1, *x.shape[1:])))
+        logits, gradients = by_step(
+            model, variants.reshape(-1, x.shape[2]), before.reshape(-1, model.units)
+        )
+        return TargetValues(
+            logits.reshape(variants.shape[:3]).sum(axis=2), gradients.reshape(variants.shape)
+        )
+
+    return evaluate
 
 
-def at_last_step(
-    observation: ncp.Observation, attributor: Attributor, mean: Array, errors: list[Array]
-) -> Array:
-    """Return ``(B, F)``, what of the last step's target is attributed to its inputs."""
-    method = attributor.method
-    if not isinstance(method, Occlusion):
-        found = attributor.attribute(observation)
-        if isinstance(method, IntegratedGradients) and found.error is not None:
-            errors.append(found.error)
-        return found.inputs[:, -1]
-    x = observation.inputs
+def occluded(model: Net, x: Array, mean: Array) -> Array:
+    """Return how much each step's logit falls without one of its inputs, ``(B, T, F)``."""
+    states = model.states_before(mx.array(x)).reshape(-1, model.units)
+    rows = x.reshape(-1, 1, x.shape[2])
 
     def evaluate(inputs: Array | None = None, *_: Any, **__: Any) -> TargetValues:
-        # The steps before stay as they are, so that they need not be tried.
-        if inputs is None:
-            return TargetValues(observation.target_values[None])
-        before = np.broadcast_to(x[:, :-1], (len(inputs), *x[:, :-1].shape))
-        return observation.extra_passes.evaluate(np.concatenate([before, inputs], axis=2))
+        variants = rows[None] if inputs is None else inputs
+        return TargetValues(np.stack([by_step(model, v[:, 0], states)[0] for v in variants]))
 
-    baseline = np.broadcast_to(mean, x[:, -1:].shape)
-    return method.run(evaluate, x[:, -1:], baseline=baseline).inputs[:, 0]
+    method = Occlusion()
+    return method.run(evaluate, rows, baseline=baseline_of(method, rows, mean)).inputs.reshape(
+        x.shape
+    )
 
 
-def removed(model: Net, x: Array, mean: Array, rng: np.random.Generator) -> dict[str, float]:
-    """CPD of every method at the last step, of all inputs before it, in probability."""
-    found: dict[str, float] = {}
-    cells = x[0].size
-    observation = observe(model, x)
-    maps = {
-        name: attributor.attribute(observation).inputs
-        for name, attributor in attributors(mean).items()
-    }
-    for method, scores in (maps | {"random": rng.uniform(size=x.shape)}).items():
-        points = removals(x, np.broadcast_to(mean, x.shape), scores, cells // 10)
-        logits = observation.extra_passes.evaluate(points.astype(np.float32)).values
-        found[method] = prediction_difference(1 / (1 + np.exp(-logits)))
+def maps_of(model: Net, x: Array, mean: Array) -> Scores:
+    """Return what each method attributes of each step's logit to its input, ``(B, T, F)``."""
+    evaluate = of_own_inputs(model, x)
+    found = {Occlusion.name: occluded(model, x, mean)}
+    for each in BUILT_IN:
+        if each is not Occlusion:
+            # As many draws as published.
+            method = ExpectedGradients(n_samples=50) if each is ExpectedGradients else each()
+            baseline = baseline_of(method, x, mean)
+            found[method.name] = method.run(evaluate, x, baseline=baseline).inputs
     return found
 
 
-def prefixes(
+def removed(model: Net, x: Array, x0: Array, scores: Array) -> float:
+    """Return the CPD, of a tenth of the inputs and the probabilities at all steps."""
+    points = removals(x, x0, scores, x[0].size // 10)
+    logits = model(mx.array(points.reshape(-1, *x.shape[1:]).astype(np.float32)))[..., 0]
+    return prediction_difference(np.array(mx.sigmoid(logits)).reshape(points.shape[:3]))
+
+
+def labelled_series(
     kind: str, model_kind: str, seed: int, *, steps: int, tests: int, length: int | None
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Train a model, and score every method on the last inputs of some prefixes."""
+    """Train a model, and score every method at all steps of other sequences."""
     rng = np.random.default_rng(seed)
     mx.random.seed(seed)
-    train_set, test_set = SERIES[kind](rng, 800), SERIES[kind](rng, tests)
-    if length is not None:
-        train_set, test_set = (
-            Series(s.x[:, :length], s.labels[:, :length], s.truth[:, :length])
-            for s in (train_set, test_set)
-        )
-    model = (Untimed if model_kind == "GRU" else Net)(model_kind, 3, 32)
+    known, test = SERIES[kind](rng, 800), SERIES[kind](rng, tests)
+    test = Series(test.x[:, :length], test.labels[:, :length], test.truth[:, :length])
+    model = Net(model_kind, 3, SIZES[model_kind], seed)
+    window = np.arange(min(WINDOW, length or WINDOW))
 
     def batches() -> Iterator[Batch]:
         while True:
-            rows = rng.permutation(len(train_set.x))[:32]
-            labels = train_set.labels[rows]
-            yield (train_set.x[rows],), labels, np.ones_like(labels)
+            rows = rng.integers(0, len(known.x), (64, 1))
+            columns = rng.integers(0, known.x.shape[1] - len(window) + 1, (64, 1)) + window
+            labels = known.labels[rows, columns]
+            yield (known.x[rows, columns],), labels, np.ones_like(labels)
 
-    loss = train(model, batches(), steps, 3e-3)
-    logits = np.array(model(mx.array(test_set.x))[..., 0])
-    active = (test_set.x * test_set.truth).sum(axis=2)
+    loss = train(model, batches(), steps, 1e-2 if "LTC" in model_kind else 5e-3)
+    logits = np.array(model(mx.array(test.x))[..., 0])
+    active, labels = (test.x * test.truth).sum(axis=2), test.labels.ravel()
     yield (
         "",
         {
             "loss": loss,
-            "AUROC of the model": float(roc_auc_score(test_set.labels.ravel(), logits.ravel())),
-            "AUROC of the active input": float(
-                roc_auc_score(test_set.labels.ravel(), active.ravel())
-            ),
+            "AUROC of the model": float(roc_auc_score(labels, logits.ravel())),
+            "AUROC of the active input": float(roc_auc_score(labels, active.ravel())),
         },
     )
-    mean, last = train_set.x.mean(axis=(0, 1)), test_set.x.shape[1] - 1
-    at = np.unique(np.linspace(last // PREFIXES, last, PREFIXES).astype(int))
-    scores: Scores = {name: np.zeros((tests, len(at), 3)) for name in attributors(mean)}
-    errors: list[Array] = []
-    for i, step in enumerate(at):
-        observation = observe(model, test_set.x[:, : step + 1])
-        for name, attributor in attributors(mean).items():
-            scores[name][:, i] = at_last_step(observation, attributor, mean, errors)
-    error = np.concatenate(errors)
-    yield (
-        "integrated_gradients",
-        {
-            "completeness error, 99th percentile": float(np.quantile(error, 0.99)),
-            "incomplete": float((error > 0.05).mean()),
-        },
-    )
-    truth = test_set.truth[:, at]
-    scores |= {"random": rng.uniform(size=truth.shape), "truth": truth.astype(float)}
-    differences = removed(model, test_set.x[:, : min(50, last + 1)], mean, rng)
-    for method, found in scores.items():
-        more = {"CPD": differences[method]} if method in differences else {}
-        yield method, ranking(found, truth) | more
+    maps = maps_of(model, test.x, known.x.mean(axis=(0, 1)))
+    few = test.x[:12]
+    baselines = {
+        "CPD, zero": np.zeros_like(few),
+        "CPD, mean": np.broadcast_to(few.mean(axis=1, keepdims=True), few.shape),
+    }
+    for method, scores in with_references(maps, test.truth, rng).items():
+        differences = {
+            metric: removed(model, few, x0, scores[: len(few)])
+            for metric, x0 in baselines.items()
+            if method in maps or method == "random"
+        }
+        yield method, ranking(scores, test.truth) | differences
+
+
+# ---- traps
+
+
+def trap(name: str, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the share of the nuisance by each method, and by removal."""
+    case = TRAPS[name]
+    held_out = ncp.HeldOutBatch(inputs_of(case, seed))
+    runner = ModelRunner(Formula(case.function), held_out)
+    methods = {each.name: Attributor(each()) for each in BUILT_IN}
+    methods["input_x_gradient from zeros"] = Attributor(InputXGradient(), "zeros")
+    methods["default"] = Attributor(DEFAULT_METHOD)
+    with runner.analysing():
+        observation = passes.observe(runner, 0, set(ncp.Need))
+        for method, attributor in methods.items():
+            shares = attributor.importance(observation).feature_share
+            yield method, {NUISANCE_SHARE: float(shares[NUISANCE])}
+        change = removal_of(observation, feature_groups(observation)).by_feature.sum(axis=0)
+        yield "removal", {NUISANCE_SHARE: float(change[NUISANCE] / change.sum())}
 
 
 # ---- when or what
@@ -619,85 +662,66 @@ class Case:
     seeds: int
     run: Callable[[int], Iterator[tuple[str, dict[str, float]]]]
 
+    @property
+    def name(self) -> str:
+        return f"{self.benchmark}, {self.model}"
+
 
 def cases(quick: bool) -> list[Case]:
-    def prefix_case(kind: str, model: str) -> Case:
-        options: dict[str, Any] = {"steps": 300, "tests": 200, "length": None}
+    seeds = 1 if quick else 5
+
+    def series_case(kind: str, model: str) -> Case:
+        options: dict[str, Any] = {"steps": 200, "tests": 40, "length": None}
         if quick:
             options = {"steps": 10, "tests": 8, "length": 24}
-        return Case(kind, model, 1, lambda seed: prefixes(kind, model, seed, **options))
+        return Case(kind, model, seeds, lambda seed: labelled_series(kind, model, seed, **options))
 
     def share_case(kind: str, *, decay: float = 0.1, **options: Any) -> Case:
         options |= {"decay": decay} | ({"steps": 20} if quick else {})
         model = "CfC" if decay else "CfC, no weight decay"
-        seeds = 1 if quick else 3
-        return Case(kind, model, seeds, lambda seed: when_or_what(kind, seed, **options))
+        own = 1 if quick else 3
+        return Case(kind, model, own, lambda seed: when_or_what(kind, seed, **options))
 
     rare = [
-        Case(kind, "white box", 1 if quick else 5, lambda seed, kind=kind: white_box(kind, seed))
+        Case(kind, "white box", seeds, lambda seed, kind=kind: white_box(kind, seed))
         for kind in ("rare-feature", "rare-time")
     ]
-    trained = [prefix_case(kind, model) for kind in SERIES for model in ("CfC", "GRU")]
+    traps = [Case("trap", name, seeds, lambda seed, name=name: trap(name, seed)) for name in SHOWN]
+    # The wired LTC costs most, and is measured on the shorter series only.
+    trained = [
+        series_case(kind, model)
+        for kind in SERIES
+        for model in SIZES
+        if (kind, model) != ("state", "wired LTC")
+    ]
     shares = [
         share_case(kind, decay=decay, steps=1000, units=16, rate=5e-3)
         for kind in ("feature-driven", "time-driven")
         for decay in (0.1, 0.0)
     ]
     shares.append(share_case("parity", steps=2000, units=32, rate=5e-3, length=12))
-    return rare + trained + shares
+    return rare + trained + traps + shares
 
 
-def run(case: Case) -> list[Row]:
-    """Rows of one case: means over seeds, with their SD where there are several."""
+def measure(case: Case) -> Iterator[list[Row]]:
+    """Yield the rows of a case after each seed: means over seeds, and their SDs."""
     found: dict[tuple[str, str], list[float]] = {}
     for seed in range(case.seeds):
         for method, metrics in case.run(seed):
             for metric, value in metrics.items():
                 found.setdefault((method, metric), []).append(value)
-    return [
-        {
-            "benchmark": case.benchmark,
-            "model": case.model,
-            "method": method,
-            "metric": metric,
-            "value": f"{np.mean(values):.4f}",
-            "sd": f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "",
-            "of": str(len(values)),
-        }
-        for (method, metric), values in found.items()
-    ]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: where, beside what was published; then when or what."""
-    at = {(r["benchmark"], r["model"], r["method"], r["metric"]): r for r in rows}
-    order = dict.fromkeys((r["benchmark"], r["model"]) for r in rows)
-
-    def cell(*key: str) -> str:
-        row = at.get(key)  # type: ignore[call-overload]
-        if row is None:
-            return "–"
-        spread = f" ({float(row['sd']):.3f})" if row["sd"] else ""
-        return f"{float(row['value']):.3f}{spread}"
-
-    lines = [f"| benchmark | model | method | {' | '.join(METRICS)} |", "|---" * 8 + "|"]
-    for benchmark in dict.fromkeys(b for b, _ in order):
-        for model in (m for b, m in order if b == benchmark):
-            for method in (*(each.name for each in BUILT_IN), *BASELINES):
-                cells = [cell(benchmark, model, method, metric) for metric in METRICS]
-                if set(cells) != {"–"}:
-                    lines.append(f"| {benchmark} | {model} | {method} | {' | '.join(cells)} |")
-        for who, values in PUBLISHED.get(benchmark, {}).items():
-            if any(b == benchmark for b, _ in order):
-                cells = ["–" if v is None else f"{v:.3f}" for v in (*values, None)]
-                lines.append(f"| {benchmark} | published | {who} | {' | '.join(cells)} |")
-    lines += ["", "| benchmark | model | | |", "|---|---|---|---|"]
-    for row in rows:
-        if row["metric"] not in METRICS:
-            what = " ".join(filter(None, (row["method"], row["metric"])))
-            value = cell(*(row[k] for k in ("benchmark", "model", "method", "metric")))
-            lines.append(f"| {row['benchmark']} | {row['model']} | {what} | {value} |")
-    return "\n".join(lines)
+        yield [
+            {
+                "benchmark": case.benchmark,
+                "model": case.model,
+                "method": method,
+                "metric": metric,
+                "value": f"{np.mean(values):.4f}",
+                "sd": f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "",
+                "of": str(len(values)),
+            }
+            for (method, metric), values in found.items()
+        ]
 
 
 def stored() -> list[Row]:
@@ -707,40 +731,44 @@ def stored() -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def store(new: Sequence[Row], order: Sequence[Case]) -> None:
-    """Put rows in the place of those of the same case."""
+def merged(old: Sequence[Row], new: Sequence[Row], order: Sequence[Case]) -> list[Row]:
+    """Return rows in the order of the cases, new ones in place of old ones of the same case."""
+    by_case: dict[tuple[str, str], list[Row]] = {}
     done = {(r["benchmark"], r["model"]) for r in new}
-    rows = [*new, *(r for r in stored() if (r["benchmark"], r["model"]) not in done)]
+    for row in (*(r for r in old if (r["benchmark"], r["model"]) not in done), *new):
+        by_case.setdefault((row["benchmark"], row["model"]), []).append(row)
+    return [row for case in order for row in by_case.get((case.benchmark, case.model), ())]
+
+
+def store(rows: Sequence[Row]) -> None:
     with STORED.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for case in order:
-            key = (case.benchmark, case.model)
-            writer.writerows(r for r in rows if (r["benchmark"], r["model"]) == key)
+        writer.writerows(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small and untrained; stores nothing")
     parser.add_argument("--table", action="store_true", help="the stored numbers again")
-    parser.add_argument("--only", default="", help="cases whose benchmark begins so")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help='cases that begin so, such as "state, GRU"'
+    )
     args = parser.parse_args()
-    if args.table:
-        print(table(stored()))
-        return
-    rows: list[Row] = []
     order = cases(args.quick)
-    for case in order:
-        if case.benchmark.startswith(args.only):
-            started = time.perf_counter()
-            found = run(case)
-            rows += found
-            print(
-                f"{case.benchmark}, {case.model}: {time.perf_counter() - started:.0f} s", flush=True
-            )
+    rows: list[Row] = [] if args.quick else stored()
+    # In the order of --only, so that what matters most is measured first.
+    chosen = [case for only in args.only for case in order if case.name.startswith(only)]
+    for case in () if args.table else chosen:
+        started = time.perf_counter()
+        for found in measure(case):
+            rows = merged(rows, found, order)
             if not args.quick:
-                store(found, order)
+                store(rows)
+        print(f"{case.name}: {time.perf_counter() - started:.0f} s", flush=True)
     print(table(rows))
+    if not args.quick:
+        into_guide(GUIDE, f"{records(rows)}\n\n{traps_table(rows, GUIDE_METHODS)}", STORED.name)
 
 
 if __name__ == "__main__":

@@ -128,11 +128,12 @@ def _once(m: _Measured) -> str:
     )
 
 
-def into_guide(guide: Path, shown: str) -> None:
-    """Put the table where the guide shows it."""
-    before, rest = guide.read_text().split("<!-- cost.csv -->\n")
-    after = rest.split("<!-- end -->")[1]
-    guide.write_text(f"{before}<!-- cost.csv -->\n{shown}\n<!-- end -->{after}")
+def into_guide(guide: Path, shown: str, source: str = "cost.csv") -> None:
+    """Put the table of a stored measurement where the guide shows it."""
+    mark = f"<!-- {source} -->\n"
+    before, rest = guide.read_text().split(mark)
+    after = rest.split("<!-- end -->", 1)[1]
+    guide.write_text(f"{before}{mark}{shown}\n<!-- end -->{after}")
 
 
 # ---- budgets

@@ -22,6 +22,7 @@ from ncp_callbacks.attribution import IntegratedGradients, Occlusion
 pytestmark = pytest.mark.filterwarnings("error")
 
 quality = script("attribution_quality")
+report = sys.modules["attribution_report"]
 NAMES = tuple(method.name for method in quality.BUILT_IN)
 EXAMPLES = BENCHMARKS.parent / "examples"
 sys.path.append(str(EXAMPLES))
@@ -76,6 +77,9 @@ def test_prediction_difference_of_an_additive_target(rng):
     # No other order removes more.
     other = quality.removals(x, x0, rng.normal(size=x.shape), 6)
     assert quality.prediction_difference((w * other).sum(axis=(2, 3))) <= found + 1e-12
+    # With a target at each step, whose change is that of its own inputs, a mean over steps.
+    by_step = quality.prediction_difference((w * points).sum(axis=3))
+    assert by_step == pytest.approx(found / 5)
 
 
 # --- data
@@ -113,14 +117,17 @@ def test_rare_targets_are_attributed_as_the_closed_forms_say(kind):
 def test_every_method_finds_what_is_rare():
     for kind in ("rare-feature", "rare-time"):
         found = dict(quality.white_box(kind, 0))
-        assert set(found) == {*NAMES, "random", "truth"}
+        assert set(found) == {*NAMES, *report.REFERENCES}
         for method in NAMES:
             # Occlusion by the mean misses inputs of the mean's size.
             least = 0.99 if method == "occlusion" else 1.0
             assert found[method]["AUPRC"] >= least - 1e-9, method
-            assert found[method]["CPD"] >= 0.99, method
+            assert found[method]["CPD, zero"] >= 0.99, method
         assert found["random"]["AUROC"] == pytest.approx(0.5, abs=0.05)
         assert found["random"]["AUR"] == pytest.approx(0.5, abs=0.05)
+        # Ranks of the 125 that matter are 2376 to 2500, and all others share rank 1188.
+        expected = (2438 - 1188) / (2500 - 1188)
+        assert found[report.RANKS]["AUR"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_state_is_the_markov_process_that_is_declared():
@@ -175,6 +182,89 @@ def test_streams_are_all_whose_runs_are_short(longest):
     assert sorted(map(tuple, found.tolist())) == expected
 
 
+# --- each prediction by its own step's input
+
+
+SHORT = 5
+
+
+def small(kind, seed=0):
+    """Return a model that is not trained, and inputs of a few short sequences."""
+    quality.mx.random.seed(seed)
+    x = np.random.default_rng(seed).normal(size=(3, SHORT, 3)).astype(np.float32)
+    return quality.Net(kind, 3, 16, seed), x
+
+
+@pytest.mark.parametrize("kind", quality.SIZES)
+def test_one_pass_attributes_each_prediction_as_the_pass_of_its_prefix_does(kind):
+    model, x = small(kind)
+    mean = np.float32([0.1, -0.2, 0.3])
+    found = quality.maps_of(model, x, mean)
+    assert set(found) == set(NAMES)
+    for step in range(SHORT):
+        prefix = x[:, : step + 1]
+        runner = quality.ModelRunner(model, quality.ncp.HeldOutBatch(prefix), target=0)
+        with runner.analysing():
+            observation = quality.passes.observe(runner, 0, set(quality.ncp.Need))
+            for method in ("gradient", "input_x_gradient", "integrated_gradients"):
+                expected = quality.Attributor(method, "zeros").attribute(observation).inputs
+                np.testing.assert_allclose(
+                    found[method][:, step], expected[:, -1], rtol=1e-3, atol=1e-5
+                )
+        for feature in range(3):
+            without = prefix.copy()
+            without[:, -1, feature] = mean[feature]
+            own, other = (np.array(model(quality.mx.array(a))[:, -1, 0]) for a in (prefix, without))
+            np.testing.assert_allclose(found["occlusion"][:, step, feature], own - other, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "wired LTC"])
+def test_cpd_removes_one_input_after_the_other(kind):
+    model, x = small(kind)
+    scores = np.random.default_rng(1).normal(size=x.shape)
+    x0 = np.broadcast_to(x.mean(axis=1, keepdims=True), x.shape)
+    total = 0.0
+    for own, order, to in zip(x, scores, x0, strict=True):
+        now = own.copy()
+
+        def probability(inputs):
+            return 1 / (1 + np.exp(-np.array(model(quality.mx.array(inputs[None]))[0, :, 0])))
+
+        # A tenth of 15 inputs.
+        (highest,) = np.argsort(-np.abs(order).ravel())[:1]
+        before = probability(now)
+        now.ravel()[highest] = to.ravel()[highest]
+        total += np.abs(probability(now) - before).mean()
+    assert quality.removed(model, x, x0, scores) == pytest.approx(total / len(x), rel=1e-4)
+
+
+def test_a_trained_model_finds_the_active_input():
+    found = dict(quality.labelled_series("switch-feature", "GRU", 0, steps=60, tests=8, length=40))
+    assert found[""]["AUROC of the model"] > 0.8
+    assert found["integrated_gradients"]["AUROC"] > 0.8
+    for metric in ("CPD, mean", "CPD, zero"):
+        assert found["integrated_gradients"][metric] > 2 * found["random"][metric]
+    assert set(found) == {"", *NAMES, *report.REFERENCES}
+
+
+# --- traps
+
+
+def test_the_share_of_the_nuisance_of_a_linear_trap_is_that_of_its_closed_form():
+    found = dict(quality.trap("offset", 3))
+    x = sys.modules["traps"].inputs_of(quality.TRAPS["offset"], 3).astype(np.float64)
+    for methods, x0 in (
+        (("default", "integrated_gradients", "input_x_gradient"), x.mean(axis=(0, 1))),
+        (("input_x_gradient from zeros",), np.zeros(3)),
+    ):
+        parts = np.abs(([4, 2, 0] * (x - x0)).mean(axis=1)).sum(axis=0)
+        for method in methods:
+            share = found[method][report.NUISANCE_SHARE]
+            assert share == pytest.approx(parts[1] / parts.sum(), rel=1e-3), method
+    assert found["input_x_gradient from zeros"][report.NUISANCE_SHARE] > 0.95
+    assert set(found) == set(report.TRAP_METHODS)
+
+
 # --- when or what
 
 
@@ -219,22 +309,75 @@ def stored():
 
 def test_the_stored_measurement_is_that_of_the_cases(stored):
     assert tuple(stored[0]) == quality.COLUMNS
-    cases = {(case.benchmark, case.model, str(case.seeds)) for case in quality.cases(quick=False)}
-    assert {(r["benchmark"], r["model"], r["of"]) for r in stored} == cases
+    seeds = {(case.benchmark, case.model): case.seeds for case in quality.cases(quick=False)}
+    assert {(r["benchmark"], r["model"]) for r in stored} == set(seeds)
+    for row in stored:
+        assert int(row["of"]) <= seeds[row["benchmark"], row["model"]]
+        assert bool(row["sd"]) == (row["of"] != "1")
     ranked = {(r["benchmark"], r["method"]) for r in stored if r["metric"] == "AUPRC"}
-    wheres = set(quality.PUBLISHED)
-    assert ranked == {(b, m) for b in wheres for m in (*NAMES, "random", "truth")}
+    assert ranked == {(b, m) for b in report.PUBLISHED for m in (*NAMES, *report.REFERENCES)}
 
 
 def test_the_table_shows_what_was_measured_beside_what_was_published(stored):
     table = quality.table(stored)
-    assert (
-        len(re.findall(r"^\| state \| (?:CfC|GRU) \| \w+ \| [\d.]+ \| [\d.]+", table, re.M)) == 16
-    )
-    assert (
-        "| state | published | integrated gradients (Jang) | – | – | 0.922 | 0.357 | – |" in table
-    )
+    for kind in quality.SIZES:
+        own = re.findall(rf"^\| switch-feature \| {kind} \| .*$", table.split("\n\n")[0], re.M)
+        assert len(own) == len(NAMES) + 3
+    who = "integrated gradients (Jang)"
+    assert f"| state | published | {who} | – | – | 0.922 | 0.357 | 0.162 | – | 5 |" in table
     assert "| time-driven | CfC | integrated_gradients share after |" in table
+    assert "| latch | " in table
+
+
+def test_the_guide_shows_the_stored_measurement(stored):
+    shown = report.GUIDE.read_text().split(f"<!-- {report.STORED.name} -->\n")[1]
+    tables = (report.records(stored), report.traps_table(stored, report.GUIDE_METHODS))
+    assert shown.split("<!-- end -->")[0] == "\n\n".join(tables) + "\n"
+
+
+def row(model, method, metric, value, benchmark="state", sd="0.0100", of="5"):
+    return dict(
+        zip(quality.COLUMNS, (benchmark, model, method, metric, value, sd, of), strict=True)
+    )
+
+
+def test_records_are_the_best_published_and_the_best_of_ours():
+    rows = [
+        row("GRU", "integrated_gradients", "AUPRC", "0.9000"),
+        row("CfC", "gradient", "AUPRC", "0.9200"),
+        # One seed.
+        row("LTC", "gradient", "AUPRC", "0.9900", sd="", of="1"),
+        # No methods.
+        row("CfC", "truth", "AUPRC", "1.0000"),
+        row("GRU", report.RANKS, "AUR", "0.9900"),
+        row("GRU", "occlusion", "AUR", "0.5000"),
+        row("GRU", "integrated_gradients", "CPD, zero", "0.1630"),
+        # Not what was published.
+        row("GRU", "integrated_gradients", "CPD, mean", "0.9000"),
+    ]
+    assert report.records(rows).splitlines()[2:] == [
+        "| state | AUPRC | 0.912, LIME (Enguehard) | 0.900 (0.010) | – "
+        "| 0.920 (0.010), CfC, gradient | above |",
+        "| state | AUR | 0.781, ExtrMask (Enguehard) | – | 0.990 (0.010) "
+        "| 0.500 (0.010), GRU, occlusion | below |",
+        "| state | CPD, zero | 0.163, TIMING (Jang) | 0.163 (0.010) | – "
+        "| 0.163 (0.010), GRU, integrated gradients | equal |",
+    ]  # fmt: skip
+
+
+def test_rows_are_there_after_each_seed():
+    def run(seed):
+        yield "a_method", {"a metric": [1.0, 2.0, 4.0][seed]}
+
+    case = quality.Case("state", "GRU", 3, run)
+    first, second, third = quality.measure(case)
+    assert first == [row("GRU", "a_method", "a metric", "1.0000", sd="", of="1")]
+    assert second == [row("GRU", "a_method", "a metric", "1.5000", sd="0.7071", of="2")]
+    assert third == [row("GRU", "a_method", "a metric", "2.3333", sd="1.5275", of="3")]
+    other = row("CfC", "a_method", "a metric", "3.0000")
+    order = [case, quality.Case("state", "CfC", 3, run)]
+    # New rows take the place of those of their case; others stay.
+    assert quality.merged([other, *first], third, order) == [*third, other]
 
 
 # --- the example
