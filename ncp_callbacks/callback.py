@@ -519,7 +519,7 @@ def non_finite_count(group: str, count: int, what: str, why: str) -> Iterator[Sc
         what: Plural name of the values.
         why: The reason, as a clause.
     """
-    description = f"{what.capitalize()} skipped because {why}"
+    description = f"{what[:1].upper()}{what[1:]} skipped because {why}"
     yield Scalar(f"{group}/nonfinite", count, description, place="nonzero")
     if count:
         yield Note(f"{group}: some {what} are skipped because {why}; {group}/nonfinite counts them")

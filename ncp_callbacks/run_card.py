@@ -123,4 +123,4 @@ def _schedule(callback: Callback, every: Schedule) -> str:
     found = f"{callback.name}: {callback.every or every!r}"
     if callback.every_nth == 1:
         return found
-    return f"{found} (one of {callback.every_nth} times, and the last step)"
+    return f"{found} (1 of {callback.every_nth} times, and at the last step)"

@@ -204,8 +204,9 @@ def test_what_it_rests_on_in_words() -> None:
         arrays={"_ncp/attribution_strength": profile[:, None] * np.array([0.5, 0.3, 0.2])},
     )
     assert [f.sentence for f in found] == [
-        "Of the attribution to inputs, vibration 54 % [49, 58] and heat 28 % [24, 33]; the last 3 "
-        "of 24 time steps hold 70 %; elapsed time has 10 % [8, 12] of inputs and time together."
+        "Of the attribution to inputs, vibration has 54 % [49, 58] and heat 28 % [24, 33]; the "
+        "last 3 of 24 time steps hold 70 %; elapsed time has 10 % [8, 12] of inputs and time "
+        "together."
     ]
     assert found[0].severity is Severity.INFO
     # What carries most comes first.
@@ -228,7 +229,7 @@ def test_what_it_rests_on_in_words() -> None:
         "rests_on", run,
         numbers={"attribution/strength": n(1.0), tags[0]: n(0.9), tags[1]: n(0.1)},
     )  # fmt: skip
-    assert "mean (lead i) 90 %" in other.sentence
+    assert "mean (lead i) has 90 %" in other.sentence
 
 
 def test_attributions_that_are_all_zero_are_a_problem() -> None:

@@ -14,9 +14,9 @@ __all__ = ["SCALARS", "Disputes", "completeness", "mostly_time"]
 
 SCALARS = {
     "completeness_error": "Difference between the sum of a sequence's attributions and the change "
-    "of its target from the baseline; 99th percentile over sequences, over the RMS change of the "
-    "target",
-    "incomplete": "Share of sequences whose error is above 5 %",
+    "of its target from the baseline; 99th percentile over sequences, relative to the RMS change "
+    "of the target",
+    "incomplete": "Share of sequences whose completeness error is above 5 %",
     "disagreement": "Part of the whole that the attribution and the removal of features attribute "
     "to different features: 0 if they agree, 1 if they have nothing in common. It is larger with "
     "few sequences, so it has no CI",

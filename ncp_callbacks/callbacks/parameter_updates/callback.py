@@ -21,7 +21,7 @@ _SCALARS = {
     "norm": "Euclidean norm of all trainable parameters together",
     "update": f"Norm of the change of all trainable parameters {_SINCE}",
     "update_<part>": f"Norm of the change of the parameters of {{part}} {_SINCE}",
-    "unchanged": "Trainable arrays, of {arrays}, of which no element has changed since the "
+    "unchanged": "How many of {arrays} trainable arrays have no element that changed since the "
     "previous snapshot",
 }
 

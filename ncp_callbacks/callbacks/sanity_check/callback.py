@@ -38,8 +38,8 @@ _DESCRIPTIONS = {
     "cosine": "Cosine of a sequence's map with the map of the randomised model, mean over "
     "sequences: 1 is equal up to a factor, 0 unrelated",
     "completeness_error": "Difference between the sum of a sequence's attributions and the change "
-    "of its target from the baseline; 99th percentile over sequences, over the RMS change of the "
-    "target",
+    "of its target from the baseline; 99th percentile over sequences, relative to the RMS change "
+    "of the target",
     "cascade": "Left: similarity of {method} of the {target} to that of the trained model while "
     "parameters are randomised from the output towards the input, mean over sequences; it should "
     "fall. Whiskers: 95 % CI{caveat}. Stages: {stages}. Right: measures of both models. Dashed: "

@@ -84,7 +84,9 @@ class RestsOn(Rule):
             if name not in ("other", "other_features") or name in facts.run.feature_names:
                 named.append(name)
                 total += shares[name].value
-        texts = [f"{name} {percent(shares[name])}" for name in named]
+        texts = [
+            f"{name} {'has ' if name == named[0] else ''}{percent(shares[name])}" for name in named
+        ]
         numbers = {clean_tag(f"{group}_share/{name}"): shares[name] for name in named}
         return [f"of the attribution to inputs, {joined(texts)}"], numbers
 
