@@ -194,6 +194,34 @@ class ScannedBackwards(Scanned):
         return self.head(self.after(self.scan(x[:, ::-1])[:, ::-1]))
 
 
+class TurnedInside(Scan):
+    """Reads backwards, and returns its states in the order of running."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x[:, ::-1])
+
+
+class ScannedTurned(Scanned):
+    def setup(self) -> None:
+        self.scan, self.after = TurnedInside(), OwnLinear(H, H)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(self.after(self.scan(x)[:, ::-1]))
+
+
+class Behind(Scan):
+    """Returns the state before each time step."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        states = super().__call__(x)
+        return mx.concatenate([mx.zeros_like(states[:, :1]), states[:, :-1]], axis=1)
+
+
+class ScannedBehind(Scanned):
+    def setup(self) -> None:
+        self.scan, self.after = Behind(), OwnLinear(H, H)
+
+
 def made(cls: type[Loop]) -> tuple[Loop, mx.array]:
     mx.random.seed(1)
     model = cls()
@@ -255,15 +283,28 @@ def test_a_module_without_a_state_is_refused_before_training(
     assert not writer.records
 
 
-@pytest.mark.parametrize("cls", [Scanned, ScannedBackwards])
+@pytest.mark.parametrize("cls", [Scanned, ScannedBackwards, ScannedTurned])
 def test_a_layer_over_the_whole_sequence_can_be_named(cls: type[Loop]) -> None:
     model, x = made(cls)
     runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="scan")
     with runner.analysing():
         (found,) = observe(runner, 0, {ncp.Need.STATES}).states
-    turned = cls is ScannedBackwards
-    states = np.array(model.scan(x[:, ::-1] if turned else x))
-    np.testing.assert_allclose(found.values, states[:, ::-1] if turned else states, rtol=1e-5)
+    steps = range(T) if cls is Scanned else range(T)[::-1]
+    h, states = mx.zeros((B, H)), {}
+    for t in steps:
+        h = mx.tanh(x[:, t] @ model.scan.enter + h @ model.scan.back)
+        states[t] = np.array(h)
+    by_hand = np.stack([states[t] for t in range(T)], axis=1)
+    np.testing.assert_allclose(found.values, by_hand, rtol=1e-5, atol=1e-6)
+    assert found.reverse == (cls is not Scanned)
+
+
+def test_a_layer_that_returns_states_of_other_time_steps_is_skipped() -> None:
+    model, x = made(ScannedBehind)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="scan")
+    assert "scan is skipped: its direction can't be determined" in runner.hook_points.no_cells
+    with runner.analysing():
+        assert not observe(runner, 0, {ncp.Need.STATES}).states
 
 
 class Begun(Loop):

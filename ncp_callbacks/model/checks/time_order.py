@@ -23,7 +23,7 @@ from ..model_copy import ModelCopy
 from ..pytrees import Path, get_leaf, leaves, replace_leaf
 from ..recording import Call
 from ..recurrence import Recurrence
-from ..time_order import Fit, Mask, Steps, asked_steps, fit_order
+from ..time_order import Fit, Mask, Order, Steps, asked_steps, calls_of_steps, fit_order
 from .perturb import Rerun, Trial, codes, moved, with_other_steps
 from .rows import sequences_of_rows
 
@@ -140,7 +140,10 @@ class Readings:
         return changed
 
     def fit_sequence(self, call: Call, axis: int) -> Fit | None:
-        """Return the order of a call that takes all time steps, from its arguments or its output.
+        """Return the order in which a call returns all time steps, or None.
+
+        It is that of its arguments, or of its output, if the value at each time step moves with the
+        input of this time step. A layer may turn its arguments round inside.
 
         Args:
             call: The call.
@@ -148,19 +151,50 @@ class Readings:
         """
         number = (call.path, call.number)
         for way in (Way.MIXED, Way.TOGETHER):
+            questions = self._asked(way)
+            moved_places = self._moved_places(number, axis, _outputs, questions, _anywhere)
             for arrays in (_inputs, _outputs):
-                found = self._fit_of_sequence(number, axis, arrays, self._asked(way))
+                hits = self._moved_places(number, axis, arrays, questions, _localised)
+                found = fit_order(questions.asked, hits, self.mask)
                 if found is not None:
-                    return found
+                    return self._returned(found, moved_places, questions.asked)
         return None
 
-    def _fit_of_sequence(
+    def _returned(self, found: Fit, moved_places: Mask, asked: Steps) -> Fit | None:
+        """Return the order of values, given that of arguments; None if neither it nor another fits.
+
+        Args:
+            found: The order of the arguments.
+            moved_places: ``(P, B, T)``, true where values move with a time step asked about.
+            asked: ``(P, B)``, the time steps.
+        """
+        known = moved_places.any(axis=2)
+        sequences = np.arange(len(self.mask))[None]
+        for order in dict.fromkeys((found.order, *Order)):
+            at = calls_of_steps(order, self.mask)[sequences, asked] + found.shift
+            used = known & (at >= 0) & (at < self.mask.shape[1])
+            own = np.take_along_axis(moved_places, (at * used)[..., None], axis=2)[..., 0]
+            if own[used].all():
+                return Fit(order, found.shift)
+        return None
+
+    def _moved_places(
         self,
         number: _Number,
         axis: int,
         arrays: Callable[[Call], dict[Path, mx.array]],
         questions: _Questions,
-    ) -> Fit | None:
+        chosen: Callable[[Mask], Mask],
+    ) -> Mask:
+        """Return ``(P, B, T)``, the places along a call's arrays that move with the time steps.
+
+        Args:
+            number: The call.
+            axis: The batch axis of its sequences.
+            arrays: Returns the arrays of a call.
+            questions: The time steps asked about.
+            chosen: Turns ``(T, B, E)``, the elements that move, into ``(B, T)``.
+        """
         batch, total = self.mask.shape
         shape = (batch, total) if axis == 0 else (total, batch)
         before = arrays(self._before[number])
@@ -176,9 +210,8 @@ class Readings:
                 changes = moved(array, other).reshape(*shape, -1)
                 found.append(changes if axis == 1 else changes.swapaxes(0, 1))
             if found:
-                hits[p] = _localised(np.concatenate(found, axis=2))
-        own = self._of_changed(hits, [number], questions)
-        return fit_order(questions.asked, own, self.mask)
+                hits[p] = chosen(np.concatenate(found, axis=2))
+        return self._of_changed(hits, [number], questions)
 
     def fit_outputs(self, calls: Sequence[Call]) -> Fit | None:
         """Return the order in which calls change the model's outputs, or None.
@@ -319,6 +352,11 @@ def _by_sequence(changes: Mask, batch: int) -> Mask:
     if axis is None:
         return np.broadcast_to(changes.reshape(1, -1), (batch, changes.size))
     return np.moveaxis(changes, axis, 0).reshape(batch, -1)
+
+
+def _anywhere(changes: Mask) -> Mask:
+    """Return ``(B, N)`` from ``(N, B, E)``: the calls in which any element moves."""
+    return np.asarray(changes.any(axis=2).T)
 
 
 def _localised(changes: Mask) -> Mask:
