@@ -135,6 +135,34 @@ class InvertedCell(nn.Module):
         return mx.tanh(self.mix(mx.concatenate([x, h], axis=-1)))
 
 
+class Choosing(nn.Module):
+    """Reads out the largest units of its state, from tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes, self.cell, self.head = nn.Embedding(KINDS, 2), Cell(2), nn.Linear(2, 1)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        h, ys = mx.zeros((len(tokens), H)), []
+        for t in range(tokens.shape[1]):
+            h = self.cell(self.codes(tokens[:, t]), h)
+            ys.append(self.head(mx.take_along_axis(h, mx.argsort(-h, axis=1)[:, :2], axis=1)))
+        return mx.stack(ys, axis=1)
+
+
+def test_tokens_of_a_model_that_chooses_units_have_states_and_no_gradient() -> None:
+    mx.random.seed(0)
+    model, tokens = Choosing(), mx.random.randint(0, KINDS, (B, T), key=mx.random.key(1))
+    runner = ModelRunner(model, ncp.HeldOutBatch(tokens))
+    assert "VJP with respect to indices" in runner.gradients.no_input_gradient
+    with runner.analysing():
+        (found,) = observe(runner, 0, {ncp.Need.STATES}).states
+    h = mx.zeros((B, H))
+    for t in range(T):
+        h = model.cell(model.codes(tokens[:, t]), h)
+        np.testing.assert_allclose(found.values[:, t], np.array(h), rtol=1e-5, atol=1e-6)
+
+
 def batch() -> mx.array:
     x = mx.random.normal((B, T, 2), key=mx.random.key(0))
     kind = mx.random.randint(0, KINDS, (B, T, 1), key=mx.random.key(1)).astype(mx.float32)

@@ -158,6 +158,8 @@ class _Finder:
 
     def _index_features(self) -> tuple[int, ...]:
         """Return the features whose fractions have no effect, and whose whole parts have one."""
+        if self._runner.held_out.tokens:  # their vectors are no indices
+            return ()
         values = to_numpy(self._runner.held_out.inputs)[self._runner.held_out.mask_array]
         whole = np.flatnonzero((values == np.round(values)).all(axis=0))
         inputs, base = to_numpy(self._inputs), self._outputs(self._inputs)
