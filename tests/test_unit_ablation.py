@@ -173,6 +173,21 @@ def test_neurons_of_a_wired_cell_have_the_names_of_their_kind() -> None:
     assert {int(tag.split()[1]) for tag in tags} == set(range(9))
 
 
+class Squeezing(Leaky):
+    """Squeezes its inputs, so that a single sequence loses its batch axis."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x.squeeze())
+
+
+def test_a_model_that_runs_no_single_sequence_is_analysed() -> None:
+    with pytest.raises(ValueError, match="broadcast"):
+        Squeezing()(mx.array(X[:1]))
+    last, _ = logged(Squeezing(), ncp.HeldOutBatch(X))
+    plain, _ = logged(Leaky(), ncp.HeldOutBatch(X))
+    assert last["ablation/carrying_units"].value == plain["ablation/carrying_units"].value
+
+
 def test_a_cell_that_keeps_its_state_itself_is_skipped_with_the_reason() -> None:
     writer = ncp.MemoryWriter()
     held_out = ncp.HeldOutBatch(X)

@@ -18,7 +18,8 @@ __all__ = ["ChosenUnits", "unit_names"]
 def unit_names(cell: str, units: int, observation: Observation) -> list[str]:
     """Return names such as ``unit 3``, or ``motor 3`` for a neuron of a wired cell.
 
-    The number is the place in the state. It costs a forward pass of one sequence.
+    The number is the place in the state. It costs a forward
+    pass of two sequences, because models that squeeze their arrays run no single one.
 
     Args:
         cell: Name of the cell.
@@ -27,7 +28,7 @@ def unit_names(cell: str, units: int, observation: Observation) -> list[str]:
     """
     names = [f"unit {i}" for i in range(units)]
     try:
-        groups = neuron_groups(observation.limited(1).extra_passes.cell_stepper(cell))
+        groups = neuron_groups(observation.limited(2).extra_passes.cell_stepper(cell))
     except NotApplicable:
         return names
     for group in groups:

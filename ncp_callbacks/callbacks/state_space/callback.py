@@ -295,7 +295,7 @@ def _scalars(result: StateSpaceResult, group: str) -> Iterator[Scalar]:
 def _without_motor(cell: Trajectory, observation: Observation) -> npt.NDArray[np.intp] | None:
     """Return the columns of all but motor neurons; None for a cell that is shown whole."""
     try:
-        groups = neuron_groups(observation.limited(1).extra_passes.cell_stepper(cell.cell))
+        groups = neuron_groups(observation.limited(2).extra_passes.cell_stepper(cell.cell))
     except NotApplicable:
         return None
     columns = [group.columns for group in groups if group.name != "motor"]
