@@ -223,6 +223,60 @@ def test_a_model_that_runs_over_the_batch_is_refused(cell: type, batch: int) -> 
         ModelRunner(OverTheBatch(cell), ncp.HeldOutBatch(X[:batch]))
 
 
+class BothWaysOverTheBatch(OverTheBatch):
+    """Reads the batch in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back = nn.GRU(F, H)
+
+    def __call__(self, x):
+        return super().__call__(x) + self.back(x.swapaxes(0, 1)[:, ::-1])[:, ::-1].swapaxes(0, 1)
+
+
+class LastOverTheBatch(OverTheBatch):
+    """Returns what follows the last sequence, a row for each time step."""
+
+    def __call__(self, x):
+        return super().__call__(x)[-1]
+
+
+def test_a_model_that_runs_both_ways_over_the_batch_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"as though the batch were time.*transpose in forward="):
+        ModelRunner(BothWaysOverTheBatch(), ncp.HeldOutBatch(X))
+    followed = ModelRunner(
+        BothWaysOverTheBatch(),
+        ncp.HeldOutBatch(X),
+        forward=lambda model, x, dt: model(x.swapaxes(0, 1)).swapaxes(0, 1),
+    )
+    assert not followed.coupling
+    assert not any("as though the batch were time" in note for note in followed.notes)
+
+
+def test_as_many_time_steps_as_sequences_are_no_sequences() -> None:
+    with pytest.raises(ModelError, match="as though the batch were time"):
+        ModelRunner(LastOverTheBatch(), ncp.HeldOutBatch(X[:T]))
+
+
+class Reshaped(nn.Module):
+    """Returns states as (time, batch, units), of which reshape makes (batch, time, units)."""
+
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self.rnn, self.right = nn.GRU(F, H), right
+
+    def __call__(self, x):
+        by_time = self.rnn(x).swapaxes(0, 1)
+        return by_time.swapaxes(0, 1) if self.right else by_time.reshape(len(x), -1, H)
+
+
+def test_outputs_of_other_sequences_are_refused() -> None:
+    mx.random.seed(0)
+    with pytest.raises(ModelError, match=r"depend on other sequences.*reshape.*swapaxes"):
+        ModelRunner(Reshaped(right=False), ncp.HeldOutBatch(X))
+    assert not ModelRunner(Reshaped(right=True), ncp.HeldOutBatch(X)).coupling
+
+
 class BatchNormCell(nn.Module):
     """Sequences act on each other in the cell itself."""
 

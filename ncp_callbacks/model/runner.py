@@ -20,7 +20,12 @@ import numpy.typing as npt
 from ..held_out import HeldOutBatch
 from .capture import Around, Tap, subnormal_flush
 from .checks.batch_order import put_in_order
-from .checks.independence import coupling_note, find_coupling, other_values
+from .checks.independence import (
+    check_own_inputs,
+    coupling_note,
+    find_coupling,
+    other_values,
+)
 from .checks.perturb import Trial, codes
 from .checks.rows import moved_rows, sequences_of_rows
 from .checks.state_between_batches import StateBetweenBatches, check_kept_size, find_state
@@ -343,6 +348,8 @@ class ModelRunner:
                 # Only the whole batch shows whether its targets fit.
                 outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
+            if "inputs" in self.coupling and not callable(target):
+                check_own_inputs(self.copy, self._targets, held_out)
             self.gradients = find_gradients(self)
         embedded = () if self._embedding is None else (self._embedding.note,)
         self.notes = tuple(
@@ -546,6 +553,12 @@ class ModelRunner:
         small.held_out = self.held_out
         part = None if self.whole_batch_only else np.arange(1, len(self.held_out))
         return calling, put_in_order(hook_points, small._rows_of, part)
+
+    def _targets(self, batch: HeldOutBatch) -> mx.array:
+        """Return the targets ``(B,)`` of a batch like the whole one."""
+        self.state.restore()
+        outputs = self.calling(batch.pack(batch.inputs), batch.flat_time_delta)
+        return self.target(outputs, self.target.choose(outputs))
 
     def _rows_of(
         self, hooks: Sequence[CellHook | LayerHook], sequences: npt.NDArray[np.intp] | None

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...held_out import HeldOutBatch, to_numpy
+from ...results import FloatArray
 from ..errors import ModelError
 from ..model_copy import ModelCopy, random_states
+from .perturb import with_other_steps
 
-__all__ = ["Run", "coupling_note", "find_coupling", "other_values"]
+__all__ = ["Run", "check_own_inputs", "coupling_note", "find_coupling", "other_values"]
 
 # The outputs of a batch.
 Run: TypeAlias = "Callable[[HeldOutBatch], mx.array]"
@@ -29,6 +31,8 @@ Mask: TypeAlias = "npt.NDArray[np.bool_]"
 _SAME_SIZE, _OTHER_SIZE, _HALF_PRECISION = 1e-6, 1e-3, 0.1
 # Sequences that are run: one is repeated, since variants of it would share a batch, too.
 _FEWEST, _MOST = 4, 16
+# Sequences whose targets are compared.
+_TARGETS = 4
 
 
 def find_coupling(
@@ -67,17 +71,43 @@ def find_coupling(
             for name in batch.arrays
             if any(check.reaches([name], changed) for changed in (even, ~even))
         )
-        if "inputs" in found and check.only_later():
+        if "inputs" in found and check.steps_are_sequences():
             raise ModelError(
-                "the outputs of a sequence depend on the sequences before it in the batch, as "
-                "though the batch were time. For a model that takes (time, batch, features), "
-                "transpose in forward=lambda model, inputs, time_delta: ..."
+                "the outputs of a sequence depend on the other sequences in the batch, and the "
+                "outputs of a time step on no other time step, as though the batch were time. For "
+                "a model that takes (time, batch, features), transpose in forward=lambda model, "
+                "inputs, time_delta: ..."
             )
         # Arrays that act only together still act.
         return found or tuple(batch.arrays)
     if any_size and not check.parts_agree() and not check.draws_random_numbers():
         return ("position",)
     return ()
+
+
+def check_own_inputs(copy: ModelCopy, run: Run, held_out: HeldOutBatch) -> None:
+    """Check that targets depend on the inputs of their own sequences.
+
+    Args:
+        copy: The model, which is restored before each run.
+        run: Returns the targets ``(B,)`` of a batch.
+        held_out: The batch, in which sequences act on each other.
+
+    Raises:
+        ModelError: If half of the targets, or more, depend on other sequences only.
+    """
+    if len(held_out) < 2:
+        return
+    check = _Check(copy, run, held_out)
+    tried = held_out.spread(_TARGETS).tolist()
+    of_others = [row for row in tried if check.depends_on_others_only(row)]
+    if 2 * len(of_others) >= len(tried):
+        raise ModelError(
+            f"the outputs of sequence {of_others[0]} depend on other sequences of the batch and "
+            "not on its own inputs: their first axis isn't the batch, or the model mixes up its "
+            "axes, as reshape does where swapaxes is meant. Let the model, or forward=, return one "
+            "row for each sequence, in the order of the batch"
+        )
 
 
 def coupling_note(channels: Collection[str]) -> str:
@@ -126,21 +156,37 @@ class _Check:
             batch = batch.replaced(name, other_values(batch.arrays[name], name, changed))
         return batch
 
-    def only_later(self) -> bool:
-        """Tell if a change of any sequence reaches all later ones and no earlier one.
+    def depends_on_others_only(self, row: int) -> bool:
+        """Tell if the outputs of a sequence follow inputs of others, and none of its own."""
+        own = np.arange(len(self._batch)) == row
+        by_own, by_others = (
+            self._outputs_of(self._varied(["inputs"], changed)) for changed in (own, ~own)
+        )
+        scale = _scaled(_SAME_SIZE, to_numpy(self._outputs))
+        before = to_numpy(self._outputs[row])
+        same, other = (
+            np.allclose(to_numpy(now[row]), before, 0, scale, equal_nan=True)
+            for now in (by_own, by_others)
+        )
+        return same and not other
 
-        The first sequence is not asked: a model may use it for all without running over the batch.
+    def steps_are_sequences(self) -> bool:
+        """Tell if a change of a time step of all sequences reaches its own outputs alone.
+
+        These are the outputs of this time step, or of the sequence of this number.
         """
-        count = len(self._batch)
-        for row in range(1, count - 1):
-            now = self._outputs_of(self._varied(["inputs"], np.arange(count) == row))
-            moved = [
-                not _agree(now[i : i + 1], self._outputs[i : i + 1], _SAME_SIZE)
-                for i in range(count)
-            ]
-            if any(moved[:row]) or not all(moved[row + 1 :]):
-                return False
-        return count > 2
+        inputs, before = self._batch.inputs, to_numpy(self._outputs)
+        batch, steps = inputs.shape[:2]
+        asked = {0, steps // 2, steps - 1}
+        alone = np.ones(before.ndim, bool)
+        for step in asked:
+            other, _ = with_other_steps(inputs, np.full(batch, step), np.ones(batch, bool))
+            now = to_numpy(self._outputs_of(self._batch.replaced("inputs", other)))
+            moved = ~np.isclose(now, before, 0, _scaled(_SAME_SIZE, before), equal_nan=True)
+            for axis in range(before.ndim):
+                along = moved.any(axis=tuple(i for i in range(before.ndim) if i != axis))
+                alone[axis] &= np.flatnonzero(along).tolist() == [step]
+        return len(asked) > 1 and bool(alone[:2].any())
 
     def parts_agree(self) -> bool:
         """Tell if the halves of the batch have the outputs alone that they have in it."""
@@ -167,8 +213,12 @@ class _Check:
 
 def _agree(a: mx.array, b: mx.array, tolerance: float) -> bool:
     x, y = to_numpy(a), to_numpy(b)
-    scale = float(np.abs(y[np.isfinite(y)]).max(initial=0.0))
-    return x.shape == y.shape and np.allclose(x, y, 0, tolerance * scale, equal_nan=True)
+    return x.shape == y.shape and np.allclose(x, y, 0, _scaled(tolerance, y), equal_nan=True)
+
+
+def _scaled(tolerance: float, values: FloatArray) -> float:
+    """Return a tolerance in units of the largest value."""
+    return tolerance * float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 def other_values(array: mx.array, name: str, changed: Mask) -> mx.array:
