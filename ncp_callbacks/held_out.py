@@ -101,6 +101,17 @@ def _mlx(value: Any) -> mx.array:
     return mx.array(np.array(value, order="C") if isinstance(value, np.ndarray) else value)
 
 
+def _joined(sequences: Sequence[mx.array]) -> str:
+    """Return how to pass sequences of equal lengths as one; "" if they can't be."""
+    if len(sequences) < 2 or len({a.shape[:-1] for a in sequences}) > 1:
+        return ""
+    ends = np.cumsum([a.shape[-1] for a in sequences[:-1]]).tolist()
+    return (
+        "To analyse them together, pass inputs=mx.concatenate([...], axis=-1) and forward=lambda "
+        f"model, inputs, time_delta: model(*mx.split(inputs, {ends}, axis=-1)). "
+    )
+
+
 class HeldOutBatch:
     """Hold sequences to analyse; later changes to the arrays passed have no effect on it.
 
@@ -239,8 +250,8 @@ class HeldOutBatch:
             raise ValueError(
                 f"inputs holds {shapes}; expected one sequence among them, floating (batch, time "
                 "steps, features) or frames (batch, time steps, ..., channels), or tokens (batch, "
-                "time steps). Pass the one to analyse "
-                "alone, and add the others in forward=lambda model, inputs, time_delta: ..."
+                f"time steps). {_joined(list(floating.values()))}Pass the one to analyse alone, "
+                "and add the others in forward=lambda model, inputs, time_delta: ..."
             )
         key = sequences[0]
         sequence = cls._check_sequence(arrays[key])

@@ -149,6 +149,72 @@ class Decoder(nn.Module):
         return self.out(states) if self._outputs else self.out(states)[..., 0]
 
 
+class WorldCell(nn.Module):
+    """``(x, h) -> (prediction, h)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(F + 4, 4), nn.Linear(4, F)
+
+    def __call__(self, x, h):
+        h = mx.tanh(self.mix(mx.concatenate([x, h], axis=-1)))
+        return self.head(h), h
+
+
+class WorldModel(nn.Module):
+    """Predicts each time step but the first from those before it, and an action."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.act = WorldCell(), nn.Linear(2, F, bias=False)
+
+    def __call__(self, x, action=None):
+        h, predictions = mx.zeros((len(x), 4)), []
+        for t in range(x.shape[1] - 1):
+            seen = x[:, t] if action is None else x[:, t] + self.act(action[:, t])
+            y, h = self.cell(seen, h)
+            predictions.append(y)
+        return mx.stack(predictions, axis=1)
+
+
+def test_predictions_of_the_next_step_are_asked_for_one_more() -> None:
+    mx.random.seed(0)
+    model, held_out = WorldModel(), ncp.HeldOutBatch(X)
+    with pytest.raises(ModelError, match=r"\(5, 5, 3\) for 6 time steps, 1 fewer.*:\]\], axis=1"):
+        ModelRunner(model, held_out)
+
+    def forward(model, inputs, time_delta):
+        return model(mx.concatenate([inputs, inputs[:, -1:]], axis=1))
+
+    runner = ModelRunner(model, held_out, forward=forward, target=1)
+    with runner.analysing():
+        seen = observe(runner, 0, {ncp.Need.INPUT_GRADIENT, ncp.Need.STATES})
+    (cell,) = seen.states
+    h = mx.zeros((B, 4))
+    for t in range(T):
+        y, h = model.cell(X[:, t], h)
+        np.testing.assert_allclose(cell.values[:, t], h, atol=1e-6)
+    np.testing.assert_allclose(seen.target_values, y[:, 1], atol=1e-6)
+
+
+def test_two_sequences_are_asked_for_as_one() -> None:
+    mx.random.seed(0)
+    action = mx.random.normal((B, T + 1, 2), key=mx.random.key(4))
+    x = mx.concatenate([X, X[:, -1:]], axis=1)
+    with pytest.raises(ValueError, match=r"concatenate.*mx\.split\(inputs, \[3\], axis=-1\)"):
+        ncp.HeldOutBatch({"x": x, "action": action})
+
+    def forward(model, inputs, time_delta):
+        longer = mx.concatenate([inputs, inputs[:, -1:]], axis=1)
+        return model(*mx.split(longer, [3], axis=-1))
+
+    joined = ncp.HeldOutBatch(mx.concatenate([x, action], axis=-1))
+    model = WorldModel()
+    _, seen = observed(model, joined, forward=forward, target=0)
+    by_hand = mx.grad(lambda a: forward(model, a, None)[:, -1, 0].sum())(joined.inputs)
+    np.testing.assert_allclose(seen.input_gradient, by_hand, atol=1e-6)
+
+
 @pytest.mark.parametrize("outputs", [2, None])
 @pytest.mark.parametrize("feed", ["repeated", "own"])
 def test_a_forecast_as_long_as_any_input_is_asked_for(feed: str, outputs: int | None) -> None:

@@ -100,6 +100,14 @@ def _check_horizon(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> None:
                 "changes with the time steps: return (batch, time, outputs), for instance by "
                 "forward=lambda model, inputs, time_delta: model(inputs).swapaxes(1, 2)"
             )
+        ahead = steps - shape[1]
+        if shorter.ndim == 3 and ahead > 0 and fewer - shorter.shape[1] == ahead:
+            raise ModelError(
+                f"the model's outputs have shape {shape} for {steps} time steps, {ahead} fewer, as "
+                "those of models that predict what follows: let it run over as many more, by "
+                "forward=lambda model, inputs, time_delta: model(mx.concatenate([inputs, "
+                f"inputs[:, -{ahead}:]], axis=1))"
+            )
         raise ModelError(
             f"the model's outputs have shape {shape} for {steps} time steps and "
             f"{tuple(shorter.shape)} for {fewer}: expected one output per time step (batch, time, "
