@@ -194,6 +194,25 @@ class ScannedBackwards(Scanned):
         return self.head(self.after(self.scan(x[:, ::-1])[:, ::-1]))
 
 
+class Cumulated(Loop):
+    """Its layer makes states of what a module inside it returns, by one operation for all steps."""
+
+    def setup(self) -> None:
+        self.scan, self.after = Cumulating(), OwnLinear(H, H)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(nn.relu(self.after(self.scan(x))))
+
+
+class Cumulating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(F, H)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.cumsum(self.enter(x), axis=1)
+
+
 class TurnedInside(Scan):
     """Reads backwards, and returns its states in the order of running."""
 
@@ -239,6 +258,14 @@ def test_nothing_without_a_state_is_suggested(cls: type[Loop]) -> None:
     note = runner.hook_points.no_cells
     assert "cells='" not in note
     assert "Let the cell be a module that takes its state" in note
+
+
+@pytest.mark.parametrize("cls", [Scanned, Cumulated])
+def test_layers_over_the_whole_sequence_are_told_from_others(cls: type[Loop]) -> None:
+    model, x = made(cls)
+    note = ModelRunner(model, ncp.HeldOutBatch(x)).hook_points.no_cells
+    assert "; scan may be a layer that runs over the whole sequence" in note
+    assert "pass its path as cells=[path]" in note
 
 
 @pytest.mark.parametrize("cls", [KeptInCell, KeptInObject])

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from .backbone import activation_of, is_layer, layer_hooks
-from .checks.holds_state import StateCheck
+from .backbone import activation_of, layer_hooks
+from .checks.holds_state import STATELESS, StateCheck
 from .checks.perturb import Rerun, Trial
 from .checks.recurrence import find_changed_recurrences
 from .checks.rows import Rows
@@ -30,7 +30,7 @@ from .errors import ModelError
 from .front_end import FrontEnd
 from .hook_points import CellHook, HookPoints, LayerHook, reasons, unknown_rows
 from .model_copy import ModelCopy
-from .pytrees import Path, modules
+from .pytrees import Path, leaves, modules
 from .recording import Call, Values, record
 from .recurrence import Recurrence, find_recurrences, may_hold_states, outermost
 from .time_order import Fit, Mask, Order, Steps, fit_order
@@ -43,7 +43,7 @@ _NO_LAYERS = (
 )
 _LET_THE_CELL = (
     "Let the cell be a module that takes its state as an argument and returns the next one, called "
-    "once per step. If it keeps its state itself, pass cells=[path]"
+    "once per step"
 )
 # Sequences on which hook points are verified: those that three sets tell apart.
 _MAX_SEQUENCES = 7
@@ -536,22 +536,35 @@ class _Finder:
                 f"{reason}. {_listed(holding)} keeps a state between calls: pass "
                 f"cells={holding[-1]!r} to take what it returns for its states"
             )
-        whole = [
-            calls
-            for calls in seen
-            if calls[0].parent is not None
-            and is_layer(calls[0].module)
-            and any(map(self.is_sequence, calls[0].outputs.values()))
-        ]
-        over_all = [c[0].name for c in whole[:_MAX_TRIED] if self.holds_state(c)[0]]
+        over_all = self._over_the_sequence(seen)
         if once_a_step:
             names = [calls[0].name for calls in once_a_step]
             reason += f"; called once per step are {_listed(names)}, but they pass nothing on"
         elif other:
             reason += f"; called repeatedly are {_listed(other)}, for {self.steps} steps"
         if over_all:
-            reason += f"; {_listed(over_all)} may be a layer that runs over the whole sequence"
+            reason += (
+                f"; {_listed(over_all)} may be a layer that runs over the whole sequence: if what "
+                "it returns at each time step is its state, pass its path as cells=[path]"
+            )
         return f"{reason}. {_LET_THE_CELL}"
+
+    def _over_the_sequence(self, seen: Sequence[Sequence[Call]]) -> list[str]:
+        """Return the innermost modules that return a sequence and mix its time steps."""
+        whole = [
+            calls
+            for calls in seen
+            if calls[0].parent is not None
+            and not isinstance(calls[0].module, STATELESS)
+            and any(leaves(calls[0].module.parameters()))
+            and any(map(self.is_sequence, calls[0].outputs.values()))
+        ]
+        found: dict[int, str] = {}
+        for calls in whole[: -_MAX_TRIED - 1 : -1]:  # a module is called before those inside it
+            inside = any(id(call) in found for call in calls[0].descendants())
+            if not inside and self.holds_state(calls)[0]:
+                found[id(calls[0])] = calls[0].name
+        return list(found.values())[::-1]
 
     @staticmethod
     def _takes_fewer(calls: Sequence[Call]) -> bool:
