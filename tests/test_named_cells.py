@@ -268,6 +268,47 @@ def test_layers_over_the_whole_sequence_are_told_from_others(cls: type[Loop]) ->
     assert "pass its path as cells=[path]" in note
 
 
+class Channels(nn.Module):
+    """Takes and returns (batch, features, time steps)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(F, H), nn.Linear(H, F)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return (self.head(self.rnn(x.swapaxes(1, 2))) + x.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def test_a_layer_that_runs_along_the_features_is_reported() -> None:
+    mx.random.seed(0)
+    model, x = Channels(), mx.random.normal((B, T, F), key=mx.random.key(2))
+    note = ModelRunner(model, ncp.HeldOutBatch(x.swapaxes(1, 2))).hook_points.no_cells
+    assert f"rnn runs over {T} steps, not over the {F} time steps" in note
+    assert "model(inputs.swapaxes(1, 2))" in note
+    followed = ModelRunner(
+        model,
+        ncp.HeldOutBatch(x),
+        forward=lambda model, inputs, time_delta: model(inputs.swapaxes(1, 2)).swapaxes(1, 2),
+    )
+    assert [hook.name for hook in followed.hook_points.cells] == ["rnn"]
+
+
+class Silent(Loop):
+    """Its cell gets spikes that never come."""
+
+    def step(self, x: mx.array, h: Any) -> Any:
+        return self.cell((x > 100).astype(mx.float32), h)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x)[:, -1]
+
+
+def test_a_cell_that_gets_nothing_of_the_inputs_is_skipped_with_the_reason() -> None:
+    model, x = made(Silent)
+    note = ModelRunner(model, ncp.HeldOutBatch(x)).hook_points.no_cells
+    assert "nothing that it receives changes with the inputs" in note
+
+
 @pytest.mark.parametrize("cls", [KeptInCell, KeptInObject])
 def test_what_keeps_a_state_is_suggested_and_can_be_followed(cls: type[Loop]) -> None:
     model, x = made(cls)

@@ -172,6 +172,7 @@ class _Finder:
         self.readings = Readings(copy, trial, self.calls, first, recurrences)
         self.rows = Rows(self.readings.rerun, *self.readings.sets)
         self._parts: dict[int, list[_Part]] = {}
+        self._unread: set[str] = set()  # paths of modules that get nothing of the inputs
 
     def _sequences_tried(self) -> int:
         """Return on how many sequences hook points are verified, so that their arrays stay few."""
@@ -197,6 +198,8 @@ class _Finder:
             if found or (way is Way.TOGETHER and hits.any(axis=(1, 2)).sum() < 2):
                 break
         if not found:
+            if not hits.any():
+                self._unread.add(calls[0].name)
             each = len(calls) // self.steps
             whole = len(calls) % self.steps == 0
             ends = calls[each - 1 :: each] if whole else calls[: self.steps]
@@ -251,14 +254,17 @@ class _Finder:
         return dataclasses.replace(found, note=note if self.readings.inputs_change else "")
 
     def _unknown_order(self, name: str) -> str:
-        because = (
-            "the inputs that each call reads follow none of the orders that are known"
-            if self.readings.inputs_change
-            else "all inputs are equal"
-        )
+        unknown = f"{name} is skipped: its direction can't be determined, because"
+        if not self.readings.inputs_change:
+            return f"{unknown} all inputs are equal. Pass sequences that differ"
+        if name.split("#")[0] in self._unread:
+            return (
+                f"{unknown} nothing that it receives changes with the inputs, as where no spike "
+                "reaches it, or a decoder is given zeros. Pass other modules as cells=[...]"
+            )
         return (
-            f"{name} is skipped: its direction can't be determined, because {because}. Pass the "
-            "mask of sequences of different lengths, or pass other modules as cells=[...]"
+            f"{unknown} the inputs that each call reads follow none of the orders that are known. "
+            "Pass the mask of sequences of different lengths, or pass other modules as cells=[...]"
         )
 
     # ---- cells
@@ -536,6 +542,19 @@ class _Finder:
                 f"{reason}. {_listed(holding)} keeps a state between calls: pass "
                 f"cells={holding[-1]!r} to take what it returns for its states"
             )
+        other_axis = [
+            f"{c[0].name} runs over {given.shape[-2]} steps, not over the {self.steps} time steps"
+            for c in seen
+            if isinstance(c[0].module, SEQUENCE_LAYERS)
+            for given in list(c[0].inputs.values())[:1]
+            if given.ndim > 1 and given.shape[-2] != self.steps
+        ]
+        if other_axis:
+            return (
+                f"{reason}. {'; '.join(other_axis[:_MAX_NAMES])}. If inputs are (batch, features, "
+                "time steps), pass inputs.swapaxes(1, 2) and forward=lambda model, inputs, "
+                "time_delta: model(inputs.swapaxes(1, 2))"
+            )
         over_all = self._over_the_sequence(seen)
         if once_a_step:
             names = [calls[0].name for calls in once_a_step]
@@ -556,7 +575,7 @@ class _Finder:
             for calls in seen
             if calls[0].parent is not None
             and not isinstance(calls[0].module, STATELESS)
-            and any(leaves(calls[0].module.parameters()))
+            and any(any(leaves(dict(m))) for _, m in modules(calls[0].module))
             and any(map(self.is_sequence, calls[0].outputs.values()))
         ]
         found: dict[int, str] = {}
