@@ -367,6 +367,31 @@ def test_a_layer_over_the_whole_sequence_can_be_named(cls: type[Loop]) -> None:
     assert found.reverse == (cls is not Scanned)
 
 
+class BothWays(Scan):
+    """Joins the states of both directions, each at its time step."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        ahead, back = super().__call__(x), super().__call__(x[:, ::-1])[:, ::-1]
+        return mx.concatenate([ahead[..., :2], back[..., 2:]], axis=-1)
+
+
+class ScannedBothWays(Scanned):
+    def setup(self) -> None:
+        self.scan, self.after = BothWays(), OwnLinear(H, H)
+
+
+@pytest.mark.parametrize("cls", [Scanned, ScannedBackwards, ScannedTurned, ScannedBothWays])
+def test_a_layer_of_both_directions_is_noted(cls: type[Loop]) -> None:
+    model, x = made(cls)
+    runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="scan")
+    noted = any("run in the other direction" in note for note in runner.notes)
+    assert noted == (cls is ScannedBothWays)
+    with runner.analysing():
+        (found,) = observe(runner, 0, {ncp.Need.STATES}).states
+    if noted:
+        np.testing.assert_allclose(found.values, np.array(model.scan(x)), rtol=1e-5, atol=1e-6)
+
+
 def test_a_layer_that_returns_states_of_other_time_steps_is_skipped() -> None:
     model, x = made(ScannedBehind)
     runner = ModelRunner(model, ncp.HeldOutBatch(x), cells="scan")

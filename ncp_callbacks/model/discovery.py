@@ -420,9 +420,20 @@ class _Finder:
                 continue
             fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
             if fit is not None:
+                if isinstance(hook, CellHook):
+                    self._note_both_ways(hook, axis, fit.order)
                 return _Place(axis, fit.order, rows=placed.rows)
             reasons.append(self._unknown_order(hook.name))
         return _Place(wrong=reasons[0])
+
+    def _note_both_ways(self, hook: CellHook, axis: int, order: Order) -> None:
+        call = self.by_module[hook.module][hook.calls[0]]
+        if self.readings.reads_ahead(call, axis, order):
+            self.about.setdefault(hook.name, []).append(
+                f"what {hook.name} returns at a time step depends on the time steps after it, too: "
+                "its units, or some of them, run in the other direction. Make a module of each "
+                "direction to tell them apart"
+            )
 
     def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
         hook_points: list[CellHook] = []

@@ -160,6 +160,26 @@ class Readings:
                     return self._returned(found, moved_places, questions.asked)
         return None
 
+    def reads_ahead(self, call: Call, axis: int, order: Order) -> bool:
+        """Return whether values of a call move with later time steps, and its arguments do not.
+
+        Args:
+            call: The call.
+            axis: The batch axis of its sequences; 0 or 1.
+            order: The order in which it returns the time steps.
+        """
+        questions = self._asked(Way.MIXED)
+        given, returned = (
+            self._moved_places((call.path, call.number), axis, arrays, questions, _anywhere)
+            for arrays in (_inputs, _outputs)
+        )
+        sequences = np.arange(len(self.mask))[None]
+        at = {o: calls_of_steps(o, self.mask)[sequences, questions.asked] for o in Order}
+        # How far before its own place a time step moves something; a layer may turn its arguments.
+        of_arguments = np.max(list(at.values()), axis=0) - given.argmax(axis=2)
+        ahead = at[order] - returned.argmax(axis=2) > of_arguments
+        return bool((ahead & returned.any(axis=2)).any())
+
     def _returned(self, found: Fit, moved_places: Mask, asked: Steps) -> Fit | None:
         """Return the order of values, given that of arguments; None if neither it nor another fits.
 
