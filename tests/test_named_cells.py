@@ -261,7 +261,7 @@ def test_nothing_without_a_state_is_suggested(cls: type[Loop]) -> None:
 
 
 @pytest.mark.parametrize("cls", [Scanned, Cumulated])
-def test_layers_over_the_whole_sequence_are_told_from_others(cls: type[Loop]) -> None:
+def test_layers_over_the_whole_sequence_are_named_where_no_cell_is_found(cls: type[Loop]) -> None:
     model, x = made(cls)
     note = ModelRunner(model, ncp.HeldOutBatch(x)).hook_points.no_cells
     assert "; scan may be a layer that runs over the whole sequence" in note
