@@ -14,6 +14,9 @@ from .screen import clean_tag
 
 __all__ = ["guide", "run_card"]
 
+# By its title: the project has no address of its own.
+_PICTURES = "how to read them: “How to read the pictures”, examples/guide.md of ncp-callbacks"
+
 
 def run_card(
     runner: ModelRunner,
@@ -50,6 +53,7 @@ def run_card(
         "extra passes": "; ".join(filter(None, map(_extra_passes, callbacks))) or "none declared",
         "schedules": ", ".join(_schedule(c, every) for c in callbacks) or "none",
         "observer": f"runs {place}",
+        "pictures": _PICTURES,
         "versions": f"{versions}, Python {platform.python_version()}",
     }
     lines = ["| | |", "|---|---|"]
