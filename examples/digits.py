@@ -128,10 +128,7 @@ def main() -> None:
     print(f"with time_delta at 1     {accuracy(x_test, mx.ones_like(dt_test)):.1%}")
     print(f"log                      {monitor.log_dir}")
     print("To open it:")
-    print(
-        f"  {sys.executable} -m tensorboard.main --logdir {args.log_dir} "
-        "--samples_per_plugin=images=200"
-    )
+    print(f"  {sys.executable} -m ncp_callbacks open {args.log_dir}")
 
 
 if __name__ == "__main__":
