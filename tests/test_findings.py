@@ -455,6 +455,36 @@ def test_the_terminal_tells_how_far_the_training_is() -> None:
     ]
 
 
+def test_the_terminal_names_what_is_noted_and_keeps_units_with_numbers() -> None:
+    findings = [
+        Finding("a", Topic.TRUST, Severity.GOOD, "B.", "Do it.", label="complete"),
+        Finding("c", Topic.TIME, Severity.INFO, "C.", "Do it.", label="extrapolation"),
+        Finding("rests_on", Topic.RELIANCE, Severity.INFO, f"{'word ' * 16}abcd 4 % x.", "Do it."),
+    ]
+    first, second, *_, last = lines(findings)
+    # Of 100 characters 13 + 80 + 4 are taken: "4" would fit, and its unit would not.
+    assert first == f"  relies on: {'word ' * 16}abcd"
+    assert second == "    4 % x."
+    assert last == "  no fault found; noted: extrapolation"
+
+
+def test_agreement_within_ten_points_is_none_where_shares_are_disputed() -> None:
+    numbers = {
+        "attribution/strength": n(1.0),
+        "removal/strength": n(1.0),
+        "attribution_share/heat": n(0.92, 0.88, 0.95),
+        "attribution_share/load": n(0.08, 0.05, 0.12),
+        "removal_share/heat": n(0.87, 0.80, 0.91),
+        "removal_share/load": n(0.13, 0.09, 0.20),
+        "attribution/disputed": n(0.0),
+    }
+    run = dataclasses.replace(RUN, callbacks={**RUN.callbacks, "removal": "removal"})
+    assert severities("removal_disagrees", run, numbers=numbers) == ["good"]
+    (found,) = of("removal_disagrees", run, numbers={**numbers, "attribution/disputed": n(1.0)})
+    assert found.severity is Severity.INFO
+    assert "on 1 share of features and elapsed time" in found.sentence
+
+
 # --- runs
 
 

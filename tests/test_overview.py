@@ -70,9 +70,9 @@ def test_classes_are_judged_by_accuracy_and_old_numbers_name_their_step() -> Non
     run = RunFacts(class_names=("a", "b"), class_counts=(24, 8), chance_loss=0.56)
     numbers = {"held_out/accuracy": n(0.9, 0.8, 0.95), "held_out/loss": n(0.3)}
     found = summed_up(run, numbers=numbers)
-    assert found.metric == "accuracy 90 % [80, 95], largest class 75 %"
+    assert found.metric == "accuracy 90 % [80, 95], always the largest class 75 %"
     old = summed_up(RunFacts(chance_loss=0.56), numbers={"held_out/loss": n(0.3, step=40)})
-    assert old.metric == "loss at step 40 0.3, constant 0.56"
+    assert old.metric == "loss at step 40 0.3, best constant 0.56"
 
 
 def test_nothing_is_claimed_without_numbers() -> None:
@@ -114,7 +114,7 @@ def overviews(draw: st.DrawFn) -> Overview:
     found = draw(st.lists(st.tuples(st.sampled_from(Severity), sentences, sentences), max_size=6))
     return Overview(
         "12 problems, 30 warnings",
-        draw(st.sampled_from(["", "held-out loss 0.00168 [0.00112, 0.00258], constant 1.7e+03"])),
+        draw(st.sampled_from(["", "held-out loss 0.0017 [0.0011, 0.0026], best constant 1.7e+03"])),
         tuple((name, n(v, v / 2, v)) for name, v in zip(names, shares, strict=True)),
         draw(st.sampled_from(["", " at step 1,000,000"])),
         draw(st.sampled_from([None, n(0.3, 0.1, 0.9), n(0.0)])),

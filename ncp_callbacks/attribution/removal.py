@@ -25,6 +25,7 @@ from ..stats import SHARE, Estimate, changed_beyond_chance
 from .base import Attribution
 
 __all__ = [
+    "ELAPSED_TIME",
     "Agreement",
     "FeatureGroup",
     "Removal",
@@ -34,6 +35,7 @@ __all__ = [
     "time_blocks",
 ]
 
+ELAPSED_TIME = "elapsed time"
 # More features are removed in groups, so that the number of passes is bounded.
 MAX_GROUPS = 12
 # Shares that differ by less are taken to agree: a feature whose effects cancel over time has less
@@ -208,7 +210,7 @@ def compare(attribution: Attribution, removal: Removal) -> Agreement | None:
         views = [
             np.column_stack(pair) for pair in zip(views, (by_time, removal.by_time), strict=True)
         ]
-        names = (*names, "elapsed time")
+        names = (*names, ELAPSED_TIME)
     first, second = (view[finite] for view in views)
     if not len(first) or not first.sum() > 0 or not second.sum() > 0:
         return None

@@ -21,6 +21,7 @@ _WORDS = {
 _BAD = (Severity.PROBLEM, Severity.WARNING)
 # Rules that tell how far the training is.
 _LEARNING = ("learnt", "stable")
+_SHOWN = ("rests_on", *_LEARNING)
 
 
 def card(findings: Sequence[Finding], step: int) -> str:
@@ -47,7 +48,9 @@ def lines(findings: Sequence[Finding], most: int = 10, width: int = 100) -> list
         return []
 
     def broken(text: str, indent: str = "  ") -> list[str]:
-        return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent="    ")
+        kept = text.replace(" %", "\u00a0%")  # A number and its unit stay together.
+        wrapped = textwrap.wrap(kept, width, initial_indent=indent, subsequent_indent="    ")
+        return [line.replace("\u00a0", " ") for line in wrapped]
 
     relies = [f.sentence for f in findings if f.rule == "rests_on" and f.severity not in _BAD]
     shown = [line for sentence in relies[:1] for line in broken(f"relies on: {sentence}")]
@@ -70,7 +73,11 @@ def lines(findings: Sequence[Finding], most: int = 10, width: int = 100) -> list
             text = f"  and {left} more: {names}"
             return [*shown, text if len(text) <= width else f"{text[: width - 1]}…"]
         shown += part
-    return shown if wrong else [*shown, "  no fault found"]
+    if wrong:
+        return shown
+    noted = [f.label for f in findings if f.severity is Severity.INFO and f.rule not in _SHOWN]
+    end = "  no fault found" + (f"; noted: {', '.join(noted)}" if noted else "")
+    return [*shown, end if len(end) <= width else f"{end[: width - 1]}…"]
 
 
 def _trust(findings: Sequence[Finding]) -> str:

@@ -32,7 +32,8 @@ class Light:
 
     Attributes:
         name: Name of the topic.
-        severity: That of the most serious finding; None where nothing was checked.
+        severity: That of the most serious finding; INFO where no fault was found or learning is
+            not shown; None where nothing was checked.
         words: What was found.
     """
 
@@ -111,10 +112,10 @@ def _metric(facts: Facts) -> str:
     accuracy, loss = facts.first("held_out", "accuracy"), facts.first("held_out", "loss")
     counts, chance = facts.run.class_counts, facts.run.chance_loss
     if accuracy is not None and counts and sum(counts):
-        majority = f"largest class {percent(max(counts) / sum(counts))}"
+        majority = f"always the largest class {percent(max(counts) / sum(counts))}"
         return f"accuracy {percent(accuracy[1])}{_when(accuracy[1], facts)}, {majority}"
     if loss is not None:
-        versus = f", constant {chance:.2g}" if chance > 0 else ""
+        versus = f", best constant {chance:.2g}" if chance > 0 else ""
         when = _when(loss[1], facts)
         return f"{'loss' if when else 'held-out loss'}{when} {amount(loss[1], 2)}{versus}"
     found = training_loss(facts)
@@ -130,6 +131,12 @@ def _light(topic: Topic, facts: Facts, findings: Sequence[Finding], rules: Seque
     if bad:
         return Light(name, bad[0].severity, bad[0].label)
     passed = sum(finding.severity is Severity.GOOD for finding in own)
+    left = len(own) - passed
+    if passed and topic is Topic.TRUST and left:
+        return Light(name, Severity.GOOD, f"{passed} of {count(len(own), 'check')} passed")
+    shown = next((finding for finding in own if finding.rule == "learnt"), None)
+    if shown is not None and shown.severity is Severity.INFO:
+        return Light(name, Severity.INFO, shown.label)
     if passed:
         return Light(name, Severity.GOOD, f"{count(passed, 'check')} passed")
     if own or any(_can_check(rule, facts) for rule in rules if rule.topic is topic):

@@ -39,7 +39,7 @@ _MIDDLE, _SPLIT = 324, 388  # Where the right column of lights, and the profile,
 _MARKS: dict[Severity | None, tuple[str, str]] = {
     Severity.PROBLEM: ("✘", VERMILION),
     Severity.WARNING: ("▲", ORANGE),
-    Severity.INFO: ("✔", GREEN),
+    Severity.INFO: ("–", INK),
     Severity.GOOD: ("✔", GREEN),
     None: ("○", GREY),
 }
@@ -57,8 +57,9 @@ def plot_overview(
 
     The bars are shares of the attribution to inputs, with lines for their 95 % CIs; that of elapsed
     time (Δt) is its share of inputs and time together. Beside them is the share of each time step.
-    A mark and words answer each question: ✔ no fault was found, ▲ a warning, ✘ a problem, ○ nothing
-    was measured that a rule could check. Below are the most serious findings and what to do.
+    A mark and words answer each question: ✔ checks were passed, – no fault was found, ▲ a warning,
+    ✘ a problem, ○ nothing was measured that a rule could check. Below are the most serious findings
+    and what to do.
 
     Args:
         page: The page to draw on.

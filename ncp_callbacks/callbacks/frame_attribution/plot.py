@@ -85,8 +85,8 @@ def plot_frame_strip(
     limit = checked_limit(limit, maps)
     count = len(strip.time_steps)
     page.title(
-        f"sequence {strip.sequence}: {count} of {strip.n_time_steps:,} frames "
-        f"{'carries' if count == 1 else 'carry'} {strip.shares.sum():.0%}",
+        f"sequence {strip.sequence}: {count} of {strip.n_time_steps:,} frames shown, "
+        f"with {strip.shares.sum():.0%}",
         step,
     )
     known = (("true", strip.truth), ("predicted", strip.prediction))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...attribution import Agreement, AttributionMethod, TemporalImportance
+from ...attribution.removal import ELAPSED_TIME
 from ...records import Note, Scalar
 
 __all__ = ["SCALARS", "Disputes", "completeness", "mostly_time"]
@@ -94,8 +95,8 @@ class Disputes:
         every: Snapshots from one comparison to the next, beginning with the first; 0 for none.
 
     Attributes:
-        removed: Shares by removal of the features on which the last comparison disagreed, the
-            largest difference first; None before the first comparison.
+        removed: Shares, in those of all features, by removal of the features on which the last
+            comparison disagreed, the largest difference first; None before the first comparison.
     """
 
     def __init__(self, every: int) -> None:
@@ -138,7 +139,10 @@ class Disputes:
             return None
         found = make()
         if found is not None:
-            self.removed = {found.names[i]: float(found.removed[i]) for i in found.disputed}
+            # In parts of all features, as the shares of the map are, and not of elapsed time, too.
+            features = np.array([name != ELAPSED_TIME for name in found.names])
+            total = float(found.removed[features].sum()) or 1.0
+            self.removed = {found.names[i]: float(found.removed[i]) / total for i in found.disputed}
         return found
 
     def records(

@@ -59,8 +59,8 @@ def plot_feature_importance(
         limit: Colours span ±``limit`` (0 to ``limit`` for unsigned arrays), in units of the target.
         step: Training step, for the title.
         target: Name of the target; None for the name in the result.
-        removed: Shares by removal of the features on which it disagrees with the map, the largest
-            difference first; the title then names both shares of the first.
+        removed: Shares by removal, in those of all features, where it disagrees with the map, the
+            largest difference first; the title then names both shares of the first.
         ax: Axes to draw on; None for a figure of its own.
 
     Raises:

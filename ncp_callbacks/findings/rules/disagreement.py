@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
-from ..words import amount, percent, since
+from ..words import amount, count, percent, since
 
 __all__ = ["MethodsDisagree", "RemovalDisagrees", "largest_difference"]
 
@@ -72,12 +72,19 @@ class RemovalDisagrees(Rule):
     """Report a feature whose share by attribution and by removal differ by more than 20 points.
 
     Their CIs must not overlap, either. Differences up to that are usual: removal counts what the
-    model can't replace by other features, and attribution what it uses.
+    model can't replace by other features, and attribution what it uses. Those of 10 % of the whole
+    that are beyond chance are no warning, but they are no agreement, either.
     """
 
     name = "removal_disagrees"
     topic = Topic.TRUST
-    reads = ("attribution*_share/*", "removal*_share/*", "attribution/strength", "removal/strength")
+    reads = (
+        "attribution*_share/*",
+        "removal*_share/*",
+        "attribution/strength",
+        "removal/strength",
+        "attribution/disputed",
+    )
     needs = ("attribution/strength", "removal/strength")
 
     def check(self, facts: Facts) -> Iterator[Finding]:
@@ -96,6 +103,20 @@ class RemovalDisagrees(Rule):
                 "feature may carry the same; where it is higher, the target has levelled off.",
                 numbers,
                 "removal disagrees",
+            )
+            return
+        disputed = facts.first("attribution", "disputed")
+        if disputed is not None and disputed[1].value:
+            number = int(disputed[1].value)
+            yield self.finding(
+                facts,
+                Severity.INFO,
+                f"Attribution and removal differ beyond chance on {count(number, 'share')} of "
+                f"features and elapsed time; among features most on {name}, {percent(a)} against "
+                f"{percent(b)}.",
+                "Read about/notes, which names the shares, before you rest a conclusion on them.",
+                numbers | dict([disputed]),
+                "removal disputes",
             )
         elif abs(a.value - b.value) <= _APART / 2:
             yield self.finding(
