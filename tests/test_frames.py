@@ -629,7 +629,7 @@ def test_a_strip_shows_frames_and_where_the_target_rises_and_falls() -> None:
     assert np.ptp(rest) == 0  # Grey.
     assert below[0, 1, 0] > rest[0]  # The frame is seen through.
     words = " ".join(text.get_text() for text in figure.texts)
-    for part in ("sequence 2", "1 of 30,000 frames shown, with 100%", "3", "true: a · predicted: b",
+    for part in ("sequence 2", "100% in these 1 of 30,000 frames", "3", "true: a · predicted: b",
                  "integrated gradients of speed", "time step 7", "100%", "−2", "+2"):  # fmt: skip
         assert part in words
     image = Image.open(io.BytesIO(to_png(figure)))

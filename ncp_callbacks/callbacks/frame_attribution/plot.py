@@ -85,8 +85,8 @@ def plot_frame_strip(
     limit = checked_limit(limit, maps)
     count = len(strip.time_steps)
     page.title(
-        f"sequence {strip.sequence}: {count} of {strip.n_time_steps:,} frames shown, "
-        f"with {strip.shares.sum():.0%}",
+        f"sequence {strip.sequence}: {strip.shares.sum():.0%} in these {count} of "
+        f"{strip.n_time_steps:,} frames",
         step,
     )
     known = (("true", strip.truth), ("predicted", strip.prediction))
