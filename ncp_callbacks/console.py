@@ -96,14 +96,15 @@ def link_to(pictures: Sequence[tuple[str, str]], *, scalars: Sequence[str] = ())
 
     Args:
         pictures: Tags of pictures, and the names of their runs.
-        scalars: Tags of scalars of all runs, which come first.
+        scalars: Tags of scalars of all runs, which come last.
     """
-    cards: list[dict[str, str | int]] = [{"plugin": "scalars", "tag": tag} for tag in scalars]
-    cards += [
+    cards: list[dict[str, str | int]] = [
         {"plugin": "images", "tag": tag, "runId": f"defaultExperimentId/{run}", "sample": 0}
         for tag, run in pictures
     ]
-    pinned = json.dumps(cards[:_MAX_PINNED], separators=(",", ":"))
+    cards = cards[: _MAX_PINNED - len(scalars)]
+    cards += [{"plugin": "scalars", "tag": tag} for tag in scalars]
+    pinned = json.dumps(cards, separators=(",", ":"))
     # Terminals end an address at a quote or bracket, not at these.
     quoted = urllib.parse.quote(pinned, safe="/:,")
     return f"/?pinnedCards={quoted}#timeseries"

@@ -226,6 +226,16 @@ def test_mean_lag_counts_from_each_sequences_last_real_step():
     assert temporal_importance(x, gradient, mask=mask).mean_lag == pytest.approx((3 * 0 + 2) / 4)
 
 
+def test_the_ci_of_a_mean_lag_ends_at_the_longest_lag():
+    # One sequence has nearly all of the lag: the CI on the log scale would end far beyond it.
+    gradient = np.zeros((17, 6, 1))
+    gradient[:, 5] = 1.0
+    gradient[:, 0, 0] = [1.0] + 16 * [1e-12]
+    estimate = temporal_importance(np.ones((17, 6, 1)), gradient).estimates()["mean_lag"]
+    assert estimate.value == pytest.approx(5 / 18)
+    assert estimate.ci()[1] == 5.0
+
+
 def test_importance_takes_other_dtypes_and_defaults():
     x = np.arange(6).reshape(1, 3, 2)
     result = temporal_importance(x, np.ones((1, 3, 2), np.float16))

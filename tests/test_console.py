@@ -59,14 +59,14 @@ def test_a_run_in_the_current_directory_is_opened_by_itself(
     monkeypatch.chdir(tmp_path)
     assert "--logdir mine " in tensorboard_command("mine")
     assert "--logdir runs " in tensorboard_command(tmp_path / "runs" / "mine")
-    assert pinned(link("mine", ["p"]))[1]["runId"] == "defaultExperimentId/."
+    assert pinned(link("mine", ["p"]))[0]["runId"] == "defaultExperimentId/."
     home = os.path.expanduser("~/mine")
     assert shlex.split(tensorboard_command(home))[2] == home
 
 
 def test_the_link_pins_few_cards() -> None:
     cards = pinned(link("runs/x", [f"p{i}" for i in range(20)], scalars=["train/loss", "val/loss"]))
-    assert [card["tag"] for card in cards] == ["train/loss", "val/loss", "p0", "p1", "p2", "p3"]
+    assert [card["tag"] for card in cards] == ["p0", "p1", "p2", "p3", "train/loss", "val/loss"]
     assert {card["plugin"] for card in cards} == {"scalars", "images"}
 
 

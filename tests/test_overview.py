@@ -95,7 +95,7 @@ def test_a_run_without_a_fault_shows_what_it_relies_on() -> None:
     )
     assert found.verdict == "No fault found"
     shown = words(plot_overview(found, step=5))
-    assert "load 70 % and heat 30 %" in shown
+    assert "load has 70 % and heat | 30 %" in shown
     assert "→" not in shown
 
 

@@ -127,10 +127,11 @@ class TemporalImportance(ArrayResult):
         whole, strength = parts.sum(axis=1), self.strength_by_sequence.astype(np.float64)
         if not len(whole) or not strength.sum() > 0:
             return {}
+        longest = SIZE.within(0.0, len(self.signed) - 1.0)
         found = {
             "strength": Estimate.mean(strength, SIZE),
             "mean_lag": Estimate.ratio(
-                self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], SIZE
+                self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], longest
             ),
         }
         if len(self.feature_share) > 1 and whole.sum() > 0:
