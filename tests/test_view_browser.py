@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from boards import Board
 from scipy.linalg import orthogonal_procrustes
-from view_logs import DESCRIBED, FEATURES, F, H, T, write_run
+from view_logs import DESCRIBED, FEATURES, FINDING, F, H, T, write_run
 
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
@@ -423,6 +424,19 @@ def test_live_runs_are_followed_and_hidden_pages_ask_nobody(browser: Any, tmp_pa
         server.server_close()
 
 
+def test_a_page_is_drawn_while_a_run_is_still_read(browser: Any, address: str) -> None:
+    with opened_page(browser) as page:
+        held: list[Any] = []
+        page.route("**/run?run=a%2Fs2*", lambda route: held.append(route))
+        page.goto(address)
+        wait_until(page, lambda: bool(held))
+        page.emulate_media(color_scheme="dark")  # It lets the page draw again.
+        ready(page.main_frame)
+        assert output(page.main_frame) == "step 30 · snapshot 3 of 3"
+        held[0].continue_()
+        wait_until(page, lambda: any("a/s2" in text for text in captions(page, MAPS)))
+
+
 def test_an_empty_folder_and_newer_runs_say_so(browser: Any, tmp_path: Path) -> None:
     source = LogIndex(tmp_path)
     server = make_server(source)
@@ -473,6 +487,184 @@ def test_keys_and_names_reach_everything(browser: Any, address: str) -> None:
         signed.press("Enter")
         wait_until(page, lambda: signed.get_attribute("aria-pressed") == "true")
         assert signed.evaluate("e => e === document.activeElement")
+
+
+# ---- runs that differ
+
+
+FOUND = [
+    FINDING,
+    FINDING | {"severity": "warning", "sentence": "The map is incomplete.", "action": "Refine it."},
+    FINDING | {"severity": "problem", "sentence": "train/loss is nan.", "action": "Go back."},
+]
+LOG_ODDS = "log-odds of the prediction"
+SHARES = "Shares over training"
+
+
+@pytest.fixture(scope="module")
+def odd_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Four runs: one diverges, one has another target, and the last two other held-out batches."""
+    where = tmp_path_factory.mktemp("odd")
+    write_run(where / "good", 0, target="prediction")
+    write_run(where / "odds", 1, target=LOG_ODDS)
+    write_run(where / "diverged", 2, steps=(10, 20), target="prediction")
+    with contextlib.closing(ncp.TensorBoardWriter(where / "diverged", first_step=30)) as writer:
+        writer.write(
+            40,
+            [ncp.Data("_ncp/findings", json.dumps(FOUND)), ncp.Scalar("val/loss", float("nan"))],
+        )
+    for seed, name in enumerate(("other1", "other2"), start=3):
+        write_run(where / name, seed, held_out="other", target="prediction")
+    with contextlib.closing(ncp.TensorBoardWriter(where / "bare")) as writer:
+        writer.write(30, [ncp.Scalar("train/loss", 0.5)])
+    server = make_server(LogIndex(where))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def shown_runs(page: Any, address: str, *names: str, **state: Any) -> Any:
+    return in_page(page, f"{address}#{quote(json.dumps({'runs': names} | state))}")
+
+
+def captions(frame: Any, title: str) -> list[str]:
+    texts = section(frame, title).locator("figcaption").all_inner_texts()
+    return [" ".join(text.split()) for text in texts]
+
+
+def test_a_diverged_run_is_shown_up_to_its_last_findings(browser: Any, odd_address: str) -> None:
+    with opened_page(browser) as page:
+        frame = shown_runs(page, odd_address, "diverged")
+        assert output(frame) == "step 40 · snapshot 3 of 3"
+        section(frame, "Findings").get_by_text("train/loss is nan.").wait_for()
+        wait_until(page, lambda: "up to" in captions(frame, MAPS)[0])
+        assert captions(frame, "Findings")[0].startswith("diverged step 40")
+        for title in (MAPS, SHARES, "Units", "Where the hidden state goes", "The wired network"):
+            wait_until(
+                page,
+                lambda title=title: captions(frame, title)[0].startswith("diverged of step 20"),
+            )
+        for caption in captions(frame, "When time runs faster or slower"):
+            assert caption.endswith("diverged of step 20")
+        frame.locator("body").press("ArrowLeft")
+        wait_until(page, lambda: captions(frame, MAPS)[0].startswith("diverged step 20"))
+        section(frame, "Findings").get_by_text("no fault found").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_findings_are_counted_and_advice_is_readable(
+    browser: Any, odd_address: str, scheme: str
+) -> None:
+    with opened_page(browser, color_scheme=scheme) as page:
+        frame = shown_runs(page, odd_address, "diverged", "good", "bare")
+        found = section(frame, "Findings")
+        found.get_by_text("→ Refine it.").wait_for()
+        assert captions(frame, "Findings") == [
+            "diverged step 40 1 problem, 1 warning",
+            "good of step 30 no fault found",
+            "bare",
+        ]
+        found.get_by_text("Not shown: it has no findings.").wait_for()
+        rows = found.locator("li").all_inner_texts()
+        assert [row.split()[0] for row in rows] == ["problem", "warning", "found", "found"]
+        # The advice is as large and as dark as the sentence, on the ground of the page.
+        style = "e => [getComputedStyle(e).fontSize, getComputedStyle(e).color]"
+        body = frame.locator(".ncp").evaluate(style)
+        assert found.get_by_text("→ Go back.").evaluate(style) == body
+        assert found.get_by_text("train/loss is nan.").evaluate(style) == body
+
+
+WATCH_RECTANGLES = """
+const {fillRect} = CanvasRenderingContext2D.prototype;
+CanvasRenderingContext2D.prototype.fillRect = function (...of) {
+  (this.canvas.rectangles ??= []).push([this.fillStyle, of[2]]);
+  fillRect.apply(this, of);
+};
+"""
+
+
+def test_bars_of_shares_have_one_scale_for_all_runs(
+    browser: Any, address: str, runs: dict[str, Run]
+) -> None:
+    with opened_page(browser) as page:
+        page.add_init_script(WATCH_RECTANGLES)
+        frame = in_page(page, address)
+        for place, name in enumerate(RUNS[:2]):
+            canvas = section(frame, MAPS).locator("canvas").nth(place)
+            shares = runs[name].arrays["_ncp/attribution_shares"][30][:, 0]
+
+            def bars(canvas: Any = canvas) -> np.ndarray:
+                drawn = canvas.evaluate("node => node.rectangles")
+                widths = np.array([width for _, width in drawn]).reshape(F, 2)
+                return widths[:, 1] / widths[:, 0]
+
+            wait_until(page, lambda shares=shares: np.allclose(bars(), shares, rtol=1e-5))
+            whole = canvas.evaluate("node => node.rectangles[0][1]")
+            assert whole == section(frame, MAPS).locator("canvas").first.evaluate(
+                "node => node.rectangles[0][1]"
+            )
+
+
+def test_a_run_with_another_target_is_shown_everywhere(browser: Any, odd_address: str) -> None:
+    with opened_page(browser) as page:
+        frame = shown_runs(page, odd_address, "good", "odds", "bare")
+        for title in (MAPS, SHARES):
+            wait_until(
+                page,
+                lambda title=title: (
+                    f"odds step 30 · attribution · {LOG_ODDS}" in " ".join(captions(frame, title))
+                ),
+            )
+            section(frame, title).locator("canvas[aria-label^='odds: ']").first.wait_for()
+        for title, kind in ((MAPS, "attribution"), (SHARES, "shares"), ("Units", "units")):
+            section(frame, title).get_by_text(f"Not shown: it has no {kind}.").wait_for()
+    with opened_page(browser) as page:
+        frame = shown_runs(page, odd_address, "good", "odds", "diverged", b=["diverged"])
+        for title in (MAPS, SHARES):
+            section(frame, title).get_by_text(
+                "Not shown: its runs can't be averaged: their targets differ: "
+                f"prediction and {LOG_ODDS}."
+            ).wait_for()
+
+
+def test_a_reason_not_to_subtract_is_shown_once(browser: Any, odd_address: str) -> None:
+    with opened_page(browser) as page:
+        frame = shown_runs(page, odd_address, "good", "other1", "other2", "odds")
+        told = section(frame, MAPS).get_by_text("Not subtracted: ")
+        wait_until(
+            page, lambda: told.count() == 2 and "loading" not in section(frame, MAPS).inner_text()
+        )
+        assert told.all_inner_texts() == [
+            "Not subtracted: they were made on other held-out batches.",
+            f"Not subtracted: their targets differ: {LOG_ODDS} and prediction.",
+        ]
+        assert captions(frame, MAPS)[-2:] == [
+            "difference other1 − good, other2 − good",
+            "difference odds − good",
+        ]
+
+
+def test_the_table_separates_nan_from_what_was_not_logged(browser: Any, odd_address: str) -> None:
+    with opened_page(browser) as page:
+        frame = shown_runs(page, odd_address, "diverged", "bare")
+        rows = section(frame, "Runs").locator("tbody tr")
+        heads = section(frame, "Runs").locator("th").all_inner_texts()
+        table = {
+            (cells := row.locator("td").all_inner_texts())[0]: dict(zip(heads, cells, strict=True))
+            for row in rows.all()
+        }
+        assert table["diverged"]["val/loss"] == "NaN"
+        assert table["bare"]["val/loss"] == "–"
+        assert table["bare"]["train/loss"] == "0.5"
+        with page.expect_download() as saved:
+            section(frame, "Runs").get_by_role("button", name="CSV").click()
+        lines = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("run,val/loss,")
+        assert {line.split(",")[0]: line.split(",")[1] for line in lines[1:]} == {
+            "diverged": "NaN",
+            "bare": "",
+        }
 
 
 # ---- its numbers
@@ -537,6 +729,9 @@ def test_small_numbers(compute: Any) -> None:
     both = compute("meanAndSd", pairs.tolist())
     for name, of in (("mean", pairs.mean(axis=0)), ("sd", pairs.std(axis=0, ddof=1))):
         np.testing.assert_allclose(both[name], of, rtol=1e-12)
+    for of, text in ((None, "NaN"), (0.12345, "0.123")):
+        assert compute("logged", of) == text
+    assert compute("logged") == "–"
     for value, expected_limit in ((0.7, 1), (1.2, 2), (0.031, 0.05), (5.0, 5), (0, 1)):
         assert compute("nice", value) == pytest.approx(expected_limit)
     steps = [10, 20, 30]

@@ -160,7 +160,7 @@ export function asPicture(element, title, {background, colour}) {
   g.font = '12px Roboto, system-ui, sans-serif';
   let x = gap;
   figures.forEach((figure, i) => {
-    const text = figure.querySelector('figcaption')?.textContent ?? '';
+    const text = [...figure.querySelector('figcaption')?.children ?? []].map(part => part.textContent.trim()).filter(Boolean).join('  ');
     g.fillText(cut(g, text, sizes[i][0]), x, 2 * gap + 10);
     g.drawImage(figure.querySelector('canvas'), x, 2 * gap + caption, sizes[i][0], sizes[i][1]);
     x += sizes[i][0] + gap;

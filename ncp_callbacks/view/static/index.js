@@ -15,7 +15,6 @@ import {HiddenStates} from './views/states.js';
 import {Units, WiredGraph} from './views/units.js';
 import {RunsTable} from './views/table.js';
 
-const KINDS = ['attribution', 'shares', 'trajectory', 'time curve', 'units'];
 const POLL_MS = 5000;
 
 export async function render(options = {}) {
@@ -137,7 +136,7 @@ class App {
 
   emptyReason() {
     const runs = this.choice.runs;
-    if (runs.some(run => KINDS.some(kind => this.store.ofKind(run, kind).length))) return '';
+    if (runs.some(run => this.store.hasArrays(run))) return '';
     if (runs.some(run => this.store.hasNewer(run))) return 'These runs were written by a newer version: update ncp_callbacks.';
     return 'The chosen runs have no arrays that this page shows. A monitor writes them at its first snapshot.';
   }
@@ -146,11 +145,7 @@ class App {
 
   steps() {
     const of = this.choice.runs.map(run => `${run} ${this.store.runs.get(run)?.version}`).join('\n');
-    if (this.known?.of !== of) {
-      const steps = new Set();
-      for (const run of this.choice.runs) for (const kind of KINDS) for (const track of this.store.ofKind(run, kind)) for (const step of track.steps) steps.add(step);
-      this.known = {of, steps: [...steps].sort((a, b) => a - b)};
-    }
+    if (this.known?.of !== of) this.known = {of, steps: this.store.stepsOf(this.choice.runs)};
     return this.known.steps;
   }
 
@@ -202,6 +197,8 @@ class App {
 
   draw() {
     this.colours = {};
+    // Some of the runs may be here while others are still read.
+    this.choice.step ??= this.steps().at(-1) ?? null;
     const steps = this.steps(), at = steps.indexOf(stepAt(steps, this.choice.step));
     this.slider.max = String(Math.max(0, steps.length - 1));
     this.slider.value = String(Math.max(0, at));

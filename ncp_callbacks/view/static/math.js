@@ -45,6 +45,9 @@ export function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+/** A number of the log: it has null for one that is not finite, and undefined is none at all. */
+export function logged(value) { return value === null ? 'NaN' : short(value); }
+
 /** The largest of the sorted steps that is not above a step; the first if all are; null without. */
 export function stepAt(steps, step) {
   let low = 0, high = steps.length;

@@ -6,6 +6,9 @@ export const FORMAT = 1;
 export const MAX_SIDE_BY_SIDE = 4;
 /** Tags of validation, as the package knows them. */
 export const VALIDATION = /^(val|valid|validation|dev|test|eval)(?=[/_]|$)/;
+/** Tag of the documents that hold what the rules found. */
+export const FINDINGS = '_ncp/findings';
+const KINDS = ['attribution', 'shares', 'trajectory', 'time curve', 'units'];
 const MAX_BYTES_AT_ONCE = 1.5e6;
 const MAX_SPREAD = 250;
 const byName = (a, b) => a.localeCompare(b, 'en', {numeric: true});
@@ -63,6 +66,21 @@ export class Store {
       .map(([tag, array]) => ({tag, ...array, label: labelOf(array.about)}));
   }
 
+  /** The array of a kind in a run that has a label; without one, the nearest to it; undefined if there is none. */
+  track(run, kind, label) {
+    const of = this.ofKind(run, kind), callback = String(label).split(' · ')[0];
+    return of.find(a => a.label === label) ?? of.find(a => a.about.callback === callback) ?? of[0];
+  }
+
+  /** True if a run has arrays that are shown. */
+  hasArrays(run) { return KINDS.some(kind => this.ofKind(run, kind).length); }
+
+  /** Every step at which one of the runs has findings or an array that is shown. */
+  stepsOf(runs) {
+    const of = runs.flatMap(run => [this.runs.get(run)?.documents[FINDINGS] ?? [], ...KINDS.flatMap(kind => this.ofKind(run, kind).map(track => track.steps))]);
+    return [...new Set(of.flat())].sort((a, b) => a - b);
+  }
+
   /** True if a run has arrays that only a newer version of this page knows. */
   hasNewer(run) { return Object.values(this.runs.get(run)?.arrays ?? {}).some(array => array.about.v > FORMAT); }
 
@@ -109,7 +127,7 @@ export class Store {
     const key = `${run}\n${tag}\n${step}`;
     if (!this.documents.has(key)) {
       this.documents.set(key, null);
-      this.source.document(run, tag, step).then(text => { this.documents.set(key, text); this.changed(); }, error => { if (!error.refused) this.documents.delete(key); });
+      this.source.document(run, tag, step).then(text => { this.documents.set(key, text); this.changed(); }, error => { if (error.refused) { this.documents.set(key, ''); this.changed(); } else this.documents.delete(key); });
     }
     return this.documents.get(key);
   }
@@ -142,6 +160,7 @@ export function whyNot(a, b) {
   if (a.about.held_out !== b.about.held_out) return 'they were made on other held-out batches';
   if (a.about.target !== b.about.target) return `their targets differ: ${a.about.target} and ${b.about.target}`;
   if (a.about.method !== b.about.method) return `their methods differ: ${a.about.method} and ${b.about.method}`;
+  if (a.about.cell !== b.about.cell) return `their cells differ: ${a.about.cell} and ${b.about.cell}`;
   if (String(a.shape) !== String(b.shape)) return `their sizes differ: ${a.shape.join(' × ')} and ${b.shape.join(' × ')}`;
   const names = [a, b].map(x => JSON.stringify([...(x.about.feature_names ?? [])].sort()));
   return names[0] === names[1] ? '' : 'their features have other names';
@@ -195,25 +214,31 @@ export class Choice {
   }
 }
 
+/** Why a mean of arrays must not be made, in words; '' if it may. */
+export function whyNoMean([first, ...others]) {
+  const why = others.map(other => whyNot(first, other)).find(Boolean);
+  return why ? `its runs can't be averaged: ${why}` : '';
+}
+
+/** The arrays of a kind that the runs of a column have: [{run, tag, steps, shape, about, label}], or {why} without any. */
+export function columnTracks(store, column, kind, label) {
+  const found = column.runs.map(run => ({...store.track(run, kind, label), run})).filter(({tag}) => tag);
+  return found.length ? found : {why: `${column.runs.length > 1 ? 'none of its runs has' : 'it has no'} ${kind}`};
+}
+
 /**
  * The array of a column at a step: the mean over its runs, with the SD between them.
  * Returns {step, shape, about, values, sd, runs}, null while it is not here, or {why} if it can't be.
  */
 export function columnArray(store, column, kind, label, step) {
-  const found = [];
-  for (const run of column.runs) {
-    const of = store.ofKind(run, kind), track = of.find(a => a.label === label) ?? (column.runs.length === 1 ? of[0] : undefined);
-    if (!track) continue;
-    const at = stepAt(track.steps, step), array = store.get(run, track.tag, at);
-    if (!array) return null;
-    if (!array.missing) found.push({...array, about: track.about, tag: track.tag, run});
-  }
-  if (!found.length) return {why: 'it has no such array'};
-  const first = found[0];
-  for (const other of found.slice(1)) {
-    const why = whyNot(first, other);
-    if (why) return {why: `its runs can't be averaged: ${why}`};
-  }
+  const tracks = columnTracks(store, column, kind, label);
+  if (tracks.why) return tracks;
+  const here = tracks.map(({run, tag, about, steps}) => ({about, tag, run, ...store.get(run, tag, stepAt(steps, step))}));
+  if (here.some(array => !array.values)) return null;
+  const found = here.filter(array => !array.missing);
+  if (!found.length) return {why: `its ${kind} of step ${here[0].step.toLocaleString('en')} is gone or damaged`};
+  const first = found[0], why = whyNoMean(found);
+  if (why) return {why};
   if (found.length === 1) return {...first, sd: null, runs: 1};
   const values = found.map(a => inOrder(a.values, a.shape, a.about.feature_names, first.about.feature_names));
   const {mean, sd} = meanAndSd(values);

@@ -25,17 +25,16 @@ export const CSS = `
 .ncp p{margin:2px 0 8px;color:var(--dim);max-width:90ch}
 .ncp .row{display:flex;gap:16px;flex-wrap:wrap;align-items:flex-start}
 .ncp .bar{display:flex;gap:8px;margin:0 0 8px;align-items:center;flex-wrap:wrap}.ncp .bar .end{margin-left:auto}
-.ncp figure{margin:0}.ncp figcaption{color:var(--dim);padding:0 0 3px;display:flex;gap:6px;align-items:baseline;max-width:60ch}
+.ncp figure{margin:0}.ncp figcaption{color:var(--dim);padding:0 0 3px;display:flex;flex-wrap:wrap;gap:0 6px;align-items:baseline;max-width:60ch}
 .ncp figcaption b{color:var(--fg);font-weight:500;overflow-wrap:anywhere}.ncp canvas{display:block;touch-action:pan-y}
 .ncp .tip{position:fixed;pointer-events:none;background:#212121;color:#fff;padding:5px 8px;border-radius:4px;
  font-size:12px;z-index:9;white-space:pre;box-shadow:0 1px 4px #0006;max-width:60ch;overflow:hidden}
 .ncp .note{padding:30px;color:var(--dim)}
 .ncp table{border-collapse:collapse;font-variant-numeric:tabular-nums}.ncp td,.ncp th{padding:3px 10px;text-align:right;border-bottom:1px solid var(--line)}
-.ncp th:first-child,.ncp td:first-child{text-align:left;overflow-wrap:anywhere}.ncp th button{border:0;padding:0;font-weight:500}
+.ncp th:first-child,.ncp td:first-child{text-align:left;min-width:8em;overflow-wrap:anywhere}.ncp th button{border:0;padding:0;font-weight:500}
 .ncp .scroll{overflow:auto;max-width:100%}
 .ncp ul.findings{list-style:none;margin:0;padding:0;max-width:62ch}.ncp ul.findings li{padding:4px 0;display:grid;grid-template-columns:5.5em 1fr;gap:8px}
-.ncp ul.findings b{font-weight:500}.ncp ul.findings .problem{color:#c62828}.ncp ul.findings .warning{color:var(--accent)}.ncp ul.findings .good{color:#00796b}
-.ncp.dark ul.findings .problem{color:#ff9e9e}.ncp.dark ul.findings .good{color:#7fd6c5}
-.ncp ul.findings small{color:var(--dim);display:block}
+.ncp ul.findings b{font-weight:500}.ncp ul.findings p{color:inherit;margin:2px 0 0}
+.ncp .problem{color:#c62828}.ncp .warning{color:var(--accent)}.ncp .good{color:#00796b}.ncp.dark .problem{color:#ff9e9e}.ncp.dark .good{color:#7fd6c5}
 @media (max-width:700px){.ncp{grid-template-columns:minmax(0,1fr)}.ncp header{grid-column:1}.ncp aside{position:static;max-height:40vh;border-right:0;border-bottom:1px solid var(--line)}}
 `;

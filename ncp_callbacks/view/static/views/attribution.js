@@ -5,11 +5,12 @@ import {inOrder, labelOf, whyNot} from '../state.js';
 import {View} from './common.js';
 
 const LEFT = 104, RIGHT = 84;
+const WHOLE = 34;  // Length of a bar of 100 %.
 const SCALED = 60;  // Snapshots that the one scale of the whole training is made of.
 
 export class AttributionMaps extends View {
   constructor(app) {
-    super(app, 'attribution', 'What the prediction rests on', 'Mean attribution over the held-out sequences: rows are features, columns are time steps. Bars show the share of each feature.');
+    super(app, 'attribution', 'What the prediction rests on', 'Mean attribution over the held-out sequences: rows are features, columns are time steps. Bars show the share of each feature, on one scale from 0 to 100 %.');
     this.label = this.menu('which attribution', 'label');
     this.toggle('signed', 'signed', false, 'orange raises the target, purple lowers it');
     this.toggle('one scale for the whole training', 'whole', true);
@@ -23,21 +24,24 @@ export class AttributionMaps extends View {
     const maps = columns.map(column => ({column, array: this.array(column, kind, label)}));
     const known = maps.filter(({array}) => array && !array.why);
     const limit = nice(Math.max(0, ...known.map(({column, array}) => this.limit(column, kind, array))));
-    const differences = this.differences(maps, kind, label);
-    const width = this.width(maps.length + differences.length);
+    const pairs = this.differences(maps, kind, label), differences = pairs.filter(({array}) => array);
+    const reasons = [...new Set(pairs.filter(({array}) => !array).map(({why}) => why))];
+    const width = this.width(maps.length + differences.length + reasons.length);
     this.table = [['run', 'step', 'time step', 'feature', 'value']];
     this.pictures = [];
     const figures = maps.map(({column, array}) => {
       if (!array || array.why) return this.instead(column, array);
       for (let t = 0; t < array.shape[0]; t++) for (let f = 0; f < array.shape[1]; f++) this.table.push([column.name, array.step, t, names(array)[f], array.values[t * array.shape[1] + f]]);
-      return this.figure(column, `${this.at(array.step)} · up to ${short(limit)}`, this.map(column.name, array, limit, width, column.colour));
+      return this.figure(column, `${this.which(array, label)} · up to ${short(limit)}`, this.map(column.name, array, limit, width, column.colour));
     });
-    return [...figures, ...differences.map(({name, array, why}) => {
-      const column = {name: 'difference', colour: 'transparent'};
-      if (why !== undefined) return this.figure(column, name, this.sentence(why ? `Not subtracted: ${why}.` : 'loading …'));
+    const column = {name: 'difference', colour: 'transparent'};
+    return [...figures, ...differences.map(({name, array}) => {
       const most = nice(Math.max(...Array.from(array.values, Math.abs)));
       const none = array.values.every(value => !value);
       return this.figure(column, `${name} · ${none ? 'no difference' : `up to ±${short(most)}`}`, this.map('difference', array, most, width, null));
+    }), ...reasons.map(why => {
+      const names = pairs.filter(pair => pair.why === why).map(({name}) => name).join(', ');
+      return this.figure(column, names, this.sentence(why ? `Not subtracted: ${why}.` : 'loading …'));
     })];
   }
 
@@ -76,7 +80,7 @@ export class AttributionMaps extends View {
     const [steps, features] = array.shape, of = names(array);
     const cell = Math.max(4, Math.min(26, 260 / features)), height = features * cell + 34;
     const right = colour ? RIGHT : 12, box = {x: LEFT, y: 0, width: width - LEFT - right, height: features * cell};
-    const shares = this.shares(array, steps, features), largest = Math.max(...shares) || 1;
+    const shares = this.shares(array, steps, features);
     const {dark} = this;
     const node = canvas(width, height, `${name}: attribution of ${features} features at ${steps} time steps`, g => {
       cells(g, box, features, steps, (f, t) => diverging(array.values[t * features + f], limit, dark));
@@ -85,8 +89,9 @@ export class AttributionMaps extends View {
       const every = Math.ceil(13 / cell);
       of.forEach((feature, f) => { if (f % every === 0) g.fillText(cut(g, feature, LEFT - 10), LEFT - 6, (f + 0.5) * cell); });
       if (colour) shares.forEach((share, f) => {
-        g.fillStyle = colour;
-        g.fillRect(width - right + 6, f * cell + cell * 0.2, 34 * share / largest, cell * 0.6);
+        const bar = (of, fill) => { g.fillStyle = fill; g.fillRect(width - right + 6, f * cell + cell * 0.2, WHOLE * of, cell * 0.6); };
+        bar(1, this.css('--grid'));
+        bar(share, colour);
         g.fillStyle = this.css('--dim');
         g.textAlign = 'right';
         if (cell > 12) g.fillText(`${Math.round(100 * share)} %`, width - 4, (f + 0.5) * cell);

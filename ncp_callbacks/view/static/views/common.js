@@ -1,6 +1,6 @@
 /** What all views share: a title, options that keep their place, figures, and exports. */
 import {asCsv, asPicture, h, save} from '../draw.js';
-import {columnArray} from '../state.js';
+import {columnArray, labelOf} from '../state.js';
 import {stepAt} from '../math.js';
 
 export const HEIGHT = 230;
@@ -77,8 +77,7 @@ export class View {
 
   /** Every step at which a column has an array, of its first run. */
   stepsOf(column, kind, label) {
-    const of = this.store.ofKind(column.runs[0], kind);
-    return (of.find(a => a.label === label) ?? of[0])?.steps ?? [];
+    return this.store.track(column.runs[0], kind, label)?.steps ?? [];
   }
 
   caption(column, text) {
@@ -97,7 +96,11 @@ export class View {
     return Math.max(250, Math.min(largest, this.app.width() / Math.max(1, Math.min(columns, 3)) - 18));
   }
 
-  at(step) { return step == null ? '' : `step ${step.toLocaleString('en')}`; }
+  /** The step of what is shown, in words that tell an older one from the chosen one. */
+  at(step) { return step == null ? '' : `${step === this.choice.step ? '' : 'of '}step ${step.toLocaleString('en')}`; }
+
+  /** The step of an array, and what it is if it is not what was chosen. */
+  which({step, about}, label) { return [this.at(step), labelOf(about) === label ? '' : labelOf(about)].filter(Boolean).join(' · '); }
   nearest(steps) { return stepAt(steps, this.choice.step); }
 
   /** Tell what is below the pointer; `text(x, y)` gets its place in the picture. */

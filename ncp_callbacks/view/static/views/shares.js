@@ -1,7 +1,7 @@
 /** Shares of the features over training, with the validation below; a click goes to a step. */
 import {canvas, cut, h, line, PALETTE, valueAxis} from '../draw.js';
-import {envelope, extent, short} from '../math.js';
-import {VALIDATION} from '../state.js';
+import {envelope, extent, logged} from '../math.js';
+import {columnTracks, VALIDATION, whyNoMean} from '../state.js';
 import {View} from './common.js';
 import {names} from './attribution.js';
 
@@ -31,22 +31,25 @@ export class SharesOverTraining extends View {
     this.table = [['run', 'step', 'feature', 'share', 'low', 'high']];
     return columns.map(column => {
       const series = this.series(column, label);
-      if (!series) return this.instead(column, null);
-      if (!series.points.length) return this.instead(column, {why: 'it has no shares of features'});
+      if (!series || series.why) return this.instead(column, series);
       for (const point of series.points) series.names.forEach((name, f) => this.table.push([column.name, point.step, name, point.shares[f], point.low[f], point.high[f]]));
       const parts = [this.chart(column, series, width, last)];
       if (below) parts.push(this.numberBelow(column, below, width, last));
-      return h('figure', {}, this.caption(column, this.at(this.nearest(series.points.map(p => p.step)))), ...parts);
+      return this.figure(column, this.which({step: this.nearest(series.points.map(p => p.step)), about: series.about}, label), ...parts);
     });
   }
 
-  /** Shares at snapshots spread over the training, of one run, or the mean over the runs of a side. */
+  /** Shares at snapshots spread over the training, of one run, or the mean over the runs of a side; null, or {why}, if they can't be shown. */
   series(column, label) {
-    const tracks = column.runs.map(run => [run, this.store.ofKind(run, 'shares').find(a => a.label === label)]).filter(([, track]) => track);
-    if (!tracks.length) return {points: [], names: []};
-    const ofRuns = tracks.map(([run, track]) => ({of: names(track), points: this.store.spread(run, track.tag).map(point)}));
+    const tracks = columnTracks(this.store, column, 'shares', label);
+    if (tracks.why) return tracks;
+    const why = whyNoMean(tracks), [{about}] = tracks;
+    if (why) return {why};
+    const ofRuns = tracks.map(track => ({of: names(track), points: this.store.spread(track.run, track.tag).map(point)}));
     if (ofRuns.some(({points}) => !points.length)) return null;
-    return ofRuns.length === 1 ? {points: ofRuns[0].points, names: ofRuns[0].of} : this.mean(ofRuns);
+    if (ofRuns.length === 1) return {about, points: ofRuns[0].points, names: ofRuns[0].of};
+    const mean = this.mean(ofRuns);
+    return mean.points.length ? {about, ...mean} : {why: 'its runs have no step in common'};
   }
 
   /** The mean over runs with the range of the runs as its band, at steps that all have. */
@@ -109,7 +112,7 @@ export class SharesOverTraining extends View {
       this.axisOfSteps(g, x, last, height);
     });
     return this.clickable(node, x, last, () => [...new Set(curves.flatMap(c => c.steps))].sort((a, b) => a - b), width,
-      step => curves.map((c, i) => `${column.runs[i]}, step ${step.toLocaleString('en')}: ${short(c.values[c.steps.indexOf(step)])}`).join('\n'));
+      step => curves.map((c, i) => `${column.runs[i]}, step ${step.toLocaleString('en')}: ${logged(c.values[c.steps.indexOf(step)])}`).join('\n'));
   }
 
   axisOfSteps(g, x, last, height) {

@@ -29,7 +29,7 @@ export class HiddenStates extends View {
     const width = this.width(sets.length, 430), height = Math.min(width, 340);
     return sets.map(({column, array, points, text}) => {
       if (!array || array.why) return this.instead(column, array);
-      return this.figure(column, `${this.at(array.step)}${text}`, this.picture(column, array, points, size || 1, width, height));
+      return this.figure(column, `${this.which(array, label)}${text}`, this.picture(column, array, points, size || 1, width, height));
     });
   }
 

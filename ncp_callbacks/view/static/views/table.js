@@ -1,6 +1,6 @@
 /** All runs with their headline numbers: sort by a number, choose what is shown. */
 import {h} from '../draw.js';
-import {short} from '../math.js';
+import {logged, short} from '../math.js';
 import {VALIDATION} from '../state.js';
 import {View} from './common.js';
 
@@ -27,7 +27,7 @@ export class RunsTable extends View {
     const last = (scalars, tag) => { const values = scalars[tag]?.values ?? []; return values.length ? values.at(-1) : null; };
     const by = this.option('sort', ''), up = this.option('up', true);
     if (tags.includes(by)) rows.sort((a, b) => (up ? 1 : -1) * ((last(a[1], by) ?? Infinity) - (last(b[1], by) ?? Infinity)));
-    this.table = [['run', ...tags], ...rows.map(([name, scalars]) => [name, ...tags.map(tag => last(scalars, tag))])];
+    this.table = [['run', ...tags], ...rows.map(([name, scalars]) => [name, ...tags.map(tag => scalars[tag] ? last(scalars, tag) ?? 'NaN' : null)])];
     const heading = tag => h('th', {scope: 'col', 'aria-sort': by === tag ? (up ? 'ascending' : 'descending') : 'none'},
       h('button', {textContent: `${tag}${by === tag ? (up ? ' ▲' : ' ▼') : ''}`, onclick: () => { const same = by === tag; this.set('sort', tag); this.set('up', same ? !up : true); }}));
     const row = ([name, scalars]) => h('tr', {}, h('td', {}, h('button', {textContent: name, 'aria-pressed': String(this.choice.runs.includes(name)), onclick: () => this.app.toggleRun(name)})),
@@ -39,5 +39,5 @@ export class RunsTable extends View {
 function cell(curve) {
   if (!curve?.values?.length) return '–';
   const ends = curve.low?.at(-1) == null ? '' : ` [${short(curve.low.at(-1))}, ${short(curve.high.at(-1))}]`;
-  return short(curve.values.at(-1)) + ends;
+  return logged(curve.values.at(-1)) + ends;
 }

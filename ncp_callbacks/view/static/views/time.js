@@ -18,13 +18,14 @@ export class ElapsedTime extends View {
     if (label === undefined && !byStep.length) return null;
     const columns = this.columns();
     this.table = [['run', 'step', 'scale', 'RMS change', 'low', 'high']];
-    return [label === undefined ? null : this.curves(columns, label), byStep.length ? this.gaps(columns, byStep[0]) : null].filter(Boolean);
+    const missing = columns.map(column => [column, this.array(column, label === undefined ? 'time by step' : 'time curve', label)]).filter(([, array]) => array?.why);
+    return [label === undefined ? null : this.curves(columns, label), byStep.length ? this.gaps(columns, byStep[0]) : null, ...missing.map(of => this.instead(...of))].filter(Boolean);
   }
 
   curves(columns, label) {
     const sets = columns.map(column => ({column, now: this.array(column, 'time curve', label), pinned: this.choice.pinned == null ? null : this.array(column, 'time curve', label, this.choice.pinned)}))
       .filter(({now}) => now && !now.why);
-    if (!sets.length) return this.sentence('loading …');
+    if (!sets.length) return columns.some(column => this.array(column, 'time curve', label) === null) ? this.sentence('loading …') : null;
     for (const set of sets) set.all = set.column.runs.length === 1 ? this.store.spread(set.column.runs[0], set.now.tag, EARLIER) : [];
     const rows = array => { const n = array.shape[1], row = k => Array.from(array.values.slice(k * n, (k + 1) * n)); return array.shape[0] >= 5 ? {scale: row(0), rms: row(1), low: row(3), high: row(4)} : {scale: row(0), rms: row(1)}; };
     const scales = rows(sets[0].now).scale, most = nice(Math.max(...sets.flatMap(s => [s.now, ...s.all].flatMap(a => { const r = rows(a); return r.high ?? r.rms; })).filter(Number.isFinite)));
@@ -48,7 +49,7 @@ export class ElapsedTime extends View {
       const scale = scales.reduce((a, b) => Math.abs(x(b) - place) < Math.abs(x(a) - place) ? b : a);
       return `all elapsed times × ${short(scale)}\n${sets.map(({column, now}) => { const r = rows(now), i = r.scale.indexOf(scale); return `${column.name}: ${short(r.rms[i])}${r.low ? ` [${short(r.low[i])}, ${short(r.high[i])}]` : ''}`; }).join('\n')}`;
     });
-    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'RMS change of the target'}), h('span', {textContent: this.at(sets[0].now.step)})), this.legend(sets.map(s => s.column)), node);
+    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'RMS change of the target'}), ...this.legend(sets.map(({column, now}) => [column, now]), label)), node);
   }
 
   gaps(columns, label) {
@@ -65,12 +66,12 @@ export class ElapsedTime extends View {
       const t = Math.max(0, Math.min(steps - 1, Math.round((place - LEFT - 10) / ((width - LEFT - 30) / Math.max(1, steps - 1)))));
       return `elapsed time before time step ${t}\n${sets.map(({column, array}) => `${column.name}: ${short(array.values[t])}`).join('\n')}`;
     });
-    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'which elapsed times matter'}), h('span', {textContent: 'Δt · ∂target/∂Δt, mean over sequences'})), node);
+    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'which elapsed times matter'}), h('span', {textContent: 'Δt · ∂target/∂Δt, mean over sequences'}), ...this.legend(sets.map(({column, array}) => [column, array]), label)), node);
   }
 
   half() { const all = this.app.width(); return all > 720 ? Math.min(560, all / 2 - 12) : all; }
 
-  legend(columns) {
-    return h('div', {className: 'bar'}, ...columns.map(column => h('span', {}, h('i', {className: 'dot', style: {background: column.colour}}), ` ${column.name}`)));
+  legend(sets, label) {
+    return sets.map(([column, array]) => h('span', {}, h('i', {className: 'dot', style: {background: column.colour}}), ' ', h('b', {textContent: column.name}), ` ${this.which(array, label)}`));
   }
 }

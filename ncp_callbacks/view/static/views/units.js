@@ -20,7 +20,7 @@ export class Units extends View {
       const now = this.array(column, 'units', label);
       const last = now && !now.why && column.runs.length === 1 ? this.array(column, 'units', label, this.stepsOf(column, 'units', label).at(-1)) : now;
       if (!now || now.why || !last || last.why) return this.instead(column, now && last);
-      return this.figure(column, `${this.at(now.step)} · up to ±${short(limitOf(last))}`, this.map(column, now, last, width));
+      return this.figure(column, `${this.which(now, label)} · up to ±${short(limitOf(last))}`, this.map(column, now, last, width));
     });
   }
 
@@ -92,7 +92,7 @@ export class WiredGraph extends View {
     return columns.map(column => {
       const share = this.array(column, 'wiring share', label), current = this.array(column, 'wiring current', label);
       if (!share || share.why) return this.instead(column, share);
-      return this.figure(column, this.at(share.step), this.graph(column, share, current && !current.why ? current : null, width));
+      return this.figure(column, this.which(share, label), this.graph(column, share, current && !current.why ? current : null, width));
     });
   }
 
