@@ -52,7 +52,7 @@ from peers.protocol import Worker
 from peers.training import Training
 
 import ncp_callbacks as ncp
-from ncp_callbacks.attribution import IntegratedGradients
+from ncp_callbacks.attribution import InputXGradient, IntegratedGradients
 from ncp_callbacks.callbacks import callback_set
 from ncp_callbacks.model import ModelRunner
 
@@ -102,14 +102,25 @@ def full() -> list[ncp.Callback]:
     return callbacks
 
 
+def as_peers() -> list[ncp.Callback]:
+    """Return callbacks that analyse what the peers do: those of the standard set, by gradients."""
+    return [
+        ncp.GradientAttribution(method=InputXGradient(), removal=0),
+        ncp.TimeSensitivity(),
+        ncp.StateTransitions(),
+        ncp.StateSpace(),
+        ncp.BackboneActivations(),
+    ]
+
+
 def with_integrated_gradients() -> list[ncp.Callback]:
-    """Return the standard set and the integrated gradients that peers compute as well."""
+    """Return these, and the integrated gradients that the peers compute as well."""
     integrated = ncp.GradientAttribution(
         name="integrated_gradients",
         method=IntegratedGradients(N_STEPS),
         max_sequences=INTEGRATED,
     )
-    return [*callback_set("standard"), integrated]
+    return [*as_peers(), integrated]
 
 
 class Timings:
@@ -178,8 +189,8 @@ def loop(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
         background = stack.enter_context(open_one(folder / "1", background=True))
         in_loop = stack.enter_context(open_one(folder / "2", background=False))
         training.step()
-        training.plain_passes(count)
-        for _ in range(whole_periods(rounds.turns)):
+        training.plain_passes(count, removal=True)
+        for number in range(whole_periods(rounds.turns)):
             for _ in range(2):
                 timings.step(timed(training.step))
             seconds = background.snapshot()
@@ -190,7 +201,8 @@ def loop(kind: str, size: str, count: int, rounds: Rounds) -> list[Row]:
             timings.snapshot("due step, in the loop", seconds)
             timings.snapshot("until on disk, in the loop", seconds + in_loop.wait())
             timings.step(timed(training.step))
-            timings.note("passes alone", timed(lambda: training.plain_passes(count)))
+            passes = functools.partial(training.plain_passes, count, removal=number % PERIOD == 0)
+            timings.snapshot("passes alone", timed(passes))
     return timings.rows()
 
 
@@ -309,7 +321,7 @@ def importing(repeats: int) -> Row:
 # ---- peers
 
 OURS = {
-    "ncp_callbacks": lambda: callback_set("standard"),
+    "ncp_callbacks": as_peers,
     "ncp_callbacks, with integrated gradients": with_integrated_gradients,
 }
 PEERS = {

@@ -54,15 +54,24 @@ class Training:
         self._optimizer.update(self.model, gradients)
         mx.eval(self.model.parameters(), self._optimizer.state, loss)
 
-    def plain_passes(self, count: int) -> None:
-        """Run the passes that the standard set needs, as plainly as can be.
+    def plain_passes(self, count: int, *, removal: bool) -> None:
+        """Run the passes that the standard set needs, one after the other.
 
-        One is the gradient of the last output with respect to all inputs; the others are forward
-        passes at other scales of the elapsed time, which a GRU has not.
+        They are the gradients of the last output by all inputs at four points, a forward pass at
+        the baseline, and one for each other scale of the elapsed time, which a GRU has not.
+
+        Args:
+            count: Number of sequences.
+            removal: Run a forward pass for each feature, each of four blocks of time and the
+                elapsed time, too, as every third snapshot does.
         """
         inputs = [array[:count] for array in self.inputs]
         of = list(range(len(inputs)))
-        mx.eval(mx.grad(lambda *a: self.model(*a)[:, -1].sum(), argnums=of)(*inputs))
+        for _ in range(4):
+            mx.eval(mx.grad(lambda *a: self.model(*a)[:, -1].sum(), argnums=of)(*inputs))
+        variants = 1 + (inputs[0].shape[2] + 4 + len(inputs) - 1 if removal else 0)
+        for _ in range(variants):
+            mx.eval(self.model(*inputs))
         for scale in SCALES if len(inputs) > 1 else ():
             if scale != 1:
                 mx.eval(self.model(inputs[0], scale * inputs[1]))
