@@ -234,7 +234,7 @@ def test_the_link_of_the_opening_pins_cards(board: Board, page: Any, log_dir: Pa
     page.goto(link(log_dir / RUN, pictures, port=board.port), wait_until="domcontentloaded")
     titles = page.locator("metrics-pinned-view tb-truncated-path")
     playwright.expect(titles).to_have_count(3)
-    assert [title.get_attribute("title") for title in titles.all()] == ["train/loss", *pictures[:2]]
+    assert [title.get_attribute("title") for title in titles.all()] == [*pictures[:2], "train/loss"]
 
 
 @BOTH_LOADERS
