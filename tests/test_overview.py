@@ -70,7 +70,7 @@ def test_classes_are_judged_by_accuracy_and_old_numbers_name_their_step() -> Non
     run = RunFacts(class_names=("a", "b"), class_counts=(24, 8), chance_loss=0.56)
     numbers = {"held_out/accuracy": n(0.9, 0.8, 0.95), "held_out/loss": n(0.3)}
     found = summed_up(run, numbers=numbers)
-    assert found.metric == "accuracy 90 % [80, 95], always the largest class 75 %"
+    assert found.metric == "accuracy 90 % [80, 95], guessing 75 %"
     old = summed_up(RunFacts(chance_loss=0.56), numbers={"held_out/loss": n(0.3, step=40)})
     assert old.metric == "loss at step 40 0.3, best constant 0.56"
 

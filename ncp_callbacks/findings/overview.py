@@ -112,7 +112,7 @@ def _metric(facts: Facts) -> str:
     accuracy, loss = facts.first("held_out", "accuracy"), facts.first("held_out", "loss")
     counts, chance = facts.run.class_counts, facts.run.chance_loss
     if accuracy is not None and counts and sum(counts):
-        majority = f"always the largest class {percent(max(counts) / sum(counts))}"
+        majority = f"guessing {percent(max(counts) / sum(counts))}"
         return f"accuracy {percent(accuracy[1])}{_when(accuracy[1], facts)}, {majority}"
     if loss is not None:
         versus = f", best constant {chance:.2g}" if chance > 0 else ""
@@ -133,7 +133,7 @@ def _light(topic: Topic, facts: Facts, findings: Sequence[Finding], rules: Seque
     passed = sum(finding.severity is Severity.GOOD for finding in own)
     left = len(own) - passed
     if passed and topic is Topic.TRUST and left:
-        return Light(name, Severity.GOOD, f"{passed} of {count(len(own), 'check')} passed")
+        return Light(name, Severity.GOOD, f"{passed} of {len(own)} passed")
     shown = next((finding for finding in own if finding.rule == "learnt"), None)
     if shown is not None and shown.severity is Severity.INFO:
         return Light(name, Severity.INFO, shown.label)
