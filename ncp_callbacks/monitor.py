@@ -40,7 +40,7 @@ from .observer.attached import AttachedObserver
 from .observer.observer import Settings
 from .overhead import Overhead
 from .ranks import rank, rank_variable
-from .records import Figure, Record, Text
+from .records import Data, Figure, Record, Text
 from .resuming import LoggedRun, logged_run
 from .run_card import run_card
 from .run_facts import run_facts
@@ -274,7 +274,7 @@ class Monitor:
             self._log.fingerprint = fingerprint(self._held_out, self.callbacks, target)
             self._texts = [
                 Text("about/run", card),
-                Text("about/fingerprint", self._log.fingerprint),
+                Data("_ncp/fingerprint", self._log.fingerprint),
                 self._log.findings.about(),
             ]
             self._open_log(beginning.dry_run.records)

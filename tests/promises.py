@@ -34,7 +34,15 @@ OPTIONAL = {
     "time_delta/solver_error_x<scale>",
 }
 # Where the monitor's own tags begin, which no callback promises.
-MONITORS = ("about/", "monitor/", "held_out/", "findings/", "_ncp/findings", "_ncp/run")
+MONITORS = (
+    "about/",
+    "monitor/",
+    "held_out/",
+    "findings/",
+    "_ncp/findings",
+    "_ncp/fingerprint",
+    "_ncp/run",
+)
 # What the monitor says of itself.
 OWN = (
     "monitor/seconds/<callback>",

@@ -392,7 +392,7 @@ def test_what_an_array_is_compared_by_is_declared(tmp_path: Path) -> None:
             ncp.Array("_ncp/w_units", np.arange(4.0)),
         ]  # fmt: skip
         with contextlib.closing(ncp.TensorBoardWriter(tmp_path / name)) as writer:
-            text = ncp.Text("about/fingerprint", json.dumps(fingerprint))
+            text = ncp.Data("_ncp/fingerprint", json.dumps(fingerprint))
             writer.write(1, [ncp.Scalar("x", 1.0), text, *arrays])
     result = compare_runs([tmp_path / "a", tmp_path / "b"])
     found = {(m.tag, m.name): m.between[0] for m in result.measures}
@@ -1030,7 +1030,7 @@ def write_analysed(
     writer = ncp.TensorBoardWriter(path)
     if about is not None:
         text = about if isinstance(about, str) else json.dumps(about)
-        writer.write(0, [ncp.Text("about/fingerprint", text)])
+        writer.write(0, [ncp.Data("_ncp/fingerprint", text)])
     for step in range(0, 101, 10):
         early = 3.0 if step == 0 else 0.0  # An untrained model.
         records = [
@@ -1221,7 +1221,7 @@ def test_the_answer_of_a_pair(tmp_path: Path) -> None:
 def shares_of(path: Path, shares: dict[str, float], half: float, time_share: float) -> Path:
     """A run with shares that have CIs of this half width."""
     writer = ncp.TensorBoardWriter(path)
-    writer.write(0, [ncp.Text("about/fingerprint", json.dumps(about(feature_names=[*shares])))])
+    writer.write(0, [ncp.Data("_ncp/fingerprint", json.dumps(about(feature_names=[*shares])))])
     for step in range(1, 9):
         of_all = {f"attribution_share/{name}": share for name, share in shares.items()}
         of_all["attribution/time_share"] = time_share

@@ -399,6 +399,8 @@ def test_the_state_comes_back_and_side_effects_from_the_loop_only(background: bo
 
 # ---- resuming
 
+CHANGES = ("parameters/update", "parameters/unchanged")
+
 
 @both_places
 def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> None:
@@ -432,6 +434,10 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> 
     second, resumed = run(range(3, 5), state)
     # A last snapshot at the end of a run has what a run that goes on does not have.
     again = {**{k: v for k, v in first.items() if k[0] < 3}, **second}
+    # Changes need the parameters of the snapshot before, for which a state has no room.
+    for key in [k for k in whole if k[0] == 3 and k[2].startswith(CHANGES)]:
+        assert key not in second
+        del whole[key]
     # The arrays are described once in each log: those of the second run at its first snapshot.
     described = {key for key in whole if whole[key].get("about") != again[key].get("about")}
     assert {step for step, *_ in described} == {3}

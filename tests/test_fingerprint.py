@@ -76,7 +76,7 @@ def test_a_monitor_logs_batch_target_method_and_names() -> None:
     ]
     with ncp.Monitor(Net(), held_out, callbacks, writer=writer, target="loss"):
         pass
-    (text,) = [r.markdown for _, r in writer.records if r.tag == "about/fingerprint"]
+    (text,) = [r.json for _, r in writer.records if r.tag == "_ncp/fingerprint"]
     assert json.loads(text) == {
         "held_out": batch_digest(held_out),
         "feature_names": NAMES,

@@ -168,7 +168,7 @@ def test_effective_time_constants_of_a_subset_are_those_of_its_units() -> None:
         if isinstance(record, ncp.Array) and record.tag.endswith("_median")
     ]
     np.testing.assert_allclose(found[-1], -1 / np.log(kept), rtol=1e-4)
-    assert any("are of 10 of 90 units" in note for note in notes)
+    assert any("are computed for 10 of 90 units" in note for note in notes)
 
 
 @pytest.mark.parametrize(("units", "most"), [(5, 8), (8, 8), (9, 8), (600, 64), (64, 1)])

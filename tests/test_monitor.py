@@ -729,7 +729,7 @@ def test_the_cards_are_whole_tables(model: Net, held_out: ncp.HeldOutBatch) -> N
         target=0,
     )
     texts = [r for _, r in writer.records if isinstance(r, ncp.Text)]
-    others = ("about/notes", "about/fingerprint", "findings/summary")
+    others = ("about/notes", "findings/summary")
     cards = {r.tag: r.markdown for r in texts if r.tag not in others}
     for card in cards.values():
         rows = [line for line in card.splitlines() if line.startswith("|")]
@@ -1020,7 +1020,7 @@ def own(**body: Any) -> ncp.Callback:
     ("body", "error", "words"),
     [
         ({"measure": lambda *_: None}, RuntimeError, "returned None.* return .Scalar"),
-        ({"measure": lambda *_: ncp.Scalar("a", 1.0)}, RuntimeError, "returned Scalar.*no list"),
+        ({"measure": lambda *_: ncp.Scalar("a", 1.0)}, RuntimeError, "returned Scalar.*not a list"),
         ({"measure": lambda *_: [ncp.Scalar("a", "b")]}, RuntimeError, "'b' of 'a': pass a number"),
         ({"measure": lambda *_: [ncp.Scalar("a", None)]}, RuntimeError, "None of 'a': pass a num"),
         ({"needs": ncp.Need.STATES}, TypeError, "needs = frozenset"),

@@ -315,7 +315,7 @@ def test_wrong_checkpoints_are_refused_before_there_is_a_log(tmp_path: Path, kin
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({}, TypeError, "pass either log_dir="),
+        ({}, TypeError, "neither log_dir= nor writer= was passed: pass log_dir="),
         ({"log_dir": "run", "on_error": "stop"}, ValueError, "pass 'disable' or 'raise'"),
         ({"log_dir": "run", "n_jobs": 0}, ValueError, "n_jobs=0: pass"),
         ({"log_dir": "run", "chunk_size": 0}, ValueError, "chunk_size=0: pass"),

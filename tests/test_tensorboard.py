@@ -60,7 +60,7 @@ def test_every_promised_tag_is_served_and_no_other(board: Board, log_dir: Path) 
     # Those without a card are in the log.
     served["scalar"] |= set(read_run(log_dir / RUN).scalars)
     text = set(board.get("text/tags")[RUN])
-    assert {"about/run", "about/guide"} <= text - {"about/fingerprint", "findings/summary"} <= {
+    assert {"about/run", "about/guide"} <= text - {"findings/summary"} <= {
         "about/run", "about/guide", "about/notes",
     }  # fmt: skip
     promises = [(t, kind) for cls in (*ADDED, *STANDARD) for t, kind in promised(cls).items()]

@@ -330,8 +330,9 @@ def test_drawn_cis_of_shares_are_the_logged_ones(
         frame = in_page(page, address)
         canvas = section(frame, "Shares over training").locator("canvas").first
         wait_until(page, lambda: canvas.evaluate("node => node.bands?.[0].length") == 6)
-        width = canvas.bounding_box()["width"]
-        bands = np.array(canvas.evaluate("node => node.bands"))
+        # At once, as the page may draw anew in between.
+        width, bands = canvas.evaluate("node => [node.getBoundingClientRect().width, node.bands]")
+        bands = np.array(bands)
         logged = runs[RUNS[0]].arrays["_ncp/attribution_shares"]
         table = np.stack([logged[step] for step in (10, 20, 30)])
         most = min(1, 1.08 * table[:, :, 2].max())

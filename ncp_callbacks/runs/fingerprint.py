@@ -1,6 +1,6 @@
 """Tell what runs were analysed on, so that only like is subtracted from like.
 
-A run logs the text ``about/fingerprint``, a JSON object with
+A run logs the document ``_ncp/fingerprint``, a JSON object with
 
 * ``held_out``: a hash of the held-out batch, its columns in the order of their names;
 * ``method``: for each callback what its numbers depend on beside, such as the attribution method;
@@ -31,7 +31,7 @@ from .words import listed
 
 __all__ = ["Fingerprint", "commensurable", "compare_fingerprints", "read_fingerprint"]
 
-FINGERPRINT = "about/fingerprint"
+FINGERPRINT = "_ncp/fingerprint"
 
 
 @dataclass(frozen=True, eq=False)
