@@ -27,6 +27,7 @@ from .callback import Callback
 from .callbacks.sets import CallbackSet
 from .errors import one_line
 from .findings.run_findings import RunFindings
+from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
 from .model import At, Forward, ModelCopy, Subject, TargetLike
 from .model.model_copy import check_copy
@@ -35,7 +36,7 @@ from .observer.observer import Analysis, Observer, Request, Settings
 from .observer.snapshot import SnapshotLoader, SnapshotReader
 from .parallel import checked_n_jobs, parallel_jobs
 from .progress import progress
-from .records import Text
+from .records import Data, Record, Text
 from .run_card import run_card
 from .run_facts import run_facts
 from .run_log import RunLog
@@ -175,11 +176,17 @@ def replay(
     writers, given = open_writers(named(log_dir, run_config), as_list(writer))
     log.rehearse(dry_run.records)
     log.findings = RunFindings(run_facts(worker.observer.runner, applicable))
+    conditions = fingerprint(held_out, applicable, worker.observer.runner.target.name)
+    opening: list[Record] = [
+        Text("about/run", card),
+        Data("_ncp/fingerprint", conditions),
+        log.findings.about(),
+    ]
     log.open(writers, dict(run_config or {}), [c.name for c in listed], given)
     steps: list[int] = []
     try:
         log.last_step = files[0][0]
-        log.write(log.last_step, [Text("about/run", card), log.findings.about()])
+        log.write(log.last_step, opening)
         analyses = _analyses(worker, start, files, n_jobs)
         for _, analysis in zip(progress(files, "replay", "checkpoint"), analyses, strict=True):
             if isinstance(analysis, _Skipped):

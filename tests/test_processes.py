@@ -376,6 +376,7 @@ def test_a_log_that_nobody_holds_is_not_kept() -> None:
         def close(self, timeout: float) -> None:
             pass
 
+    before = signal.getsignal(signal.SIGTERM)  # Of another test's log, which may be open.
     log = Log()
     log.handle = ClosesOnSignals(log.close)  # type: ignore[attr-defined]
     gone = weakref.ref(log)
@@ -383,7 +384,7 @@ def test_a_log_that_nobody_holds_is_not_kept() -> None:
     gc.collect()
     assert gone() is None
     ClosesOnSignals(print).undo()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_sigkill_loses_at_most_the_last_seconds(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import re
 import shlex
 import subprocess
@@ -85,6 +86,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for language, code in BLOCKS:
             if language == "python":
                 exec(compile(code, "README.md", "exec"), names)
+        # As at the exit of a script: some blocks leave a monitor open.
+        for left in [o for o in gc.get_objects() if isinstance(o, ncp.Monitor)]:
+            left.close()
     return where
 
 

@@ -125,7 +125,7 @@ def logged(writer: ncp.MemoryWriter) -> dict[tuple[int, str, str], Any]:
             for name, part in parts.items()
         }
         # A monitor describes the run before its first step, a replay at its first checkpoint.
-        step = 0 if record.tag == "_ncp/run" else step
+        step = 0 if record.tag in ("_ncp/run", "_ncp/fingerprint") else step
         key = (step, type(record).__name__, record.tag)
         assert key not in found
         found[key] = bits
