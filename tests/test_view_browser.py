@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -142,8 +143,18 @@ MAPS = "What the prediction rests on"
 def cell_text(page: Any, frame: Any, picture: int, feature: int, step: int) -> str:
     """What is told of a cell of a map."""
     canvas = section(frame, MAPS).locator("canvas").nth(picture)
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
+    boxes: list[Any] = []
+
+    def in_view() -> bool:
+        try:
+            canvas.scroll_into_view_if_needed(timeout=2000)
+            boxes.append(canvas.bounding_box())
+        except playwright.Error:
+            return False  # The page has drawn it anew in between.
+        return boxes[-1] is not None
+
+    wait_until(page, in_view)
+    box = boxes[-1]
     right = 84 if "difference" not in canvas.get_attribute("aria-label") else 12
     x = box["x"] + LEFT + (step + 0.5) * (box["width"] - LEFT - right) / T
     page.mouse.move(x, box["y"] + (feature + 0.5) * CELL)
@@ -431,8 +442,13 @@ def test_a_page_is_drawn_while_a_run_is_still_read(browser: Any, address: str) -
         page.route("**/run?run=a%2Fs2*", lambda route: held.append(route))
         page.goto(address)
         wait_until(page, lambda: bool(held))
-        page.emulate_media(color_scheme="dark")  # It lets the page draw again.
-        ready(page.main_frame)
+        schemes = itertools.cycle(("dark", "light"))
+
+        def is_drawn() -> bool:
+            page.emulate_media(color_scheme=next(schemes))  # It lets the page draw again.
+            return page.main_frame.locator(".ncp figure canvas").count() > 0
+
+        wait_until(page, is_drawn)
         assert output(page.main_frame) == "step 30 · snapshot 3 of 3"
         held[0].continue_()
         wait_until(page, lambda: any("a/s2" in text for text in captions(page, MAPS)))
