@@ -482,12 +482,7 @@ class ModelRunner:
         few = self.held_out if self.whole_batch_only else self.held_out.take(slice(0, 2))
         steps = few.inputs_shape[1]
         if steps not in self._embeddings:
-
-            def call(inputs: Any, time_delta: mx.array | None) -> mx.array:
-                self.state.restore()
-                return self.calling(inputs, time_delta)
-
-            self._embeddings[steps] = find_embedding(self.copy, few, call)
+            self._embeddings[steps] = find_embedding(self.copy, few, self._call)
         self._embedding = self._embeddings[steps]
         if self._embedding is None:
             raise NotApplicable(
@@ -554,10 +549,14 @@ class ModelRunner:
         part = None if self.whole_batch_only else np.arange(1, len(self.held_out))
         return calling, put_in_order(hook_points, small._rows_of, part)
 
+    def _call(self, inputs: Any, time_delta: mx.array | None) -> mx.array:
+        """Return the outputs of the model from the state on entering."""
+        self.state.restore()
+        return self.calling(inputs, time_delta)
+
     def _targets(self, batch: HeldOutBatch) -> mx.array:
         """Return the targets ``(B,)`` of a batch like the whole one."""
-        self.state.restore()
-        outputs = self.calling(batch.pack(batch.inputs), batch.flat_time_delta)
+        outputs = self._call(batch.pack(batch.inputs), batch.flat_time_delta)
         return self.target(outputs, self.target.choose(outputs))
 
     def _rows_of(
