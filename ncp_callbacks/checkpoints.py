@@ -42,6 +42,7 @@ from .run_facts import run_facts
 from .run_log import RunLog
 from .run_names import named
 from .scheduling import as_schedule
+from .screen import FINGERPRINT
 from .signal_handlers import raised_by_signal_handler
 from .writers import WriterLike, as_list, directory_of, open_writers
 
@@ -179,7 +180,7 @@ def replay(
     conditions = fingerprint(held_out, applicable, worker.observer.runner.target.name)
     opening: list[Record] = [
         Text("about/run", card),
-        Data("_ncp/fingerprint", conditions),
+        Data(FINGERPRINT, conditions),
         log.findings.about(),
     ]
     log.open(writers, dict(run_config or {}), [c.name for c in listed], given)

@@ -47,7 +47,7 @@ from .run_facts import run_facts
 from .run_log import RunLog
 from .run_names import named
 from .scheduling import ScheduleLike, as_schedule, as_whole
-from .screen import Screen
+from .screen import FINGERPRINT, Screen
 from .signal_handlers import raised_by_signal_handler
 from .writers import WriterLike, as_list, directory_of, open_writers, unsynced
 from .writers.kept_states import remove_states
@@ -274,7 +274,7 @@ class Monitor:
             self._log.fingerprint = fingerprint(self._held_out, self.callbacks, target)
             self._texts = [
                 Text("about/run", card),
-                Data("_ncp/fingerprint", self._log.fingerprint),
+                Data(FINGERPRINT, self._log.fingerprint),
                 self._log.findings.about(),
             ]
             self._open_log(beginning.dry_run.records)

@@ -25,6 +25,7 @@ __all__ = [
     "BEHIND",
     "CI_ARRAYS",
     "DATA_PLUGIN",
+    "FINGERPRINT",
     "FORMAT",
     "HEADLINE",
     "MAX_CARDS",
@@ -42,6 +43,7 @@ FORMAT = 1
 """Version of the descriptions of arrays; the meaning of a kind never changes within a version."""
 # Prefixes of the arrays that hold numbers without a card, and confidence intervals.
 SCALAR_ARRAYS, CI_ARRAYS = "_ncp/scalar/", "_ncp/ci/"
+FINGERPRINT = "_ncp/fingerprint"  # The document that tells what a run was analysed on.
 # Tags of the loop's numbers that are measured on other data than it trains on.
 VALIDATION = re.compile(r"(val|valid|validation|dev|test|eval)(?=[/_]|$)")
 HEADLINE = "headline/"

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..screen import FINGERPRINT
 from ..stats.state_samples import same_batch
 from .comparison import Condition
 from .declared import HELD_OUT, Declared
@@ -30,8 +31,6 @@ from .tags import TRAINING, VALIDATION, short
 from .words import listed
 
 __all__ = ["Fingerprint", "commensurable", "compare_fingerprints", "read_fingerprint"]
-
-FINGERPRINT = "_ncp/fingerprint"
 
 
 @dataclass(frozen=True, eq=False)
