@@ -14,17 +14,9 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from small_nets import Net
 
 import ncp_callbacks as ncp
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.GRU(2, 4), nn.Linear(4, 1)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.head(self.rnn(x))[:, -1, 0]
 
 
 class Weight(ncp.Callback):

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
+from small_nets import Net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncp_callbacks as ncp
@@ -135,15 +134,6 @@ def test_a_killed_run_logs_what_one_that_was_not_killed_does(tmp_path: Path) -> 
 
 
 # ---- in one process
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.GRU(2, 4), nn.Linear(4, 1)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.head(self.rnn(x))[:, -1, 0]
 
 
 class Count(ncp.Callback):

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
 import tensorboardX
+from small_nets import Net
 
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
@@ -73,15 +73,6 @@ def test_a_directory_without_braces_stays_what_it_is() -> None:
 def test_what_names_no_run_is_an_error(template: str, config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         named(template, config)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.GRU(2, 4), nn.Linear(4, 1)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.head(self.rnn(x))[:, -1, 0]
 
 
 def test_a_monitor_logs_where_its_hyper_parameters_say(tmp_path: Path) -> None:
