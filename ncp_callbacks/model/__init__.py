@@ -5,7 +5,8 @@ from .errors import ModelError, NotApplicable
 from .hook_points import CellHook, HookPoints, LayerHook
 from .memory import Memory
 from .model_copy import CopyError, ModelCopy, Subject
-from .runner import ModelRunner, Pass
+from .pass_arrays import Pass
+from .runner import ModelRunner
 from .target import At, Target, TargetLike
 
 __all__ = [

@@ -17,7 +17,8 @@ from ..results import FloatArray
 from ..target_values import TargetValues
 from .errors import ModelError
 from .hook_points import CellHook, LayerHook
-from .runner import ModelRunner, Pass, Variants
+from .pass_arrays import Pass, Variants
+from .runner import ModelRunner
 from .time_order import Order, calls_of_steps
 
 __all__ = [
@@ -46,7 +47,7 @@ class EvaluatedPass:
         self._indices = runner.indices
 
     def array(self, name: str) -> FloatArray:
-        """Return an array of :class:`~.runner.Pass` by its name there."""
+        """Return an array of :class:`~.pass_arrays.Pass` by its name there."""
         return to_numpy(getattr(self._pass, name))
 
     @property

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from .capture import Around, Tap
 from .errors import NotApplicable, explaining_missing_gradients
 from .hook_points import CellHook
+from .pass_arrays import Variants
 from .pytrees import Path, get_leaf, modules, replace_leaf
-from .runner import ModelRunner, Variants, flushing_subnormals, recorded_calls
+from .runner import ModelRunner, flushing_subnormals, recorded_calls
 
 __all__ = [
     "directional_derivatives",

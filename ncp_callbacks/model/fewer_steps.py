@@ -56,7 +56,7 @@ def with_time_steps(
         calling = replace(calling, time_shape=(steps.shape[1], *calling.time_shape[1:]))
     part.calling = calling
     part.target = Target(target, at, part.held_out, calling)
-    if part._embedding is not None:
+    if part.embedding is not None:
         part.find_embedding_of_length()
     return part
 

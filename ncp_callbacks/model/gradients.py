@@ -85,7 +85,7 @@ class _Finder:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner, self._small = runner, runner.small()
         # Nothing is stopped while it is tried.
-        self._small.gradients = Gradients()
+        self._small.index_modules = ()
         with runner.preserved():
             self._inputs = self._small.sequence()
             mx.eval(self._inputs)
@@ -104,7 +104,7 @@ class _Finder:
         features = self._index_features() if by_input is not None else ()
         names = ", ".join(repr(self._runner.held_out.feature_names[f]) for f in features)
         stopped = self._index_modules()
-        self._small.gradients = Gradients(index_modules=stopped)
+        self._small.index_modules = stopped
         used = [names] if by_input is not None else []
         used += ["the elapsed times"] if by_time is not None else []
         if stopped and self._missing(0) is None:

@@ -7,9 +7,8 @@ inputs and elapsed times, hidden states and activations.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -18,193 +17,31 @@ import numpy as np
 import numpy.typing as npt
 
 from ..held_out import HeldOutBatch
-from .capture import Around, Tap, subnormal_flush
-from .checks.batch_order import put_in_order
-from .checks.independence import (
-    check_own_inputs,
-    coupling_note,
-    find_coupling,
-    other_values,
-)
-from .checks.perturb import Trial, codes
-from .checks.rows import moved_rows, sequences_of_rows
-from .checks.state_between_batches import StateBetweenBatches, check_kept_size, find_state
+from .capture import Tap
+from .checks.independence import check_own_inputs, coupling_note
+from .checks.state_between_batches import StateBetweenBatches
 from .compilation import CompilationSwitch
-from .conventions import Calling, Forward, find_calling
-from .discovery import find_hook_points
+from .conventions import Forward
 from .embedding import Embedding
 from .embedding_finder import find_embedding
 from .errors import ModelError, NotApplicable
-from .gradients import Gradients, find_gradients, indices_stopped
-from .hook_points import CellHook, HookPoints, LayerHook
+from .gradients import find_gradients
+from .hook_points import CellHook
+from .hook_recorder import HookRecorder
+from .inspection import inspect_model
 from .model_copy import ModelCopy, Subject, set_evaluation_mode
-from .pytrees import Path, get_leaf, modules, replace_leaf
+from .pass_arrays import Pass, Variants
+from .pytrees import modules
+from .sequence_caller import SequenceCaller
 from .target import At, Target, TargetLike
-from .time_order import Mask
 
-__all__ = [
-    "ModelRunner",
-    "Pass",
-    "Variants",
-    "flushing_subnormals",
-    "recorded_calls",
-]
+__all__ = ["ModelRunner", "flushing_subnormals", "recorded_calls"]
 
 # Variants of the batch in one pass without gradients, which keeps no intermediate arrays.
 _VARIANTS_AT_ONCE = 4
 # Variants in one pass where memory is known to suffice. Small models take hardly longer for them
 # than for one; more would only take memory.
 _MAX_VARIANTS_AT_ONCE = 8
-
-
-@dataclass(eq=False)
-class Pass:
-    """Hold the results of one pass as unevaluated MLX arrays.
-
-    Attributes:
-        sequence: ``(B, T, F)``, the array with respect to which gradients are computed.
-        outputs: ``(B, T, O)``, of a forecast ``(B, H, O)``, or ``(B, O)``.
-        values: ``(B,)``, targets.
-        chosen: ``(B,)``, followed outputs, or None.
-        input_gradient: ``(B, T, F)``, or None if it was not requested.
-        time_gradient: ``(B, T)``, or None.
-        states: By name of the cell hook, its state arrays: each a list over time steps of
-            ``(B, H)``, or of one ``(B, T, H)``.
-        initial: By name of the cell hook, state arrays ``(B, H)`` before the first step; without
-            cells that receive none, or states that the model has changed.
-        activations: By name of the layer hook, a list over time steps, or of one ``(B, T, N)``.
-    """
-
-    sequence: mx.array
-    outputs: mx.array
-    values: mx.array
-    chosen: mx.array | None
-    input_gradient: mx.array | None = None
-    time_gradient: mx.array | None = None
-    states: dict[str, list[list[mx.array]]] = field(default_factory=dict)
-    initial: dict[str, list[mx.array]] = field(default_factory=dict)
-    activations: dict[str, list[mx.array]] = field(default_factory=dict)
-
-    def arrays(self) -> Any:
-        """Return all arrays of the pass, to be evaluated."""
-        wanted = (self.sequence, self.outputs, self.values, self.input_gradient, self.time_gradient)
-        given = [array for array in wanted if array is not None]
-        return given, self.states, self.initial, self.activations
-
-
-@dataclass(eq=False)
-class Variants:
-    """Hold the targets of variants of the batch as unevaluated MLX arrays.
-
-    Attributes:
-        values: ``(K, B)``.
-        input_gradient: ``(K, B, T, F)``, or None.
-        time_gradient: ``(K, B, T)``, or None.
-        loss: ``(K, B)``, or None.
-    """
-
-    values: mx.array
-    input_gradient: mx.array | None = None
-    time_gradient: mx.array | None = None
-    loss: mx.array | None = None
-
-
-class _Recorder:
-    """Record the calls of cells and layers during one forward pass.
-
-    Args:
-        tap: The tap that wraps the modules' calls.
-        cells: Cells to record.
-        layers: Layers to record.
-        flush: Set subnormal gradients of states to zero in the backward pass.
-    """
-
-    def __init__(
-        self,
-        tap: Tap,
-        cells: Sequence[CellHook],
-        layers: Sequence[LayerHook],
-        *,
-        flush: bool,
-    ) -> None:
-        self._tap, self._cells, self._layers = tap, cells, layers
-        self._flush = subnormal_flush() if flush else None
-        self._recorded: dict[str, list[tuple[Any, Any]]] = {}
-
-    @contextmanager
-    def recording(self, model: nn.Module) -> Iterator[None]:
-        hook_points: list[CellHook | LayerHook] = [*self._cells, *self._layers]
-        watched = dict.fromkeys(hook.module for hook in hook_points)
-        found = dict(modules(model))
-        missing = [path for path in watched if path not in found]
-        if missing:
-            raise ModelError(
-                f"the model no longer has the module {missing[0]!r}: make a new monitor for it"
-            )
-        with self._tap.on([(found[path], self._around(path)) for path in watched]):
-            yield
-
-    def _around(self, module: str) -> Around:
-        state_paths = {
-            path: None
-            for hook in self._cells
-            if hook.module == module and not hook.whole_sequence
-            for path in hook.out_paths
-        }
-
-        def wrapper(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            out = call(*args, **kwargs)
-            for path in state_paths if self._flush is not None else ():
-                state = get_leaf(out, path)
-                if isinstance(state, mx.array) and mx.issubdtype(state.dtype, mx.floating):
-                    assert self._flush is not None
-                    out = replace_leaf(out, path, self._flush(state))
-            self._recorded.setdefault(module, []).append(((args, kwargs), out))
-            return out
-
-        return wrapper
-
-    def clear(self) -> None:
-        self._recorded = {}
-
-    def into(self, result: Pass, states: bool, activations: bool) -> None:
-        for cell in self._cells if states else ():
-            recorded = self.calls(cell)
-            result.states[cell.name] = [
-                [self._array(recorded[number][1], path, cell) for number in cell.calls]
-                for path in cell.out_paths
-            ]
-            if cell.between:  # what the first call receives was changed already
-                continue
-            initial = [get_leaf(recorded[cell.first][0], path) for path in cell.in_paths]
-            if initial and all(isinstance(a, mx.array) and a.ndim for a in initial):
-                result.initial[cell.name] = initial
-        for layer in self._layers if activations else ():
-            recorded = self.calls(layer)
-            result.activations[layer.name] = [
-                self._array(recorded[number][0 if layer.at_input else 1], layer.path, layer)
-                for number in layer.calls
-            ]
-
-    def calls(self, hook: CellHook | LayerHook) -> list[tuple[Any, Any]]:
-        recorded = self._recorded.get(hook.module, [])
-        if len(recorded) != hook.calls_in_all:
-            raise ModelError(
-                f"{hook.name} was called {len(recorded)} times, but {hook.calls_in_all} times in "
-                "the first pass, so its calls can't be matched to time steps: call it equally "
-                "often in each pass"
-            )
-        return recorded
-
-    @staticmethod
-    def _array(tree: Any, path: Path, hook: CellHook | LayerHook) -> mx.array:
-        array = get_leaf(tree, path)
-        if not isinstance(array, mx.array):
-            raise ModelError(
-                f"{hook.name} returned no array where it returned one in the first pass: make it "
-                "return the same structure at each call"
-            )
-        return array
 
 
 def _current_forward(copy: ModelCopy) -> Forward:
@@ -234,14 +71,6 @@ class _CurrentTarget:
         return values
 
 
-def _spread_by_length(held_out: HeldOutBatch, count: int) -> npt.NDArray[np.intp]:
-    """Return the indices of sequences of different lengths, the shortest and longest among them."""
-    if len(held_out) <= count:
-        return np.arange(len(held_out))
-    by_length = np.argsort(held_out.mask_array.sum(axis=1), kind="stable")
-    return np.sort(by_length[np.linspace(0, len(held_out) - 1, count).round().astype(int)])
-
-
 def _patterns(given: Any, what: str) -> Sequence[str] | None:
     if given is None or isinstance(given, str):
         return None if given is None else [given]
@@ -254,7 +83,7 @@ def _patterns(given: Any, what: str) -> Sequence[str] | None:
     return given
 
 
-class ModelRunner:
+class ModelRunner(SequenceCaller):
     """Run a copy of a model on a held-out batch.
 
     The constructor runs the copy a few times, mostly on the batch's first two sequences, to find
@@ -321,29 +150,37 @@ class ModelRunner:
             )
         if isinstance(model, nn.Module):
             model = ModelCopy.of(Subject(model, forward, target if callable(target) else None))
-        self.copy, self.held_out = model, held_out
-        self.forward = None if model.forward is None else _current_forward(model)
         if horizon is not None and not isinstance(horizon, bool):
             raise TypeError(f"horizon is a {type(horizon).__name__}; pass True, False or None")
-        self._horizon = horizon
         if model.target is not None:
             target = _CurrentTarget(model)
-        self.whole_batch = len(held_out)
-        self.indices: npt.NDArray[np.intp] = np.arange(len(held_out))
-        self.gradients = Gradients()
+        self._wanted = (target, at)
         # Shared with the runners of parts of the batch.
         self._limits: dict[str, int | None] = {"sequences": max_sequences, "room": None}
-        self.state = StateBetweenBatches(model) if state is None else state.of(model)
-        self._tap = Tap()
-        self._compilation = CompilationSwitch()
-        with self.analysing():
-            self.calling, self.hook_points = self._inspect(
-                _patterns(cells, "cells"), _patterns(layers, "layers"), known=state is not None
+        self._tap, self._compilation = Tap(), CompilationSwitch()
+        before = StateBetweenBatches(model) if state is None else state.of(model)
+        with self._compilation.off(), model.preserved():
+            before.begin()
+            found = inspect_model(
+                model,
+                held_out,
+                before,
+                state_is_known=state is not None,
+                forward=None if model.forward is None else _current_forward(model),
+                horizon=horizon,
+                cells=_patterns(cells, "cells"),
+                layers=_patterns(layers, "layers"),
+                max_sequences=max_sequences,
             )
+            caller = found.caller
+            super().__init__(model, held_out, caller.calling, caller.state, caller.embedding)
+            self.hook_points, self.coupling = found.hook_points, found.coupling
+            self.whole_batch, self.whole_batch_only = len(held_out), found.whole_batch_only
+            # By the number of time steps, for shorter sequences than the batch's.
+            self._embeddings: dict[int, Embedding | None] = {}
             self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(self.model))
             self.target = Target(target, at, held_out, self.calling)
-            self._wanted = (target, at)
             if target == "loss" or callable(target):
                 # Only the whole batch shows whether its targets fit.
                 outputs = self.outputs(self.sequence(), self.time_delta)
@@ -351,7 +188,8 @@ class ModelRunner:
             if "inputs" in self.coupling and not callable(target):
                 check_own_inputs(self.copy, self._targets, held_out)
             self.gradients = find_gradients(self)
-        embedded = () if self._embedding is None else (self._embedding.note,)
+            self.index_modules = self.gradients.index_modules
+        embedded = () if self.embedding is None else (self.embedding.note,)
         self.notes = tuple(
             note
             for note in (
@@ -366,11 +204,6 @@ class ModelRunner:
         )
         self.missing = tuple(filter(None, (self.hook_points.no_cells, self.hook_points.no_layers)))
 
-    @property
-    def model(self) -> nn.Module:
-        """Return the copy of the model."""
-        return self.copy.model
-
     @contextmanager
     def analysing(self) -> Iterator[None]:
         """Turn compilation off; on any exit put it, the random states and the copy back."""
@@ -378,10 +211,6 @@ class ModelRunner:
         with self._compilation.off(), self.copy.preserved():
             self.state.begin()
             yield
-
-    def preserved(self) -> AbstractContextManager[None]:
-        """Return a context that puts the copy back to how it was read; inside :meth:`analysing`."""
-        return self.copy.preserved()
 
     def restore_process(self) -> None:
         """Put back what an interrupted analysis may have left behind in this process."""
@@ -426,7 +255,7 @@ class ModelRunner:
 
     def take(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
         """Return a runner of some sequences of the batch."""
-        part = self._part(sequences)
+        part = self.part(sequences)
         part.target = Target(*self._wanted, part.held_out, self.calling)
         return part
 
@@ -440,13 +269,6 @@ class ModelRunner:
         other._wanted = (target, self._wanted[1])
         other.target = Target(*other._wanted, other.held_out, other.calling)
         return other
-
-    def _part(self, sequences: slice | npt.NDArray[np.intp]) -> ModelRunner:
-        """Return a runner of some sequences that keeps the target of the whole batch."""
-        part = copy.copy(self)
-        part.held_out = self.held_out.take(sequences)
-        part.indices = self.indices[sequences]
-        return part
 
     @property
     def loss(self) -> Target:
@@ -482,9 +304,9 @@ class ModelRunner:
         few = self.held_out if self.whole_batch_only else self.held_out.take(slice(0, 2))
         steps = few.inputs_shape[1]
         if steps not in self._embeddings:
-            self._embeddings[steps] = find_embedding(self.copy, few, self._call)
-        self._embedding = self._embeddings[steps]
-        if self._embedding is None:
+            self._embeddings[steps] = find_embedding(self.copy, few, self.call)
+        self.embedding = self._embeddings[steps]
+        if self.embedding is None:
             raise NotApplicable(
                 f"in sequences of {steps} time steps the vectors of tokens were not found"
             )
@@ -493,167 +315,10 @@ class ModelRunner:
         """Return a runner of the first two sequences, or of all if the batch is not divisible."""
         return self.take(slice(0, 2)) if self.divisible else self
 
-    def _inspect(
-        self, cells: Sequence[str] | None, layers: Sequence[str] | None, *, known: bool
-    ) -> tuple[Calling, HookPoints]:
-        held_out = self.held_out.take(slice(0, 2))
-        self.whole_batch_only = False
-        try:
-            calling = self._find_calling(held_out)
-        except ModelError:
-            try:
-                held_out = self.held_out
-                calling = self._find_calling(held_out)
-            except ModelError:
-                check_kept_size(self.copy, self.held_out, self._find_calling)
-                raise
-            self.whole_batch_only = True
-
-        def call(inputs: Any, time_delta: mx.array | None) -> mx.array:
-            self.state.restore()
-            return calling(inputs, time_delta)
-
-        def run(batch: HeldOutBatch) -> mx.array:
-            return call(batch.pack(batch.inputs), batch.flat_time_delta)
-
-        any_size = not self.whole_batch_only
-        if not known:
-            self.state = find_state(self.copy, run, self.held_out, any_size=any_size)
-        self.coupling = find_coupling(self.copy, run, self.held_out, any_size=any_size)
-        if self.coupling:
-            self.whole_batch_only, held_out = True, self.held_out
-        self._embedding = find_embedding(self.copy, held_out, call) if held_out.tokens else None
-        # By the number of time steps, for shorter sequences than the batch's.
-        self._embeddings: dict[int, Embedding | None] = {}
-        small = copy.copy(self)
-        small.held_out, small.calling = held_out, calling
-        first = small._trial()
-
-        def spread(count: int) -> Trial:
-            if len(held_out) == len(self.held_out):
-                return first
-            some = copy.copy(small)
-            some.held_out = self.held_out.take(_spread_by_length(self.held_out, count))
-            return some._trial()
-
-        hook_points = find_hook_points(
-            self.copy,
-            first,
-            spread,
-            cells=cells,
-            layers=layers,
-            frames=held_out.has_frames,
-            forecast=calling.horizon is not None,
-        )
-        small.held_out = self.held_out
-        part = None if self.whole_batch_only else np.arange(1, len(self.held_out))
-        return calling, put_in_order(hook_points, small._rows_of, part)
-
-    def _call(self, inputs: Any, time_delta: mx.array | None) -> mx.array:
-        """Return the outputs of the model from the state on entering."""
-        self.state.restore()
-        return self.calling(inputs, time_delta)
-
     def _targets(self, batch: HeldOutBatch) -> mx.array:
         """Return the targets ``(B,)`` of a batch like the whole one."""
-        outputs = self._call(batch.pack(batch.inputs), batch.flat_time_delta)
+        outputs = self.call_on(batch)
         return self.target(outputs, self.target.choose(outputs))
-
-    def _rows_of(
-        self, hooks: Sequence[CellHook | LayerHook], sequences: npt.NDArray[np.intp] | None
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the sequence in each row of the arrays of hooks, over some or all sequences.
-
-        It is () for a hook whose rows belong to no single sequences, or if there is no memory to
-        run all sequences at once.
-        """
-        if self.max_sequences is not None and self.max_sequences < len(self.held_out):
-            return {hook.name: () for hook in hooks}
-        if sequences is not None:
-            return self._part(sequences)._rows_of(hooks, None)
-        cells = [hook for hook in hooks if isinstance(hook, CellHook)]
-        layers = [hook for hook in hooks if isinstance(hook, LayerHook)]
-        recorder = _Recorder(self._tap, cells, layers, flush=False)
-
-        def run(inputs: mx.array) -> dict[str, list[mx.array]]:
-            found = Pass(inputs, inputs, inputs, None)
-            with self.preserved(), recorder.recording(self.model):
-                recorder.clear()
-                self.outputs(inputs, self.time_delta)
-                recorder.into(found, states=True, activations=True)
-                arrays = {hook.name: self._by_sequence(hook, found) for hook in hooks}
-                mx.eval(arrays)
-            return arrays
-
-        sequence = self.sequence()
-        sets = codes(len(sequence))
-        before = run(sequence)
-        moves: dict[str, list[Mask]] = {hook.name: [] for hook in hooks}
-        for changed in sets:
-            after = run(other_values(sequence, "inputs", changed))
-            for name, arrays in before.items():
-                moves[name].append(moved_rows(arrays, after[name], 0))
-        return {name: sequences_of_rows(np.stack(rows), sets) for name, rows in moves.items()}
-
-    def _by_sequence(self, hook: CellHook | LayerHook, found: Pass) -> list[mx.array]:
-        """Return the arrays of a hook with the batch axis first."""
-        batch, steps, _ = self.held_out.inputs_shape
-        if isinstance(hook, CellHook):
-            listed = found.states[hook.name]
-            return [mx.moveaxis(a, hook.axis(i), 0) for i, of in enumerate(listed) for a in of]
-        arrays = found.activations[hook.name]
-        if hook.flat:
-            sizes = (steps, batch) if hook.axis else (batch, steps)
-            arrays = [a.reshape(*sizes, *a.shape[1:]) for a in arrays]
-        return [mx.moveaxis(a, hook.axis, 0) for a in arrays]
-
-    def _find_calling(self, held_out: HeldOutBatch) -> Calling:
-        return find_calling(self.copy, held_out, self.forward, self._horizon, self.state.restore)
-
-    def _trial(self) -> Trial:
-        """Return the sequences of this runner, to be run with changes."""
-        with self.preserved():
-            sequence = self.sequence()
-            mx.eval(sequence)
-        return Trial(
-            sequence,
-            lambda inputs: self.outputs(inputs, self.time_delta),
-            self.held_out.mask_array,
-            lambda order: self._part(order)._trial(),
-        )
-
-    def sequence(self) -> mx.array:
-        """Return ``(B, T, P)``: the columns of the inputs, or the vectors made of tokens.
-
-        See :attr:`HeldOutBatch.columns`. Tokens whose vectors were not found are ``(B, T, 1)``
-        integers.
-        """
-        if self._embedding is not None:
-            inputs = self.held_out.inputs
-            self.state.restore()
-            return self._embedding.vectors(
-                self.model,
-                self.held_out,
-                lambda: self.calling(self.held_out.pack(inputs), self.time_delta),
-            )
-        held_out = self.held_out
-        return held_out.inputs[..., None] if held_out.tokens else held_out.columns
-
-    def outputs(self, sequence: mx.array, time_delta: mx.array | None) -> mx.array:
-        """Return the model's outputs for a sequence ``(n B, T, F)``; see :class:`Calling`."""
-        self.state.restore()
-        if self._embedding is None:
-            inputs = sequence[..., 0] if self.held_out.tokens else sequence
-            with indices_stopped(self.model, self.gradients.index_modules):
-                return self.calling(self.held_out.pack(inputs), time_delta)
-        copies = len(sequence) // len(self.held_out)
-        tokens = self.held_out.pack(mx.concatenate([self.held_out.inputs] * copies))
-        return self._embedding.run(self.model, sequence, lambda: self.calling(tokens, time_delta))
-
-    @property
-    def time_delta(self) -> mx.array | None:
-        """Return the elapsed times ``(B, T)``, or None."""
-        return self.held_out.flat_time_delta
 
     @property
     def takes_time(self) -> bool:
@@ -670,7 +335,7 @@ class ModelRunner:
         """Return ``(F,)``, true for features that the model uses as indices, as it does tokens."""
         features = self.held_out.inputs_shape[2]
         if self.held_out.tokens:
-            return np.full(features, self._embedding is None)
+            return np.full(features, self.embedding is None)
         return np.isin(np.arange(features), self.gradients.index_features)
 
     def require_input_gradient(self) -> None:
@@ -723,7 +388,7 @@ class ModelRunner:
             self.require_input_gradient()
         self._make_lazy_layers()
         cells = self.hook_points.cells if gradient else ()
-        recorder = _Recorder(self._tap, cells, (), flush=gradient)
+        recorder = HookRecorder(self._tap, cells, (), flush=gradient)
         losses: list[mx.array] = []
 
         def total(x: mx.array, dt: mx.array | None) -> tuple[mx.array, mx.array]:
@@ -778,7 +443,7 @@ class ModelRunner:
         input_gradient = input_gradient and not self.gradients.no_input_gradient
         time_gradient = time_gradient and self.has_time_gradient
         gradient = input_gradient or time_gradient
-        recorder = _Recorder(
+        recorder = HookRecorder(
             self._tap,
             self.hook_points.cells if states or gradient else (),
             self.hook_points.layers if activations else (),
@@ -823,14 +488,14 @@ def flushing_subnormals(runner: ModelRunner) -> Iterator[None]:
     """Flush subnormal gradients of the cells' states, for gradients computed in the block."""
     runner._make_lazy_layers()
     cells = runner.hook_points.cells
-    with _Recorder(runner._tap, cells, (), flush=True).recording(runner.model):
+    with HookRecorder(runner._tap, cells, (), flush=True).recording(runner.model):
         yield
 
 
 def recorded_calls(runner: ModelRunner, hook: CellHook) -> list[tuple[Any, Any]]:
     """Return ``((args, kwargs), output)`` of every call of a cell in one forward pass."""
     runner._make_lazy_layers()
-    recorder = _Recorder(runner._tap, [hook], (), flush=False)
+    recorder = HookRecorder(runner._tap, [hook], (), flush=False)
     # Before: reading the vectors of tokens may run the model.
     sequence = runner.sequence()
     with recorder.recording(runner.model):

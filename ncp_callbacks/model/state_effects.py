@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ..results import FloatArray
 from .errors import explaining_missing_gradients
-from .runner import ModelRunner, Variants, flushing_subnormals
+from .pass_arrays import Variants
+from .runner import ModelRunner, flushing_subnormals
 from .state_changes import Moment, StateChanges
 from .target import Target
 
