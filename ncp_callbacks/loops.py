@@ -93,8 +93,7 @@ def iterate(
             "after the first epoch: pass a list, or a function that returns a new iterator, such "
             "as steps(lambda: loader(...), epochs=...)"
         )
-    if first is not None and (isinstance(first, bool) or not isinstance(first, numbers.Integral)):
-        raise TypeError(f"first={first!r} is a {type(first).__name__}: pass a whole number")
+    _check_first(first)
     if monitor.state == "closed":
         raise RuntimeError(
             "steps() was called on a monitor that is closed. To go through the batches several "
@@ -160,7 +159,12 @@ def _bar(
 
 
 def attached(
-    monitor: Attachable, function: F, names: Sequence[str], parameters: Callable[[], Any]
+    monitor: Attachable,
+    function: F,
+    names: Sequence[str],
+    parameters: Callable[[], Any],
+    *,
+    first: int | None = None,
 ) -> F:
     """Return a function that calls ``function`` and then reports a step with its loss.
 
@@ -169,10 +173,12 @@ def attached(
         function: Makes one training step; may be asynchronous.
         names: Names of the numbers that it returns.
         parameters: Returns arrays of the model, to find out if they have values.
+        first: Number of the step of the first call; None: the one after the monitor's last step.
 
     Raises:
-        TypeError: ``function`` is no function of a step.
+        TypeError: ``function`` is no function of a step, or ``first`` no whole number.
     """
+    _check_first(first)
     called = getattr(function, "__wrapped__", function)
     if not callable(function):
         raise TypeError(
@@ -188,14 +194,19 @@ def attached(
             "of one step, or write `for step, batch in monitor.steps(batches)`"
         )
 
+    following = first
+
     def before(arguments: Any) -> None:
         if monitor.state == "not started":
             _check_untraced(function, (arguments, parameters()))
             monitor.start()
 
     def after(result: Any) -> None:
+        nonlocal following
         if monitor.state == "open":
-            monitor.on_step_end((monitor.last_step or 0) + 1, **_scalars(result, names))
+            step = (monitor.last_step or 0) + 1 if following is None else int(following)
+            following = None
+            monitor.on_step_end(step, **_scalars(result, names))
 
     if inspect.iscoroutinefunction(function):
 
@@ -217,6 +228,11 @@ def attached(
         return result
 
     return cast("F", step)
+
+
+def _check_first(first: Any) -> None:
+    if first is not None and (isinstance(first, bool) or not isinstance(first, numbers.Integral)):
+        raise TypeError(f"first={first!r} is a {type(first).__name__}: pass a whole number")
 
 
 def _name(function: Any) -> str:

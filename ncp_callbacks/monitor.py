@@ -508,7 +508,9 @@ class Monitor:
         """
         return iterate(self, batches, epochs=epochs, first=first, bar=bar)
 
-    def attach(self, function: F, *, names: Sequence[str] = ("loss",)) -> F:
+    def attach(
+        self, function: F, *, names: Sequence[str] = ("loss",), first: int | None = None
+    ) -> F:
         """Return a function that makes a training step and then reports it; also as a decorator.
 
         ::
@@ -523,12 +525,15 @@ class Monitor:
             function: Makes one step: updates the model, and returns the loss, a tuple that begins
                 with it, a dict of numbers, or anything else.
             names: Names of the numbers that it returns, in their order; a dict has its own.
+            first: Number of the step that the first call makes, such as the one after a
+                checkpoint's; None: 1, or the one after the last step so far.
 
         Raises:
-            TypeError: If ``function`` can't be called, or is a generator.
+            TypeError: If ``function`` can't be called, or is a generator, or ``first`` is no whole
+                number.
             RuntimeError: By the first call, where MLX traces it in order to compile it.
         """
-        return attached(self, function, names, self._observer.parameters)
+        return attached(self, function, names, self._observer.parameters, first=first)
 
     def report(self, message: str, *, topic: str | None = None) -> None:
         """Report something to the user once, as a warning and in the log's notes.

@@ -284,6 +284,8 @@ def test_what_makes_no_step_is_refused() -> None:
         watch.attach(batches)
     with pytest.raises(TypeError, match="attach\\(\\) got a int"):
         watch.attach(3)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match="first='1'"):
+        watch.attach(print, first="1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="names='loss'"):
         watch.attach(print, names="loss")
 

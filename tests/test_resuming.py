@@ -19,7 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ncp_callbacks as ncp
 from ncp_callbacks.runs import read_run
-from ncp_callbacks.writers.kept_states import MAX_STATES, KeptState, state_files, write_state
+from ncp_callbacks.writers.kept_states import (
+    MAX_BYTES,
+    MAX_STATES,
+    KeptState,
+    state_files,
+    write_state,
+)
 
 # A training as a cluster starts it again and again: it goes on from its newest checkpoint, of every
 # sixth step. From step `ready` on it is slow, and waits to be killed.
@@ -203,6 +209,22 @@ def test_steps_count_on_from_the_log(tmp_path: Path) -> None:
     assert [step for step, _ in monitor.steps("ab")] == [5, 6]
 
 
+def test_an_attached_function_goes_on_from_an_older_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    monitored(run, range(1, 9))
+    monitor = ncp.Monitor(
+        Net(), ncp.HeldOutBatch(X), [Count()], run, every=2, train_every=1, resume="auto"
+    )
+    step = monitor.attach(lambda loss: loss, first=6)
+    for loss in (0.5, 0.25, 0.125):
+        step(loss)
+    monitor.close()
+    assert counted(run) == [(2, 1), (4, 2), (6, 3), (8, 4)]
+    losses = read_run(run).scalars["train/loss"]
+    assert losses.steps.tolist() == list(range(1, 9))
+    assert losses.values[5:].tolist() == [0.5, 0.25, 0.125]
+
+
 def test_a_training_that_begins_anew_replaces_all(tmp_path: Path) -> None:
     monitored(tmp_path / "run", range(1, 9))
     monitor = monitored(tmp_path / "run", range(1, 5))
@@ -303,6 +325,23 @@ def test_the_states_that_are_kept_are_bounded_and_the_newest_are_all_there(tmp_p
     assert steps[-1] == 1
     gaps = -np.diff(steps)
     assert gaps[-1] > gaps[MAX_STATES // 2]  # Older ones are sparser.
+
+
+def test_the_bytes_of_the_states_that_are_kept_are_bounded(tmp_path: Path) -> None:
+    def kept() -> list[int]:
+        return [step for step, _ in state_files(tmp_path)]
+
+    large = '{"callbacks": {}, "more": "' + "x" * (5 << 20) + '"}'
+    for step in range(1, 41):
+        write_state(tmp_path, KeptState(step, large))
+        assert sum(path.stat().st_size for _, path in state_files(tmp_path)) <= MAX_BYTES
+    steps = kept()
+    assert len(steps) == 6
+    assert steps[:3] == [40, 39, 38]
+    # Two that are too large stay: the older one belongs to a checkpoint that may be the last.
+    for step in (41, 42, 43):
+        write_state(tmp_path, KeptState(step, large * 5))
+    assert kept() == [43, 42]
 
 
 @pytest.mark.parametrize("resume", [True, "yes", 3])

@@ -10,7 +10,6 @@ plugin name (TensorFlow 2's form), the only one whose description reaches all Te
 from __future__ import annotations
 
 import json
-import logging
 import math
 import struct
 from collections.abc import Collection
@@ -43,8 +42,6 @@ from .run_config import RunConfig
 
 __all__ = ["Encoder", "Event", "SessionLog", "Summary"]
 
-logger = logging.getLogger("ncp_callbacks")
-
 # SummaryMetadata.data_class = DATA_CLASS_TENSOR, a field that tensorboardX's messages lack.
 _DATA_CLASS_TENSOR = b"\x20\x02"
 # Kinds of metrics of the HParams dashboard, in the order of its columns.
@@ -68,7 +65,6 @@ class Encoder:
         self._charts = CustomScalars(log_dir)
         self._screen = Screen()
         self._named: set[str] = set()
-        self._reported: set[str] = set()
         self._described_tags: set[str] = set()
 
     def arrange(self, callbacks: Collection[str]) -> None:
@@ -98,9 +94,7 @@ class Encoder:
             document = _strings(record.json.encode("utf-8", "replace"))
             return [_declared(_tensor(tag, record, DATA_PLUGIN, document))]
         if isinstance(record, Array):
-            values = np.asarray(record.values, dtype=np.float64)
-            largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-            self._report_if_infinite(record.tag, float(largest))
+            _check_fits(np.asarray(record.values, dtype=np.float64))
             value = _tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))
             return [self._described(value, record)]
         if isinstance(record, Picture):
@@ -154,8 +148,7 @@ class Encoder:
         return [self._charts.layout()]
 
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
-        for number in (record.value, *(record.ci or ())):
-            self._report_if_infinite(record.tag, number)
+        _check_fits(np.array([record.value, *(record.ci or ())]))
         shown = self._screen.scalar(tag, record.place, record.value)
         if shown is None:
             encoded = [self._array(SCALAR_ARRAYS + tag, np.array(record.value))]
@@ -224,17 +217,6 @@ class Encoder:
             encoded += self._scalar(name, Scalar(name, count, place="nonzero"))
         return encoded
 
-    def _report_if_infinite(self, tag: str, value: float) -> None:
-        """Report a finite value that TensorBoard's numbers don't reach, once for its tag."""
-        if math.isfinite(value) and abs(value) > _FLOAT32_MAX and tag not in self._reported:
-            self._reported.add(tag)
-            logger.warning(
-                "%r is %g and is written as infinity: TensorBoard keeps numbers up to 3.4e38 "
-                "(float32). Log its logarithm, or use another unit; reported once",
-                tag,
-                value,
-            )
-
     def _tag(self, kind: type, tag: str) -> str:
         # TensorBoard knows one kind of data per tag, so the kind is part of what must be unique.
         key = (kind, tag)
@@ -246,6 +228,20 @@ class Encoder:
             self._taken.add(unique)
             self._tags[key] = unique
         return self._tags[key]
+
+
+def _check_fits(values: npt.NDArray[np.float64]) -> None:
+    """Raise an error where float32 would make a finite value infinite.
+
+    Raises:
+        ValueError: A value is too large.
+    """
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    if largest > _FLOAT32_MAX:
+        raise ValueError(
+            f"{largest:g} is too large: TensorBoard keeps numbers up to 3.4e38 (float32). Log its "
+            "logarithm, or use another unit"
+        )
 
 
 def _declared(value: Summary.Value) -> Summary.Value:

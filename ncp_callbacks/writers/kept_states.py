@@ -6,8 +6,8 @@
     remove_states(log_dir, first=251)
 
 A run whose process was killed goes on from them. There is a file for each snapshot, as nobody knows
-from which checkpoint the training will go on; of older ones some. JSON holds a state, which can be
-read without MLX.
+from which checkpoint the training will go on; of older ones some. All together take at most 32 MB,
+or what the two newest take. JSON holds a state, which can be read without MLX.
 """
 
 from __future__ import annotations
@@ -22,9 +22,18 @@ from typing import Any
 from .base import Instruction
 from .projector import replace_file
 
-__all__ = ["MAX_STATES", "KeptState", "read_state", "remove_states", "state_files", "write_state"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_STATES",
+    "KeptState",
+    "read_state",
+    "remove_states",
+    "state_files",
+    "write_state",
+]
 
 MAX_STATES = 64
+MAX_BYTES = 32 << 20
 _FOLDER, _END = "monitor_state", ".json"
 
 
@@ -46,11 +55,18 @@ def write_state(log_dir: Path, kept: KeptState) -> None:
     folder = log_dir / _FOLDER
     folder.mkdir(exist_ok=True)
     replace_file(folder / f"{kept.step}{_END}", kept.json.encode())
-    paths = [path for _, path in reversed(state_files(log_dir))]
-    if len(paths) > MAX_STATES:
+    _thin([path for _, path in reversed(state_files(log_dir))])
+
+
+def _thin(paths: list[Path]) -> None:
+    """Remove states, from the oldest to the newest, until they are few and small; two stay."""
+    sizes = {path: path.stat().st_size for path in paths}
+    while len(sizes) > 2 and (len(sizes) > MAX_STATES or sum(sizes.values()) > MAX_BYTES):
+        known = list(sizes)
         # The newest half stays, and older ones become the sparser the older they are.
-        for path in paths[1 : MAX_STATES // 2 : 2]:
+        for path in known[1 : len(known) // 2 : 2] or known[:1]:
             path.unlink(missing_ok=True)
+            del sizes[path]
 
 
 def state_files(log_dir: Path) -> list[tuple[int, Path]]:
