@@ -28,7 +28,7 @@ from tensorboardX.record_writer import masked_crc32c
 from .encoding import Event, SessionLog
 from .places import as_directory
 
-__all__ = ["EventFile", "fits_int64"]
+__all__ = ["EventFile", "fits_int64", "framed"]
 
 _CLAIM = ".ncp_callbacks-claim"
 
@@ -95,12 +95,7 @@ class EventFile:
 
     def write(self, event: Event) -> None:
         """Append an event; it is in the file after the next :meth:`flush`."""
-        data = event.SerializeToString()
-        length = struct.pack("<Q", len(data))
-        self._pending += length
-        self._pending += struct.pack("<I", masked_crc32c(length))
-        self._pending += data
-        self._pending += struct.pack("<I", masked_crc32c(data))
+        self._pending += framed(event)
 
     def flush(self) -> None:
         """Write all events to the operating system, so that they survive this process.
@@ -125,6 +120,20 @@ class EventFile:
                 self.flush()
         finally:
             self._file.close()
+
+
+def framed(event: Event) -> bytes:
+    """Return an event with its length and checksums, as it stands in a file."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        [
+            length,
+            struct.pack("<I", masked_crc32c(length)),
+            data,
+            struct.pack("<I", masked_crc32c(data)),
+        ]
+    )
 
 
 def fits_int64(step: int) -> bool:

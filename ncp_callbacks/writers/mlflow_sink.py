@@ -6,17 +6,21 @@ with Monitor(model, held_out, log_dir="runs/a", writer=ncp.MlflowSink()) as moni
 
 from __future__ import annotations
 
+import csv
 import importlib
 import io
 import math
 import re
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from ..records import Picture, Record, Scalar, Text
+from ..records import Embedding, Picture, Record, Scalar, Text
+from .attached_log import FOLDER, MAX_BYTES, AttachedLog, points_table
 
 __all__ = ["MlflowSink"]
 
@@ -25,20 +29,26 @@ _MAX_METRICS = 1000  # Of one request.
 
 
 class MlflowSink:
-    """Pass numbers and 95 % CIs as metrics, and pictures and texts as artifacts, to MLflow.
+    """Pass numbers and 95 % CIs as metrics to MLflow, and pictures, texts and points as artifacts.
 
-    Numbers that are not finite are skipped: stores of MLflow differ in what they do with them.
+    Numbers that are not finite are no metrics: stores of MLflow differ in what they do with them.
+    Histograms, arrays and findings, for which MLflow has no place, go into the artifacts in the
+    folder ``ncp_log``, with all numbers: :func:`~ncp_callbacks.runs.read_run` reads it.
 
     Args:
         run_id: The run; None: the active one of ``mlflow.start_run()``, or else a new one, which is
             ended with the monitor.
         client: An ``mlflow.MlflowClient``; None: one of the tracking URI that is set.
+        max_bytes: Bytes of the files in that folder. In long runs, histograms and arrays of some
+            snapshots are left away.
 
     Raises:
         ImportError: mlflow is not installed.
     """
 
-    def __init__(self, run_id: str | None = None, *, client: Any = None) -> None:
+    def __init__(
+        self, run_id: str | None = None, *, client: Any = None, max_bytes: int = MAX_BYTES
+    ) -> None:
         try:
             mlflow = importlib.import_module("mlflow")
             entities = importlib.import_module("mlflow.entities")
@@ -52,6 +62,8 @@ class MlflowSink:
         if self._owns:
             run_id = self._client.create_run(experiment_id="0").info.run_id
         self.run_id: str = run_id or active.info.run_id
+        self._folder = tempfile.TemporaryDirectory(prefix="ncp_callbacks-")
+        self._attached = AttachedLog(Path(self._folder.name) / FOLDER, max_bytes)
         self._metric = entities.Metric
         self._param = entities.Param
 
@@ -59,6 +71,7 @@ class MlflowSink:
         """Log the hyper-parameters as parameters."""
         params = [self._param(_name(k), str(v)[:_MAX_PARAMETER]) for k, v in config.items()]
         self._client.log_batch(self.run_id, params=params)
+        self._attached.add_config(config)
 
     def write(self, step: int, records: Sequence[Record]) -> None:
         """Log the records of a step."""
@@ -77,14 +90,33 @@ class MlflowSink:
                 self._client.log_image(self.run_id, picture, file)
             elif isinstance(record, Text):
                 self._client.log_text(self.run_id, record.markdown, f"{_name(record.tag)}.md")
+            elif isinstance(record, Embedding):
+                self._client.log_text(self.run_id, _csv(record), f"{_name(record.tag)}.csv")
         metrics = [self._metric(k, v, now, step) for k, v in values.items() if math.isfinite(v)]
         for first in range(0, len(metrics), _MAX_METRICS):
             self._client.log_batch(self.run_id, metrics=metrics[first : first + _MAX_METRICS])
+        self._keep(self._attached.add(step, records))
 
     def close(self) -> None:
-        """End the run, if it was made here."""
-        if self._owns:
-            self._client.set_terminated(self.run_id)
+        """Pass the last numbers and arrays on, and end the run, if it was made here."""
+        try:
+            self._keep(self._attached.close())
+        finally:
+            self._folder.cleanup()
+            if self._owns:
+                self._client.set_terminated(self.run_id)
+
+    def _keep(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self._client.log_artifact(self.run_id, str(path), FOLDER)
+            path.unlink()
+
+
+def _csv(record: Embedding) -> str:
+    columns, lines = points_table(record)
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *lines])
+    return text.getvalue()
 
 
 def _name(tag: str) -> str:
