@@ -29,6 +29,7 @@ from .errors import one_line
 from .findings.run_findings import RunFindings
 from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
+from .keywords import checks_function_keywords
 from .model import At, Forward, ModelCopy, Subject, TargetLike
 from .model.model_copy import check_copy
 from .observer.background import Start
@@ -69,6 +70,7 @@ class Replay:
     notes: tuple[str, ...]
 
 
+@checks_function_keywords
 def replay(
     model: nn.Module,
     held_out: HeldOutBatch,

@@ -17,9 +17,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .keywords import checks_keywords
+from .keywords import checks_function_keywords, checks_keywords
 from .likely_mistakes import check_array, layout_hint, non_finite, timestamps
-from .sequences import mask_of_lengths, padded
+from .sequences import as_float32, mask_of_lengths, padded
 
 __all__ = ["HeldOutBatch", "read_only", "to_numpy"]
 
@@ -178,6 +178,7 @@ class HeldOutBatch:
         self.notes = tuple(filter(None, self._likely_mistakes()))
 
     @classmethod
+    @checks_function_keywords
     def from_sequences(
         cls,
         sequences: Any,
@@ -199,8 +200,9 @@ class HeldOutBatch:
 
         Args:
             sequences: A list of arrays ``(T, F)``; a list of dicts, each with columns of ``T``
-                numbers by the name of a feature, or with one array ``"inputs"``; or a data frame
-                of pandas or polars with a line for each time step, in the order of time.
+                numbers by the name of a feature, or with one array ``"inputs"``; a list of data
+                frames of pandas or polars; a dict of such sequences by name; or one data frame with
+                a line for each time step, in the order of time.
             by: Column of a data frame that has the id of the sequence.
             features: Columns to use, in this order; None: all that are not used otherwise.
             time: Column of times, increasing within a sequence: numbers, or dates, which become
@@ -273,7 +275,7 @@ class HeldOutBatch:
         if not isinstance(value, mx.array | np.ndarray):
             raise TypeError(f"{what} is a {type(value).__name__}: pass an mx.array or numpy array")
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
-            value = value.astype(np.float32)  # as mx.array does for Python floats
+            value = as_float32(value, what)  # as mx.array does for Python floats
         return _mlx(value)
 
     @classmethod

@@ -8,7 +8,13 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
-__all__ = ["check_keywords", "checks_keywords", "keywords_of", "takes_others"]
+__all__ = [
+    "check_keywords",
+    "checks_function_keywords",
+    "checks_keywords",
+    "keywords_of",
+    "takes_others",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,11 +55,24 @@ def checks_keywords(init: F) -> F:
     return cast("F", checked)
 
 
+def checks_function_keywords(function: F) -> F:
+    """Let a function name the keyword that a misspelt one is likely to be."""
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **keywords: Any) -> Any:
+        if not keywords.keys() <= own:
+            check_keywords(keywords, keywords_of(function), f"{function.__name__}()")
+        return function(*arguments, **keywords)
+
+    own = frozenset(keywords_of(function))
+    return cast("F", checked)
+
+
 def keywords_of(function: Callable[..., Any]) -> list[str]:
     """Return the keywords that a function or method names in its signature."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind in kinds and p.name != "self"]
+    return [p.name for p in parameters if p.kind in kinds and p.name not in ("self", "cls")]
 
 
 def _keywords(cls: type) -> list[str]:

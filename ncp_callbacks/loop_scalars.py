@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .records import Record, Scalar
+from .records import Record, Scalar, check_tag
 from .signal_handlers import raised_by_signal_handler
 
 __all__ = ["loop_scalars"]
@@ -17,16 +17,23 @@ def loop_scalars(
 ) -> list[Record]:
     """Return scalar records of Python's, numpy's or MLX's numbers.
 
-    Values that are no numbers are reported and skipped. Values that are not finite are reported and
-    logged.
+    Values that are no numbers and tags that are no names are reported and skipped. Values that are
+    not finite are reported and logged.
 
     Args:
         values: Numbers by tag.
         report: Called with a message, and with ``topic=`` for what is reported once.
-        raise_errors: Raise instead of reporting what is no number.
+        raise_errors: Raise instead of reporting what is skipped.
     """
     records: list[Record] = []
     for tag, value in values.items():
+        try:
+            check_tag(tag)
+        except (TypeError, ValueError) as error:
+            if raise_errors:
+                raise
+            report(f"a number is not logged: {error}", topic=f"no tag: {tag!r}")
+            continue
         try:
             number = float(value.item() if hasattr(value, "item") else value)
             record = Scalar(tag, number)

@@ -564,7 +564,7 @@ class Monitor:
         self._check_open("on_step_end")
         if not self._run.is_ours:
             return
-        step = operator.index(step)
+        step = _checked_step(step)
         if self._logged is not None:
             self._go_on(step, self._logged)
         last = self._run.last_step
@@ -635,7 +635,7 @@ class Monitor:
             )
         self._check_open("log_scalars")
         if self._run.is_ours:
-            self._write_scalars(operator.index(step), scalars)
+            self._write_scalars(_checked_step(step), scalars)
 
     def _write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         records = loop_scalars(scalars, self._log.report, raise_errors=self._raise_errors)
@@ -668,6 +668,16 @@ class Monitor:
                 "pass max_overhead=0.02",
                 topic="large share",
             )
+
+
+def _checked_step(step: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise TypeError(
+            f"step={step!r} is a {type(step).__name__}: pass the number of steps done, a whole "
+            "number"
+        ) from None
 
 
 def _checked_resume_step(resume_step: Any, log_dir: Any) -> int | None:

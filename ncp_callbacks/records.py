@@ -10,8 +10,9 @@ Records carry numpy data only, so that they can be drawn and encoded elsewhere.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -33,6 +34,9 @@ __all__ = [
     "Record",
     "Scalar",
     "Text",
+    "check_tag",
+    "detached",
+    "protect",
 ]
 
 
@@ -53,7 +57,12 @@ def _check_place(record: Scalar | Figure | Picture, places: tuple[str, ...]) -> 
         )
 
 
-def _check_tag(tag: Any) -> None:
+def check_tag(tag: Any) -> None:
+    """Raise an error for a tag that names nothing.
+
+    Raises:
+        TypeError, ValueError: It is no str, or empty.
+    """
     # Later, a wrong tag could no longer be traced to the line that made it.
     if not isinstance(tag, str):
         raise TypeError(f"tag={tag!r} is a {type(tag).__name__}: pass a str, such as 'group/name'")
@@ -87,7 +96,7 @@ class Scalar:
     place: Place = field(default="group", kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
         _check_place(self, get_args(Place))
         try:
             # Scalars of MLX become floats here, because MLX must not run on the writer's thread.
@@ -122,7 +131,7 @@ class Histogram:
     description: str = ""
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +159,7 @@ class Figure:
     place: Place = field(default="group", kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
         _check_place(self, ("headline", "group"))
 
 
@@ -175,7 +184,7 @@ class Picture:
     place: Place = field(default="group", kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
         _check_place(self, ("headline", "group"))
         if not isinstance(self.png, bytes):
             raise TypeError(
@@ -202,7 +211,7 @@ class Text:
     markdown: str
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
 
 
 @dataclass(frozen=True)
@@ -222,7 +231,7 @@ class Data:
     json: str
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +260,7 @@ class Array:
     about: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
         if self.axes and len(self.axes) != np.ndim(self.values):
             raise ValueError(
                 f"axes={self.axes} of {self.tag!r}: pass a name for each of the "
@@ -290,7 +299,7 @@ class Embedding:
     description: str = ""
 
     def __post_init__(self) -> None:
-        _check_tag(self.tag)
+        check_tag(self.tag)
         shape = np.shape(self.values)
         if len(shape) != 2 or 0 in shape:
             raise ValueError(
@@ -319,3 +328,24 @@ class Note:
 
 
 Record: TypeAlias = Scalar | Histogram | Figure | Picture | Text | Data | Array | Embedding
+
+
+def detached(record: Record) -> Record:
+    """Return a record whose arrays nobody else has.
+
+    Records wait to be drawn and written, while a callback may go on with its arrays.
+    """
+    if isinstance(record, Array | Histogram | Embedding):
+        return replace(record, values=np.array(record.values))
+    if isinstance(record, Figure):
+        try:
+            return replace(record, data=copy.deepcopy(record.data))
+        except Exception:  # What can't be copied is drawn as it is then.
+            return record
+    return record
+
+
+def protect(record: Record) -> None:
+    """Make the arrays of a record read-only, since several writers share them."""
+    if isinstance(record, Array | Histogram | Embedding) and isinstance(record.values, np.ndarray):
+        record.values.flags.writeable = False

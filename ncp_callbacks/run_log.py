@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import one_line, traceback_of
 from .findings.run_findings import RunFindings
-from .records import Array, Data, Figure, Note, Record, Scalar, Text
+from .records import Array, Data, Figure, Note, Record, Scalar, Text, protect
 from .run_card import guide
 from .signal_handlers import raised_by_signal_handler, suppressed_errors
 from .tag_owners import TagOwners
@@ -149,6 +149,8 @@ class RunLog:
         """Write records, with what the guide then has to say of new tags."""
         with self._turn():
             records = list(records)
+            for record in records:
+                protect(record)
             self._explain(records)
             if records:
                 self._write(step, records, wall_time)

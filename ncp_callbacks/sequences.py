@@ -12,7 +12,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["mask_of_lengths", "padded"]
+__all__ = ["as_float32", "mask_of_lengths", "padded"]
+
+
+def as_float32(array: npt.NDArray[Any], what: str) -> npt.NDArray[np.float32]:
+    """Return numbers as float32.
+
+    Raises:
+        ValueError: A finite one would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32)
+    lost = np.isinf(converted) & np.isfinite(array)
+    if lost.any():
+        raise ValueError(
+            f"{what} has {array[lost][0]:g}, which float32 can't hold: use another unit, or scale "
+            "it as in training"
+        )
+    return converted
 
 
 def mask_of_lengths(lengths: Any, batch: int, steps: int) -> npt.NDArray[np.bool_]:
@@ -104,17 +121,37 @@ def _tables(sequences: Any, by: str | None) -> tuple[list[Mapping[str, Any]], li
     """Return a table for each sequence, columns by name, and the name of each sequence."""
     if hasattr(sequences, "columns") and not isinstance(sequences, Mapping):
         return _groups(sequences, by)
+    if isinstance(sequences, Mapping) and _holds_sequences(sequences):
+        named, ids = list(sequences.values()), list(sequences)
+        tables, _ = _tables(named, by)
+        return tables, ids
     if by is not None:
         raise ValueError(f"by={by!r} is a column of a data frame, but no data frame was passed")
     if isinstance(sequences, str | Mapping) or not isinstance(sequences, Iterable):
         raise TypeError(
             f"sequences is a {type(sequences).__name__}: pass a list of arrays (time steps, "
-            "features), a list of dicts of columns, or a data frame with by=, its column of ids"
+            "features), a list of dicts of columns, a dict of either by name, or a data frame with "
+            "by=, its column of ids"
         )
-    tables = [s if isinstance(s, Mapping) else {"inputs": s} for s in sequences]
+    tables = [_table(sequence) for sequence in sequences]
     if not tables:
         raise ValueError("sequences is empty: pass one or more sequences")
     return tables, list(range(len(tables)))
+
+
+def _table(sequence: Any) -> Mapping[str, Any]:
+    if isinstance(sequence, Mapping):
+        return sequence
+    if hasattr(sequence, "columns"):
+        return {str(name): np.asarray(sequence[name]) for name in sequence.columns}
+    return {"inputs": sequence}
+
+
+def _holds_sequences(values: Mapping[Any, Any]) -> bool:
+    """Tell a dict of sequences by name from the columns of one sequence."""
+    return bool(values) and all(
+        isinstance(value, Mapping) or np.ndim(value) > 1 for value in values.values()
+    )
 
 
 def _groups(frame: Any, by: str | None) -> tuple[list[Mapping[str, Any]], list[Any]]:
@@ -132,6 +169,12 @@ def _groups(frame: Any, by: str | None) -> tuple[list[Mapping[str, Any]], list[A
         raise ValueError("the data frame is empty: pass one or more sequences")
     lines: dict[Any, list[int]] = {}
     for line, name in enumerate(ids.tolist()):
+        # Those of pandas, NA, and NaN are not equal to themselves.
+        if name is None or (name == name) is not True:
+            raise ValueError(
+                f"line {line} of the data frame has no id of a sequence: {by!r} is {name}. Remove "
+                "such lines, or fill the ids in"
+            )
         lines.setdefault(name, []).append(line)
     tables = [{name: column[at] for name, column in columns.items()} for at in lines.values()]
     return list(tables), list(lines)
@@ -144,14 +187,19 @@ def _array(value: Any, name: str, sequence: Any) -> npt.NDArray[Any]:
             f"{name!r} of sequence {sequence!r} has dtype {array.dtype}: pass numbers, or name the "
             "columns to use in features=[...]"
         )
-    return array.astype(np.float32)
+    return as_float32(array, f"{name!r} of sequence {sequence!r}")
 
 
 def _column(table: Mapping[str, Any], name: str, sequence: Any) -> npt.NDArray[Any]:
     # Times are subtracted before they lose digits.
     array = np.asarray(table[name])
-    if array.dtype.kind == "M":
-        array = (array - array[0]) / np.timedelta64(1, "s")
+    if array.ndim == 1 and len(array):
+        if array.dtype.kind == "M" or hasattr(array[0], "tzinfo"):  # Dates with a time zone.
+            array = np.array([date - array[0] for date in array])
+        if hasattr(array[0], "total_seconds"):
+            array = np.array([difference.total_seconds() for difference in array])
+        if array.dtype.kind == "m":
+            array = array / np.timedelta64(1, "s")
     if array.dtype.kind not in "fiu" or array.ndim != 1:
         raise TypeError(
             f"{name!r} of sequence {sequence!r} has dtype {array.dtype} and shape {array.shape}: "

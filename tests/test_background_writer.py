@@ -277,6 +277,32 @@ def test_a_wrong_one_among_several_leaves_nothing_open(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sink_that_is_passed_twice_is_refused(tmp_path: Path) -> None:
+    sink = List()
+    with pytest.raises(ValueError, match="writer= has this List twice: pass it once"):
+        train([sink, sink], log_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sink_that_hangs_is_named_in_the_notes(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    class Hangs:
+        def write(self, step: int, records: Any) -> None:
+            release.wait()
+
+    try:
+        with_own = ncp.BackgroundWriter(Hangs(), timeout=0.1)
+        monitor = train([with_own, ncp.MemoryWriter()], log_dir=tmp_path / "run")
+        assert any("Hangs made no progress for 0.1 s" in note for note in monitor.notes)
+        assert any("check what Hangs writes to" in note for note in monitor.notes)
+    finally:
+        release.set()
+        with_own.close()
+    run = ncp.runs.read_run(tmp_path / "run")
+    assert run.scalars["train/loss"].steps.tolist() == [2, 4, 6]
+
+
 # --- those that raise
 
 

@@ -189,6 +189,8 @@ def test_without_pandas_the_fix_is_named(run: Any, monkeypatch: pytest.MonkeyPat
         (lambda: ncp.interpret_model(Net(), X, DT, metod="gradient"), "did you mean 'method'"),
         (lambda: ncp.analyze_backbone(Net(), X, DT, featurenames=[]), "mean 'feature_names'"),
         (lambda: ncp.compute_temporal_importance(Net(), X, DT, layer="x"), "mean 'layers'"),
+        (lambda: ncp.replay(Net(), X, "*.npz", logdir="x"), r"replay\(\): did you mean 'log_dir'"),
+        (lambda: ncp.compare_runs("runs", tag="val"), r"compare_runs\(\): did you mean 'tags'"),
     ],
 )  # fmt: skip
 def test_a_misspelt_keyword_is_corrected(call: Any, words: str) -> None:

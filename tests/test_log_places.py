@@ -120,6 +120,8 @@ def test_a_file_in_the_path_is_named() -> None:
         (errno.EDQUOT, OSError, "Make room there"),
         (errno.EROFS, PermissionError, "Make it writable"),
         (errno.EACCES, PermissionError, "Make it writable"),
+        (errno.ENAMETOOLONG, OSError, r"\). Pass a shorter name"),
+        (errno.EIO, OSError, r"\). Pass another"),
     ],
 )
 def test_a_disk_that_takes_nothing_is_named_on_entering_and_no_run_is_left(
@@ -134,6 +136,30 @@ def test_a_disk_that_takes_nothing_is_named_on_entering_and_no_run_is_left(
         monitor("runs/a").start()
     assert type(raised.value) is error
     assert list(Path().iterdir()) == []
+
+
+def test_a_second_run_in_the_current_directory_stays_inside_it() -> None:
+    here = Path.cwd()
+    before = {*here.parent.iterdir()}
+    found = []
+    for _ in range(3):
+        with monitor(".") as entered:
+            entered.on_step_end(1)
+        found.append(entered.log_dir)
+    assert found == [str(here), str(here / "run-2"), str(here / "run-3")]
+    assert {*here.parent.iterdir()} == before
+
+
+def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"log_dir='runs/a' is below the current directory"):
+        monitor("runs/a").start()
+    with monitor(tmp_path / "run") as entered:
+        entered.on_step_end(1)
+    assert len(events(tmp_path / "run")) == 1
 
 
 # --- ranks

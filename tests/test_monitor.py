@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -577,6 +578,34 @@ def test_what_is_no_number_is_reported_once(
     assert steps_of(writer, "train/ok") == [1, 2]
     assert "train/loss" not in writer.tags
     assert len([r for r in caplog.records if "(3,)" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("step", [3.0, "3", None, np.float32(2)])
+def test_what_is_no_step_is_named_with_the_fix(
+    model: Net, held_out: ncp.HeldOutBatch, step: Any
+) -> None:
+    with ncp.Monitor(model, held_out, [Counting()], writer=ncp.MemoryWriter()) as monitor:
+        words = rf"step={step!r} is a {type(step).__name__}: pass the number of steps done"
+        for call in (
+            lambda: monitor.on_step_end(step),
+            lambda: monitor.log_scalars(step, {"val/loss": 1.0}),
+        ):
+            with pytest.raises(TypeError, match=re.escape(words)):
+                call()
+
+
+@pytest.mark.parametrize(("tag", "words"), [(5, "tag=5 is a int"), (b"x", "bytes"), ("", "empty")])
+def test_a_tag_that_names_nothing_is_reported_as_such(
+    model: Net, held_out: ncp.HeldOutBatch, tag: Any, words: str
+) -> None:
+    writer = ncp.MemoryWriter()
+    with ncp.Monitor(model, held_out, [Counting()], writer=writer, every=1) as monitor:
+        for step in (1, 2):
+            monitor.log_scalars(step, {tag: 1.0, "fine": 2.0})
+        (note,) = monitor.notes
+    assert note.startswith("a number is not logged: tag=")
+    assert words in note
+    assert steps_of(writer, "fine") == [1, 2]
 
 
 def test_steps_that_run_backwards_are_reported_once(

@@ -203,3 +203,61 @@ def test_a_data_frame_of_pandas() -> None:
     expected(batch)
     assert plain(batch.time_delta) == [[90, 60, 120], [90, 1, 1]]
     assert batch.feature_names == ("hr", "bp")
+
+
+# --- what data frames hold
+
+
+def hours(frame: pd.DataFrame, of: Any) -> Any:
+    batch = ncp.HeldOutBatch.from_sequences(frame.assign(t=of), by="id", time="t")
+    return (np.array(batch.time_delta) / 3600).tolist()
+
+
+def test_dates_with_a_time_zone_and_durations_become_seconds() -> None:
+    frame = pd.DataFrame({"id": [1, 1, 2, 2, 2], "a": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    durations = pd.to_timedelta([5, 6, 0, 2, 3], unit="h")
+    expected = [[1.0, 1.0, 1 / 3600], [1.0, 2.0, 1.0]]
+    dates = pd.Timestamp("2024-03-31") + durations
+    for of in (dates, durations, list(durations.to_pytimedelta())):
+        np.testing.assert_allclose(hours(frame, of), expected, rtol=1e-6)
+    # Clocks went forward at two o'clock: from 1:00 to 3:00 it was one hour.
+    clocks = pd.DatetimeIndex(["2024-03-31 01:00", "2024-03-31 03:00"]).tz_localize("Europe/Berlin")
+    zoned = hours(frame.iloc[:2], clocks)
+    assert zoned == [[1.0, 1.0]]
+    assert hours(frame.iloc[:2], pd.Series(list(clocks), index=[0, 1], dtype=object)) == zoned
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_a_line_without_an_id_is_refused(missing: Any) -> None:
+    frame = pd.DataFrame({"id": pd.Series(["p", missing], dtype=object), "a": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="line 1 of the data frame has no id of a sequence: 'id'"):
+        ncp.HeldOutBatch.from_sequences(frame, by="id")
+
+
+def test_numbers_beyond_float32_are_refused_before_they_become_infinite() -> None:
+    frame = pd.DataFrame({"id": [1, 1], "a": [1.0, 1e39]})
+    with pytest.raises(ValueError, match=r"'a' of sequence 1 has 1e\+39, which float32 can't hold"):
+        ncp.HeldOutBatch.from_sequences(frame, by="id")
+    inputs = np.ones((2, 3, 1))
+    inputs[1, 1] = -1e300
+    with pytest.raises(ValueError, match=r"inputs has -1e\+300, which float32 can't hold: use"):
+        ncp.HeldOutBatch(inputs)
+    inputs[1, 1] = np.inf  # It was infinite before: the monitor reports it.
+    assert np.isinf(np.array(ncp.HeldOutBatch(inputs).inputs)).sum() == 1
+
+
+def test_a_dict_and_a_list_of_sequences() -> None:
+    long, short = np.ones((3, 2)), np.zeros((2, 2))
+    frames = [pd.DataFrame(a, columns=["a", "b"]) for a in (long, short)]
+    columns = [{"a": a[:, 0], "b": a[:, 1]} for a in (long, short)]
+    for pair in ((long, short), frames, columns):
+        for several in (dict(zip("pq", pair, strict=True)), list(pair)):
+            batch = ncp.HeldOutBatch.from_sequences(several)
+            assert plain(batch.inputs) == [[[1, 1]] * 3, [[0, 0]] * 3]
+            assert plain(batch.mask) == [[True] * 3, [True, True, False]]
+    with pytest.raises(ValueError, match="sequence 'q' has no 'b'"):
+        ncp.HeldOutBatch.from_sequences({"p": columns[0], "q": {"a": [1.0]}})
+    with pytest.raises(TypeError, match="a dict of either by name"):
+        ncp.HeldOutBatch.from_sequences(columns[0])  # of one sequence
+    with pytest.raises(TypeError, match="did you mean 'features'"):
+        ncp.HeldOutBatch.from_sequences([long], feature=["a", "b"])  # type: ignore[call-arg]

@@ -30,7 +30,7 @@ from ..observation import Need, Observation
 from ..pass_costs import SHARED_PASS, PassCosts, SharedResults
 from ..passes import observe
 from ..progress import progress
-from ..records import Note, Record, Scalar
+from ..records import Note, Record, Scalar, detached
 from ..signal_handlers import raised_by_signal_handler
 from ..threads import one_blas_thread
 from .describe import ArrayDescriber
@@ -385,7 +385,7 @@ class Observer:
                     analysis.notes.append(record.message)
                 else:
                     described = self._arrays.describe(record, callback, observation)
-                    analysis.records.append(described)
+                    analysis.records.append(detached(described))
         except NotApplicable as reason:
             analysis.notes.append(f"{callback.name} is skipped from now on: {reason}")
             analysis.not_applicable.append(callback.name)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..findings.finding import Severity
+from ..keywords import checks_function_keywords
 from .answer import answer, time_share_tag
 from .comparison import Comparison, RunFinding, RunInfo, ScalarRow, Side
 from .errors import RunsError
@@ -42,6 +43,7 @@ from .words import like
 __all__ = ["choose_pair", "compare_groups", "compare_runs", "load_groups"]
 
 
+@checks_function_keywords
 def compare_runs(
     runs: RunsLike | str | os.PathLike[str],
     *,

@@ -38,7 +38,8 @@ class EventFile:
 
     Args:
         log_dir: It is made if it is missing. Unless resuming, the first of ``log_dir``,
-            ``log_dir-2``, ``log_dir-3``, … that holds no event files is used.
+            ``log_dir-2``, ``log_dir-3``, … that holds no event files is used, and of the current
+            directory the first of ``.``, ``run-2``, ``run-3``, ….
         first_step: Resume: use ``log_dir`` as it is; TensorBoard then hides what earlier files
             hold from this step on.
 
@@ -158,10 +159,16 @@ def _explained(error: OSError, wanted: Path) -> OSError:
             f"log_dir {str(wanted)!r} can't be written to ({error.strerror}). Make it "
             "writable, or pass another, such as log_dir='~/runs/cfc-seed0'."
         )
+    if error.errno == errno.ENAMETOOLONG:
+        fix = "Pass a shorter name"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "Make room there, or pass another"
+    else:
+        fix = "Pass another"
     return OSError(
         error.errno,
-        f"no log can be opened in log_dir {str(wanted)!r} ({error.strerror}). Make room there, or "
-        "pass another, such as log_dir='~/runs/cfc-seed0'.",
+        f"no log can be opened in log_dir {str(wanted)!r} ({error.strerror}). {fix}, such as "
+        "log_dir='~/runs/cfc-seed0'.",
     )
 
 
@@ -170,8 +177,11 @@ def _open(wanted: Path, made: list[Path], *, resume: bool, clock: Callable[[], f
     if resume:
         _make(wanted, made)
         return _create(wanted, clock)
+    # Beside the current directory, a log would be outside of the project.
+    is_current = wanted.is_dir() and os.path.samefile(wanted, os.curdir)
     for number in itertools.count(1):
-        directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        numbered = wanted / f"run-{number}" if is_current else Path(f"{wanted}-{number}")
+        directory = wanted if number == 1 else numbered
         try:
             _make(directory, made)
         except FileExistsError:

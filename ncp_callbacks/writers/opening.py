@@ -56,10 +56,14 @@ def open_writers(
 
     Raises:
         TypeError: One of those passed is no writer.
+        ValueError: One was passed twice.
         OSError: As for :class:`TensorBoardWriter`.
     """
     writers: list[Writer] = []
     theirs = {id(obj) for obj in given}
+    if len(theirs) < len(given):
+        twice = next(obj for obj in given if sum(obj is other for other in given) > 1)
+        raise ValueError(f"writer= has this {type(twice).__name__} twice: pass it once")
     try:
         writers += map(as_writer, given)
         if log_dir is not None:

@@ -21,6 +21,7 @@ def as_directory(log_dir: str | os.PathLike[str]) -> Path:
     Raises:
         TypeError: ``log_dir`` is not a path.
         ValueError: It is empty, a URL, or in the home of nobody.
+        FileNotFoundError: It is relative to a current directory that was deleted.
     """
     path = log_dir if isinstance(log_dir, str | os.PathLike) else None
     text = None if path is None else os.fspath(path)
@@ -45,7 +46,13 @@ def as_directory(log_dir: str | os.PathLike[str]) -> Path:
             f"log_dir={text!r}: there is no user {Path(text).parts[0][1:]!r} here. Pass another "
             f"path, or {os.path.join('.', text)!r} for a directory of that name"
         )
-    return Path(os.path.abspath(expanded))
+    try:
+        return Path(os.path.abspath(expanded))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"log_dir={text!r} is below the current directory, which was deleted: change to "
+            "another, or pass an absolute path"
+        ) from None
 
 
 def _way(scheme: str, rest: str) -> str:

@@ -169,12 +169,10 @@ class WritingThread:
         """
         done = self._wait(lambda: not (self._waiting or self._writing or self._unflushed), timeout)
         if not done:
-            logger.warning(
-                "flushing %s made no progress for %.3g s, and what is not written yet may be "
-                "lost: %s",
-                self._what,
-                self._timeout if timeout is None else timeout,
-                self._check,
+            seconds = self._timeout if timeout is None else timeout
+            self._warn(
+                f"flushing {self._what} made no progress for {seconds:.3g} s, and what is not "
+                f"written yet may be lost: {self._check}"
             )
         return done
 
@@ -194,13 +192,10 @@ class WritingThread:
         else:
             seconds = self._timeout if timeout is None else timeout
             self.failure = TimeoutError(f"writing made no progress for {seconds:.3g} s")
-            logger.error(
-                "closing %s made no progress for %.3g s, and what was logged after step %d is "
-                "lost: %s",
-                self._what,
-                seconds,
-                self._step,
-                self._check,
+            self._warn(
+                f"closing {self._what} made no progress for {seconds:.3g} s, and what was logged "
+                f"after step {self._step} is lost: {self._check}",
+                level=logging.ERROR,
             )
             self._end()
             atexit.unregister(self._at_exit)
@@ -288,7 +283,7 @@ class WritingThread:
             self._warn(message, error)
 
     def _warn(
-        self, message: str, error: BaseException | None, level: int = logging.WARNING
+        self, message: str, error: BaseException | None = None, level: int = logging.WARNING
     ) -> None:
         logger.log(level, "%s", message, exc_info=error)
         if self._report is not None:
