@@ -219,7 +219,7 @@ class OverTheBatch(nn.Module):
 @pytest.mark.parametrize("batch", [1, 2, 3, B])
 @pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM, nn.RNN])
 def test_a_model_that_runs_over_the_batch_is_refused(cell: type, batch: int) -> None:
-    with pytest.raises(ModelError, match=r"as though the batch were time.*transpose in forward="):
+    with pytest.raises(ModelError, match=r"as though the batch were time.*pass forward="):
         ModelRunner(OverTheBatch(cell), ncp.HeldOutBatch(X[:batch]))
 
 
@@ -242,7 +242,7 @@ class LastOverTheBatch(OverTheBatch):
 
 
 def test_a_model_that_runs_both_ways_over_the_batch_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"as though the batch were time.*transpose in forward="):
+    with pytest.raises(ModelError, match=r"as though the batch were time.*pass forward="):
         ModelRunner(BothWaysOverTheBatch(), ncp.HeldOutBatch(X))
     followed = ModelRunner(
         BothWaysOverTheBatch(),
@@ -251,6 +251,37 @@ def test_a_model_that_runs_both_ways_over_the_batch_is_refused() -> None:
     )
     assert not followed.coupling
     assert not any("as though the batch were time" in note for note in followed.notes)
+
+
+class PerStep(nn.Module):
+    """Reads each time step independently of the others, and the batch with it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.enter, self.head = how, nn.Linear(F, H), nn.Linear(H, 1)
+
+    def __call__(self, x):
+        if self.how == "standardised":
+            x = (x - x.mean(axis=0)) / mx.sqrt(x.var(axis=0) + 1e-3)
+        h = mx.tanh(self.enter(x))
+        if self.how == "attending":
+            by_step = h.swapaxes(0, 1)
+            weights = mx.softmax(by_step @ by_step.swapaxes(1, 2), axis=-1)
+            h = (weights @ by_step).swapaxes(0, 1)
+        if self.how == "beside the first":
+            h = h - h[:1]
+        return self.head(h)
+
+
+@pytest.mark.parametrize("how", ["standardised", "attending", "beside the first"])
+def test_steps_of_sequences_that_act_on_each_other_are_no_batch_in_place_of_time(how: str) -> None:
+    model, held_out = PerStep(how), ncp.HeldOutBatch(X)
+    runner = ModelRunner(model, held_out, target=0)
+    assert runner.coupling == ("inputs",)
+    assert "transpose in forward= if it takes (time, batch, features)" in runner.notes[0]
+    seen = observe(runner, 0, {ncp.Need.INPUT_GRADIENT})
+    by_hand = mx.grad(lambda x: model(x)[:, -1].sum())(X)
+    np.testing.assert_allclose(seen.input_gradient, np.array(by_hand), rtol=1e-4, atol=1e-6)
 
 
 def test_as_many_time_steps_as_sequences_are_no_sequences() -> None:

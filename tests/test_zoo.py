@@ -405,7 +405,7 @@ def test_a_stack_named_as_layer_tells_its_activation():
         ({"layers": "rnn_cell.ff1"}, "never called"),
         ({"layers": ["rnn_cell.backbone", "oops"]}, "'oops' matches no module"),
         ({"forward": 3}, "forward is a int"),
-        ({"forward": lambda model, x, dt: None}, "returned a NoneType"),
+        ({"forward": lambda model, x, dt: None}, "returned None: return its outputs"),
         ({"forward": lambda model, x, dt: model.nothing(x)}, "forward failed on inputs .*nothing"),
         ({"forward": lambda model, x, dt: {"a": x, "b": x}}, "returned a dict"),
         ({"forward": lambda model, x, dt: x.argmax(-1)}, "has no gradient"),
@@ -421,7 +421,7 @@ def test_wrong_options_are_refused(options, message):
 def test_a_model_that_takes_time_first_is_refused():
     model = zoo.made(EXAMPLES["port/cfc-time-first"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
-    with pytest.raises(ModelError, match=r"as though the batch were time.*transpose in\s+forward="):
+    with pytest.raises(ModelError, match=r"as though the batch were time.*pass forward="):
         ModelRunner(model, ncp.HeldOutBatch(x))
 
 

@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from ..held_out import HeldOutBatch
 from ..signal_handlers import raised_by_signal_handler
-from .checks.outputs import StepsAxis, find_steps_axis
+from .checks.outputs import StepsAxis, check_batch_axis, find_steps_axis
 from .errors import ModelError
 from .model_copy import ModelCopy
 
@@ -89,23 +89,53 @@ class Calling:
 
 
 def primary_output(raw: Any) -> mx.array:
-    """Return the array of predictions: the output itself, a tuple's first, or a dict's."""
+    """Return the array of predictions: the output itself, a tuple's first, or a dict's.
+
+    Raises:
+        ModelError: If there is none, or several that may be those of single time steps.
+    """
     found = raw
     while not isinstance(found, mx.array):
         if isinstance(found, list | tuple) and found:
+            _check_not_steps(found)
             found = found[0]
         elif isinstance(found, dict) and any(k in found for k in _OUTPUT_KEYS):
             found = found[next(k for k in _OUTPUT_KEYS if k in found)]
         elif isinstance(found, dict) and len(found) == 1:
             found = next(iter(found.values()))
         else:
-            keys = f" with keys {', '.join(map(repr, found))}" if isinstance(found, dict) else ""
-            raise ModelError(
-                f"the model returned a {type(raw).__name__}{keys} in which no outputs were found "
-                f"(tried: an array, a tuple's first element, keys {', '.join(_OUTPUT_KEYS)}): "
-                + _FORWARD_HINT
-            )
+            raise ModelError(_no_outputs(found))
     return found
+
+
+def _check_not_steps(listed: Sequence[Any]) -> None:
+    """Raise if a list holds arrays of one shape, as that of the outputs at each time step does."""
+    # A tuple may hold an output and the states of an LSTM.
+    if len(listed) < (2 if isinstance(listed, list) else 4):
+        return
+    if not all(isinstance(a, mx.array) for a in listed) or len({a.shape for a in listed}) > 1:
+        return
+    raise ModelError(
+        f"the model returned {len(listed)} arrays of shape {tuple(listed[0].shape)}: if each holds "
+        "the outputs at one step, pass forward=lambda model, inputs, time_delta: "
+        "mx.stack(model(inputs), axis=1); if one of them is the output, pass forward=lambda model, "
+        "inputs, time_delta: model(inputs)[0], with its number"
+    )
+
+
+def _no_outputs(found: Any) -> str:
+    if found is None:
+        return "the model returned None: return its outputs, in the model or in forward="
+    what, part = f"a {type(found).__name__}", ".name"
+    if isinstance(found, dict):
+        what = f"a dict with keys {', '.join(map(repr, found))}, none of which names outputs"
+        part = f"[{next(iter(found), 'name')!r}]"
+    elif hasattr(found, "__array__"):
+        return f"the model returned {what}, which has no gradient: return an mx.array"
+    return (
+        f"the model returned {what}: pass the array of outputs, such as forward=lambda model, "
+        f"inputs, time_delta: model(inputs){part}"
+    )
 
 
 def _parameters(model: nn.Module) -> dict[str, inspect.Parameter] | None:
@@ -275,22 +305,61 @@ def _outputs_differ(a: mx.array | None, b: mx.array) -> bool:
 def _other_method(model: nn.Module, takes_time: bool) -> str:
     """Return what to do with a model that can't be called."""
     name = type(model).__name__
-    own = [
-        key
+    own = {
+        key: list(inspect.signature(value).parameters.values())[1:]
         for cls in type(model).__mro__[: type(model).__mro__.index(nn.Module)]
         for key, value in vars(cls).items()
-        if inspect.isfunction(value) and not key.startswith("_")
-    ]
-    if not own:
-        return f"{name} has no __call__: define it, or " + _FORWARD_HINT
-    method = "forward" if "forward" in own else own[0]
-    given = inspect.signature(getattr(type(model), method)).parameters
-    keyword = next((k for k in TIME_KEYWORDS if k in given), None) if takes_time else None
-    time = "" if keyword is None else f", {keyword}=time_delta"
+        if inspect.isfunction(value) and getattr(type(model), key) is value
+        if not key.startswith("_")
+    }
+    # One that takes inputs, and as few other arguments as possible.
+    taking = {key: given for key, given in own.items() if any(map(_is_positional, given))}
+    if not taking:
+        return (
+            f"{name} has no __call__, so that model(inputs) fails: define it, or pass forward=, a "
+            "function (model, inputs, time_delta) that returns the outputs"
+        )
+    method = min(taking, key=lambda key: (key != "forward", len(_required(taking[key]))))
+    call, also = _call_of(f"model.{method}", taking[method], takes_time)
     return (
         f"{name} has no __call__, so that model(inputs) fails. If its method {method} returns the "
-        f"outputs, pass forward=lambda model, inputs, time_delta: model.{method}(inputs{time})"
+        f"outputs, pass forward=lambda model, inputs, time_delta: {call}{also}"
     )
+
+
+def _is_positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (
+        parameter.POSITIONAL_ONLY,
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.VAR_POSITIONAL,
+    )
+
+
+def _required(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p for p in parameters if p.default is p.empty and p.kind not in variable]
+
+
+def _call_of(
+    function: str, parameters: Sequence[inspect.Parameter], takes_time: bool
+) -> tuple[str, str]:
+    """Return how a function is called on inputs, and what to fill in, or "".
+
+    Args:
+        function: How it is written.
+        parameters: What it takes, of which the first is the inputs.
+        takes_time: True if there are elapsed times, for which the call shows ``time_delta``.
+    """
+    others = [p.name for p in _required(parameters[1:])]
+    named = [p.name for p in parameters[1:]]
+    keyword = next((k for k in TIME_KEYWORDS if k in named), None)
+    given = [f", {keyword}=time_delta"] if keyword and takes_time else []
+    missing = [name for name in others if not (given and name == keyword)]
+    also = f", with your own {' and '.join(missing)}" if missing else ""
+    if keyword in missing:
+        also += "; it takes elapsed times: pass time_delta= to the held-out batch for them"
+    call = f"{function}(inputs{''.join(given)}{''.join(f', {name}=...' for name in missing)})"
+    return call, also
 
 
 def _hint_at_inputs(candidates: Sequence[_Candidate], held_out: HeldOutBatch) -> str:
@@ -329,7 +398,11 @@ def _error_of_failed_calls(
     if held_out.time_delta is not None:
         arguments += f" and time_delta {tuple(held_out.time_delta.shape)}"
     hint = "" if forward is not None else ". If the call is wrong, " + _FORWARD_HINT
-    if held_out.time_delta is None and _time_keywords(model) and forward is None:
+    parameters = list((_parameters(model) or {}).values())
+    if forward is None and isinstance(error, TypeError) and len(_required(parameters)) > 1:
+        call, also = _call_of("model", parameters, held_out.time_delta is not None)
+        hint = f". Pass forward=lambda model, inputs, time_delta: {call}{also}"
+    elif held_out.time_delta is None and _time_keywords(model) and forward is None:
         hint = ". It takes elapsed times: if they are missing, pass time_delta=" + hint
     hint = at_inputs or hint
     return ModelError(f"{what} failed on {arguments}: {type(error).__name__}: {error}{hint}")
@@ -343,14 +416,8 @@ def _steps_axis(
     horizon: bool | None,
 ) -> StepsAxis:
     """Check the outputs, and return what their axis 1 is."""
-    batch = len(held_out)
     shape = tuple(outputs.shape)
-    if not shape or shape[0] != batch:
-        raise ModelError(
-            f"the model's outputs have shape {shape} for {batch} sequences: their first axis must "
-            "be the batch. For a model that takes (time, batch, features), transpose in "
-            "forward=lambda model, inputs, time_delta: ..."
-        )
+    check_batch_axis(outputs, held_out)
     if not mx.issubdtype(outputs.dtype, mx.floating):
         raise ModelError(
             f"the model's outputs have dtype {outputs.dtype}, which has no gradient: return scores "

@@ -75,12 +75,13 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Place:
-    """Hold the batch axis, rows and order of an array, or why they are unknown."""
+    """Hold where an array has its sequences and time steps, see :class:`CellHook`, or why not."""
 
     axis: int = 0
     order: Order = Order.FORWARD
     wrong: str = ""
     rows: tuple[int, ...] = ()
+    turned: bool = False
 
 
 def find_hook_points(
@@ -375,7 +376,9 @@ class _Finder:
         if any(place.rows != rows for place in found):
             wrong = unknown_rows(hook, "its arrays hold the sequences in different orders")
             return dataclasses.replace(hook, skipped=wrong)
-        return dataclasses.replace(hook, axes=axes, rows=rows, order=found[0].order)
+        return dataclasses.replace(
+            hook, axes=axes, rows=rows, order=found[0].order, turned=found[0].turned
+        )
 
     def verified_layer(self, hook: LayerHook) -> LayerHook:
         """Return a hook with a verified batch axis and time order, or the reason to skip it."""
@@ -420,20 +423,25 @@ class _Finder:
                 continue
             fit = self.readings.fit_sequence(self.by_module[hook.module][hook.calls[0]], axis)
             if fit is not None:
-                if isinstance(hook, CellHook):
-                    self._note_both_ways(hook, axis, fit.order)
-                return _Place(axis, fit.order, rows=placed.rows)
+                turned = isinstance(hook, CellHook) and self._is_turned(hook, axis, fit.order)
+                return _Place(axis, fit.order, rows=placed.rows, turned=turned)
             reasons.append(self._unknown_order(hook.name))
         return _Place(wrong=reasons[0])
 
-    def _note_both_ways(self, hook: CellHook, axis: int, order: Order) -> None:
+    def _is_turned(self, hook: CellHook, axis: int, order: Order) -> bool:
+        """Return whether a layer runs against the order in which it returns the time steps.
+
+        A layer that runs in both directions doesn't, and is noted.
+        """
         call = self.by_module[hook.module][hook.calls[0]]
-        if self.readings.reads_ahead(call, axis, order):
+        earlier, later = self.readings.reads_beyond(call, axis, order)
+        if later and earlier:
             self.about.setdefault(hook.name, []).append(
                 f"what {hook.name} returns at a time step depends on the time steps after it, too: "
                 "its units, or some of them, run in the other direction. Make a module of each "
                 "direction to tell them apart"
             )
+        return later and not earlier
 
     def named_cells(self, patterns: Sequence[str]) -> list[CellHook]:
         hook_points: list[CellHook] = []

@@ -26,7 +26,9 @@ class CellHook:
             layer that runs over the whole sequence.
         first: Number of the call that receives the initial state.
         calls_in_all: Number of calls of the module in one pass.
-        order: The order in which it runs over the time steps.
+        order: The order in which it runs over the time steps, or in which a layer returns them.
+        turned: True if a layer runs against this order, as one that turns its sequence round and
+            its states back.
         whole_sequence: True if one call returns the states of all steps, ``(B, T, H)``.
         between: True if the model changes the states between the calls.
         axes: The batch axis of each state array.
@@ -43,6 +45,7 @@ class CellHook:
     first: int
     calls_in_all: int
     order: Order = Order.FORWARD
+    turned: bool = False
     whole_sequence: bool = False
     between: bool = False
     axes: tuple[int, ...] = ()
@@ -52,7 +55,7 @@ class CellHook:
     @property
     def reverse(self) -> bool:
         """Return whether it runs from the last time step to the first."""
-        return self.order in (Order.BACKWARD, Order.BACKWARD_WITHIN)
+        return (self.order in (Order.BACKWARD, Order.BACKWARD_WITHIN)) != self.turned
 
     @property
     def calls_per_step(self) -> int:

@@ -123,7 +123,7 @@ class StateChanges:
         hook = self._hook
         if hook.not_stepped:
             raise NotApplicable(hook.not_stepped)
-        if hook.whole_sequence and (hook.reverse or hook.axis(0)):
+        if hook.whole_sequence and (hook.reverse or hook.turned or hook.axis(0)):
             raise NotApplicable(
                 f"{hook.name} runs over the whole sequence in an unknown way, so its states can't "
                 "be changed between time steps"

@@ -18,6 +18,7 @@ from ...held_out import HeldOutBatch, to_numpy
 from ...results import FloatArray
 from ..errors import ModelError
 from ..model_copy import ModelCopy, random_states
+from .outputs import check_batch_axis
 from .perturb import with_other_steps
 
 __all__ = ["Run", "check_own_inputs", "coupling_note", "find_coupling", "other_values"]
@@ -71,12 +72,12 @@ def find_coupling(
             for name in batch.arrays
             if any(check.reaches([name], changed) for changed in (even, ~even))
         )
-        if "inputs" in found and check.steps_are_sequences():
+        if "inputs" in found and check.steps_are_sequences() and not check.order_is_free():
             raise ModelError(
-                "the outputs of a sequence depend on the other sequences in the batch, and the "
-                "outputs of a time step on no other time step, as though the batch were time. For "
-                "a model that takes (time, batch, features), transpose in forward=lambda model, "
-                "inputs, time_delta: ..."
+                "the outputs of a sequence depend on the order of the sequences in the batch, and "
+                "the outputs of a time step on no other time step, as though the batch were time. "
+                "For a model that takes (time, batch, features), pass forward=lambda model, "
+                f"inputs, time_delta: {check.transposed_call}"
             )
         # Arrays that act only together still act.
         return found or tuple(batch.arrays)
@@ -124,10 +125,15 @@ def coupling_note(channels: Collection[str]) -> str:
         if {"inputs", "time_delta"} & set(channels)
         else ""
     )
+    transposed = (
+        ", or transpose in forward= if it takes (time, batch, features)"
+        if "inputs" in channels
+        else ""
+    )
     return (
         f"the outputs of a sequence depend on {through}: each pass takes the whole held-out batch, "
         f"one variant at a time, which takes longer. {effect}If this isn't intended, compute each "
-        "sequence independently in the model"
+        "sequence independently in the model" + transposed
     )
 
 
@@ -141,6 +147,7 @@ class _Check:
     def _outputs_of(self, batch: HeldOutBatch) -> mx.array:
         with self._copy.preserved():
             outputs = self._run(batch)
+            check_batch_axis(outputs, batch)
             mx.eval(outputs)
         return outputs
 
@@ -187,6 +194,23 @@ class _Check:
                 along = moved.any(axis=tuple(i for i in range(before.ndim) if i != axis))
                 alone[axis] &= np.flatnonzero(along).tolist() == [step]
         return len(asked) > 1 and bool(alone[:2].any())
+
+    def order_is_free(self) -> bool:
+        """Tell if outputs change places as sequences do, of which the first keeps its place.
+
+        They do where sequences are standardised over the batch, or compared with the first one; in
+        a model that runs over the batch they don't.
+        """
+        order = np.arange(len(self._batch))
+        order[1:] = np.random.default_rng(0).permutation(order[1:])
+        now = self._outputs_of(self._batch.take(order))
+        return _agree(now, self._outputs[mx.array(order)], _OTHER_SIZE)
+
+    @property
+    def transposed_call(self) -> str:
+        """Return the call of a model that takes time first."""
+        call = "model(inputs.swapaxes(0, 1))"
+        return f"{call}.swapaxes(0, 1)" if self._outputs.ndim == 3 else call
 
     def parts_agree(self) -> bool:
         """Tell if the halves of the batch have the outputs alone that they have in it."""

@@ -20,7 +20,7 @@ from ...likely_mistakes import layout_hint
 from ...results import FloatArray
 from ..errors import ModelError
 
-__all__ = ["StepsAxis", "find_steps_axis"]
+__all__ = ["StepsAxis", "check_batch_axis", "find_steps_axis"]
 
 # Returns None where the model fails.
 Run: TypeAlias = Callable[[HeldOutBatch], "mx.array | None"]
@@ -33,6 +33,38 @@ _FLOOR = 1e-4
 # Mean logarithm of the sensitivities on the diagonal minus that off it. Bidirectional layers and
 # attention with residuals have 2.6 to 9 over 24 steps, decoders at most 0.3.
 _ALIGNED = 1.5
+
+
+def check_batch_axis(outputs: mx.array, held_out: HeldOutBatch) -> None:
+    """Check that outputs have a row for each sequence of a batch.
+
+    Raises:
+        ModelError: If they don't; the fix depends on which of their axes may be the batch.
+    """
+    shape, (batch, steps, _) = tuple(outputs.shape), held_out.inputs_shape
+    if shape and shape[0] == batch:
+        return
+    if not shape:
+        fix = "Return the outputs of each sequence, not one number for all"
+    elif batch in shape:
+        axis = shape.index(batch)
+        others = sorted(set(range(len(shape))) - {axis}, key=lambda i: shape[i] != steps)
+        axes = ", ".join(map(str, (axis, *others)))
+        fix = (
+            f"If axis {axis} is the batch, pass forward=lambda model, inputs, time_delta: "
+            f"model(inputs).transpose({axes})"
+        )
+    elif shape[0] == steps:
+        fix = (
+            "For a model that takes (time, batch, features), pass forward=lambda model, inputs, "
+            "time_delta: model(inputs.swapaxes(0, 1))"
+        )
+    else:
+        fix = "Return one row for each sequence, in the model or in forward="
+    raise ModelError(
+        f"the model's outputs have shape {shape} for {batch} sequences: their first axis must be "
+        f"the batch. {fix}"
+    )
 
 
 def find_steps_axis(
@@ -68,7 +100,10 @@ def find_steps_axis(
         return "time" if outputs.ndim == 3 else None
     shorter = run(_first_steps(held_out, steps - 1))
     if shorter is not None and (shorter.ndim < 2 or shorter.shape[1] != steps - 1):
-        return None if outputs.ndim == 2 else "horizon"
+        if outputs.ndim == 2:
+            return None
+        _check_horizon(run, held_out, outputs)
+        return "horizon"
     found = _alignment(run, held_out, outputs, any_length=shorter is not None)
     if found is None:  # nothing moves, so only sizes are known
         return "time" if outputs.ndim == 3 or shorter is not None else None
@@ -94,6 +129,7 @@ def _check_horizon(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> None:
         runs = runs or shorter is not None
         if shorter is None or shorter.shape == outputs.shape:
             continue
+        check_batch_axis(shorter, _first_steps(held_out, fewer))
         if shorter.ndim == 3 and shorter.shape[1] == shape[1]:
             raise ModelError(
                 f"the model's outputs have shape {shape} for {steps} time steps, and the last axis "

@@ -4,9 +4,9 @@ Solvers, decays, norms and projections between the calls make other arrays of a 
 another output of each of three calls changes an argument of the call after it, and no later one
 while all other calls return what they did. Otherwise the model carries a sum past the module, as a
 residual or a solver's state, of which the output is a part only. A module with one argument may
-receive its state joined with the input; another output then changes some columns of it, in
-proportion, as after a decay. A layer whose output goes through an activation outside of it has
-pre-activations instead.
+receive its state joined with the input, or with nothing; another output then changes some columns
+of it, in proportion, as after a decay. A layer whose output goes through an activation outside of
+it has pre-activations instead.
 """
 
 from __future__ import annotations
@@ -243,11 +243,12 @@ def _effect(
     after = {(call.path, call.number): call for call in run[0]}
     changed = _moved_arguments(following, after[following.path, following.number])
     given = [p for p in changed if following.inputs[p].shape == array.shape and p not in known]
-    if not given and changed and len(following.inputs) == 1:
+    if changed and len(following.inputs) == 1:
         half = {(calls[at].path, at): {place: (array + other) / 2}}
         run = rerun(None, _returning([*held.values(), *calls], half))
         ends = following.inputs[changed[0]], after[following.path, following.number]
-        given = [_JOINED] if run is not None and _halfway(run[0], ends, changed[0]) else []
+        in_proportion = run is not None and _halfway(run[0], ends, changed[0])
+        given = (given or [_JOINED]) if in_proportion else []
     if not given:
         return _Effect()
     later = calls[at + 2 : at + 3]

@@ -160,8 +160,10 @@ class Readings:
                     return self._returned(found, moved_places, questions.asked)
         return None
 
-    def reads_ahead(self, call: Call, axis: int, order: Order) -> bool:
-        """Return whether values of a call move with later time steps, and its arguments do not.
+    def reads_beyond(self, call: Call, axis: int, order: Order) -> tuple[bool, bool]:
+        """Return whether values of a call move with earlier, and with later places of its inputs.
+
+        What its arguments do already doesn't count.
 
         Args:
             call: The call.
@@ -175,10 +177,13 @@ class Readings:
         )
         sequences = np.arange(len(self.mask))[None]
         at = {o: calls_of_steps(o, self.mask)[sequences, questions.asked] for o in Order}
-        # How far before its own place a time step moves something; a layer may turn its arguments.
-        of_arguments = np.max(list(at.values()), axis=0) - given.argmax(axis=2)
-        ahead = at[order] - returned.argmax(axis=2) > of_arguments
-        return bool((ahead & returned.any(axis=2)).any())
+        places = np.stack(list(at.values()))
+        (first, last), (first_given, last_given) = map(_ends, (returned, given))
+        # How far from its own place a time step moves something; a layer may turn its arguments.
+        later = at[order] - first > (places - first_given).max(axis=0)
+        earlier = last - at[order] > (last_given - places).max(axis=0)
+        known = returned.any(axis=2)
+        return bool((earlier & known).any()), bool((later & known).any())
 
     def _returned(self, found: Fit, moved_places: Mask, asked: Steps) -> Fit | None:
         """Return the order of values, given that of arguments; None if neither it nor another fits.
@@ -364,6 +369,13 @@ def _inputs(call: Call) -> dict[Path, mx.array]:
 
 def _outputs(call: Call) -> dict[Path, mx.array]:
     return call.outputs
+
+
+def _ends(moved_places: Mask) -> tuple[Steps, Steps]:
+    """Return ``(P, B)``, the first and the last of the places ``(P, B, T)`` that move."""
+    return moved_places.argmax(axis=2), (
+        moved_places.shape[2] - 1 - moved_places[..., ::-1].argmax(axis=2)
+    )
 
 
 def _by_sequence(changes: Mask, batch: int) -> Mask:
