@@ -175,7 +175,7 @@ class HeldOutBatch:
             _names(feature_names, "feature_names", features, shape) or self._default_names()
         )
         self.class_names = _names(class_names, "class_names", None)
-        self.notes = tuple(filter(None, self._likely_mistakes()))
+        self.notes = tuple(filter(None, self._likely_mistakes(time_delta)))
 
     @classmethod
     @checks_function_keywords
@@ -400,7 +400,7 @@ class HeldOutBatch:
             raise ValueError(
                 f"time_delta has shape {tuple(array.shape)}; expected (batch, time steps) = "
                 f"({batch}, {steps}), ({batch}, {steps}, 1) or one number"
-                + self._layout_hint(tuple(array.shape))
+                + self._time_hint(tuple(array.shape))
             )
         values = to_numpy(array).reshape(batch, steps)
         bad = np.argwhere(~(np.isfinite(values) & (values > 0)) & self.mask_array)
@@ -415,12 +415,28 @@ class HeldOutBatch:
         mx.eval(array)
         return array
 
+    def _time_hint(self, shape: tuple[int, ...]) -> str:
+        """Return what to do with elapsed times of a wrong shape, or ""."""
+        batch, steps, _ = self.inputs_shape
+        if shape == (steps,):
+            return f". If they are those of every sequence, pass np.tile(time_delta, ({batch}, 1))"
+        if shape[:2] == (batch, steps - 1):
+            return (
+                ". Put the time before the first time step in front: pass np.concatenate([first, "
+                "time_delta], axis=1), where first has shape " + str((batch, 1, *shape[2:]))
+            )
+        return self._layout_hint(shape)
+
     def _layout_hint(self, shape: tuple[int, ...]) -> str:
         """Return what to do if an array ``(B, T)`` shows that the inputs are ``(B, F, T)``."""
         return layout_hint(tuple(self._inputs.shape), shape[1] if len(shape) > 1 else 0)
 
-    def _likely_mistakes(self) -> Iterator[str]:
-        """Yield notes on arrays that are probably not what they should be; some may be ""."""
+    def _likely_mistakes(self, time_delta: Any) -> Iterator[str]:
+        """Yield notes on arrays that are probably not what they should be; some may be "".
+
+        Args:
+            time_delta: As it was passed, since timestamps may be equal in single precision.
+        """
         real = self.mask_array
         if not self.tokens:
             yield non_finite(to_numpy(self._inputs), "inputs", real, self.feature_names)
@@ -433,7 +449,9 @@ class HeldOutBatch:
             steps = real if tuple(self._targets.shape[:2]) == real.shape else None
             yield non_finite(to_numpy(self._targets), "targets", steps)
         if self._time_delta is not None:
-            yield timestamps(to_numpy(self._time_delta).reshape(real.shape), real)
+            given = time_delta if isinstance(time_delta, np.ndarray) else None
+            given_times = to_numpy(self._time_delta) if given is None or given.size == 1 else given
+            yield timestamps(given_times.reshape(real.shape), real)
 
     def _fill_padding(self, real: mx.array) -> None:
         """Replace values in padding that are not finite."""

@@ -190,7 +190,7 @@ def test_an_index_that_reaches_a_module_is_a_constant(cls: type[Base]) -> None:
     np.testing.assert_allclose(found[..., :2], np.array(expected), rtol=1e-4, atol=1e-7)
     assert not found[..., 2].any()
     (note,) = runner.notes
-    assert "'kind' reach codes as indices" in note
+    assert "codes gets 'kind' as indices" in note
     assert "'speed'" not in note
 
 
@@ -278,7 +278,7 @@ def test_elapsed_times_as_indices(cls: type[Base]) -> None:
         monitor.on_step_end(1)
         notes = [note for note in monitor.notes if "elapsed times" in note]
     assert len(notes) == 1
-    assert ("reach codes as indices" in notes[0]) == (cls is TimeByModule)
+    assert ("codes gets the elapsed times as indices" in notes[0]) == (cls is TimeByModule)
     runner = ModelRunner(model, held_out)
     with runner.analysing():
         seen = observe(runner, 0, set(ncp.Need))

@@ -273,7 +273,7 @@ ATTRIBUTED = [
 # Facts about the calls, of which only those that read the tokens are analysed.
 NOTES: dict[type[Reader], tuple[str, ...]] = {
     Shifted: (
-        "cell reads the input of each time step 1 calls after the call of that time step, to which "
+        "cell reads the input of each time step 1 call after the call of that time step, to which "
         "its states are assigned",
     ),
     Begun: (f"of the {T + 1} calls of cell, only those that read the {T} time steps are analysed",),

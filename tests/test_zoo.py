@@ -435,7 +435,7 @@ def test_elapsed_times_without_a_keyword_are_refused():
 def test_missing_elapsed_times_are_requested():
     model = zoo.made(EXAMPLES["hand/time-ByPosition"])
     x, _ = zoo.data(EXAMPLES["port/cfc-default"])
-    with pytest.raises(ModelError, match="if they are missing, pass time_delta="):
+    with pytest.raises(ModelError, match="it takes elapsed times: pass time_delta="):
         ModelRunner(model, ncp.HeldOutBatch(x))
 
 

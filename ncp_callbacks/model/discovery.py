@@ -26,7 +26,7 @@ from .checks.perturb import Rerun, Trial
 from .checks.recurrence import find_changed_recurrences
 from .checks.rows import Rows
 from .checks.time_order import SEQUENCE_LAYERS, Readings, Way
-from .errors import ModelError
+from .errors import ModelError, count_of
 from .front_end import FrontEnd
 from .hook_points import CellHook, HookPoints, LayerHook, reasons, unknown_rows
 from .model_copy import ModelCopy
@@ -121,7 +121,7 @@ def find_hook_points(
     found_layers = [finder.verified_layer(hook) for hook in found_layers]
     no_cells = reasons(found) if found else finder.reason_for_no_cell()
     if cells is None and found:
-        finder.notes += map(_of_fewer_calls, finder.shorter)
+        finder.notes += finder.of_fewer_calls()
     no_layers = reasons(found_layers) if found_layers else _NO_LAYERS
     for cell in found:
         finder.notes += [cell.skipped] if cell.skipped else finder.about.get(cell.name, [])
@@ -248,8 +248,8 @@ class _Finder:
             else "time step of the output that it changes"
         )
         note = (
-            f"the calls of {part.first.name} read the inputs of no time step of their own: each "
-            f"one's states are assigned to the {to}"
+            f"the inputs don't tell which call of {part.first.name} belongs to which time step: "
+            f"the states of each are assigned to the {to}"
         )
         found = _part(part.ends, part.first, fit)
         return dataclasses.replace(found, note=note if self.readings.inputs_change else "")
@@ -265,7 +265,8 @@ class _Finder:
             )
         return (
             f"{unknown} the inputs that each call reads follow none of the orders that are known. "
-            "Pass the mask of sequences of different lengths, or pass other modules as cells=[...]"
+            "Pass the mask of sequences of different lengths; or pass the time steps in the order "
+            "in which the model runs over them, and put the inputs back in forward="
         )
 
     # ---- cells
@@ -300,6 +301,12 @@ class _Finder:
                 inside |= {id(call) for call in calls}
                 found.append((calls[0].name, len(calls), self.steps))
         return found
+
+    def of_fewer_calls(self) -> list[str]:
+        """Return a note on each cell of fewer calls than time steps."""
+        mask = self.readings.mask
+        longest = self.steps - int(mask[:, ::-1].any(axis=0).argmax())
+        return [_of_fewer_calls(found, longest) for found in self.shorter]
 
     def _recurrence_hooks(self, recurrences: Sequence[Recurrence]) -> list[CellHook]:
         listed = [(r, part) for r in recurrences for part in self._parts_of(r)]
@@ -541,7 +548,7 @@ class _Finder:
         if self.added:
             return f"{reason}{_part_of_state(self.added)}. {_LET_THE_CELL}"
         if self.shorter:
-            return reason + "; ".join(map(_of_fewer_calls, self.shorter))
+            return reason + "; ".join(self.of_fewer_calls())
         reason += "no module is called once per time step with a state that it passes on"
         seen = [calls for calls in self.by_module.values() if calls[0].outputs]
         repeated = [calls for calls in seen if len(calls) > 1]
@@ -588,7 +595,7 @@ class _Finder:
         return f"{reason}. {_LET_THE_CELL}"
 
     def _over_the_sequence(self, seen: Sequence[Sequence[Call]]) -> list[str]:
-        """Return the innermost modules that return a sequence and mix its time steps."""
+        """Return the innermost modules that run over the whole sequence in one call."""
         whole = [
             calls
             for calls in seen
@@ -600,7 +607,7 @@ class _Finder:
         found: dict[int, str] = {}
         for calls in whole[: -_MAX_TRIED - 1 : -1]:  # a module is called before those inside it
             inside = any(id(call) in found for call in calls[0].descendants())
-            if not inside and self.holds_state(calls)[0]:
+            if not inside and len(calls) == 1 and self.holds_state.runs_over(calls[0]):
                 found[id(calls[0])] = calls[0].name
         return list(found.values())[::-1]
 
@@ -738,9 +745,10 @@ def _part(calls: Sequence[Call], first: Call, fit: Fit) -> _Part:
     note = ""
     if fit.shift:
         when = "after" if fit.shift > 0 else "before"
+        calls_away = count_of(abs(fit.shift), "call")
         note = (
-            f"{first.name} reads the input of each time step {abs(fit.shift)} calls {when} the "
-            "call of that time step, to which its states are assigned"
+            f"{first.name} reads the input of each time step {calls_away} {when} the call of that "
+            "time step, to which its states are assigned"
         )
     return _Part(ends, first, fit.order, note)
 
@@ -761,12 +769,17 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
 
 
-def _of_fewer_calls(found: tuple[str, int, int]) -> str:
+def _of_fewer_calls(found: tuple[str, int, int], longest: int) -> str:
     name, count, steps = found
+    fix = "call it once for each time step if it runs over these"
+    if count == longest:
+        fix = (
+            f"no sequence has more than {count_of(longest, 'real time step')}, so pass a held-out "
+            "batch without the padding that follows"
+        )
     return (
-        f"{name} passes a state on, but is called {count} times for {steps} time steps, so its "
-        "states belong to no time steps and are skipped: call it once for each time step if it "
-        "runs over these"
+        f"{name} passes a state on, but is called {count_of(count, 'time')} for {steps} time "
+        f"steps, so its states belong to no time steps and are skipped: {fix}"
     )
 
 

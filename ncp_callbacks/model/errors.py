@@ -8,7 +8,13 @@ from contextlib import contextmanager
 
 from ..signal_handlers import raised_by_signal_handler
 
-__all__ = ["ModelError", "NotApplicable", "explaining_missing_gradients", "no_gradient"]
+__all__ = [
+    "ModelError",
+    "NotApplicable",
+    "count_of",
+    "explaining_missing_gradients",
+    "no_gradient",
+]
 
 
 class ModelError(ValueError):
@@ -20,6 +26,11 @@ class NotApplicable(Exception):
 
     The monitor reports the reason once and skips the callback from then on.
     """
+
+
+def count_of(number: int, name: str) -> str:
+    """Return ``"1 call"`` or ``"3 calls"``."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def no_gradient(error: Exception) -> str | None:

@@ -31,6 +31,8 @@ __all__ = ["Gradients", "find_gradients", "indices_stopped"]
 
 # Features that may be indices are tried one by one.
 _MAX_TRIED = 32
+# Sequences on which gradients that seem to be 0 are computed again.
+_MAX_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class _Finder:
             self._inputs = self._small.sequence()
             mx.eval(self._inputs)
         self._times = self._small.time_delta if runner.takes_time else None
+        # Gradients by inputs and by elapsed times, which are computed if they are read.
+        self._built: dict[int, mx.array] = {}
 
     def find(self) -> Gradients:
         by_input = None
@@ -100,7 +104,7 @@ class _Finder:
         if integer:
             return Gradients(NO_VECTORS, _of_time(by_time))
         if by_input is None and by_time is None:
-            return Gradients()
+            return Gradients(notes=tuple(self._notes_on_flat_targets()))
         features = self._index_features() if by_input is not None else ()
         names = ", ".join(repr(self._runner.held_out.feature_names[f]) for f in features)
         stopped = self._index_modules()
@@ -110,14 +114,15 @@ class _Finder:
         if stopped and self._missing(0) is None:
             rest = None if self._times is None else self._missing(1)
             note = (
-                f"{' and '.join(filter(None, used)) or 'inputs'} reach {', '.join(stopped)} as "
+                f"{', '.join(stopped)} gets {' and '.join(filter(None, used)) or 'inputs'} as "
                 "indices, which have no gradient: attributions by gradients hold nothing that goes "
                 "through them. Set method='occlusion' to include it"
             )
-            return Gradients("", _of_time(rest), stopped, features, (note, _note_on_time(rest)))
+            notes = (note, _note_on_time(rest), *self._notes_on_flat_targets(features))
+            return Gradients("", _of_time(rest), stopped, features, notes)
         if by_input is None:
             return Gradients("", _of_time(by_time), (), (), (_note_on_time(by_time),))
-        column = f" ({names} may be one)" if names else ""
+        column = f" ({names} may be one)" if names and "indices" in by_input else ""
         return Gradients(
             f"the target has no gradient by the inputs: {by_input}{column}. "
             "method='occlusion' needs no gradient",
@@ -128,23 +133,65 @@ class _Finder:
 
     def _missing(self, argument: int) -> str | None:
         """Return why there is no gradient by inputs (0) or elapsed times (1); None: there is."""
-        small = self._small
-
-        def target(x: mx.array, dt: mx.array | None) -> mx.array:
-            outputs = small.outputs(x, dt)
-            values: mx.array = small.target(outputs, small.target.choose(outputs))
-            return values.sum()
-
         with self._runner.preserved():
             try:
                 # Built and not computed: MLX raises while it builds.
-                mx.grad(target, argnums=argument)(self._inputs, self._small.time_delta)
+                self._built[argument] = _gradient(self._small, self._inputs, argument)
             except Exception as error:
                 reason = no_gradient(error)
                 if reason is None:
                     raise
                 return reason
         return None
+
+    def _notes_on_flat_targets(self, index_features: Sequence[int] = ()) -> Iterator[str]:
+        """Yield a note on features, and elapsed times, that move the target without a gradient."""
+        held_out, values = self._runner.held_out, self._inputs
+        features = []
+        if not held_out.has_frames and not held_out.tokens:
+            listed = values.reshape(-1, values.shape[2])
+            others = mx.concatenate([listed[1:], listed[:1]]).reshape(values.shape)
+            for feature in self._flat_features()[:_MAX_TRIED].tolist():
+                if feature in index_features:
+                    continue
+                only = mx.arange(values.shape[2]) == feature
+                if self._moves(mx.where(only, others, values), self._small.time_delta):
+                    features.append(repr(held_out.feature_names[feature]))
+        names = [", ".join(features)] if features else []
+        if 1 in self._built and not to_numpy(self._built[1]).any():
+            assert self._times is not None
+            names += ["the elapsed times"] if self._moves(values, 1.5 * self._times) else []
+        how = "by what is rounded, compared, or turned into numbers of Python"
+        if "inputs" in self._runner.coupling:
+            how = "where the effects on the targets of all sequences cancel"
+        if names:
+            yield (
+                f"the target moves with {' and '.join(names)}, but has a gradient of exactly 0 by "
+                f"this, as {how}: attributions by gradients hold nothing of it. Set "
+                "method='occlusion' to include it"
+            )
+
+    def _flat_features(self) -> npt.NDArray[np.intp]:
+        """Return the features by which all gradients are 0, in few sequences and then in more."""
+        flat = ~to_numpy(self._built[0]).any(axis=(0, 1))
+        if flat.any() and self._runner.divisible:
+            held_out = self._runner.held_out
+            some = self._runner.take(held_out.spread(min(_MAX_SEQUENCES, len(held_out))))
+            some.index_modules = self._small.index_modules
+            with self._runner.preserved():
+                flat &= ~to_numpy(_gradient(some, some.sequence(), 0)).any(axis=(0, 1))
+        return np.flatnonzero(flat)
+
+    def _moves(self, inputs: mx.array, times: mx.array | None) -> bool:
+        """Return whether targets of other inputs, or elapsed times, are others."""
+        small, found = self._small, []
+        with self._runner.preserved():
+            chosen = None
+            for given in ((self._inputs, small.time_delta), (inputs, times)):
+                outputs = small.outputs(*given)
+                chosen = small.target.choose(outputs) if chosen is None else chosen
+                found.append(to_numpy(small.target(outputs, chosen)))
+        return not np.array_equal(found[0], found[1], equal_nan=True)
 
     def _index_modules(self) -> tuple[str, ...]:
         """Return the modules that are called with integers."""
@@ -183,6 +230,18 @@ class _Finder:
     def _outputs(self, inputs: mx.array) -> npt.NDArray[np.float32]:
         with self._runner.preserved():
             return to_numpy(self._small.outputs(inputs, self._small.time_delta))
+
+
+def _gradient(runner: ModelRunner, inputs: mx.array, argument: int) -> mx.array:
+    """Return the gradient of the targets by inputs (0) or elapsed times (1)."""
+
+    def target(x: mx.array, dt: mx.array | None) -> mx.array:
+        outputs = runner.outputs(x, dt)
+        values: mx.array = runner.target(outputs, runner.target.choose(outputs))
+        return values.sum()
+
+    found: mx.array = mx.grad(target, argnums=argument)(inputs, runner.time_delta)
+    return found
 
 
 def _of_time(reason: str | None) -> str:

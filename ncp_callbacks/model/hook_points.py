@@ -148,11 +148,11 @@ def reasons(hooks: Sequence[CellHook] | Sequence[LayerHook]) -> str:
     return "; ".join(dict.fromkeys(hook.skipped for hook in hooks))
 
 
-def unknown_rows(hook: CellHook | LayerHook, because: str) -> str:
+def unknown_rows(hook: CellHook | LayerHook, because: str, fix: str = "") -> str:
     """Return that the rows of a hook's arrays belong to no single sequences, with the fix."""
     what = "states" if isinstance(hook, CellHook) else "activations"
+    fix = fix or "Let the model keep one row for each sequence, in the order of the batch"
     return (
         f"the {what} of {hook.name} are skipped: they can't be assigned to sequences, because "
-        f"{because}. Pass the held-out batch in the order in which the model runs the "
-        "sequences, or keep one row for each"
+        f"{because}. {fix}"
     )

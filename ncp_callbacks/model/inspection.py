@@ -27,7 +27,7 @@ from .pass_arrays import Pass
 from .sequence_caller import SequenceCaller
 from .time_order import Mask
 
-__all__ = ["Inspection", "inspect_model"]
+__all__ = ["Inspection", "inspect_model", "two_sequences"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,8 @@ def inspect_model(
     def called_on(batch: HeldOutBatch) -> Calling:
         return find_calling(copy, batch, forward, horizon, state.restore)
 
-    few, any_size = held_out.take(slice(0, 2)), True
+    some = two_sequences(held_out)
+    few, any_size = held_out.take(some), True
     try:
         calling = called_on(few)
     except ModelError:
@@ -96,10 +97,10 @@ def inspect_model(
     coupling = find_coupling(copy, caller.call_on, held_out, any_size=any_size)
     whole_batch_only = not any_size or bool(coupling)
     if whole_batch_only:
-        few = held_out
+        few, some = held_out, np.arange(len(held_out))
     if held_out.tokens:
         caller.embedding = find_embedding(copy, few, caller.call)
-    first = caller.part(slice(0, len(few))).trial()
+    first = caller.part(some).trial()
 
     def spread(count: int) -> Trial:
         if len(few) == len(held_out):
@@ -118,6 +119,15 @@ def inspect_model(
     rows = _RowFinder(caller, max_sequences)
     part = None if whole_batch_only else np.arange(1, len(held_out))
     return Inspection(caller, put_in_order(found, rows.find, part), coupling, whole_batch_only)
+
+
+def two_sequences(held_out: HeldOutBatch) -> npt.NDArray[np.intp]:
+    """Return the indices of two sequences, one of them with the last real time step of all.
+
+    A model may cut a batch to its longest sequence.
+    """
+    last = held_out.inputs_shape[1] - held_out.mask_array[:, ::-1].argmax(axis=1)
+    return np.unique([0, int(last.argmax()) or min(1, len(held_out) - 1)])
 
 
 def _spread_by_length(held_out: HeldOutBatch, count: int) -> npt.NDArray[np.intp]:

@@ -7,7 +7,8 @@ inputs and elapsed times, hidden states and activations.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +29,7 @@ from .errors import ModelError, NotApplicable
 from .gradients import find_gradients
 from .hook_points import CellHook
 from .hook_recorder import HookRecorder
-from .inspection import inspect_model
+from .inspection import inspect_model, two_sequences
 from .model_copy import ModelCopy, Subject, set_evaluation_mode
 from .pass_arrays import Pass, Variants
 from .pytrees import modules
@@ -71,6 +72,17 @@ class _CurrentTarget:
         return values
 
 
+def _takes_three(forward: Callable[..., Any]) -> bool:
+    """Return whether a function takes three arguments, as far as its signature tells."""
+    try:
+        inspect.signature(forward).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
 def _patterns(given: Any, what: str) -> Sequence[str] | None:
     if given is None or isinstance(given, str):
         return None if given is None else [given]
@@ -86,7 +98,7 @@ def _patterns(given: Any, what: str) -> Sequence[str] | None:
 class ModelRunner(SequenceCaller):
     """Run a copy of a model on a held-out batch.
 
-    The constructor runs the copy a few times, mostly on the batch's first two sequences, to find
+    The constructor runs the copy a few times, mostly on two sequences of the batch, to find
     out how to call it and where its states and activations can be read.
 
     Args:
@@ -137,7 +149,12 @@ class ModelRunner(SequenceCaller):
         state: StateBetweenBatches | None = None,
     ) -> None:
         if not isinstance(model, nn.Module | ModelCopy):
-            raise TypeError(f"model is a {type(model).__name__}; pass an mlx.nn.Module")
+            fix = "pass an mlx.nn.Module"
+            if isinstance(model, type):
+                fix = f"pass an object of this class, such as {model.__name__}()"
+            elif callable(model):
+                fix += ", and the function as forward=lambda model, inputs, time_delta: ..."
+            raise TypeError(f"model is a {type(model).__name__}; {fix}")
         if not isinstance(held_out, HeldOutBatch):
             raise TypeError(
                 f"held_out is a {type(held_out).__name__}; pass "
@@ -147,6 +164,11 @@ class ModelRunner(SequenceCaller):
             raise TypeError(
                 f"forward is a {type(forward).__name__}; pass a callable "
                 "(model, inputs, time_delta) -> outputs"
+            )
+        if forward is not None and not _takes_three(forward):
+            raise TypeError(
+                f"forward takes {inspect.signature(forward)}; it is called as "
+                "forward(model, inputs, time_delta): pass a callable that takes these three"
             )
         if isinstance(model, nn.Module):
             model = ModelCopy.of(Subject(model, forward, target if callable(target) else None))
@@ -301,7 +323,11 @@ class ModelRunner(SequenceCaller):
         Raises:
             NotApplicable: If there are none.
         """
-        few = self.held_out if self.whole_batch_only else self.held_out.take(slice(0, 2))
+        few = (
+            self.held_out
+            if self.whole_batch_only
+            else self.held_out.take(two_sequences(self.held_out))
+        )
         steps = few.inputs_shape[1]
         if steps not in self._embeddings:
             self._embeddings[steps] = find_embedding(self.copy, few, self.call)
@@ -312,8 +338,8 @@ class ModelRunner(SequenceCaller):
             )
 
     def small(self) -> ModelRunner:
-        """Return a runner of the first two sequences, or of all if the batch is not divisible."""
-        return self.take(slice(0, 2)) if self.divisible else self
+        """Return a runner of two sequences, or of all if the batch is not divisible."""
+        return self.take(two_sequences(self.held_out)) if self.divisible else self
 
     def _targets(self, batch: HeldOutBatch) -> mx.array:
         """Return the targets ``(B,)`` of a batch like the whole one."""

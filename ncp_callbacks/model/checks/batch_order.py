@@ -78,4 +78,8 @@ def _placed(hook: _T, rows: _Rows | None) -> _T:
         if rows is None
         else "it runs them in another order, which is unknown for the whole batch"
     )
-    return replace(hook, rows=(), skipped=unknown_rows(hook, because))
+    fix = (
+        "Let the model keep the order of the batch, or, if it sorts sequences by length, pass the "
+        "held-out batch sorted in this way"
+    )
+    return replace(hook, rows=(), skipped=unknown_rows(hook, because, fix))

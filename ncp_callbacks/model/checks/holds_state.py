@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import numpy.typing as npt
+from mlx.nn.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 from ...held_out import to_numpy
 from ..model_copy import ModelCopy
@@ -40,9 +42,14 @@ STATELESS = (
     nn.Dropout,
     nn.MultiHeadAttention,
     nn.TransformerEncoder,
+    TransformerEncoderLayer,
+    TransformerDecoderLayer,
     nn.RoPE,
     nn.SinusoidalPositionalEncoding,
 )
+
+# Time steps over which a state is expected to have an effect.
+_FAR = 32
 
 
 class StateCheck:
@@ -71,26 +78,50 @@ class StateCheck:
             return self._of_sequence(calls[0])
         return self._of_steps(calls)
 
+    def runs_over(self, call: Call) -> bool:
+        """Return whether a call runs over the whole sequence, from one end of it to the other.
+
+        Attention without a mask depends on both ends, and a convolution on a few time steps.
+        """
+        moved = self._moved_by_ends(call)
+        if moved is None or isinstance(call.module, STATELESS):
+            return False
+        far = min(_FAR, self._steps - 1)
+        by_first, by_last = moved
+        return bool(by_first[far]) != bool(by_last[-1 - far])
+
     def _of_sequence(self, call: Call) -> tuple[bool | None, str]:
+        moved = self._moved_by_ends(call)
+        if moved is None:
+            return None, ""
+        if moved[0][1:].any() or moved[1][:-1].any():
+            return True, ""
+        return False, (
+            "what it returns at a time step depends on its arguments at this time step alone"
+        )
+
+    def _moved_by_ends(self, call: Call) -> list[npt.NDArray[np.bool_]] | None:
+        """Return two arrays ``(T,)``, the time steps at which what a call returns moves.
+
+        First another first time step is passed, and then another last one, because a layer may run
+        in either direction. None: it can't be asked.
+        """
         given = {path: array for path, array in call.inputs.items() if self._is_sequence(array)}
         if not given or self._steps < 2:
-            return None, ""
-        # Both ends, because it may run in either direction.
+            return None
+        found = []
         for step in (0, self._steps - 1):
             changed = {path: _with_other_step(array, step) for path, array in given.items()}
             again = self._changed([call], {0: changed})
             if again is None:
-                return None, ""
+                return None
+            moved = np.zeros(self._steps, bool)
             for path, array in call.outputs.items():
                 other = again[0].outputs.get(path)
-                if other is None or other.shape != array.shape or not self._is_sequence(array):
-                    continue
-                moved = (to_numpy(array) != to_numpy(other)).any(axis=(0, 2))
-                if np.delete(moved, step).any():
-                    return True, ""
-        return False, (
-            "what it returns at a time step depends on its arguments at this time step alone"
-        )
+                if other is not None and other.shape == array.shape and self._is_sequence(array):
+                    moved |= (to_numpy(array) != to_numpy(other)).any(axis=(0, 2))
+            found.append(moved)
+        return found
 
     def _of_steps(self, calls: Sequence[Call]) -> tuple[bool | None, str]:
         if any(_passes_on(before, after) for before, after in itertools.pairwise(calls)):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ...held_out import HeldOutBatch, to_numpy
 from ...likely_mistakes import layout_hint
 from ...results import FloatArray
-from ..errors import ModelError
+from ..errors import ModelError, count_of
 
 __all__ = ["StepsAxis", "check_batch_axis", "find_steps_axis"]
 
@@ -143,6 +143,13 @@ def _check_horizon(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> None:
                 "those of models that predict what follows: let it run over as many more, by "
                 "forward=lambda model, inputs, time_delta: model(mx.concatenate([inputs, "
                 f"inputs[:, -{ahead}:]], axis=1))"
+            )
+        longest = steps - int(held_out.mask_array[:, ::-1].any(axis=0).argmax())
+        if shape[1] == longest:
+            raise ModelError(
+                f"the model's outputs have shape {shape} for {steps} time steps: no sequence has "
+                f"more than {count_of(longest, 'real time step')}, so pass a held-out batch "
+                "without the padding that follows"
             )
         raise ModelError(
             f"the model's outputs have shape {shape} for {steps} time steps and "

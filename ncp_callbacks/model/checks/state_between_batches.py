@@ -25,7 +25,7 @@ import numpy as np
 
 from ...held_out import HeldOutBatch
 from ..conventions import Calling
-from ..errors import ModelError
+from ..errors import ModelError, count_of
 from ..model_copy import (
     ModelCopy,
     Packed,
@@ -210,11 +210,12 @@ def check_kept_size(
             if length == size and any(p[: len(place)] == place[: len(p)] for p in changed)
         ]
         if state:
+            own = count_of(size, "sequence")
             raise ModelError(
-                f"the model holds a state of {size} sequences ({_listed(_roots(copy), state)}) and "
-                f"fails on the {len(held_out)} of the held-out batch: hold out {size} sequences, "
-                "or reset the state in forward=lambda model, inputs, time_delta: "
-                "(model.reset_state(), model(inputs))[1], with the model's own way to reset it"
+                f"the model holds a state of {own} ({_listed(_roots(copy), state)}) and fails on "
+                f"the {len(held_out)} of the held-out batch: hold out {own}, or reset the state in "
+                "forward=lambda model, inputs, time_delta: (model.reset_state(), model(inputs))[1],"
+                " with the model's own way to reset it"
             )
 
 
@@ -436,5 +437,5 @@ def _name(roots: Any, place: Place) -> str:
 
 
 def _listed(roots: Any, places: Sequence[Place]) -> str:
-    names = [_name(roots, place) for place in places[:_MAX_NAMES]]
-    return ", ".join(names) + (" and others" if len(places) > _MAX_NAMES else "")
+    names = list(dict.fromkeys(_name(roots, place) for place in places))
+    return ", ".join(names[:_MAX_NAMES]) + (" and others" if len(names) > _MAX_NAMES else "")
