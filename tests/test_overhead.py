@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
+from typing import ClassVar
 from unittest import mock
 
 import mlx.core as mx
@@ -30,6 +32,16 @@ class Net(nn.Module):
 
     def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
         return self.head(self.rnn(x, time_delta)[0])
+
+
+class Counting(Net):
+    """Counts the sequences of each call."""
+
+    batches: ClassVar[list[int]] = []
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        self.batches.append(len(x))
+        return super().__call__(x, time_delta)
 
 
 class Slow(ncp.Callback):
@@ -297,11 +309,86 @@ def test_small_models_are_run_whole() -> None:
     assert runner.max_sequences is None
 
 
-def test_peak_memory_is_read_and_never_reset() -> None:
+@pytest.mark.parametrize("background", [True, False])
+def test_the_loop_s_peak_memory_is_read_and_never_reset(background: bool) -> None:
+    options = {"writer": ncp.MemoryWriter(), "every": 1, "background": background}
     with mock.patch.object(mx, "reset_peak_memory") as reset:
-        with ncp.Monitor(Net(), held_out(), writer=ncp.MemoryWriter(), every=1) as monitor:
+        with ncp.Monitor(Net(), held_out(), **options) as monitor:
             monitor.on_step_end(1)
         assert not reset.called
+
+
+class _Memory:
+    """Stand for MLX's memory: 500 bytes are held, and a pass takes 100 for each sequence."""
+
+    def __init__(self, peak: int) -> None:
+        self.peak = peak
+
+    def run(self, sequences: int) -> None:
+        self.peak = max(self.peak, 500 + 100 * sequences)
+
+    def reset(self) -> None:
+        self.peak = 500
+
+    def patched(self) -> contextlib.ExitStack:
+        with contextlib.ExitStack() as stack:
+            for name, fake in (
+                ("get_peak_memory", lambda: self.peak),
+                ("get_active_memory", lambda: 500),
+                ("reset_peak_memory", self.reset),
+            ):
+                stack.enter_context(mock.patch.object(mx, name, side_effect=fake))
+            stack.enter_context(mock.patch.object(memory_module, "MIN_LIMIT_BYTES", 0))
+            return stack.pop_all()
+
+
+@pytest.mark.parametrize(
+    ("own_process", "room"),
+    [
+        # Twice the 4,100 bytes of training, less what is held, hold 77 sequences of 100 bytes.
+        (True, 77),
+        # The peak is that of training: 16 sequences may have taken the 3,600 bytes beyond 500.
+        (False, 34),
+    ],
+)
+def test_passes_hold_as_many_variants_as_the_memory_of_training_has_room_for(
+    own_process: bool, room: int
+) -> None:
+    runner, memory = ModelRunner(Net(), held_out(16)), Memory(bounded=True, own_process=own_process)
+    peaks = _Memory(4_100)
+    assert runner.variants_at_once(gradient=True) == 1  # Nothing is known yet.
+    with peaks.patched(), memory.bounding(runner, training_peak=4_100):
+        with memory.measure_room(runner, 16):
+            peaks.run(16)
+        assert runner.room == room
+        assert runner.variants_at_once(gradient=True) == room // 16
+
+
+def test_variants_that_took_more_than_there_was_room_for_stay_fewer() -> None:
+    runner, memory = ModelRunner(Net(), held_out(16)), Memory(bounded=True, own_process=True)
+    peaks, at_once = _Memory(2_000), []
+    with peaks.patched():
+        for _ in range(4):
+            with memory.bounding(runner, training_peak=2_000):
+                with memory.measure_room(runner, 16):
+                    peaks.run(16)
+                # Variants of this model need three times what the pass without them showed.
+                at_once.append(runner.variants_at_once(gradient=True))
+                peaks.run(3 * 16 * at_once[-1])
+    assert at_once == [2, 1, 1, 1]  # (2 * 2000 - 500) / 100 are 35 sequences.
+
+
+def test_a_small_model_s_points_of_integrated_gradients_run_in_one_pass() -> None:
+    mx.eval(mx.zeros(1 << 22))  # Memory that training took.
+    callback = ncp.GradientAttribution(
+        method=ncp.attribution.IntegratedGradients(n_steps=4, at_inputs=True), removal=0
+    )
+    options = {"writer": ncp.MemoryWriter(), "every": 1, "background": False}
+    with ncp.Monitor(Counting(), held_out(), [callback], **options) as monitor:
+        Counting.batches.clear()
+        monitor.on_step_end(1)
+    # The gradient at the inputs, that at three points, and the target at the baseline.
+    assert Counting.batches == [B, 3 * B, B]
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "all"])

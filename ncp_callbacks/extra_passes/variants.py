@@ -34,9 +34,9 @@ class Variants(PassRunner):
         """Return target values of ``K`` variants of the batch.
 
         Each variant is evaluated at the output that was chosen for the batch itself. A pass holds
-        at most as many sequences as the held-out batch (or ``chunk_size``), and four times as many
-        without gradients. Declare :attr:`Need.VARIANTS`, for gradients
-        :attr:`Need.VARIANT_GRADIENTS`.
+        as many sequences as memory has room for, up to eight times the held-out batch; with
+        ``chunk_size``, it holds so many, and four times as many without gradients. Declare
+        :attr:`Need.VARIANTS`, for gradients :attr:`Need.VARIANT_GRADIENTS`.
 
         Args:
             inputs: ``(K, B, T, F)``; None: the batch's own.

@@ -62,6 +62,8 @@ class Collected:
         self._history: list[Past] = []
         self._curves: dict[str, Curve] = {}
         self._frozen: dict[int, dict[str, Curve]] = {}
+        # Which tags the rules read and remember: the same tags come with each snapshot.
+        self._known: dict[tuple[str, bool], bool] = {}
 
     def add_point(self, step: int, tag: str, value: float) -> None:
         """Take a number of the training loop."""
@@ -80,7 +82,7 @@ class Collected:
             self._remember()
         self.step = step
         for record in records:
-            if isinstance(record, Scalar) and self._is_kept(record.tag, self._reads):
+            if isinstance(record, Scalar) and self._is_kept(record.tag):
                 low, high = map(float, record.ci or (math.nan, math.nan))
                 _, name = self.run.kind_of(record.tag.partition("/")[0])
                 sequences = self.run.analysed.get(name, 0)
@@ -104,17 +106,27 @@ class Collected:
         )
 
     def _remember(self) -> None:
-        kept = {t: n for t, n in self._numbers.items() if self._is_kept(t, self._remembers)}
+        kept = {
+            tag: number
+            for tag, number in self._numbers.items()
+            if self._is_kept(tag, remembered=True)
+        }
         self._history.append(Past(self.step, kept))
         if len(self._history) > MAX_PAST:
             # The first and the last ones stay, and those between become sparser.
             middle = self._history[1 : MAX_PAST // 2]
             self._history[1 : MAX_PAST // 2] = middle[::2]
 
-    def _is_kept(self, tag: str, patterns: tuple[str, ...]) -> bool:
-        group, _, rest = tag.partition("/")
-        kind, name = self.run.kind_of(group)
-        return is_read(f"{kind}{group[len(name) :]}/{rest}", patterns)
+    def _is_kept(self, tag: str, *, remembered: bool = False) -> bool:
+        """Return whether rules read a tag, or its earlier values."""
+        known = self._known.get((tag, remembered))
+        if known is None:
+            group, _, rest = tag.partition("/")
+            kind, name = self.run.kind_of(group)
+            patterns = self._remembers if remembered else self._reads
+            known = is_read(f"{kind}{group[len(name) :]}/{rest}", patterns)
+            self._known[tag, remembered] = known
+        return known
 
     def _is_kept_array(self, tag: str) -> bool:
         prefix, _, rest = tag.partition("/")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy as copying
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -194,7 +194,7 @@ class Observer:
         self._callbacks = {callback.name: callback for callback in callbacks}
         self._batch = len(held_out)
         self._arrays = ArrayDescriber(held_out)
-        self._memory = Memory(bounded=settings.chunk_size is None)
+        self._memory = Memory(bounded=settings.chunk_size is None, own_process=settings.isolated)
         self.runner = ModelRunner(
             copy,
             held_out,
@@ -339,15 +339,21 @@ class Observer:
     def _observe(
         self, analysis: Analysis, planned: SharedPass, shared: SharedResults
     ) -> Observation:
-        return observe(
-            self.runner,
-            analysis.step,
-            planned.needs,
-            max_sequences=planned.max_sequences,
-            target=planned.target,
-            costs=analysis.costs,
-            shared=shared,
-        )
+        at_once = min(planned.max_sequences, self.runner.max_sequences or planned.max_sequences)
+        with (
+            self._memory.measure_room(self.runner, at_once)
+            if Need.INPUT_GRADIENT in planned.needs
+            else nullcontext()
+        ):
+            return observe(
+                self.runner,
+                analysis.step,
+                planned.needs,
+                max_sequences=planned.max_sequences,
+                target=planned.target,
+                costs=analysis.costs,
+                shared=shared,
+            )
 
     def _observations(
         self, analysis: Analysis, planned: SharedPass, shared: SharedResults
