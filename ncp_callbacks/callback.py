@@ -40,7 +40,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .held_out import to_numpy
+from .arrays import to_numpy
 from .keywords import checks_keywords, takes_others
 from .model import NotApplicable, TargetLike
 from .observation import Need, Observation, Trajectory

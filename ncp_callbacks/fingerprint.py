@@ -10,8 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .arrays import to_numpy
 from .callback import Callback
-from .held_out import HeldOutBatch, to_numpy
+from .held_out import HeldOutBatch
 
 __all__ = ["batch_digest", "fingerprint"]
 

@@ -11,105 +11,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import FLOATING, guarded, read_only, to_numpy
+from .held_out_checks import (
+    checked_channel_axis,
+    checked_inputs,
+    checked_mask,
+    checked_names,
+    checked_targets,
+    checked_time_delta,
+)
 from .keywords import checks_function_keywords, checks_keywords
-from .likely_mistakes import check_array, layout_hint, non_finite, timestamps
-from .sequences import as_float32, mask_of_lengths, padded
+from .likely_mistakes import non_finite, timestamps
+from .sequences import mask_of_lengths, padded
 
-__all__ = ["HeldOutBatch", "read_only", "to_numpy"]
-
-_A = TypeVar("_A", bound=np.ndarray[Any, Any])
-
-_FLOATING = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
-# Frames with up to so many channels, and with sides from so many pixels on, are pictures.
-_MAX_PICTURE_CHANNELS, _MIN_PICTURE_SIDE = 4, 8
-
-
-def to_numpy(array: mx.array) -> npt.NDArray[np.float32]:
-    """Return a float32 copy of an MLX array."""
-    # numpy has no bfloat16, and through a view it could write into MLX.
-    return np.array(array.astype(mx.float32), dtype=np.float32)
-
-
-def read_only(array: _A) -> _A:
-    """Return a read-only view of ``array``."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _guarded(value: Any) -> Any:
-    """Copy MLX arrays and containers, and make numpy arrays read-only, for callers."""
-    if isinstance(value, mx.array):
-        return mx.array(value)
-    if isinstance(value, np.ndarray):
-        return read_only(value)
-    if type(value) is dict:
-        return {key: _guarded(each) for key, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_guarded, value))
-    return value
-
-
-def _copied(value: Any) -> Any:
-    """Copy arrays and their containers, so that later changes by the caller have no effect."""
-    if isinstance(value, np.ndarray):
-        return read_only(value.copy())
-    if type(value) is dict:
-        return {key: _copied(each) for key, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
-    return _guarded(value)
-
-
-def _names(
-    names: Sequence[str] | None,
-    what: str,
-    count: int | None,
-    inputs_shape: tuple[int, ...] = (),
-) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if isinstance(names, str):
-        raise TypeError(f"{what}={names!r} is one string: pass a sequence, such as ['hr', 'bp']")
-    listed = tuple(str(n) for n in names)
-    if count is not None and len(listed) != count:
-        raise ValueError(
-            f"{what} has {len(listed)} names for {count} features: pass one for each"
-            + _names_hint(inputs_shape, len(listed))
-        )
-    doubled = sorted({n for n in listed if listed.count(n) > 1})
-    if doubled:
-        raise ValueError(f"{what} has {doubled[0]!r} more than once: pass different names")
-    return listed
-
-
-def _names_hint(inputs_shape: tuple[int, ...], count: int) -> str:
-    """Return what to do if there are as many names as axis 1 of the inputs is long."""
-    if len(inputs_shape) != 3 or inputs_shape[1] != count:
-        return ""
-    return layout_hint(inputs_shape, inputs_shape[2])
-
-
-def _mlx(value: Any) -> mx.array:
-    """Return an MLX array. MLX refuses views that run backwards, such as ``x[::-1]``."""
-    return mx.array(np.array(value, order="C") if isinstance(value, np.ndarray) else value)
-
-
-def _joined(sequences: Sequence[mx.array]) -> str:
-    """Return how to pass sequences of equal lengths as one; "" if they can't be."""
-    if len(sequences) < 2 or len({a.shape[:-1] for a in sequences}) > 1:
-        return ""
-    ends = np.cumsum([a.shape[-1] for a in sequences[:-1]]).tolist()
-    return (
-        "To analyse them together, pass inputs=mx.concatenate([...], axis=-1) and forward=lambda "
-        f"model, inputs, time_delta: model(*mx.split(inputs, {ends}, axis=-1)). "
-    )
+__all__ = ["HeldOutBatch"]
 
 
 class HeldOutBatch:
@@ -157,24 +78,24 @@ class HeldOutBatch:
         lengths: mx.array | npt.NDArray[Any] | Sequence[int] | None = None,
     ) -> None:
         # The sequence, and the container that the model gets it in, with None in its place.
-        self._inputs, self._container, self._key = self._check_inputs(inputs)
+        self._inputs, self._container = checked_inputs(inputs)
         # The axis of a frame, without (B, T), that holds the channels.
-        self._channel_axis = self._check_channel_axis(channel_axis, feature_names)
+        self._channel_axis = checked_channel_axis(channel_axis, self._inputs, feature_names)
         batch, steps, features = self.inputs_shape
+        shape = tuple(self._inputs.shape)
         if lengths is not None:
             if mask is not None:
                 raise ValueError("both mask= and lengths= were passed: pass one of them")
             mask = mask_of_lengths(lengths, batch, steps)
-        self._mask = self._check_mask(mask, batch, steps)
-        self._time_delta = self._check_time(time_delta, batch, steps)
-        self._targets = self._check_targets(targets, batch)
+        self._mask = checked_mask(mask, shape)
+        self._time_delta = checked_time_delta(time_delta, shape, self._mask)
+        self._targets = checked_targets(targets, batch)
         if self._mask is not None:
             self._fill_padding(mx.array(self._mask))
-        shape = tuple(self._inputs.shape)
         self.feature_names = (
-            _names(feature_names, "feature_names", features, shape) or self._default_names()
+            checked_names(feature_names, "feature_names", features, shape) or self._default_names()
         )
-        self.class_names = _names(class_names, "class_names", None)
+        self.class_names = checked_names(class_names, "class_names", None)
         self.notes = tuple(filter(None, self._likely_mistakes(time_delta)))
 
     @classmethod
@@ -223,137 +144,6 @@ class HeldOutBatch:
         )
         return cls(class_names=class_names, **parts)
 
-    @classmethod
-    def _check_inputs(cls, inputs: Any) -> tuple[mx.array, Any, Any]:
-        """Return the sequence, its container with None in its place, and its key there."""
-        check_array(inputs, "inputs")
-        if isinstance(inputs, mx.array | np.ndarray):
-            return cls._check_sequence(inputs), None, None
-        if not isinstance(inputs, dict | list | tuple) or not inputs:
-            raise TypeError(
-                f"inputs is a {type(inputs).__name__}: pass an array (batch, time steps, "
-                "features) or frames (batch, time steps, ..., channels), or a tuple, list or dict "
-                "of arrays of which one is such a sequence"
-            )
-        items = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
-        arrays = {key: cls._array(value, f"inputs[{key!r}]") for key, value in items}
-        shapes = ", ".join(f"{k!r}: {tuple(a.shape)} {a.dtype}" for k, a in arrays.items())
-        floating = {k: a for k, a in arrays.items() if a.ndim > 2 and a.dtype in _FLOATING}
-        # A picture that belongs to a sequence, without an axis of time, is a companion.
-        steps = {a.shape[1] for a in floating.values() if a.ndim == 3}
-        sequences = [
-            k for k, a in floating.items() if not steps or a.ndim == 3 or a.shape[1] in steps
-        ]
-        if not sequences:
-            sequences = [
-                k for k, a in arrays.items() if a.ndim == 2 and mx.issubdtype(a.dtype, mx.integer)
-            ]
-        if len(sequences) != 1:
-            raise ValueError(
-                f"inputs holds {shapes}; expected one sequence among them, floating (batch, time "
-                "steps, features) or frames (batch, time steps, ..., channels), or tokens (batch, "
-                f"time steps). {_joined(list(floating.values()))}Pass the one to analyse alone, "
-                "and add the others in forward=lambda model, inputs, time_delta: ..."
-            )
-        key = sequences[0]
-        sequence = cls._check_sequence(arrays[key])
-        odd = [k for k, a in arrays.items() if a.ndim == 0 or len(a) != len(sequence)]
-        if odd:
-            raise ValueError(
-                f"inputs holds {shapes}; all must have the batch first, which is {len(sequence)} "
-                f"in {key!r}, but not in {odd[0]!r}"
-            )
-        mx.eval(list(arrays.values()))
-        container: Any = {k: None if k == key else a for k, a in arrays.items()}
-        if not isinstance(inputs, dict):
-            container = type(inputs)(container.values())
-        return sequence, container, key
-
-    @staticmethod
-    def _array(value: Any, what: str) -> mx.array:
-        check_array(value, what)
-        if not isinstance(value, mx.array | np.ndarray):
-            raise TypeError(f"{what} is a {type(value).__name__}: pass an mx.array or numpy array")
-        if isinstance(value, np.ndarray) and value.dtype == np.float64:
-            value = as_float32(value, what)  # as mx.array does for Python floats
-        return _mlx(value)
-
-    @classmethod
-    def _check_sequence(cls, inputs: Any) -> mx.array:
-        array = cls._array(inputs, "inputs")
-        tokens = array.ndim == 2 and mx.issubdtype(array.dtype, mx.integer)
-        if (array.ndim < 3 and not tokens) or 0 in array.shape:
-            raise ValueError(
-                f"inputs has shape {tuple(array.shape)}; expected (batch, time steps, features), "
-                "or frames (batch, time steps, ..., channels), none of them 0. For one sequence "
-                "use inputs[None], for one feature inputs[..., None], for tokens "
-                "inputs.astype(mx.int32) of shape (batch, time steps)"
-            )
-        if array.dtype not in _FLOATING and not tokens:
-            raise TypeError(
-                f"inputs has dtype {array.dtype}; gradients need floating inputs: use "
-                "inputs.astype(mx.float32). Tokens have shape (batch, time steps)"
-            )
-        mx.eval(array)
-        return array
-
-    def _check_channel_axis(self, axis: Any, names: Sequence[str] | None) -> int | None:
-        """Return the axis of a frame that holds its channels, None for frames without channels.
-
-        Raises:
-            TypeError, ValueError: The axis is not one of a frame, or the last axis is not likely to
-                hold the channels.
-        """
-        ndim, shape = self._inputs.ndim, tuple(self._inputs.shape)
-        if axis is None or self.tokens:
-            if axis not in (None, "last") or (axis is None and ndim == 3):
-                raise ValueError(
-                    f"channel_axis={axis!r}, but inputs {shape} are not frames: don't pass it"
-                )
-            return None
-        if axis == "last":
-            self._check_last_axis(names)
-            axis = -1
-        if isinstance(axis, bool) or not isinstance(axis, int):
-            raise TypeError(
-                f"channel_axis={axis!r} is a {type(axis).__name__}: pass the number of an axis of "
-                "inputs, such as 2 for (batch, time steps, channels, height, width), or None"
-            )
-        own = axis + ndim if axis < 0 else axis
-        if not 2 <= own < ndim:
-            raise ValueError(
-                f"channel_axis={axis}, but the axes of a frame in inputs {shape} are 2 to "
-                f"{ndim - 1}: pass one of these, or None if frames have no channels"
-            )
-        return own - 2
-
-    def _check_last_axis(self, names: Sequence[str] | None) -> None:
-        """Raise if another axis than the last is likely to hold the channels."""
-        shape = self.frame_shape
-        if names is not None and not isinstance(names, str) and self.has_frames:
-            fitting = [axis + 2 for axis, size in enumerate(shape) if size == len(names)]
-            if fitting and shape[-1] != len(names):
-                raise ValueError(
-                    f"feature_names has {len(names)} names, but the last axis of inputs "
-                    f"{tuple(self._inputs.shape)} is {shape[-1]} long: pass "
-                    f"channel_axis={fitting[0]} if that axis holds the named features"
-                )
-        small = [axis + 2 for axis, size in enumerate(shape) if size <= _MAX_PICTURE_CHANNELS]
-        sides = sum(size >= _MIN_PICTURE_SIDE for size in shape)
-        picture = shape[-1] >= _MIN_PICTURE_SIDE and sides >= 2 and names is None
-        if picture and len(shape) == 3 and small == [2]:
-            raise ValueError(
-                f"inputs has shape {tuple(self._inputs.shape)}, in which axis 2 is "
-                "probably that of the channels: pass channel_axis=2, or channel_axis=-1 if the "
-                "last axis holds the channels"
-            )
-        if picture and len(shape) == 2:
-            raise ValueError(
-                f"inputs has shape {tuple(self._inputs.shape)}, probably frames without channels: "
-                "pass channel_axis=None if they are, or channel_axis=-1 (or 2) if this axis holds "
-                "named features"
-            )
-
     def _default_names(self) -> tuple[str, ...]:
         if self.tokens:
             return ("token",)
@@ -361,75 +151,6 @@ class HeldOutBatch:
             return ("frame",)
         what = "channel" if self.has_frames else "feature"
         return tuple(f"{what} {i}" for i in range(self.inputs_shape[2]))
-
-    def _check_mask(self, mask: Any, batch: int, steps: int) -> npt.NDArray[np.bool_] | None:
-        if mask is None:
-            return None
-        check_array(mask, "mask")
-        array = np.array(mask)
-        if array.shape != (batch, steps):
-            raise ValueError(
-                f"mask has shape {array.shape}; expected (batch, time steps) = ({batch}, {steps})"
-                + self._layout_hint(array.shape)
-            )
-        if array.dtype != np.bool_:
-            if not np.isin(array, (0, 1)).all():
-                raise ValueError(f"mask holds {array.min()} to {array.max()}: pass booleans")
-            array = array.astype(bool)
-        empty = np.flatnonzero(~array.any(axis=1))
-        if len(empty):
-            raise ValueError(
-                f"mask leaves no step in sequence {empty[0]} ({len(empty)} such): drop the "
-                "sequence, or mark at least one step as real"
-            )
-        array.flags.writeable = False
-        return array
-
-    def _check_time(self, time_delta: Any, batch: int, steps: int) -> mx.array | None:
-        if time_delta is None:
-            return None
-        check_array(time_delta, "time_delta")
-        array = _mlx(time_delta)
-        if array.dtype not in _FLOATING:
-            array = array.astype(mx.float32)
-        if isinstance(time_delta, np.ndarray) and array.dtype == mx.float64:
-            array = array.astype(mx.float32)
-        if array.size == 1 and array.ndim <= 1:
-            array = mx.broadcast_to(array.reshape(1, 1), (batch, steps))
-        if tuple(array.shape) not in {(batch, steps), (batch, steps, 1)}:
-            raise ValueError(
-                f"time_delta has shape {tuple(array.shape)}; expected (batch, time steps) = "
-                f"({batch}, {steps}), ({batch}, {steps}, 1) or one number"
-                + self._time_hint(tuple(array.shape))
-            )
-        values = to_numpy(array).reshape(batch, steps)
-        bad = np.argwhere(~(np.isfinite(values) & (values > 0)) & self.mask_array)
-        if len(bad):
-            b, t = bad[0]
-            raise ValueError(
-                f"time_delta is {values[b, t]:g} at sequence {b}, step {t} ({len(bad)} such): "
-                "elapsed times must be finite and above 0. They are times between samples, not "
-                "timestamps: np.diff turns timestamps into elapsed times; pass one for the first "
-                "step, too"
-            )
-        mx.eval(array)
-        return array
-
-    def _time_hint(self, shape: tuple[int, ...]) -> str:
-        """Return what to do with elapsed times of a wrong shape, or ""."""
-        batch, steps, _ = self.inputs_shape
-        if shape == (steps,):
-            return f". If they are those of every sequence, pass np.tile(time_delta, ({batch}, 1))"
-        if shape[:2] == (batch, steps - 1):
-            return (
-                ". Put the time before the first time step in front: pass np.concatenate([first, "
-                "time_delta], axis=1), where first has shape " + str((batch, 1, *shape[2:]))
-            )
-        return self._layout_hint(shape)
-
-    def _layout_hint(self, shape: tuple[int, ...]) -> str:
-        """Return what to do if an array ``(B, T)`` shows that the inputs are ``(B, F, T)``."""
-        return layout_hint(tuple(self._inputs.shape), shape[1] if len(shape) > 1 else 0)
 
     def _likely_mistakes(self, time_delta: Any) -> Iterator[str]:
         """Yield notes on arrays that are probably not what they should be; some may be "".
@@ -442,10 +163,10 @@ class HeldOutBatch:
             yield non_finite(to_numpy(self._inputs), "inputs", real, self.feature_names)
         arrays = self._container
         for key, array in arrays.items() if isinstance(arrays, dict) else enumerate(arrays or ()):
-            if array is not None and array.dtype in _FLOATING:
+            if array is not None and array.dtype in FLOATING:
                 steps = real if tuple(array.shape[:2]) == real.shape else None
                 yield non_finite(to_numpy(array), f"inputs[{key!r}]", steps)
-        if isinstance(self._targets, mx.array) and self._targets.dtype in _FLOATING:
+        if isinstance(self._targets, mx.array) and self._targets.dtype in FLOATING:
             steps = real if tuple(self._targets.shape[:2]) == real.shape else None
             yield non_finite(to_numpy(self._targets), "targets", steps)
         if self._time_delta is not None:
@@ -465,28 +186,6 @@ class HeldOutBatch:
             odd = mx.logical_not(real | mx.isfinite(self._time_delta))
             self._time_delta = mx.where(odd, mx.ones_like(self._time_delta), self._time_delta)
         mx.eval(self._inputs, *([] if self._time_delta is None else [self._time_delta]))
-
-    @staticmethod
-    def _check_targets(targets: Any, batch: int) -> Any:
-        if not isinstance(targets, np.ndarray):  # which may hold objects for a target function
-            check_array(targets, "targets")
-        if isinstance(targets, list | tuple) and all(isinstance(t, int | float) for t in targets):
-            targets = np.asarray(targets)
-        if isinstance(targets, np.ndarray):
-            if targets.dtype == object:
-                return _copied(targets)
-            targets = _mlx(targets.astype(np.float32) if targets.dtype == np.float64 else targets)
-        elif isinstance(targets, mx.array):
-            targets = mx.array(targets)
-        else:
-            return _copied(targets)
-        if targets.ndim == 0 or targets.shape[0] != batch:
-            raise ValueError(
-                f"targets has shape {tuple(targets.shape)} for {batch} sequences: pass an array "
-                "whose first axis is the batch"
-            )
-        mx.eval(targets)
-        return targets
 
     # An mx.array can be written in place, so every caller gets a handle of its own.
     @property
@@ -647,7 +346,7 @@ class HeldOutBatch:
 
         MLX arrays are copies. numpy arrays inside containers are read-only.
         """
-        return _guarded(self._targets)
+        return guarded(self._targets)
 
     @property
     def sequence_classes(self) -> npt.NDArray[Any] | None:

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .held_out import HeldOutBatch, read_only
+from .arrays import read_only
+from .held_out import HeldOutBatch
 from .model.errors import NotApplicable
 from .results import FloatArray
 

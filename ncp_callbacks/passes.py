@@ -17,9 +17,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import read_only, to_numpy
 from .extra_passes.extra_passes import ExtraPasses
 from .extra_passes.source import PassSource
-from .held_out import read_only, to_numpy
 from .model import ModelRunner, TargetLike
 from .model.batching import EvaluatedPass
 from .model.parameters import trainable_parameters

@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import to_numpy
 from .callback import Callback
 from .findings.facts import RunFacts
-from .held_out import to_numpy
 from .model import ModelError, ModelRunner
 
 __all__ = ["chance_outputs", "run_facts"]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from .held_out import read_only
+from .arrays import read_only
 from .model import CellHook, ModelRunner
 from .model.batching import EvaluatedPass, run_in_batches
 from .observation import Need, Trajectory

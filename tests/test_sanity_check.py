@@ -21,9 +21,9 @@ from test_plots import check_redraws, check_text, title, words
 
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
+from ncp_callbacks.arrays import to_numpy
 from ncp_callbacks.attribution import IntegratedGradients
 from ncp_callbacks.callbacks.sanity_check.analysis import ALIKE, Cascade, Measures, map_similarity
-from ncp_callbacks.held_out import to_numpy
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.pytrees import leaves, modules
 from ncp_callbacks.model.randomize import randomised

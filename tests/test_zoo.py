@@ -16,7 +16,7 @@ from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
 
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
-from ncp_callbacks.held_out import to_numpy
+from ncp_callbacks.arrays import to_numpy
 from ncp_callbacks.model import ModelError, ModelRunner, model_copy
 from ncp_callbacks.model.cell_stepper import CellStepper
 from ncp_callbacks.passes import observe

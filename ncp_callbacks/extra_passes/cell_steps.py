@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..arrays import read_only
 from ..callbacks.dynamics.jacobian_products import JacobianProducts
-from ..held_out import read_only
 from ..model.cell_stepper import CellStepper
 from ..model.jacobian_diagonal import jacobian_diagonal
 from ..model.liquid import Reading, read_liquid

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import read_only
 from ..attribution._checks import groups
 from ..attribution.baselines import finite_mean, without_padding
-from ..held_out import read_only
 from ..observation import EvaluatedBatch, Need
 from ..results import FloatArray, Indices
 from .runner import PassRunner

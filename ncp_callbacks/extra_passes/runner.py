@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from ..held_out import read_only, to_numpy
+from ..arrays import read_only, to_numpy
 from ..model import CellHook, ModelRunner
 from ..model.batching import concatenate_values, evaluate_variants, run_in_parts
 from ..observation import EvaluatedBatch, Need

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import HeldOutBatch, read_only
+from ..arrays import read_only
+from ..held_out import HeldOutBatch
 from ..model import ModelRunner
 from ..observation import EvaluatedBatch
 from ..pass_costs import PassCosts, SharedResults

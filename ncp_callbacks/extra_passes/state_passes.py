@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from ..held_out import read_only, to_numpy
+from ..arrays import read_only, to_numpy
 from ..model import ModelRunner
 from ..model.batching import as_target_values
 from ..model.derivatives import state_gradients

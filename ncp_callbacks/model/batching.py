@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import to_numpy
+from ..arrays import to_numpy
 from ..results import FloatArray
 from ..target_values import TargetValues
 from .errors import ModelError

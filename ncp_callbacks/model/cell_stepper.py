@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..held_out import to_numpy
+from ..arrays import to_numpy
 from ..results import FloatArray
 from .capture import Tap
 from .errors import NotApplicable, explaining_missing_gradients

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import to_numpy
+from ..arrays import to_numpy
 from .capture import Tap
 from .embedding_finder import NO_VECTORS
 from .errors import no_gradient

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .pytrees import Path
 from .time_order import Order
 
-__all__ = ["CellHook", "HookPoints", "LayerHook", "reasons", "unknown_rows"]
+__all__ = [
+    "CellHook",
+    "HookPoints",
+    "LayerHook",
+    "numbered",
+    "numbered_layers",
+    "reasons",
+    "unknown_rows",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +42,7 @@ class CellHook:
         axes: The batch axis of each state array.
         rows: ``(B,)``, the sequence in each row of the state arrays, of the whole batch, if the
             model runs it in another order; () for the order of the batch.
+        notes: Facts that the user should know, one sentence each.
         skipped: The reason why its states can't be read, with the fix; "" if they can.
     """
 
@@ -50,6 +59,7 @@ class CellHook:
     between: bool = False
     axes: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
     skipped: str = ""
 
     @property
@@ -156,3 +166,15 @@ def unknown_rows(hook: CellHook | LayerHook, because: str, fix: str = "") -> str
         f"the {what} of {hook.name} are skipped: they can't be assigned to sequences, because "
         f"{because}. {fix}"
     )
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """Return a name, or ``count`` of them with a number each."""
+    return [name] if count == 1 else [f"{name}#{i + 1}" for i in range(count)]
+
+
+def numbered_layers(hook_points: Sequence[LayerHook]) -> list[LayerHook]:
+    """Return the hooks with a number after names that occur repeatedly."""
+    names = [hook.name for hook in hook_points]
+    numbers = {name: iter(numbered(name, names.count(name))) for name in names}
+    return [replace(hook, name=next(numbers[hook.name])) for hook in hook_points]

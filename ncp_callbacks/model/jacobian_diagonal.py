@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import to_numpy
+from ..arrays import to_numpy
 from ..results import FloatArray
 from .cell_stepper import CellStepper
 

@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..held_out import to_numpy
+from ..arrays import to_numpy
 from .capture import Around, Tap
 from .errors import NotApplicable
 from .model_copy import set_evaluation_mode

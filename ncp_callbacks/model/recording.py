@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..held_out import to_numpy
+from ..arrays import to_numpy
 from ..signal_handlers import raised_by_signal_handler
 from .capture import Around, Tap
 from .model_copy import set_evaluation_mode

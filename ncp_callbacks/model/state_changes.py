@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from ..held_out import to_numpy
+from ..arrays import to_numpy
 from ..results import FloatArray
 from .capture import Around, Tap
 from .conventions import TIME_KEYWORDS

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ...arrays import to_numpy
 from ...attribution import DEFAULT_METHOD, AttributionMethod, method_from
 from ...attribution.compute import Attributor
 from ...callback import (
@@ -18,7 +19,7 @@ from ...callback import (
     sequence_indices,
     small_batch_note,
 )
-from ...held_out import HeldOutBatch, to_numpy
+from ...held_out import HeldOutBatch
 from ...model import NotApplicable
 from ...observation import Observation
 from ...plotting.text import number

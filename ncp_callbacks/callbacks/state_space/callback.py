@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...arrays import to_numpy
 from ...callback import (
     AxisLimit,
     ByName,
@@ -19,7 +20,6 @@ from ...callback import (
     scalar_with_ci,
     small_batch_note,
 )
-from ...held_out import to_numpy
 from ...model import NotApplicable
 from ...model.liquid import neuron_groups
 from ...observation import Need, Observation, Trajectory

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
-from ...held_out import to_numpy
+from ...arrays import to_numpy
 from ..model_copy import ModelCopy
 from ..pytrees import Path, replace_leaf
 from ..recording import Call, record

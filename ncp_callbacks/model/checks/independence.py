@@ -14,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ...held_out import HeldOutBatch, to_numpy
+from ...arrays import to_numpy
+from ...held_out import HeldOutBatch
 from ...results import FloatArray
 from ..errors import ModelError
 from ..model_copy import ModelCopy, random_states

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...held_out import to_numpy
+from ...arrays import to_numpy
 from ...signal_handlers import raised_by_signal_handler
 from ..model_copy import ModelCopy
 from ..recording import Call, RunCall, record

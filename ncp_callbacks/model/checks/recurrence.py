@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...held_out import to_numpy
+from ...arrays import to_numpy
 from ..pytrees import Path, replace_leaf
 from ..recording import Call, Values
 from ..recurrence import Recurrence, may_hold_states

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ...held_out import to_numpy
+from ...arrays import to_numpy
 from ..recording import Call
 from ..time_order import Mask, Steps
 from .independence import other_values

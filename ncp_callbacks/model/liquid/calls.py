@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...held_out import to_numpy
+from ...arrays import to_numpy
 from ...results import FloatArray
 from ..capture import Around, Tap
 from ..cell_stepper import CellStepper

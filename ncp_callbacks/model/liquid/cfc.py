@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...arrays import to_numpy
 from ...callbacks.time_constants.analysis import explained_by, sigmoid
-from ...held_out import to_numpy
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
 from ..conventions import TIME_KEYWORDS

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...held_out import to_numpy
+from ...arrays import to_numpy
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
 from ..conventions import TIME_KEYWORDS

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import mlx.nn as nn
 import numpy as np
 
+from ...arrays import to_numpy
 from ...callbacks.time_constants.analysis import LTCParameters, ltc_step
-from ...held_out import to_numpy
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
 from ..errors import NotApplicable
