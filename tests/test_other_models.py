@@ -91,6 +91,16 @@ def test_a_batch_that_is_cut_has_the_time_steps_of_its_longest_sequence(per_step
     model.per_step = per_step
     runner = ModelRunner(model, ncp.HeldOutBatch((X, lengths), mask=MASK), target=0)
     assert runner.coupling == (("inputs[1]",) if per_step else ())
+    assert runner.whole_batch_only
+    assert any("number of calls of cell depends" in note for note in runner.notes) != per_step
+    with runner.analysing():
+        passes = observe(runner, 0, {ncp.Need.STATES, ncp.Need.STATE_CHANGES}).extra_passes
+        clamped = passes.clamped("cell", np.array([1]), np.full(H, 0.3))
+    held, h, found = mx.array([0, 1, 0, 0, 0], mx.bool_), mx.zeros((B, H)), []
+    for t in range(T):
+        h = mx.where(held, 0.3, model.cell(X[:, t], h))
+        found.append(model.head(h)[:, 0])
+    close(clamped.values[0], mx.stack(found, axis=1)[mx.arange(B), lengths - 1])
     close(seen(runner, ncp.Need.STATES).states[0].values, model.loop(X))
     check_gradient(runner, X, lambda x: model.head(model.loop(x)[mx.arange(B), lengths - 1])[:, 0])
 

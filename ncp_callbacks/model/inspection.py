@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +14,7 @@ from ..held_out import HeldOutBatch
 from .capture import Tap
 from .checks.batch_order import put_in_order
 from .checks.independence import find_coupling, other_values
-from .checks.perturb import Trial, codes
+from .checks.perturb import Rerun, Trial, codes
 from .checks.rows import moved_rows, sequences_of_rows
 from .checks.state_between_batches import StateBetweenBatches, check_kept_size, find_state
 from .conventions import Calling, Forward, find_calling
@@ -39,8 +40,8 @@ class Inspection:
         hook_points: Where states and activations can be read.
         coupling: Channels through which sequences act on each other, see
             :func:`~.checks.independence.find_coupling`; empty if they don't.
-        whole_batch_only: True if the model runs one number of sequences, or sequences act on each
-            other.
+        whole_batch_only: True if the model runs one number of sequences, or parts of the batch are
+            run otherwise than the whole.
     """
 
     caller: SequenceCaller
@@ -116,6 +117,16 @@ def inspect_model(
         frames=held_out.has_frames,
         forecast=calling.horizon is not None,
     )
+    varying = () if whole_batch_only else _cells_of_varying_calls(caller, found)
+    if varying:
+        whole_batch_only = True
+        note = (
+            f"the number of calls of {', '.join(varying)} depends on the sequences of a batch, as "
+            "where it is cut to its longest one: each pass takes the whole held-out batch, one "
+            "variant at a time, which takes longer. To avoid it, let the model run over all time "
+            "steps of its inputs"
+        )
+        found = replace(found, notes=(*found.notes, note))
     rows = _RowFinder(caller, max_sequences)
     part = None if whole_batch_only else np.arange(1, len(held_out))
     return Inspection(caller, put_in_order(found, rows.find, part), coupling, whole_batch_only)
@@ -128,6 +139,17 @@ def two_sequences(held_out: HeldOutBatch) -> npt.NDArray[np.intp]:
     """
     last = held_out.inputs_shape[1] - held_out.mask_array[:, ::-1].argmax(axis=1)
     return np.unique([0, int(last.argmax()) or min(1, len(held_out) - 1)])
+
+
+def _cells_of_varying_calls(caller: SequenceCaller, found: HookPoints) -> tuple[str, ...]:
+    """Return the cells that the two shortest sequences call less often than the longest does."""
+    held_out = caller.held_out
+    if held_out.mask is None and not held_out.has_companions:
+        return ()
+    shortest = np.argsort(held_out.mask_array.sum(axis=1), kind="stable")[:2]
+    numbers = Rerun(caller.copy, caller.part(np.sort(shortest)).trial()).numbers
+    counts = collections.Counter(path for path, _ in numbers)
+    return tuple(c.name for c in found.cells if counts[c.module] != c.calls_in_all)
 
 
 def _spread_by_length(held_out: HeldOutBatch, count: int) -> npt.NDArray[np.intp]:
