@@ -1784,7 +1784,7 @@ for _name, _build in (
         plain=lambda m, x, dt: m.body(x, dt, mx.stop_gradient),
         states=indexed_states,
         time="dt" if _build is IndexedByTime else None,
-        notes=("as indices", "backbone"),
+        notes=("as indices", "gradient of exactly 0", "backbone"),
     )
 
 
@@ -2208,7 +2208,11 @@ ORDERED = {
         f"delayed-{_delay}": (
             functools.partial(Delayed, _delay),
             (OUTPUTS,),
-            (f"{abs(_delay)} calls {'after' if _delay > 0 else 'before'}", "backbone"),
+            (
+                f"{abs(_delay)} call{'s' * (abs(_delay) > 1)} "
+                + ("after" if _delay > 0 else "before"),
+                "backbone",
+            ),
         )
         for _delay in (1, 3, -1, -2)
     },

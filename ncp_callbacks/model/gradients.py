@@ -118,7 +118,11 @@ class _Finder:
                 "indices, which have no gradient: attributions by gradients hold nothing that goes "
                 "through them. Set method='occlusion' to include it"
             )
-            notes = (note, _note_on_time(rest), *self._notes_on_flat_targets(features))
+            notes = (
+                note,
+                _note_on_time(rest),
+                *self._notes_on_flat_targets(features, by_time is None),
+            )
             return Gradients("", _of_time(rest), stopped, features, notes)
         if by_input is None:
             return Gradients("", _of_time(by_time), (), (), (_note_on_time(by_time),))
@@ -144,8 +148,15 @@ class _Finder:
                 return reason
         return None
 
-    def _notes_on_flat_targets(self, index_features: Sequence[int] = ()) -> Iterator[str]:
-        """Yield a note on features, and elapsed times, that move the target without a gradient."""
+    def _notes_on_flat_targets(
+        self, index_features: Sequence[int] = (), times: bool = True
+    ) -> Iterator[str]:
+        """Yield a note on features, and elapsed times, that move the target without a gradient.
+
+        Args:
+            index_features: Features that are noted already.
+            times: False if the elapsed times are.
+        """
         held_out, values = self._runner.held_out, self._inputs
         features = []
         if not held_out.has_frames and not held_out.tokens:
@@ -158,7 +169,7 @@ class _Finder:
                 if self._moves(mx.where(only, others, values), self._small.time_delta):
                     features.append(repr(held_out.feature_names[feature]))
         names = [", ".join(features)] if features else []
-        if 1 in self._built and not to_numpy(self._built[1]).any():
+        if times and 1 in self._built and not to_numpy(self._built[1]).any():
             assert self._times is not None
             names += ["the elapsed times"] if self._moves(values, 1.5 * self._times) else []
         how = "by what is rounded, compared, or turned into numbers of Python"

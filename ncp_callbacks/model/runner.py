@@ -200,12 +200,11 @@ class ModelRunner(SequenceCaller):
             self.whole_batch, self.whole_batch_only = len(held_out), found.whole_batch_only
             # By the number of time steps, for shorter sequences than the batch's.
             self._embeddings: dict[int, Embedding | None] = {}
-            self.outputs(self.sequence(), self.time_delta)
+            outputs = self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(self.model))
             self.target = Target(target, at, held_out, self.calling)
             if target == "loss" or callable(target):
                 # Only the whole batch shows whether its targets fit.
-                outputs = self.outputs(self.sequence(), self.time_delta)
                 mx.eval(self.target(outputs, self.target.choose(outputs)))
             if "inputs" in self.coupling and not callable(target):
                 check_own_inputs(self.copy, self._targets, held_out)

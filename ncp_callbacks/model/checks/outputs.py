@@ -194,17 +194,20 @@ def _alignment_of(matrix: FloatArray | None) -> float | None:
     """Return the alignment of a matrix of sensitivities, see :func:`_alignment`."""
     if matrix is None or not matrix.max(initial=0.0) > 0:
         return None
-    # Rounding alone can let a small effect reach some outputs and not others.
-    own = min(matrix[0, 0], matrix[-1, -1]) > _FLOOR * matrix.max()
-    if own and (matrix[0, -1] == 0 or matrix[-1, 0] == 0):
-        return np.inf
-    if _reaches_later_steps_only(matrix > 0):
+    if _ends_are_apart(matrix) or _reaches_later_steps_only(matrix > 0):
         return np.inf
     logs = np.log(np.maximum(matrix / matrix.max(), _FLOOR))
     logs = logs - logs.mean(0) - logs.mean(1, keepdims=True) + logs.mean()
     count = len(logs)
     diagonal = np.trace(logs)
     return float(diagonal / count - (logs.sum() - diagonal) / (count * (count - 1)))
+
+
+def _ends_are_apart(matrix: FloatArray) -> bool:
+    """Return whether one end of the outputs depends on its own end of the inputs only."""
+    # Rounding alone can let a small effect reach some outputs and not others.
+    own = min(matrix[0, 0], matrix[-1, -1]) > _FLOOR * matrix.max()
+    return bool(own and (matrix[0, -1] == 0 or matrix[-1, 0] == 0))
 
 
 def _reaches_later_steps_only(moved: npt.NDArray[np.bool_]) -> bool:
@@ -238,7 +241,8 @@ def _sensitivities(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> Float
     before = to_numpy(outputs).reshape(batch, steps, -1)
     rows = np.arange(batch)
     matrix = np.zeros((count, count))
-    for column in range(count):
+    # The ends first, which decide it for a model that reads no later time steps.
+    for column in dict.fromkeys((0, count - 1, *range(count))):
         changed, differ = _with_other_values(held_out.inputs, places[:, column], real)
         found = run(held_out.replaced("inputs", changed))
         if found is None or found.shape != outputs.shape:
@@ -246,6 +250,8 @@ def _sensitivities(run: Run, held_out: HeldOutBatch, outputs: mx.array) -> Float
         moved = np.abs(to_numpy(found).reshape(batch, steps, -1) - before).mean(axis=2)
         at = moved[rows[:, None], places][use & differ]
         matrix[:, column] = np.nan_to_num(at).mean(axis=0) if len(at) else 0.0
+        if column == count - 1 and _ends_are_apart(matrix):
+            break
     return matrix
 
 
