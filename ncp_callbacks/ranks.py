@@ -7,7 +7,12 @@ import os
 __all__ = ["rank", "rank_variable"]
 
 # Set by mlx.launch and by MPI; asking mx.distributed itself would connect to the other ranks.
-_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
+# What makes a rank one of several, as a job of a single task has it, too.
+_SIZES = {
+    "SLURM_PROCID": ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+    "RANK": ("LOCAL_WORLD_SIZE", "WORLD_SIZE"),  # of torchrun
+}
 
 
 def rank() -> int:
@@ -19,7 +24,7 @@ def rank() -> int:
 def rank_variable() -> str | None:
     """Return the environment variable that has the rank of this process, or None."""
     known = list(_VARIABLES)
-    if os.environ.get("SLURM_NTASKS", "1") != "1":
-        # A job of one task has it, too.
-        known.append("SLURM_PROCID")
+    for name, sizes in _SIZES.items():
+        if any(os.environ.get(size, "1") != "1" for size in sizes):
+            known.append(name)
     return next((name for name in known if os.environ.get(name, "").isdigit()), None)

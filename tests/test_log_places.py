@@ -176,6 +176,11 @@ def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "1"}, 0),
         ({"SLURM_PROCID": "1"}, 0),
         ({"PMI_RANK": "first"}, 0),
+        ({"MV2_COMM_WORLD_RANK": "1"}, 1),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, 1),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, 1),
+        ({"RANK": "1"}, 0),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, 0),
     ],
 )
 def test_ranks(

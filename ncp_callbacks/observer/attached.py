@@ -183,6 +183,12 @@ class AttachedObserver:
         self._memory_per_sequence = memory_per_sequence
         self._reader.restart(as_bytes=True)
         snapshot = self._reader.read(extra=(self._held_out, list(self.callbacks)))
+        missing = placement.unimportable(snapshot.skeleton or b"")
+        if missing is not None:
+            raise CopyError(
+                f"another process can't import the module {missing!r}, of which the model or a "
+                "callback is a part: let sys.path have its folder, or pass background=False"
+            )
         process = BackgroundObserver(self._delivery)
         state = {c.name: plain(c.state_dict()) for c in self.callbacks}
         if isinstance(self.current, BackgroundObserver):

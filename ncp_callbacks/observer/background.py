@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+from ..descriptors import above_standard_streams
 from ..errors import one_line
 from ..plotting.renderer import Renderer
 from ..records import Figure, Picture
@@ -42,7 +43,9 @@ _LOG = logging.getLogger("ncp_callbacks")
 _COMMAND = (
     "import pickle, struct, sys; "
     "read = sys.stdin.buffer.read; "
-    "given = pickle.loads(read(struct.unpack('<Q', read(8))[0])); "
+    "size = read(8); "
+    "size or sys.exit(); "  # The training process has ended already.
+    "given = pickle.loads(read(struct.unpack('<Q', size)[0])); "
     "own = [path for path in sys.path if not path.endswith('-packages')]; "
     "sys.path[:] = [*own, *given]; "
     f"from {__name__} import serve; serve(int(sys.argv[1]))"
@@ -53,7 +56,7 @@ _NICE = 10
 _LAUNCHER_PREFIXES = (
     *("MLX_RANK", "MLX_WORLD_SIZE", "MLX_HOSTFILE", "MLX_RING_", "MLX_IBV_", "MLX_JACCL_"),
     *("MLX_MPI_", "NCCL_HOST_IP", "NCCL_PORT"),
-    *("OMPI_", "PMI_", "PMIX_", "HYDRA_", "MPI_LOCAL", "SLURM_"),
+    *("OMPI_", "PMI_", "PMIX_", "MV2_", "HYDRA_", "MPI_LOCAL", "SLURM_"),
 )
 # Seconds of waiting that need no message.
 _QUIET = 2.0
@@ -391,16 +394,18 @@ def _started() -> subprocess.Popen[bytes]:
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     # It draws without a window, whatever the script shows.
     others = {**threads, "MPLBACKEND": "agg"}
-    return subprocess.Popen(
-        [sys.executable, "-I", "-c", _COMMAND, str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        # Where it was closed at the start, its number may be that of another file by now.
-        stderr=None if sys.__stderr__ is not None and _is_open(2) else subprocess.DEVNULL,
-        # What is meant for this process, such as Ctrl-C, is not meant for that one.
-        start_new_session=True,
-        env={**environment, **others},
-    )
+    # Where it was closed at the start, its number may be that of another file by now.
+    stderr = None if sys.__stderr__ is not None and _is_open(2) else subprocess.DEVNULL
+    with above_standard_streams():
+        return subprocess.Popen(
+            [sys.executable, "-I", "-c", _COMMAND, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            # What is meant for this process, such as Ctrl-C, is not meant for that one.
+            start_new_session=True,
+            env={**environment, **others},
+        )
 
 
 def _search_path() -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickletools
 import sys
 
-__all__ = ["no_interpreter", "why_in_loop"]
+__all__ = ["no_interpreter", "unimportable", "why_in_loop"]
 
 # Share of the machine's memory that a model may take to be held twice.
 _MAX_SHARE_OF_MEMORY = 0.25
@@ -38,6 +39,27 @@ def no_interpreter() -> str | None:
     if getattr(sys, "frozen", False):
         return "a frozen application has no Python interpreter to start"
     return None
+
+
+def unimportable(pickled: bytes) -> str | None:
+    """Return a module of ours that a pickle needs, and that a new process would not find.
+
+    Such are modules that were made by hand, and those whose folder has left ``sys.path``.
+    """
+    names = {text for _, text, _ in pickletools.genops(pickled) if isinstance(text, str)}
+    # What belongs to the script itself is in the pickle.
+    modules = {name for name in names & set(sys.modules) if not name.startswith("__")}
+    return next((name for name in sorted(modules) if not _is_found(name.split(".")[0])), None)
+
+
+def _is_found(module: str) -> bool:
+    if module in sys.builtin_module_names:
+        return True
+    return any(
+        find(module, None) is not None
+        for finder in sys.meta_path
+        if (find := getattr(finder, "find_spec", None)) is not None
+    )
 
 
 def _cores() -> int:

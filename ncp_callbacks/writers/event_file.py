@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tensorboardX.record_writer import masked_crc32c
 
+from ..descriptors import above_standard_streams
 from .encoding import Event, SessionLog
 from .places import as_directory
 
@@ -224,7 +225,8 @@ def _create(directory: Path, clock: Callable[[], float]) -> io.FileIO:
         f".{os.getpid()}.{uuid.uuid4().hex[:8]}.ncp"
     )
     # Unbuffered, so that a forked child has nothing to write a second time when it exits.
-    return io.FileIO(directory / name, "x")
+    with above_standard_streams():
+        return io.FileIO(directory / name, "x")
 
 
 def _event_files(directory: Path) -> list[re.Match[str]]:
