@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import textwrap
 import threading
 from typing import Any
 
@@ -206,13 +207,69 @@ def test_is_a_plain_figure_of_the_right_size_and_its_text_fits(example: Any) -> 
     assert corners == {(255, 255, 255)}
 
 
-def test_leaves_pyplot_and_settings_alone(example: Any) -> None:
+def test_leaves_settings_alone_and_is_what_pyplot_shows(example: Any) -> None:
     import matplotlib.pyplot as plt
 
+    plt.close("all")
     before = dict(matplotlib.rcParams)
-    to_png(example())
-    assert plt.get_fignums() == []
+    figure = example()
+    to_png(figure)
+    try:
+        assert plt.gcf() is figure
+        assert len(plt.get_fignums()) == 1
+    finally:
+        plt.close("all")
     assert dict(matplotlib.rcParams) == before
+
+
+def pyplot_numbers_in_a_script(code: str) -> list[str]:
+    """Run a script, and return the lines that it prints."""
+    head = "import matplotlib, numpy as np, ncp_callbacks as ncp; matplotlib.use('Agg')\n"
+    command = [sys.executable, "-W", "error", "-c", head + textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_script_without_pyplot_does_not_get_it() -> None:
+    code = """
+        import sys
+        ncp.plot_feature_importance(np.eye(3))
+        print("matplotlib.pyplot" in sys.modules)
+    """
+    assert pyplot_numbers_in_a_script(code) == ["False"]
+
+
+def test_figures_that_are_not_closed_are_few_and_nothing_is_warned_of() -> None:
+    code = """
+        import matplotlib.pyplot as plt
+        plt.figure()
+        figures = [ncp.plot_feature_importance(np.eye(3)) for _ in range(30)]
+        print(plt.get_fignums()[0], len(plt.get_fignums()), plt.gcf() is figures[-1])
+        figures[0].savefig("/dev/null", format="png")       # It is a figure all the same.
+        plt.close("all")
+        ncp.plot_feature_importance(np.eye(3))
+        print(plt.get_fignums())
+    """
+    assert pyplot_numbers_in_a_script(code) == ["1 11 True", "[1]"]
+
+
+def test_pyplot_does_not_know_what_fails_what_threads_draw_and_what_the_package_draws() -> None:
+    code = """
+        import threading
+        import matplotlib.pyplot as plt
+        try:
+            ncp.plot_feature_importance(np.zeros((2, 2, 2, 2)))
+        except Exception as error:
+            print(type(error).__name__)
+        thread = threading.Thread(target=lambda: ncp.plot_feature_importance(np.eye(3)))
+        thread.start()
+        thread.join()
+        from ncp_callbacks.models import CfC
+        result = ncp.interpret_model(CfC(2, 4), np.ones((16, 3, 2), np.float32))
+        print(len(result.figures()) > 1, plt.get_fignums())
+    """
+    assert pyplot_numbers_in_a_script(code)[-1] == "True []"
 
 
 @pytest.mark.parametrize("style", ["dark_background", "seaborn-v0_8-poster", "own"])

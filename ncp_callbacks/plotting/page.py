@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
 
+from .pyplot import forget, new_figure
 from .sprites import Sprites
 from .style import (
     DPI,
@@ -55,16 +58,21 @@ class FrameChangedError(Exception):
 def redrawable(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, Figure]:
     """Turn a function that draws on a page into a plot function that returns its figure.
 
-    The page is a new figure, or lies on the axes that are passed as ``ax``, which the function
-    itself need not use. A :class:`~.redraw.Redrawer` redraws such pictures quickly, because it
-    keeps their last page.
+    The page is a new figure, which ``plt.show()`` shows if a script that uses pyplot called the
+    function, or lies on the axes that are passed as ``ax``, which the function itself need not use.
+    A :class:`~.redraw.Redrawer` redraws such pictures quickly, because it keeps their last page.
     """
 
     @functools.wraps(draw)
     def plot(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        page = Page(host=kwargs.get("ax"))
-        draw(page, *args, **kwargs)
-        page.finish()
+        page = Page(host=kwargs.get("ax"), caller=sys._getframe(1))
+        try:
+            draw(page, *args, **kwargs)
+            page.finish()
+        except BaseException:
+            if kwargs.get("ax") is None:
+                forget(page.figure)
+            raise
         return page.figure
 
     signature = inspect.signature(draw)
@@ -89,20 +97,25 @@ class Page:
         sprites: Pixels of texts, which pages may share; None for the page's own.
         host: Axes of somebody's figure that the page lies on, scaled to their present size; None
             for a figure of its own. On other axes a page is drawn once.
+        caller: Who called the plot function, whose pyplot shows the figure; None: nobody's does.
 
     Raises:
         TypeError: ``host`` is something else.
     """
 
-    def __init__(self, sprites: Sprites | None = None, host: Any = None) -> None:
-        from matplotlib.figure import Figure
-
+    def __init__(
+        self,
+        sprites: Sprites | None = None,
+        host: Any = None,
+        caller: FrameType | None = None,
+    ) -> None:
         from .hosting import checked_axes, figure_of
 
         self._host = checked_axes(host)
         self._hosted: list[Artist] = []
         if self._host is None:
-            self.figure = Figure(
+            self.figure = new_figure(
+                caller,
                 figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white", edgecolor="white",
                 linewidth=0,
             )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Make the figures of a script's own calls known to pyplot, so that ``plt.show()`` shows them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import threading
+import weakref
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["MAX_FIGURES", "forget", "new_figure"]
+
+MAX_FIGURES = 10
+"""Number of figures that pyplot keeps of ours until they are closed; it warns of more than 20."""
+
+_PACKAGE = __name__.partition(".")[0]
+_known: list[weakref.ref[Figure]] = []
+
+
+def new_figure(caller: FrameType | None, **properties: Any) -> Figure:
+    """Return a figure, which pyplot knows where the script that asked for it uses pyplot.
+
+    Where this package, a callback of a monitor or another thread draws, pyplot does not know it.
+
+    Args:
+        caller: Who called the plot function.
+        properties: Those of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    plt: Any = sys.modules.get("matplotlib.pyplot")
+    if plt is None or not _is_script(caller):
+        return Figure(**properties)
+    known = [ref() for ref in _known]
+    open_ones = [f for f in known if f is not None and _is_open(plt, f)]
+    for figure in open_ones[: max(0, len(open_ones) + 1 - MAX_FIGURES)]:
+        plt.close(figure)
+    made: Figure = plt.figure(**properties)
+    _known[:] = [weakref.ref(f) for f in (*open_ones, made) if _is_open(plt, f)]
+    if "inline" in plt.get_backend():
+        # A notebook would show the value of a cell, and then all open figures.
+        vars(made)["_ipython_display_"] = functools.partial(_show_once, made)
+    return made
+
+
+def forget(figure: Figure) -> None:
+    """Let pyplot not know a figure any more that couldn't be drawn."""
+    plt: Any = sys.modules.get("matplotlib.pyplot")
+    if plt is not None and any(ref() is figure for ref in _known):
+        plt.close(figure)
+
+
+def _is_script(caller: FrameType | None) -> bool:
+    """Tell if nobody of this package is among the callers."""
+    if caller is None or threading.current_thread() is not threading.main_thread():
+        return False
+    while caller is not None:
+        if str(caller.f_globals.get("__name__", "")).partition(".")[0] == _PACKAGE:
+            return False
+        caller = caller.f_back
+    return True
+
+
+def _is_open(plt: Any, figure: Figure) -> bool:
+    return bool(plt.fignum_exists(getattr(figure, "number", None)))
+
+
+def _show_once(figure: Figure) -> None:
+    from .png import to_png
+
+    plt: Any = sys.modules["matplotlib.pyplot"]
+    plt.close(figure)
+    shown = importlib.import_module("IPython.display")
+    shown.display(shown.Image(data=to_png(figure)))
