@@ -38,6 +38,7 @@ from .loops import attached, iterate
 from .model import At, Forward, Subject, TargetLike
 from .observer.attached import AttachedObserver
 from .observer.observer import Settings
+from .observer.placement import in_observer
 from .overhead import Overhead
 from .ranks import rank, rank_variable
 from .records import Data, Figure, Record, Text
@@ -245,7 +246,7 @@ class Monitor:
                 "rank 0 does. Pass log_on_all_ranks=True for processes that train different models",
                 verbose=self._verbose is not False,
             )
-        else:
+        elif not in_observer():
             self._begin()
         self._is_new = False
         return self

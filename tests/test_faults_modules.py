@@ -66,7 +66,7 @@ def test_no_snapshot_is_lost_to_a_module_that_cannot_be_imported(
     asked = ncp.Monitor(
         module.Last(), held_out, "light", tmp_path / "asked", every=1, background=True
     )
-    with pytest.raises(TypeError, match=r"let sys\.path have its folder, or pass background=False"):
+    with pytest.raises(TypeError, match=r"let sys\.path have its folder, and"):
         asked.start()
     assert not (tmp_path / "asked").exists()
 
@@ -116,3 +116,64 @@ def test_what_is_printed_to_a_closed_stream_reaches_none_of_our_files(
     assert run.warnings == ()
     assert run.scalars["head/steps"].values.tolist() == [1, 2, 3, 4]
     assert run.scalars["train/loss"].values.tolist() == [0.5] * 4
+
+
+TRAINS_WHEN_IMPORTED = """
+import os
+import mlx.nn as nn
+import numpy as np
+import ncp_callbacks as ncp
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def __call__(self, x):
+        return self.layer(x)[:, -1, 0]
+
+class Head(ncp.Callback):
+    def measure(self, observation):
+        yield ncp.Scalar("head/steps", observation.step)
+
+def train(steps=3):
+    held_out = ncp.HeldOutBatch(np.ones((16, 3, 2), np.float32))
+    given = dict(every=1, verbose=False, background=BACKGROUND)
+    with ncp.Monitor(Last(), held_out, [Head()], os.environ["RUN"], **given) as monitor:
+        for step in range(1, steps + 1):
+            monitor.on_step_end(step, loss=0.5)
+    return monitor.in_background, monitor.notes
+
+found = train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("background", "command", "runs"),
+    [
+        # While it is imported, it trains: only once, and analysed in the loop.
+        ("None", "import trains; assert not trains.found[0]; print(len(trains.found[1]))", 1),
+        # Afterwards, the observer may import it. Its monitors do nothing in that process.
+        ("False", "import trains; trains.BACKGROUND = True; print(*trains.train())", 2),
+    ],
+)
+def test_a_module_that_trains_when_it_is_imported_is_logged_once(
+    background: str, command: str, runs: int, tmp_path: Path
+) -> None:
+    source = TRAINS_WHEN_IMPORTED.replace(
+        "import os\n", f"import os\nBACKGROUND = {background}\n", 1
+    )
+    (tmp_path / "trains.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=tmp_path, env={**os.environ, "RUN": "logs/run"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if runs == 1:
+        assert done.stdout == "1\n"
+        assert "can't import the module 'trains'" in done.stderr
+    else:
+        assert done.stdout == "True ()\n"
+    assert len(list((tmp_path / "logs").iterdir())) == runs
+    for folder in (tmp_path / "logs").iterdir():
+        assert read_run(folder).scalars["head/steps"].steps.tolist() == [1, 2, 3]

@@ -187,7 +187,8 @@ class AttachedObserver:
         if missing is not None:
             raise CopyError(
                 f"another process can't import the module {missing!r}, of which the model or a "
-                "callback is a part: let sys.path have its folder, or pass background=False"
+                "callback is a part, or would train again by that: let sys.path have its folder, "
+                "and train in a function that is called after the import; or pass background=False"
             )
         process = BackgroundObserver(self._delivery)
         state = {c.name: plain(c.state_dict()) for c in self.callbacks}

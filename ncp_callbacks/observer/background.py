@@ -32,6 +32,7 @@ from ..errors import one_line
 from ..plotting.renderer import Renderer
 from ..records import Figure, Picture
 from .observer import Analysis, Observer, Request, Settings
+from .placement import serve_as_observer
 from .snapshot import Snapshot
 
 __all__ = ["BackgroundObserver", "Deliver", "Start", "serve"]
@@ -459,6 +460,7 @@ def serve(parent: int) -> None:
     Args:
         parent: Process id of the training process.
     """
+    serve_as_observer()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # The training process gets these as well, and ends this one when it has what it needs.
         signal.signal(number, signal.SIG_IGN)

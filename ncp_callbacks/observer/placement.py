@@ -6,8 +6,9 @@ import os
 import pickletools
 import sys
 
-__all__ = ["no_interpreter", "unimportable", "why_in_loop"]
+__all__ = ["in_observer", "no_interpreter", "serve_as_observer", "unimportable", "why_in_loop"]
 
+_is_observer = False
 # Share of the machine's memory that a model may take to be held twice.
 _MAX_SHARE_OF_MEMORY = 0.25
 
@@ -41,15 +42,32 @@ def no_interpreter() -> str | None:
     return None
 
 
-def unimportable(pickled: bytes) -> str | None:
-    """Return a module of ours that a pickle needs, and that a new process would not find.
+def serve_as_observer() -> None:
+    """Remember that this process is an observer's."""
+    global _is_observer
+    _is_observer = True
 
-    Such are modules that were made by hand, and those whose folder has left ``sys.path``.
+
+def in_observer() -> bool:
+    """Tell if this process is an observer's, in which an imported module may train."""
+    return _is_observer
+
+
+def unimportable(pickled: bytes) -> str | None:
+    """Return a module that a pickle needs, and that a new process can't import.
+
+    Such are modules that were made by hand, those whose folder has left ``sys.path``, and those
+    that are still being imported, as they train meanwhile: importing them would train again.
     """
     names = {text for _, text, _ in pickletools.genops(pickled) if isinstance(text, str)}
     # What belongs to the script itself is in the pickle.
     modules = {name for name in names & set(sys.modules) if not name.startswith("__")}
-    return next((name for name in sorted(modules) if not _is_found(name.split(".")[0])), None)
+    return next((name for name in sorted(modules) if not _is_importable(name)), None)
+
+
+def _is_importable(name: str) -> bool:
+    spec = getattr(sys.modules[name], "__spec__", None)
+    return not getattr(spec, "_initializing", False) and _is_found(name.split(".")[0])
 
 
 def _is_found(module: str) -> bool:
