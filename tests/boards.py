@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,12 +19,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+# A Python that has another TensorBoard: the tests of the pages are run with the oldest, too.
+PYTHON = os.environ.get("TENSORBOARD_PYTHON") or sys.executable
+
+
 class Board:
     """A TensorBoard server on a loopback port of its own choosing; ``close`` it."""
 
     def __init__(self, log_dir: Path, fast: bool) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tensorboard.main", "--logdir", log_dir, "--host", "127.0.0.1",
+            [PYTHON, "-m", "tensorboard.main", "--logdir", log_dir, "--host", "127.0.0.1",
              "--port", "0", f"--load_fast={'true' if fast else 'false'}", "--reload_interval", "1",
              "--samples_per_plugin=images=200"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
