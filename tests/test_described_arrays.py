@@ -21,10 +21,11 @@ from tensorboard.backend.event_processing import (
 )
 from tensorboard.data import server_ingester
 from tensorboard.util import grpc_util
-from view_logs import write_run
+from view_logs import records, write_run
 
 import ncp_callbacks as ncp
 from ncp_callbacks.runs import read_run
+from ncp_callbacks.screen import ARRAY_PLUGIN
 from ncp_callbacks.view.api import answer
 from ncp_callbacks.view.index import LogIndex
 from ncp_callbacks.view.provider import ProviderSource
@@ -100,6 +101,146 @@ def test_the_view_gets_through_a_loader_what_it_reads_itself(loader: Any, tmp_pa
             assert answer(source, "arrays", asked) == answer(own, "arrays", asked)
         asked = {"tag": "_ncp/findings", "step": "20"}
         assert got(source, "document", **asked) == got(own, "document", **asked)
+
+
+@contextlib.contextmanager
+def reloading(kind: str, log_dir: Path, keep: int = 100) -> Iterator[tuple[Any, Any]]:
+    """A provider, and a function that lets it load what was appended."""
+    if kind == "slow":
+        reader = plugin_event_multiplexer.EventMultiplexer(
+            tensor_size_guidance=data_ingester.DEFAULT_TENSOR_SIZE_GUIDANCE | {ARRAY_PLUGIN: keep}
+        )
+        reader.AddRunsFromDirectory(str(log_dir))
+        reader.Reload()
+        yield data_provider.MultiplexerDataProvider(reader, str(log_dir)), reader.Reload
+        return
+    server = server_ingester.SubprocessServerDataIngester(
+        server_ingester.get_server_binary(), str(log_dir), reload_interval=1,
+        channel_creds_type=grpc_util.ChannelCredsType.LOCAL,
+    )  # fmt: skip
+    server.start()
+    yield server.data_provider, lambda: None
+
+
+@pytest.mark.parametrize("kind", ["slow", "fast"])
+def test_a_loader_sends_only_what_is_new(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncp_callbacks.view.provider._FEW_SECONDS", 0.0)
+    names = ("_ncp/attribution_strength", "_ncp/hidden_units")
+
+    def asked(source: Any, name: str, run: str, version: str = "") -> Any:
+        return json.loads(answer(source, name, {"run": run, "version": version}).body)
+
+    def steps_of(found: Any) -> list[list[int]]:
+        tracks = [found.get("arrays", {}).get(tag, {}).get("steps", []) for tag in names]
+        curves = [found.get("scalars", {}).get(tag, {}).get("steps", [])
+                  for tag in ("val/loss", "a/b")]  # fmt: skip
+        lows = found.get("scalars", {}).get("a/b", {}).get("low", [])
+        return [*tracks, *curves, [None] * len(lows)]
+
+    write_run(tmp_path / "b", 1, steps=(1,))
+    writer, rng = ncp.TensorBoardWriter(tmp_path / "a"), np.random.default_rng(0)
+    for step in (1, 2, 3):
+        writer.write(step, records(rng))
+    writer.flush()
+    with (
+        contextlib.closing(writer),
+        reloading(kind, tmp_path) as (provider, reload),
+        monkeypatch.context() as patch,
+    ):
+        source, known = ProviderSource(provider), {}
+
+        def follow(run: str, wanted: set[int]) -> list[Any]:
+            """What came until all of some steps is here."""
+            came, end = [], time.monotonic() + 60
+            seen: list[set[Any]] = [set(), set(), set(), set()]
+            while not all(wanted <= steps for steps in seen):
+                assert time.monotonic() < end
+                reload()
+                found = asked(source, "run", run, known.get(run, ""))
+                if "version" not in found:
+                    continue  # It isn't loaded yet.
+                known[run] = found["version"]
+                came.append(found)
+                for steps, more in zip(seen, steps_of(found), strict=False):
+                    steps.update(more)
+            return came
+
+        follow("a", {1, 2, 3})
+        follow("b", {1})
+        # Loaders are asked for what belongs to the run, and for nothing once they list nothing new.
+        last = end = time.monotonic()
+        while end - last < 1:  # Parts of the first load may still come.
+            found = asked(source, "run", "a", known["a"])
+            if found != {"version": known["a"]}:
+                known["a"], last = found["version"], time.monotonic()
+            end = time.monotonic()
+        calls: list[Any] = []
+        reads = {name: getattr(provider, name) for name in ("read_tensors", "read_scalars")}
+
+        def counting(name: str) -> Any:
+            def read(*of: Any, **more: Any) -> Any:
+                calls.append(set(more["run_tag_filter"].runs))
+                return reads[name](*of, **more)
+
+            return read
+
+        for name in reads:
+            patch.setattr(provider, name, counting(name))
+        assert asked(source, "run", "a", known["a"]) == {"version": known["a"]}
+        assert calls == []
+        writer.write(4, records(rng))
+        writer.flush()
+        came = follow("a", {4})
+        assert calls
+        assert all(runs == {"a"} for runs in calls)
+        for found in came:
+            if "arrays" in found:
+                assert found["since"]
+                assert all(set(steps) <= {4, None} for steps in steps_of(found))
+        # Who knows nothing gets all.
+        whole = asked(source, "run", "a")
+        assert "since" not in whole
+        assert steps_of(whole)[:4] == [[1, 2, 3, 4]] * 4
+
+
+def test_a_loader_that_drops_snapshots_lets_the_run_be_sent_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncp_callbacks.view.provider._FEW_SECONDS", 0.0)
+    writer, rng = ncp.TensorBoardWriter(tmp_path / "run"), np.random.default_rng(0)
+
+    def write(steps: range) -> None:
+        for step in steps:
+            writer.write(step, records(rng))
+        writer.flush()
+
+    write(range(1, 11))
+    with contextlib.closing(writer), reloading("slow", tmp_path, keep=10) as (provider, reload):
+        source = ProviderSource(provider)
+
+        def asked(version: str = "") -> Any:
+            found = answer(source, "run", {"run": "run", "version": version})
+            return json.loads(found.body)
+
+        first = asked()
+        tag = "_ncp/attribution_strength"
+        assert first["arrays"][tag]["steps"] == list(range(1, 11))
+        write(range(11, 40))
+        reload()
+        found = asked(first["version"])
+        # This loader keeps ten, of which the last is the newest.
+        assert "since" not in found
+        steps = found["arrays"][tag]["steps"]
+        assert len(steps) == 10
+        assert steps[-1] == 39
+        run = read_run(tmp_path / "run")
+        for step in steps:
+            np.testing.assert_array_equal(
+                source.run("run").array(tag, step), run.arrays[tag][step].astype("f4")
+            )
+        assert set(first["version"].split(".")[:1]) != set(found["version"].split(".")[:1])
 
 
 def test_the_description_stands_once_and_the_reader_takes_it() -> None:

@@ -61,14 +61,19 @@ FINDING = {
 }  # fmt: skip
 
 
+def records(rng: np.random.Generator, **about: Any) -> list[Any]:
+    """One snapshot: arrays, scalars and findings."""
+    loss = float(rng.random())
+    return [
+        *arrays(rng, **about), ncp.Scalar("val/loss", loss),
+        ncp.Scalar("a/b", loss, ci=(loss - 0.1, loss + 0.1), place="headline"),
+        ncp.Scalar("a/c", loss), ncp.Data("_ncp/findings", json.dumps([FINDING])),
+    ]  # fmt: skip
+
+
 def write_run(folder: Path, seed: int, steps: Any = (10, 20, 30), **about: Any) -> None:
     """Write a run whose numbers depend on its seed."""
     rng = np.random.default_rng(seed)
     with contextlib.closing(ncp.TensorBoardWriter(folder)) as writer:
         for step in steps:
-            loss = float(rng.random())
-            writer.write(step, [*arrays(rng, **about), ncp.Scalar("val/loss", loss),
-                                ncp.Scalar("a/b", loss, ci=(loss - 0.1, loss + 0.1),
-                                           place="headline"),
-                                ncp.Scalar("a/c", loss),
-                                ncp.Data("_ncp/findings", json.dumps([FINDING]))])  # fmt: skip
+            writer.write(step, records(rng, **about))
