@@ -61,6 +61,8 @@ from .scheduling import at as at
 from .scheduling import every as every
 from .scheduling import log_spaced as log_spaced
 from .stats import Estimate as Estimate
+from .view.notebook import RunsView as RunsView
+from .view.notebook import view_runs as view_runs
 from .writers.background_writer import BackgroundWriter as BackgroundWriter
 from .writers.base import Writer as Writer
 from .writers.csv_sink import CsvSink as CsvSink

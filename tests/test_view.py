@@ -218,12 +218,13 @@ def test_too_much_at_once_is_refused(log_dir: Path) -> None:
     assert answer(LogIndex(log_dir), "arrays", arguments).status == 413
 
 
-def test_infinite_numbers_are_sent_as_none(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_told_apart(tmp_path: Path) -> None:
+    values = [float("nan"), float("inf"), float("-inf"), 0.5]
     with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "run")) as writer:
-        writer.write(1, [ncp.Scalar("val/loss", float("nan"))])
-        writer.write(2, [ncp.Scalar("val/loss", float("inf"))])
+        for step, value in enumerate(values):
+            writer.write(step, [ncp.Scalar("val/loss", value)])
     found = asked(LogIndex(tmp_path), "run", run="run")
-    assert found["scalars"]["val/loss"]["values"] == [None, None]
+    assert found["scalars"]["val/loss"]["values"] == [None, "Infinity", "-Infinity", 0.5]
 
 
 # ---- the server
@@ -357,6 +358,57 @@ def test_modules_import_what_others_export() -> None:
             exporting = module_text(os.path.normpath(os.path.join(os.path.dirname(name), path)))
             exported = re.findall(r"^export (?:async )?\w+ (\w+)", exporting, re.MULTILINE)
             assert set(wanted.split(", ")) <= set(exported)
+
+
+# ---- in a notebook
+
+
+def test_a_notebook_shows_a_page_that_reaches_nothing_else(log_dir: Path, tmp_path: Path) -> None:
+    shown = ncp.view_runs(log_dir, ["cfc/s2"], height=500, dark=True)
+    assert repr(shown) == "RunsView(cfc/s2)"
+    parser = Frames()
+    parser.feed(shown._repr_html_())
+    (frame,) = parser.frames
+    # Without allow-same-origin, it has no access to the page around it.
+    assert frame["sandbox"].split() == ["allow-scripts", "allow-downloads"]
+    assert "height:500px" in frame["style"]
+    assert "dark: true" in frame["srcdoc"]
+    scripts = Scripts()
+    scripts.feed(frame["srcdoc"])
+    assert list(json.loads(scripts.scripts[0])["runs"]) == ["cfc/s2"]
+    assert "cfc/s2" in shown.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ncp.view_runs(log_dir).runs == ("cfc/s10", "cfc/s2")
+    assert ncp.view_runs(log_dir / "cfc" / "s2").runs == ("s2",)
+
+
+class Frames(HTMLParser):
+    """Collect the attributes of frames; there may be nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[dict[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        assert tag == "iframe"
+        self.frames.append(dict(attrs))
+
+
+@pytest.mark.parametrize(
+    ("folder", "runs", "said"),
+    [("nothing", None, "there is no folder 'nothing': pass a folder with runs"),
+     (".", None, "there is no run in '.': pass a folder with runs"),
+     ("{log}", ["cfc/s3"], "there is no run 'cfc/s3' in .*: pass names such as 'cfc/s10'"),
+     ("{log}", ["../x"], "there is no run '../x' in"),
+     ("{log}", [], "runs= has 0 names: pass 1 to 8"),
+     ("{log}", ["cfc/s2"] * 9, "runs= has 9 names: pass 1 to 8")],
+)  # fmt: skip
+def test_what_a_notebook_cant_show_is_an_error_with_a_reason(
+    log_dir: Path, tmp_path: Path, folder: str, runs: Any, said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ncp.runs.RunsError, match=said):
+        ncp.view_runs(folder.format(log=log_dir), runs)
 
 
 # ---- the command

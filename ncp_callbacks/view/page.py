@@ -47,13 +47,20 @@ def served_page() -> str:
     return f'{_HEAD}</head><body><script type="module" src="{START}"></script></body></html>\n'
 
 
-def page(source: Source, runs: Iterable[str] | None = None, *, most: int = MAX_SNAPSHOTS) -> str:
+def page(
+    source: Source,
+    runs: Iterable[str] | None = None,
+    *,
+    most: int = MAX_SNAPSHOTS,
+    dark: bool | None = None,
+) -> str:
     """Return one HTML file with the data of runs, which asks nobody for anything.
 
     Args:
         source: The log.
         runs: Names of runs; None for all.
         most: Largest number of snapshots of each array.
+        dark: Whether its ground is dark; None for what the browser prefers.
 
     Raises:
         KeyError: There is no run of a name.
@@ -83,7 +90,8 @@ def page(source: Source, runs: Iterable[str] | None = None, *, most: int = MAX_S
         f'<script type="application/json" id="data">{text}</script>\n'
         f'<script type="module">\nconst modules = {{}};\n{code}\n'
         "const data = JSON.parse(document.getElementById('data').textContent);\n"
-        "modules['index.js'].render({source: new modules['source.js'].EmbeddedSource(data)});\n"
+        "const source = new modules['source.js'].EmbeddedSource(data);\n"
+        f"modules['index.js'].render({{source, dark: {json.dumps(dark)}}});\n"
         "</script></body></html>\n"
     )
 
