@@ -10,8 +10,9 @@ features. Four runs are written; the others are links to their files, which are 
 their own. They take 500 MB, which are deleted at the end.
 
 A browser shows the page of ``ncp-callbacks view``. A tick is the time from a move of the slider to
-the end of the drawing, with four runs, once the arrays are here. The exit status is 1 if a budget
-is missed.
+the end of the drawing of what can be seen, with four runs, once the arrays are here. It is measured
+with each view in sight, and that of the slowest view is stored. The views out of sight are drawn
+after it. The exit status is 1 if a budget is missed.
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ TICKS = """async places => {
     took.push(performance.now() - start);
   }
   return took;
+}"""
+
+# Moves the slider, and waits until all views are drawn, those out of sight, too.
+REST = """async place => {
+  const slider = document.querySelector('input[type=range]'), start = performance.now();
+  slider.value = String(place);
+  slider.dispatchEvent(new Event('input'));
+  await new Promise(requestAnimationFrame);
+  while (document.querySelector('main').ariaBusy === 'true') await new Promise(setTimeout);
+  return performance.now() - start;
 }"""
 
 
@@ -205,11 +216,21 @@ def of_browser(where: Path, snapshots: int) -> Iterator[Measured]:
         page.wait_for_timeout(3000)
         middle = snapshots // 2
         places = [*range(middle, min(middle + 40, snapshots - 1))]
-        page.evaluate(TICKS, places)
-        page.wait_for_load_state("networkidle")
-        took = page.evaluate(TICKS, places)
-        yield Measured("tick of the slider, four runs, median", "ms", statistics.median(took), 100)
-        yield Measured("tick of the slider, four runs, longest", "ms", max(took))
+        ticks = {}
+        for view in page.locator("main > section").all():
+            if view.is_visible():
+                view.evaluate("element => element.scrollIntoView()")
+                page.evaluate(TICKS, places)
+                page.wait_for_load_state("networkidle")
+                ticks[view.get_attribute("aria-label")] = page.evaluate(TICKS, places)
+        slowest = max(ticks, key=lambda title: statistics.median(ticks[title]))
+        print({title: round(statistics.median(took)) for title, took in ticks.items()}, flush=True)
+        yield Measured("tick of the slider, four runs, median", "ms",
+                       statistics.median(ticks[slowest]), 100)  # fmt: skip
+        longest = max(max(took) for took in ticks.values())
+        yield Measured("tick of the slider, four runs, longest", "ms", longest)
+        rest = page.evaluate(REST, middle)
+        yield Measured("move of the slider to the drawing of all views", "ms", rest)
         browser.close()
 
 

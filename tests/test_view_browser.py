@@ -14,8 +14,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 import pytest
 from boards import Board
+from PIL import Image
 from scipy.linalg import orthogonal_procrustes
 from view_logs import DESCRIBED, FEATURES, FINDING, F, H, T, write_run
 
@@ -86,13 +88,21 @@ def opened_page(browser: Any, **options: Any) -> Iterator[Any]:
     context.close()
 
 
+@contextlib.contextmanager
+def served(log_dir: Path, source: Callable[[Path], LogIndex] = LogIndex) -> Iterator[str]:
+    server = make_server(source(log_dir))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture(scope="module")
 def address(log_dir: Path) -> Iterator[str]:
-    server = make_server(LogIndex(log_dir))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with served(log_dir) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +117,12 @@ def ready(frame: Any) -> Any:
     """Return the frame when it shows a snapshot and, as after a click, gets the keys."""
     frame.wait_for_selector(".ncp figure canvas")
     frame.locator("header output", has_text="step ").click()
+    return settled(frame)
+
+
+def settled(frame: Any) -> Any:
+    """Return the frame when all is drawn: elements then stay until something is done or logged."""
+    frame.wait_for_selector(".ncp main[aria-busy=false]")
     return frame
 
 
@@ -120,7 +136,7 @@ def in_board(page: Any, board: Board) -> Any:
     return ready(page.wait_for_selector("iframe[src*='ncp_callbacks']").content_frame())
 
 
-@pytest.fixture(params=["server", "tensorboard", "file"])
+@pytest.fixture(params=["server", "tensorboard", "file", "notebook"])
 def view(request: pytest.FixtureRequest, browser: Any, log_dir: Path, tmp_path: Path) -> Any:
     """The page in each of its hosts, with the page that the browser shows it in."""
     with opened_page(browser) as page:
@@ -128,33 +144,28 @@ def view(request: pytest.FixtureRequest, browser: Any, log_dir: Path, tmp_path: 
             yield page, in_board(page, request.getfixturevalue("board"))
         elif request.param == "server":
             yield page, in_page(page, request.getfixturevalue("address"))
+        elif request.param == "notebook":
+            path, shown = tmp_path / "notebook.html", ncp.view_runs(log_dir, height=950)
+            path.write_text(f"<!doctype html><p>In [1]:</p>{shown._repr_html_()}", "utf-8")
+            page.goto(path.as_uri())
+            yield page, ready(page.wait_for_selector("iframe").content_frame())
         else:
             path = write_page(LogIndex(log_dir), tmp_path / "page.html")
             yield page, in_page(page, path.as_uri())
 
 
 def section(frame: Any, title: str) -> Any:
-    return frame.locator(f"section[aria-label='{title}']")
+    return settled(frame).locator(f"section[aria-label='{title}']")
 
 
-MAPS = "What the prediction rests on"
+MAPS, SHARES = "What the prediction rests on", "Shares over training"
 
 
 def cell_text(page: Any, frame: Any, picture: int, feature: int, step: int) -> str:
     """What is told of a cell of a map."""
     canvas = section(frame, MAPS).locator("canvas").nth(picture)
-    boxes: list[Any] = []
-
-    def in_view() -> bool:
-        try:
-            canvas.scroll_into_view_if_needed(timeout=2000)
-            boxes.append(canvas.bounding_box())
-        except playwright.Error:
-            return False  # The page has drawn it anew in between.
-        return boxes[-1] is not None
-
-    wait_until(page, in_view)
-    box = boxes[-1]
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     right = 84 if "difference" not in canvas.get_attribute("aria-label") else 12
     x = box["x"] + LEFT + (step + 0.5) * (box["width"] - LEFT - right) / T
     page.mouse.move(x, box["y"] + (feature + 0.5) * CELL)
@@ -280,9 +291,18 @@ def test_numbers_and_pictures_are_saved(view: Any, runs: dict[str, Run]) -> None
     assert (run, step, t, feature) == (RUNS[0], "30", "2", FEATURES[2])
     logged = runs[RUNS[0]].arrays["_ncp/attribution_strength"][30][2, 2]
     assert float(value) == pytest.approx(logged, rel=1e-6)
-    with page.expect_download() as picture:
-        section(frame, MAPS).get_by_role("button", name="PNG").click()
-    assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    # All canvases of a view are in its picture: those beside and those below one another.
+    for title in (MAPS, SHARES):
+        boxes = [c.bounding_box() for c in section(frame, title).locator("canvas").all()]
+        rows = len({round(box["y"]) for box in boxes})
+        with page.expect_download() as picture:
+            section(frame, title).get_by_role("button", name="PNG").click()
+        with Image.open(picture.value.path()) as saved:
+            size = saved.size
+        assert saved.format == "PNG"
+        assert size[0] >= sum(box["width"] for box in boxes) / rows
+        assert size[1] >= sum(box["height"] for box in boxes) / (len(boxes) / rows)
+    assert not section(frame, "Runs").get_by_role("button", name="PNG").is_visible()
 
 
 def told_at(page: Any, frame: Any, title: str, x: float, y: float) -> str:
@@ -340,13 +360,16 @@ def test_drawn_cis_of_shares_are_the_logged_ones(
         page.add_init_script(WATCH_BANDS)
         frame = in_page(page, address)
         canvas = section(frame, "Shares over training").locator("canvas").first
-        wait_until(page, lambda: canvas.evaluate("node => node.bands?.[0].length") == 6)
-        # At once, as the page may draw anew in between.
-        width, bands = canvas.evaluate("node => [node.getBoundingClientRect().width, node.bands]")
-        bands = np.array(bands)
-        logged = runs[RUNS[0]].arrays["_ncp/attribution_shares"]
-        table = np.stack([logged[step] for step in (10, 20, 30)])
-        most = min(1, 1.08 * table[:, :, 2].max())
+        width, bands = (
+            canvas.bounding_box()["width"],
+            np.array(canvas.evaluate("node => node.bands")),
+        )
+        assert bands.shape == (F, 6, 2)
+        shown = [
+            np.stack([runs[name].arrays["_ncp/attribution_shares"][step] for step in (10, 20, 30)])
+            for name in RUNS[:2]
+        ]
+        table, most = shown[0], min(1, 1.08 * np.max(shown, axis=(0, 1, 2))[2])
         x = 52 + (width - 52 - 118) * np.array([10, 20, 30]) / 30
         # The largest share of the last snapshot is drawn first; each band goes there and back.
         for band, feature in zip(bands, np.argsort(-table[-1, :, 0]), strict=True):
@@ -362,9 +385,7 @@ def test_drawn_cis_of_elapsed_time_are_the_logged_ones(
         page.add_init_script(WATCH_BANDS)
         frame = in_page(page, address)
         canvas = section(frame, "When time runs faster or slower").locator("canvas").first
-        wait_until(page, lambda: canvas.evaluate("node => node.bands?.length") == 2)
-        page.wait_for_load_state("networkidle")  # The axis holds earlier snapshots, too.
-        page.wait_for_timeout(300)
+        assert canvas.evaluate("node => node.bands.length") == 2
         bands = np.array(canvas.evaluate("node => node.bands"))
         box = canvas.bounding_box()
         logged = [runs[name].arrays["_ncp/time_delta_curve"] for name in RUNS[:2]]
@@ -515,7 +536,6 @@ FOUND = [
     FINDING | {"severity": "problem", "sentence": "train/loss is nan.", "action": "Go back."},
 ]
 LOG_ODDS = "log-odds of the prediction"
-SHARES = "Shares over training"
 
 
 @pytest.fixture(scope="module")
@@ -528,17 +548,23 @@ def odd_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with contextlib.closing(ncp.TensorBoardWriter(where / "diverged", first_step=30)) as writer:
         writer.write(
             40,
-            [ncp.Data("_ncp/findings", json.dumps(FOUND)), ncp.Scalar("val/loss", float("nan"))],
+            [
+                ncp.Data("_ncp/findings", json.dumps(FOUND)),
+                ncp.Scalar("val/loss", float("nan")),
+                ncp.Scalar("val/odds", float("inf")),
+            ],
         )
+    with contextlib.closing(ncp.TensorBoardWriter(where / "holes")) as writer:
+        values = np.array([[0.25, np.nan], [np.inf, 4.0], [-np.inf, -4.0]])
+        about = {"target": "prediction", "feature_names": ["a", "b"]}
+        writer.write(30, [ncp.Array("_ncp/map", values, kind="attribution", about=about),
+                          ncp.Array("_ncp/own", np.zeros(2), kind="a kind of my own")])  # fmt: skip
     for seed, name in enumerate(("other1", "other2"), start=3):
         write_run(where / name, seed, held_out="other", target="prediction")
     with contextlib.closing(ncp.TensorBoardWriter(where / "bare")) as writer:
         writer.write(30, [ncp.Scalar("train/loss", 0.5)])
-    server = make_server(LogIndex(where))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with served(where) as found:
+        yield found
 
 
 def shown_runs(page: Any, address: str, *names: str, **state: Any) -> Any:
@@ -672,16 +698,148 @@ def test_the_table_separates_nan_from_what_was_not_logged(browser: Any, odd_addr
             for row in rows.all()
         }
         assert table["diverged"]["val/loss"] == "NaN"
+        assert table["diverged"]["val/odds"] == "∞"
         assert table["bare"]["val/loss"] == "–"
         assert table["bare"]["train/loss"] == "0.5"
         with page.expect_download() as saved:
             section(frame, "Runs").get_by_role("button", name="CSV").click()
+        saved_table = pd.read_csv(saved.value.path(), index_col="run")
+        assert list(saved_table.columns[:2]) == ["val/loss", "val/odds"]
+        assert saved_table["val/odds"]["diverged"] == np.inf
         lines = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
-        assert lines[0].startswith("run,val/loss,")
         assert {line.split(",")[0]: line.split(",")[1] for line in lines[1:]} == {
             "diverged": "NaN",
             "bare": "",
         }
+
+
+def test_cells_without_a_finite_number_say_which(browser: Any, odd_address: str) -> None:
+    with opened_page(browser) as page:
+        frame = shown_runs(page, odd_address, "holes")
+        canvas = section(frame, MAPS).locator("canvas")
+        box = canvas.bounding_box()
+        told = {}
+        for t, f in itertools.product(range(3), range(2)):
+            x = LEFT + (t + 0.5) * (box["width"] - LEFT - 84) / 3
+            page.mouse.move(box["x"] + x, box["y"] + (f + 0.5) * CELL)
+            text = str(frame.locator(".ncp .tip").inner_text())
+            told[text.splitlines()[0]] = text.rsplit(": ", 1)[1]
+        assert told == {
+            "a, time step 0": "0.25", "a, time step 1": "∞", "a, time step 2": "−∞",
+            "b, time step 0": "NaN", "b, time step 1": "4", "b, time step 2": "-4",
+        }  # fmt: skip
+        assert captions(frame, MAPS) == ["holes step 30 · up to 5"]
+        note = "Arrays of kind “a kind of my own” are not shown here: update ncp_callbacks"
+        settled(frame).locator("aside").get_by_text(note).wait_for()
+
+
+def test_a_mean_says_which_runs_and_which_step_it_is_of(browser: Any, odd_address: str) -> None:
+    with opened_page(browser) as page:
+        frame = shown_runs(page, odd_address, "good", "bare", "diverged", b=["diverged"])
+        for title, kind in ((MAPS, "attribution at this step"), (SHARES, "shares")):
+            caption = captions(frame, title)[0]
+            assert "A (2 runs)" in caption
+            assert f"mean of 1 of 2 runs: bare has no {kind}" in caption
+        # It is the difference between two steps, and says so.
+        assert captions(frame, MAPS)[2].startswith(
+            "difference B (diverged) − A (2 runs) · step 20 − step 30"
+        )
+
+
+def test_runs_of_a_side_are_averaged_at_a_step_that_all_have(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "long", 0, steps=(10, 20, 30))
+    write_run(tmp_path / "short", 1, steps=(10, 20))
+    write_run(tmp_path / "never", 2, steps=(11, 31))
+    found = [read_run(tmp_path / name).arrays["_ncp/attribution_strength"]
+             for name in ("long", "short")]  # fmt: skip
+    with opened_page(browser) as page, served(tmp_path) as address:
+        frame = shown_runs(page, address, "long", "short", "never", b=["never"])
+        assert captions(frame, MAPS)[0].startswith("A (2 runs) of step 20 ")
+        mean = (found[0][20] + found[1][20]) / 2
+        text = cell_text(page, frame, 0, 1, 4)
+        shown = float(re.search(r"A \(2 runs\): (\S+)", text)[1])  # type: ignore[index]
+        assert shown == pytest.approx(mean[4, 1], rel=6e-3)
+        frame = shown_runs(page, address + "?", "long", "never", "short", b=["short"])
+        assert captions(frame, MAPS)[0].startswith("A (2 runs)")
+        section(frame, MAPS).get_by_text("its runs have no step in common").first.wait_for()
+
+
+WRONG = {
+    "attribution": (MAPS, (3,), "its attribution is 3: 2 axes are needed"),
+    "shares": (SHARES, (), "its shares is a single number: 2 axes are needed"),
+    "time by step": (
+        "When time runs faster or slower", (2, 2), "its time by step is 2 × 2: 1 axis is needed",
+    ),
+    "trajectory": (
+        "Where the hidden state goes", (2, 3, 2),
+        "its trajectory is 2 × 3 × 2: three numbers for each time step are needed",
+    ),
+    "units": ("Units", (0, 4), "its units is empty: 0 × 4"),
+    "wiring share": (
+        "The wired network", (2, 3),
+        "its wiring share is 2 × 3: it needs a row for each feature and neuron",
+    ),
+}  # fmt: skip
+
+
+def test_arrays_that_are_not_what_they_should_be_cost_their_own_picture(
+    browser: Any, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "good", 0)
+    with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "wrong")) as writer:
+        wrong = [ncp.Array(f"_ncp/{kind}", np.zeros(shape), kind=kind)
+                 for kind, (_, shape, _) in WRONG.items()]  # fmt: skip
+        writer.write(30, wrong)
+    with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "words")) as writer:
+        about: Any = {"feature_names": 7, "target": ["x"], "sequence_class": "ab"}
+        writer.write(30, [ncp.Array("_ncp/a", np.zeros((2, 2)), kind="attribution", about=about),
+                          ncp.Data("_ncp/findings", "[null]")])  # fmt: skip
+    with opened_page(browser) as page, served(tmp_path) as address:
+        frame = shown_runs(page, address, "good", "wrong")
+        for title, _, sentence in WRONG.values():
+            section(frame, title).get_by_text(sentence).first.wait_for()
+            assert section(frame, title).locator("canvas").count()
+        # What nobody expects costs a view, and no more.
+        frame = shown_runs(page, address + "?", "words", "good")
+        assert "can't be drawn: " in section(frame, "Findings").inner_text()
+        assert section(frame, MAPS).locator("canvas").count() == 2
+        assert section(frame, "Units").locator("canvas").count() == 1
+
+
+def test_a_run_that_cant_be_read_is_named(browser: Any, tmp_path: Path) -> None:
+    class Failing(LogIndex):
+        def run(self, name: str) -> Any:
+            if name == "gone":
+                raise KeyError(name)
+            return super().run(name)
+
+    for seed, name in enumerate(("good", "gone")):
+        write_run(tmp_path / name, seed)
+    context = browser.new_context()
+    page = context.new_page()
+    with served(tmp_path, Failing) as address:
+        frame = shown_runs(page, address, "good", "gone")
+        frame.locator("aside").get_by_text("gone can’t be read.").wait_for()
+        assert section(frame, MAPS).locator("canvas").count() == 1
+    context.close()
+
+
+def test_polls_without_anything_new_change_nothing(browser: Any, address: str) -> None:
+    with opened_page(browser) as page:
+        frame = in_page(page, address)
+        box = frame.get_by_label("a/s2", exact=True)
+        box.focus()
+        cell_text(page, frame, 0, 1, 4)
+        canvas = section(frame, MAPS).locator("canvas").first.element_handle()
+        box.focus()
+        for _ in range(2):
+            with page.expect_response("**/run?run=a%2Fs2*") as answered:
+                pass
+            assert set(answered.value.json()) == {"version"}
+            page.wait_for_load_state("networkidle")
+        assert canvas.evaluate("node => node.isConnected")
+        assert box.evaluate("node => node === document.activeElement")
+        assert frame.locator(".ncp .tip").is_visible()
 
 
 # ---- its numbers

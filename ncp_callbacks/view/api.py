@@ -5,7 +5,8 @@
 ``run?run=…&version=…``              what a run has: steps and descriptions of its arrays, steps of
                                      its documents, its scalars; of a known version only what came
                                      since, with that version as ``"since"``
-``summary?run=…``                    its scalars at their last step
+``summary?run=…``                    its scalars at their last step; NaN is null, and infinite
+                                     numbers are ``"Infinity"`` and ``"-Infinity"``
 ``arrays?run=…&tag=…&steps=…``       arrays: length of the header (uint32), the header (JSON),
                                      float32 numbers, all little-endian; those that can't be read
                                      are skipped
@@ -129,18 +130,21 @@ def _curve(curve: Curve, known: int) -> dict[str, Any]:
     if not points:
         return {}
     steps = sorted(points)
-    found: dict[str, Any] = {"steps": steps, "values": [_finite(points[step]) for step in steps]}
+    found: dict[str, Any] = {"steps": steps, "values": [_number(points[step]) for step in steps]}
     if curve.headline:
         found["headline"] = True
     if curve.low:
-        found["low"] = [_finite(curve.low.get(step, math.nan)) for step in steps]
-        found["high"] = [_finite(curve.high.get(step, math.nan)) for step in steps]
+        found["low"] = [_number(curve.low.get(step, math.nan)) for step in steps]
+        found["high"] = [_number(curve.high.get(step, math.nan)) for step in steps]
     return found
 
 
-def _finite(value: float) -> float | None:
+def _number(value: float) -> float | str | None:
+    """Return a number as JSON can hold it: NaN is None, and the infinite ones are words."""
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
     # Seven digits, as many as float32 has.
-    return float(f"{value:.7g}") if math.isfinite(value) else None
+    return None if math.isnan(value) else float(f"{value:.7g}")
 
 
 def _arrays(run: RunSource, arguments: Mapping[str, str]) -> Answer:

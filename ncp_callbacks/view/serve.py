@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import sys
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -43,7 +44,12 @@ def make_server(source: Source, port: int = 0) -> http.server.ThreadingHTTPServe
                 self._send(Answer(403, "text/plain", b"this server answers this machine only"))
                 return
             url = urlsplit(self.path)
-            self._send(_answer(source, url.path.lstrip("/"), dict(parse_qsl(url.query))))
+            try:
+                found = _answer(source, url.path.lstrip("/"), dict(parse_qsl(url.query)))
+            except Exception as error:  # The page tells it, and goes on with what it has.
+                text = f"the server failed: {type(error).__name__}: {error}"
+                found = Answer(500, "text/plain; charset=utf-8", text.encode())
+            self._send(found)
 
         def _send(self, found: Answer) -> None:
             self.send_response(found.status)
@@ -57,9 +63,16 @@ def make_server(source: Source, port: int = 0) -> http.server.ThreadingHTTPServe
         def log_message(self, *_: Any) -> None:
             """Say nothing for each request."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
-    return server
+    return _Server(("127.0.0.1", port), Handler)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A browser that has left doesn't wait for its answer.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _answer(source: Source, name: str, arguments: dict[str, str]) -> Answer:

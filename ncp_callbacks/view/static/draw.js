@@ -142,11 +142,14 @@ export function save(name, blob) {
 
 /** The canvases of a view with their captions, as one picture. */
 export function asPicture(element, title, {background, colour}) {
-  const figures = [...element.querySelectorAll('figure')].filter(f => f.querySelector('canvas'));
   const ratio = window.devicePixelRatio || 1, gap = 16, caption = 20;
-  const sizes = figures.map(f => f.querySelector('canvas')).map(c => [c.width / ratio, c.height / ratio]);
-  const width = sizes.reduce((sum, [w]) => sum + w + gap, gap);
-  const height = Math.max(0, ...sizes.map(([, hh]) => hh)) + caption + 3 * gap;
+  const figures = [...element.querySelectorAll('figure')].map(figure => ({figure, parts: [...figure.querySelectorAll('canvas')]})).filter(({parts}) => parts.length);
+  for (const each of figures) {
+    each.width = Math.max(...each.parts.map(part => part.width / ratio));
+    each.height = each.parts.reduce((sum, part) => sum + part.height / ratio, 0);
+  }
+  const width = figures.reduce((sum, each) => sum + each.width + gap, gap);
+  const height = Math.max(0, ...figures.map(each => each.height)) + caption + 3 * gap;
   const whole = document.createElement('canvas');
   whole.width = width * ratio;
   whole.height = height * ratio;
@@ -159,19 +162,24 @@ export function asPicture(element, title, {background, colour}) {
   g.fillText(title, gap, gap + 4);
   g.font = '12px Roboto, system-ui, sans-serif';
   let x = gap;
-  figures.forEach((figure, i) => {
+  for (const {figure, parts, width: wide} of figures) {
     const text = [...figure.querySelector('figcaption')?.children ?? []].map(part => part.textContent.trim()).filter(Boolean).join('  ');
-    g.fillText(cut(g, text, sizes[i][0]), x, 2 * gap + 10);
-    g.drawImage(figure.querySelector('canvas'), x, 2 * gap + caption, sizes[i][0], sizes[i][1]);
-    x += sizes[i][0] + gap;
-  });
+    g.fillText(cut(g, text, wide), x, 2 * gap + 10);
+    let y = 2 * gap + caption;
+    for (const part of parts) {
+      g.drawImage(part, x, y, part.width / ratio, part.height / ratio);
+      y += part.height / ratio;
+    }
+    x += wide + gap;
+  }
   return whole;
 }
 
 /** Rows as CSV (RFC 4180). */
 export function asCsv(rows) {
   const field = value => {
-    const text = value == null || (typeof value === 'number' && !Number.isFinite(value)) ? '' : String(value);
+    // As other programs write them.
+    const text = value === Infinity ? 'inf' : value === -Infinity ? '-inf' : String(value ?? '');
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return rows.map(row => row.map(field).join(',')).join('\r\n') + '\r\n';

@@ -100,11 +100,13 @@ class App {
   // ---- data
 
   async start() {
-    this.choice.fromHash(location.hash.slice(1));
+    this.choice.fromHash(location.hash.slice(1) || this.kept());
     await this.reload();
     this.listenToHost();
     if (this.store.source.live) setInterval(() => { if (this.visible()) this.reload(); }, this.options.poll ?? POLL_MS);
-    new ResizeObserver(() => this.soon()).observe(this.body);
+    let wide = this.body.clientWidth;
+    // Its height changes with what is drawn.
+    new ResizeObserver(() => { if (this.body.clientWidth !== wide) { wide = this.body.clientWidth; this.soon(); } }).observe(this.body);
   }
 
   /** Whether somebody can see the page: TensorBoard hides the frames of other tabs. */
@@ -117,19 +119,25 @@ class App {
   async reload() {
     if (this.reloading) return;
     this.reloading = true;
+    let changed = false;
+    const before = this.sentence;
     try {
-      await this.store.readNames();
+      changed = await this.store.readNames();
       if (!this.store.names.length) throw new Error('There is no run here yet.');
       this.choice.runs = this.choice.runs.filter(name => this.store.names.includes(name));
       if (!this.choice.runs.length) this.choice.runs = this.store.names.slice(0, 2);
-      await Promise.all(this.choice.runs.map(name => this.store.readRun(name).catch(() => this.store.forget(name))));
+      const read = await Promise.all(this.choice.runs.map(name => this.store.readRun(name)));
+      changed ||= read.some(Boolean);
       this.tellSentence(this.emptyReason());
       if (this.choice.follow || this.choice.step == null) this.choice.step = this.steps().at(-1) ?? null;
     } catch (error) {
       this.tellSentence(`The runs can't be read: ${error.message}`);
     } finally {
       this.reloading = false;
+      this.loaded = true;
     }
+    // Without anything new all stays as it is: the focus, and what is told of the place below the pointer.
+    if (!changed && this.sentence === before) { this.tellBusy(); return; }
     this.listRuns();
     this.soon();
   }
@@ -157,7 +165,9 @@ class App {
       this.choice.runs = [...runs, name];
       const sided = [...sides.values()].includes('B');
       if (!sided) this.choice.runs = this.choice.runs.slice(-MAX_SIDE_BY_SIDE);
-      await this.store.readRun(name).catch(() => {});
+      const read = this.store.readRun(name).catch(() => {});
+      this.tellBusy();
+      await read;
     }
     this.tellSentence(this.emptyReason());
     if (this.choice.follow) this.choice.step = this.steps().at(-1) ?? null;
@@ -179,24 +189,29 @@ class App {
       }}));
       return item;
     }));
-    this.note.textContent = this.store.note;
+    const unknown = this.store.unknownKinds(this.choice.runs).map(kind => `“${kind}”`).join(', ');
+    const lost = this.choice.runs.filter(name => this.store.unreadable.has(name));
+    this.note.textContent = [lost.length && `${lost.join(', ')} can’t be read.`, this.store.note, unknown && `Arrays of kind ${unknown} are not shown here: update ncp_callbacks if they are its own.`].filter(Boolean).join(' ');
   }
 
   // ---- drawing
 
   get dark() { return this.el.classList.contains('dark'); }
   css(name) { return this.colours[name] ??= getComputedStyle(this.el).getPropertyValue(name).trim(); }
-  width() { return Math.max(300, this.body.clientWidth - 34); }
+  width() { return this.wide ??= Math.max(300, this.body.clientWidth - 34); }
   onDraw(listener) { this.listeners.push(listener); }
 
   soon() {
     if (this.due) return;
     this.due = true;
+    this.tellBusy();
     requestAnimationFrame(() => { this.due = false; this.draw(); });
   }
 
+  /** Draws what can be seen at once, and the rest when there is time. */
   draw() {
     this.colours = {};
+    this.wide = null;
     // Some of the runs may be here while others are still read.
     this.choice.step ??= this.steps().at(-1) ?? null;
     const steps = this.steps(), at = steps.indexOf(stepAt(steps, this.choice.step));
@@ -211,8 +226,45 @@ class App {
     this.said.textContent = this.sentence;
     this.said.hidden = !this.sentence;
     if (!this.said.parentNode) this.body.replaceChildren(this.said, ...this.views.map(view => view.el));
-    for (const view of this.views) view.update();
-    if (this.store.source.live && window.parent === window) history.replaceState(null, '', `#${this.choice.toHash()}`);
+    this.width();
+    const seen = this.views.filter(view => view.inSight());
+    for (const view of this.views) view.stale = true;
+    for (const view of seen) view.update();
+    this.drawRest();
+    this.keepAddress();
+  }
+
+  /** Tells assistive technology, and tests, that not everything is drawn yet. */
+  tellBusy() { this.body.setAttribute('aria-busy', String(Boolean(!this.loaded || this.due || this.store.waits() || this.views.some(view => view.stale)))); }
+
+  /** Draws one view after the other, between which the reader can go on. */
+  drawRest() {
+    const rest = this.views.find(view => view.stale);
+    this.tellBusy();
+    if (!rest || this.drawing) return;
+    this.drawing = true;
+    const next = () => {
+      this.drawing = false;
+      this.views.find(view => view.stale)?.update();
+      this.drawRest();
+    };
+    if (window.requestIdleCallback) requestIdleCallback(next, {timeout: 300}); else setTimeout(next, 30);
+  }
+
+  /** Writes the choice into the address once the slider rests: browsers refuse too many changes. */
+  keepAddress() {
+    if (!this.store.source.live) return;
+    clearTimeout(this.address);
+    this.address = setTimeout(() => {
+      if (window.parent === window) { history.replaceState(null, '', `#${this.choice.toHash()}`); return; }
+      // In a frame of TensorBoard, the address is not its own.
+      try { sessionStorage.setItem('ncp_callbacks', this.choice.toHash()); } catch { /* It may keep nothing. */ }
+    }, 150);
+  }
+
+  /** What was chosen in a frame before it was loaded again. */
+  kept() {
+    try { return (window.parent !== window && this.store.source.live && sessionStorage.getItem('ncp_callbacks')) || ''; } catch { return ''; }
   }
 
   tell(text, event) {

@@ -39,14 +39,15 @@ export function nice(value) {
 
 /** A number with three digits, for people. */
 export function short(value) {
-  if (value == null || !Number.isFinite(value)) return '–';
+  if (value === Infinity || value === -Infinity) return value > 0 ? '∞' : '−∞';
+  if (value == null || Number.isNaN(value)) return '–';
   const size = Math.abs(value);
   if (size >= 1e5 || (size && size < 1e-3)) return value.toExponential(2);
   return String(Number(value.toPrecision(3)));
 }
 
-/** A number of the log: it has null for one that is not finite, and undefined is none at all. */
-export function logged(value) { return value === null ? 'NaN' : short(value); }
+/** A number of the log: it has null for NaN, and undefined is none at all. */
+export function logged(value) { return value === null || Number.isNaN(value) ? 'NaN' : short(value); }
 
 /** The largest of the sorted steps that is not above a step; the first if all are; null without. */
 export function stepAt(steps, step) {

@@ -9,6 +9,8 @@ export const VALIDATION = /^(val|valid|validation|dev|test|eval)(?=[/_]|$)/;
 /** Tag of the documents that hold what the rules found. */
 export const FINDINGS = '_ncp/findings';
 const KINDS = ['attribution', 'shares', 'trajectory', 'time curve', 'units'];
+/** What the package logs: those that are drawn, and those that stand for themselves. */
+const KNOWN = [...KINDS, 'attribution signed', 'time by step', 'state sample', 'elapsed', 'unit values', 'unit words', 'wiring share', 'wiring current', 'wiring attribution', 'spectrum', 'held out batch', 'interactions', 'interactions signed'];
 const MAX_BYTES_AT_ONCE = 1.5e6;
 const MAX_SPREAD = 250;
 const byName = (a, b) => a.localeCompare(b, 'en', {numeric: true});
@@ -25,39 +27,62 @@ export class Store {
     this.arrays = new Map();
     this.documents = new Map();
     this.asked = new Set();
+    this.reading = 0;
+    this.colours = new Map();
+    this.unreadable = new Set();
   }
 
-  /** Read the names of the runs. Throws what is to be told to the reader. */
+  /** Read the names of the runs; true if there are others than before. Throws what is to be told to the reader. */
   async readNames() {
     const found = await this.source.runs();
     if (found.format > FORMAT) throw new Error('These runs were written by a newer version: update ncp_callbacks.');
-    this.names = [...found.runs].sort(byName);
-    this.note = found.note || '';
+    const names = [...found.runs].sort(byName), note = found.note || '';
+    const changed = String(names) !== String(this.names) || note !== this.note;
+    Object.assign(this, {names, note});
+    // A run keeps its colour when others appear.
+    for (const name of names) if (!this.colours.has(name)) this.colours.set(name, PALETTE[this.colours.size % PALETTE.length]);
     for (const name of this.runs.keys()) if (!this.names.includes(name)) this.forget(name);
+    return changed;
   }
 
+  /** Remove what is known of a run; true if anything was. */
   forget(name) {
-    this.runs.delete(name);
+    const known = this.runs.delete(name);
     for (const held of [this.arrays, this.documents]) for (const key of [...held.keys()]) if (key.startsWith(`${name}\n`)) held.delete(key);
+    return known;
   }
 
-  /** Read what a run has got since; true if there was something new. */
+  /** Read what a run has got since; true if there was something new. A run that can't be read is noted, and forgotten. */
   async readRun(name) {
+    try {
+      const changed = await this.readMore(name);
+      return this.unreadable.delete(name) || changed;
+    } catch (error) {
+      if (!error.refused) throw error;
+      const noted = this.unreadable.has(name);
+      this.unreadable.add(name);
+      return this.forget(name) || !noted;
+    }
+  }
+
+  async readMore(name) {
     const had = this.runs.get(name);
-    const found = await this.source.run(name, had?.version ?? '');
+    this.reading++;
+    const found = await this.source.run(name, had?.version ?? '').finally(() => this.reading--);
     if (had && found.version === had.version) return false;
     // The first part of a version counts how often the run began anew.
     if (had && had.version.split('.')[0] !== found.version.split('.')[0]) this.forget(name);
+    found.scalars = decoded(found.scalars);
     this.runs.set(name, found.since && had ? grown(had, found) : found);
     return true;
   }
 
   /** Read the last numbers of a run that isn't shown, for the table. */
   async readSummary(name) {
-    if (!this.summaries.has(name)) this.summaries.set(name, (await this.source.summary(name)).scalars);
+    if (!this.summaries.has(name)) this.summaries.set(name, decoded((await this.source.summary(name)).scalars));
   }
 
-  colour(name) { return PALETTE[this.names.indexOf(name) % PALETTE.length]; }
+  colour(name) { return this.colours.get(name) ?? PALETTE[0]; }
 
   /** The arrays of a kind in a run: [{tag, steps, shape, about, label}]. */
   ofKind(run, kind) {
@@ -83,6 +108,12 @@ export class Store {
 
   /** True if a run has arrays that only a newer version of this page knows. */
   hasNewer(run) { return Object.values(this.runs.get(run)?.arrays ?? {}).some(array => array.about.v > FORMAT); }
+
+  /** The kinds of the arrays of runs that this page doesn't know. */
+  unknownKinds(runs) {
+    const of = runs.flatMap(run => Object.values(this.runs.get(run)?.arrays ?? {}).map(array => array.about).filter(about => about.v > FORMAT || !KNOWN.includes(about.kind)));
+    return [...new Set(of.map(about => String(about.kind)))].sort();
+  }
 
   /** The array of a snapshot if it is here; else null, and it is asked for with its neighbours. */
   get(run, tag, step) {
@@ -122,6 +153,9 @@ export class Store {
     this.source.arrays(run, tag, missing).then(keep, error => { if (error.refused) keep([]); }).finally(() => this.asked.delete(asked));
   }
 
+  /** True while something is asked for that is not here. */
+  waits() { return this.reading > 0 || this.asked.size > 0 || [...this.documents.values()].includes(null); }
+
   /** The text of a document if it is here; else null, and it is asked for. */
   document(run, tag, step) {
     const key = `${run}\n${tag}\n${step}`;
@@ -133,8 +167,26 @@ export class Store {
   }
 }
 
+/** Axes of the arrays that are drawn. */
+const AXES = {attribution: 2, 'attribution signed': 2, shares: 2, trajectory: 3, 'time curve': 2, 'time by step': 1, units: 2, 'wiring share': 2, 'wiring current': 2};
+
+/** Why an array can't be drawn, in words; '' if it can. */
+export function whyNotDrawn(kind, shape) {
+  const size = shape.join(' × ') || 'a single number', axes = AXES[kind] ?? shape.length;
+  if (shape.length !== axes) return `its ${kind} is ${size}: ${axes} ${axes > 1 ? 'axes are' : 'axis is'} needed`;
+  if (shape.includes(0)) return `its ${kind} is empty: ${size}`;
+  if (kind === 'trajectory' && shape[2] !== 3) return `its trajectory is ${size}: three numbers for each time step are needed`;
+  return kind.startsWith('wiring') && shape[0] < shape[1] ? `its ${kind} is ${size}: it needs a row for each feature and neuron` : '';
+}
+
 /** How many arrays of a tag may be asked for at once. */
 function atOnce({shape}, most) { return Math.max(4, Math.min(most, MAX_BYTES_AT_ONCE / (4 * shape.reduce((a, b) => a * b, 1)))); }
+
+/** Scalars with their infinite numbers, which JSON has as words. */
+function decoded(scalars) {
+  const number = value => typeof value === 'string' ? Number(value) : value;
+  return Object.fromEntries(Object.entries(scalars).map(([tag, curve]) => [tag, Object.fromEntries(Object.entries(curve).map(([name, part]) => [name, Array.isArray(part) ? part.map(number) : part]))]));
+}
 
 /** What a run has, from what was known of it and what came since. */
 function grown(had, found) {
@@ -226,21 +278,38 @@ export function columnTracks(store, column, kind, label) {
   return found.length ? found : {why: `${column.runs.length > 1 ? 'none of its runs has' : 'it has no'} ${kind}`};
 }
 
+/** Which runs of a column are no part of its mean, in words; '' if all are. */
+export function leftOut(column, kind, found) {
+  const others = column.runs.filter(run => !found.some(part => part.run === run));
+  return others.length ? `mean of ${found.length} of ${column.runs.length} runs: ${others.join(', ')} ${others.length > 1 ? 'have' : 'has'} no ${kind}` : '';
+}
+
+/** The last step up to a step that all lists of sorted steps have; else the first that all have; null without. */
+export function commonStep([first, ...others], step) {
+  const has = wanted => others.every(steps => stepAt(steps, wanted) === wanted);
+  const begin = first.findLastIndex(s => s <= step);
+  for (let i = begin; i >= 0; i--) if (has(first[i])) return first[i];
+  for (let i = begin + 1; i < first.length; i++) if (has(first[i])) return first[i];
+  return null;
+}
+
 /**
  * The array of a column at a step: the mean over its runs, with the SD between them.
- * Returns {step, shape, about, values, sd, runs}, null while it is not here, or {why} if it can't be.
+ * Returns {step, shape, about, values, sd, runs, but}, null while it is not here, or {why} if it can't be.
  */
 export function columnArray(store, column, kind, label, step) {
   const tracks = columnTracks(store, column, kind, label);
   if (tracks.why) return tracks;
-  const here = tracks.map(({run, tag, about, steps}) => ({about, tag, run, ...store.get(run, tag, stepAt(steps, step))}));
+  const at = commonStep(tracks.map(({steps}) => steps), step);
+  if (at == null) return {why: 'its runs have no step in common'};
+  const here = tracks.map(({run, tag, about}) => ({about, tag, run, ...store.get(run, tag, at)}));
   if (here.some(array => !array.values)) return null;
   const found = here.filter(array => !array.missing);
-  if (!found.length) return {why: `its ${kind} of step ${here[0].step.toLocaleString('en')} is gone or damaged`};
-  const first = found[0], why = whyNoMean(found);
+  if (!found.length) return {why: `its ${kind} of step ${at.toLocaleString('en')} is gone or damaged`};
+  const first = found[0], why = found.map(({shape}) => whyNotDrawn(kind, shape)).find(Boolean) || whyNoMean(found), but = leftOut(column, `${kind} at this step`, found);
   if (why) return {why};
-  if (found.length === 1) return {...first, sd: null, runs: 1};
+  if (found.length === 1) return {...first, sd: null, runs: 1, but};
   const values = found.map(a => inOrder(a.values, a.shape, a.about.feature_names, first.about.feature_names));
   const {mean, sd} = meanAndSd(values);
-  return {...first, values: mean, sd, runs: found.length};
+  return {...first, values: mean, sd, runs: found.length, but};
 }

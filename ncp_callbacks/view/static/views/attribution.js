@@ -1,6 +1,6 @@
 /** The map of time steps and features, side by side, and its differences. */
 import {canvas, cells, cut, diverging, stepTicks} from '../draw.js';
-import {columnShares, nice, quantile, short} from '../math.js';
+import {columnShares, logged, nice, quantile, short} from '../math.js';
 import {inOrder, labelOf, whyNot} from '../state.js';
 import {View} from './common.js';
 
@@ -31,12 +31,13 @@ export class AttributionMaps extends View {
     this.pictures = [];
     const figures = maps.map(({column, array}) => {
       if (!array || array.why) return this.instead(column, array);
-      for (let t = 0; t < array.shape[0]; t++) for (let f = 0; f < array.shape[1]; f++) this.table.push([column.name, array.step, t, names(array)[f], array.values[t * array.shape[1] + f]]);
+      const of = names(array);
+      this.table.push(() => Array.from(array.values, (value, i) => [column.name, array.step, Math.floor(i / of.length), of[i % of.length], value]));
       return this.figure(column, `${this.which(array, label)} · up to ${short(limit)}`, this.map(column.name, array, limit, width, column.colour));
     });
     const column = {name: 'difference', colour: 'transparent'};
     return [...figures, ...differences.map(({name, array}) => {
-      const most = nice(Math.max(...Array.from(array.values, Math.abs)));
+      const most = nice(quantile(Array.from(array.values, Math.abs), 1));
       const none = array.values.every(value => !value);
       return this.figure(column, `${name} · ${none ? 'no difference' : `up to ±${short(most)}`}`, this.map('difference', array, most, width, null));
     }), ...reasons.map(why => {
@@ -60,7 +61,9 @@ export class AttributionMaps extends View {
       ? maps.map(m => [m, {column: m.column, array: this.array(m.column, kind, label, pinned)}])
       : maps.slice(1).map(m => [m, maps[0]]);
     return pairs.map(([a, b]) => {
-      const name = pinned != null ? `${a.column.name}: now − step ${pinned.toLocaleString('en')}` : `${a.column.name} − ${b.column.name}`;
+      const steps = [a, b].map(({array}) => array?.step).map(step => step == null ? '' : step.toLocaleString('en'));
+      const name = pinned != null ? `${a.column.name}: ${this.choice.step === a.array?.step ? 'now' : `step ${steps[0]}`} − step ${b.array?.step == null ? pinned.toLocaleString('en') : steps[1]}`
+        : `${a.column.name} − ${b.column.name}${steps[0] === steps[1] ? '' : ` · step ${steps[0]} − step ${steps[1]}`}`;
       if (!a.array || !b.array) return {name, why: ''};
       const why = a.array.why ?? b.array.why ?? whyNot(a.array, b.array);
       if (why) return {name, why};
@@ -108,7 +111,7 @@ export class AttributionMaps extends View {
       // By its name: runs may have their features in another order.
       const lines = this.pictures.map(p => ({...p, at: names(p.array).indexOf(of[f])})).filter(p => p.at >= 0 && t < p.array.shape[0]).map(p => {
         const place = t * p.array.shape[1] + p.at, value = p.array.values[place], sd = p.array.sd?.[place];
-        return `${p.name === name ? '▸' : '  '} ${p.name}: ${short(value)}${sd == null ? '' : ` (SD ${short(sd)})`}`;
+        return `${p.name === name ? '▸' : '  '} ${p.name}: ${logged(value)}${sd == null ? '' : ` (SD ${short(sd)})`}`;
       });
       return `${of[f]}, time step ${t}\n${lines.join('\n')}`;
     });

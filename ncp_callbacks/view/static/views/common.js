@@ -5,18 +5,22 @@ import {stepAt} from '../math.js';
 
 export const HEIGHT = 230;
 
-/** A part of the page. Subclasses have `draw()`, which returns figures and sets `this.table`. */
+/**
+ * A part of the page. Subclasses have `draw()`, which returns figures and sets `this.table`: rows, and functions
+ * that return rows, as nobody needs many thousands of them with each move of the slider.
+ */
 export class View {
   constructor(app, name, title, explanation) {
     this.app = app;
     this.name = name;
     this.title = title;
     this.table = [];
+    this.stale = true;
     this.bar = h('div', {className: 'bar'});
     this.row = h('div', {className: 'row'});
     this.end = h('span', {className: 'end'},
-      h('button', {textContent: 'PNG', title: 'save these pictures', onclick: () => this.savePicture()}), ' ',
-      h('button', {textContent: 'CSV', title: 'save these numbers', onclick: () => save(`${name}.csv`, new Blob([asCsv(this.table)], {type: 'text/csv'}))}));
+      this.png = h('button', {textContent: 'PNG', title: 'save these pictures', onclick: () => this.savePicture()}), ' ',
+      h('button', {textContent: 'CSV', title: 'save these numbers', onclick: () => save(`${name}.csv`, new Blob([asCsv(this.rows())], {type: 'text/csv'}))}));
     const head = h('div', {className: 'bar'}, h('h2', {textContent: title}), this.end);
     this.el = h('section', {'aria-label': title}, head, h('p', {textContent: explanation}), this.bar, this.row);
   }
@@ -51,16 +55,37 @@ export class View {
     };
   }
 
+  /** Whether a reader sees a part of this view now, or would after a short scroll. */
+  inSight() {
+    const {top, bottom, height} = this.el.getBoundingClientRect();
+    return height > 0 && bottom > -100 && top < innerHeight + 100;
+  }
+
   update() {
+    this.stale = false;
     this.table = [];
-    const figures = this.draw();
+    let figures;
+    try { figures = this.draw(); } catch (error) {
+      // The other views go on.
+      console.warn(error);
+      figures = [this.sentence(`This can't be drawn: ${error.message}.`)];
+      this.table = [];
+    }
     this.el.hidden = figures === null;
     if (figures === null) return;
     this.end.hidden = !this.table.length;
     this.row.replaceChildren(...figures);
+    this.png.hidden = !this.row.querySelector('canvas');
+  }
+
+  /** Rows of the table of what is shown at the chosen step. */
+  rows() {
+    if (this.stale) this.update();
+    return this.table.flatMap(part => typeof part === 'function' ? part() : [part]);
   }
 
   savePicture() {
+    if (this.stale) this.update();
     const picture = asPicture(this.row, this.title, {background: this.css('--bg'), colour: this.css('--fg')});
     picture.toBlob(blob => save(`${this.name}.png`, blob));
   }
@@ -100,7 +125,7 @@ export class View {
   at(step) { return step == null ? '' : `${step === this.choice.step ? '' : 'of '}step ${step.toLocaleString('en')}`; }
 
   /** The step of an array, and what it is if it is not what was chosen. */
-  which({step, about}, label) { return [this.at(step), labelOf(about) === label ? '' : labelOf(about)].filter(Boolean).join(' · '); }
+  which({step, about, but}, label) { return [this.at(step), labelOf(about) === label ? '' : labelOf(about), but].filter(Boolean).join(' · '); }
   nearest(steps) { return stepAt(steps, this.choice.step); }
 
   /** Tell what is below the pointer; `text(x, y)` gets its place in the picture. */

@@ -1,14 +1,21 @@
 /** Shares of the features over training, with the validation below; a click goes to a step. */
 import {canvas, cut, h, line, PALETTE, valueAxis} from '../draw.js';
 import {envelope, extent, logged} from '../math.js';
-import {columnTracks, VALIDATION, whyNoMean} from '../state.js';
+import {columnTracks, leftOut, VALIDATION, whyNoMean, whyNotDrawn} from '../state.js';
 import {View} from './common.js';
 import {names} from './attribution.js';
 
 const LEFT = 52, RIGHT = 118;
 
 /** A snapshot of shares (feature; share, low, high): {step, shares, low, high}, the ends null where no CI is known. */
-function point({step, shape: [features, columns], values}) {
+function point(array) {
+  if (!points.has(array)) points.set(array, madePoint(array));
+  return points.get(array);
+}
+
+const points = new WeakMap();
+
+function madePoint({step, shape: [features, columns], values}) {
   const column = k => Array.from({length: features}, (_, f) => Number.isFinite(values[f * columns + k]) ? values[f * columns + k] : null);
   return {step, shares: column(0), low: column(1), high: column(2)};
 }
@@ -29,13 +36,16 @@ export class SharesOverTraining extends View {
     const width = this.width(columns.length, 640);
     const last = Math.max(1, ...columns.flatMap(column => this.stepsOf(column, 'shares', label)));
     this.table = [['run', 'step', 'feature', 'share', 'low', 'high']];
-    return columns.map(column => {
-      const series = this.series(column, label);
+    // One scale for all: they are compared by eye.
+    const all = columns.map(column => [column, this.series(column, label)]);
+    const most = Math.min(1, 1.08 * Math.max(...all.flatMap(([, series]) => series?.points ?? []).flatMap(p => p.shares.map((share, f) => p.high[f] ?? share))));
+    const ends = extent(columns.flatMap(column => this.curvesOf(column, below)).flatMap(([, curve]) => curve.values));
+    return all.map(([column, series]) => {
       if (!series || series.why) return this.instead(column, series);
-      for (const point of series.points) series.names.forEach((name, f) => this.table.push([column.name, point.step, name, point.shares[f], point.low[f], point.high[f]]));
-      const parts = [this.chart(column, series, width, last)];
-      if (below) parts.push(this.numberBelow(column, below, width, last));
-      return this.figure(column, this.which({step: this.nearest(series.points.map(p => p.step)), about: series.about}, label), ...parts);
+      this.table.push(() => series.points.flatMap(point => series.names.map((name, f) => [column.name, point.step, name, point.shares[f], point.low[f], point.high[f]])));
+      const parts = [this.chart(column, series, width, last, most)];
+      if (below) parts.push(this.numberBelow(column, below, width, last, ends));
+      return this.figure(column, this.which({step: this.nearest(series.points.map(p => p.step)), about: series.about, but: series.but}, label), ...parts);
     });
   }
 
@@ -43,13 +53,13 @@ export class SharesOverTraining extends View {
   series(column, label) {
     const tracks = columnTracks(this.store, column, 'shares', label);
     if (tracks.why) return tracks;
-    const why = whyNoMean(tracks), [{about}] = tracks;
+    const why = tracks.map(({shape}) => whyNotDrawn('shares', shape)).find(Boolean) || whyNoMean(tracks), [{about}] = tracks, but = leftOut(column, 'shares', tracks);
     if (why) return {why};
     const ofRuns = tracks.map(track => ({of: names(track), points: this.store.spread(track.run, track.tag).map(point)}));
     if (ofRuns.some(({points}) => !points.length)) return null;
-    if (ofRuns.length === 1) return {about, points: ofRuns[0].points, names: ofRuns[0].of};
+    if (ofRuns.length === 1) return {about, but, points: ofRuns[0].points, names: ofRuns[0].of};
     const mean = this.mean(ofRuns);
-    return mean.points.length ? {about, ...mean} : {why: 'its runs have no step in common'};
+    return mean.points.length ? {about, but, ...mean} : {why: 'its runs have no step in common'};
   }
 
   /** The mean over runs with the range of the runs as its band, at steps that all have. */
@@ -68,11 +78,10 @@ export class SharesOverTraining extends View {
     return {points, names: of};
   }
 
-  chart(column, {points, names: of}, width, last) {
+  chart(column, {points, names: of}, width, last, most) {
     const height = 190, x = step => LEFT + (width - LEFT - RIGHT) * step / last;
     const final = points.at(-1).shares, order = of.map((_, f) => f).sort((a, b) => final[b] - final[a]);
     const shown = order.slice(0, PALETTE.length);
-    const most = Math.min(1, 1.08 * Math.max(...points.flatMap(p => shown.map(f => p.high[f] ?? p.shares[f]))));
     const node = canvas(width, height, `${column.name}: shares of ${of.length} features over training`, g => {
       const y = valueAxis(g, {left: LEFT, top: 8, width: width - LEFT - RIGHT, height: height - 34, low: 0, high: most, grid: this.css('--grid'), dim: this.css('--dim'), digits: v => `${Math.round(100 * v)} %`});
       const xs = points.map(p => x(p.step)), taken = [];
@@ -88,6 +97,8 @@ export class SharesOverTraining extends View {
         if (place < height - 20) g.fillText(cut(g, of[f], RIGHT - 12), x(points.at(-1).step) + 6, place);
       }
       this.axisOfSteps(g, x, last, height);
+      g.textAlign = 'left';
+      g.fillText('training step', width - RIGHT + 20, height - 9);
     });
     return this.clickable(node, x, last, () => points.map(p => p.step), width, step => {
       const point = points.find(p => p.step === step);
@@ -95,11 +106,12 @@ export class SharesOverTraining extends View {
     });
   }
 
-  numberBelow(column, tag, width, last) {
+  curvesOf(column, tag) { return column.runs.map(run => [run, this.store.runs.get(run).scalars[tag]]).filter(([, curve]) => curve); }
+
+  numberBelow(column, tag, width, last, [low, high]) {
     const height = 92, x = step => LEFT + (width - LEFT - RIGHT) * step / last;
-    const curves = column.runs.map(run => this.store.runs.get(run).scalars[tag]).filter(Boolean);
+    const known = this.curvesOf(column, tag), curves = known.map(([, curve]) => curve);
     if (!curves.length) return this.sentence(`This run has no ${tag}.`);
-    const [low, high] = extent(curves.flatMap(c => c.values));
     const node = canvas(width, height, `${column.name}: ${tag} over training`, g => {
       const y = valueAxis(g, {left: LEFT, top: 8, width: width - LEFT - RIGHT, height: height - 34, low, high, grid: this.css('--grid'), dim: this.css('--dim')});
       for (const {steps, values} of curves) {
@@ -112,7 +124,7 @@ export class SharesOverTraining extends View {
       this.axisOfSteps(g, x, last, height);
     });
     return this.clickable(node, x, last, () => [...new Set(curves.flatMap(c => c.steps))].sort((a, b) => a - b), width,
-      step => curves.map((c, i) => `${column.runs[i]}, step ${step.toLocaleString('en')}: ${logged(c.values[c.steps.indexOf(step)])}`).join('\n'));
+      step => known.map(([run, c]) => `${run}, step ${step.toLocaleString('en')}: ${logged(c.values[c.steps.indexOf(step)])}`).join('\n'));
   }
 
   axisOfSteps(g, x, last, height) {

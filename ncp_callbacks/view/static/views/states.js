@@ -5,7 +5,7 @@ import {View} from './common.js';
 
 export class HiddenStates extends View {
   constructor(app) {
-    super(app, 'states', 'Where the hidden state goes', 'The same held-out sequences in every run, along three kept axes. Drag to move, or in 3D to turn; zoom with the wheel and Ctrl; all pictures go together. With common axes, each picture is turned onto the first run at its last snapshot.');
+    super(app, 'states', 'Where the hidden state goes', 'The same held-out sequences in every run, along the first two of three kept axes; dots are their ends. Drag to move, or in 3D to turn; zoom with the wheel and Ctrl; all pictures go together. With common axes, each picture is turned onto the first run at its last snapshot.');
     this.label = this.menu('which cell', 'label');
     this.toggle('colour by class', 'class', true);
     this.toggle('common axes', 'common', true);
@@ -13,6 +13,7 @@ export class HiddenStates extends View {
     this.bar.append(h('button', {textContent: 'reset', onclick: () => { this.place = start(); app.soon(); }}));
     this.place = start();
     this.near = null;
+    this.similar = new WeakMap();
   }
 
   draw() {
@@ -60,12 +61,17 @@ export class HiddenStates extends View {
     };
     const a = sample(array), b = sample(reference);
     if (!a || !b || a.missing || b.missing || a.shape[0] !== b.shape[0]) return '';
-    return `, CKA ${short(debiasedCka(a.values, b.values, a.shape[0]))}`;
+    if (!this.similar.has(a)) this.similar.set(a, new Map([[b, debiasedCka(a.values, b.values, a.shape[0])]]));
+    const of = this.similar.get(a);
+    if (!of.has(b)) of.set(b, debiasedCka(a.values, b.values, a.shape[0]));
+    return `, CKA ${short(of.get(b))}`;
   }
 
   picture(column, array, points, size, width, height) {
     const [sequences, steps] = array.shape, {about} = array, classes = this.option('class', true) ? about.sequence_class : null;
     const {turn, zoom} = this.place, dots = [];
+    this.table.push(() => Array.from({length: sequences * steps}, (_, i) => [i, Math.floor(i / steps), i % steps]).filter(([i]) => Number.isFinite(points[3 * i]))
+      .map(([i, q, t]) => [column.name, array.step, about.sequences?.[q] ?? q, about.time_steps?.[t] ?? t, points[3 * i], points[3 * i + 1], points[3 * i + 2]]));
     const project = i => {
       let [x, y, z] = [points[3 * i], points[3 * i + 1], points[3 * i + 2]];
       if (this.option('space', false)) {
@@ -88,7 +94,6 @@ export class HiddenStates extends View {
           const i = q * steps + t;
           if (!Number.isFinite(points[3 * i])) continue;
           const [x, y] = project(i);
-          this.table.push([column.name, array.step, about.sequences?.[q] ?? q, about.time_steps?.[t] ?? t, points[3 * i], points[3 * i + 1], points[3 * i + 2]]);
           if (end) { g.strokeStyle = colour(q, t); g.beginPath(); g.moveTo(...end); g.lineTo(x, y); g.stroke(); }
           end = [x, y];
           dots.push([x, y, q, t]);

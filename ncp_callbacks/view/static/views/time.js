@@ -1,6 +1,6 @@
 /** How the target reacts to elapsed time, now and at earlier snapshots. */
 import {canvas, h, line, stepTicks, valueAxis} from '../draw.js';
-import {nice, short} from '../math.js';
+import {logged, nice, short} from '../math.js';
 import {HEIGHT, View} from './common.js';
 
 const LEFT = 56, BOTTOM = 28;
@@ -18,7 +18,9 @@ export class ElapsedTime extends View {
     if (label === undefined && !byStep.length) return null;
     const columns = this.columns();
     this.table = [['run', 'step', 'scale', 'RMS change', 'low', 'high']];
-    const missing = columns.map(column => [column, this.array(column, label === undefined ? 'time by step' : 'time curve', label)]).filter(([, array]) => array?.why);
+    const wanted = [['time curve', label], ['time by step', byStep[0]]].filter(([, of]) => of !== undefined);
+    const reasons = columns.map(column => [column, wanted.map(([kind, of]) => this.array(column, kind, of)?.why).filter(Boolean)]);
+    const missing = reasons.filter(([, of]) => of.length).map(([column, of]) => [column, {why: of.join('; ')}]);
     return [label === undefined ? null : this.curves(columns, label), byStep.length ? this.gaps(columns, byStep[0]) : null, ...missing.map(of => this.instead(...of))].filter(Boolean);
   }
 
@@ -47,9 +49,9 @@ export class ElapsedTime extends View {
     });
     this.hover(node, place => {
       const scale = scales.reduce((a, b) => Math.abs(x(b) - place) < Math.abs(x(a) - place) ? b : a);
-      return `all elapsed times × ${short(scale)}\n${sets.map(({column, now}) => { const r = rows(now), i = r.scale.indexOf(scale); return `${column.name}: ${short(r.rms[i])}${r.low ? ` [${short(r.low[i])}, ${short(r.high[i])}]` : ''}`; }).join('\n')}`;
+      return `all elapsed times × ${short(scale)}\n${sets.map(({column, now}) => { const r = rows(now), i = r.scale.indexOf(scale); return `${column.name}: ${logged(r.rms[i])}${r.low ? ` [${short(r.low[i])}, ${short(r.high[i])}]` : ''}`; }).join('\n')}`;
     });
-    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'RMS change of the target'}), ...this.legend(sets.map(({column, now}) => [column, now]), label)), node);
+    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'RMS change of the target'}), h('span', {textContent: 'by the factor of all elapsed times'}), ...this.legend(sets.map(({column, now}) => [column, now]), label)), node);
   }
 
   gaps(columns, label) {
@@ -64,9 +66,9 @@ export class ElapsedTime extends View {
     });
     this.hover(node, place => {
       const t = Math.max(0, Math.min(steps - 1, Math.round((place - LEFT - 10) / ((width - LEFT - 30) / Math.max(1, steps - 1)))));
-      return `elapsed time before time step ${t}\n${sets.map(({column, array}) => `${column.name}: ${short(array.values[t])}`).join('\n')}`;
+      return `elapsed time before time step ${t}\n${sets.map(({column, array}) => `${column.name}: ${logged(array.values[t])}`).join('\n')}`;
     });
-    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'which elapsed times matter'}), h('span', {textContent: 'Δt · ∂target/∂Δt, mean over sequences'}), ...this.legend(sets.map(({column, array}) => [column, array]), label)), node);
+    return h('figure', {}, h('figcaption', {}, h('b', {textContent: 'which elapsed times matter'}), h('span', {textContent: 'Δt · ∂target/∂Δt by time step, mean over sequences'}), ...this.legend(sets.map(({column, array}) => [column, array]), label)), node);
   }
 
   half() { const all = this.app.width(); return all > 720 ? Math.min(560, all / 2 - 12) : all; }

@@ -1,13 +1,13 @@
 /** What single units do: activity over time, values by unit, and the graph of a wired network. */
 import {canvas, cells, cut, diverging, h, stepTicks} from '../draw.js';
-import {nice, short} from '../math.js';
+import {logged, nice, short} from '../math.js';
 import {View} from './common.js';
 
 const LEFT = 42;
 
 export class Units extends View {
   constructor(app) {
-    super(app, 'units', 'Units', 'Mean state of every unit over the sequence. Units are sorted by when they are strongest at the last snapshot, so rows stay in place while the slider moves.');
+    super(app, 'units', 'Units', 'Mean state of every unit over the sequence: rows are units, columns are time steps; orange is above 0, purple below. Units are sorted by when they are strongest at the last snapshot, so rows stay in place while the slider moves.');
     this.label = this.menu('which cell', 'label');
   }
 
@@ -29,7 +29,7 @@ export class Units extends View {
     // Of a large cell or a long sequence the log has some units and time steps: these are their numbers.
     const unit = u => now.about.units?.[u] ?? u, time = t => now.about.time_steps?.[t] ?? t;
     const cell = Math.max(4, Math.min(12, 300 / units)), box = {x: LEFT, y: 0, width: width - LEFT - 8, height: units * cell};
-    for (let u = 0; u < units; u++) for (let t = 0; t < steps; t++) this.table.push([column.name, now.step, unit(u), time(t), now.values[t * units + u]]);
+    this.table.push(() => Array.from({length: units * steps}, (_, i) => [Math.floor(i / steps), i % steps]).map(([u, t]) => [column.name, now.step, unit(u), time(t), now.values[t * units + u]]));
     const values = unitValues(this, column, now.about.cell);
     const node = canvas(width, units * cell + 22, `${column.name}: mean state of ${units} units at ${steps} time steps`, g => {
       cells(g, box, units, steps, (r, t) => diverging(now.values[t * units + order[r]], limit, this.dark));
@@ -41,7 +41,7 @@ export class Units extends View {
     return this.hover(node, (x, y) => {
       const t = Math.floor((x - LEFT) / (box.width / steps)), r = Math.floor(y / cell);
       if (t < 0 || t >= steps || r < 0 || r >= units) return '';
-      return `unit ${unit(order[r])}, time step ${time(t)}: ${short(now.values[t * units + order[r]])}${values(unit(order[r]))}`;
+      return `unit ${unit(order[r])}, time step ${time(t)}: ${logged(now.values[t * units + order[r]])}${values(unit(order[r]))}`;
     });
   }
 }
@@ -53,7 +53,7 @@ function unitValues(view, column, cell) {
   const known = of('unit values'), words = Object.assign({}, ...of('unit words').map(({array}) => asObject(array.values)));
   const place = (track, unit) => track.about.units ? track.about.units.indexOf(unit) : unit;
   return unit => (words[unit] ? `\n${String(words[unit]).replace('; ', ';\n')}` : '') + known.filter(({track, array}) => array.values[place(track, unit)] !== undefined).map(({track, array}) => {
-    return `\n${track.about.label ?? track.tag}: ${short(array.values[place(track, unit)])}`;
+    return `\n${track.about.label ?? track.tag}: ${logged(array.values[place(track, unit)])}`;
   }).join('');
 }
 
@@ -109,15 +109,16 @@ export class WiredGraph extends View {
     const edges = [];
     for (let i = 0; i < sources; i++) for (let j = 0; j < neurons; j++) {
       const value = share.values[i * neurons + j];
-      if (value > 0) { edges.push([i, inputs + j, value, current?.values[i * neurons + j] ?? 0]); this.table.push([column.name, share.step, name(i), name(inputs + j), value, current?.values[i * neurons + j]]); }
+      if (value > 0) edges.push([i, inputs + j, value, current?.values[i * neurons + j]]);
     }
+    this.table.push(() => edges.map(([i, j, value, amount]) => [column.name, share.step, name(i), name(j), value, amount]));
     edges.sort((a, b) => a[2] - b[2]);
     const {near} = this, touches = ([i, j]) => near == null || i === near || j === near;
     const node = canvas(width, height, `${column.name}: graph of ${neurons} neurons`, g => {
       for (const [i, j, value, amount] of edges) {
         const [x0, y0] = place.get(i), [x1, y1] = place.get(j);
         g.globalAlpha = touches([i, j]) ? Math.min(0.9, 0.15 + value) : 0.05;
-        g.strokeStyle = amount >= 0 ? '#b35806' : (this.dark ? '#b2abd2' : '#542788');
+        g.strokeStyle = (amount ?? 0) >= 0 ? '#b35806' : (this.dark ? '#b2abd2' : '#542788');
         g.lineWidth = 0.5 + 5 * value;
         g.beginPath();
         g.moveTo(x0, y0);
