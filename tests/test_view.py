@@ -218,7 +218,7 @@ def test_too_much_at_once_is_refused(log_dir: Path) -> None:
     assert answer(LogIndex(log_dir), "arrays", arguments).status == 413
 
 
-def test_numbers_that_are_not_finite_are_told_apart(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_stay_distinct(tmp_path: Path) -> None:
     values = [float("nan"), float("inf"), float("-inf"), 0.5]
     with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "run")) as writer:
         for step, value in enumerate(values):
