@@ -47,7 +47,7 @@ def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("runs")
     for seed, name in enumerate(RUNS):
         other = {"held_out": "other"} if name == "b/s10" else {}
-        names = [FEATURES[2], *FEATURES[:2]] if name == "a/s2" else FEATURES
+        names = [FEATURES[2], *FEATURES[:2], FEATURES[3]] if name == "a/s2" else FEATURES
         write_run(where / name, seed, feature_names=names, **other)
     return where
 
@@ -192,7 +192,7 @@ def output(frame: Any) -> str:
 def test_hovered_numbers_are_the_logged_ones(view: Any, runs: dict[str, Run]) -> None:
     page, frame = view
     first, second = (runs[name].arrays["_ncp/attribution_strength"] for name in RUNS[:2])
-    order = [1, 2, 0]  # The columns of the second run, in the order of the first's names.
+    order = [1, 2, 0, 3]  # The columns of the second run, in the order of the first's names.
     for presses, step in ((0, 30), (2, 10)):
         for _ in range(presses):
             frame.locator("body").press("ArrowLeft")
@@ -512,6 +512,8 @@ def test_dark_mode(browser: Any, address: str, board: Board) -> None:
 def test_keys_and_names_reach_everything(browser: Any, address: str) -> None:
     with opened_page(browser) as page:
         frame = in_page(page, address)
+        # What is too wide scrolls in itself.
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1400
         for canvas in frame.locator("main canvas").all():
             assert canvas.get_attribute("aria-label")
             assert canvas.get_attribute("role") == "img"
@@ -920,6 +922,9 @@ def test_small_numbers(compute: Any) -> None:
     for stretch in stretches:
         assert {min(stretch), max(stretch)} <= set(kept)
     assert compute("envelope", [3, 1, 2], 100) == [0, 1, 2]
+    # Three that meet go apart around the lowest place that is left to them.
+    assert compute("spacedOut", [50, 10, 49, 48], 14, 8, 60) == [60, 10, 46, 32]
+    assert compute("spacedOut", [20, 0], 14, 8, 60) == [22, 8]
     assert compute("extent", [None, 3, -2]) == [-2, 3]
     assert compute("extent", []) == [0, 1]
     assert compute("columnShares", [0, 0], 1, 2) == [0, 0]

@@ -11,8 +11,9 @@ import numpy as np
 
 import ncp_callbacks as ncp
 
-FEATURES = ["heart rate", "<img src=x onerror=alert(1)>", "oxygen"]
-T, F, S, H = 7, 3, 4, 5
+# No two axes have one length, so that none can stand for another.
+FEATURES = ["heart rate", "<img src=x onerror=alert(1)>", "oxygen", "age"]
+T, F, S, H = 7, 4, 6, 5
 DESCRIBED = (1, 4)  # Units that are described in words.
 
 
@@ -22,7 +23,8 @@ def arrays(rng: np.random.Generator, **about: Any) -> list[ncp.Array]:
     names = {"feature_names": about.pop("feature_names", FEATURES)}
     of_cell = {"callback": "hidden", "cell": "rnn", "held_out": about["held_out"]}
     of_sequences = of_cell | {
-        "sequences": [0, 3, 5, 7], "sequence_class": [0, 1, 1, 0], "class_names": ["calm", "worse"],
+        "sequences": [0, 3, 5, 7, 8, 9], "sequence_class": [0, 1, 1, 0, 0, 1],
+        "class_names": ["calm", "worse"],
     }  # fmt: skip
     rms = rng.random(3)
     shares = rng.dirichlet(np.ones(F))

@@ -37,6 +37,15 @@ export function nice(value) {
   return value;
 }
 
+/** Places near those that are wanted, at least a distance apart, and from a first to a last place if there is room. */
+export function spacedOut(wanted, distance, first, last) {
+  const order = wanted.map((_, i) => i).sort((a, b) => wanted[a] - wanted[b]), places = [...wanted];
+  order.forEach((i, k) => { places[i] = Math.max(places[i], k ? places[order[k - 1]] + distance : first); });
+  let limit = last;
+  for (const i of order.reverse()) { places[i] = Math.min(places[i], limit); limit = places[i] - distance; }
+  return places;
+}
+
 /** A number with three digits, for people. */
 export function short(value) {
   if (value === Infinity || value === -Infinity) return value > 0 ? '∞' : '−∞';

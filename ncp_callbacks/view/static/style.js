@@ -20,7 +20,7 @@ export const CSS = `
 .ncp aside li label{display:flex;gap:6px;align-items:center;flex:1;min-width:0;overflow-wrap:anywhere;cursor:pointer}
 .ncp aside li button{padding:0 5px;font-size:11px}
 .ncp i.dot{width:10px;height:10px;border-radius:50%;flex:none;display:inline-block}
-.ncp main{padding:12px 16px;display:grid;gap:26px;align-content:start;min-width:0}
+.ncp main{padding:12px 16px;display:grid;grid-template-columns:minmax(0,1fr);gap:26px;align-content:start;min-width:0}
 .ncp h2{font-size:16px;font-weight:500;margin:0}.ncp h3{font-size:13px;font-weight:500;margin:0 0 4px}
 .ncp p{margin:2px 0 8px;color:var(--dim);max-width:90ch}
 .ncp .row{display:flex;gap:16px;flex-wrap:wrap;align-items:flex-start}
@@ -30,8 +30,8 @@ export const CSS = `
 .ncp .tip{position:fixed;pointer-events:none;background:#212121;color:#fff;padding:5px 8px;border-radius:4px;
  font-size:12px;z-index:9;white-space:pre;box-shadow:0 1px 4px #0006;max-width:60ch;overflow:hidden}
 .ncp .note{padding:30px;color:var(--dim)}
-.ncp table{border-collapse:collapse;font-variant-numeric:tabular-nums}.ncp td,.ncp th{padding:3px 10px;text-align:right;border-bottom:1px solid var(--line)}
-.ncp th:first-child,.ncp td:first-child{text-align:left;min-width:8em;overflow-wrap:anywhere}.ncp th button{border:0;padding:0;font-weight:500}
+.ncp table{border-collapse:collapse;font-variant-numeric:tabular-nums}.ncp td,.ncp th{padding:3px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+.ncp th:first-child,.ncp td:first-child{text-align:left;min-width:8em;white-space:normal;overflow-wrap:anywhere}.ncp th button{border:0;padding:0;font-weight:500}
 .ncp .scroll{overflow:auto;max-width:100%}
 .ncp ul.findings{list-style:none;margin:0;padding:0;max-width:62ch}.ncp ul.findings li{padding:4px 0;display:grid;grid-template-columns:5.5em 1fr;gap:8px}
 .ncp ul.findings b{font-weight:500}.ncp ul.findings p{color:inherit;margin:2px 0 0}

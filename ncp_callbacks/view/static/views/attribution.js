@@ -118,8 +118,8 @@ export class AttributionMaps extends View {
   }
 }
 
-/** Names of the features of a map. */
-export function names(array) {
+/** Names of the features of a map, or of another array with some features. */
+export function names(array, features = array.shape.at(-1)) {
   const given = array.about.feature_names ?? [];
-  return Array.from({length: array.shape.at(-1)}, (_, f) => given[f] ?? `feature ${f}`);
+  return Array.from({length: features}, (_, f) => given[f] ?? `feature ${f}`);
 }

@@ -118,7 +118,7 @@ export class View {
   }
 
   width(columns, largest = 520) {
-    return Math.max(250, Math.min(largest, this.app.width() / Math.max(1, Math.min(columns, 3)) - 18));
+    return Math.max(320, Math.min(largest, this.app.width() / Math.max(1, Math.min(columns, 3)) - 18));
   }
 
   /** The step of what is shown, in words that tell an older one from the chosen one. */

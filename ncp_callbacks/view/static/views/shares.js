@@ -1,6 +1,6 @@
 /** Shares of the features over training, with the validation below; a click goes to a step. */
 import {canvas, cut, h, line, PALETTE, valueAxis} from '../draw.js';
-import {envelope, extent, logged} from '../math.js';
+import {envelope, extent, logged, spacedOut} from '../math.js';
 import {columnTracks, leftOut, VALIDATION, whyNoMean, whyNotDrawn} from '../state.js';
 import {View} from './common.js';
 import {names} from './attribution.js';
@@ -38,7 +38,9 @@ export class SharesOverTraining extends View {
     this.table = [['run', 'step', 'feature', 'share', 'low', 'high']];
     // One scale for all: they are compared by eye.
     const all = columns.map(column => [column, this.series(column, label)]);
-    const most = Math.min(1, 1.08 * Math.max(...all.flatMap(([, series]) => series?.points ?? []).flatMap(p => p.shares.map((share, f) => p.high[f] ?? share))));
+    const points = all.flatMap(([, series]) => series?.points ?? []), largest = extent(points.flatMap(p => p.shares))[1];
+    // A wide CI of a small share must not press all lines down.
+    const most = Math.min(1, 1.08 * Math.min(1.5 * largest, Math.max(largest, extent(points.flatMap(p => p.high))[1])));
     const ends = extent(columns.flatMap(column => this.curvesOf(column, below)).flatMap(([, curve]) => curve.values));
     return all.map(([column, series]) => {
       if (!series || series.why) return this.instead(column, series);
@@ -55,7 +57,7 @@ export class SharesOverTraining extends View {
     if (tracks.why) return tracks;
     const why = tracks.map(({shape}) => whyNotDrawn('shares', shape)).find(Boolean) || whyNoMean(tracks), [{about}] = tracks, but = leftOut(column, 'shares', tracks);
     if (why) return {why};
-    const ofRuns = tracks.map(track => ({of: names(track), points: this.store.spread(track.run, track.tag).map(point)}));
+    const ofRuns = tracks.map(track => ({of: names(track, track.shape[0]), points: this.store.spread(track.run, track.tag).map(point)}));
     if (ofRuns.some(({points}) => !points.length)) return null;
     if (ofRuns.length === 1) return {about, but, points: ofRuns[0].points, names: ofRuns[0].of};
     const mean = this.mean(ofRuns);
@@ -84,21 +86,22 @@ export class SharesOverTraining extends View {
     const shown = order.slice(0, PALETTE.length);
     const node = canvas(width, height, `${column.name}: shares of ${of.length} features over training`, g => {
       const y = valueAxis(g, {left: LEFT, top: 8, width: width - LEFT - RIGHT, height: height - 34, low: 0, high: most, grid: this.css('--grid'), dim: this.css('--dim'), digits: v => `${Math.round(100 * v)} %`});
-      const xs = points.map(p => x(p.step)), taken = [];
+      const xs = points.map(p => x(p.step)), end = x(points.at(-1).step) + 6;
       for (const f of shown) {
-        const colour = PALETTE[f % PALETTE.length], end = side => points.map(p => p[side][f] == null ? NaN : y(p[side][f]));
-        line(g, xs, points.map(p => y(p.shares[f])), {low: end('low'), high: end('high'), colour});
-        // Names beside the ends of the lines, moved apart where they would meet.
-        let place = y(final[f]);
-        while (taken.some(other => Math.abs(other - place) < 13)) place += 2;
-        taken.push(place);
-        g.fillStyle = colour;
-        g.textAlign = 'left';
-        if (place < height - 20) g.fillText(cut(g, of[f], RIGHT - 12), x(points.at(-1).step) + 6, place);
+        const colour = PALETTE[f % PALETTE.length], ends = side => points.map(p => p[side][f] == null ? NaN : y(p[side][f]));
+        line(g, xs, points.map(p => y(p.shares[f])), {low: ends('low'), high: ends('high'), colour});
       }
+      // Names beside the ends of the lines, moved apart where they would meet.
+      g.textAlign = 'left';
+      spacedOut(shown.map(f => y(final[f] ?? 0)), 14, 8, height - 30).forEach((place, i) => {
+        g.fillStyle = PALETTE[shown[i] % PALETTE.length];
+        g.fillRect(end, place - 4, 8, 8);
+        g.fillStyle = this.css('--fg');
+        g.fillText(cut(g, of[shown[i]], RIGHT - 24), end + 12, place);
+      });
       this.axisOfSteps(g, x, last, height);
       g.textAlign = 'left';
-      g.fillText('training step', width - RIGHT + 20, height - 9);
+      g.fillText('training step', width - RIGHT + 38, height - 9);
     });
     return this.clickable(node, x, last, () => points.map(p => p.step), width, step => {
       const point = points.find(p => p.step === step);

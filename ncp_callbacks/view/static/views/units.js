@@ -28,18 +28,19 @@ export class Units extends View {
     const [steps, units] = now.shape, limit = limitOf(last), order = byPeak(last);
     // Of a large cell or a long sequence the log has some units and time steps: these are their numbers.
     const unit = u => now.about.units?.[u] ?? u, time = t => now.about.time_steps?.[t] ?? t;
-    const cell = Math.max(4, Math.min(12, 300 / units)), box = {x: LEFT, y: 0, width: width - LEFT - 8, height: units * cell};
+    const cell = Math.max(4, Math.min(12, 300 / units)), top = Math.max(0, 7 - cell / 2);  // Room for the first number.
+    const box = {x: LEFT, y: top, width: width - LEFT - 8, height: units * cell};
     this.table.push(() => Array.from({length: units * steps}, (_, i) => [Math.floor(i / steps), i % steps]).map(([u, t]) => [column.name, now.step, unit(u), time(t), now.values[t * units + u]]));
     const values = unitValues(this, column, now.about.cell);
-    const node = canvas(width, units * cell + 22, `${column.name}: mean state of ${units} units at ${steps} time steps`, g => {
+    const node = canvas(width, top + units * cell + 22, `${column.name}: mean state of ${units} units at ${steps} time steps`, g => {
       cells(g, box, units, steps, (r, t) => diverging(now.values[t * units + order[r]], limit, this.dark));
       g.fillStyle = this.css('--dim');
       g.textAlign = 'right';
-      order.forEach((u, r) => { if (r % Math.ceil(13 / cell) === 0) g.fillText(String(unit(u)), LEFT - 6, (r + 0.5) * cell); });
-      stepTicks(g, steps, t => LEFT + (t + 0.5) * box.width / steps, box.height + 10, {names: now.about.time_steps});
+      order.forEach((u, r) => { if (r % Math.ceil(13 / cell) === 0) g.fillText(String(unit(u)), LEFT - 6, top + (r + 0.5) * cell); });
+      stepTicks(g, steps, t => LEFT + (t + 0.5) * box.width / steps, top + box.height + 10, {names: now.about.time_steps});
     });
     return this.hover(node, (x, y) => {
-      const t = Math.floor((x - LEFT) / (box.width / steps)), r = Math.floor(y / cell);
+      const t = Math.floor((x - LEFT) / (box.width / steps)), r = Math.floor((y - top) / cell);
       if (t < 0 || t >= steps || r < 0 || r >= units) return '';
       return `unit ${unit(order[r])}, time step ${time(t)}: ${logged(now.values[t * units + order[r]])}${values(unit(order[r]))}`;
     });
