@@ -11,7 +11,13 @@ import pytest
 
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
-from ncp_callbacks.attribution import Attribution, IntegratedGradients, compare, removal_of
+from ncp_callbacks.attribution import (
+    Attribution,
+    IntegratedGradients,
+    compare,
+    compare_blocks,
+    removal_of,
+)
 from ncp_callbacks.attribution.removal import FeatureGroup, Removal, feature_groups, time_blocks
 from ncp_callbacks.model import ModelRunner
 
@@ -168,6 +174,49 @@ def test_small_and_chance_differences_are_not_disputed() -> None:
 def test_there_is_nothing_to_compare_without_changes_or_finite_sequences() -> None:
     assert compare(*views([[1.0, 2.0]], [[0.0, 0.0]])) is None
     assert compare(*views([[1.0, 2.0]], [[np.nan, 1.0]])) is None
+
+
+def test_blocks_of_time_by_both_views() -> None:
+    blocks = ((0, 2), (3, 3), (4, 5))
+    changes = np.array([[1.0, 2.0, 1.0], [3.0, 0.0, np.nan]])
+    own = np.zeros((2, T, F))
+    own[0, 0], own[0, 1], own[0, 3, 0], own[0, 4, 0] = 1.0, -2.0, 3.0, 2.0
+    own[1, 2, 2] = -1.0
+    times = np.zeros((2, T))
+    times[0, 3] = -1.0
+    group = (FeatureGroup("all", np.arange(F)),)
+    removal = Removal(group, np.ones((2, 1)), None, blocks, changes)
+    found = compare_blocks(Attribution(IntegratedGradients(), own, times), removal)
+    assert found is not None
+    assert found.names == ("time steps 0–2", "time step 3", "time steps 4–5")
+    # |3 - 6| and |-1| in the first block; |3 - 1| and 0 in the second; 2 in the third.
+    np.testing.assert_allclose(found.attributed, np.array([4, 2, 2]) / 8)
+    np.testing.assert_allclose(found.removed, np.array([4, 2, 1]) / 7)
+    # Something is attributed to a block that a sequence has not: its target had no finite change.
+    own[1, 5, 0] = 1.0
+    found = compare_blocks(Attribution(IntegratedGradients(), own, times), removal)
+    assert found is not None
+    np.testing.assert_allclose(found.removed, np.array([1, 2, 1]) / 4)
+    whole = Removal(group, np.ones((2, 1)), None, ((0, 5),), np.ones((2, 1)))
+    assert compare_blocks(Attribution(IntegratedGradients(), own, times), whole) is None
+
+
+def test_shares_of_blocks_of_a_linear_model_agree() -> None:
+    x, dt = sequences(200)
+    writer = ncp.MemoryWriter()
+    held_out = ncp.HeldOutBatch(x, dt)
+    with ncp.Monitor(Linear(), held_out, [ncp.FeatureRemoval(n_blocks=3)], writer=writer) as m:
+        m.on_step_end(100)
+    (shares,) = [r.values for _, r in writer.records if r.tag == "_ncp/removal_block_shares"]
+    # The SD of a block's part of the target: of standard normal inputs, and uniform times.
+    variance = (W**2).sum(axis=1) + V**2 * 1.5**2 / 12
+    expected = np.sqrt(variance.reshape(3, 2).sum(axis=1))
+    expected /= expected.sum()
+    for value, low, high in (shares[:3], shares[3:6]):
+        np.testing.assert_allclose(value, expected, atol=0.05)
+        assert (low < value).all()
+        assert (value < high).all()
+    assert shares[6].tolist() == [0, 0, 0]
 
 
 def test_shares_and_blocks_are_logged() -> None:

@@ -16,7 +16,15 @@ from .importance import TemporalImportance, summarize, temporal_importance
 from .integrated_gradients import IntegratedGradients
 from .occlusion import Occlusion
 from .registry import BUILT_IN, DEFAULT_METHOD, MethodName, method_from
-from .removal import Agreement, FeatureGroup, Removal, compare, feature_groups, removal_of
+from .removal import (
+    Agreement,
+    FeatureGroup,
+    Removal,
+    compare,
+    compare_blocks,
+    feature_groups,
+    removal_of,
+)
 from .segment_integrated_gradients import SegmentIntegratedGradients
 
 __all__ = [
@@ -39,6 +47,7 @@ __all__ = [
     "SmoothGrad",
     "TemporalImportance",
     "compare",
+    "compare_blocks",
     "feature_groups",
     "method_from",
     "removal_of",

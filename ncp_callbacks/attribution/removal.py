@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..observation import EvaluatedBatch
 from ..results import FloatArray, Indices
-from ..stats import SHARE, Estimate, changed_beyond_chance
+from ..stats import SHARE, Estimate, changed_beyond_chance, ci_array
 from .base import Attribution
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "FeatureGroup",
     "Removal",
     "compare",
+    "compare_blocks",
     "feature_groups",
     "removal_of",
     "time_blocks",
@@ -98,9 +99,10 @@ class Agreement:
 
     Attributes:
         names: Names of the features, or groups of them; "elapsed time" is last where both views
-            have it.
+            have it. Or names of the blocks of time.
         attributed: ``(G,)``, share of each in the attribution.
         removed: ``(G,)``, share of each in the changes of the target by removal.
+        cis: ``(4, G)``, ends of the 95 % CIs of ``attributed``, and of those of ``removed``.
         disagreement: Half the sum of absolute differences of the shares: the part of the whole that
             the two views attribute to different features. 0 if they agree, 1 if they share nothing.
             Chance makes it larger, so that CIs of few sequences cover the truth too rarely.
@@ -111,6 +113,7 @@ class Agreement:
     names: tuple[str, ...]
     attributed: FloatArray
     removed: FloatArray
+    cis: FloatArray
     disagreement: Estimate
     disputed: tuple[int, ...]
 
@@ -212,6 +215,40 @@ def compare(attribution: Attribution, removal: Removal) -> Agreement | None:
         ]
         names = (*names, ELAPSED_TIME)
     first, second = (view[finite] for view in views)
+    return _agreement(names, first, second)
+
+
+def compare_blocks(attribution: Attribution, removal: Removal) -> Agreement | None:
+    """Return how far an attribution and removal agree on which blocks of time the target needs.
+
+    The attribution of a block is the absolute sum of all that is attributed to its inputs and
+    elapsed times, since removal replaces them together.
+
+    Args:
+        attribution: The attribution of the same sequences, in units of the target.
+        removal: The removal of blocks of time.
+
+    Returns:
+        None as for :func:`compare`, and with fewer than two blocks.
+    """
+    if attribution.method.is_slope or len(removal.blocks) < 2:
+        return None
+    at_each = attribution.inputs.sum(axis=2, dtype=np.float64)
+    if attribution.time_delta is not None:
+        at_each = at_each + attribution.time_delta
+    blocks = [np.abs(at_each[:, a : b + 1].sum(axis=1)) for a, b in removal.blocks]
+    first = np.stack(blocks, axis=1)
+    # A sequence that ends before a block has no change there; one with no finite change is skipped.
+    missing = np.isnan(removal.by_block)
+    second = np.where(missing, 0.0, removal.by_block)
+    finite = removal.finite & np.isfinite(first).all(axis=1)
+    finite &= np.isfinite(second).all(axis=1) & ~(missing & (first != 0)).any(axis=1)
+    names = tuple(f"time steps {a}–{b}" if b > a else f"time step {a}" for a, b in removal.blocks)
+    return _agreement(names, first[finite], second[finite])
+
+
+def _agreement(names: tuple[str, ...], first: FloatArray, second: FloatArray) -> Agreement | None:
+    """Return how far two views ``(B, G)`` agree; None if one has no sequence or only zeros."""
     if not len(first) or not first.sum() > 0 or not second.sum() > 0:
         return None
     attributed, removed = (Estimate.ratios(v, v.sum(axis=1), SHARE) for v in (first, second))
@@ -223,6 +260,7 @@ def compare(attribution: Attribution, removal: Removal) -> Agreement | None:
         names,
         first.sum(axis=0) / first.sum(),
         second.sum(axis=0) / second.sum(),
+        np.concatenate([ci_array(attributed), ci_array(removed)]),
         Estimate.of_sums(
             _disagreement,
             np.stack([first, second], axis=1),

@@ -30,6 +30,8 @@ class RemovalShares(MappingResult):
         block_change: ``(K,)``, mean absolute change of the target when a block is replaced, over
             the sequences that have it, in units of the target.
         block_ci: ``(2, K)``, 95 % CIs over sequences.
+        by_block: How far an attribution and removal agree on blocks of time; None without an
+            attribution, or with fewer than two blocks.
         attributed: ``(G,)``, shares of the same features in an attribution; None without one.
         disputed: Indices of the features on which attribution and removal disagree.
         method: Name of the attribution method in running text.
@@ -49,6 +51,7 @@ class RemovalShares(MappingResult):
     blocks: tuple[tuple[int, int], ...]
     block_change: FloatArray
     block_ci: FloatArray
+    by_block: Agreement | None
     attributed: FloatArray | None
     disputed: tuple[int, ...]
     method: str
@@ -61,6 +64,7 @@ class RemovalShares(MappingResult):
 def removal_shares(
     removal: Removal,
     agreement: Agreement | None = None,
+    by_block: Agreement | None = None,
     *,
     method: str = "",
     target: str = "target",
@@ -70,6 +74,7 @@ def removal_shares(
     Args:
         removal: The removals.
         agreement: How far an attribution agrees with them; None without an attribution.
+        by_block: How far it agrees with the removal of blocks of time; None without one.
         method: Name of the attribution method.
         target: Name of the target.
     """
@@ -103,6 +108,7 @@ def removal_shares(
         removal.blocks,
         np.array([change.value for change in changes]),
         ci_array(changes) if changes else np.empty((2, 0)),
+        by_block,
         attributed,
         disputed,
         method,

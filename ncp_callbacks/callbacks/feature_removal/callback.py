@@ -8,9 +8,11 @@ import numpy as np
 
 from ...attribution import (
     DEFAULT_METHOD,
+    Agreement,
     Attribution,
     AttributionMethod,
     compare,
+    compare_blocks,
     feature_groups,
     removal_of,
 )
@@ -82,6 +84,10 @@ class FeatureRemoval(Callback):
                                              CI
     ``_ncp/removal_blocks``           array  ``(3, K)``: first and last time step of each block, and
                                              mean absolute change when it is replaced
+    ``_ncp/removal_block_shares``     array  ``(7, K)``: share of each block in the attribution, and
+                                             the ends of its CI; these by removal; and 1 where the
+                                             two differ by 10 % of the whole or more, and beyond
+                                             chance
     ================================= ====== ======================================================
 
     With a target other than the prediction at the last time step, ``removal`` is followed by its
@@ -152,6 +158,7 @@ class FeatureRemoval(Callback):
         result = removal_shares(
             removal,
             None if attribution is None else compare(attribution, removal),
+            None if attribution is None else compare_blocks(attribution, removal),
             method="" if attribution is None else attribution.method.label,
             target=observation.target,
         )
@@ -164,6 +171,8 @@ class FeatureRemoval(Callback):
             yield shares_array(group, result.names, result.share, result.share_ci)
             blocks = np.array(result.blocks, np.float64).reshape(-1, 2)
             yield Array(f"_ncp/{group}_blocks", np.column_stack([blocks, result.block_change]).T)
+            if result.by_block is not None:
+                yield Array(f"_ncp/{group}_block_shares", _block_shares(result.by_block))
         yield from non_finite_count(
             group, result.non_finite, "sequences", "their target had NaN or infinity"
         )
@@ -185,6 +194,14 @@ def _strengths(
     if attribution is None:
         return names, None
     return names, importance_of(observation, attribution).feature_share
+
+
+def _block_shares(by_block: Agreement) -> FloatArray:
+    """Return shares of blocks with their CIs by attribution and by removal, and disputes."""
+    disputed = np.isin(np.arange(len(by_block.names)), by_block.disputed)
+    own, other = np.split(by_block.cis, 2)
+    found: FloatArray = np.vstack([by_block.attributed, own, by_block.removed, other, disputed])
+    return found
 
 
 def _picture(result: RemovalShares, group: str, options: dict[str, object]) -> Figure:
