@@ -109,10 +109,12 @@ def _facts() -> st.SearchStrategy[Facts]:
         st.sampled_from([
             "_ncp/attribution_strength", "_ncp/attribution_time_delta",
             "_ncp/transitions_unit_speed_max", "_ncp/held_out_confusion",
+            "_ncp/removal_blocks", "_ncp/removal_block_shares",
         ]),
         st.sampled_from([
             np.zeros((24, 3)), np.full((24, 3), np.nan), np.zeros((0, 3)), np.zeros(7),
-            np.ones((2, 24)), np.array(np.inf), np.eye(3),
+            np.ones((2, 24)), np.array(np.inf), np.eye(3), np.arange(8.0).reshape(2, 4),
+            np.linspace(0, 1, 28).reshape(7, 4),
         ]),
     )  # fmt: skip
     curves = st.dictionaries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -17,13 +18,14 @@ from test_findings import HELD_OUT, RUN, Net, curve, n, trained
 from test_plots import texts, words
 
 import ncp_callbacks as ncp
-from ncp_callbacks.findings import Facts, Finding, RunFacts, Severity, Topic, judge
+from ncp_callbacks.findings import Facts, Finding, Past, RunFacts, Severity, Topic, judge
 from ncp_callbacks.findings.overview import Light, Overview, overview
-from ncp_callbacks.findings.plot import plot_overview
+from ncp_callbacks.findings.plot import fitted, plot_overview
 from ncp_callbacks.observer.background import BackgroundObserver
 from ncp_callbacks.observer.delivery import Delivery
 from ncp_callbacks.observer.observer import Analysis
 from ncp_callbacks.plotting.png import to_png
+from ncp_callbacks.plotting.style import LEFT, RIGHT
 from ncp_callbacks.plotting.text import text_width, wrap
 from ncp_callbacks.records import Figure, Picture
 from ncp_callbacks.run_log import RunLog
@@ -72,7 +74,7 @@ def test_classes_are_judged_by_accuracy_and_old_numbers_name_their_step() -> Non
     found = summed_up(run, numbers=numbers)
     assert found.metric == "accuracy 90 % [80, 95], guessing 75 %"
     old = summed_up(RunFacts(chance_loss=0.56), numbers={"held_out/loss": n(0.3, step=40)})
-    assert old.metric == "loss at step 40 0.3, best constant 0.56"
+    assert old.metric == "loss at step 40 0.3, constant 0.56"
 
 
 def test_nothing_is_claimed_without_numbers() -> None:
@@ -114,11 +116,12 @@ def overviews(draw: st.DrawFn) -> Overview:
     found = draw(st.lists(st.tuples(st.sampled_from(Severity), sentences, sentences), max_size=6))
     return Overview(
         "12 problems, 30 warnings",
-        draw(st.sampled_from(["", "held-out loss 0.0017 [0.0011, 0.0026], best constant 1.7e+03"])),
+        draw(st.sampled_from(["", "held-out loss 0.0017 [0.0011, 0.0026], constant 1.7e+03"])),
         tuple((name, n(v, v / 2, v)) for name, v in zip(names, shares, strict=True)),
         draw(st.sampled_from(["", " at step 1,000,000"])),
         draw(st.sampled_from([None, n(0.3, 0.1, 0.9), n(0.0)])),
         draw(st.sampled_from([None, np.ones(1), np.full(2, 0.5), np.full(4000, 1 / 4000)])),
+        draw(st.booleans()),
         tuple(
             Light(name, draw(st.sampled_from([None, *Severity])), draw(st.sampled_from(LABELS)))
             for name in ("learning", "trust", "reliance", "state", "time", "batch")
@@ -144,6 +147,77 @@ def test_texts_are_on_the_page_and_apart(found: Overview, step: int) -> None:
             up = min(a.y1, b.y1) - max(a.y0, b.y0)
             # Descenders may reach into the row below.
             assert across <= 1 or up <= 6, (text, other)
+
+
+def _all_that_is_wrong() -> Facts:
+    """Return facts in which nearly everything is wrong, with numbers as long as they get."""
+    kinds = (
+        "attribution", "removal", "transitions", "held_out", "time_delta", "dynamics", "parameters",
+        "faithfulness", "sanity_check", "gradient_reach", "backbone",
+    )  # fmt: skip
+    run = RunFacts(
+        sequences=12, time_steps=240, takes_time=True, chance_loss=0.000123,
+        feature_names=("blood pressure", "respiratory rate"), feature_sds=(1e-5, 123.0),
+        class_names=("survives", "dies in hospital"), class_counts=(11, 1), padding=0.876,
+        coupled=True, callbacks={kind: kind for kind in kinds},
+    )  # fmt: skip
+    odd = n(0.0123, 0.00999, 0.0145)
+    wide, high = n(0.123, -0.456, 0.789), n(0.987, 0.956, 0.995)
+    numbers = {
+        "attribution/strength": n(12.3), "removal/strength": n(12.3, step=90),
+        "attribution_share/blood pressure": high, "removal_share/respiratory rate": high,
+        "attribution_share/respiratory rate": odd, "removal_share/blood pressure": odd,
+        "attribution/time_share": high, "attribution/mean_lag": n(0.0123, 0.00999, 0.0145),
+        "attribution/incomplete": high, "attribution/reliability": wide,
+        "attribution/agreement": wide, "transitions/saturation": high,
+        "transitions/dead_units": n(123), "held_out/loss": n(12.3, 10.1, 14.5, step=90),
+        "held_out/accuracy": odd, "time_delta/solver_error_x0.25": n(0.123),
+        "time_delta/sensitivity_x0.25": n(0.234), "dynamics/stability_exponent": odd,
+        "dynamics/linear_memory_steps": n(1.23, 1.01, 1.34, step=90),
+        "parameters/unchanged": n(12), "parameters/update": high, "parameters/update_encoder": n(0),
+        "faithfulness/cpd_advantage": wide, "sanity_check/rank_correlation": high,
+        "gradient_reach/first_step": n(1.23e-5, 1.01e-5, 1.34e-5, step=90),
+        "backbone/cell.backbone.layers.0_sparsity": high,
+    }  # fmt: skip
+    shares = np.array([[0.0123, 0.00999, 0.0145, 0.987, 0.956, 0.995, 1]] * 2).T
+    shares[[0, 1, 2, 3, 4, 5], 1] = [0.987, 0.956, 0.995, 0.0123, 0.00999, 0.0145]
+    return Facts(
+        run, 1_000_000, numbers,
+        {
+            "_ncp/removal_block_shares": shares,
+            "_ncp/removal_blocks": np.array([[0, 120.0], [119, 239], [1, 1]]),
+            "_ncp/transitions_unit_speed_max": np.full(128, 0.5),
+        },
+        tuple(
+            Past(step, {**numbers, "held_out/loss": n(value)})
+            for step, value in ((100_000, 11.1), (200_000, 0.00123), (300_000, 12.2))
+        ),
+        {"train/loss": curve(np.linspace(1.23e-4, 1.01e-5, 100))},
+    )  # fmt: skip
+
+
+def test_no_text_is_cut() -> None:
+    """Each finding has room in the place of the first one, and so has its label."""
+    facts = _all_that_is_wrong()
+    findings = [finding for finding in judge(facts) if finding.severity.rank >= 2]
+    assert len({finding.rule for finding in findings}) >= 20
+    for finding in findings:
+        found = fitted(finding.sentence, finding.action, RIGHT - LEFT - text_width("✔") - 6, 6)
+        assert found is not None, finding
+        assert found[1], finding
+        assert "…" not in "".join(found[0] + found[1])
+        one = overview(facts, [finding])
+        assert "…" not in words(plot_overview(one, step=facts.step)), finding.rule
+
+
+def test_an_action_ends_after_a_clause_that_fits() -> None:
+    sentence, clause = "It is " + "so " * 30 + "long.", "Do this " + "and that " * 12
+    found = dataclasses.replace(
+        summed_up(), texts=((Severity.WARNING, sentence, f"{clause}now; then {clause}at last."),)
+    )
+    shown = words(plot_overview(found, step=5)).replace(" | ", " ")
+    assert f"→ {clause}now." in shown
+    assert "then" not in shown
 
 
 @given(st.lists(st.text("abWi.,", min_size=1, max_size=12), max_size=40), st.integers(1, 9))

@@ -10,6 +10,7 @@ from .facts import Facts, FloatArray, Number
 from .finding import Finding, Severity, Topic
 from .rule import Rule, is_read
 from .rules import RULES
+from .rules.time_disagreement import block_difference
 from .trend import training_loss
 from .words import amount, count, percent
 
@@ -53,6 +54,7 @@ class Overview:
         measured: " at step 100" for shares of an earlier snapshot than this one.
         time_share: Share of elapsed time in that of inputs and time; None where it is not known.
         profile: Share ``(T,)`` of each time step; None where it is not known.
+        profile_disputed: True where removal of blocks of time has other shares.
         lights: One for each topic.
         texts: Severity, sentence and action of the findings to show, the most serious first.
     """
@@ -63,6 +65,7 @@ class Overview:
     measured: str
     time_share: Number | None
     profile: FloatArray | None
+    profile_disputed: bool
     lights: tuple[Light, ...]
     texts: tuple[tuple[Severity, str, str], ...]
 
@@ -81,6 +84,7 @@ def overview(facts: Facts, findings: Sequence[Finding], rules: Sequence[Rule] = 
     time_share = facts.numbers.get(f"{group}/time_share")
     if time_share is not None and not math.isfinite(time_share.value):
         time_share = None
+    apart = block_difference(facts)
     bad = [f for f in findings if f.severity in _BAD]
     shown = bad or [f for f in findings if f.rule == "rests_on"]
     return Overview(
@@ -90,6 +94,7 @@ def overview(facts: Facts, findings: Sequence[Finding], rules: Sequence[Rule] = 
         _when(strength[1], facts) if strength else "",
         time_share,
         facts.time_profile(group) if group else None,
+        apart is not None and (apart.disputed or apart.is_large),
         tuple(_light(topic, facts, findings, rules) for topic in _SHORT),
         tuple((f.severity, f.sentence, f.action) for f in shown),
     )
@@ -115,7 +120,7 @@ def _metric(facts: Facts) -> str:
         majority = f"guessing {percent(max(counts) / sum(counts))}"
         return f"accuracy {percent(accuracy[1])}{_when(accuracy[1], facts)}, {majority}"
     if loss is not None:
-        versus = f", best constant {chance:.2g}" if chance > 0 else ""
+        versus = f", constant {chance:.2g}" if chance > 0 else ""
         when = _when(loss[1], facts)
         return f"{'loss' if when else 'held-out loss'}{when} {amount(loss[1], 2)}{versus}"
     found = training_loss(facts)

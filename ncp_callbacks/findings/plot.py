@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +31,10 @@ from .overview import Light, Overview
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_overview"]
+__all__ = ["fitted", "plot_overview"]
 
 _ROWS, _MAX_NAME = 4, 176  # Bars, and pixels of a name.
-_HEADS, _BARS, _LIGHTS, _TEXT = 345, 334, 204, 122  # Heights of the parts.
-_MIN_ROWS = 3  # Lines that a finding needs.
+_HEADS, _BARS, _LIGHTS, _TEXT = 350, 341, 214, 133  # Heights of the parts.
 _MIDDLE, _SPLIT = 324, 388  # Where the right column of lights, and the profile, begin.
 _MARKS: dict[Severity | None, tuple[str, str]] = {
     Severity.PROBLEM: ("✘", VERMILION),
@@ -122,7 +122,9 @@ def _draw_profile(page: Page, found: Overview) -> None:
     if profile is None or len(profile) < 2:
         page.text(_SPLIT, _HEADS, "no time profile", color=GREY)
         return
-    page.text(_SPLIT, _HEADS, "of each time step", color=GREY)
+    disputed = found.profile_disputed
+    head = "of each time step, disputed" if disputed else "of each time step"
+    page.text(_SPLIT, _HEADS, shorten(head, RIGHT - _SPLIT), color=VERMILION if disputed else GREY)
     top = max(float(profile.max()), 1e-9)
     label = f"{top:.0%}" if top >= 0.01 else f"{top:.1%}"
     left, right = _SPLIT + text_width("100%") + 10, RIGHT - 6
@@ -149,22 +151,49 @@ def _draw_light(page: Page, x: float, y: float, light: Light) -> None:
 
 
 def _draw_texts(page: Page, found: Overview) -> None:
-    """Write sentences and actions, and how many more there are."""
+    """Write sentences and actions that fit as a whole, and how many more findings there are."""
     y = float(_TEXT)
     rows = int((_TEXT - 6) // LINE_HEIGHT) + 1
     begin = LEFT + text_width("✔") + 6
     for place, (severity, sentence, action) in enumerate(found.texts):
         left = len(found.texts) - place
-        room = rows - (left > 1)
-        if place and room < _MIN_ROWS:
-            page.text(begin, y, f"and {left} more: Text, findings/summary", color=GREY)
+        action = "" if severity is Severity.INFO else action
+        parts = fitted(sentence, action, RIGHT - begin, rows - (left > 1))
+        if place and parts is None:
+            if rows > 0:
+                page.text(begin, y, f"and {left} more: Text, findings/summary", color=GREY)
             return
+        # The first one is shown in any case, if need be without the line on the others.
+        parts = parts or fitted(sentence, action, RIGHT - begin, rows)
+        parts = parts or (wrap(sentence, RIGHT - begin, rows), [])
         mark, color = _MARKS[severity] if severity is not Severity.INFO else ("•", INK)
         page.text(LEFT, y, mark, color=color)
-        parts = [(sentence, INK), (f"→ {action}", BLUE)]
-        for text, ink in parts[:1] if severity is Severity.INFO else parts:
-            wrapped = wrap(text, RIGHT - begin, room)
-            for part in wrapped:
-                page.text(begin, y, part, color=ink)
+        for lines, ink in zip(parts, (INK, BLUE), strict=True):
+            for line in lines:
+                page.text(begin, y, line, color=ink)
                 y -= LINE_HEIGHT
-            rows, room = rows - len(wrapped), room - len(wrapped)
+            rows -= len(lines)
+
+
+def fitted(
+    sentence: str, action: str, width: float, rows: int
+) -> tuple[list[str], list[str]] | None:
+    """Return lines of a sentence and of the first clauses of its action; None without room.
+
+    Args:
+        sentence: It is kept as a whole.
+        action: It ends after the last clause that fits; "" for none.
+        width: Of a line, in pixels.
+        rows: Number of lines there is room for.
+    """
+    kept = wrap(sentence, width, rows + 1)
+    if len(kept) > rows:
+        return None
+    if not action:
+        return kept, []
+    ends = [m.end() for m in re.finditer(r"[.;](?= |$)", action)]
+    for end in reversed(ends):
+        lines = wrap(f"→ {action[:end].rstrip('.;')}.", width, rows + 1)
+        if len(kept) + len(lines) <= rows:
+            return kept, lines
+    return None

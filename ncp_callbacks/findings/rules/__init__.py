@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..rule import Rule
 from .batch import BatchCoupled, ClassImbalance, FeatureScales, MostlyPadding
+from .constant_features import ConstantFeatures
 from .dead_units import DeadUnits
 from .disagreement import MethodsDisagree, RemovalDisagrees
 from .diverged import Diverged
@@ -23,10 +24,15 @@ from .poor_start import PoorStart
 from .randomised import SameMapWhenRandomised
 from .rests_on import RestsOn
 from .saturated import Saturated
+from .slow_convergence import SlowConvergence
 from .stable import Stable
+from .symmetric_units import SymmetricUnits
+from .time_disagreement import RemovalDisagreesOnTime
 from .time_scales import Extrapolation, SolverError
 from .time_use import TimeUse
 from .untrained_parts import UntrainedParts
+from .update_size import UpdateSize
+from .vanishing_gradient import VanishingGradient
 
 __all__ = ["RULES"]
 
@@ -39,18 +45,23 @@ RULES: tuple[Rule, ...] = (
     NoProgress(),
     UntrainedParts(),
     Exploding(),
+    VanishingGradient(),
     LossNotFalling(),
+    SlowConvergence(),
+    UpdateSize(),
     LossJumps(),
     Overfits(),
     Overtrained(),
     Saturated(),
     PoorStart(),
     DeadUnits(),
+    SymmetricUnits(),
     UnstableMemory(),
     ShortMemory(),
     ForgetsTheBeginning(),
     Stable(),
     RemovalDisagrees(),
+    RemovalDisagreesOnTime(),
     MethodsDisagree(),
     Faithful(),
     SameMapWhenRandomised(),
@@ -62,5 +73,6 @@ RULES: tuple[Rule, ...] = (
     BatchCoupled(),
     ClassImbalance(),
     FeatureScales(),
+    ConstantFeatures(),
     MostlyPadding(),
 )

@@ -43,7 +43,7 @@ class Faithful(Rule):
                     Severity.WARNING,
                     "The map is not shown to be faithful: removing its largest inputs changes the "
                     f"target no more than removing random ones, {what}.",
-                    "Read the shares by removal instead (FeatureRemoval), and pass a larger "
+                    "Read the shares by removal instead (FeatureRemoval); pass a larger "
                     "max_sequences to Faithfulness.",
                     {tag: advantage},
                     "not faithful",

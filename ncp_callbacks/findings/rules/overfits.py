@@ -8,52 +8,69 @@ from ..facts import Facts
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..trend import mean_before, training_loss
+from .learnt import has_learnt
 
 __all__ = ["Overfits", "Overtrained", "held_out_points"]
 
-_RISE, _GAP, _GAIN, _PATIENCE = 0.1, 0.3, 0.01, 5
+_RISE, _GAP, _HALF, _GAIN, _PATIENCE = 0.1, 0.3, 0.5, 0.01, 5
 
 
 class Overfits(Rule):
-    """Report a held-out loss that rises by 10 % while the training loss falls below it.
+    """Report a held-out loss that rises by 10 % or learns nothing, while the training loss falls.
 
-    It must be 10 % above its minimum at two snapshots. Both are compared on the same sequences as
-    the minimum, so that a rise of 10 % is no matter of which sequences were held out. A rise
-    without a fall of the training loss is no overfitting, and a training loss that is not 30 %
-    below the lower end of the held-out one's CI isn't, either: then the training is unstable.
+    In both cases the last training loss must be 30 % below the lower end of the held-out one's CI;
+    otherwise the training is unstable. A rise must be 10 % above the minimum at two snapshots. Both
+    are compared on the same sequences as the minimum, so that a rise of 10 % is no matter of which
+    sequences were held out. Without a rise, nothing that was learnt carries over if the training
+    loss has halved and is below half of the best constant's, while the held-out loss isn't better
+    than the constant's: the model has memorised its training data before the first snapshot, or
+    ever since.
 
     Source: the rule Overfit of Amazon SageMaker Debugger, whose threshold is 10 %, too.
     """
 
     name = "overfits"
     topic = Topic.LEARNING
-    reads = ("held_out/loss", "val/*", "train/*")
+    reads = ("held_out/loss", "held_out/accuracy", "val/*", "train/*")
+    needs = ("train/*",)
     remembers = ("held_out/loss",)
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         found = training_loss(facts)
         tag, points = held_out_points(facts)
-        if found is None or len(points) < 4:
+        if found is None or len(points) < 4 or not found[1].finite:
+            return
+        name, curve = found
+        now = curve.finite[-1].mean
+        number = facts.numbers.get(tag)
+        if now >= (1 - _GAP) * (points[-1][1] if number is None else number.at_least):
             return
         best, lowest = min(points[:-1], key=lambda point: point[1])
         later = [value for step, value in points if step > best]
-        before = mean_before(found[1], best)
-        now = found[1].finite[-1].mean if found[1].finite else None
-        if before is None or now is None or now >= before or lowest <= 0:
-            return
-        number = facts.numbers.get(tag)
-        held_out = points[-1][1] if number is None else number.at_least
-        apart = now < (1 - _GAP) * held_out
-        if len(later) >= 2 and apart and min(later[-2:]) > (1 + _RISE) * lowest:
+        before = mean_before(curve, best)
+        rises = len(later) >= 2 and lowest > 0 and min(later[-2:]) > (1 + _RISE) * lowest
+        action = "train with more data, dropout, weight decay or fewer units."
+        if rises and before is not None and now < before:
             yield self.finding(
                 facts,
                 Severity.WARNING,
                 f"It overfits: {tag} was lowest at step {best:,} with {lowest:.3g} and is "
-                f"{later[-1]:.3g} now, while {found[0]} has fallen from {before:.3g} to "
-                f"{now:.3g}.",
-                f"Use the weights of step {best:,}, or train with more data, dropout, weight decay "
-                "or fewer units.",
-                {f"{tag} lowest": lowest, tag: later[-1], found[0]: now},
+                f"{later[-1]:.3g} now, while {name} has fallen from {before:.3g} to {now:.3g}.",
+                f"Use the weights of step {best:,}, or {action}",
+                {f"{tag} lowest": lowest, tag: later[-1], name: now},
+            )
+            return
+        first, chance = curve.finite[0].mean, facts.run.chance_loss
+        known = chance > 0 and now < _HALF * min(first, chance)
+        if known and not has_learnt(facts):
+            yield self.finding(
+                facts,
+                Severity.WARNING,
+                f"It memorises: {name} has fallen from {first:.3g} to {now:.3g}, while {tag} is "
+                f"{points[-1][1]:.3g}, no better than the best constant's {chance:.3g}.",
+                f"{action[0].upper()}{action[1:]}",
+                {tag: points[-1][1], name: now, "chance_loss": chance},
+                "memorises",
             )
 
 

@@ -39,7 +39,7 @@ class SameMapWhenRandomised(Rule):
                     "Don't read the map as what was learnt; compare with a method that has a "
                     "baseline, such as integrated gradients.",
                     {tag: correlation},
-                    "same map untrained",
+                    "map not learnt",
                 )
             elif correlation.at_most < _OTHER:
                 yield self.finding(

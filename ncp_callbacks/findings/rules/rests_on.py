@@ -11,6 +11,7 @@ from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import count, joined, percent, since
+from .time_disagreement import block_difference
 
 __all__ = ["RestsOn", "last_steps"]
 
@@ -23,7 +24,8 @@ class RestsOn(Rule):
     It names the strongest features until they have 80 % together, at most three: a longer list is
     the picture's task. The time steps are the fewest last ones, or else the fewest whatever their
     place, that hold 70 %. It says "attribution", and no more: that a change of the input changes
-    the target is what removal checks.
+    the target is what removal checks. Where removal of blocks of time disputes the time steps, the
+    sentence names both shares.
     """
 
     name = "rests_on"
@@ -33,7 +35,10 @@ class RestsOn(Rule):
         "attribution/time_share",
         "attribution*_share/*",
         "_ncp/attribution*_strength",
+        "removal/strength",
+        "_ncp/removal*_block*",
     )
+    needs = ("attribution/strength",)
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         strength = facts.first("attribution", "strength")
@@ -53,7 +58,14 @@ class RestsOn(Rule):
             )
             return
         parts, numbers = self._features(facts, group)
-        parts += self._time_steps(facts, group)
+        steps = self._time_steps(facts, group)
+        apart = block_difference(facts)
+        if steps and apart is not None and (apart.disputed or apart.is_large):
+            steps[0] += (
+                f", which removal disputes: {apart.name} with {percent(apart.attributed)} of it "
+                f"and {percent(apart.removed)} by removal"
+            )
+        parts += steps
         time_share = facts.numbers.get(f"{group}/time_share")
         if time_share is not None and np.isfinite(time_share.value):
             sentence = f"elapsed time has {percent(time_share)} of inputs and time together"
