@@ -1180,3 +1180,13 @@ def test_a_notebook_shows_results_as_their_figures() -> None:
     # What has no figure keeps its text.
     assert layer()._repr_png_() is None
     assert BackboneReport(())._repr_png_() is None
+
+
+def test_a_pale_map_names_its_largest_value() -> None:
+    values = np.zeros((5, 2))
+    values[3, 1], values[2, 0] = -0.2, 0.1
+    for limit, pale in ((1.0, True), (0.7, False)):
+        shown = words(plot_feature_importance(values, limit=limit))
+        assert ("pale: now up to ±0.2" in shown) is pale
+        assert ("importance" in shown.lower()) is not pale
+    assert "pale: now up to 0.2" in words(plot_feature_importance(np.abs(values), limit=1.0))

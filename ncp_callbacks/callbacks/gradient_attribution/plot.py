@@ -27,6 +27,7 @@ MAX_COLUMNS = 200
 MAX_NAME_WIDTH = 200  # Pixels.
 BAR_WIDTH = 64  # Pixels of a bar of 100 %.
 BAR = "#a6a6a6"
+_PALE = 0.25  # Of the limit: where the largest value is below, a note says so.
 
 
 @redrawable
@@ -135,13 +136,12 @@ def plot_feature_importance(
         known = np.isfinite(values).any() if result is None else result.sequences
         page.title(f"{what}: {'0 everywhere' if known else 'no finite values'}", step)
     sign = "+" if signed else ""
-    color_bar(
-        page,
-        number(low),
-        sign + number(limit),
-        cmap=cmap,
-        note=f"{what} of {target}" if target else what,
-    )
+    note = f"{what} of {target}" if target else what
+    largest = float(np.nan_to_num(np.abs(columns)).max())
+    if 0 < largest < _PALE * limit:
+        # The limit is that of the largest step so far, and the colours of this one are pale.
+        note = f"pale: now up to {'±' if signed else ''}{number(largest, 2)}"
+    color_bar(page, number(low), sign + number(limit), cmap=cmap, note=note)
     when = None if result is None else result.time_delta_share
     if when is not None and np.isfinite(when):
         text = f"Δt {when:.0%}"
