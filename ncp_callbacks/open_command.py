@@ -1,25 +1,29 @@
 """Run the command ``ncp-callbacks open``: TensorBoard with its flags set, on a pinned page.
 
-The first page of TensorBoard redirects to one that pins the overview of each run and the losses,
-so that the address stays short.
+The first page of TensorBoard redirects to one that pins overviews and losses, so that the address
+stays short. Of the newest runs those with the most serious findings come first. If one of them is
+of a wired network, its graph is pinned, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .command_line import fail, open_address
 from .console import KEEP_PICTURES, link_to
-from .screen import FIRST, HEADLINE
+from .screen import BEHIND, FIRST, HEADLINE
 
 __all__ = ["add_command", "pinned_first", "pinned_page", "run"]
 
 _LOSSES = (f"{HEADLINE}held_out/loss", "train/loss")
 _MAX_RUNS = 4  # Pinned pictures; TensorBoard pins no more than a few cards well.
+_MAX_READ = 12  # Newest runs whose findings are read, which takes some tenths of a second each.
 
 
 def add_command(commands: Any) -> None:
@@ -32,7 +36,8 @@ def add_command(commands: Any) -> None:
         "open",
         help="open TensorBoard with what was found on top",
         description="Start TensorBoard for a run or a folder of runs, and open it with the "
-        "overviews of the newest runs and the losses pinned on top.",
+        "overviews of runs and the losses pinned on top: of the newest runs, those with the most "
+        "serious findings.",
     )
     add = command.add_argument
     add("log_dir", type=Path, metavar="RUNS", help="folder with runs, or a single run")
@@ -97,8 +102,48 @@ def pinned_page(folder: Path) -> str:
     """
     from .findings.run_findings import OVERVIEW
 
-    runs = sorted(_runs(folder), key=lambda found: -found[1])[:_MAX_RUNS]
-    return link_to([(f"{FIRST}{OVERVIEW}", name) for name, _ in runs], scalars=_LOSSES)
+    newest = sorted(_runs(folder), key=lambda found: -found[1])[:_MAX_READ]
+    read = {name: _read(folder / name, time) for name, time in newest}
+    worst = sorted(read, key=lambda name: read[name].faults, reverse=True)
+    wired = next((name for name in worst if read[name].graph), None)
+    shown = worst[: _MAX_RUNS - (wired is not None)]
+    pictures = [(f"{FIRST}{OVERVIEW}", name) for name in shown]
+    if wired is not None:
+        pictures.append((f"{BEHIND}{read[wired].graph}", wired))
+    return link_to(pictures, scalars=_LOSSES)
+
+
+class _Known(NamedTuple):
+    """Hold the numbers of problems and warnings of a run, and the tag of its graph or ""."""
+
+    faults: tuple[int, int] = (0, 0)
+    graph: str = ""
+
+
+@lru_cache(256)
+def _read(run: Path, time: float) -> _Known:
+    """Return what a log tells about its last snapshot; nothing of one that can't be read.
+
+    Args:
+        run: The folder of the run.
+        time: When it was written to, so that a run that goes on is read again.
+    """
+    from .findings import Severity
+    from .findings.run_findings import DATA
+    from .runs.errors import RunsError
+    from .runs.reader import read_run
+
+    try:
+        log = read_run(run)
+        logged = log.texts.get(DATA) or {0: "[]"}
+        severities = [str(finding["severity"]) for finding in json.loads(logged[max(logged)])]
+    except (RunsError, ValueError, TypeError, KeyError):
+        return _Known()
+    problems, warnings = (
+        severities.count(severity.value) for severity in (Severity.PROBLEM, Severity.WARNING)
+    )
+    graph = next((tag for tag in log.images if tag == "wiring/graph"), "")
+    return _Known((problems, warnings), graph)
 
 
 def _runs(folder: Path) -> list[tuple[str, float]]:

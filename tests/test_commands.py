@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import shlex
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from PIL import Image
 from test_findings import HELD_OUT, Net, trained
 
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
 from ncp_callbacks.console import open_command
 from ncp_callbacks.open_command import pinned_first, pinned_page
+from ncp_callbacks.records import Data, Picture
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,35 @@ def test_the_page_pins_the_overview_of_the_newest_runs(tmp_path: Path) -> None:
     wanted = [f"defaultExperimentId/{name}" for name in ("a", "b/c", "d", "e")]
     assert [card["runId"] for card in cards[:4]] == wanted
     assert {card["tag"] for card in cards[:4]} == {"headline/_findings/overview"}
+
+
+def test_of_the_newest_runs_those_with_the_worst_findings_come_first(tmp_path: Path) -> None:
+    severities = {
+        "fine": ["good", "info"], "warned": ["warning", "good"], "ill": ["problem"],
+        "twice": ["warning", "warning"], "old": ["problem", "problem"],
+    }  # fmt: skip
+    for age, (name, of_each) in enumerate(severities.items()):
+        content = [{"severity": severity} for severity in of_each]
+        writer = ncp.TensorBoardWriter(tmp_path / name)
+        for step, found in ((1, [{"severity": "problem"}] * 9), (2, content)):
+            writer.write(step, [Data("_ncp/findings", json.dumps(found))])
+        writer.close()
+        for file in (tmp_path / name).iterdir():
+            os.utime(file, (10**9 - 1000 * age,) * 2)
+    cards = pinned(pinned_page(tmp_path))[:4]
+    names = [str(card["runId"]).rpartition("/")[2] for card in cards]
+    assert names == ["old", "ill", "twice", "warned"]
+    # The graph of a wired network takes the place of the last one.
+    writer = ncp.TensorBoardWriter(tmp_path / "wired")
+    png = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(png, "PNG")
+    writer.write(3, [Picture("wiring/graph", png.getvalue())])
+    writer.close()
+    cards = pinned(pinned_page(tmp_path))[:4]
+    assert [card["tag"] for card in cards[2:]] == [
+        "headline/_findings/overview", "xai_wiring/graph",
+    ]  # fmt: skip
+    assert str(cards[3]["runId"]).endswith("/wired")
 
 
 def test_only_the_first_page_redirects() -> None:
