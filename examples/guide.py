@@ -240,6 +240,7 @@ class Run:
     features: tuple[str, ...] | None = SENSORS
     classes: tuple[str, ...] | None = ("sound", "fails")
     method: AttributionMethod | str = "integrated_gradients"
+    train: int = 0  # Number of machines to train on; 0 for new ones in each step.
 
 
 RUNS = {
@@ -252,6 +253,8 @@ RUNS = {
     "bad-start": Run(partial(Net, bias=-4.0)),
     "sizes-of-inputs": Run(method=Sizes()),
     "hardly-trained": Run(learning_rate=1e-5),
+    "diverged": Run(learning_rate=1e20),
+    "overfitted": Run(train=24, steps=500, snapshots=5),
     "wired": Run(Wired, steps=400, learning_rate=1e-2),
     "wired-deaf": Run(partial(Wired, deaf=True), steps=400, learning_rate=1e-2),
     "wired-tiny": Run(Wired, partial(machines, scale=(0.001,) * 4), steps=400, learning_rate=1e-2),
@@ -273,11 +276,21 @@ class Pair(NamedTuple):
     good: str
     ill: str
     bad: str
+    name: str = ""
+
+    @property
+    def file(self) -> str:
+        """Return the name of the file: the tag, unless several pairs show pictures of one tag."""
+        return f"{self.name or self.tag.replace('/', '_')}.png"
 
 
 PAIRS = (
     Pair("findings/overview", "healthy", "nothing is wrong",
          "not-scaled", "inputs × 300"),
+    Pair("findings/overview", "healthy", "it has learnt",
+         "diverged", "learning rate 1e20", "findings_diverged"),
+    Pair("findings/overview", "healthy", "new machines each time",
+         "overfitted", "the same 24 machines", "findings_overfitted"),
     Pair("attribution/heatmap", "healthy", "vibration, for as long as it lasts",
          "ticket-leaks", "a ticket tells the answer"),
     Pair("removal/shares", "healthy", "both methods agree",
@@ -367,6 +380,7 @@ def train(name: str, steps: int, log_dir: Path) -> tuple[Path, tuple[ncp.Finding
         return loss
 
     step_of = mx.compile(update, inputs=state, outputs=state)
+    fixed = run.data(rng, run.train) if run.train else None
     x, delta, y = run.data(np.random.default_rng(SEED), HELD_OUT)
     held_out = ncp.HeldOutBatch(x, delta, y, feature_names=run.features, class_names=run.classes)
     with ncp.Monitor(
@@ -378,7 +392,8 @@ def train(name: str, steps: int, log_dir: Path) -> tuple[Path, tuple[ncp.Finding
         verbose=False,
     ) as monitor:
         for step in range(1, steps + 1):
-            batch = [mx.array(part) for part in run.data(rng, BATCH) if part is not None]
+            parts = fixed or run.data(rng, BATCH)
+            batch = [mx.array(part) for part in parts if part is not None]
             loss = step_of(*batch)
             mx.eval(state)
             monitor.on_step_end(step, loss=loss)
@@ -405,7 +420,7 @@ def side_by_side(pair: Pair, logs: dict[str, Path], folder: Path) -> Path:
         whole.paste(image, (left, head))
         draw.text((left + 16, 8), text, fill=color, font=font)
     draw.line([(width + gap // 2, 8), (width + gap // 2, height + head - 8)], "#cccccc", 2)
-    path = folder / f"{pair.tag.replace('/', '_')}.png"
+    path = folder / pair.file
     few = whole.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     return path
