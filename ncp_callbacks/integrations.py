@@ -173,7 +173,7 @@ class TrainerCallback:
             return
         named = {}
         for name, value in values.items():
-            if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            if _is_number(value):
                 group, prefix = (
                     ("val", "eval_") if name.startswith("eval_") else ("train", "train_")
                 )
@@ -197,7 +197,12 @@ def _numbers(info: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {
         name.removeprefix(prefix): value
         for name, value in info.items()
-        if name not in ("iteration", "step", "self")
-        and (isinstance(value, numbers.Real) or getattr(value, "size", None) == 1)
-        and not isinstance(value, bool)
+        if name not in ("iteration", "step", "self") and _is_number(value)
     }
+
+
+def _is_number(value: Any) -> bool:
+    """Tell a number of Python, numpy or MLX from other things that trainers report."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, numbers.Real) or getattr(value, "size", None) == 1

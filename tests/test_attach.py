@@ -352,6 +352,18 @@ def test_a_trainer_of_hugging_face_style_callbacks() -> None:
     trainer.call("on_log", logs={"loss": 9.0})  # Nothing is raised after the end.
 
 
+@pytest.mark.parametrize("number", [0.5, mx.array(0.5), np.float32(0.5), np.array(0.5)])
+def test_numbers_of_any_kind_that_a_trainer_logs(number: Any) -> None:
+    watch, writer = monitor()
+    trainer = HuggingFaceStyle([ncp.TrainerCallback(watch)])
+    trainer.call("on_train_begin")
+    trainer.call("on_log", logs={"loss": number, "eval_loss": number, "done": True, "x": [1]})
+    trainer.call("on_train_end")
+    assert losses(writer) == [(0, 0.5)]
+    assert writer.scalars("val/loss") == [(0, 0.5)]
+    assert not {"train/done", "train/x"} & set(writer.tags)
+
+
 def test_a_monitor_that_was_started_stays_open_after_the_trainer() -> None:
     watch, writer = monitor()
     with watch:
