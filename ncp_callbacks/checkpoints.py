@@ -26,8 +26,6 @@ from .arguments import as_callbacks, check_log, check_model, check_options
 from .callback import Callback
 from .callbacks.sets import CallbackSet
 from .errors import one_line
-from .findings.run_findings import RunFindings
-from .fingerprint import fingerprint
 from .held_out import HeldOutBatch
 from .keywords import checks_function_keywords
 from .model import At, Forward, ModelCopy, Subject, TargetLike
@@ -37,13 +35,10 @@ from .observer.observer import Analysis, Observer, Request, Settings
 from .observer.snapshot import SnapshotLoader, SnapshotReader
 from .parallel import checked_n_jobs, parallel_jobs
 from .progress import progress
-from .records import Data, Record, Text
-from .run_card import run_card
-from .run_facts import run_facts
 from .run_log import RunLog
 from .run_names import named
+from .run_opening import opening_records
 from .scheduling import as_schedule
-from .screen import FINGERPRINT
 from .signal_handlers import raised_by_signal_handler
 from .writers import WriterLike, as_list, directory_of, open_writers
 
@@ -167,24 +162,17 @@ def replay(
     worker.names = tuple(callback.name for callback in applicable)
     for note in dry_run.notes:
         log.report(note)
-    card = run_card(
+    opening = opening_records(
+        log,
         worker.observer.runner,
         applicable,
         as_schedule(_every_checkpoint),
         dict(run_config or {}),
-        log.notes,
         "on saved weights, after the training (ncp_callbacks.replay)",
     )
     start = dataclasses.replace(start, memory_per_sequence=worker.observer.memory_per_sequence)
     writers, given = open_writers(named(log_dir, run_config), as_list(writer))
     log.rehearse(dry_run.records)
-    log.findings = RunFindings(run_facts(worker.observer.runner, applicable))
-    conditions = fingerprint(held_out, applicable, worker.observer.runner.target.name)
-    opening: list[Record] = [
-        Text("about/run", card),
-        Data(FINGERPRINT, conditions),
-        log.findings.about(),
-    ]
     log.open(writers, dict(run_config or {}), [c.name for c in listed], given)
     steps: list[int] = []
     try:

@@ -28,12 +28,10 @@ from .callbacks.sets import CallbackSet
 from .console import opening, show
 from .due_callbacks import DueCallbacks
 from .findings.finding import Finding
-from .findings.run_findings import OVERVIEW, RunFindings
-from .fingerprint import fingerprint
+from .findings.run_findings import OVERVIEW
 from .held_out import HeldOutBatch
 from .keywords import checks_keywords
-from .loop_gradients import gradient_norms
-from .loop_scalars import loop_scalars
+from .loop_numbers import LoopNumbers
 from .loops import attached, iterate
 from .model import At, Forward, Subject, TargetLike
 from .observer.attached import AttachedObserver
@@ -41,17 +39,14 @@ from .observer.observer import Settings
 from .observer.placement import in_observer
 from .overhead import Overhead
 from .ranks import rank, rank_variable
-from .records import Data, Figure, Record, Text
-from .resuming import LoggedRun, logged_run
-from .run_card import run_card
-from .run_facts import run_facts
+from .records import Figure, Record
+from .resuming import Resuming, checked_resume, checked_resume_step
 from .run_log import RunLog
 from .run_names import named
-from .scheduling import ScheduleLike, as_schedule, as_whole
-from .screen import FINGERPRINT, Screen
-from .signal_handlers import raised_by_signal_handler
+from .run_opening import opening_records
+from .scheduling import ScheduleLike, as_schedule
+from .screen import Screen
 from .writers import WriterLike, as_list, directory_of, open_writers, unsynced
-from .writers.kept_states import remove_states
 
 __all__ = ["Monitor"]
 
@@ -177,9 +172,8 @@ class Monitor:
         self._held_out = held_out
         self._callbacks = as_callbacks(callbacks, held_out)
         self._log_dir, self._given_writers = log_dir, as_list(writer)
-        self._resume_step = _checked_resume_step(resume_step, log_dir)
-        self._resume = _checked_resume(resume, log_dir)
-        self._logged: LoggedRun | None = None
+        resume_step = checked_resume_step(resume_step, log_dir)
+        self._resume = checked_resume(resume, log_dir)
         self._every = as_schedule(every)
         train = None if train_every is None else as_schedule(train_every, what="train_every")
         self._background, self._verbose = background, verbose
@@ -187,10 +181,7 @@ class Monitor:
         self._run_config = dict(run_config or {})
         self._rank = 0 if log_on_all_ranks else rank()
         self._is_new = True
-        self._without_state: set[str] = set()
-        self._findings_state: Mapping[str, Any] | None = None
-        self._texts: list[Record] = []
-        self._has_state = False
+        self._opening: list[Record] = []
         self._log = RunLog()
         self._log.keeps_states = self._resume == "auto"
         self._overhead = Overhead(max_overhead)
@@ -221,7 +212,10 @@ class Monitor:
             raise_errors=self._raise_errors,
         )
         self._run = ActiveRun(self._log, self._observer, self._overhead, verbose)
-        self._run.last_step = self._resume_step
+        self._resuming = Resuming(
+            self._run, self._log, self._due, self._observer, resume_step, verbose
+        )
+        self._numbers = LoopNumbers(self._log.report, raise_errors=self._raise_errors)
 
     # ---- the run
 
@@ -257,48 +251,27 @@ class Monitor:
         beginning = self._observer.begin(background=self._background)
         for note in beginning.dry_run.notes:
             self._log.report(note)
-        self._report_missing_state()
+        self._resuming.report_missing_state()
         try:
             if self._resume == "auto" and self._log_dir is not None:
-                self._find_logged(self._log_dir)
-            card = run_card(
+                self._resuming.find_logged(self._log_dir)
+            self._opening = opening_records(
+                self._log,
                 beginning.runner,
                 self.callbacks,
                 self._every,
                 self._run_config,
-                self._log.notes,
                 beginning.place,
             )
-            target = beginning.runner.target.name
-            self._log.findings = RunFindings(run_facts(beginning.runner, self.callbacks))
-            self._load_findings()
-            self._log.fingerprint = fingerprint(self._held_out, self.callbacks, target)
-            self._texts = [
-                Text("about/run", card),
-                Data(FINGERPRINT, self._log.fingerprint),
-                self._log.findings.about(),
-            ]
+            self._resuming.load_findings()
             self._open_log(beginning.dry_run.records)
         except BaseException:
             self._observer.close(0.0)
             raise
 
-    def _find_logged(self, log_dir: str | os.PathLike[str]) -> None:
-        """Find the log that this run goes on with, if there is one."""
-        self._logged = logged_run(log_dir)
-        if self._logged is None:
-            return
-        if self._resume_step is None:
-            self._resume_step = self._run.last_step = self._logged.last_step
-        show(
-            f"ncp_callbacks: {self._logged.directory} has a log up to step "
-            f"{self._logged.last_step:,}, which goes on after step {self._resume_step:,}",
-            verbose=self._verbose,
-        )
-
     def _open_log(self, rehearsed: Sequence[Record]) -> None:
         # Only now: a configuration that fails must not leave an empty run behind.
-        first = None if self._resume_step is None else self._resume_step + 1
+        first = self._resuming.first_step
         writers, given = open_writers(self._log_dir, self._given_writers, first_step=first)
         self._log.rehearse(rehearsed)
         self._run.open(
@@ -311,7 +284,7 @@ class Monitor:
         for note in unsynced(self._log_dir, self._given_writers):
             self._log.report(note)
         self._log.last_step = first or 0
-        self._log.write(self._log.last_step, self._texts)
+        self._log.write(self._log.last_step, self._opening)
         self._run.close_in_every_case(self, Monitor.close)
         screen = Screen([c.name for c in self._callbacks])
         pictures = [screen.picture(OVERVIEW, "headline")]
@@ -432,14 +405,7 @@ class Monitor:
         Save it beside the checkpoint, and pass it to ``load_state_dict`` of the monitor that
         continues the run with ``resume_step=``. Snapshots that wait are analysed first.
         """
-        known = self._observer.state(wait=self.state == "open")
-        names = {c.name for c in self.callbacks}
-        return {
-            "step": self._run.last_step,
-            "callbacks": {name: state for name, state in known.items() if name in names},
-            "occasions": self._due.state_dict(),
-            "findings": self._log.findings_state(),
-        }
+        return self._resuming.state_dict(wait=self.state == "open")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state_dict`` returned, before or after starting.
@@ -447,34 +413,9 @@ class Monitor:
         Raises:
             ValueError: If it isn't such a state, or a callback can't take its part.
         """
-        if not isinstance(state, Mapping) or not isinstance(state.get("callbacks"), Mapping):
-            raise ValueError(
-                "this is not a state of a monitor: pass the dict that monitor.state_dict() returned"
-            )
-        self._has_state = True
-        known, step = state["callbacks"], state.get("step")
-        if self._run.last_step is None or (step is not None and step > self._run.last_step):
-            self._run.last_step = step
-        self._due.load_state_dict(state.get("occasions", {}))
-        self._findings_state = state.get("findings")
-        self._load_findings()
-        keeping = {c.name for c in self.callbacks if _keeps_state(c)}
-        self._without_state |= keeping - set(known)
-        self._observer.load_state(known)
+        self._resuming.load_state_dict(state)
         if self.state == "open":
-            self._report_missing_state()
-
-    def _load_findings(self) -> None:
-        if self._findings_state is not None and self._log.findings is not None:
-            self._log.findings.load_state_dict(self._findings_state)
-            self._findings_state = None
-
-    def _report_missing_state(self) -> None:
-        for callback in self.callbacks:
-            if callback.name in self._without_state:
-                self._log.report(
-                    f"{callback.name}: the state that was loaded has no part for it; it starts anew"
-                )
+            self._resuming.report_missing_state()
 
     # ---- other ways to attach
 
@@ -566,8 +507,7 @@ class Monitor:
         if not self._run.is_ours:
             return
         step = _checked_step(step)
-        if self._logged is not None:
-            self._go_on(step, self._logged)
+        self._resuming.go_on(step, self._opening)
         last = self._run.last_step
         if last is not None and step <= last:
             self._log.report(
@@ -587,41 +527,14 @@ class Monitor:
         if train_due:
             numbers = {f"train/{name}": value for name, value in scalars.items()}
             if gradients is not None:
-                numbers |= gradient_norms(
-                    gradients, self._log.report, raise_errors=self._raise_errors
-                )
-            self._write_scalars(step, numbers)
+                numbers |= self._numbers.gradient_norms(gradients)
+            self._log.write_loop(step, self._numbers.scalars(numbers))
         if due and self._affords():
             self._log.freeze(step, self._due.state_dict())
             self._observer.analyse(step, due)
             self._log.write(step, self._overhead.records())
             self._report_large_share()
         self._observer.raise_delivered()
-
-    def _go_on(self, step: int, logged: LoggedRun) -> None:
-        """Let the log go on with this step, the first that is made after an interruption."""
-        self._logged = None
-        if self._run.last_step is not None and step <= self._run.last_step:
-            show(
-                f"ncp_callbacks: the training goes on with step {step:,}: what was logged for it "
-                "and for later steps is replaced",
-                verbose=self._verbose,
-            )
-            self._log.rewind(step, self._texts)
-            self._run.last_step = step - 1
-        remove_states(logged.directory, step)
-        state, notes = logged.state_before(step, self._log.fingerprint)
-        for note in notes:
-            self._log.report(note)
-        try:
-            # One that the user has saved beside the checkpoint belongs to it.
-            if state is not None and not self._has_state:
-                self.load_state_dict(state)
-        except Exception as error:  # A callback of the user's may raise anything.
-            if raised_by_signal_handler(error):
-                raise
-            self._log.fail("the state that was kept beside the log can't be taken up", error)
-        self._log.take_points(logged.loop_points(step))
 
     def log_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Log numbers measured elsewhere, under tags of your own: ``{"val/loss": 0.3}``.
@@ -636,11 +549,8 @@ class Monitor:
             )
         self._check_open("log_scalars")
         if self._run.is_ours:
-            self._write_scalars(_checked_step(step), scalars)
-
-    def _write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        records = loop_scalars(scalars, self._log.report, raise_errors=self._raise_errors)
-        self._log.write_loop(step, records)
+            step = _checked_step(step)
+            self._log.write_loop(step, self._numbers.scalars(scalars))
 
     def _check_open(self, what: str) -> None:
         if self.state != "open":
@@ -679,33 +589,6 @@ def _checked_step(step: Any) -> int:
             f"step={step!r} is a {type(step).__name__}: pass the number of steps done, a whole "
             "number"
         ) from None
-
-
-def _checked_resume_step(resume_step: Any, log_dir: Any) -> int | None:
-    if resume_step is None:
-        return None
-    whole = as_whole(resume_step)
-    if whole is None or whole < 0:
-        raise ValueError(f"resume_step={resume_step!r}: pass the last step done, 0 or more")
-    if log_dir is None:
-        raise ValueError(
-            "resume_step= continues the run in log_dir=; with writer=, make the writer "
-            "with purge_step= or first_step= instead"
-        )
-    return whole
-
-
-def _checked_resume(resume: Any, log_dir: Any) -> Literal["auto"] | None:
-    if resume not in ("auto", None):
-        raise ValueError(f"resume={resume!r}: pass 'auto' or None")
-    if resume == "auto" and log_dir is None:
-        raise ValueError("resume='auto' goes on with the run in log_dir=: pass log_dir=")
-    return "auto" if resume == "auto" else None
-
-
-def _keeps_state(callback: Callback) -> bool:
-    """Tell if a callback has a state that an interruption must keep."""
-    return type(callback).state_dict is not Callback.state_dict or bool(callback.state_dict())
 
 
 def _all(groups: Mapping[str, Sequence[Callback]]) -> list[Callback]:

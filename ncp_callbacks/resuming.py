@@ -1,4 +1,4 @@
-"""Find what a killed run has left in its directory, and from where it goes on.
+"""Go on with a run that was interrupted, from what it has left in its directory.
 
     logged = logged_run("runs/cfc-seed0")                   # None: there is no log
     logged.last_step                                        # the last step in it
@@ -12,19 +12,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from .active_run import ActiveRun
+from .callback import Callback
+from .console import show
+from .due_callbacks import DueCallbacks
 from .errors import one_line
+from .observer.attached import AttachedObserver
+from .records import Record
+from .run_log import RunLog
+from .scheduling import as_whole
+from .signal_handlers import raised_by_signal_handler
 from .writers import as_directory
-from .writers.kept_states import read_state, state_files
+from .writers.kept_states import read_state, remove_states, state_files
 
 if TYPE_CHECKING:
     from .runs import Run
 
-__all__ = ["LoggedRun", "logged_run"]
+__all__ = ["LoggedRun", "Resuming", "checked_resume", "checked_resume_step", "logged_run"]
 
 _CONDITIONS = {
     "held_out": "the held-out batch",
@@ -120,3 +129,173 @@ def _changed(state: dict[str, Any], fingerprint: str) -> str | None:
         if before["method"].get(name) == methods.get(name)
     }
     return None
+
+
+class Resuming:
+    """Take up the state of an interrupted run, and keep that of this one.
+
+    Args:
+        run: What is open while the run is.
+        log: The log of the run.
+        due: Tells which callbacks are due.
+        observer: Holds the states of the callbacks.
+        step: The last step that was done of the run that goes on; None: none is known.
+        verbose: As for the monitor.
+    """
+
+    def __init__(
+        self,
+        run: ActiveRun,
+        log: RunLog,
+        due: DueCallbacks,
+        observer: AttachedObserver,
+        step: int | None,
+        verbose: bool | None,
+    ) -> None:
+        self._run, self._log, self._due, self._observer = run, log, due, observer
+        self._step = run.last_step = step
+        self._verbose = verbose
+        self._logged: LoggedRun | None = None
+        self._without_state: set[str] = set()
+        self._findings_state: Mapping[str, Any] | None = None
+        self._has_state = False
+
+    @property
+    def first_step(self) -> int | None:
+        """Return the first step that is logged anew; None: the log begins with this run."""
+        return None if self._step is None else self._step + 1
+
+    def find_logged(self, log_dir: str | os.PathLike[str]) -> None:
+        """Find the log that this run goes on with, if there is one."""
+        self._logged = logged_run(log_dir)
+        if self._logged is None:
+            return
+        if self._step is None:
+            self._step = self._run.last_step = self._logged.last_step
+        show(
+            f"ncp_callbacks: {self._logged.directory} has a log up to step "
+            f"{self._logged.last_step:,}, which goes on after step {self._step:,}",
+            verbose=self._verbose,
+        )
+
+    def go_on(self, step: int, opening: Sequence[Record]) -> None:
+        """Let the log that was found go on with a step, the first that is made now.
+
+        Later calls do nothing, and neither do those without such a log.
+
+        Args:
+            step: The step.
+            opening: The records that open the log.
+        """
+        logged, self._logged = self._logged, None
+        if logged is None:
+            return
+        if self._run.last_step is not None and step <= self._run.last_step:
+            show(
+                f"ncp_callbacks: the training goes on with step {step:,}: what was logged for it "
+                "and for later steps is replaced",
+                verbose=self._verbose,
+            )
+            self._log.rewind(step, opening)
+            self._run.last_step = step - 1
+        remove_states(logged.directory, step)
+        state, notes = logged.state_before(step, self._log.fingerprint)
+        for note in notes:
+            self._log.report(note)
+        try:
+            # One that the user has saved beside the checkpoint belongs to it.
+            if state is not None and not self._has_state:
+                self.load_state_dict(state)
+                self.report_missing_state()
+        except Exception as error:  # A callback of the user's may raise anything.
+            if raised_by_signal_handler(error):
+                raise
+            self._log.fail("the state that was kept beside the log can't be taken up", error)
+        self._log.take_points(logged.loop_points(step))
+
+    def state_dict(self, *, wait: bool) -> dict[str, Any]:
+        """Return what a resumed run needs.
+
+        Args:
+            wait: Let the snapshots that were handed over be analysed first.
+        """
+        known = self._observer.state(wait=wait)
+        names = {c.name for c in self._observer.callbacks}
+        return {
+            "step": self._run.last_step,
+            "callbacks": {name: state for name, state in known.items() if name in names},
+            "occasions": self._due.state_dict(),
+            "findings": self._log.findings_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If it isn't such a state, or a callback can't take its part.
+        """
+        if not isinstance(state, Mapping) or not isinstance(state.get("callbacks"), Mapping):
+            raise ValueError(
+                "this is not a state of a monitor: pass the dict that monitor.state_dict() returned"
+            )
+        self._has_state = True
+        known, step = state["callbacks"], state.get("step")
+        if self._run.last_step is None or (step is not None and step > self._run.last_step):
+            self._run.last_step = step
+        self._due.load_state_dict(state.get("occasions", {}))
+        self._findings_state = state.get("findings")
+        self.load_findings()
+        keeping = {c.name for c in self._observer.callbacks if _keeps_state(c)}
+        self._without_state |= keeping - set(known)
+        self._observer.load_state(known)
+
+    def load_findings(self) -> None:
+        """Hand a loaded state of the findings over, once there are both."""
+        if self._findings_state is not None and self._log.findings is not None:
+            self._log.findings.load_state_dict(self._findings_state)
+            self._findings_state = None
+
+    def report_missing_state(self) -> None:
+        """Report the callbacks that a loaded state has no part for."""
+        for callback in self._observer.callbacks:
+            if callback.name in self._without_state:
+                self._log.report(
+                    f"{callback.name}: the state that was loaded has no part for it; it starts anew"
+                )
+
+
+def checked_resume_step(resume_step: Any, log_dir: Any) -> int | None:
+    """Return the last step that was done before the interruption, or None.
+
+    Raises:
+        ValueError: If it is no step, or there is no directory of the run.
+    """
+    if resume_step is None:
+        return None
+    whole = as_whole(resume_step)
+    if whole is None or whole < 0:
+        raise ValueError(f"resume_step={resume_step!r}: pass the last step done, 0 or more")
+    if log_dir is None:
+        raise ValueError(
+            "resume_step= continues the run in log_dir=; with writer=, make the writer "
+            "with purge_step= or first_step= instead"
+        )
+    return whole
+
+
+def checked_resume(resume: Any, log_dir: Any) -> Literal["auto"] | None:
+    """Return how the run is resumed.
+
+    Raises:
+        ValueError: If it is something else, or there is no directory of the run.
+    """
+    if resume not in ("auto", None):
+        raise ValueError(f"resume={resume!r}: pass 'auto' or None")
+    if resume == "auto" and log_dir is None:
+        raise ValueError("resume='auto' goes on with the run in log_dir=: pass log_dir=")
+    return "auto" if resume == "auto" else None
+
+
+def _keeps_state(callback: Callback) -> bool:
+    """Tell if a callback has a state that an interruption must keep."""
+    return type(callback).state_dict is not Callback.state_dict or bool(callback.state_dict())
