@@ -169,7 +169,6 @@ class Monitor:
             on_error=on_error,
         )
         log_dir = named(log_dir, run_config)
-        self._held_out = held_out
         self._callbacks = as_callbacks(callbacks, held_out)
         self._log_dir, self._given_writers = log_dir, as_list(writer)
         resume_step = checked_resume_step(resume_step, log_dir)

@@ -40,11 +40,9 @@ from ncp_callbacks.analysis import (
     unit_correlations,
 )
 from ncp_callbacks.callbacks import Dynamics
-from ncp_callbacks.callbacks.dynamics.jacobian_products import (
-    JacobianProducts,
-    estimated_stability,
-)
+from ncp_callbacks.callbacks.dynamics.jacobian_products import estimated_stability
 from ncp_callbacks.callbacks.dynamics.plot import needed_decades
+from ncp_callbacks.extra_passes.jacobian_products import JacobianProducts
 from ncp_callbacks.models import CfC
 from ncp_callbacks.observation import Trajectory
 from ncp_callbacks.plots import plot_dynamics, to_png

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import read_only
-from ..callbacks.dynamics.jacobian_products import JacobianProducts
 from ..model.cell_stepper import CellStepper
 from ..model.jacobian_diagonal import jacobian_diagonal
 from ..model.liquid import Reading, read_liquid
 from ..observation import Need
 from ..results import FloatArray, Indices
+from .jacobian_products import JacobianProducts
 from .runner import PassRunner, protected
 
 __all__ = ["CellSteps"]

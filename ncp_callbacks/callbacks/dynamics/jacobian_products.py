@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ...extra_passes.jacobian_products import JacobianProducts
 from ...results import FloatArray
 from .analysis import (
     SMALLEST,
@@ -30,7 +30,6 @@ from .analysis import (
 )
 
 __all__ = [
-    "JacobianProducts",
     "estimated_memory",
     "estimated_stability",
     "leading_exponents",
@@ -43,30 +42,6 @@ _OVERSAMPLING = 5
 _TOLERANCE = 1e-3
 # Time steps, vectors in a block and blocks of Krylov spaces.
 _TIME_STEPS, _BLOCK, _RADIUS_BLOCKS, _NORM_BLOCKS = 4, 8, 10, 5
-
-
-@dataclass(frozen=True, eq=False)
-class JacobianProducts:
-    """Compute products of the Jacobians ``J_t = d h_{t+1} / d h_t`` of a cell's steps with vectors.
-
-    Attributes:
-        sequences: ``S``.
-        steps: ``T - 1``.
-        units: ``H``.
-        forward: ``(t, (S, H, k)) -> (S, H, k)``, ``J_t v``.
-        backward: ``(t, (S, H, k)) -> (S, H, k)``, ``J_t' v``.
-    """
-
-    sequences: int
-    steps: int
-    units: int
-    forward: Callable[[int, FloatArray], FloatArray]
-    backward: Callable[[int, FloatArray], FloatArray]
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """``(S, T - 1, H, H)``, the shape of the Jacobians themselves."""
-        return self.sequences, self.steps, self.units, self.units
 
 
 def leading_exponents(
