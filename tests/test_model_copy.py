@@ -26,7 +26,8 @@ from zoo import EXAMPLES
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import CopyError, ModelCopy, Subject
-from ncp_callbacks.model.model_copy import difference, set_evaluation_mode
+from ncp_callbacks.model.copy_faults import difference
+from ncp_callbacks.model.model_copy import set_evaluation_mode
 from ncp_callbacks.model.pytrees import modules
 
 B, T, F = 4, 5, 3

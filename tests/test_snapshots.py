@@ -18,7 +18,7 @@ from promises import told
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelCopy, Subject
-from ncp_callbacks.model.model_copy import difference
+from ncp_callbacks.model.copy_faults import difference
 from ncp_callbacks.observer.snapshot import ArrayBytes, Snapshot, SnapshotLoader, SnapshotReader
 
 both_ways = pytest.mark.parametrize("as_bytes", [True, False], ids=["bytes", "views"])
@@ -477,7 +477,7 @@ def test_a_model_of_a_script(tmp_path: Any) -> None:
         """
 import mlx.core as mx, mlx.nn as nn
 from ncp_callbacks.model import ModelCopy, Subject
-from ncp_callbacks.model.model_copy import difference
+from ncp_callbacks.model.copy_faults import difference
 from ncp_callbacks.observer.snapshot import SnapshotLoader, SnapshotReader
 
 class Net(nn.Module):

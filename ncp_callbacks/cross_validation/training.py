@@ -20,7 +20,7 @@ from ..callback import Callback
 from ..errors import one_line
 from ..held_out import HeldOutBatch
 from ..model import ModelCopy, Subject
-from ..model.model_copy import random_states, restore_random_states
+from ..model.random_states import random_states, restore_random_states
 from ..monitor import Monitor
 from ..observer.snapshot import Snapshot, SnapshotLoader, SnapshotReader
 from ..parallel import checked_n_jobs, parallel_jobs

@@ -19,8 +19,8 @@ import numpy as np
 from ..held_out import HeldOutBatch
 from .capture import Around, Tap
 from .errors import ModelError
-from .model_copy import random_states, restore_random_states
 from .pytrees import Path, get_leaf, modules, replace_leaf
+from .random_states import random_states, restore_random_states
 
 __all__ = ["Embedding", "Place", "changed_call"]
 

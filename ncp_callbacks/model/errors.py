@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ..signal_handlers import raised_by_signal_handler
 
 __all__ = [
+    "CopyError",
     "ModelError",
     "NotApplicable",
     "count_of",
@@ -19,6 +20,10 @@ __all__ = [
 
 class ModelError(ValueError):
     """Report a model that can't be analysed as configured; the message names the fix."""
+
+
+class CopyError(TypeError):
+    """Report a model that can't be copied, with the attribute that is the cause and the fix."""
 
 
 class NotApplicable(Exception):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 
-__all__ = ["Path", "children", "get_leaf", "leaves", "modules", "replace_leaf"]
+__all__ = ["Path", "children", "filled_slots", "get_leaf", "leaves", "modules", "replace_leaf"]
 
 # Keys of dicts, indices of tuples and lists, and names of a dataclass's fields.
 Path: TypeAlias = "tuple[Any, ...]"
@@ -119,3 +121,14 @@ def modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _hidden(path: str) -> bool:
     return path.startswith("_") or "._" in path
+
+
+def filled_slots(module: Any) -> dict[str, Any]:
+    """Return what an object holds in the slots of its classes, by name."""
+    filled: dict[str, Any] = {}
+    for cls in type(module).__mro__:
+        for name, descriptor in vars(cls).items():
+            if isinstance(descriptor, types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):
+                    filled[name] = descriptor.__get__(module)
+    return filled

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..model.model_copy import random_states, restore_random_states
+from ..model.random_states import random_states, restore_random_states
 from .observer import Analysis, Observer, Request
 
 __all__ = ["InLoopObserver"]

@@ -25,7 +25,7 @@ from ..errors import one_line, traceback_of
 from ..held_out import HeldOutBatch
 from ..model import At, Memory, ModelCopy, ModelRunner, NotApplicable, TargetLike
 from ..model.checks.state_between_batches import StateBetweenBatches
-from ..model.model_copy import array_bytes
+from ..model.own_arrays import array_bytes
 from ..observation import Need, Observation
 from ..pass_costs import SHARED_PASS, PassCosts, SharedResults
 from ..passes import observe

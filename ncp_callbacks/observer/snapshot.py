@@ -17,16 +17,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..model.model_copy import (
-    ModelCopy,
-    Subject,
-    array_bytes,
-    array_paths,
-    evaluate_pending,
-    own_copy,
-    own_view,
-    pack,
-)
+from ..model.model_copy import ModelCopy, Subject, array_paths, pack
+from ..model.own_arrays import array_bytes, evaluate_pending, own_copy, own_view
 
 __all__ = ["ArrayBytes", "Snapshot", "SnapshotLoader", "SnapshotReader"]
 

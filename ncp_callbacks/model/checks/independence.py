@@ -18,7 +18,8 @@ from ...arrays import to_numpy
 from ...held_out import HeldOutBatch
 from ...results import FloatArray
 from ..errors import ModelError
-from ..model_copy import ModelCopy, random_states
+from ..model_copy import ModelCopy
+from ..random_states import random_states
 from .outputs import check_batch_axis
 from .perturb import with_other_steps
 

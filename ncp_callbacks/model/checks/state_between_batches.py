@@ -26,18 +26,10 @@ import numpy as np
 from ...held_out import HeldOutBatch
 from ..conventions import Calling
 from ..errors import ModelError, count_of
-from ..model_copy import (
-    ModelCopy,
-    Packed,
-    array_bytes,
-    filled_slots,
-    own_view,
-    pack_values,
-    random_states,
-    restore_random_states,
-    unpack_values,
-)
-from ..pytrees import modules
+from ..model_copy import ModelCopy, Packed, pack_values, unpack_values
+from ..own_arrays import array_bytes, own_view
+from ..pytrees import filled_slots, modules
+from ..random_states import random_states, restore_random_states
 
 __all__ = ["StateBetweenBatches", "check_kept_size", "find_state"]
 
