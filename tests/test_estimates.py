@@ -32,7 +32,8 @@ from ncp_callbacks.callbacks.dynamics.analysis import (
     state_drift,
 )
 from ncp_callbacks.callbacks.output_time.analysis import output_time
-from ncp_callbacks.callbacks.wiring.analysis import NeuronGroup, group_activity
+from ncp_callbacks.callbacks.wiring.analysis import group_activity
+from ncp_callbacks.neuron_groups import NeuronGroup
 from ncp_callbacks.stats import (
     CORRELATION,
     MIN_SEQUENCES_FOR_CI,

@@ -240,6 +240,21 @@ def test_no_module_is_imported_by_what_it_imports() -> None:
     assert circles(graph()) == set()
 
 
+def room(module: str) -> str:
+    """Return the folder of a module, or the module itself where it is in no folder."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_no_folder_is_imported_by_what_it_imports() -> None:
+    edges: dict[str, set[str]] = {}
+    for name, imported in graph().items():
+        if name not in FACADES:
+            inside = {room(other) for other in imported if other.startswith("ncp_callbacks.")}
+            edges.setdefault(room(name), set()).update(inside - {room(name)})
+    assert len(edges) > 50
+    assert circles(edges) == set()
+
+
 def test_facades_are_for_users_only() -> None:
     found = {name for name, imported in graph().items() if imported & set(FACADES)}
     assert found - set(FACADES) == {"ncp_callbacks.notebook"}

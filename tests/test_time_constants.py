@@ -24,19 +24,15 @@ import ncp_callbacks as ncp
 from ncp_callbacks import passes
 from ncp_callbacks.callbacks import TimeConstants
 from ncp_callbacks.callbacks.time_constants.analysis import (
-    LTCParameters,
     effective_time_constants,
-    explained_by,
     gate_time_constants,
     half_times,
-    ltc_step,
-    membrane,
-    sigmoid,
     system_time_constants,
     time_constant_bounds,
     unit_time_constants,
 )
 from ncp_callbacks.callbacks.time_constants.plot import needed_decades, needed_limits
+from ncp_callbacks.liquid_equations import LTCParameters, ltc_step, membrane, sigmoid
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.jacobian_diagonal import jacobian_diagonal
 from ncp_callbacks.model.liquid import (
@@ -45,6 +41,7 @@ from ncp_callbacks.model.liquid import (
     LTCReading,
     read_liquid,
 )
+from ncp_callbacks.model.liquid.cfc import explained_by
 from ncp_callbacks.models import LTC, CfC, LTCCell
 from ncp_callbacks.plots import plot_time_constants, plot_time_constants_over_time
 
@@ -264,7 +261,7 @@ def test_many_rows_are_computed_in_parts(monkeypatch):
     parameters = random_parameters(rng)
     x, v = rng.normal(size=(23, 3)), rng.normal(size=(23, 4))
     whole = system_time_constants(parameters, x, v)
-    monkeypatch.setattr("ncp_callbacks.callbacks.time_constants.analysis._AT_ONCE", 60)
+    monkeypatch.setattr("ncp_callbacks.liquid_equations._AT_ONCE", 60)
     np.testing.assert_array_equal(system_time_constants(parameters, x, v), whole)
 
 

@@ -36,13 +36,8 @@ from test_time_constants import (
 
 import ncp_callbacks as ncp
 from ncp_callbacks.callbacks import Wiring
-from ncp_callbacks.callbacks.time_constants.analysis import (
-    LTCParameters,
-    ltc_step,
-    system_time_constants,
-)
+from ncp_callbacks.callbacks.time_constants.analysis import system_time_constants
 from ncp_callbacks.callbacks.wiring.analysis import (
-    NeuronGroup,
     group_activity,
     group_attribution,
     group_shares,
@@ -50,8 +45,10 @@ from ncp_callbacks.callbacks.wiring.analysis import (
     synaptic_flow,
 )
 from ncp_callbacks.callbacks.wiring.plot import THINNEST, WIDEST
+from ncp_callbacks.liquid_equations import LTCParameters, ltc_step
 from ncp_callbacks.model.liquid import neuron_groups
 from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.neuron_groups import NeuronGroup
 from ncp_callbacks.plots import nice_limit, plot_wiring
 from ncp_callbacks.plotting.style import INK, LOWERS, RAISES
 

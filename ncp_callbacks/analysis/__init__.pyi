@@ -1,8 +1,8 @@
-from ..callbacks.backbone_activations.analysis import ACTIVATIONS as ACTIVATIONS
+from ..activations import ACTIVATIONS as ACTIVATIONS
+from ..activations import recognise_activation as recognise_activation
 from ..callbacks.backbone_activations.analysis import BackboneReport as BackboneReport
 from ..callbacks.backbone_activations.analysis import LayerStatistics as LayerStatistics
 from ..callbacks.backbone_activations.analysis import layer_statistics as layer_statistics
-from ..callbacks.backbone_activations.analysis import recognise_activation as recognise_activation
 from ..callbacks.dynamics.analysis import AutocorrelationTimes as AutocorrelationTimes
 from ..callbacks.dynamics.analysis import Memory as Memory
 from ..callbacks.dynamics.analysis import StateDrift as StateDrift
@@ -46,12 +46,10 @@ from ..callbacks.state_space.analysis import state_space as state_space
 from ..callbacks.state_transitions.analysis import TransitionStatistics as TransitionStatistics
 from ..callbacks.state_transitions.analysis import stays_within as stays_within
 from ..callbacks.state_transitions.analysis import transition_statistics as transition_statistics
-from ..callbacks.time_constants.analysis import LTCParameters as LTCParameters
 from ..callbacks.time_constants.analysis import UnitTimeConstants as UnitTimeConstants
 from ..callbacks.time_constants.analysis import effective_time_constants as effective_time_constants
 from ..callbacks.time_constants.analysis import gate_time_constants as gate_time_constants
 from ..callbacks.time_constants.analysis import half_times as half_times
-from ..callbacks.time_constants.analysis import ltc_step as ltc_step
 from ..callbacks.time_constants.analysis import system_time_constants as system_time_constants
 from ..callbacks.time_constants.analysis import time_constant_bounds as time_constant_bounds
 from ..callbacks.time_constants.analysis import unit_time_constants as unit_time_constants
@@ -64,8 +62,10 @@ from ..callbacks.unit_meanings.analysis import UnitRules as UnitRules
 from ..callbacks.unit_meanings.analysis import predictors as predictors
 from ..callbacks.unit_meanings.analysis import unit_meanings as unit_meanings
 from ..callbacks.wiring.analysis import GroupActivity as GroupActivity
-from ..callbacks.wiring.analysis import NeuronGroup as NeuronGroup
 from ..callbacks.wiring.analysis import SynapticFlow as SynapticFlow
 from ..callbacks.wiring.analysis import group_activity as group_activity
 from ..callbacks.wiring.analysis import group_shares as group_shares
 from ..callbacks.wiring.analysis import synaptic_flow as synaptic_flow
+from ..liquid_equations import LTCParameters as LTCParameters
+from ..liquid_equations import ltc_step as ltc_step
+from ..neuron_groups import NeuronGroup as NeuronGroup

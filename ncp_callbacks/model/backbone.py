@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..callbacks.backbone_activations.analysis import recognise_activation
+from ..activations import recognise_activation
 from .hook_points import LayerHook
 from .pytrees import Path, leaves
 from .recording import Call, Values

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from ...activations import ACTIVATIONS
 from ...callback import AxisLimit, ByName, Callback, PairedChanges, scalar_with_ci, small_batch_note
 from ...model import NotApplicable
 from ...observation import Activations, Need, Observation
 from ...records import Figure, Histogram, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import Estimate
-from .analysis import ACTIVATIONS, BackboneReport, LayerStatistics, layer_statistics
+from .analysis import BackboneReport, LayerStatistics, layer_statistics
 from .plot import plot_unit_activity
 
 __all__ = ["BackboneActivations", "backbone"]

@@ -21,6 +21,7 @@ from ...callback import (
     whole_number,
 )
 from ...extra_passes.extra_passes import ExtraPasses
+from ...liquid_equations import sigmoid
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
 from ...model.liquid import (
@@ -44,7 +45,6 @@ from .analysis import (
     effective_time_constants,
     gate_time_constants,
     half_times,
-    sigmoid,
     system_time_constants,
     time_constant_bounds,
     typical_times,

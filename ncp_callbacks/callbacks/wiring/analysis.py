@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...liquid_equations import LTCParameters, ltc_pieces, ltc_sub_steps
+from ...neuron_groups import NeuronGroup
 from ...results import FloatArray, MappingResult
 from ...stats import SHARE, SIZE, Estimate
-from ..time_constants.analysis import LTCParameters, ltc_pieces, ltc_sub_steps
 
 __all__ = [
     "LEAK",
     "SENSORY",
     "GroupActivity",
-    "NeuronGroup",
     "SynapticFlow",
     "group_activity",
     "group_attribution",
@@ -39,19 +39,6 @@ __all__ = [
 LEAK, SENSORY = "leak", "sensory"
 # A synapse with less of its neuron's conductance counts as silent.
 SILENT = 0.01
-
-
-@dataclass(frozen=True, eq=False)
-class NeuronGroup:
-    """Hold the places of the neurons of one kind.
-
-    Attributes:
-        name: "inter", "command" or "motor", as the wiring calls them.
-        columns: Their places in the state.
-    """
-
-    name: str
-    columns: npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from ...callback import (
 )
 from ...model import NotApplicable
 from ...model.liquid import LTCReading, neuron_groups
+from ...neuron_groups import NeuronGroup
 from ...observation import Need, Observation, Trajectory
 from ...records import Array, Figure, Note, Place, Record
 from ...results import FloatArray
@@ -32,7 +33,6 @@ from ..record_log import RecordLog
 from .analysis import (
     LEAK,
     SENSORY,
-    NeuronGroup,
     SynapticFlow,
     group_activity,
     group_attribution,

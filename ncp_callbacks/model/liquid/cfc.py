@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...arrays import to_numpy
-from ...callbacks.time_constants.analysis import explained_by, sigmoid
+from ...liquid_equations import sigmoid
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
 from ..conventions import TIME_KEYWORDS
@@ -274,3 +274,27 @@ def _states_after(layer: _Layer, step: int, elapsed: FloatArray) -> FloatArray:
     """Return ``(K, S n)``, states of a layer after a step with each of the elapsed times."""
     made = [layer.after(step, float(value)) for value in elapsed]
     return np.stack([to_numpy(state).ravel() for state in made]).astype(np.float64)
+
+
+def explained_by(values: FloatArray, basis: FloatArray) -> tuple[float, float]:
+    """Return the residuals of ``values`` fitted by ``c + d basis``, column by column.
+
+    Args:
+        values: ``(K, N)``, ``K`` at least 3.
+        basis: ``(K, N)``.
+
+    Returns:
+        The sum of the squared residuals, and the largest residual as a share of the largest
+        absolute value, NaN where there is none. Columns that are not finite are skipped.
+    """
+    values, basis = np.asarray(values, np.float64), np.asarray(basis, np.float64)
+    known = np.isfinite(values).all(axis=0) & np.isfinite(basis).all(axis=0)
+    values, basis = values[:, known], basis[:, known]
+    if not values.size:
+        return 0.0, float("nan")
+    y, x = values - values.mean(axis=0), basis - basis.mean(axis=0)
+    power = (x * x).sum(axis=0)
+    slope = np.divide((x * y).sum(axis=0), power, out=np.zeros_like(power), where=power > 0)
+    left = y - slope * x
+    largest = float(np.abs(values).max())
+    return float((left**2).sum()), float(np.abs(left).max()) / largest if largest > 0 else 0.0

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...arrays import to_numpy
-from ...callbacks.time_constants.analysis import LTCParameters, ltc_step
+from ...liquid_equations import LTCParameters, ltc_step
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
 from ..errors import NotApplicable

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from ...callbacks.wiring.analysis import NeuronGroup
+from ...neuron_groups import NeuronGroup
 from ..cell_stepper import CellStepper
 from ..pytrees import modules
 from .calls import has_parts
