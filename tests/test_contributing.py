@@ -327,6 +327,22 @@ def test_the_writer_gets_the_records_of_a_monitor(
     assert "     3 train/loss 0.25" in printed
 
 
+# --- the rule
+
+
+def test_the_rule_finds_a_large_state(names: dict[str, Any]) -> None:
+    finding, facts = names["finding"], names["facts"]
+    assert finding.sentence == "The RMS state is 1.7."
+    assert (finding.rule, finding.step) == ("large_state", 100)
+    assert finding.numbers == {"state_norm/mean": 1.7}
+    rule, run = names["LargeState"](), facts.run
+    for value, ci, found in ((0.9, None, 0), (1.1, None, 1), (1.1, (0.9, 1.3), 0)):
+        record = ncp.Scalar("state_norm/mean", value, ci=ci)
+        collected = names["Collected"](run, [rule])
+        assert len(names["judge"](collected.add_snapshot(1, [record]), [rule])) == found
+    assert not names["judge"](names["Collected"](run, [rule]).facts(), [rule])
+
+
 # --- the rest
 
 

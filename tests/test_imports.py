@@ -255,6 +255,38 @@ def test_no_folder_is_imported_by_what_it_imports() -> None:
     assert circles(edges) == set()
 
 
+def rows() -> dict[str, int]:
+    """Return the row of each folder and module in the table of the contributor's guide."""
+    guide = (PACKAGE.parent / ".github" / "CONTRIBUTING.md").read_text()
+    table = guide[guide.index("| folder or module") : guide.index("A module imports only")]
+    cells = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    return {
+        name.removesuffix("<name>/").removesuffix("/").removesuffix(".py"): number
+        for number, cell in enumerate(cells)
+        for name in re.findall(r"`([^`]+)`", cell)
+    }
+
+
+def test_the_table_of_the_guide_names_every_folder_and_module() -> None:
+    own = {p.stem for p in PACKAGE.glob("*.py")} | {
+        p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists()
+    }
+    # A new one belongs in a row of the table in .github/CONTRIBUTING.md, above what it imports.
+    assert set(rows()) == own - {"__init__", "_lazy"}
+
+
+def test_modules_import_what_stands_below_them_in_the_table_of_the_guide() -> None:
+    place = rows()
+    above = {
+        (name, other)
+        for name, imported in graph().items()
+        for other in imported - set(FACADES)
+        if name not in FACADES and other.startswith("ncp_callbacks.")
+        if place.get(name.split(".")[1], 0) > place.get(other.split(".")[1], len(place))
+    }
+    assert above == set()
+
+
 def test_facades_are_for_users_only() -> None:
     found = {name for name, imported in graph().items() if imported & set(FACADES)}
     assert found - set(FACADES) == {"ncp_callbacks.notebook"}
