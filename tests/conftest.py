@@ -1,3 +1,4 @@
+import logging
 import signal
 
 import mlx.core as mx
@@ -36,3 +37,10 @@ def _same_random_numbers():
 def _in_the_loop(monkeypatch):
     """Tests look at what analyses do, so by default they run where the test runs."""
     monkeypatch.setattr("ncp_callbacks.observer.placement.why_in_loop", lambda nbytes: "a test")
+
+
+@pytest.fixture
+def log(caplog):
+    """Capture what the package logs, from INFO on."""
+    caplog.set_level(logging.INFO, logger="ncp_callbacks")
+    return caplog

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,23 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
+from small_nets import TwoOutputs
 
 import ncp_callbacks as ncp
 from ncp_callbacks.records import Record
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.out = nn.GRU(3, 4), nn.Linear(4, 2)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.out(self.rnn(x))[:, -1]
-
 
 HELD_OUT = ncp.HeldOutBatch(np.random.default_rng(0).normal(size=(8, 5, 3)).astype("f4"))
 
@@ -134,16 +122,10 @@ def square(data: Any) -> matplotlib.figure.Figure:
 
 def train(writer: Any, **options: Any) -> ncp.Monitor:
     options = {"every": 2, "verbose": False, "background": False, **options}
-    with ncp.Monitor(Net(), HELD_OUT, "light", writer=writer, **options) as monitor:
+    with ncp.Monitor(TwoOutputs(), HELD_OUT, "light", writer=writer, **options) as monitor:
         for step in range(1, 7):
             monitor.on_step_end(step, loss=1 / step)
     return monitor
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="ncp_callbacks")
-    return caplog
 
 
 @pytest.fixture(autouse=True)
@@ -266,7 +248,7 @@ def test_a_writer_of_the_user_stays_open() -> None:
 @pytest.mark.parametrize("writer", [[], ()])
 def test_no_writer_at_all(writer: Any) -> None:
     with pytest.raises(TypeError, match="neither log_dir= nor writer= was passed"):
-        ncp.Monitor(Net(), HELD_OUT, writer=writer)
+        ncp.Monitor(TwoOutputs(), HELD_OUT, writer=writer)
 
 
 def test_a_wrong_one_among_several_leaves_nothing_open(tmp_path: Path) -> None:

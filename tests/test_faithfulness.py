@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jackknife import ci_by_leaving_out
 from matplotlib.colors import to_hex
 from promises import pattern, promised
+from small_nets import WeightedSum
 from test_plots import check_redraws, check_text, drawn, title, words
 
 import ncp_callbacks as ncp
@@ -568,24 +569,13 @@ def test_integrated_gradients_of_a_trained_network_beat_random(kind: str) -> Non
     assert found["faithfulness/sequences"].value == 12
 
 
-class Plain(nn.Module):
-    """Linear, of the sequence alone."""
-
-    def __init__(self, weights: np.ndarray) -> None:
-        super().__init__()
-        self.weights = mx.array(weights.astype(np.float32))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return (x * self.weights).sum(axis=(1, 2))[:, None]
-
-
 def look_at_plain(
     weights: np.ndarray, callback: ncp.Callback, x: np.ndarray | None = None, looks: int = 1
 ) -> tuple[ncp.MemoryWriter, tuple[str, ...]]:
     x = planted(8, 1)[0] if x is None else x
     writer = ncp.MemoryWriter()
     held_out = ncp.HeldOutBatch(x)
-    with ncp.Monitor(Plain(weights), held_out, [callback], writer=writer, every=1) as monitor:
+    with ncp.Monitor(WeightedSum(weights), held_out, [callback], writer=writer, every=1) as monitor:
         for step in range(1, looks + 1):
             monitor.on_step_end(step)
         return writer, monitor.notes
@@ -693,7 +683,7 @@ def test_nothing_to_be_faithful_to() -> None:
 
 
 def test_sequences_with_nan_are_counted() -> None:
-    class Breaks(Plain):
+    class Breaks(WeightedSum):
         def __call__(self, x: mx.array) -> mx.array:
             # Without the first input, while the last is there and above 0.
             broken = (x[:, 0, 0] == 0) & (x[:, -1, -1] > 0)

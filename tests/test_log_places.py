@@ -8,31 +8,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
+from small_nets import TwoOutputs
 
 import ncp_callbacks as ncp
 from ncp_callbacks.ranks import rank, rank_variable
 from ncp_callbacks.writers import as_directory
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.out = nn.GRU(3, 4), nn.Linear(4, 2)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.out(self.rnn(x))[:, -1]
-
 
 HELD_OUT = ncp.HeldOutBatch(np.random.default_rng(0).normal(size=(8, 5, 3)).astype("f4"))
 
 
 def monitor(log_dir: Any = None, **options: Any) -> ncp.Monitor:
     options = {"every": 1, "verbose": False, "background": False, **options}
-    return ncp.Monitor(Net(), HELD_OUT, [ncp.StateTransitions()], log_dir, **options)
+    return ncp.Monitor(TwoOutputs(), HELD_OUT, [ncp.StateTransitions()], log_dir, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -82,12 +81,6 @@ def _nothing_left(endless: Endless) -> Iterator[None]:
     ]:
         assert time.monotonic() < end, threading.enumerate()
         time.sleep(0.01)
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="ncp_callbacks")
-    return caplog
 
 
 def figure(tag: str = "a/b", plot: Callable[..., Drawn] = lines, data: Any = (1, 2)) -> Figure:

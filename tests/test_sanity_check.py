@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from ncps.wirings import AutoNCP
 from promises import pattern, promised
 from scipy.stats import spearmanr
+from small_nets import WeightedSum
 from test_plots import check_redraws, check_text, title, words
 
 import ncp_callbacks as ncp
@@ -242,7 +243,7 @@ def test_a_model_without_anything_to_learn_is_skipped() -> None:
 
 
 def test_what_a_model_keeps_of_its_parameters_goes_with_them() -> None:
-    class Caches(Linear):
+    class Caches(WeightedSum):
         def __call__(self, x: mx.array) -> mx.array:
             self.cache = 2 * self.weights
             return (x * self.cache).sum(axis=(1, 2))[:, None]
@@ -376,15 +377,6 @@ def test_steps_after_the_target_are_no_likeness() -> None:
 # ---- the callback
 
 
-class Linear(nn.Module):
-    def __init__(self, weights: np.ndarray) -> None:
-        super().__init__()
-        self.weights = mx.array(weights.astype(np.float32))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return (x * self.weights).sum(axis=(1, 2))[:, None]
-
-
 def shuffled(model: nn.Module) -> np.ndarray:
     """The weights of the randomised model."""
     runner = ModelRunner(model, ncp.HeldOutBatch(batch()[0]))
@@ -395,7 +387,7 @@ def shuffled(model: nn.Module) -> np.ndarray:
 
 def test_a_linear_model_has_the_maps_of_its_weights() -> None:
     weights, x = np.random.default_rng(0).normal(size=(T, F)), batch()[0]
-    model = Linear(weights)
+    model = WeightedSum(weights)
     other = shuffled(model)
     found = scalars(monitored(model, [ncp.SanityCheck(**FROM_ZERO)], x=x)[0])
     alike = [
@@ -430,7 +422,7 @@ def test_a_planted_feature_is_lost() -> None:
     weights = np.full((T, F), 0.01) * np.random.default_rng(0).normal(size=(T, F))
     weights[:, 1] = 1.0
     writer, notes = monitored(
-        Linear(weights), [ncp.SanityCheck(method="gradient")], 3, x=batch()[0]
+        WeightedSum(weights), [ncp.SanityCheck(method="gradient")], 3, x=batch()[0]
     )
     found = scalars(writer)
     assert abs(found["sanity_check/rank_correlation"].value) < 0.5
@@ -519,7 +511,7 @@ def test_the_curve_falls_for_a_network_that_has_learnt() -> None:
 
 
 def test_randomised_networks_that_are_not_finite_are_counted() -> None:
-    class Explodes(Linear):
+    class Explodes(WeightedSum):
         def __call__(self, x: mx.array) -> mx.array:
             return mx.exp((x * self.weights).sum(axis=(1, 2)))[:, None]
 

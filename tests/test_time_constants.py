@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ncps.wirings import AutoNCP, FullyConnected
 from promises import pattern, promised, told
+from small_nets import Flat
 from test_models import golden
 from test_plots import check_redraws, check_text, drawn, texts, title, words
 
@@ -935,15 +936,7 @@ def test_every_model_of_the_zoo_has_its_time_constants_or_says_why_not(name):
 
 
 def test_a_model_without_a_cell_is_reported_once():
-    class Flat(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(T * F, 2)
-
-        def __call__(self, x):
-            return self.head(x.reshape(len(x), -1))
-
-    writer, notes = logged(Flat(), batch()[0], steps=3)
+    writer, notes = logged(Flat(T * F), batch()[0], steps=3)
     assert sum("time_constants doesn't apply" in note for note in notes) == 1
     assert not any("time_constants/" in r.tag for _, r in writer.records)
 

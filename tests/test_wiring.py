@@ -20,6 +20,7 @@ from matplotlib.colors import to_hex, to_rgb
 from ncps.wirings import NCP, AutoNCP, FullyConnected, Random
 from ncps.wirings import Wiring as Wiring_
 from promises import pattern, promised
+from small_nets import Flat
 from test_plots import check_redraws, check_text, drawn, texts, title, words
 from test_time_constants import (
     HiddenNames,
@@ -429,15 +430,7 @@ def test_a_model_without_a_wiring_is_reported_once(model):
 
 
 def test_models_without_a_cell_or_a_liquid_one_are_reported_once():
-    class Flat(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(T * F, 2)
-
-        def __call__(self, x):
-            return self.head(x.reshape(len(x), -1))
-
-    for model in (Flat(), zoo.Stack(nn.GRU(F, 5))):
+    for model in (Flat(T * F), zoo.Stack(nn.GRU(F, 5))):
         _, notes = logged(model, batch()[0], steps=2, callback=Wiring())
         assert sum("wiring doesn't apply" in note for note in notes) == 1
 

@@ -7,7 +7,6 @@ import errno
 import gc
 import io
 import json
-import logging
 import os
 import re
 import signal
@@ -128,12 +127,6 @@ def one_of_each(step: int) -> list[Record]:
         Text("about/run", "# Title\n\n| a | b |\n|--|--|\n| 1 | 2 |"),
         Array("_ncp/map", np.arange(6, dtype=np.float64).reshape(2, 3), "Raw."),
     ]
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="ncp_callbacks")
-    return caplog
 
 
 @pytest.fixture(autouse=True)
