@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import erf, expit
 
 from .results import FloatArray
 
@@ -34,20 +35,13 @@ class ActivationKind:
     function: Callable[[FloatArray], FloatArray]
 
 
-def _sigmoid(x: FloatArray) -> FloatArray:
-    half: FloatArray = np.tanh(0.5 * x)
-    return 0.5 * (1.0 + half)
-
-
 def _gelu_tanh(x: FloatArray) -> FloatArray:
     bent: FloatArray = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
     return 0.5 * x * (1 + bent)
 
 
 def _gelu(x: FloatArray) -> FloatArray:
-    from math import erf
-
-    bent: FloatArray = np.vectorize(erf, otypes=[np.float64])(x / np.sqrt(2))
+    bent: FloatArray = erf(x / np.sqrt(2))
     return 0.5 * x * (1 + bent)
 
 
@@ -65,12 +59,12 @@ _KINDS = (
         "lecun_tanh", "|a| > 95 % of 1.7159", lambda a: np.abs(a) > 0.95 * LECUN_BOUND,
         lambda x: LECUN_BOUND * np.tanh(2 * x / 3),
     ),
-    ActivationKind("sigmoid", "a < 0.05 or a > 0.95", lambda a: np.abs(a - 0.5) > 0.45, _sigmoid),
-    ActivationKind("silu", "a <= 0 (the flat side)", lambda a: a <= 0, lambda x: x * _sigmoid(x)),
+    ActivationKind("sigmoid", "a < 0.05 or a > 0.95", lambda a: np.abs(a - 0.5) > 0.45, expit),
+    ActivationKind("silu", "a <= 0 (the flat side)", lambda a: a <= 0, lambda x: x * expit(x)),
     ActivationKind("gelu", "a <= 0 (the flat side)", lambda a: a <= 0, _gelu),
     ActivationKind("gelu_tanh", "a <= 0 (the flat side)", lambda a: a <= 0, _gelu_tanh),
     ActivationKind(
-        "gelu_fast", "a <= 0 (the flat side)", lambda a: a <= 0, lambda x: x * _sigmoid(1.702 * x)
+        "gelu_fast", "a <= 0 (the flat side)", lambda a: a <= 0, lambda x: x * expit(1.702 * x)
     ),
     ActivationKind(
         "elu", "a < -0.95", lambda a: a < -0.95,

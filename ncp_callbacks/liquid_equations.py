@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from .results import FloatArray
 
@@ -15,7 +16,6 @@ __all__ = [
     "ltc_step",
     "ltc_sub_steps",
     "membrane",
-    "sigmoid",
 ]
 
 # Largest number of conductances of synapses held at once.
@@ -85,13 +85,8 @@ class LTCParameters:
             w, sigma, mu = self.sensory_w, self.sensory_sigma, self.sensory_mu
         else:
             w, sigma, mu = self.w, self.sigma, self.mu
-        opened: FloatArray = w * sigmoid(sigma * (values[..., None] - mu))
+        opened: FloatArray = w * expit(sigma * (values[..., None] - mu))
         return opened
-
-
-def sigmoid(values: FloatArray) -> FloatArray:
-    """Return ``1 / (1 + exp(-x))`` without overflow."""
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))
 
 
 def ltc_pieces(parameters: LTCParameters, rows: int) -> Iterator[slice]:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ncps.wirings import AutoNCP, FullyConnected
 from promises import pattern, promised, told
+from scipy.special import expit
 from small_nets import Flat
 from test_models import golden
 from test_plots import check_redraws, check_text, drawn, texts, title, words
@@ -33,7 +34,7 @@ from ncp_callbacks.callbacks.time_constants.analysis import (
     unit_time_constants,
 )
 from ncp_callbacks.callbacks.time_constants.plot import needed_decades, needed_limits
-from ncp_callbacks.liquid_equations import LTCParameters, ltc_step, membrane, sigmoid
+from ncp_callbacks.liquid_equations import LTCParameters, ltc_step, membrane
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.model.jacobian_diagonal import jacobian_diagonal
 from ncp_callbacks.model.liquid import (
@@ -282,7 +283,7 @@ def test_half_times_are_where_the_gate_is_half_open():
     rate, offset = rng.normal(size=200), rng.normal(size=200)
     times = half_times(rate, offset)
     known = ~np.isnan(times)
-    np.testing.assert_allclose(sigmoid(rate[known] * times[known] + offset[known]), 0.5)
+    np.testing.assert_allclose(expit(rate[known] * times[known] + offset[known]), 0.5)
     # The others move away from a half, or have left it already.
     assert (np.sign(rate[~known]) == np.sign(offset[~known])).all()
     assert np.isnan(half_times(np.zeros(1), np.ones(1))).all()
@@ -497,7 +498,7 @@ def test_gates_are_those_of_ncps_torch(case):
     else:
         assert isinstance(reading, GateReading)
         assert reading.signed
-        opened = sigmoid(reading.rate * reading.time_delta[..., None] + reading.offset)
+        opened = expit(reading.rate * reading.time_delta[..., None] + reading.offset)
         np.testing.assert_allclose(opened, gate, atol=1e-5)
 
 
@@ -603,7 +604,7 @@ def test_three_derivatives_by_time_delta_show_the_same_gate():
         first, second, third = (np.array(f(given[2])) for f in derived[1:])
     squared = 3 * (second / first) ** 2 - 2 * third / first
     np.testing.assert_allclose(reading.rate[:, 3] ** 2, squared, rtol=1e-4)
-    gate = sigmoid(reading.rate[:, 3] * dt[:, 3, None] + reading.offset[:, 3])
+    gate = expit(reading.rate[:, 3] * dt[:, 3, None] + reading.offset[:, 3])
     np.testing.assert_allclose(reading.rate[:, 3] * (1 - 2 * gate), second / first, rtol=1e-3)
 
 

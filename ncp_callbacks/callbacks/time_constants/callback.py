@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from ...callback import (
     Callback,
@@ -21,7 +22,6 @@ from ...callback import (
     whole_number,
 )
 from ...extra_passes.extra_passes import ExtraPasses
-from ...liquid_equations import sigmoid
 from ...model import NotApplicable
 from ...model.cell_stepper import CellStepper
 from ...model.liquid import (
@@ -407,7 +407,7 @@ def _log_gates(log: _CellLog, reading: GateReading) -> None:
         return
     log.mean("rate_positive", rate > 0, known)
     with np.errstate(invalid="ignore", over="ignore"):
-        gate = sigmoid(rate * _elapsed(reading) + offset)
+        gate = expit(rate * _elapsed(reading) + offset)
     _log_openness(log, gate, half_times(rate, offset), "gate")
 
 

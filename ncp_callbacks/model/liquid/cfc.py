@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from scipy.special import expit
 
 from ...arrays import to_numpy
-from ...liquid_equations import sigmoid
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
 from ..conventions import TIME_KEYWORDS
@@ -98,7 +98,7 @@ def read_gates(
         elapsed = _tried_times(np.abs(own_a))
         states = _states_after(layer, t, elapsed)
         for sign in (+1, -1):
-            gate = sigmoid(sign * np.outer(elapsed, own_a) + own_b)
+            gate = expit(sign * np.outer(elapsed, own_a) + own_b)
             residual, share = explained_by(states, gate)
             left[sign] += residual
             worst[sign] = float(np.fmax(worst[sign], share))
