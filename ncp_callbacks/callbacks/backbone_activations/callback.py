@@ -73,9 +73,7 @@ class BackboneActivations(Callback):
     come with 95 % CIs over sequences, which are unreliable with fewer than 16 sequences.
 
     Args:
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.ACTIVATIONS})

@@ -116,9 +116,7 @@ class Dynamics(Callback):
             whole state; radius and norm are estimated at four time steps. Descriptions and a note
             report this. Below about 256 units the products are slower than whole Jacobians.
         per_step: True for unit speeds per time step rather than per unit of ``time_delta``.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         ValueError: For fewer than one of ``max_jacobian_sequences``, ``exponents`` or

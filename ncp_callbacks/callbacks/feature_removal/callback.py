@@ -102,10 +102,7 @@ class FeatureRemoval(Callback):
             :class:`GradientAttribution`.
         n_blocks: Number of blocks of time, at most 16; 0 for none.
         n_samples: Number of other sequences that each part is taken from.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
-        target: See :class:`Callback`.
+        every, name, max_sequences, target: See :class:`Callback`.
 
     Raises:
         ValueError, TypeError: If an argument is invalid.

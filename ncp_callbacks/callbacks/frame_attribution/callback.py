@@ -80,8 +80,7 @@ class FrameAttribution(Callback):
         method: See :class:`GradientAttribution`. Methods that replace inputs, like occlusion,
             replace whole channels, and can't be used here.
         baseline: See :class:`GradientAttribution`.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
+        every, name: See :class:`Callback`.
 
     Raises:
         TypeError, ValueError: If an argument is invalid.

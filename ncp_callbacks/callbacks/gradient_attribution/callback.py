@@ -176,10 +176,7 @@ class GradientAttribution(Callback):
         worst: Number of sequences with the largest losses that have a map of their own; 0 for none.
         features: Names of the features whose shares are logged as curves, at most 12. None for
             all, or, of more than 12, for the 11 strongest at the first snapshot.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
-        target: See :class:`Callback`.
+        every, name, max_sequences, target: See :class:`Callback`.
 
     Raises:
         ValueError, TypeError: If the method, a baseline or the list of features is invalid.

@@ -72,10 +72,7 @@ class GradientReach(Callback):
     CIs over sequences, which are unreliable with fewer than 16 sequences.
 
     Args:
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
-        target: See :class:`Callback`.
+        every, name, max_sequences, target: See :class:`Callback`.
     """
 
     needs = frozenset({Need.STATES, Need.STATE_CHANGES})

@@ -134,9 +134,7 @@ class OutputTime(Callback):
         local: The method that attributes outputs to their own time step's input:
             ``"input_x_gradient"``, which True also is, ``"integrated_gradients"``, or an object of
             either class; False to skip it.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         ValueError: For fewer than 2 ``max_output_steps``, or another ``local``.

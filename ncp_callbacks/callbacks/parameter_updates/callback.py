@@ -52,8 +52,7 @@ class ParameterUpdates(Callback):
     Changes are logged from the second snapshot on, also of a resumed run.
 
     Args:
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
+        every, name: See :class:`Callback`.
     """
 
     needs = frozenset({Need.PARAMETERS})

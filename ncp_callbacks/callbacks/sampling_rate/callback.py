@@ -74,9 +74,7 @@ class SamplingRate(Callback):
 
     Args:
         factors: How many times fewer time steps: at most 4 whole numbers above 1.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         ValueError: For factors that are no whole numbers above 1, none or too many.

@@ -98,9 +98,7 @@ class StateSpace(Callback):
             wiring, and cells that have only motor neurons, are shown whole. It costs a forward
             pass at the first snapshot.
         refit_below: Smallest share of the best plane's variance at which the axes are kept.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         ValueError: If ``refit_below`` is not between 0 and 1.

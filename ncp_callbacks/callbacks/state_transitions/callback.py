@@ -79,9 +79,7 @@ class StateTransitions(Callback):
     fewer than 16 sequences.
 
     Args:
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
     """
 
     needs = frozenset({Need.STATES})

@@ -166,9 +166,7 @@ class TimeConstants(Callback):
         max_units: Largest number of units for which effective time constants are computed, spread
             evenly over the cell's and always the same ones; descriptions and a note report this.
             The exact time constants of liquid cells are computed for all units.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         ValueError: For less than one of ``max_units`` or ``max_sequences``, or fewer than zero

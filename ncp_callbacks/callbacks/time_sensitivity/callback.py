@@ -95,9 +95,7 @@ class TimeSensitivity(Callback):
         scales: Factors, at most 8 besides 1.
         solver_error: True to repeat the scan with twice the sub-steps (``ode_unfolds``) of the LTC
             cells. For every scale and 1, this costs a forward pass of twice the usual length.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         TypeError, ValueError: If ``scales`` are not finite factors above 0, or too many.

@@ -100,8 +100,7 @@ class UnitAblation(Callback):
             slope at the first snapshot are, or by variance if there is no gradient.
         max_clamped_sequences: Largest number of sequences with which they are clamped, spread over
             the batch.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
+        every, name: See :class:`Callback`.
         max_sequences: See :class:`Callback`; means of units are of these sequences.
         target: See :class:`Callback`.
 

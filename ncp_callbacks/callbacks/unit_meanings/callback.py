@@ -86,9 +86,7 @@ class UnitMeanings(Callback):
         recent: Number of last time steps whose mean is a predictor; 1 for none.
         max_units: Largest number of units of a cell. Of more, those that vary most at the first
             snapshot are described.
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         ValueError: For fewer than one of ``max_units`` or ``recent``, or factors of another shape.

@@ -118,9 +118,7 @@ class Wiring(Callback):
     the last time step the tag ends with its name, as in ``wiring/attribution_motor_loss``.
 
     Args:
-        every: See :class:`Callback`.
-        name: See :class:`Callback`.
-        max_sequences: See :class:`Callback`.
+        every, name, max_sequences: See :class:`Callback`.
 
     Raises:
         ValueError: For fewer than one of ``max_sequences``.
