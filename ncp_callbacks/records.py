@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from .signal_handlers import suppressed_errors
+
 if TYPE_CHECKING:
     import matplotlib.figure
 
@@ -335,13 +337,11 @@ def detached(record: Record) -> Record:
 
     Records wait to be drawn and written, while a callback may go on with its arrays.
     """
-    if isinstance(record, Array | Histogram | Embedding):
-        return replace(record, values=np.array(record.values))
-    if isinstance(record, Figure):
-        try:
+    with suppressed_errors():  # What can't be copied is written as it is then.
+        if isinstance(record, Array | Histogram | Embedding):
+            return replace(record, values=copy.deepcopy(record.values))
+        if isinstance(record, Figure):
             return replace(record, data=copy.deepcopy(record.data))
-        except Exception:  # What can't be copied is drawn as it is then.
-            return record
     return record
 
 

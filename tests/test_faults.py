@@ -165,7 +165,7 @@ def ended(
     """Run a script to its end; return what it prints."""
     with process(code, run, background=background, **options) as started:
         try:
-            out, err = started.communicate(timeout=60)
+            out, err = started.communicate(timeout=300)
         finally:
             started.kill()
     assert started.returncode == code_of_exit, err
