@@ -528,7 +528,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, exists: bool, first_step: in
     assert stderr == ""
     assert stdout.startswith(f"{errno.EFBIG} ")
     assert f"log_dir '{tmp_path}/runs/cfc/1'" in stdout
-    assert "Make room there, or pass another" in stdout
+    assert "Raise the limit on the size of files (ulimit -f), or pass another" in stdout
     left = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))]
     assert left == (["runs", "runs/mine.txt"] if exists else [])
 

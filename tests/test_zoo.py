@@ -17,7 +17,7 @@ from zoo import BATCH, EXAMPLES, FEATURES, OUTPUTS, STEPS, UNITS
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
 from ncp_callbacks.arrays import to_numpy
-from ncp_callbacks.model import ModelError, ModelRunner, model_copy
+from ncp_callbacks.model import ModelError, ModelRunner, random_states
 from ncp_callbacks.model.cell_stepper import CellStepper
 from ncp_callbacks.passes import observe
 
@@ -630,7 +630,7 @@ def python_noise(shape):
 @pytest.mark.parametrize("noise", [mx.random.normal, numpy_noise, python_noise])
 def test_noise_is_not_mistaken_for_sequences_that_act_on_each_other(noise, monkeypatch):
     # As in a training without data loaders: a thread that another test left could be one.
-    monkeypatch.setattr(model_copy, "_shared_by_threads", lambda: False)
+    monkeypatch.setattr(random_states, "_shared_by_threads", lambda: False)
     x, _ = zoo.data(EXAMPLES["nn/gru-alone"])
     runner = ModelRunner(Noisy(noise), ncp.HeldOutBatch(x))
     assert [hook.name for hook in runner.hook_points.cells] == ["gru"]

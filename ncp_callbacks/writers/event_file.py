@@ -164,6 +164,8 @@ def _explained(error: OSError, wanted: Path) -> OSError:
         fix = "Pass a shorter name"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         fix = "Make room there, or pass another"
+    elif error.errno == errno.EFBIG:
+        fix = "Raise the limit on the size of files (ulimit -f), or pass another"
     else:
         fix = "Pass another"
     return OSError(
