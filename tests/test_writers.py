@@ -1084,7 +1084,7 @@ def test_stuck_thread_blocks_nobody_and_memory_is_bounded(log: Any) -> None:
         before = time.perf_counter()
         writer.put(step, 0.0, [Scalar("a", step), picture, Array("b", big)])
         slowest = max(slowest, time.perf_counter() - before)
-    assert slowest < 0.1
+    assert slowest < 5  # The disk would block for 30 seconds.
     assert 1 << 19 < writer._bytes <= 1 << 20
     assert writer.dropped[Picture] > 980
     assert writer.dropped[Array] == writer.dropped[Scalar] > 980
