@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import json
@@ -444,8 +445,26 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(background: bool) -> 
     for key in described:
         assert again[key].pop("about") == whole[(1, *key[1:])]["about"]
         whole[key].pop("about")
+    # So the finding on them rests on the last ones that are known, those of step 2.
+    findings, summary = (3, "Data", "_ncp/findings"), (3, "Text", "findings/summary")
+    of_updates = [update_finding(numbers[findings]["json"]) for numbers in (whole, again)]
+    known = update_finding(first[(2, "Data", "_ncp/findings")]["json"])
+    assert of_updates[0]["numbers"] != known["numbers"]
+    assert of_updates[1]["numbers"] == known["numbers"]
+    for numbers, finding in zip((whole, again), of_updates, strict=True):
+        for key in (findings, summary):
+            (name,) = {"json", "markdown"} & set(numbers[key])
+            text = numbers[key][name].replace(finding["sentence"], "...")
+            numbers[key][name] = text.replace(json.dumps(finding["numbers"]), "...")
     assert [key for key in whole if whole[key] != again.get(key)] == []
     assert resumed == last
+
+
+def update_finding(document: str) -> dict[str, Any]:
+    """Return the finding on the size of updates, from the text of a document's JSON."""
+    found: list[dict[str, Any]] = json.loads(ast.literal_eval(document))
+    (finding,) = (each for each in found if each["rule"] == "update_size")
+    return finding
 
 
 def test_a_step_before_the_one_that_was_resumed_from_is_reported(tmp_path: Path) -> None:
