@@ -440,7 +440,7 @@ def test_reading_needs_neither_a_model_nor_mlx() -> None:
     allowed |= {"tensorboardX", "google"}
     pure = (
         "stats", "plotting", "screen", "findings", "records",
-        "signal_handlers", "tables",
+        "signal_handlers", "tables", "keywords",
     )  # fmt: skip
     for file in [*(PACKAGE / "runs").rglob("*.py"), *(PACKAGE / "findings").rglob("*.py")]:
         above = len(file.relative_to(PACKAGE).parts)  # Dots that lead to the package.
