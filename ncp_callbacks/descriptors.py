@@ -1,4 +1,4 @@
-"""Keep files that we open away from the numbers of standard streams."""
+"""Tell which file descriptors are open, and keep ours away from those of standard streams."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-__all__ = ["above_standard_streams"]
+__all__ = ["above_standard_streams", "is_open"]
+
+
+def is_open(descriptor: int) -> bool:
+    """Return whether a file descriptor is open."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -35,8 +35,8 @@ from .loop_numbers import LoopNumbers
 from .loops import attached, iterate
 from .model import At, Forward, Subject, TargetLike
 from .observer.attached import AttachedObserver
+from .observer.background import in_observer
 from .observer.observer import Settings
-from .observer.placement import in_observer
 from .overhead import Overhead
 from .ranks import rank, rank_variable
 from .records import Figure, Record

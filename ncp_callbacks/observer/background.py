@@ -27,15 +27,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
-from ..descriptors import above_standard_streams
+from ..descriptors import above_standard_streams, is_open
 from ..errors import one_line
 from ..plotting.renderer import Renderer
 from ..records import Figure, Picture
 from .observer import Analysis, Observer, Request, Settings
-from .placement import serve_as_observer
 from .snapshot import Snapshot
 
-__all__ = ["BackgroundObserver", "Deliver", "Start", "serve"]
+__all__ = ["BackgroundObserver", "Deliver", "Start", "in_observer", "serve"]
 
 _LOG = logging.getLogger("ncp_callbacks")
 
@@ -396,7 +395,7 @@ def _started() -> subprocess.Popen[bytes]:
     # It draws without a window, whatever the script shows.
     others = {**threads, "MPLBACKEND": "agg"}
     # Where it was closed at the start, its number may be that of another file by now.
-    stderr = None if sys.__stderr__ is not None and _is_open(2) else subprocess.DEVNULL
+    stderr = None if sys.__stderr__ is not None and is_open(2) else subprocess.DEVNULL
     with above_standard_streams():
         return subprocess.Popen(
             [sys.executable, "-I", "-c", _COMMAND, str(os.getpid())],
@@ -415,14 +414,6 @@ def _search_path() -> list[str]:
         with contextlib.suppress(OSError, TypeError):  # The working directory may be gone.
             found.append(os.path.abspath(path))
     return found
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def _write(pipe: IO[bytes], message: Any) -> None:
@@ -454,13 +445,17 @@ def _read(pipe: IO[bytes]) -> Any:
 # ---- the other process
 
 
+def in_observer() -> bool:
+    """Tell if this process is an observer's, in which an imported module may train."""
+    return _COMMAND in sys.orig_argv
+
+
 def serve(parent: int) -> None:
     """Analyse what comes through standard input until it ends; the whole life of the process.
 
     Args:
         parent: Process id of the training process.
     """
-    serve_as_observer()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # The training process gets these as well, and ends this one when it has what it needs.
         signal.signal(number, signal.SIG_IGN)

@@ -6,9 +6,8 @@ import os
 import pickletools
 import sys
 
-__all__ = ["in_observer", "no_interpreter", "serve_as_observer", "unimportable", "why_in_loop"]
+__all__ = ["no_interpreter", "unimportable", "why_in_loop"]
 
-_is_observer = False
 # Share of the machine's memory that a model may take to be held twice.
 _MAX_SHARE_OF_MEMORY = 0.25
 
@@ -40,17 +39,6 @@ def no_interpreter() -> str | None:
     if getattr(sys, "frozen", False):
         return "a frozen application has no Python interpreter to start"
     return None
-
-
-def serve_as_observer() -> None:
-    """Remember that this process is an observer's."""
-    global _is_observer
-    _is_observer = True
-
-
-def in_observer() -> bool:
-    """Tell if this process is an observer's, in which an imported module may train."""
-    return _is_observer
 
 
 def unimportable(pickled: bytes) -> str | None:
