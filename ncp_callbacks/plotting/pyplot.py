@@ -6,7 +6,6 @@ import functools
 import importlib
 import sys
 import threading
-import weakref
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,7 @@ __all__ = ["MAX_FIGURES", "forget", "new_figure"]
 MAX_FIGURES = 10
 """Number of figures that pyplot keeps of ours until they are closed; it warns of more than 20."""
 
-_PACKAGE = __name__.partition(".")[0]
-_known: list[weakref.ref[Figure]] = []
+_PACKAGE = __name__.partition(".")[0]  # It marks our figures, too.
 
 
 def new_figure(caller: FrameType | None, **properties: Any) -> Figure:
@@ -36,12 +34,11 @@ def new_figure(caller: FrameType | None, **properties: Any) -> Figure:
     plt: Any = sys.modules.get("matplotlib.pyplot")
     if plt is None or not _is_script(caller):
         return Figure(**properties)
-    known = [ref() for ref in _known]
-    open_ones = [f for f in known if f is not None and _is_open(plt, f)]
-    for figure in open_ones[: max(0, len(open_ones) + 1 - MAX_FIGURES)]:
+    own = [figure for figure in map(plt.figure, plt.get_fignums()) if figure.get_gid() == _PACKAGE]
+    for figure in own[: max(0, len(own) + 1 - MAX_FIGURES)]:
         plt.close(figure)
     made: Figure = plt.figure(**properties)
-    _known[:] = [weakref.ref(f) for f in (*open_ones, made) if _is_open(plt, f)]
+    made.set_gid(_PACKAGE)
     if "inline" in plt.get_backend():
         # A notebook would show the value of a cell, and then all open figures.
         vars(made)["_ipython_display_"] = functools.partial(_show_once, made)
@@ -51,7 +48,7 @@ def new_figure(caller: FrameType | None, **properties: Any) -> Figure:
 def forget(figure: Figure) -> None:
     """Let pyplot not know a figure any more that couldn't be drawn."""
     plt: Any = sys.modules.get("matplotlib.pyplot")
-    if plt is not None and any(ref() is figure for ref in _known):
+    if plt is not None:
         plt.close(figure)
 
 
@@ -64,10 +61,6 @@ def _is_script(caller: FrameType | None) -> bool:
             return False
         caller = caller.f_back
     return True
-
-
-def _is_open(plt: Any, figure: Figure) -> bool:
-    return bool(plt.fignum_exists(getattr(figure, "number", None)))
 
 
 def _show_once(figure: Figure) -> None:
