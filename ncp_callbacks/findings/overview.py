@@ -94,7 +94,7 @@ def overview(facts: Facts, findings: Sequence[Finding], rules: Sequence[Rule] = 
         _when(strength[1], facts) if strength else "",
         time_share,
         facts.time_profile(group) if group else None,
-        apart is not None and (apart.disputed or apart.is_large),
+        apart is not None and apart.is_doubtful,
         tuple(_light(topic, facts, findings, rules) for topic in _SHORT),
         tuple((f.severity, f.sentence, f.action) for f in shown),
     )

@@ -9,9 +9,17 @@ from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import amount, count, percent, since
 
-__all__ = ["MethodsDisagree", "RemovalDisagrees", "largest_difference"]
+__all__ = ["APART", "MethodsDisagree", "RemovalDisagrees", "are_apart", "largest_difference"]
 
-_LOW, _HIGH, _APART = 0.5, 0.8, 0.2
+_LOW, _HIGH = 0.5, 0.8
+APART = 0.2
+"""Difference of shares by attribution and by removal from which on they disagree."""
+
+
+def are_apart(a: Number, b: Number) -> bool:
+    """Return whether shares differ by more than 20 points and their CIs don't overlap."""
+    overlap = a.at_least <= b.at_most and b.at_least <= a.at_most
+    return abs(a.value - b.value) > APART and not overlap
 
 
 def largest_difference(facts: Facts) -> tuple[str, Number, Number, dict[str, Number]] | None:
@@ -92,8 +100,7 @@ class RemovalDisagrees(Rule):
         if found is None:
             return
         name, a, b, numbers = found
-        overlap = a.at_least <= b.at_most and b.at_least <= a.at_most
-        if abs(a.value - b.value) > _APART and not overlap:
+        if are_apart(a, b):
             yield self.finding(
                 facts,
                 Severity.WARNING,
@@ -118,7 +125,7 @@ class RemovalDisagrees(Rule):
                 numbers | dict([disputed]),
                 "removal disputes",
             )
-        elif abs(a.value - b.value) <= _APART / 2:
+        elif abs(a.value - b.value) <= APART / 2:
             yield self.finding(
                 facts,
                 Severity.GOOD,

@@ -60,7 +60,7 @@ class RestsOn(Rule):
         parts, numbers = self._features(facts, group)
         steps = self._time_steps(facts, group)
         apart = block_difference(facts)
-        if steps and apart is not None and (apart.disputed or apart.is_large):
+        if steps and apart is not None and apart.is_doubtful:
             steps[0] += (
                 f", which removal disputes: {apart.name} with {percent(apart.attributed)} of it "
                 f"and {percent(apart.removed)} by removal"

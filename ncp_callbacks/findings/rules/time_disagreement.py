@@ -11,10 +11,9 @@ from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import percent, since
+from .disagreement import APART, are_apart
 
 __all__ = ["BlockDifference", "RemovalDisagreesOnTime", "block_difference"]
-
-_APART = 0.2
 
 
 class BlockDifference(NamedTuple):
@@ -38,10 +37,13 @@ class BlockDifference(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        """Return whether the shares differ by more than 20 points and their CIs don't overlap."""
-        a, b = self.attributed, self.removed
-        overlap = a.at_least <= b.at_most and b.at_least <= a.at_most
-        return self.size > _APART and not overlap
+        """Return whether the shares are so far apart that they disagree."""
+        return are_apart(self.attributed, self.removed)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Return whether the time profile is to be read with a doubt."""
+        return self.disputed or self.is_large
 
 
 def block_difference(facts: Facts) -> BlockDifference | None:
@@ -114,7 +116,7 @@ class RemovalDisagreesOnTime(Rule):
                 numbers,
                 "times disputed",
             )
-        elif found.size <= _APART / 2:
+        elif found.size <= APART / 2:
             yield self.finding(
                 facts,
                 Severity.GOOD,
