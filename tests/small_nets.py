@@ -6,7 +6,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-__all__ = ["Flat", "Net", "TwoOutputs", "WeightedSum"]
+__all__ = ["Flat", "Net", "TanhCell", "TwoOutputs", "WeightedSum"]
+
+
+class TanhCell(nn.Module):
+    """Return the next state of a plain recurrent cell."""
+
+    def __init__(self, features: int, units: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(features + units, units)
+
+    def __call__(self, x: mx.array, h: mx.array) -> mx.array:
+        return mx.tanh(self.mix(mx.concatenate([x, h], axis=-1)))
 
 
 class Net(nn.Module):

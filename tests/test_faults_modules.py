@@ -118,20 +118,13 @@ def test_what_is_printed_to_a_closed_stream_reaches_none_of_our_files(
     assert run.scalars["train/loss"].values.tolist() == [0.5] * 4
 
 
-TRAINS_WHEN_IMPORTED = """
+TRAINS_WHEN_IMPORTED = (
+    f"""
 import os
-import mlx.nn as nn
 import numpy as np
 import ncp_callbacks as ncp
-
-class Last(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(2, 1)
-
-    def __call__(self, x):
-        return self.layer(x)[:, -1, 0]
-
+{SOURCE}"""
+    + """
 class Head(ncp.Callback):
     def measure(self, observation):
         yield ncp.Scalar("head/steps", observation.step)
@@ -146,6 +139,7 @@ def train(steps=3):
 
 found = train()
 """
+)
 
 
 @pytest.mark.parametrize(

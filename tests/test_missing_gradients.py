@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from small_nets import TanhCell
 
 import ncp_callbacks as ncp
 from ncp_callbacks.callbacks import callback_set
@@ -17,21 +18,12 @@ from ncp_callbacks.passes import observe
 B, T, H, KINDS = 6, 5, 4, 3
 
 
-class Cell(nn.Module):
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.mix = nn.Linear(features + H, H)
-
-    def __call__(self, x: mx.array, h: mx.array) -> mx.array:
-        return mx.tanh(self.mix(mx.concatenate([x, h], axis=-1)))
-
-
 class Base(nn.Module):
     """Two measurements, and a kind, in the last column, that is used as an index."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.codes, self.cell, self.head = nn.Embedding(KINDS, 2), Cell(4), nn.Linear(H, 1)
+        self.codes, self.cell, self.head = nn.Embedding(KINDS, 2), TanhCell(4, H), nn.Linear(H, 1)
 
     def code(self, kind: mx.array) -> mx.array:
         raise NotImplementedError
@@ -104,7 +96,7 @@ class Beside(ByTable):
 class Inverting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.cell, self.head = Cell(3), nn.Linear(H, 1)
+        self.cell, self.head = TanhCell(3, H), nn.Linear(H, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
         h, ys = mx.zeros((len(x), H)), []
@@ -140,7 +132,7 @@ class Choosing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.codes, self.cell, self.head = nn.Embedding(KINDS, 2), Cell(2), nn.Linear(2, 1)
+        self.codes, self.cell, self.head = nn.Embedding(KINDS, 2), TanhCell(2, H), nn.Linear(2, 1)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         h, ys = mx.zeros((len(tokens), H)), []

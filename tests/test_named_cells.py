@@ -8,21 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from small_nets import TanhCell
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelError, ModelRunner
 from ncp_callbacks.passes import observe
 
 B, T, F, H = 5, 6, 3, 4
-
-
-class Cell(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Linear(F + H, H)
-
-    def __call__(self, x: mx.array, h: mx.array) -> mx.array:
-        return mx.tanh(self.mix(mx.concatenate([x, h], axis=-1)))
 
 
 class Loop(nn.Module):
@@ -32,7 +24,7 @@ class Loop(nn.Module):
         self.setup()
 
     def setup(self) -> None:
-        self.cell = Cell()
+        self.cell = TanhCell(F, H)
 
     def start(self, x: mx.array) -> Any:
         return mx.zeros((len(x), H))
@@ -105,7 +97,7 @@ class Field(Loop):
     """The right-hand side of an equation that the model integrates itself."""
 
     def setup(self) -> None:
-        self.field = Cell()
+        self.field = TanhCell(F, H)
 
     def step(self, x: mx.array, h: mx.array) -> mx.array:
         for _ in range(2):

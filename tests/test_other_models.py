@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from small_nets import TanhCell
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelRunner
@@ -21,15 +22,6 @@ LENGTHS = np.array([3, 2, 5, 7, 6, 4])
 MASK = np.arange(T)[None] < LENGTHS[:, None]
 
 
-class Cell(nn.Module):
-    def __init__(self, features: int = F) -> None:
-        super().__init__()
-        self.mix = nn.Linear(features + H, H)
-
-    def __call__(self, x: mx.array, h: mx.array) -> mx.array:
-        return mx.tanh(self.mix(mx.concatenate([x, h], axis=-1)))
-
-
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +29,7 @@ class Model(nn.Module):
         self.setup()
 
     def setup(self) -> None:
-        self.cell = Cell()
+        self.cell = TanhCell(F, H)
 
     def loop(self, x: mx.array) -> mx.array:
         h, found = mx.zeros((len(x), H)), []
@@ -132,7 +124,7 @@ class ByChannel(Model):
     """Runs over each feature as a sequence of its own."""
 
     def setup(self) -> None:
-        self.cell, self.head = Cell(1), nn.Linear(F * H, 1)
+        self.cell, self.head = TanhCell(1, H), nn.Linear(F * H, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
         of_channels = x.swapaxes(1, 2).reshape(-1, x.shape[1], 1)
