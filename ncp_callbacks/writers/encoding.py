@@ -94,7 +94,8 @@ class Encoder:
             document = _strings(record.json.encode("utf-8", "replace"))
             return [_declared(_tensor(tag, record, DATA_PLUGIN, document))]
         if isinstance(record, Array):
-            _check_fits(np.asarray(record.values, dtype=np.float64))
+            values = np.asarray(record.values, dtype=np.float64)
+            _check_fits(float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
             value = _tensor(tag, record, ARRAY_PLUGIN, _numbers(record.values, "<f4"))
             return [self._described(value, record)]
         if isinstance(record, Picture):
@@ -148,7 +149,8 @@ class Encoder:
         return [self._charts.layout()]
 
     def _scalar(self, tag: str, record: Scalar) -> list[Summary.Value]:
-        _check_fits(np.array([record.value, *(record.ci or ())]))
+        for number in (record.value, *(record.ci or ())):
+            _check_fits(number)
         shown = self._screen.scalar(tag, record.place, record.value)
         if shown is None:
             encoded = [self._array(SCALAR_ARRAYS + tag, np.array(record.value))]
@@ -230,17 +232,16 @@ class Encoder:
         return self._tags[key]
 
 
-def _check_fits(values: npt.NDArray[np.float64]) -> None:
+def _check_fits(value: float) -> None:
     """Raise an error where float32 would make a finite value infinite.
 
     Raises:
-        ValueError: A value is too large.
+        ValueError: The value is too large.
     """
-    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-    if largest > _FLOAT32_MAX:
+    if math.isfinite(value) and abs(value) > _FLOAT32_MAX:
         raise ValueError(
-            f"{largest:g} is too large: TensorBoard keeps numbers up to 3.4e38 (float32). Log its "
-            "logarithm, or use another unit"
+            f"{abs(value):g} is too large: TensorBoard keeps numbers up to 3.4e38 (float32). Log "
+            "its logarithm, or use another unit"
         )
 
 
