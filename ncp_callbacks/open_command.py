@@ -23,6 +23,7 @@ __all__ = ["add_command", "pinned_first", "pinned_page", "run"]
 
 _LOSSES = (f"{HEADLINE}held_out/loss", "train/loss")
 _MAX_RUNS = 4  # Pinned pictures; TensorBoard pins no more than a few cards well.
+_GRAPH = "wiring/graph"
 _MAX_READ = 12  # Newest runs whose findings are read, which takes some tenths of a second each.
 
 
@@ -63,11 +64,14 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         return fail("open", "TensorBoard is missing: pip install 'ncp-callbacks[viewer]'")
 
+    # A log is read again only after something was written to it.
+    read = lru_cache(256)(_read)
+
     class Server(program.WerkzeugServer):  # type: ignore[misc]
         """Serve TensorBoard with a first page that redirects."""
 
         def __init__(self, app: Any, flags: Any) -> None:
-            super().__init__(pinned_first(app, lambda: pinned_page(folder)), flags)
+            super().__init__(pinned_first(app, lambda: pinned_page(folder, read)), flags)
 
     board = program.TensorBoard(default.get_plugins(), server_class=Server)
     flags = [
@@ -94,33 +98,34 @@ def _wait() -> None:
     threading.Event().wait()
 
 
-def pinned_page(folder: Path) -> str:
+class _Known(NamedTuple):
+    """Hold the numbers of problems and warnings of a run, and whether it has a wiring graph."""
+
+    faults: tuple[int, int] = (0, 0)
+    has_graph: bool = False
+
+
+def pinned_page(folder: Path, read: Callable[[Path, float], _Known] | None = None) -> str:
     """Return where the first page redirects to: Time Series with pinned cards.
 
     Args:
         folder: The folder that TensorBoard reads.
+        read: Returns what the log of a run tells, by its folder and the time of the last writing;
+            None reads each log anew.
     """
     from .findings.run_findings import OVERVIEW
 
     newest = sorted(_runs(folder), key=lambda found: -found[1])[:_MAX_READ]
-    read = {name: _read(folder / name, time) for name, time in newest}
-    worst = sorted(read, key=lambda name: read[name].faults, reverse=True)
-    wired = next((name for name in worst if read[name].graph), None)
+    logs = {name: (read or _read)(folder / name, time) for name, time in newest}
+    worst = sorted(logs, key=lambda name: logs[name].faults, reverse=True)
+    wired = next((name for name in worst if logs[name].has_graph), None)
     shown = worst[: _MAX_RUNS - (wired is not None)]
     pictures = [(f"{FIRST}{OVERVIEW}", name) for name in shown]
     if wired is not None:
-        pictures.append((f"{BEHIND}{read[wired].graph}", wired))
+        pictures.append((f"{BEHIND}{_GRAPH}", wired))
     return link_to(pictures, scalars=_LOSSES)
 
 
-class _Known(NamedTuple):
-    """Hold the numbers of problems and warnings of a run, and the tag of its graph or ""."""
-
-    faults: tuple[int, int] = (0, 0)
-    graph: str = ""
-
-
-@lru_cache(256)
 def _read(run: Path, time: float) -> _Known:
     """Return what a log tells about its last snapshot; nothing of one that can't be read.
 
@@ -142,8 +147,7 @@ def _read(run: Path, time: float) -> _Known:
     problems, warnings = (
         severities.count(severity.value) for severity in (Severity.PROBLEM, Severity.WARNING)
     )
-    graph = next((tag for tag in log.images if tag == "wiring/graph"), "")
-    return _Known((problems, warnings), graph)
+    return _Known((problems, warnings), _GRAPH in log.images)
 
 
 def _runs(folder: Path) -> list[tuple[str, float]]:
