@@ -145,12 +145,12 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
                 monitor.on_step_end(step)
             writer.flush()
             added = _size(tmp_path) - written
-    # Inputs, outputs, targets, two gradients, the values at scales and the initial state; of each
-    # of three more points the target and two gradients, and the target of the baseline; and what
-    # every hook shows, of all steps at once. Features and blocks are removed at every third.
+    # Inputs, outputs, targets, two gradients, the values at scales and the initial state; of three
+    # more points side by side the targets and two gradients, and the target of the baseline; and
+    # what every hook shows, of all steps at once. Features and blocks are removed at every third.
     found = ModelRunner(Counted(), held_out).hook_points
     hook_points = len(found.cells) + len(found.layers)
-    assert converted.call_count == 3 * (7 + 3 * 3 + 1 + hook_points) + 2
+    assert converted.call_count == 3 * (7 + 3 + 1 + hook_points) + 2
     # Four pictures and that of the findings, and once that of the removals.
     assert drawn.call_count == 3 * 5 + 1
     assert framed.call_count == 0

@@ -21,7 +21,7 @@ def test_nothing_grows(tmp_path: Path) -> None:
 def flat() -> list:
     """Return readings of a run in which nothing grows but the log."""
     held = soak.Process(resident_mb=200.0, threads=4, files=9)
-    return [soak.Reading(100 * i, held, held, 5.0, 0.5 * i) for i in range(1, 11)]
+    return [soak.Reading(100 * i, held, held, 5.0, 0.5 * i, 0.02) for i in range(1, 11)]
 
 
 def test_a_log_in_proportion_to_the_snapshots_is_no_growth() -> None:
@@ -40,7 +40,10 @@ def test_what_grows_in_either_process_is_found(process: str, change: dict, word:
     assert found.startswith(f"{process}: {word}")
 
 
-@pytest.mark.parametrize(("change", "word"), [({"mlx_mb": 9.0}, "MLX"), ({"log_mb": 11.0}, "log")])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"mlx_mb": 9.0}, "MLX"), ({"log_mb": 6.1}, "log"), ({"picture_mb": 0.04}, "pictures")],
+)
 def test_growth_of_mlx_and_of_the_log_is_found(change: dict, word: str) -> None:
     *before, last = flat()
     (found,) = soak.growth([*before, replace(last, **change)])
