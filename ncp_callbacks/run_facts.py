@@ -30,6 +30,7 @@ def run_facts(runner: ModelRunner, callbacks: Iterable[Callback] = ()) -> RunFac
     return RunFacts(
         sequences=batch,
         time_steps=time_steps,
+        duration=_duration(runner),
         feature_names=tuple(held_out.feature_names),
         class_names=names,
         class_counts=counts,
@@ -105,6 +106,15 @@ def _chance_loss(runner: ModelRunner) -> float:
     except (ModelError, ValueError):
         return math.nan
     return float(losses.astype(np.float64).mean())
+
+
+def _duration(runner: ModelRunner) -> float:
+    """Return the mean elapsed time from the first to the last real time step of a sequence."""
+    mask, delta = runner.held_out.mask_array, runner.held_out.flat_time_delta
+    elapsed = np.ones(mask.shape) if delta is None else to_numpy(delta).astype(np.float64)
+    # The elapsed time of a time step is that since the one before: that of the first is outside.
+    within = mask & (np.cumsum(mask, axis=1) > 1)
+    return float(np.where(within, elapsed, 0.0).sum(axis=1).mean())
 
 
 def _time_varies(runner: ModelRunner) -> bool:

@@ -700,7 +700,7 @@ def test_the_last_step_only(lag: Number, steps: int, expected: int) -> None:
 
 
 def test_memory() -> None:
-    run = RunFacts(time_steps=24, callbacks={"dynamics": "dynamics"})
+    run = RunFacts(time_steps=24, duration=23.0, callbacks={"dynamics": "dynamics"})
     for rule, tag, values in [
         ("unstable_memory", "dynamics/stability_exponent", (n(0.2, 0.1, 0.3), n(0.2, -0.1, 0.5))),
         ("short_memory", "dynamics/linear_memory_steps", (n(1.1, 1.0, 1.3), n(1.1, 0.9, 3.0))),
@@ -723,10 +723,6 @@ def test_memory() -> None:
         ("methods_disagree", "attribution/agreement", (0.2, 0.6, 0.9), ["warning", "", "good"]),
         ("noisy_map", "attribution/reliability", (0.3, 0.7, 0.95), ["warning", "", "good"]),
         (
-            "same_map_when_randomised", "sanity_check/rank_correlation", (0.9, 0.6, 0.1),
-            ["warning", "", "good"],
-        ),
-        (
             "faithful", "faithfulness/cpd_advantage", (-0.1, 0.0, 0.4),
             ["warning", "warning", "good"],
         ),
@@ -737,6 +733,43 @@ def test_checks_of_maps(rule: str, tag: str, values: Any, expected: list[str]) -
     run = RunFacts(callbacks={name: name})
     found = ["".join(severities(rule, run, numbers={tag: n(value)})) for value in values]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("exponent", "duration", "expected"),
+    [
+        (n(0.2, 0.1, 0.3), 11.0, 1),  # By a factor of at least exp(1.1).
+        (n(0.2, 0.1, 0.3), 9.0, 0),  # exp(0.9) is below e, and might be next to nothing.
+        (n(0.2, 0.1, 0.3), float("nan"), 0),
+        (n(0.2), 6.0, 1),
+        (n(-0.2, -0.3, -0.1), 100.0, 0),
+    ],
+)
+def test_an_unstable_state_grows_within_a_sequence(
+    exponent: Number, duration: float, expected: int
+) -> None:
+    run = RunFacts(time_steps=24, duration=duration, callbacks={"dynamics": "dynamics"})
+    found = of("unstable_memory", run, numbers={"dynamics/stability_exponent": exponent})
+    assert len(found) == expected
+    if found and duration == 11.0:
+        assert "by a factor of 9 along" in found[0].sentence  # exp(2.2) is 9.03.
+
+
+def test_a_map_is_the_inputs_only_if_every_shuffle_says_so() -> None:
+    run = RunFacts(callbacks={"sanity_check": "sanity_check"})
+    tag = "sanity_check/rank_correlation"
+
+    def found(value: Number, least: Number | None) -> list[str]:
+        numbers = {tag: value} | ({} if least is None else {f"{tag}_min": least})
+        return severities("same_map_when_randomised", run, numbers=numbers)
+
+    assert found(n(0.9), n(0.8)) == ["warning"]
+    assert found(n(0.9), n(0.6)) == []
+    assert found(n(0.9, 0.8, 0.95), n(0.8, 0.6, 0.9)) == []
+    assert found(n(0.9), None) == []  # One shuffle tells too little.
+    assert found(n(0.9), n(0.8, step=90)) == []  # The shuffles were those of an earlier map.
+    assert found(n(0.6), None) == []
+    assert found(n(0.1), None) == ["good"]
 
 
 def test_a_ci_decides_on_faithfulness() -> None:
@@ -844,6 +877,20 @@ def test_the_best_constant() -> None:
     labels = np.array([[1, 0], [1, 0], [1, 1], [0, 1]])
     odds = chance_outputs(labels, (4, 2), mask)[0]
     assert odds == pytest.approx([np.log(4 / 2), np.log(3 / 3)], abs=1e-6)
+
+
+def test_the_duration_is_the_elapsed_time_within_sequences() -> None:
+    x = np.zeros((2, 3, 1), np.float32)
+    mask = np.array([[True, True, True], [False, True, True]])
+    delta = np.array([[9.0, 1.0, 2.0], [9.0, 9.0, 4.0]], np.float32)
+    model = CfC(1, 2, backbone_units=4)
+    for times, expected in [({}, (2 + 1) / 2), ({"time_delta": delta}, (1 + 2 + 4) / 2)]:
+        facts = run_facts(ModelRunner(model, ncp.HeldOutBatch(x, mask=mask, **times)))
+        assert facts.duration == pytest.approx(expected)
+        again = RunFacts.from_json(json.loads(json.dumps(facts.to_json())))
+        assert again.duration == pytest.approx(expected)
+    unknown = RunFacts.from_json(json.loads(json.dumps(RunFacts().to_json(), allow_nan=False)))
+    assert math.isnan(unknown.duration)
 
 
 def test_the_chance_loss_is_the_variance_of_the_targets() -> None:

@@ -156,7 +156,7 @@ def _all_that_is_wrong() -> Facts:
         "faithfulness", "sanity_check", "gradient_reach", "backbone",
     )  # fmt: skip
     run = RunFacts(
-        sequences=12, time_steps=240, takes_time=True, chance_loss=0.000123,
+        sequences=12, time_steps=240, duration=1e5, takes_time=True, chance_loss=0.000123,
         feature_names=("blood pressure", "respiratory rate"), feature_sds=(1e-5, 123.0),
         class_names=("survives", "dies in hospital"), class_counts=(11, 1), padding=0.876,
         coupled=True, callbacks={kind: kind for kind in kinds},
@@ -176,6 +176,7 @@ def _all_that_is_wrong() -> Facts:
         "dynamics/linear_memory_steps": n(1.23, 1.01, 1.34, step=90),
         "parameters/unchanged": n(12), "parameters/update": high, "parameters/update_encoder": n(0),
         "faithfulness/cpd_advantage": wide, "sanity_check/rank_correlation": high,
+        "sanity_check/rank_correlation_min": high,
         "gradient_reach/first_step": n(1.23e-5, 1.01e-5, 1.34e-5, step=90),
         "backbone/cell.backbone.layers.0_sparsity": high,
     }  # fmt: skip

@@ -471,11 +471,56 @@ class Unlearned(nn.Module):
         return self.scale[0] * (x**2).sum(axis=(1, 2))[:, None]
 
 
+class TwoWeights(nn.Module):
+    """It has maps that are alike for some shuffles of its weights, and not for others."""
+
+    def __init__(self, weights: np.ndarray) -> None:
+        super().__init__()
+        self.weights = mx.array(weights.astype(np.float32))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return (x * self.weights).sum(axis=(1, 2))[:, None]
+
+
+def test_maps_are_alike_only_if_they_are_for_every_shuffle() -> None:
+    """The cycle of the first shuffle moves a ramp by little; those of others do not."""
+    ramp = np.arange(1.0, T * F + 1)
+    runner = ModelRunner(TwoWeights(ramp.reshape(T, F)), ncp.HeldOutBatch(batch()[0]))
+
+    def orders(weights: np.ndarray) -> list[float]:
+        found = []
+        for draw in range(5):
+            runner.model.weights = mx.array(weights.astype(np.float32))
+            with randomised(runner, draw=draw) as cascade:
+                list(cascade)
+                other = np.array(runner.model.weights)
+            found.append(spearmanr(weights.ravel(), other.ravel()).statistic)
+        return found
+
+    # Along the first cycle, weights that hardly differ follow each other.
+    with randomised(runner) as cascade:
+        list(cascade)
+        source = np.array(runner.model.weights).ravel().astype(int) - 1
+    place, weights = 0, np.empty(T * F)
+    for value in range(1, T * F + 1):
+        weights[place], place = value, source[place]
+    expected = orders(weights.reshape(T, F))
+    assert expected[0] > 0.71 > min(expected)
+    sanity = ncp.SanityCheck(method="gradient")
+    writer, notes = monitored(TwoWeights(weights.reshape(T, F)), [sanity], 3, x=batch()[0])
+    found = scalars(writer)
+    assert found["sanity_check/rank_correlation"].value == pytest.approx(expected[0], abs=1e-5)
+    least = found["sanity_check/rank_correlation_min"].value
+    assert least == pytest.approx(min(expected), abs=1e-5)
+    assert not any("keep most of their order" in note for note in notes)
+
+
 def test_a_map_that_ignores_what_was_learnt_is_found_out() -> None:
     writer, notes = monitored(Unlearned(), [ncp.SanityCheck()], 3, x=batch()[0])
     found = scalars(writer)
     assert found["sanity_check/rank_correlation"].value == pytest.approx(1.0)
     assert found["sanity_check/cosine"].value == pytest.approx(1.0)
+    assert found["sanity_check/rank_correlation_min"].value == pytest.approx(1.0)
     strengths = [found[f"sanity_check/strength{s}"].value for s in ("", "_random")]
     assert strengths[1] == pytest.approx(3 * strengths[0], rel=1e-5)
     said = [note for note in notes if "keep most of their order" in note]
@@ -552,6 +597,8 @@ def test_the_docstring_lists_every_tag_and_no_other() -> None:
         fitting = {promises[tag] for tag in promises if pattern(tag).match(record.tag)}
         assert fitting == {kinds[type(record)]}, record.tag
         assert isinstance(record, ncp.Array) or record.description, record.tag
+    alike, _ = monitored(Unlearned(), [ncp.SanityCheck()], 2, x=batch()[0])
+    records += [r for _, r in alike.records if r.tag.endswith("rank_correlation_min")]
     for tag in promises:
         assert any(pattern(tag).match(r.tag) for r in records), tag
 

@@ -18,7 +18,7 @@ class Randomised(PassRunner):
 
     @contextlib.contextmanager
     def randomised(
-        self, stages: int = 6
+        self, stages: int = 6, draw: int = 0
     ) -> Iterator[Iterator[tuple[tuple[str, ...], EvaluatedBatch]]]:
         """Iterate over stages that randomise parameters, from the output towards the input.
 
@@ -28,12 +28,13 @@ class Randomised(PassRunner):
 
         Args:
             stages: Largest number of stages.
+            draw: Number of the shuffle; each puts the parameters in another order.
 
         Raises:
             NotApplicable: The model has no trainable parameters to shuffle.
         """
         self._require(Need.RANDOMISED)
-        with self._source.shared.suspended(), randomised(self._runner, stages) as cascade:
+        with self._source.shared.suspended(), randomised(self._runner, stages, draw) as cascade:
             yield ((names, self._reevaluate(Need.RANDOMISED)) for names in cascade)
 
     def states(self) -> Sequence[Trajectory]:

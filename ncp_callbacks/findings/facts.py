@@ -17,6 +17,7 @@ from .curve import Curve
 __all__ = ["Facts", "FloatArray", "Number", "Past", "RunFacts"]
 
 FloatArray = npt.NDArray[np.float64]
+_MAY_BE_NAN = ("duration", "chance_loss")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class RunFacts:
     Attributes:
         sequences: Number of held-out sequences.
         time_steps: Their length, with padding.
+        duration: Mean elapsed time from the first to the last real time step of a sequence, in time
+            steps where the batch has no elapsed times; NaN where that is not known.
         feature_names: One name for each feature.
         class_names: Names of the classes; None where the targets are no classes.
         class_counts: Number of held-out sequences of each class; None without classes.
@@ -84,6 +87,7 @@ class RunFacts:
 
     sequences: int = 0
     time_steps: int = 0
+    duration: float = math.nan
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
     class_counts: tuple[int, ...] | None = None
@@ -99,11 +103,12 @@ class RunFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as strings, numbers and lists; a number that is NaN is None."""
-        content = {
+        content: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
-        content["chance_loss"] = self.chance_loss if math.isfinite(self.chance_loss) else None
+        for name in _MAY_BE_NAN:
+            content[name] = content[name] if math.isfinite(content[name]) else None
         return content
 
     @classmethod
@@ -115,8 +120,9 @@ class RunFacts:
             for name, value in content.items()
             if name in names
         }
-        if known.get("chance_loss", math.nan) is None:
-            known["chance_loss"] = math.nan
+        for name in _MAY_BE_NAN:
+            if known.get(name, math.nan) is None:
+                known[name] = math.nan
         return cls(**known)
 
     def kind_of(self, group: str) -> tuple[str, str]:

@@ -32,16 +32,19 @@ __all__ = ["randomised"]
 
 
 @contextlib.contextmanager
-def randomised(runner: ModelRunner, stages: int = 6) -> Iterator[Iterator[tuple[str, ...]]]:
+def randomised(
+    runner: ModelRunner, stages: int = 6, draw: int = 0
+) -> Iterator[Iterator[tuple[str, ...]]]:
     """Randomise parameters in stages, from the output to the input; on any exit restore them.
 
     Frozen parameters, integers and booleans stay as they are. So do zeros, which are rarely learnt
     (masks, missing connections). The other entries of an array are permuted by one random cycle, so
-    that none stays in its place. The cycle depends on the path of the parameter only.
+    that none stays in its place. The cycle depends on ``draw`` and the path of the parameter only.
 
     Args:
         runner: The model, which is run once to find the order of its modules.
         stages: Largest number of stages; neighbouring modules share one.
+        draw: Number of the shuffle; each has other cycles.
 
     Yields:
         An iterator that randomises the parameters of one stage at each step, and returns the paths
@@ -66,17 +69,20 @@ def randomised(runner: ModelRunner, stages: int = 6) -> Iterator[Iterator[tuple[
             for group in groups:
                 for _, parameters in group:
                     for parameter in parameters:
-                        _randomise(parameter, changed)
+                        _randomise(parameter, changed, draw)
                 yield tuple(path for path, _ in group)
 
         yield cascade()
 
 
-def _randomise(parameter: Parameter, changed: dict[int, tuple[mx.array, mx.array]]) -> None:
+def _randomise(
+    parameter: Parameter, changed: dict[int, tuple[mx.array, mx.array]], draw: int
+) -> None:
     array = parameter.array
     if id(array) not in changed:
         # With the old array, or another array might get its id.
-        changed[id(array)] = array, _permuted(array, zlib.crc32(parameter.name.encode()))
+        name = f"{draw} {parameter.name}" if draw else parameter.name
+        changed[id(array)] = array, _permuted(array, zlib.crc32(name.encode()))
     new = changed[id(array)][1]
     if isinstance(parameter.holder, nn.Module):
         dict.__setitem__(parameter.holder, parameter.key, new)

@@ -32,9 +32,14 @@ from .plot import plot_sanity, plot_sanity_measures
 
 __all__ = ["SanityCheck"]
 
+# Of all parameters. A network of which half of the shuffles keep the map passes in one run of 32.
+_SHUFFLES = 5
+
 _DESCRIPTIONS = {
     "rank_correlation": "Rank correlation of a sequence's absolute map with the map of the "
     "randomised model, mean over sequences: 1 if the map doesn't depend on what was learnt",
+    "rank_correlation_min": "Rank correlation with the map of the randomised model, the least of "
+    "{shuffles} shuffles of the parameters: whether the maps are alike may depend on the shuffle",
     "cosine": "Cosine of a sequence's map with the map of the randomised model, mean over "
     "sequences: 1 is equal up to a factor, 0 unrelated",
     "completeness_error": "Difference between the sum of a sequence's attributions and the change "
@@ -78,7 +83,9 @@ class SanityCheck(Callback):
     of one entry, or of equal ones, can't change. Afterwards the parameters are restored bit by bit.
 
     Each stage takes a gradient pass and the passes of the map; for input × gradient and gradient
-    the gradient pass suffices. One forward pass more is needed.
+    the gradient pass suffices. One forward pass more is needed. Where the maps are alike, four
+    other shuffles of all parameters follow, each of which costs a stage: in a recurrent network
+    that attends to the last time steps anyway, maps may be alike for one shuffle only.
 
     ===================================== ====== ===================================================
     Tag                                   Record What
@@ -89,6 +96,8 @@ class SanityCheck(Callback):
     ``sanity_check/rank_correlation``     scalar Spearman's, of absolute maps of a sequence, all
                                                  parameters randomised: 1 the same order of
                                                  importance
+    ``sanity_check/rank_correlation_min`` scalar the least of five shuffles; only where that of the
+                                                 first is above 0.71 with its whole CI
     ``sanity_check/cosine``               scalar cosine of the signed maps
     ``sanity_check/strength``             scalar as in ``attribution/strength``, of these sequences
     ``sanity_check/strength_random``      scalar ``strength`` of the randomised model
@@ -124,8 +133,8 @@ class SanityCheck(Callback):
     over sequences, which are unreliable for fewer than 16, the default.
 
     From the second snapshot on, a note warns once when the rank correlation is above 0.71 with its
-    whole 95 % CI. Then its square is above a half: more than half of the order of the map does not
-    depend on what was learnt.
+    whole 95 % CI, for each of five shuffles. Then its square is above a half: more than half of the
+    order of the map does not depend on what was learnt.
 
     Args:
         method, baseline, time_baseline: The map, see :class:`GradientAttribution`.
@@ -190,13 +199,19 @@ class SanityCheck(Callback):
         )
         yield from small_batch_note(observation)
         yield from _similarities(result, group)
-        if self._first is not None and not self._warned and _keeps_order(result):
+        least = None
+        if _is_alike(_order(result.rank_correlation[-1])):
+            least = _least_alike(observation, self._attributor, result)
+            description = _DESCRIPTIONS["rank_correlation_min"].format(shuffles=_SHUFFLES)
+            tag = f"{group}/rank_correlation_min"
+            yield scalar_with_ci(tag, least.value, least, description, place="data")
+        if self._first is not None and not self._warned and _is_alike(least):
             self._warned = True
             yield Note(
                 f"{group}: at step {observation.step} the maps keep most of their order (rank "
-                f"correlation {result.curve[0, -1]:.2f}) with all trainable parameters randomised: "
-                "they show the inputs and the architecture more than what was learnt. Watch "
-                f"{group}/rank_correlation, and try another method="
+                f"correlation {result.curve[0, -1]:.2f}) with all trainable parameters randomised, "
+                f"in each of {_SHUFFLES} ways: they show the inputs and the architecture more than "
+                f"what was learnt. Watch {group}/rank_correlation, and try another method="
             )
         yield from _measures(result, group, method=method, target=observation.target)
         yield from _figures(result, group, method, observation, self._first, self._first_curve)
@@ -205,13 +220,30 @@ class SanityCheck(Callback):
             self._first, self._first_curve = result.randomised, result.curve[0]
 
 
-def _keeps_order(result: Cascade) -> bool:
+def _order(ranks: FloatArray) -> Estimate | None:
+    """Return the mean of rank correlations ``(B,)``; None if none is finite."""
+    known = _finite_values(ranks)
+    return Estimate.mean(known, CORRELATION) if known.size else None
+
+
+def _is_alike(order: Estimate | None) -> bool:
     """Return whether the rank correlation is beyond :data:`ALIKE` with its whole CI."""
-    ranks = _finite_values(result.rank_correlation[-1])
-    if not ranks.size:
+    if order is None:
         return False
-    lowest, _ = Estimate.mean(ranks, CORRELATION).ci() or (float(ranks.mean()), 1.0)
+    lowest, _ = order.ci() or (order.value, 1.0)
     return lowest > ALIKE
+
+
+def _least_alike(observation: Observation, attributor: Attributor, result: Cascade) -> Estimate:
+    """Return the rank correlation that is least, of the shuffle of the cascade and of others."""
+    own = attributor.attribute(observation)
+    found = [_order(result.rank_correlation[-1])]
+    for draw in range(1, _SHUFFLES):
+        with observation.extra_passes.randomised(1, draw) as cascade:
+            for _, shuffled in cascade:
+                other = attributor.attribute(shuffled)
+                found.append(_order(map_similarity(own.inputs, other.inputs, shuffled.mask)[0]))
+    return min((order for order in found if order is not None), key=lambda order: order.value)
 
 
 def _figures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..facts import Facts
@@ -12,13 +13,16 @@ from ..words import amount, percent, since
 __all__ = ["ForgetsTheBeginning", "ShortMemory", "UnstableMemory"]
 
 _STEPS, _MIN_LENGTH, _BEGINNING = 1.5, 8, 1e-4
+_GROWTH, _LARGEST = 1.0, 700.0  # Logarithms of factors.
 
 
 class UnstableMemory(Rule):
-    """Report a stability exponent above 0.
+    """Report a stability exponent by which changes grow at least e-fold along a sequence.
 
     Above 0, small changes of the state grow in the long run, so that rounding and noise do, too.
-    Growth that is a transient does not count. The whole CI must be above 0.
+    Growth that is a transient does not count. A network that integrates its inputs has an exponent
+    near 0, on either side, and is as it should be. So the growth must show within a sequence, also
+    by the lower end of the CI: by a factor of e, as memory is the time of a fall to 1/e.
     """
 
     name = "unstable_memory"
@@ -27,15 +31,16 @@ class UnstableMemory(Rule):
 
     def check(self, facts: Facts) -> Iterator[Finding]:
         for tag, exponent in facts.each("dynamics", "stability_exponent"):
-            if exponent.at_least > 0:
+            duration = facts.run.duration
+            growth = exponent.value * duration  # The logarithm of the factor.
+            if exponent.at_least * duration > _GROWTH:
                 yield self.finding(
                     facts,
                     Severity.WARNING,
-                    "The state is unstable: small changes of it grow along the sequence, with a "
-                    f"stability exponent of {amount(exponent)}"
-                    f"{since(exponent, facts.step)}.",
-                    "Make the recurrent weights smaller (weight decay, a lower learning rate), and "
-                    "expect noise in the inputs to be amplified.",
+                    "The state is unstable: small changes of it grow by a factor of "
+                    f"{math.exp(min(growth, _LARGEST)):.2g} along a sequence, with a stability "
+                    f"exponent of {amount(exponent)}{since(exponent, facts.step)}.",
+                    "Make the recurrent weights smaller by weight decay or a lower learning rate.",
                     {tag: exponent},
                     "unstable state",
                 )
