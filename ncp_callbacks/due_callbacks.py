@@ -40,9 +40,25 @@ class DueCallbacks:
         self._fail, self._raise_errors = fail, raise_errors
         self._occasions: dict[str, int] = {}
         self._last: dict[str, int] = {}
+        self._is_begun = False
 
-    def at(self, step: int) -> tuple[list[Callback], bool]:
-        """Return the callbacks that are due, and whether the loop's own numbers are."""
+    def starts_after(self, step: int) -> None:
+        """Tell the schedules which step comes before the first one that they are asked about."""
+        self._is_begun = True
+        for schedule in (*(s for s, _ in self._groups), self._train):
+            if schedule is not None:
+                schedule.starts_after(step)
+
+    def at(self, step: int, *, after: int | None = None) -> tuple[list[Callback], bool]:
+        """Return the callbacks that are due, and whether the loop's own numbers are.
+
+        Args:
+            step: The step.
+            after: The last step before it, if that is known.
+        """
+        if not self._is_begun and after is not None:
+            self.starts_after(after)
+        self._is_begun = True
         fired = [group for schedule, group in self._groups if self._is_due(schedule, step)]
         due = [
             callback

@@ -11,7 +11,7 @@ back at each step::
 
 Others call a function with a step and some numbers::
 
-    trainer.add_step_callback(ncp.ReportHook(monitor, "total_steps", "loss", "learning_rate"))
+    trainer.add_step_callback(ncp.ReportHook(monitor, None, "loss", "learning_rate"))
 
 All three start a monitor that was not started. ``TrainerCallback`` closes it, too; else ``close()``
 does, or the exit of the process. Where reports come at some steps only, ``every=100`` is due at the
@@ -39,6 +39,17 @@ def _start(monitor: Monitor) -> bool:
     return True
 
 
+def _receive(monitor: Monitor) -> bool:
+    """Make a monitor ready for a report, and return false if it takes none any more."""
+    _start(monitor)
+    if monitor.state != "open":
+        return False
+    if not monitor.reported_steps:
+        # The first report may come long after the training's first step.
+        monitor.starts_after(monitor.last_step or 0)
+    return True
+
+
 class ReportCallback:
     """Pass the reports of ``mlx_lm``'s trainer to a monitor, as its ``training_callback``.
 
@@ -56,16 +67,14 @@ class ReportCallback:
 
     def on_train_loss_report(self, train_info: Mapping[str, Any]) -> None:
         """Report a step to the monitor; ``train_info`` has ``iteration`` and numbers."""
-        _start(self._monitor)
-        if self._monitor.state == "open":
+        if _receive(self._monitor):
             self._monitor.on_step_end(train_info["iteration"], **_numbers(train_info, "train_"))
         if self._then is not None:
             self._then.on_train_loss_report(train_info)
 
     def on_val_loss_report(self, val_info: Mapping[str, Any]) -> None:
         """Log validation numbers; ``val_info`` has ``iteration`` and numbers."""
-        _start(self._monitor)
-        if self._monitor.state == "open":
+        if _receive(self._monitor):
             values = {f"val/{name}": value for name, value in _numbers(val_info, "val_").items()}
             self._monitor.log_scalars(val_info["iteration"], values)
         if self._then is not None:
@@ -81,7 +90,7 @@ class ReportHook:
 
     Args:
         monitor: The monitor; the first report starts it, if it wasn't started.
-        names: Names of the numbers that follow the step, in their order.
+        names: Names of the numbers that follow the step, in their order; None: ignore this one.
         prefix: Where numbers are logged: ``"train"`` reports steps, with numbers as
             ``train/<name>`` at due steps. Another one only logs numbers, as ``<prefix>/<name>``.
 
@@ -89,7 +98,7 @@ class ReportHook:
         TypeError: By a call without a step.
     """
 
-    def __init__(self, monitor: Monitor, *names: str, prefix: str = "train") -> None:
+    def __init__(self, monitor: Monitor, *names: str | None, prefix: str = "train") -> None:
         self._monitor, self._names, self._prefix = monitor, names, prefix
 
     def __call__(self, *reported: Any, **named: Any) -> None:
@@ -112,9 +121,12 @@ class ReportHook:
                 "the report has no step: call the hook with the number of steps done first, or "
                 f"with one of {', '.join(_STEPS)} in its dict"
             )
-        found.update(zip(self._names, others, strict=False))
-        _start(self._monitor)
-        if self._monitor.state != "open":
+        found.update(
+            (name, value)
+            for name, value in zip(self._names, others, strict=False)
+            if name is not None
+        )
+        if not _receive(self._monitor):
             return
         if self._prefix == "train":
             self._monitor.on_step_end(int(step), **_numbers(found, "train_"))
@@ -129,9 +141,11 @@ class TrainerCallback:
     """Attach a monitor to a trainer that has the callbacks of Hugging Face's ``Trainer``.
 
     Each event is called as ``on_step_end(args, state, control, **others)``. Steps are counted by
-    ``state.global_step``. Numbers that the trainer logs become ``train/<name>`` and ``val/<name>``
-    at their steps. The monitor is started when the training begins, and closed at its end, unless
-    it was started before. ``control`` is never changed.
+    ``state.global_step``. Numbers that the trainer logs become ``train/<name>`` at their steps, and
+    those named ``eval_<name>`` become ``val/<name>``. ``train_loss``, which these trainers log
+    once, at the end, is a mean over the training: it is logged as ``train/train_loss``. The monitor
+    is started when the training begins, and closed at its end, unless it was started before.
+    ``control`` is never changed.
 
     Args:
         monitor: The monitor of the model that is trained.
@@ -144,6 +158,12 @@ class TrainerCallback:
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Start the monitor."""
+        if self._monitor.state == "closed":
+            self._monitor.report(
+                "this training is not logged: the monitor was closed before it began. Make another "
+                "Monitor, with log_dir= and resume_step= if its run goes on, and add its "
+                "TrainerCallback to the trainer"
+            )
         self._owns = _start(self._monitor)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -174,10 +194,9 @@ class TrainerCallback:
         named = {}
         for name, value in values.items():
             if _is_number(value):
-                group, prefix = (
-                    ("val", "eval_") if name.startswith("eval_") else ("train", "train_")
-                )
-                named[f"{group}/{name.removeprefix(prefix)}"] = value
+                is_val = name.startswith("eval_")
+                tag = f"val/{name.removeprefix('eval_')}" if is_val else f"train/{name}"
+                named[tag] = value
         # An evaluation is reported twice, at one step.
         self._logged = {(s, tag) for s, tag in self._logged if s == step}
         new = {tag: value for tag, value in named.items() if (step, tag) not in self._logged}

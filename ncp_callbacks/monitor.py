@@ -487,6 +487,10 @@ class Monitor:
 
     # ---- every step
 
+    def starts_after(self, step: int) -> None:
+        """Tell the schedules what comes before the first step, for loops that report only some."""
+        self._due.starts_after(step)
+
     def on_step_end(self, step: int, *, gradients: Any = None, **scalars: Any) -> None:
         """Report the end of a training step; call it after every one, outside compiled functions.
 
@@ -516,7 +520,7 @@ class Monitor:
             )
         self._run.last_step = step
         self._run.steps += 1
-        due, train_due = self._due.at(step)
+        due, train_due = self._due.at(step, after=last)
         if self._run.steps == 1 and not due:
             self._log.freeze(step, self._due.state_dict())
             self._observer.hold(step, _all(self._due.never_due()))

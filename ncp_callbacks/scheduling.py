@@ -37,6 +37,12 @@ class Schedule(abc.ABC):
     def __call__(self, step: int) -> bool:
         """Return true if the step is due; called once per step."""
 
+    def starts_after(self, step: int) -> None:  # noqa: B027 (most schedules need no start)
+        """Take note of the last step before the first one that is asked about; here, do nothing.
+
+        Called where it is known: in a run that goes on, and by trainers that report some steps.
+        """
+
     def __or__(self, other: ScheduleLike) -> Schedule:
         return _Combined(any, "|", self, as_schedule(other))
 
@@ -59,6 +65,10 @@ class _Combined(Schedule):
         # All parts are asked: one that counts time must not miss a step.
         return self._fold([part(step) for part in self._parts])
 
+    def starts_after(self, step: int) -> None:
+        for part in self._parts:
+            part.starts_after(step)
+
     def __repr__(self) -> str:
         return f"({f' {self._sign} '.join(map(repr, self._parts))})"
 
@@ -69,6 +79,9 @@ class _Not(Schedule):
 
     def __call__(self, step: int) -> bool:
         return not self._inner(step)
+
+    def starts_after(self, step: int) -> None:
+        self._inner.starts_after(step)
 
     def __repr__(self) -> str:
         return f"~{self._inner!r}"
@@ -91,17 +104,21 @@ class _EverySteps(Schedule):
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._last: int | None = None
+        self._start: int | None = None
         self._answer = False
 
     def __call__(self, step: int) -> bool:
         # One that is asked twice about a step (by two monitors) must not forget it in between.
         if step != self._last:
-            if self._last is None or step < self._last:
-                self._answer = step % self._steps == 0
-            else:
-                self._answer = step // self._steps > self._last // self._steps
+            # A first step follows the one before it, unless it is known which one it follows.
+            known = [p for p in (self._last, self._start) if p is not None and p < step]
+            before = known[0] if known else step - 1
+            self._answer = step // self._steps > before // self._steps
             self._last = step
         return self._answer
+
+    def starts_after(self, step: int) -> None:
+        self._start = step
 
     def __repr__(self) -> str:
         return f"every(steps={self._steps})"
@@ -150,7 +167,8 @@ def every(
     """Return a schedule that is due every so many steps or seconds, or both.
 
     Steps are due at multiples of ``steps``. A loop that counts by more than one is due at the first
-    step at or after each multiple that follows its first step.
+    step at or after each multiple that follows its first step, or, in a run that goes on and with
+    trainers that call back, the step before that.
 
     Args:
         steps: At least 1.

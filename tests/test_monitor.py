@@ -176,6 +176,21 @@ def test_loops_that_count_by_more_than_one_miss_nothing() -> None:
     assert [s for s in range(1, 301) if schedule(s) and schedule(s)] == [100, 200, 300]
 
 
+@pytest.mark.parametrize(
+    "schedule", [ncp.every(steps=100), ncp.every(steps=100) | ncp.at([7]), ~~ncp.every(steps=100)]
+)
+def test_a_first_step_that_passes_a_multiple_is_due_if_it_is_known_where_the_loop_began(
+    schedule: Any,
+) -> None:
+    assert [s for s in range(150, 500, 150) if schedule(s)] == [300, 450]
+    schedule.starts_after(0)
+    assert [s for s in range(150, 500, 150) if schedule(s)] == [150, 300, 450]
+    schedule.starts_after(120)
+    assert [s for s in range(150, 500, 150) if schedule(s)] == [300, 450]
+    schedule.starts_after(600)  # A loop that begins before it is one that was not known of.
+    assert [s for s in range(150, 500, 150) if schedule(s)] == [300, 450]
+
+
 # ---- what
 
 
