@@ -38,7 +38,7 @@ from .observer.attached import AttachedObserver
 from .observer.background import in_observer
 from .observer.observer import Settings
 from .overhead import Overhead
-from .ranks import rank, rank_variable
+from .ranks import rank, why_silent
 from .records import Figure, Record
 from .resuming import Resuming, checked_resume, checked_resume_step
 from .run_log import RunLog
@@ -111,8 +111,9 @@ class Monitor:
             values that change during training are not sent.
         observer_device: Device on which the observer's process computes, ``"cpu"`` or ``"gpu"``.
             None: MLX's default.
-        log_on_all_ranks: True: every process of a group (of ``mlx.launch``, MPI or SLURM) logs, for
-            processes that train different models. False: rank 0 logs, and the others do nothing.
+        log_on_all_ranks: True: every process of a group (of ``mlx.launch``, MPI, SLURM or
+            ``torchrun``) logs, for processes that train different models, such as one for each
+            seed. Give each its own ``log_dir``. False: rank 0 logs, and the others do nothing.
         verbose: True: print where the log is and how to open it, and a summary at the end. False:
             don't. None: print to a terminal or a notebook. Both are logged at INFO in any case.
         run_config: Hyper-parameters of the run, for TensorBoard's HParams.
@@ -234,11 +235,7 @@ class Monitor:
                 "Monitor for another run; in a notebook, run the cell that makes it again"
             )
         if self._rank:
-            show(
-                f"ncp_callbacks: rank {self._rank} of a group ({rank_variable()}) logs nothing, "
-                "rank 0 does. Pass log_on_all_ranks=True for processes that train different models",
-                verbose=self._verbose is not False,
-            )
+            show(why_silent(), verbose=self._verbose is not False)
         elif not in_observer():
             self._begin()
         self._is_new = False

@@ -13,7 +13,7 @@ import pytest
 from small_nets import TwoOutputs
 
 import ncp_callbacks as ncp
-from ncp_callbacks.ranks import rank, rank_variable
+from ncp_callbacks.ranks import rank
 from ncp_callbacks.writers import as_directory
 
 HELD_OUT = ncp.HeldOutBatch(np.random.default_rng(0).normal(size=(8, 5, 3)).astype("f4"))
@@ -170,6 +170,11 @@ def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
         ({"RANK": "1", "WORLD_SIZE": "2"}, 1),
         ({"RANK": "1"}, 0),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, 0),
+        ({"RANK": "6", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 6),
+        # Names that something else has set.
+        ({"RANK": "8", "WORLD_SIZE": ""}, 0),
+        ({"RANK": "8", "WORLD_SIZE": "4"}, 0),
+        ({"RANK": "1", "WORLD_SIZE": "all"}, 0),
     ],
 )
 def test_ranks(
@@ -182,7 +187,7 @@ def test_ranks(
         entered.on_step_end(1, loss=1.0)
     printed = "".join(capsys.readouterr())
     if expected:
-        assert f"rank {expected} of a group ({rank_variable()}) logs nothing" in printed
+        assert f"this process has rank {expected}" in printed
         assert "log_on_all_ranks=True" in printed
         assert printed.count("\n") == 1
         assert entered.log_dir is None
@@ -190,6 +195,49 @@ def test_ranks(
     else:
         assert printed == ""
         assert len(events(Path("run"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "known"),
+    [
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            "rank 1 of 2 (RANK=1, WORLD_SIZE=2)",
+        ),
+        (
+            {"RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            "rank 1 of 2 (RANK=1, LOCAL_WORLD_SIZE=2)",
+        ),
+        (
+            {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"},
+            "rank 3 of 4 (SLURM_PROCID=3, SLURM_NTASKS=4)",
+        ),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+            "rank 1 of 2 (SLURM_PROCID=1, SLURM_STEP_NUM_TASKS=2)",
+        ),
+        (
+            {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"},
+            "rank 3 of 8 (OMPI_COMM_WORLD_RANK=3, OMPI_COMM_WORLD_SIZE=8)",
+        ),
+        ({"PMI_RANK": "2", "PMI_SIZE": "3"}, "rank 2 of 3 (PMI_RANK=2, PMI_SIZE=3)"),
+        ({"PMIX_RANK": "2"}, "rank 2 (PMIX_RANK=2)"),
+        ({"MV2_COMM_WORLD_RANK": "1"}, "rank 1 (MV2_COMM_WORLD_RANK=1)"),
+        ({"MLX_RANK": "1"}, "rank 1 (MLX_RANK=1)"),
+    ],
+)
+def test_a_silent_process_says_in_whole_sentences_what_makes_it_so_and_how_to_log(
+    variables: dict[str, str], known: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with monitor("run", verbose=None):
+        pass
+    assert capsys.readouterr().err == (
+        f"ncp_callbacks: this process has {known} and logs nothing, because rank 0 logs for all "
+        "that train one model together. If each process trains a model of its own, such as one for "
+        "each seed, pass log_on_all_ranks=True, and a log_dir= of its own to each\n"
+    )
 
 
 def test_independent_processes_log_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
