@@ -23,8 +23,17 @@ def to_numpy(array: mx.array) -> npt.NDArray[np.float32]:
 
 
 def to_mlx(value: Any) -> mx.array:
-    """Return an MLX array. MLX refuses views that run backwards, such as ``x[::-1]``."""
-    return mx.array(np.array(value, order="C") if isinstance(value, np.ndarray) else value)
+    """Return an MLX array, also of views that run backwards, such as ``x[::-1]``.
+
+    While ``mx.array`` reads a numpy array it drops what a signal handler raises, such as the
+    KeyboardInterrupt of Ctrl-C; reading the array's memory drops nothing.
+    """
+    if not isinstance(value, np.ndarray):
+        return mx.array(value)
+    whole: Any = np.asarray(value, value.dtype.newbyteorder("="), order="C")
+    if whole.dtype.kind in "biufc":
+        whole = memoryview(whole)
+    return mx.array(whole)
 
 
 def read_only(array: _A) -> _A:

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import FLOATING, guarded, read_only, to_numpy
+from .arrays import FLOATING, guarded, read_only, to_mlx, to_numpy
 from .held_out_checks import (
     checked_channel_axis,
     checked_inputs,
@@ -91,7 +91,7 @@ class HeldOutBatch:
         self._time_delta = checked_time_delta(time_delta, shape, self._mask)
         self._targets = checked_targets(targets, batch)
         if self._mask is not None:
-            self._fill_padding(mx.array(self._mask))
+            self._fill_padding(to_mlx(self._mask))
         self.feature_names = (
             checked_names(feature_names, "feature_names", features, shape) or self._default_names()
         )
@@ -406,7 +406,7 @@ class HeldOutBatch:
         """Return a batch of some of the sequences; targets that are no arrays stay whole."""
         part = copy.copy(self)
         # MLX takes no negative strides.
-        picked = rows if isinstance(rows, slice) else mx.array(np.ascontiguousarray(rows))
+        picked = rows if isinstance(rows, slice) else to_mlx(np.ascontiguousarray(rows))
         part._inputs = self._inputs[picked]
         if isinstance(self._container, dict):
             part._container = {
@@ -429,7 +429,7 @@ class HeldOutBatch:
 
         Targets stay whole.
         """
-        total, picked = self.inputs_shape[1], mx.array(steps)
+        total, picked = self.inputs_shape[1], to_mlx(steps)
         part = copy.copy(self)
         part._mask = None if self._mask is None else read_only(self._mask[:, steps])
         for name, array in self.arrays.items():
@@ -450,7 +450,7 @@ class HeldOutBatch:
         total = self.inputs_shape[1]
 
         def taken(array: mx.array) -> mx.array:
-            index = mx.array(steps).reshape(*steps.shape, *[1] * (array.ndim - 2))
+            index = to_mlx(steps).reshape(*steps.shape, *[1] * (array.ndim - 2))
             return mx.take_along_axis(array, index, axis=1)
 
         part = self.replaced("inputs", taken(self._inputs))

@@ -13,11 +13,10 @@ from collections.abc import Collection, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import read_only, to_numpy
+from .arrays import read_only, to_mlx, to_numpy
 from .extra_passes.extra_passes import ExtraPasses
 from .extra_passes.source import PassSource
 from .model import ModelRunner, TargetLike
@@ -143,10 +142,10 @@ def _arrays(
             if not hook.skipped
         )
     if Need.LOSSES in needs:
-        losses = runner.losses(mx.array(outputs))
+        losses = runner.losses(to_mlx(outputs))
         arrays[Need.LOSSES] = None if losses is None else read_only(to_numpy(losses))
     if Need.HITS in needs:
-        hits = runner.hits(mx.array(outputs))
+        hits = runner.hits(to_mlx(outputs))
         arrays[Need.HITS] = None if hits is None else read_only(to_numpy(hits))
     if Need.PARAMETERS in needs:
         arrays[Need.PARAMETERS] = MappingProxyType(

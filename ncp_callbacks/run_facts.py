@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import to_numpy
+from .arrays import to_mlx, to_numpy
 from .callback import Callback
 from .findings.facts import RunFacts
 from .model import ModelError, ModelRunner
@@ -102,7 +102,7 @@ def _chance_loss(runner: ModelRunner) -> float:
         shape = (batch, calling.horizon or time_steps, calling.outputs)
     try:
         constant = chance_outputs(to_numpy(held_out.targets), shape, held_out.mask_array)
-        losses = to_numpy(runner.loss(mx.array(constant), None))
+        losses = to_numpy(runner.loss(to_mlx(constant), None))
     except (ModelError, ValueError):
         return math.nan
     return float(losses.astype(np.float64).mean())

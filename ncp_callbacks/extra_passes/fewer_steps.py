@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import to_mlx
 from ..model import ModelRunner
 from ..model.batching import as_target_values, run_in_parts
 from ..model.fewer_steps import of_one_length_only, with_time_steps
@@ -56,9 +56,9 @@ class FewerSteps(PassRunner):
             shorter = with_time_steps(some, steps[here], mask[here])
             return as_target_values(
                 shorter.variants(
-                    mx.array(inputs[here])[None].astype(shorter.sequence().dtype),
-                    None if time_delta is None else mx.array(time_delta[here])[None],
-                    None if chosen is None else mx.array(chosen[here]),
+                    to_mlx(inputs[here])[None].astype(shorter.sequence().dtype),
+                    None if time_delta is None else to_mlx(time_delta[here])[None],
+                    None if chosen is None else to_mlx(chosen[here]),
                     loss=loss,
                 )
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import to_mlx
 from ..model import ModelRunner
 from ..model.batching import as_target_values
 from ..model.derivatives import step_gradients
@@ -113,7 +113,7 @@ class OutputSteps(PassRunner):
                 wanted[at] if wanted.shape[1] == 1 else wanted[at, here],
                 as_mlx(inputs, some.sequence(), at, here),
                 as_mlx(time_delta, some.time_delta, at, here),
-                None if predicted is None else mx.array(predicted[here]),
+                None if predicted is None else to_mlx(predicted[here]),
                 hold_states=hold_states,
             )
             return as_target_values(found)

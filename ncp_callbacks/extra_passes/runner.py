@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from ..arrays import read_only, to_numpy
+from ..arrays import read_only, to_mlx, to_numpy
 from ..model import CellHook, ModelRunner
 from ..model.batching import concatenate_values, evaluate_variants, run_in_parts
 from ..observation import EvaluatedBatch, Need
@@ -192,7 +192,7 @@ def as_mlx(
     """Return variants of some sequences in the precision of the batch's own; None for None."""
     if values is None or own is None:
         return None
-    return mx.array(values[at, here]).astype(own.dtype)
+    return to_mlx(values[at, here]).astype(own.dtype)
 
 
 def protected(value: _Result) -> _Result:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from ..arrays import read_only, to_numpy
+from ..arrays import read_only, to_mlx, to_numpy
 from ..model import ModelRunner
 from ..model.batching import as_target_values
 from ..model.derivatives import state_gradients
@@ -48,7 +48,7 @@ class StatePasses(PassRunner):
         hook, chosen = self._hook(cell), self._source.chosen
         with self._running(Need.STATE_GRADIENT, 2):
             states, gradients = state_gradients(
-                self._runner, hook, None if chosen is None else mx.array(chosen)
+                self._runner, hook, None if chosen is None else to_mlx(chosen)
             )
             mx.eval(states, gradients)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -80,7 +80,7 @@ class StatePasses(PassRunner):
         changes, chosen = self.state_changes(cell), self._source.chosen
 
         def run(some: ModelRunner, here: slice, at: slice) -> TargetValues:
-            followed = None if chosen is None else mx.array(chosen[here])
+            followed = None if chosen is None else to_mlx(chosen[here])
             return as_target_values(clamped(some, changes, units[at], values, followed, loss=loss))
 
         size = self._source.max_sequences
@@ -156,6 +156,6 @@ class StatePasses(PassRunner):
             for begin in range(0, batch, size):
                 here = slice(begin, min(batch, begin + size))
                 some = runner if size == batch else runner.take(here)
-                found = run(some, None if chosen is None else mx.array(chosen[here]))
+                found = run(some, None if chosen is None else to_mlx(chosen[here]))
                 parts.append(to_numpy(found))
         return read_only(np.concatenate(parts))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import mlx.core as mx
 import numpy as np
 
+from ..arrays import to_mlx
 from ..model import ModelRunner
 from ..model.batching import as_target_values
 from ..model.derivatives import directional_derivatives
@@ -170,7 +170,7 @@ class Variants(PassRunner):
                 as_mlx(time_delta, own_delta, at, here),
                 direction,
                 as_mlx(time_along, own_delta, at, here),
-                None if chosen is None else mx.array(chosen[here]),
+                None if chosen is None else to_mlx(chosen[here]),
             )
             return as_target_values(found)
 

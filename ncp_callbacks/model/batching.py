@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import to_numpy
+from ..arrays import to_mlx, to_numpy
 from ..results import FloatArray
 from ..target_values import TargetValues
 from .errors import ModelError
@@ -274,14 +274,14 @@ def _run_variants(
         if own is None
         else mx.broadcast_to(own, (count, *own.shape))
         if given is None
-        else mx.array(given).astype(own.dtype)
+        else to_mlx(given).astype(own.dtype)
         for given, own in (
             (sequences, runner.sequence()),
             (time_deltas, runner.time_delta),
         )
     )
     assert x is not None
-    followed = None if chosen is None else mx.array(chosen)
+    followed = None if chosen is None else to_mlx(chosen)
     return as_target_values(runner.variants(x, dt, followed, gradient=gradient, loss=loss))
 
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..arrays import to_numpy
+from ..arrays import to_mlx, to_numpy
 from ..results import FloatArray
 from .capture import Tap
 from .errors import NotApplicable, explaining_missing_gradients
@@ -513,7 +513,7 @@ class CellStepper:
         before = mx.concatenate(self._inputs[number], axis=-1)
         copies = mx.concatenate([before] * vectors.shape[2])
         rows = np.moveaxis(vectors, 2, 0).reshape(copies.shape).astype(np.float32)
-        return copies, mx.array(rows).astype(copies.dtype)
+        return copies, to_mlx(rows).astype(copies.dtype)
 
     @staticmethod
     def _as_vectors(rows: mx.array, like: FloatArray) -> FloatArray:

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import to_mlx
 from .capture import Around, Tap
 from .errors import NotApplicable, explaining_missing_gradients
 from .hook_points import CellHook
@@ -107,7 +108,7 @@ def step_gradients(
         for mine, given in ((own, sequences), (delta, time_deltas))
     )
     assert x is not None
-    weights = [mx.array(part) for part in steps]
+    weights = [to_mlx(part) for part in steps]
     kept: list[mx.array] = []
 
     def total(x: mx.array, dt: mx.array | None) -> mx.array:

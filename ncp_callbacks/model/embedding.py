@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..arrays import to_mlx
 from ..held_out import HeldOutBatch
 from .capture import Around, Tap
 from .errors import ModelError
@@ -72,19 +73,19 @@ class Place:
                 f"{vectors.shape[0]} sequences, in which the vectors of tokens can't be found: "
                 "let the model treat batches of any size alike"
             )
-        new = vectors[:, :, start:stop][:, mx.array(np.maximum(self.steps, 0))]
+        new = vectors[:, :, start:stop][:, to_mlx(np.maximum(self.steps, 0))]
         known = np.broadcast_to(np.array(self.steps)[None, :, None] >= 0, (1, count, width))
         if len(self.entries) < width:
             # Where an entry comes from; what others get doesn't matter.
             source = np.zeros(width, int)
             source[list(self.entries)] = np.arange(len(self.entries))
-            new = new[..., mx.array(source)]
+            new = new[..., to_mlx(source)]
             known = known & np.isin(np.arange(width), self.entries)
         if not self.batch_first:
             new, known = new.swapaxes(0, 1), known.swapaxes(0, 1)
         new = new.astype(array.dtype)
         if not known.all():
-            new = mx.where(mx.array(known), new, array.reshape(new.shape))
+            new = mx.where(to_mlx(known), new, array.reshape(new.shape))
         return new.reshape(array.shape)
 
 

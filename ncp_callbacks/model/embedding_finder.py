@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import to_numpy
+from ..arrays import to_mlx, to_numpy
 from ..held_out import HeldOutBatch
 from .embedding import Embedding, Place, changed_call
 from .model_copy import ModelCopy
@@ -178,7 +178,7 @@ class _Finder:
         kept: list[mx.array] = []
 
         def run() -> None:
-            kept.append(self._call(held_out.pack(mx.array(tokens)), delta))
+            kept.append(self._call(held_out.pack(to_mlx(tokens)), delta))
 
         def run_call(
             this: Call, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

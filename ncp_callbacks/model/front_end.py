@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import to_mlx
 from .backbone import activation_between, activation_of, is_layer, layer_hooks
 from .hook_points import LayerHook
 from .model_copy import ModelCopy
@@ -229,7 +230,7 @@ class FrontEnd:
         other = values.copy()
         size = float(np.nanstd(values)) or 1.0
         other[-1, 0] = np.nan_to_num(other[-1, 0]) + size * noise
-        changed = mx.array(other).astype(self._inputs.dtype)
+        changed = to_mlx(other).astype(self._inputs.dtype)
         with self._copy.preserved():
             again, _ = record(self._copy.model, lambda: self._run(changed))
         if [(c.path, c.number) for c in again] != [(c.path, c.number) for c in self._calls]:

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import to_numpy
+from ..arrays import to_mlx, to_numpy
 from .capture import Tap
 from .embedding_finder import NO_VECTORS
 from .errors import no_gradient
@@ -231,7 +231,7 @@ class _Finder:
             after = np.searchsorted(kinds, inputs[..., feature], side="right") % len(kinds)
             other[..., feature] = kinds[after]
             same, differs = (
-                np.array_equal(base, self._outputs(mx.array(x).astype(self._inputs.dtype)))
+                np.array_equal(base, self._outputs(to_mlx(x).astype(self._inputs.dtype)))
                 for x in (moved, other)
             )
             if same and not differs:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import to_numpy
+from ..arrays import to_mlx, to_numpy
 from ..results import FloatArray
 from .cell_stepper import CellStepper
 
@@ -35,7 +35,7 @@ def jacobian_diagonal(
             8 times the number of its units.
         units: ``(K,)``, indices of the units; None: all ``H``.
     """
-    before = mx.array(stepper.before(step)).astype(stepper.step(step).dtype)
+    before = to_mlx(stepper.before(step)).astype(stepper.step(step).dtype)
     batch, width = before.shape
     wanted_units = np.arange(width) if units is None else units
     max_units = max(1, _MAX_NUMBERS // (batch * max(synapses, 8 * width)))

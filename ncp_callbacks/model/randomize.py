@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..arrays import to_numpy
+from ..arrays import to_mlx, to_numpy
 from .capture import Around, Tap
 from .errors import NotApplicable
 from .model_copy import set_evaluation_mode
@@ -96,7 +96,7 @@ def _permuted(array: mx.array, seed: int) -> mx.array:
     cycle = np.random.default_rng(seed).permutation(places)
     source = np.arange(array.size)
     source[cycle] = np.roll(cycle, 1)
-    return array.reshape(-1)[mx.array(source)].reshape(array.shape)
+    return array.reshape(-1)[to_mlx(source)].reshape(array.shape)
 
 
 def _movable(array: mx.array) -> np.ndarray[Any, np.dtype[np.intp]]:

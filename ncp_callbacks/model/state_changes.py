@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import to_numpy
+from ..arrays import to_mlx, to_numpy
 from ..results import FloatArray
 from .capture import Around, Tap
 from .conventions import TIME_KEYWORDS
@@ -326,7 +326,7 @@ class StateChanges:
         self._check_all_set(sequence, delta)
 
     def _check_all_set(self, sequence: mx.array, delta: mx.array | None) -> None:
-        wanted = mx.array(0.1 * np.cos(np.arange(self.units)).astype(np.float32))
+        wanted = to_mlx(0.1 * np.cos(np.arange(self.units)).astype(np.float32))
         after: list[mx.array] = []
 
         def cell(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -336,7 +336,7 @@ class StateChanges:
             return out
 
         def every(at: Moment, columns: _Columns, rows: mx.array) -> mx.array:
-            return mx.broadcast_to(wanted[mx.array(columns)], rows.shape).astype(rows.dtype)
+            return mx.broadcast_to(wanted[to_mlx(columns)], rows.shape).astype(rows.dtype)
 
         # The tap that is opened last is outside, and reads what the rest of the model receives.
         with self.applied(every), Tap().on([(self._module, cell)]):
@@ -453,7 +453,7 @@ class StateChanges:
             return out
         old = self._state(out)
         whole = len(self._own) == self.units
-        new = change(at, self._own, old if whole else old[:, mx.array(self._own)])
+        new = change(at, self._own, old if whole else old[:, to_mlx(self._own)])
         if not whole:
             places = np.full(self.units, -1)
             places[self._own] = np.arange(len(self._own))
@@ -477,8 +477,8 @@ class StateChanges:
             elif path in copies:
                 copy = copies[path]
                 use = np.maximum(copy.columns, 0)
-                slopes = mx.array(np.where(copy.columns >= 0, copy.slopes, 0.0).astype(np.float32))
-                difference = (new - old)[:, mx.array(use)]
+                slopes = to_mlx(np.where(copy.columns >= 0, copy.slopes, 0.0).astype(np.float32))
+                difference = (new - old)[:, to_mlx(use)]
                 changed = array + (difference * slopes).astype(array.dtype)
             else:
                 continue

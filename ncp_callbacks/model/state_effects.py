@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import to_mlx
 from ..results import FloatArray
 from .errors import explaining_missing_gradients
 from .pass_arrays import Variants
@@ -42,11 +43,11 @@ def clamped(
         chosen: ``(B,)``, the outputs to follow, see :meth:`Target.choose`.
         loss: Also compute the loss.
     """
-    held = mx.array((units[:, None] == np.arange(len(values))).astype(np.float32))
-    wanted = mx.array(values.astype(np.float32))
+    held = to_mlx((units[:, None] == np.arange(len(values))).astype(np.float32))
+    wanted = to_mlx(values.astype(np.float32))
 
     def change(at: Moment, columns: _Columns, rows: mx.array) -> mx.array:
-        here = mx.array(columns)
+        here = to_mlx(columns)
         copies = held[:, None, here]
         apart = rows.reshape(len(units), -1, len(columns))
         new = mx.where(copies > 0, wanted[here].astype(rows.dtype), apart)
@@ -73,11 +74,11 @@ def clamp_slopes(
         values: ``(H,)``, the value of each unit.
         chosen: ``(B,)``, the outputs to follow.
     """
-    wanted = mx.array(values.astype(np.float32))
+    wanted = to_mlx(values.astype(np.float32))
 
     def moved(by: mx.array) -> Callable[[Moment, _Columns, mx.array], mx.array]:
         def change(at: Moment, columns: _Columns, rows: mx.array) -> mx.array:
-            here = mx.array(columns)
+            here = to_mlx(columns)
             way = mx.stop_gradient(wanted[here].astype(rows.dtype) - rows)
             return rows + by[:, here].astype(rows.dtype) * way
 
@@ -104,7 +105,7 @@ def state_gradient(
         def change(at: Moment, columns: _Columns, rows: mx.array) -> mx.array:
             if not at.is_last:
                 return rows
-            return rows + by[:, at.time_step][:, mx.array(columns)].astype(rows.dtype)
+            return rows + by[:, at.time_step][:, to_mlx(columns)].astype(rows.dtype)
 
         return change
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..arrays import to_mlx
 from ..held_out import HeldOutBatch
 from .conventions import Calling
 from .errors import ModelError
@@ -204,9 +205,9 @@ class Target:
             last = self._last
             if (last == self._steps - 1).all():
                 return values[:, -1]
-            weight = mx.array(last)[:, None] == mx.arange(self._steps)[None]
+            weight = to_mlx(last)[:, None] == mx.arange(self._steps)[None]
         else:
-            weight = mx.array(mask)
+            weight = to_mlx(mask)
         weight = weight.reshape(*weight.shape, *[1] * (values.ndim - 2))
         total = mx.where(weight, values, mx.zeros_like(values)).sum(axis=1)
         return total / weight.sum(axis=1).astype(values.dtype)

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..arrays import to_mlx
 from ..model.model_copy import ModelCopy, Subject, array_paths, pack
 from ..model.own_arrays import array_bytes, evaluate_pending, own_copy, own_view
 
@@ -55,7 +56,7 @@ class ArrayBytes:
             return mx.zeros(self.shape, dtype)
         stand_in = _AS_INTEGERS.get(self.dtype)
         kind = np.dtype(self.dtype) if stand_in is None else stand_in
-        values = mx.array(np.frombuffer(self.data, kind).reshape(self.shape))
+        values = to_mlx(np.frombuffer(self.data, kind).reshape(self.shape))
         return values if stand_in is None else values.view(dtype)
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ...arrays import to_numpy
+from ...arrays import to_mlx, to_numpy
 from ...held_out import HeldOutBatch
 from ...results import FloatArray
 from ..errors import ModelError
@@ -161,7 +161,7 @@ class _Check:
     def reaches(self, names: Collection[str], changed: Mask) -> bool:
         """Tell if a change of some sequences moves the outputs of the others."""
         now = self._outputs_of(self._varied(names, changed))
-        others = mx.array(np.flatnonzero(~changed))
+        others = to_mlx(np.flatnonzero(~changed))
         return not _agree(now[others], self._outputs[others], _SAME_SIZE)
 
     def _varied(self, names: Collection[str], changed: Mask) -> HeldOutBatch:
@@ -209,7 +209,7 @@ class _Check:
         order = np.arange(len(self._batch))
         order[1:] = np.random.default_rng(0).permutation(order[1:])
         now = self._outputs_of(self._batch.take(order))
-        return _agree(now, self._outputs[mx.array(order)], _OTHER_SIZE)
+        return _agree(now, self._outputs[to_mlx(order)], _OTHER_SIZE)
 
     @property
     def transposed_call(self) -> str:
@@ -256,7 +256,7 @@ def _scaled(tolerance: float, values: FloatArray) -> float:
 
 def other_values(array: mx.array, name: str, changed: Mask) -> mx.array:
     """Return an array with other values in some sequences."""
-    where = mx.array(changed).reshape(-1, *[1] * (array.ndim - 1))
+    where = to_mlx(changed).reshape(-1, *[1] * (array.ndim - 1))
     longer = mx.where(where, 1.5 * array, array).astype(array.dtype)
     if name == "time_delta":  # often equal in all sequences; and analyses scale it
         return longer
@@ -269,7 +269,7 @@ def other_values(array: mx.array, name: str, changed: Mask) -> mx.array:
         if len(others):
             source[i] = others[np.argmin(np.abs(others - i))]
     if (source != np.arange(len(array))).any():
-        return array[mx.array(source)]
+        return array[to_mlx(source)]
     if array.ndim > 1:  # all sequences are equal: their own values in another order
         turned = mx.concatenate([array[:, 1:], array[:, :1]], axis=1)
         return mx.where(where, turned, array)

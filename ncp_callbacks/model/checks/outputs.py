@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ...arrays import to_numpy
+from ...arrays import to_mlx, to_numpy
 from ...held_out import HeldOutBatch
 from ...likely_mistakes import layout_hint
 from ...results import FloatArray
@@ -278,5 +278,5 @@ def _with_other_values(
         if len(others):
             source[i, step] = others[0]
     differ: npt.NDArray[np.bool_] = (source != np.arange(total)).any(axis=1)
-    index = mx.array(source.reshape(batch, total, *[1] * (array.ndim - 2)))
+    index = to_mlx(source.reshape(batch, total, *[1] * (array.ndim - 2)))
     return mx.take_along_axis(array, index, axis=1), differ

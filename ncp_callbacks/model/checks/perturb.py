@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...arrays import to_numpy
+from ...arrays import to_mlx, to_numpy
 from ...signal_handlers import raised_by_signal_handler
 from ..model_copy import ModelCopy
 from ..recording import Call, RunCall, record
@@ -150,5 +150,5 @@ def with_other_steps(
             own = differing[differing // total == i]
             source[here] = own[0] if len(own) else differing[0]
     changed = (source != np.arange(batch * total)).reshape(batch, total).any(axis=1)
-    rows: Any = array.reshape(batch * total, *array.shape[2:])[mx.array(source)]
+    rows: Any = array.reshape(batch * total, *array.shape[2:])[to_mlx(source)]
     return rows.reshape(array.shape), changed

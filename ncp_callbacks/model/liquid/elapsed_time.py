@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...arrays import to_numpy
+from ...arrays import to_mlx, to_numpy
 from ...results import FloatArray
 from ..cell_stepper import CellStepper
 from ..conventions import TIME_KEYWORDS
@@ -103,8 +103,8 @@ class ElapsedTime:
             return _as_arguments(replace_leaf(given, self.path, _broadcast_like(elapsed, old)))
         args, kwargs = given
         if self.path[0] == 1 and self.path[1] not in kwargs:
-            return args, {**kwargs, self.path[1]: mx.array(elapsed)}
-        return _as_arguments(replace_leaf(given, self.path, mx.array(elapsed)))
+            return args, {**kwargs, self.path[1]: to_mlx(elapsed)}
+        return _as_arguments(replace_leaf(given, self.path, to_mlx(elapsed)))
 
 
 def _as_arguments(tree: Any) -> Arguments:
@@ -113,7 +113,7 @@ def _as_arguments(tree: Any) -> Arguments:
 
 
 def _broadcast_like(elapsed: Any, old: mx.array) -> mx.array:
-    return mx.broadcast_to(mx.array(elapsed).astype(old.dtype), old.shape)
+    return mx.broadcast_to(to_mlx(elapsed).astype(old.dtype), old.shape)
 
 
 def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
