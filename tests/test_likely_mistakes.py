@@ -47,7 +47,7 @@ def test_timestamps_are_noted_before_the_first_step(
         notes = [note for note in monitor.notes if "timestamps" in note]
     assert len(notes) == 1
     assert "np.diff(timestamps" in notes[0]
-    assert f"{np.float32(times[0, 0]):g}, " in notes[0]
+    assert f"({times[0, 0]:.10g}, {times[0, 1]:.10g}, " in notes[0]
 
 
 def test_timestamps_are_noted_where_only_real_time_steps_rise() -> None:
@@ -71,6 +71,101 @@ def test_elapsed_times_are_not_noted(kind: str) -> None:
     if kind == "two short ones":  # which rise by chance in one of 36 batches
         times, x = np.cumsum(times, axis=1)[:2, :3], x[:2, :3]
     assert ncp.HeldOutBatch(x, times).notes == ()
+
+
+# Five sequences that begin on days of their own, sampled about once a second.
+STARTS = 1_700_000_000 + 86_400.0 * np.array([0, 11, 37, 38, 90])[:, None]
+SAMPLED = STARTS + np.cumsum(np.random.default_rng(2).uniform(0.5, 1.5, (B, T)), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("times", "date"),
+    [
+        # float32 holds 1.7e9 to the nearest 128 seconds.
+        (SAMPLED.astype(np.float32), "seconds since 1970 are 2023-11-14"),
+        (mx.array(SAMPLED.astype(np.float32)), "seconds since 1970 are 2023-11-14"),
+        (mx.array(SAMPLED.astype(np.float32))[..., None], "seconds since 1970 are 2023-11-14"),
+        ((SAMPLED * 1e3).astype(np.float32), "milliseconds since 1970 are 2023-11-14"),
+        ((SAMPLED * 1e6).astype(np.float32), "microseconds since 1970 are 2023-11-14"),
+        (mx.array((SAMPLED * 1e9).astype(np.int64)), "nanoseconds since 1970 are 2023-11-14"),
+        ((SAMPLED / 86_400).astype(np.float32), "days since 1970 are 2023-11-14"),
+        (np.full((B, T), 1.7e9), "seconds since 1970 are 2023-11-14"),
+        (1.7e12, "milliseconds since 1970 are 2023-11-14"),
+        # Sequences that were sorted backwards.
+        (SAMPLED[:, ::-1].astype(np.float32), "seconds since 1970 are 2023-11-14"),
+    ],
+)
+def test_timestamps_that_single_precision_makes_equal_are_noted(times: Any, date: str) -> None:
+    (note,) = ncp.HeldOutBatch(inputs(), times).notes
+    assert "hardly changes along a sequence (" in note
+    assert date in note
+    assert "while the timestamps are float64" in note
+    assert "np.diff(timestamps, axis=1" in note
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0, 3600.0])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("unit", "per_second"),
+    [("seconds", 1.0), ("milliseconds", 1e3), ("nanoseconds", 1e9), ("days", 1 / 86_400)],
+)
+def test_timestamps_of_any_unit_and_dtype_are_noted(
+    seconds: float, dtype: Any, unit: str, per_second: float
+) -> None:
+    if unit == "days" and np.issubdtype(dtype, np.integer):
+        seconds = 86_400
+    times = (STARTS + seconds * np.arange(1, T + 1)) * per_second
+    (note,) = ncp.HeldOutBatch(inputs(), times.astype(dtype)).notes
+    assert f"{unit} since 1970 are 2023-11-1" in note
+    assert ("/ 1e+09 for seconds" in note) is (unit == "nanoseconds")
+
+
+def test_first_elapsed_times_that_are_timestamps_are_noted() -> None:
+    # What np.diff(timestamps, prepend=0) gives.
+    times = np.diff(SAMPLED, axis=1, prepend=0)
+    (note,) = ncp.HeldOutBatch(inputs(), times).notes
+    assert note.startswith(
+        "time_delta is far larger at the first time step of every sequence than later (170000000"
+    )
+    assert "seconds since 1970 are 2023-11-14), as np.diff(timestamps, prepend=0)" in note
+    given = np.diff(SAMPLED, axis=1, prepend=SAMPLED[:, :1] - 1)
+    assert ncp.HeldOutBatch(inputs(), given).notes == ()
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        1.0,
+        86_400.0,  # a day in seconds, and in milliseconds
+        86_400_000.0,
+        1e9,  # a second in nanoseconds
+        np.full((B, T), 19_700.0),  # a number of seconds that is also one of days since 1970
+        19_700 + np.random.default_rng(0).uniform(-50, 50, (B, T)),
+        np.tile([[18_000], [19_000.5], [20_000], [18_000], [21_000]], (1, T)),
+        np.random.default_rng(0).uniform(1e8, 4e9, (B, T)),
+        # Regular at first, sparse later.
+        np.where(np.arange(T) < 6, 1.0, 5.0) * np.ones((B, 1)),
+        np.where(np.arange(T) < 8, 1.0, 1.0 + np.arange(B)[:, None]),
+        1 + 1e-3 * np.random.default_rng(0).standard_normal((B, T)),
+        # Gaps that grow, in two sequences of three time steps.
+        np.array([[1.0, 2.0, 3.0]] * 2),
+        np.array([[1.0, 10.0, 100.0]] * 2),
+    ],
+)
+def test_elapsed_times_of_many_kinds_are_not_noted(times: Any) -> None:
+    x = inputs() if np.ndim(times) == 0 else inputs()[: len(times), : times.shape[1]]
+    assert ncp.HeldOutBatch(x, times).notes == ()
+
+
+@pytest.mark.parametrize("gaps", [np.arange(1.0, T + 1), np.logspace(0, 3, T)])
+def test_gaps_that_grow_in_a_large_batch_are_taken_and_noted_with_what_to_do(
+    gaps: np.ndarray,
+) -> None:
+    # Timestamps 1, 2, 3, ... are the same numbers.
+    held_out = ncp.HeldOutBatch(inputs(), np.tile(gaps, (B, 1)))
+    (note,) = held_out.notes
+    assert note.endswith("If elapsed times do grow, ignore this")
+    np.testing.assert_allclose(np.array(held_out.time_delta)[2], gaps, rtol=1e-6)
 
 
 def test_what_the_note_advises_gives_elapsed_times() -> None:
@@ -296,8 +391,40 @@ def test_times_with_units() -> None:
     with pytest.raises(TypeError, match=re.escape("time_delta / np.timedelta64(1, 's')")):
         ncp.HeldOutBatch(inputs(), seconds)
     ncp.HeldOutBatch(inputs(), seconds / np.timedelta64(1, "s"))
-    with pytest.raises(TypeError, match=r"pass elapsed times, np.diff\(timestamps"):
+    with pytest.raises(TypeError, match=r"dtype datetime64.*such as 1970-01-01T00:00:00"):
         ncp.HeldOutBatch(inputs(), np.zeros((B, T), "datetime64[s]"))
+
+
+SECONDS = np.random.default_rng(1).integers(1, 90, (B, T))
+DATES = np.datetime64("2023-11-14T22:13:20", "s") + np.cumsum(SECONDS, axis=1)
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [DATES, DATES.astype("datetime64[ns]"), DATES.astype(object), DATES.astype(str)],
+    ids=["seconds", "nanoseconds", "of Python", "text"],
+)
+def test_dates_are_refused_and_what_the_message_advises_gives_elapsed_times(
+    dates: np.ndarray,
+) -> None:
+    with pytest.raises(TypeError, match="these are timestamps, such as 2023-11-14") as refused:
+        ncp.HeldOutBatch(inputs(), dates)
+    advised = re.search(
+        r"in seconds, (np.diff.*), where first is.*such as (.*)", str(refused.value)
+    )
+    assert advised is not None
+    timestamps = dates.astype("datetime64[us]")
+    names = {"np": np, "timestamps": timestamps}
+    given = eval(advised[1], names | {"first": eval(advised[2], names)})
+    # The first advised time is one second, or one unit of it, before the first sample.
+    np.testing.assert_array_equal(given[:, 1:], SECONDS[:, 1:])
+    np.testing.assert_array_equal(given[:, 0], 1)
+    assert ncp.HeldOutBatch(inputs(), given).notes == ()
+
+
+def test_texts_of_no_dates_are_no_timestamps() -> None:
+    with pytest.raises(TypeError, match=re.escape("pass numbers, such as time_delta.astype(")):
+        ncp.HeldOutBatch(inputs(), np.full((B, T), "0.5"))
 
 
 class OneFeature(nn.Module):
