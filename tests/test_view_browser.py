@@ -19,7 +19,7 @@ import pytest
 from boards import Board
 from PIL import Image
 from scipy.linalg import orthogonal_procrustes
-from view_logs import DESCRIBED, FEATURES, FINDING, F, H, T, write_run
+from view_logs import DESCRIBED, FEATURES, FINDING, F, H, T, arrays, write_run
 
 import ncp_callbacks as ncp
 from ncp_callbacks.cli import main
@@ -426,6 +426,12 @@ def test_a_comparison_leads_to_the_page_of_its_sides(
         wait_until(page, lambda: section(page, MAPS).locator("canvas").count() == 3)
 
 
+def appended(folder: Path, step: int) -> None:
+    """Log one more snapshot of a run."""
+    with contextlib.closing(ncp.TensorBoardWriter(folder, first_step=step)) as log:
+        log.write(step, arrays(np.random.default_rng(step)))
+
+
 def test_live_runs_are_followed_and_hidden_pages_ask_nobody(browser: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "run", 0, steps=(1, 2))
     server = make_server(LogIndex(tmp_path))
@@ -434,10 +440,7 @@ def test_live_runs_are_followed_and_hidden_pages_ask_nobody(browser: Any, tmp_pa
         with opened_page(browser) as page:
             frame = in_page(page, f"http://127.0.0.1:{server.server_port}/")
             assert output(frame) == "step 2 · snapshot 2 of 2"
-            with contextlib.closing(ncp.TensorBoardWriter(tmp_path / "run", first_step=3)) as log:
-                from view_logs import arrays
-
-                log.write(3, arrays(np.random.default_rng(1)))
+            appended(tmp_path / "run", 3)
             wait_until(page, lambda: output(frame) == "step 3 · snapshot 3 of 3")
             page.evaluate(
                 "Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})"
@@ -455,6 +458,71 @@ def test_live_runs_are_followed_and_hidden_pages_ask_nobody(browser: Any, tmp_pa
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_the_tab_of_tensorboard_follows_a_run_and_rests_behind_another_tab(
+    browser: Any, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "run", 0, steps=(1, 2))
+    board = Board(tmp_path, fast=True)
+    try:
+        board.wait(lambda: board.get("ncp_callbacks/runs")["runs"])
+        with opened_page(browser) as page:
+            frame = in_board(page, board)
+            assert output(frame) == "step 2 · snapshot 2 of 2"
+            appended(tmp_path / "run", 3)
+            wait_until(page, lambda: output(frame) == "step 3 · snapshot 3 of 3")
+            asked: list[str] = []
+            page.on("request", lambda r: "/ncp_callbacks/" in r.url and asked.append(r.url))
+
+            def is_asked() -> bool:
+                asked.clear()
+                page.wait_for_timeout(5500)  # A page that polls does so within this time.
+                return bool(asked)
+
+            page.get_by_role("tab", name="Time Series").click()
+            wait_until(page, lambda: not page.locator("iframe").first.is_visible())
+            # What is new may still be asked for.
+            assert any(not is_asked() for _ in range(4))
+            appended(tmp_path / "run", 4)
+            assert not is_asked()
+            page.get_by_role("tab", name="Interpretability").click()
+            wait_until(page, lambda: output(frame) == "step 4 · snapshot 4 of 4")
+            # The button of TensorBoard that loads everything anew leaves the page as it is.
+            page.locator("app-header-reload button").click()
+            page.wait_for_timeout(1000)
+            assert output(settled(frame)) == "step 4 · snapshot 4 of 4"
+    finally:
+        board.close()
+
+
+@pytest.mark.parametrize(
+    "module", ["ncp_callbacks.view.api", "ncp_callbacks.view.static_files", "crc32c"]
+)
+def test_tensorboard_starts_and_the_tab_says_what_is_missing(
+    module: str, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs" / "run", 0, steps=(1, 2))
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise ImportError("this module is broken", name=name)
+
+sys.meta_path.insert(0, Missing())
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    board = Board(tmp_path / "runs", fast=True)
+    try:
+        board.wait(lambda: board.get("timeseries/tags")["scalars"]["runTagInfo"])
+        with opened_page(browser) as page:
+            page.goto(f"{board.url}/#ncp_callbacks")
+            frame = page.wait_for_selector("iframe[src*='ncp_callbacks']").content_frame()
+            frame.get_by_text("this module is broken").wait_for()
+    finally:
+        board.close()
 
 
 def test_a_page_is_drawn_while_a_run_is_still_read(browser: Any, address: str) -> None:

@@ -6,6 +6,7 @@ TensorBoard itself has, and everything else when the tab is used, where an error
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,12 @@ class InterpretabilityTab(base_plugin.TBPlugin):  # type: ignore[misc]
         self._source: Source | None = None
         self._active = False
         self._search: threading.Thread | None = None
+        self._unserved = ""
 
     def is_active(self) -> bool:
         """Return whether a run has arrays, as far as is known: TensorBoard waits for the answer."""
+        if self._unserved:
+            return True  # The tab says why it is empty.
         if not self._active and (self._search is None or not self._search.is_alive()):
             self._search = threading.Thread(target=self._find_arrays, daemon=True)
             self._search.start()
@@ -60,12 +64,14 @@ class InterpretabilityTab(base_plugin.TBPlugin):  # type: ignore[misc]
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Interpretability")
 
     def get_plugin_apps(self) -> dict[str, Any]:
-        """Return the applications by path."""
-        from .api import NAMES
-        from .static_files import MODULES
-
-        data = {f"/{name}": self._serve for name in NAMES}
-        return {f"/{name}": self._serve for name in MODULES} | data
+        """Return the applications by path; only one that tells why, if the page can't be served."""
+        try:
+            from .api import NAMES
+            from .static_files import MODULES
+        except Exception as error:  # TensorBoard would not start.
+            self._unserved = f"{type(error).__name__}: {error}"
+            return {"/index.js": self._tell}
+        return {f"/{name}": self._serve for name in (*MODULES, *NAMES)}
 
     def _opened(self) -> Source:
         with self._lock:
@@ -77,6 +83,18 @@ class InterpretabilityTab(base_plugin.TBPlugin):  # type: ignore[misc]
                 local = bool(folder) and "://" not in folder and os.path.isdir(folder)
                 self._source = LogIndex(folder) if local else ProviderSource(self._provider)
             return self._source
+
+    def _tell(self, environ: Any, start_response: Any) -> Any:
+        from werkzeug import Response
+
+        words = json.dumps(
+            f"This tab of ncp_callbacks can't be shown: {self._unserved}. Install the package "
+            "again, in the environment of TensorBoard."
+        )
+        script = f"export function render() {{ document.body.append({words}); }}"
+        return Response(script, content_type="text/javascript; charset=utf-8")(
+            environ, start_response
+        )
 
     def _serve(self, environ: Any, start_response: Any) -> Any:
         from werkzeug import Request, Response
