@@ -203,7 +203,7 @@ def closing(
         what = _count(tally.embeddings, "embedding")
         lines.append(f"  {what}: in the Projector, once TensorBoard is started again")
     if notes:
-        lines.append(f"  {_count(notes, 'note')}: monitor.notes, or about/notes in TensorBoard")
+        lines.append(f"  {_count(notes, 'note')}: monitor.notes, or monitor/notes in TensorBoard")
     lines += findings
     if findings and log_dir is not None:
         lines.append(f"  open it:  {open_command(log_dir)}")

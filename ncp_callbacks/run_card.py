@@ -1,4 +1,4 @@
-"""Write the cards ``about/run`` and ``about/guide`` of a log, in Markdown."""
+"""Write the cards ``monitor/run`` and ``monitor/guide`` of a log, in Markdown."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class RunLog:
         self._tags = TagOwners(self.report)
         self._explained: dict[str, str] = {}
         self._rehearsed: set[str] = set()
-        self._changed = {"about/notes": False, "about/guide": False}
+        self._changed = {"monitor/notes": False, "monitor/guide": False}
         self._written: dict[str, float] = {}
 
     @property
@@ -362,7 +362,7 @@ class RunLog:
         self.deliver(lambda: self._keep(message))
 
     def _keep(self, message: str) -> bool:
-        self._changed["about/notes"] = True
+        self._changed["monitor/notes"] = True
         if len(self._notes) >= _MAX_NOTES:
             self._more_notes += 1
             return False
@@ -392,7 +392,7 @@ class RunLog:
             self._rehearsed.discard(record.tag)
             if self._explained.get(record.tag) != record.description:
                 self._explained[record.tag] = record.description
-                self._changed["about/guide"] = True
+                self._changed["monitor/guide"] = True
 
     def _write_cards(self, *, now: bool = False) -> None:
         if not self._writers:
@@ -403,7 +403,7 @@ class RunLog:
             if changed and due:
                 self._changed[tag] = False
                 self._written[tag] = self._clock()
-                text = self._notes_card() if tag == "about/notes" else guide(self._explained)
+                text = self._notes_card() if tag == "monitor/notes" else guide(self._explained)
                 self._write(self.last_step, [Text(tag, text)])
 
     def _notes_card(self) -> str:

@@ -40,4 +40,4 @@ def opening_records(
     card = run_card(runner, callbacks, every, run_config, log.notes, place)
     log.findings = RunFindings(run_facts(runner, callbacks))
     log.fingerprint = fingerprint(runner.held_out, callbacks, runner.target.name)
-    return [Text("about/run", card), Data(FINGERPRINT, log.fingerprint), log.findings.about()]
+    return [Text("monitor/run", card), Data(FINGERPRINT, log.fingerprint), log.findings.about()]

@@ -10,7 +10,7 @@ __all__ = ["TagOwners"]
 
 _MAX_TAGS = 2000
 # The monitor's own groups. No callback has them, and their tags are not rehearsed.
-_OURS = ("monitor/", "findings/", "about/", "_ncp/")
+_OURS = ("monitor/", "findings/", "_ncp/")
 
 
 class TagOwners:

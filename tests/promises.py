@@ -35,7 +35,6 @@ OPTIONAL = {
 }
 # Where the monitor's own tags begin, which no callback promises.
 MONITORS = (
-    "about/",
     "monitor/",
     "held_out/",
     "findings/",

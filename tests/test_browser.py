@@ -256,9 +256,11 @@ def test_the_slider_of_a_picture_shows_another_step(board: Board, page: Any) -> 
 
 
 @ONE_LOADER
-def test_the_guide_is_a_table(board: Board, page: Any) -> None:
+def test_the_text_tab_begins_with_the_findings_and_has_the_guide(board: Board, page: Any) -> None:
     go(page, board, "/#text")
-    loader = page.locator("tf-text-loader").filter(has_text="about/guide")
+    first = page.locator("tf-text-loader").first
+    playwright.expect(first).to_contain_text("findings/summary")
+    loader = page.locator("tf-text-loader").filter(has_text="monitor/guide")
     tag = page.locator("td > code").get_by_text("time_delta/elasticity_rms", exact=True)
     row = loader.locator("tr:has(> td > code)").filter(has=tag).first
     playwright.expect(row).to_be_visible()

@@ -130,7 +130,7 @@ def test_scalars_do_not_depend_on_company(cls: type[ncp.Callback]) -> None:
 def test_every_tag_is_explained(cls: type[ncp.Callback]) -> None:
     writer = logged([cls()])
     # Of the last one: tags that a second snapshot adds are explained as soon as they are there.
-    guide = [r.markdown for _, r in writer.records if r.tag == "about/guide"][-1]
+    guide = [r.markdown for _, r in writer.records if r.tag == "monitor/guide"][-1]
     for record in own(writer):
         # A text explains itself.
         if not record.tag.startswith("_ncp/") and not isinstance(record, ncp.Text):

@@ -216,7 +216,7 @@ def test_captions_say_it_too(size: int) -> None:
     for tag in ("attribution/heatmap", "time_delta/curve"):
         assert "95 % CI" in captions[tag]
         assert ("unreliable" in captions[tag]) == (size == 6)
-    guide = [r.markdown for _, r in writer.records if r.tag == "about/guide"][-1]
+    guide = [r.markdown for _, r in writer.records if r.tag == "monitor/guide"][-1]
     assert ("unreliable" in guide) == (size == 6)
 
 

@@ -186,7 +186,7 @@ def test_closing_leaves_nothing_out(tally: Tally, steps: int, snapshots: int, no
         assert f" {number:,} " in head
     lost = tally.dropped_figures + tally.dropped_records + tally.failed_records
     assert any("lost" in line for line in rest) == (lost > 0)
-    assert any("about/notes" in line for line in rest) == (notes > 0)
+    assert any("monitor/notes" in line for line in rest) == (notes > 0)
     assert any("Projector" in line for line in rest) == (tally.embeddings > 0)
     for number in (*tally[2:], notes):
         assert number == 0 or f" {number:,} " in "\n".join(rest)

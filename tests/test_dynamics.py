@@ -999,11 +999,11 @@ def test_models_are_analysed(kind):
     writer, said, _ = run(made(kind), Dynamics())
     assert told(said) == ()
     promises = promised(Dynamics)
-    aside = ("about/", "monitor/", "findings/", "_ncp/findings", "_ncp/run")
+    aside = ("monitor/", "findings/", "_ncp/findings", "_ncp/run")
     records = [r for s, r in writer.records if s > 0 and not r.tag.startswith(aside)]
     kinds = {ncp.Scalar: "scalar", ncp.Histogram: "histogram", ncp.Figure: "image",
              ncp.Array: "array"}  # fmt: skip
-    guide = [r.markdown for _, r in writer.records if r.tag == "about/guide"][-1]
+    guide = [r.markdown for _, r in writer.records if r.tag == "monitor/guide"][-1]
     for record in records:
         fitting = [t for t in promises if pattern(t).match(record.tag)]
         assert {promises[t] for t in fitting} >= {kinds[type(record)]}, record.tag

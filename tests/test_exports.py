@@ -130,7 +130,7 @@ def run(tmp_path: Path) -> Any:
     for step in (1, 2):
         writer.write(step, [ncp.Scalar("val/loss", 0.5 / step, ci=(0.25 / step, 1.0))])
         writer.write(step, [ncp.Scalar("train/loss", step)])
-    writer.write(3, [ncp.Scalar("train/loss", float("nan")), ncp.Text("about/run", "text")])
+    writer.write(3, [ncp.Scalar("train/loss", float("nan")), ncp.Text("monitor/run", "text")])
     writer.close()
     return ncp.runs.read_run(tmp_path / "run")
 

@@ -105,7 +105,7 @@ def logged(run: Path | str, tag: str) -> list[int]:
     return []
 
 
-def text(run: Path | str, tag: str = "about/notes") -> str:
+def text(run: Path | str, tag: str = "monitor/notes") -> str:
     """Return the last text of a tag in a log on disk."""
     events = EventAccumulator(str(run), size_guidance={"tensors": 0})
     events.Reload()

@@ -110,7 +110,7 @@ def by_kind(records: Sequence[tuple[int, Any]]) -> tuple[dict[Any, Any], dict[An
             )
         elif isinstance(record, Picture):
             pictures[step, record.tag] = record.png
-        elif not key[2].startswith(("monitor/", "about/")):
+        elif not key[2].startswith("monitor/"):
             assert key not in numbers
             numbers[key] = {
                 name: (value.dtype, value.shape, value.tobytes())
@@ -169,7 +169,7 @@ def test_notes_and_guide_are_capped(tmp_path: Path) -> None:
     assert monitor.notes[-1] in ("and 2900 more", "and 2901 more", "and 2902 more")
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"tensors": 0})
     events.Reload()
-    for tag in ("about/notes", "about/guide"):
+    for tag in ("monitor/notes", "monitor/guide"):
         written = [e.tensor_proto.string_val[0] for e in events.Tensors(tag)]
         assert sum(map(len, written)) < 1e6, tag
     assert grown < 20

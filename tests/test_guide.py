@@ -152,6 +152,6 @@ def test_every_picture_in_the_logs_is_in_the_guide(ran: tuple[Path, str]) -> Non
 
 def test_the_run_card_names_the_guide(ran: tuple[Path, str]) -> None:
     where, _ = ran
-    cards = read_run(where / "runs/guide/healthy").texts["about/run"]
+    cards = read_run(where / "runs/guide/healthy").texts["monitor/run"]
     title = GUIDE.splitlines()[0].removeprefix("# ")
     assert f"“{title}”, examples/guide.md" in cards[max(cards)]

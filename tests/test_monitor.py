@@ -230,7 +230,7 @@ def test_standard_set_on_a_model_without_time_or_cell(
         )
     groups = {tag.split("/")[0] for tag in writer.tags}
     assert groups == {
-        "about", "attribution", "attribution_share", "removal", "removal_share", "findings",
+        "attribution", "attribution_share", "removal", "removal_share", "findings",
         "monitor", "_ncp",
     }  # fmt: skip
 
@@ -773,13 +773,13 @@ def test_the_cards_are_whole_tables(model: Net, held_out: ncp.HeldOutBatch) -> N
         target=0,
     )
     texts = [r for _, r in writer.records if isinstance(r, ncp.Text)]
-    others = ("about/notes", "findings/summary")
+    others = ("monitor/notes", "findings/summary")
     cards = {r.tag: r.markdown for r in texts if r.tag not in others}
     for card in cards.values():
         rows = [line for line in card.splitlines() if line.startswith("|")]
         assert {row.count("|") for row in rows} == {3}
-    assert "hidden: " in cards["about/run"]
-    assert "contributions of features" in cards["about/guide"]
+    assert "hidden: " in cards["monitor/run"]
+    assert "contributions of features" in cards["monitor/guide"]
 
 
 def test_a_schedule_that_fails_stops_its_callbacks(model: Net, held_out: ncp.HeldOutBatch) -> None:

@@ -110,7 +110,7 @@ def test_the_guide_names_the_tags_of_the_sequences_chosen() -> None:
     callback = ncp.SinglePredictions(sequences=[3])
     with ncp.Monitor(Net(), held_out, [callback], writer=writer, every=1):
         pass
-    guide = next(r.markdown for _, r in writer.records if r.tag == "about/guide")
+    guide = next(r.markdown for _, r in writer.records if r.tag == "monitor/guide")
     assert "`predictions/sequence_3/target`" in guide
     assert "sample_0" not in guide
 

@@ -495,7 +495,7 @@ def test_the_log_has_a_number_a_card_and_all_pictures(tmp_path: Path) -> None:
     events = EventAccumulator(result.log_dir, size_guidance={"tensors": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
-    card = events.Tensors("about/run")[0].tensor_proto.string_val[0].decode()
+    card = events.Tensors("monitor/run")[0].tensor_proto.string_val[0].decode()
     assert "on saved weights, after the training" in card
     assert "every_checkpoint" in card
     pictures = ["xai_hidden/pca", "xai_transitions/magnitude"]

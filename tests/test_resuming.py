@@ -135,8 +135,8 @@ def test_a_killed_run_logs_what_one_that_was_not_killed_does(tmp_path: Path) -> 
     events.Reload()
     assert [p.step for p in events.Scalars("train/loss")] == list(range(1, 21))
     assert [p.step for p in events.Scalars("xai_attribution/entropy")] == list(range(2, 21, 2))
-    assert events.Tensors("about/run")
-    assert events.Tensors("about/guide")
+    assert events.Tensors("monitor/run")
+    assert events.Tensors("monitor/guide")
 
 
 # ---- in one process

@@ -60,8 +60,8 @@ def test_every_promised_tag_is_served_and_no_other(board: Board, log_dir: Path) 
     # Those without a card are in the log.
     served["scalar"] |= set(read_run(log_dir / RUN).scalars)
     text = set(board.get("text/tags")[RUN])
-    assert {"about/run", "about/guide"} <= text - {"findings/summary"} <= {
-        "about/run", "about/guide", "about/notes",
+    assert {"monitor/run", "monitor/guide"} <= text - {"findings/summary"} <= {
+        "monitor/run", "monitor/guide", "monitor/notes",
     }  # fmt: skip
     promises = [(t, kind) for cls in (*ADDED, *STANDARD) for t, kind in promised(cls).items()]
     promises += [("findings/overview", "image")]
@@ -114,6 +114,6 @@ def test_histograms(board: Board) -> None:
 
 def test_the_guide_is_a_table_of_the_tags(board: Board) -> None:
     # Written again when there was more to explain.
-    *_, entry = board.get("text/text", run=RUN, tag="about/guide")
+    *_, entry = board.get("text/text", run=RUN, tag="monitor/guide")
     assert entry["text"].count("<tr>") > 40
     assert "<code>time_delta/elasticity</code>" in entry["text"]

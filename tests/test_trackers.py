@@ -44,7 +44,7 @@ def records(step: int) -> list[Record]:
             "hidden/speed", np.array([-1.0, 0.5, 3.0, np.nan]), np.array([0.0, 1.0, 2.0])
         ),
         ncp.Picture("attribution/heatmap", picture(), "What matters."),
-        ncp.Text("about/run", "# <Title>"),
+        ncp.Text("monitor/run", "# <Title>"),
         ncp.Array("_ncp/map", np.ones(3)),
         ncp.Data("_ncp/findings", "{}"),
         ncp.Embedding("hidden/points", np.eye(3), {"class": ["a", "b", "c"]}),
@@ -231,7 +231,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "attribution/heatmap/000000001.png",
         "attribution/heatmap/000000002.png",
     ]
-    folder = Path(client.download_artifacts(sink.run_id, "about/run.md"))
+    folder = Path(client.download_artifacts(sink.run_id, "monitor/run.md"))
     assert folder.read_text() == "# <Title>"
     (points,) = client.list_artifacts(sink.run_id, "hidden")
     table = Path(client.download_artifacts(sink.run_id, points.path)).read_text().splitlines()

@@ -124,7 +124,7 @@ def one_of_each(step: int) -> list[Record]:
         Scalar("train/loss", 1 / step),
         Histogram("hidden/speed", np.array([0.5, 1.0, 3.0, 9.0]), EDGES, "In **1/s**."),
         Figure("attribution/heatmap", square, np.eye(4) * step, {"side": 2.0}, "What matters."),
-        Text("about/run", "# Title\n\n| a | b |\n|--|--|\n| 1 | 2 |"),
+        Text("monitor/run", "# Title\n\n| a | b |\n|--|--|\n| 1 | 2 |"),
         Array("_ncp/map", np.arange(6, dtype=np.float64).reshape(2, 3), "Raw."),
     ]
 
@@ -172,7 +172,7 @@ def test_memory_writer() -> None:
         "train/loss",
         "hidden/speed",
         "attribution/heatmap",
-        "about/run",
+        "monitor/run",
         "_ncp/map",
         "p",
     ]
@@ -207,7 +207,7 @@ def test_every_kind_of_record(tmp_path: Path) -> None:
     assert image.metadata.plugin_data.plugin_name == "images"
     assert image.metadata.summary_description == "What matters."
 
-    _, text = found["about/run"][0]
+    _, text = found["monitor/run"][0]
     assert text.tensor.string_val[0].decode().startswith("# Title")
     assert text.metadata.plugin_data.plugin_name == "text"
 
@@ -218,7 +218,7 @@ def test_every_kind_of_record(tmp_path: Path) -> None:
 
     accumulator = EventAccumulator(str(writer.log_dir)).Reload()
     assert [(e.step, e.value) for e in accumulator.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
-    tensors = {"hidden/speed", "attribution/heatmap", "about/run", "_ncp/map"}
+    tensors = {"hidden/speed", "attribution/heatmap", "monitor/run", "_ncp/map"}
     assert set(accumulator.Tags()["tensors"]) == tensors
 
 
@@ -743,8 +743,8 @@ def test_tensorboard_shows_every_kind(server: Server, run: str) -> None:
     )
     assert struct.unpack(">II", png[16:24]) == (200, 100)
 
-    assert "about/run" in server.get("plugin/text/tags")[run]
-    text = server.get("plugin/text/text", run=run, tag="about/run")[0]["text"]
+    assert "monitor/run" in server.get("plugin/text/tags")[run]
+    text = server.get("plugin/text/text", run=run, tag="monitor/run")[0]["text"]
     assert "<h1>Title</h1>" in text
     assert "<td>1</td>" in text
 

@@ -121,7 +121,7 @@ class RemovalDisagrees(Rule):
                 f"Attribution and removal differ beyond chance on {count(number, 'share')} of "
                 f"features and elapsed time; among features most on {name}, {percent(a)} against "
                 f"{percent(b)}.",
-                "Read about/notes, which names the shares, before you rest a conclusion on them.",
+                "Read monitor/notes, which names the shares, before you rest a conclusion on them.",
                 numbers | dict([disputed]),
                 "removal disputes",
             )
