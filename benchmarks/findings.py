@@ -1,6 +1,6 @@
 """Measure how often each rule of the findings detects a planted fault, and how often it errs.
 
-    python benchmarks/findings.py             # some 40 minutes on one core; stores findings.csv
+    python benchmarks/findings.py             # an hour or more on one core; stores findings.csv
     python benchmarks/findings.py --only "coarse solver"    # this fault only, stored in its place
     python benchmarks/findings.py --only healthy
     python benchmarks/findings.py --quick     # does it run? (stores nothing)
@@ -17,11 +17,15 @@ below 70 % of that of the best constant; one that is not is dropped, whatever th
 A map of a healthy run whose shares of time are more than 20 points off those of the task is no
 false alarm of the rule on time. Where training might not bring about a fault, its presence is
 verified by a quantity that the rule doesn't read, such as the loss on 1,024 other sequences; a
-network without it is dropped as well.
+network without it is dropped as well. Some plans are the healthy ones of a rule that needs many
+mistakes: there, any report of the rule is a false alarm.
 Thresholds of the rules ``incomplete``, ``learnt``, ``loss_jumps``, ``loss_not_falling``,
 ``overfits``, ``saturated`` and ``slow_convergence`` were set while a part of these networks was
 known, and so were the learning rates for "nothing to learn", "learning rate far too low", "equal
-initial weights" and the noise of "two maps": their rates are a little too good.
+initial weights" and the noise of "two maps": their rates are a little too good. The rules
+``same_map_when_randomised`` and ``unstable_memory`` were changed after an alarm each in the healthy
+runs 16 and 81, and ``mistakes_rest_on`` after results of seeds from 1000 on. Healthy runs from 96
+on, and seeds from 2000 on, were trained afterwards.
 """
 
 from __future__ import annotations
@@ -54,8 +58,11 @@ from ncp_callbacks.records import Data
 STORED = Path(__file__).parent / "findings.csv"
 FIELDS = ("run", "fault", "seed", "learnt", "planted", "off", "rules", "alarms", "first")
 TASKS, CELLS = ("recent", "mean", "class", "elapsed"), ("cfc", "gru", "rnn", "ltc")
+CLASSES = {"class": 2, "rare": 2, "three": 3, "alike": 3, "apart": 2, "fails": 2}
 T, F, UNITS, STEPS, SEQUENCES = 8, 3, 8, 64, 32
-HEALTHY, SEEDS, MANY = 96, 8, 20
+SEEDS, MANY = 8, 20
+# All healthy runs up to a number, and those with the expensive checks up to another.
+HEALTHY, CHECKED = 96, 288
 OFF = 0.2  # Of the whole, between a share of time in a map and in the task.
 LEARNT = 0.7  # Of the loss of a constant, on other sequences.
 
@@ -172,8 +179,10 @@ class Plan:
     targets: Callable[[Any, Any], Any] = lambda y, rng: y
     every_step: Callable[[int, nn.Module, Any], Any] = lambda step, model, gradients: gradients
     seeds: int = SEEDS
+    first_seed: int = 1000
     verify: Callable[[Outcome], bool] | None = None  # Whether the fault is there.
     expected: tuple[str, ...] = field(default=())
+    spared: tuple[str, ...] = field(default=())  # Rules for which the run is a healthy one.
 
 
 class Net(nn.Module):
@@ -239,6 +248,18 @@ def data(plan: Plan, count: int, rng: np.random.Generator) -> tuple[Any, Any, An
     y = signal[:, None].astype(np.float32)
     if plan.task in ("class", "rare"):
         y = (signal > (0 if plan.task == "class" else 3.3)).astype(np.int32)
+    elif plan.task in ("three", "alike"):  # Sectors of a plane, of one size.
+        other = x[:, -3:, 1].sum(1)
+        angle = np.arctan2(x[:, -3:, 0].sum(1), other) % (2 * math.pi)
+        y = (angle // (2 * math.pi / 3)).astype(np.int32)
+        if plan.task == "alike":  # Which of two it is depends on nothing.
+            y = np.where(y > 0, rng.integers(1, 3, len(y)), y).astype(np.int32)
+    elif plan.task == "apart":  # Two classes with nothing between them.
+        y = (signal > 0).astype(np.int32)
+        x[:, -3:, 0] += 0.5 * np.sign(signal)[:, None].astype(np.float32)
+    elif plan.task == "fails":  # A sensor is silent in every fourth sequence.
+        y = (signal > 0).astype(np.int32)
+        x[rng.random(count) < 0.25, :, 0] = 0.0
     return plan.inputs(x), plan.deltas(delta), plan.targets(y, rng)
 
 
@@ -246,8 +267,8 @@ def trained(plan: Plan, seed: int) -> tuple[Facts, bool, bool]:
     """Train one network; return what rules read, whether it has learnt, and has the fault."""
     rng = np.random.default_rng(seed)
     mx.random.seed(seed)
-    classes = plan.task in ("class", "rare")
-    model, optimiser = Net(plan, 2 if classes else 1), optim.Adam(plan.learning_rate)
+    classes = CLASSES.get(plan.task, 0)
+    model, optimiser = Net(plan, classes or 1), optim.Adam(plan.learning_rate)
 
     def losses(model: Net, x: mx.array, delta: mx.array, y: mx.array) -> mx.array:
         out = model(x, delta)
@@ -263,7 +284,7 @@ def trained(plan: Plan, seed: int) -> tuple[Facts, bool, bool]:
     mask = None if plan.mask is None else plan.mask(x)
     held_out = ncp.HeldOutBatch(
         x, delta if takes_time else None, targets=y, mask=mask,
-        class_names=["no", "yes"] if classes else None,
+        class_names=["no", "yes", "other"][:classes] or None,
     )  # fmt: skip
     method = {} if plan.method is None else {"method": plan.method}
     callbacks: list[ncp.Callback] = [
@@ -291,9 +312,10 @@ def trained(plan: Plan, seed: int) -> tuple[Facts, bool, bool]:
             monitor.on_step_end(step, loss=loss)
             if step % every == 0:
                 errors.append(float(losses(model, *others)))
-    share, chance = float(others[2].mean()), float(np.var(np.array(others[2])))
+    chance = float(np.var(np.array(others[2])))
     if classes:
-        chance = float(-share * np.log(share) - (1 - share) * np.log(1 - share)) if share else 0.0
+        shares = np.bincount(np.array(others[2]), minlength=classes) / len(others[2])
+        chance = float(-sum(share * np.log(share) for share in shares if share))
     at_training = float(losses(model, *map(mx.array, fixed))) if fixed else math.nan
     outcome = Outcome(model, errors, chance, at_training)
     facts = facts_of(writer)
@@ -415,6 +437,29 @@ def noisy(y: Any, rng: np.random.Generator) -> Any:
     return (y + rng.normal(size=y.shape) * 2 * y.std()).astype(np.float32)
 
 
+def flipped(share: float, classes: int) -> Callable[[Any, Any], Any]:
+    """Return a function that replaces a share of the labels by any of the others."""
+
+    def targets(y: Any, rng: np.random.Generator) -> Any:
+        other = (y + rng.integers(1, classes, len(y))) % classes
+        return np.where(rng.random(len(y)) < share, other, y).astype(np.int32)
+
+    return targets
+
+
+def two_alike(found: Outcome) -> bool:
+    """Return whether the loss is that of a model that tells one class from the two others.
+
+    These two are two thirds of all sequences, and which it is of them costs log 2.
+    """
+    return found.losses[-1] < (2 / 3 * math.log(2) + found.chance) / 2
+
+
+def separated(found: Outcome) -> bool:
+    """Return whether the loss is within 10 % of that of labels of which a fifth is wrong."""
+    return found.losses[-1] < -1.1 * (0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+
+
 def plans() -> dict[str, Plan]:
     """Return a plan for each fault, by its name."""
     sanity = ncp.SanityCheck
@@ -426,6 +471,8 @@ def plans() -> dict[str, Plan]:
         method = Map(kind)
         return Plan(method=method, callbacks=more, steps=240, learning_rate=5e-3, expected=(rule,))
 
+    # With enough mistakes to tell which they are.
+    classifier = Plan(sequences=256, batch=64, steps=240, learning_rate=5e-3, seeds=MANY)
     return {
         "loss becomes NaN": Plan(
             every_step=broken_at(40, lambda g: g * math.nan), expected=("diverged",)
@@ -528,6 +575,22 @@ def plans() -> dict[str, Plan]:
         "8 sequences": Plan(sequences=8, expected=("few_sequences",)),
         "normalised over the batch": Plan(coupled=True, expected=("batch_coupled",)),
         "rare class": Plan(task="rare", sequences=64, expected=("class_imbalance",)),
+        "two of three classes alike": dataclasses.replace(
+            classifier, task="alike", verify=two_alike, expected=("confuses_classes",)
+        ),
+        "labels wrong at random, of three classes": dataclasses.replace(
+            classifier, seeds=48, task="three", targets=flipped(0.2, 3),
+            verify=lambda found: found.losses[-1] < 0.85 * found.chance,
+            spared=("confuses_classes",),
+        ),
+        "labels wrong at random, of two classes": dataclasses.replace(
+            classifier, first_seed=2000, seeds=48, task="apart", targets=flipped(0.2, 2),
+            verify=separated, spared=("mistakes_rest_on",),
+        ),
+        "a sensor is silent at times": dataclasses.replace(
+            classifier, first_seed=2000, task="fails", sequences=512,
+            verify=lambda found: found.learnt, expected=("mistakes_rest_on",),
+        ),
         "one feature × 1000": Plan(
             inputs=lambda x: (x * np.array([1, 1, 1000])).astype(np.float32),
             expected=("feature_scales",),
@@ -561,11 +624,14 @@ def healthy(number: int) -> Plan:
 
 def measure(quick: bool, only: str, cache: Path | None) -> Iterator[dict[str, str]]:
     """Train all networks, or those with one fault; yield a row for each."""
-    count = 4 if quick else HEALTHY if only in ("", "healthy") else 0
-    todo = [("", healthy(i), i) for i in range(count)]
+    numbers = [i for i in range(CHECKED) if i < HEALTHY or healthy(i).callbacks]
+    numbers = numbers[:4] if quick else numbers if only in ("", "healthy") else []
+    todo = [("", healthy(i), i) for i in numbers]
     for name, plan in plans().items():
         if not only or name == only:
-            todo += [(name, plan, 1000 + seed) for seed in range(1 if quick else plan.seeds)]
+            todo += [
+                (name, plan, plan.first_seed + seed) for seed in range(1 if quick else plan.seeds)
+            ]
     for number, (fault, plan, seed) in enumerate(todo, start=1):
         began = time.perf_counter()
         facts, learnt, planted = kept(plan, fault, seed, cache)
@@ -632,6 +698,8 @@ def is_checked(rule: str, plan: Plan) -> bool:
         return bool(plan.callbacks)
     if rule in ("time_use", "extrapolation"):
         return plan.cell in ("cfc", "ltc")
+    if rule in ("confuses_classes", "mistakes_rest_on"):
+        return False  # They need more mistakes than there are, and have runs of their own.
     if rule == "class_imbalance":
         return plan.task == "class"
     return rule != "solver_error"
@@ -664,6 +732,10 @@ def table(rows: Sequence[dict[str, str]]) -> str:
             # Where the map itself is wrong, disagreement is no false alarm.
             asked = [row for row in asked if float(row["off"]) <= OFF]
         false = sum(rule.name in row["alarms"].split() for row in asked)
+        spared = [name for name, plan in known.items() if rule.name in plan.spared]
+        if spared:  # A fact that is none counts, too.
+            asked = [row for row in there if row["fault"] in spared]
+            false = sum(rule.name in row["rules"].split() for row in asked)
         detected = f"{sum(hit)} of {len(hit)}" if hit else "not planted"
         if hit and sum(hit) < 0.95 * len(hit):
             detected = f"**{detected}**"

@@ -63,6 +63,8 @@ class Need(enum.Enum):
     """Array: values of ``target="loss"`` beside those of another target; costs no pass."""
     HITS = "hits"
     """Array: which classes are predicted right; costs no pass."""
+    CLASSES = "classes"
+    """Array: the true and the predicted class of each sequence; costs no pass."""
     PARAMETERS = "parameters"
     """Arrays: the trainable parameters, by name; costs no pass."""
     VARIANTS = "variants"
@@ -104,6 +106,7 @@ _ARRAYS = frozenset(
         Need.ACTIVATIONS,
         Need.LOSSES,
         Need.HITS,
+        Need.CLASSES,
         Need.PARAMETERS,
     }
 )
@@ -288,6 +291,17 @@ class Observation(EvaluatedBatch):
         """
         hits: FloatArray | None = self._array(Need.HITS)
         return hits
+
+    @property
+    def classes(self) -> npt.NDArray[np.int64] | None:
+        """Return the true and the predicted class ``(B, 2)`` at the time step of the target.
+
+        Of one output, class 1 is predicted where it is above 0. They are None where a sequence has
+        no single class: without integer targets that fit, with labels of several outputs, and with
+        a mean over classes of each time step.
+        """
+        classes: npt.NDArray[np.int64] | None = self._array(Need.CLASSES)
+        return classes
 
     @property
     def parameters(self) -> Mapping[str, FloatArray]:

@@ -147,6 +147,11 @@ def _arrays(
     if Need.HITS in needs:
         hits = runner.hits(to_mlx(outputs))
         arrays[Need.HITS] = None if hits is None else read_only(to_numpy(hits))
+    if Need.CLASSES in needs:
+        classes = runner.classes(mx.array(outputs))
+        arrays[Need.CLASSES] = (
+            None if classes is None else read_only(to_numpy(classes).astype(np.int64))
+        )
     if Need.PARAMETERS in needs:
         arrays[Need.PARAMETERS] = MappingProxyType(
             {p.name: read_only(to_numpy(p.array)) for p in trainable_parameters(runner.model)}

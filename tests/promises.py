@@ -41,6 +41,7 @@ MONITORS = (
     "_ncp/findings",
     "_ncp/fingerprint",
     "_ncp/run",
+    "_ncp/held_out_confusion",
 )
 # What the monitor says of itself.
 OWN = (

@@ -51,20 +51,31 @@ def logged(
     features: int = 3,
     steps: int = 2,
     model: nn.Module | None = None,
+    sequences: int = 6,
     **options: Any,
 ) -> ncp.MemoryWriter:
     mx.random.seed(0)
     model = Net(features) if model is None else model
     rng = np.random.default_rng(0)
     held_out = ncp.HeldOutBatch(
-        rng.standard_normal((6, 5, features)).astype(np.float32),
-        rng.uniform(0.5, 2.0, (6, 5)).astype(np.float32),
-        targets=np.arange(6) % 4,
+        rng.standard_normal((sequences, 5, features)).astype(np.float32),
+        rng.uniform(0.5, 2.0, (sequences, 5)).astype(np.float32),
+        targets=np.arange(sequences) % 4,
     )
     writer = ncp.MemoryWriter()
     with ncp.Monitor(model, held_out, callbacks, writer=writer, every=1, **options) as monitor:
         for step in range(1, steps + 1):
             monitor.on_step_end(step)
+    return writer
+
+
+def logged_of_tokens() -> ncp.MemoryWriter:
+    """Return what is logged of a model of tokens."""
+    writer = ncp.MemoryWriter()
+    held_out = ncp.HeldOutBatch(np.arange(30).reshape(6, 5) % 7)
+    model = nn.Sequential(nn.Embedding(7, 3), Net())
+    with ncp.Monitor(model, held_out, [ncp.GradientAttribution()], writer=writer) as monitor:
+        monitor.on_step_end(1)
     return writer
 
 
@@ -82,6 +93,10 @@ def test_the_docstring_lists_every_tag_and_no_other(cls: type[ncp.Callback]) -> 
     records = own(logged([cls()], features=13))
     for options in MORE.get(cls, []):
         records += own(logged([cls(**options)]))
+    if cls is ncp.GradientAttribution:
+        # Classes are compared where enough sequences are confused.
+        records += own(logged([cls()], sequences=240))
+        records += own(logged_of_tokens())
     if cls is ncp.TimeSensitivity:
         # Only an LTC has a solver.
         records += own(logged([cls(solver_error=True)], model=LTC(3, 4)))

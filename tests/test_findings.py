@@ -110,11 +110,14 @@ def _facts() -> st.SearchStrategy[Facts]:
             "_ncp/attribution_strength", "_ncp/attribution_time_delta",
             "_ncp/transitions_unit_speed_max", "_ncp/held_out_confusion",
             "_ncp/removal_blocks", "_ncp/removal_block_shares",
+            "_ncp/attribution_confused", "_ncp/attribution_confused_shares",
+            "_ncp/attribution_tokens",
         ]),
         st.sampled_from([
             np.zeros((24, 3)), np.full((24, 3), np.nan), np.zeros((0, 3)), np.zeros(7),
             np.ones((2, 24)), np.array(np.inf), np.eye(3), np.arange(8.0).reshape(2, 4),
-            np.linspace(0, 1, 28).reshape(7, 4),
+            np.linspace(0, 1, 28).reshape(7, 4), np.full((3, 3), 20.0), np.array([0, 1, 9.0, 9]),
+            np.ones((9, 4)), np.full((9, 2), -1.0), np.full((2, 5), 0.5), np.full((2, 5), np.nan),
         ]),
     )  # fmt: skip
     curves = st.dictionaries(

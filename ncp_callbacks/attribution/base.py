@@ -308,6 +308,19 @@ class Attribution:
         by_time = None if self.time_delta is None else np.abs(self.time_delta.sum(axis=1))
         return np.abs(self.inputs.sum(axis=1)), by_time
 
+    def block_strength(self, blocks: Sequence[tuple[int, int]]) -> FloatArray:
+        """Return what each block of time contributes to each sequence's target, ``(B, K)``.
+
+        It is the absolute sum of all that is attributed to inputs and elapsed times in the block.
+
+        Args:
+            blocks: First and last time step of each block.
+        """
+        at_each = self.inputs.sum(axis=2, dtype=np.float64)
+        if self.time_delta is not None:
+            at_each = at_each + self.time_delta
+        return np.stack([np.abs(at_each[:, a : b + 1].sum(axis=1)) for a, b in blocks], axis=1)
+
     def of(self, sequences: npt.NDArray[np.intp]) -> Attribution:
         """Return the attribution of some sequences, by their indices."""
         others = (

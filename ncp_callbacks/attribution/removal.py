@@ -221,8 +221,8 @@ def compare(attribution: Attribution, removal: Removal) -> Agreement | None:
 def compare_blocks(attribution: Attribution, removal: Removal) -> Agreement | None:
     """Return how far an attribution and removal agree on which blocks of time the target needs.
 
-    The attribution of a block is the absolute sum of all that is attributed to its inputs and
-    elapsed times, since removal replaces them together.
+    The attribution of a block is that of its inputs and elapsed times together, since removal
+    replaces them together.
 
     Args:
         attribution: The attribution of the same sequences, in units of the target.
@@ -233,11 +233,7 @@ def compare_blocks(attribution: Attribution, removal: Removal) -> Agreement | No
     """
     if attribution.method.is_slope or len(removal.blocks) < 2:
         return None
-    at_each = attribution.inputs.sum(axis=2, dtype=np.float64)
-    if attribution.time_delta is not None:
-        at_each = at_each + attribution.time_delta
-    blocks = [np.abs(at_each[:, a : b + 1].sum(axis=1)) for a, b in removal.blocks]
-    first = np.stack(blocks, axis=1)
+    first = attribution.block_strength(removal.blocks)
     # A sequence that ends before a block has no change there; one with no finite change is skipped.
     missing = np.isnan(removal.by_block)
     second = np.where(missing, 0.0, removal.by_block)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..findings.finding import Finding
 from ..results import MappingResult
+from ..stats import share_ci
 from .questions import answers, feature_shares
 
 __all__ = ["AnswerCount", "CrossValidation", "Repetition", "Spread", "summarise"]
@@ -191,14 +192,11 @@ def summarise(repetitions: Sequence[Repetition], notes: Sequence[str] = ()) -> C
 
 
 def _agreement(question: str, found: Sequence[str]) -> AnswerCount:
-    from scipy import stats
-
     counts = Counter(answer for answer in found if answer)
     # Of equally frequent answers the one that came first.
     answer, count = counts.most_common(1)[0]
     of = sum(counts.values())
-    ci = stats.binomtest(count, of).proportion_ci()
-    return AnswerCount(question, answer, count, of, float(ci.low), float(ci.high), tuple(found))
+    return AnswerCount(question, answer, count, of, *share_ci(count, of), tuple(found))
 
 
 def _of_findings(repetitions: Sequence[Repetition]) -> list[AnswerCount]:

@@ -316,6 +316,13 @@ class ModelRunner(SequenceCaller):
         except ModelError:
             return None
 
+    def classes(self, outputs: mx.array) -> mx.array | None:
+        """Return ``(B, 2)``, true and predicted classes; None without one class per sequence."""
+        try:
+            return self.loss.classes(outputs)
+        except ModelError:
+            return None
+
     def find_embedding_of_length(self) -> None:
         """Find the vectors of tokens in sequences of another length than those of the batch.
 

@@ -329,6 +329,26 @@ class Target:
         right = right.astype(mx.float32)
         return self._at_step(right) if per_step else right
 
+    def classes(self, outputs: mx.array) -> mx.array | None:
+        """Return ``(B, 2)``, the true and the predicted class at the time step of the target.
+
+        It is None where a sequence has no single class: without integer targets, for labels of
+        several outputs, and for a mean over targets of each time step.
+
+        Raises:
+            ModelError: If the targets don't fit the outputs.
+        """
+        outputs, targets, per_step = self._against_targets(outputs)
+        averaged = per_step and self._at == "mean"
+        if mx.issubdtype(targets.dtype, mx.floating) or targets.shape[-1] != 1 or averaged:
+            return None
+        true, predicted = targets[..., 0], mx.argmax(outputs, axis=-1)
+        if outputs.shape[-1] == 1:
+            true, predicted = true > 0, outputs[..., 0] > 0
+        both = mx.stack([true.astype(mx.float32), predicted.astype(mx.float32)], axis=-1)
+        both = self._at_step(both) if per_step else both
+        return both if both.ndim == 2 else None
+
     def _loss(self, outputs: mx.array, every_step: bool = False) -> mx.array:
         outputs, targets, per_step = self._against_targets(outputs, every_step)
         classes = not mx.issubdtype(targets.dtype, mx.floating)

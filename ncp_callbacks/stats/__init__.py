@@ -4,12 +4,15 @@
 - :mod:`.quantiles`: quantiles of values of which many belong to one sequence.
 - :mod:`.reliability`: correlations of maps, and their split-half reliability.
 - :mod:`.run_groups`: tests between two groups of runs.
+- :mod:`.sequence_groups`: tests between two groups of sequences.
+- :mod:`.binomial`: shares of independent cases.
 - :mod:`.distances`: distances between maps, states and histograms.
 - :mod:`.state_samples`: a sample of the states of a batch, and a fingerprint of it.
 
 SciPy is imported by the functions that need it, since its import takes a second.
 """
 
+from .binomial import at_least_p, share_ci
 from .estimate import (
     CORRELATION,
     MIN_SEQUENCES_FOR_CI,
@@ -26,6 +29,7 @@ from .estimate import (
     with_cis,
 )
 from .quantiles import quantile_estimates
+from .sequence_groups import differ_beyond_chance
 
 __all__ = [
     "CORRELATION",
@@ -36,10 +40,13 @@ __all__ = [
     "Estimate",
     "PairedChange",
     "Scale",
+    "at_least_p",
     "changed_beyond_chance",
     "ci_array",
+    "differ_beyond_chance",
     "holm",
     "quantile_estimates",
+    "share_ci",
     "t_quantile",
     "with_cis",
 ]

@@ -39,10 +39,13 @@ from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
 from ...stats import SHARE, Estimate
 from ...stats.reliability import cosine, order_correlation
+from ..confusions import MAX_CLASSES
 from ..feature_curves import FeatureCurves, shares_array
+from .confused import confused_shares
 from .doubts import Disputes, completeness, mostly_time
 from .plot import plot_feature_importance
 from .subsets import of_each_class, of_worst, summary_of
+from .tokens import token_shares
 
 __all__ = ["GradientAttribution"]
 
@@ -135,6 +138,14 @@ class GradientAttribution(Callback):
     ``_ncp/attribution_shares``          array     ``(F, 3)``, share of each feature in the
                                                    contributions, and the ends of its CI
     ``_ncp/attribution_time_delta``      array     ``(2, T)``, these two means of elapsed time
+    ``_ncp/attribution_tokens``          array     ``(N, 5)``, for tokens: the 16 that carry most,
+                                                   their shares and the ends of the CIs, and the
+                                                   part of the time steps that have them
+    ``_ncp/attribution_confused``        array     ``(4,)``, for classes: the two that are taken for
+                                                   each other most often, and the number of their
+                                                   sequences that are confused, and right
+    ``_ncp/attribution_confused_shares`` array     ``(9, F + K)``, shares of features and of blocks
+                                                   of time in these; if there are 16 of each
     ==================================== ========= ==============================================
 
     The contribution of a feature to a sequence's target is the absolute sum of its attributions
@@ -209,7 +220,7 @@ class GradientAttribution(Callback):
         self._by_class, self._worst = bool(by_class), whole_number("worst", worst, 0)
         removals = {Need.REMOVALS} if removal else set()
         losses = {Need.LOSSES} if self._worst else set()
-        self.needs = self._attributor.needs | others | removals | losses
+        self.needs = self._attributor.needs | others | removals | losses | {Need.CLASSES}
         self._disputes = self.keep("disputes", Disputes(removal))
         self._limit = self.keep("limit", AxisLimit())
         self._map_changes = self.keep("maps", _MapChanges())
@@ -255,6 +266,8 @@ class GradientAttribution(Callback):
                 yield from _agreement(found, self._other, group, observation)
             yield from _feature_shares(result, self._curves, group)
             yield from _arrays(result, group)
+            yield from _tokens(found, observation, group)
+            yield from _confused(found, observation, group)
         yield from non_finite_count(
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
@@ -457,6 +470,48 @@ def _agreement(
                 other=other.method.label, sequences=own.sequences
             )
             yield Scalar(f"{group}/agreement", correlation, description)
+
+
+def _tokens(found: Attribution, observation: Observation, group: str) -> Iterator[Array]:
+    """Yield the tokens that the target rests on, wherever they occur."""
+    held_out = observation.held_out
+    if not held_out.tokens:
+        return
+    shares = token_shares(found, np.array(held_out.inputs), held_out.mask_array)
+    if shares is not None:
+        yield Array(
+            f"_ncp/{group}_tokens",
+            shares,
+            "Token, its share in the contributions of all, the ends of its 95 % CI, and the part "
+            "of the time steps that have it",
+            axes=("token", "token, share, low, high, part of the time steps"),
+        )
+
+
+def _confused(found: Attribution, observation: Observation, group: str) -> Iterator[Array]:
+    """Yield what the target rests on where two classes are confused, and where they are not."""
+    classes, outputs = observation.classes, observation.outputs.shape[-1]
+    if classes is None or outputs > MAX_CLASSES:
+        return
+    padded = observation.mask is not None and not observation.mask.all()
+    confused = confused_shares(found, classes, max(2, outputs), padded=padded)
+    numbers = np.zeros(4)
+    if confused is not None:
+        numbers[:] = *confused.classes, confused.confused, confused.right
+    yield Array(
+        f"_ncp/{group}_confused",
+        numbers,
+        "The two classes that are confused most, and the numbers of their sequences that are "
+        "confused, and right",
+    )
+    if confused is not None and confused.shares is not None:
+        yield Array(
+            f"_ncp/{group}_confused_shares",
+            confused.shares,
+            "First and last time step, share where confused, its 95 % CI, share where right, its "
+            "95 % CI, and 1 for a difference",
+            axes=("number", "feature or block of time"),
+        )
 
 
 def _arrays(result: TemporalImportance, group: str) -> Iterator[Array]:

@@ -9,8 +9,9 @@ import numpy as np
 from ...callback import Callback, non_finite_count, scalar_with_ci
 from ...model import NotApplicable
 from ...observation import Need, Observation
-from ...records import Note, Record
+from ...records import Array, Note, Record
 from ...stats import SHARE, SIZE, Estimate
+from ..confusions import MAX_CLASSES, confusion_matrix
 
 __all__ = ["HeldOutScore"]
 
@@ -22,14 +23,16 @@ class HeldOutScore(Callback):
     that analyses as many sequences, or else a forward pass. It does not apply to targets that fit
     only a loss function of your own.
 
-    ======================== ====== ================================================================
-    Tag                      Record What
-    ======================== ====== ================================================================
-    ``held_out/loss``        scalar mean over sequences of ``target="loss"``: cross-entropy for
-                                    classes, else squared error, at the time step of the target
-    ``held_out/accuracy``    scalar share of right classes, at the time step of the target
-    ``held_out/nonfinite``   scalar sequences skipped because of NaN or infinity
-    ======================== ====== ================================================================
+    =========================== ====== =============================================================
+    Tag                         Record What
+    =========================== ====== =============================================================
+    ``held_out/loss``           scalar mean over sequences of ``target="loss"``: cross-entropy for
+                                       classes, else squared error, at the time step of the target
+    ``held_out/accuracy``       scalar share of right classes, at the time step of the target
+    ``held_out/nonfinite``      scalar sequences skipped because of NaN or infinity
+    ``_ncp/held_out_confusion`` array  ``(K, K)``, number of sequences by true class, down, and by
+                                       predicted class, across; for at most 64 classes
+    =========================== ====== =============================================================
 
     They come with 95 % CIs over sequences, which are unreliable with fewer than 16 sequences.
 
@@ -37,7 +40,7 @@ class HeldOutScore(Callback):
         every, name, max_sequences: See :class:`Callback`.
     """
 
-    needs = frozenset({Need.LOSSES, Need.HITS})
+    needs = frozenset({Need.LOSSES, Need.HITS, Need.CLASSES})
     default_name = "held_out"
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
@@ -68,6 +71,14 @@ class HeldOutScore(Callback):
                 "Share of the held-out sequences' classes that are predicted right, at the time "
                 "step of the target",
                 place="headline",
+            )
+        classes, outputs = observation.classes, observation.outputs.shape[-1]
+        if classes is not None and outputs <= MAX_CLASSES:
+            yield Array(
+                f"_ncp/{self.name}_confusion",
+                confusion_matrix(classes[finite], max(2, outputs)).astype(np.float32),
+                "Number of held-out sequences by true and predicted class",
+                axes=("true class", "predicted class"),
             )
         yield from non_finite_count(
             self.name, int((~finite).sum()), "sequences", "their loss was NaN or infinity"

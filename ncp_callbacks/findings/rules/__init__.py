@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..rule import Rule
 from .batch import BatchCoupled, ClassImbalance, FeatureScales, MostlyPadding
+from .confuses_classes import ConfusesClasses
 from .constant_features import ConstantFeatures
 from .dead_units import DeadUnits
 from .disagreement import MethodsDisagree, RemovalDisagrees
@@ -17,6 +18,7 @@ from .learnt import Learnt
 from .loss_jumps import LossJumps
 from .loss_not_falling import LossNotFalling
 from .memory import ForgetsTheBeginning, ShortMemory, UnstableMemory
+from .mistakes_rest_on import MistakesRestOn
 from .no_progress import NoProgress
 from .noisy_map import NoisyMap
 from .overfits import Overfits, Overtrained
@@ -39,7 +41,9 @@ __all__ = ["RULES"]
 RULES: tuple[Rule, ...] = (
     Diverged(),
     Learnt(),
+    ConfusesClasses(),
     RestsOn(),
+    MistakesRestOn(),
     TimeUse(),
     LastStepOnly(),
     NoProgress(),

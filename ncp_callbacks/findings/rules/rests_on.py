@@ -1,4 +1,4 @@
-"""Tell what the target rests on: features, time steps and elapsed time."""
+"""Tell what the target rests on: features or tokens, time steps and elapsed time."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _MAX_NAMED, _ENOUGH, _MOST = 3, 0.8, 0.7
 
 
 class RestsOn(Rule):
-    """Name the features, time steps and elapsed time that the attribution is assigned to.
+    """Name the features or tokens, time steps and elapsed time that the attribution is assigned to.
 
     It names the strongest features until they have 80 % together, at most three: a longer list is
-    the picture's task. The time steps are the fewest last ones, or else the fewest whatever their
-    place, that hold 70 %. It says "attribution", and no more: that a change of the input changes
-    the target is what removal checks. Where removal of blocks of time disputes the time steps, the
+    the picture's task. Of tokens it names as many, and how often each occurs: one that is frequent
+    carries more. The time steps are the fewest last ones, or else the fewest whatever their place,
+    that hold 70 %. It says "attribution", and no more: that a change of the input changes the
+    target is what removal checks. Where removal of blocks of time disputes the time steps, the
     sentence names both shares.
     """
 
@@ -35,6 +36,7 @@ class RestsOn(Rule):
         "attribution/time_share",
         "attribution*_share/*",
         "_ncp/attribution*_strength",
+        "_ncp/attribution*_tokens",
         "removal/strength",
         "_ncp/removal*_block*",
     )
@@ -57,7 +59,9 @@ class RestsOn(Rule):
                 "no attribution",
             )
             return
-        parts, numbers = self._features(facts, group)
+        parts, numbers = self._tokens(facts, group)
+        if not parts:
+            parts, numbers = self._features(facts, group)
         steps = self._time_steps(facts, group)
         apart = block_difference(facts)
         if steps and apart is not None and apart.is_doubtful:
@@ -100,6 +104,24 @@ class RestsOn(Rule):
             f"{name} {'has ' if name == named[0] else ''}{percent(shares[name])}" for name in named
         ]
         numbers = {clean_tag(f"{group}_share/{name}"): shares[name] for name in named}
+        return [f"of the attribution to inputs, {joined(texts)}"], numbers
+
+    def _tokens(self, facts: Facts, group: str) -> tuple[list[str], dict[str, Number]]:
+        rows = facts.arrays.get(f"_ncp/{group}_tokens")
+        if rows is None or rows.ndim != 2 or rows.shape[1] != 5 or not len(rows):
+            return [], {}
+        if not np.isfinite(rows[:, [0, 1, 4]]).all():
+            return [], {}
+        texts: list[str] = []
+        numbers: dict[str, Number] = {}
+        total = 0.0
+        for token, share, low, high, often in rows[:_MAX_NAMED].tolist():
+            if total < _ENOUGH:
+                name, number = f"token {int(token)}", Number(share, low, high)
+                has, where = ("has ", " of the time steps") if not texts else ("", "")
+                texts.append(f"{name} {has}{percent(number)} with {percent(often)}{where}")
+                numbers[f"{group}, {name}"] = number
+                total += share
         return [f"of the attribution to inputs, {joined(texts)}"], numbers
 
     def _time_steps(self, facts: Facts, group: str) -> list[str]:
