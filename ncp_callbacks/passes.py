@@ -148,7 +148,7 @@ def _arrays(
         hits = runner.hits(to_mlx(outputs))
         arrays[Need.HITS] = None if hits is None else read_only(to_numpy(hits))
     if Need.CLASSES in needs:
-        classes = runner.classes(mx.array(outputs))
+        classes = runner.classes(to_mlx(outputs))
         arrays[Need.CLASSES] = (
             None if classes is None else read_only(to_numpy(classes).astype(np.int64))
         )
