@@ -20,7 +20,8 @@ of the picture of states.
 
 What callbacks analyse of few sequences only is not among the numbers: Jacobians, which are of four
 sequences, and faithfulness, interactions and time constants, of eight. Their CIs say so. Nor are
-the R² of units' meanings, whose trees are fitted to the batch.
+the R² of units' meanings, whose trees are fitted to the batch. Groups of neurons are halves of the
+units, in the place of those of a wiring.
 """
 
 from __future__ import annotations
@@ -56,9 +57,13 @@ from ncp_callbacks.attribution import (
     removal_of,
     summarize,
 )
+from ncp_callbacks.callbacks.backbone_activations.analysis import layer_statistics
+from ncp_callbacks.callbacks.sampling_rate.analysis import sampling_changes, thinned
 from ncp_callbacks.callbacks.unit_ablation.analysis import unit_means
+from ncp_callbacks.callbacks.wiring.analysis import group_activity
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.models import LTC, CfC
+from ncp_callbacks.neuron_groups import NeuronGroup
 from ncp_callbacks.passes import observe
 from ncp_callbacks.stats import SIZE, Estimate, t_quantile
 
@@ -155,7 +160,10 @@ class Pool:
 
     def intervene(self, runner: ModelRunner) -> None:
         """Remove features, clamp units to their means, and differentiate by the states."""
-        needs = {Need.STATES, Need.LOSSES, Need.REMOVALS, Need.STATE_CHANGES}
+        needs = {
+            Need.STATES, Need.LOSSES, Need.REMOVALS, Need.STATE_CHANGES, Need.FEWER_STEPS,
+            Need.ACTIVATIONS,
+        }  # fmt: skip
         with runner.analysing():
             observation = observe(runner, 0, needs)
             self.removal = removal_of(observation, feature_groups(observation), n_blocks=0)
@@ -165,6 +173,15 @@ class Pool:
             self.clamped = passes.clamped(cell.cell, np.arange(len(means)), means, loss=True)
             self.slopes = passes.clamp_slopes(cell.cell, means)
             self.gradient = passes.state_gradient(cell.cell)
+            self.layers = observation.activations
+            self.thinned = {}
+            for factor in (2, 4):
+                left = thinned(
+                    observation.inputs, self.delta, np.ones(self.delta.shape, bool), factor
+                )
+                for way, means in (("dropped", None), ("merged", left.means)):
+                    found = passes.with_fewer_steps(left.steps, left.mask, means, left.time_delta)
+                    self.thinned[way, factor] = found.values[0]
 
     def estimates(self, sequences: slice | np.ndarray) -> Iterator[tuple[str, Estimate]]:
         """Yield the numbers that callbacks log for some sequences."""
@@ -183,6 +200,7 @@ class Pool:
         steps = transition_statistics(self.states[sequences], time_delta=self.delta[sequences])
         yield from ((f"transitions {n}", number) for n, number in steps.estimates.items())
         yield from self.interventions(sequences)
+        yield from self.others(sequences)
         yield "held-out loss", Estimate.mean(self.losses[sequences], SIZE)
         space = state_space(self.states[sequences], basis=self.basis, refit_below=0.0)
         for name, number in space.estimates.items():
@@ -212,6 +230,25 @@ class Pool:
         reach = gradient_reach(self.gradient[some])
         if reach is not None:
             yield from ((f"gradient {n}", number) for n, number in reach.estimates.items())
+
+    def others(self, some: slice | np.ndarray) -> Iterator[tuple[str, Estimate]]:
+        """Yield the numbers of lower sampling rates, of layers and of groups of neurons."""
+        fewer = {kind: values[some] for kind, values in self.thinned.items()}
+        changes = sampling_changes(self.values[1.0][some], fewer)
+        assert changes is not None
+        yield from ((f"sampling {n}", number) for n, number in changes.estimates.items())
+        for index, layer in enumerate(self.layers):
+            own = layer_statistics(layer.values[some], activation=layer.activation)
+            yield from ((f"layer {index} {n}", number) for n, number in own.estimates.items())
+        half = self.states.shape[2] // 2
+        groups = [
+            NeuronGroup("first half", np.arange(half)),
+            NeuronGroup("second half", np.arange(half, self.states.shape[2])),
+        ]
+        found = group_activity(self.states[some], groups, time_delta=self.delta[some])
+        for name, activity in found.items():
+            yield f"activity of the {name}", activity.level_estimate
+            yield f"speed of the {name}", activity.speed_estimate
 
 
 def untransformed(number: Estimate) -> tuple[float, float]:

@@ -626,7 +626,7 @@ def test_synapses_are_as_wide_as_their_shares_and_wear_their_sign():
     assert colors.count(RAISES) == (flow.current[flow.connected] >= 0).sum()
     assert colors.count(LOWERS) == (flow.current[flow.connected] < 0).sum()
     assert f"{flow.connected.sum()} synapses" in words(figure)
-    assert title(figure) == f"share of conductance 0–{limit:g} · step 1"
+    assert title(figure) == f"width: share of conductance, up to {100 * limit:g}% · step 1"
 
 
 def test_each_synapse_goes_from_its_source_to_its_target():

@@ -75,8 +75,8 @@ class SamplingChanges(MappingResult):
 
     Attributes:
         factors: ``(K,)``, how many times fewer time steps there are.
-        change: RMS change of the target in SDs over sequences, ``(K,)``, by way: "dropped" or
-            "merged".
+        change: Mean absolute change of the target in SDs over sequences, ``(K,)``, by way:
+            "dropped" or "merged".
         ci: ``(2, K)`` 95 % CIs over sequences, by way.
         target: Name of the target.
         sequences: Number of sequences.
@@ -101,7 +101,9 @@ def sampling_changes(
     *,
     target: str = "target",
 ) -> SamplingChanges | None:
-    """Return the RMS changes of the target, in SDs of the target over sequences.
+    """Return the mean absolute changes of the target, in SDs of the target over sequences.
+
+    Their squares may be those of a few sequences, so that CIs of an RMS change cover it too rarely.
 
     Args:
         target_values: ``(B,)``, the target of the whole sequences.
@@ -120,9 +122,9 @@ def sampling_changes(
     centred = y - y.mean()
     estimates = {}
     for (way, factor), values in found.items():
-        squares = (values[finite] - y) ** 2
-        parts = np.stack([squares, np.ones_like(y), centred, centred**2], axis=1)
-        estimates[f"{way}_x{factor}"] = Estimate.of_sums(_rms_in_sds, parts, SIZE)
+        sizes = np.abs(values[finite] - y)
+        parts = np.stack([sizes, np.ones_like(y), centred, centred**2], axis=1)
+        estimates[f"{way}_x{factor}"] = Estimate.of_sums(_mean_in_sds, parts, SIZE)
     ways = dict.fromkeys(way for way, _ in found)
     factors = tuple(dict.fromkeys(factor for _, factor in found))
     each = {way: [estimates[f"{way}_x{factor}"] for factor in factors] for way in ways}
@@ -137,6 +139,6 @@ def sampling_changes(
     )
 
 
-def _rms_in_sds(sums: FloatArray) -> FloatArray:
-    """Return ``sqrt(mean square) / SD`` from ``(N, 4)`` sums."""
-    return np.asarray(np.sqrt(sums[..., 0] / sums[..., 1]) / sd_of_sums(sums[..., 1:]))
+def _mean_in_sds(sums: FloatArray) -> FloatArray:
+    """Return ``mean size / SD`` from ``(N, 4)`` sums."""
+    return np.asarray(sums[..., 0] / sums[..., 1] / sd_of_sums(sums[..., 1:]))

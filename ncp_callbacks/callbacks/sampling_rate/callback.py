@@ -32,8 +32,8 @@ _WAYS = {
     "merged": "are merged, by their mean, with the next one that is left",
 }
 _CHANGE = (
-    "RMS change of the {target} when all but 1 of {factor} time steps {how}; in SDs of the target "
-    "over sequences"
+    "Mean absolute change of the {target} when all but 1 of {factor} time steps {how}; in SDs of "
+    "the target over sequences"
 )
 _SCALARS = {
     "dropped_x<factor>": _CHANGE,
@@ -58,7 +58,7 @@ class SamplingRate(Callback):
     ==================================== ====== ==================================================
     Tag                                  Record What
     ==================================== ====== ==================================================
-    ``sampling/changes``                 image  RMS change of the target for each factor
+    ``sampling/changes``                 image  mean absolute change of the target by factor
     ``sampling/dropped_x<factor>``       scalar that with time steps dropped, in SDs of the target
     ``sampling/merged_x<factor>``        scalar that with time steps merged
     ``sampling/loss_<way>_x<factor>``    scalar mean loss, if the batch has targets
@@ -155,9 +155,9 @@ def _picture(result: SamplingChanges, group: str, limit: AxisLimit, step: int) -
         plot_sampling_rate,
         result,
         {"limit": limit.covering(largest), "step": step},
-        f"RMS change of the {result.target} when time steps are dropped, or merged by their mean, "
-        "in SDs of the target over sequences; elapsed times are added up. Whiskers are 95 % CIs "
-        f"over sequences{ci_caveat(result.sequences)}.",
+        f"Mean absolute change of the {result.target} when time steps are dropped, or merged by "
+        "their mean, in SDs of the target over sequences; elapsed times are added up. Whiskers are "
+        f"95 % CIs over sequences{ci_caveat(result.sequences)}.",
     )
 
 

@@ -28,7 +28,7 @@ def plot_sampling_rate(
     step: int | None = None,
     ax: Axes | None = None,
 ) -> None:
-    """Draw the RMS change of the target with fewer time steps, in SDs of the target.
+    """Draw the mean absolute change of the target with fewer time steps, in SDs of the target.
 
     Blue: time steps are dropped; orange: they are merged with the next one that is left. Lines are
     95 % CIs over sequences.

@@ -127,8 +127,9 @@ def plot_wiring(
     signed = share * np.where(np.asarray(flow.current) < 0, -1.0, 1.0)
     signed = np.where(flow.connected, signed, np.nan)
     count = int(flow.connected.sum())
-    page.title(f"share of conductance 0–{number(limit)}", step)
     matrix = units > MAX_NEURONS or count > MAX_SYNAPSES
+    shown = "colour" if matrix else "width"
+    page.title(f"{shown}: share of conductance, up to {number(100 * limit)}%", step)
     end = page.legend((RAISES, "raises"), (LOWERS, "lowers"))
     end = page.words(end + space_width(), SECOND_Y, (f"{count:,} synapses", GREY))
     if ink is not None:
