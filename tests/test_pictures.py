@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from mlx.utils import tree_map
 from ncps.wirings import AutoNCP
-from test_plots import drawn, shown, states
+from test_plots import check_redraws, drawn, shown, states
 
 import ncp_callbacks as ncp
 from ncp_callbacks.callbacks import callback_set
@@ -24,7 +24,7 @@ from ncp_callbacks.models import LTC, CfC
 from ncp_callbacks.plots import plot_state_space
 from ncp_callbacks.plotting.artists import CellImage
 from ncp_callbacks.plotting.page import Page, redrawable
-from ncp_callbacks.plotting.parts import shade
+from ncp_callbacks.plotting.parts import shade, whiskers
 from ncp_callbacks.plotting.png import encode_png, to_png
 from ncp_callbacks.plotting.redraw import Redrawer
 from ncp_callbacks.plotting.sprites import Sprites
@@ -354,6 +354,39 @@ def test_areas_end_where_a_curve_is_unknown() -> None:
     assert [sorted(set(path.vertices[:, 0])) for path in areas.get_paths()] == [[0, 1], [3, 4, 5]]
     shade(axes, [0, 1], [np.nan, 1], [0, np.nan], "blue", 0.5)
     assert len(axes.collections) == 1
+
+
+@redrawable
+def plot_whiskers(
+    page: Page, cis: Any, *, horizontal: bool = False, step: int | None = None, ax: Any = None
+) -> None:
+    """Draw CIs on axes from 0 to 1."""
+    page.title("whiskers", step)
+    limits: dict[str, Any] = {"xlim": (0, 1), "ylim": (-0.5, 2.5)}
+    if not horizontal:
+        limits = {"xlim": (-0.5, 2.5), "ylim": (0, 1)}
+    axes = page.axes(80, 60, 600, 360, **limits)
+    whiskers(axes, np.arange(3), cis, horizontal=horizontal)
+
+
+WITHIN = np.array([[0.1, 0.0, np.nan], [0.4, 1.0, np.nan]])
+BEYOND = np.array([[0.1, -0.2, 0.5], [0.4, 0.5, 1e30]])
+
+
+@pytest.mark.parametrize("horizontal", [True, False])
+def test_cis_that_go_beyond_the_axes_are_marked(horizontal: bool) -> None:
+    def marks(cis: Any) -> list[tuple[Any, list[float], list[float]]]:
+        (axes,) = plot_whiskers(cis, horizontal=horizontal).axes
+        lines = [line for line in axes.lines if line.get_linestyle() == "None"]
+        return [(a.get_marker(), list(a.get_xdata()), list(a.get_ydata())) for a in lines]
+
+    assert marks(WITHIN) == []
+    expected = [("<", [0.0], [1.0]), (">", [1.0], [2.0])]
+    if not horizontal:
+        expected = [("v", [1.0], [0.0]), ("^", [2.0], [1.0])]
+    assert marks(BEYOND) == expected
+    options = {"horizontal": horizontal}
+    check_redraws(plot_whiskers, (WITHIN, options), (BEYOND, options))
 
 
 # --- PNG ----------------------------------------------------------------------------------------

@@ -191,18 +191,37 @@ def segments(
 
 
 def whiskers(axes: Axes, at: npt.ArrayLike, ci: npt.ArrayLike, *, horizontal: bool = False) -> None:
-    """Draw ``(2, N)`` confidence intervals as lines, with a white rim to stand out."""
+    """Draw ``(2, N)`` confidence intervals as lines, with a white rim to stand out.
+
+    One that goes beyond the axes ends in a triangle there.
+    """
     low, high = np.asarray(ci, np.float64)
+    places = np.asarray(at, np.float64)
     known = np.isfinite(low) & np.isfinite(high) & (high > low)
     if not known.any():
         return
-    # NaN keeps the lines apart: one line is drawn faster than a collection of many.
+    bottom, top = sorted(axes.get_xlim() if horizontal else axes.get_ylim())
+    room = top - bottom
+    # NaN keeps the lines apart: one line is drawn faster than a collection of many. Far beyond the
+    # axes, coordinates of pixels overflow.
     gap = np.full(known.sum(), np.nan)
-    along = np.stack([low[known], high[known], gap], axis=1).ravel()
-    across = np.repeat(np.asarray(at, np.float64)[known], 3)
+    ends = [np.clip(end[known], bottom - room, top + room) for end in (low, high)]
+    along = np.stack([*ends, gap], axis=1).ravel()
+    across = np.repeat(places[known], 3)
     for color, width, order in (("white", 6.0, 4.5), (INK, 2.5, 4.6)):
         style = line(color, width) | {"solid_capstyle": "butt", "zorder": order}
         axes.plot(*((along, across) if horizontal else (across, along)), **style)
+    for beyond, edge, mark in (
+        (known & (low < bottom - 1e-6 * room), bottom, "<" if horizontal else "v"),
+        (known & (high > top + 1e-6 * room), top, ">" if horizontal else "^"),
+    ):
+        if beyond.any():
+            tips = np.full(beyond.sum(), edge), places[beyond]
+            axes.plot(
+                *(tips if horizontal else tips[::-1]),
+                linestyle="none", marker=mark, markersize=points(12), color=INK,
+                markeredgecolor="white", markeredgewidth=points(2), clip_on=False, zorder=4.7,
+            )  # fmt: skip
 
 
 def shade_ci(axes: Axes, x: npt.ArrayLike, ci: npt.ArrayLike, color: Any, alpha: float) -> None:

@@ -98,7 +98,7 @@ def plot_time_sensitivity(
     if not result.ignores_time:
         axes.plot(x, mean, zorder=4, **line(VERMILION, 2.5))
         if np.shape(result.ci)[1] == len(x):
-            whiskers(axes, x, np.clip(result.ci, -limit, limit))
+            whiskers(axes, x, result.ci)
         ends = [("RMS", BLUE, float(rms[-1])), ("mean", VERMILION, float(mean[-1]))]
     if first is not None and reference is not None:
         axes.plot(reference.scales, first, zorder=3, **line(GREY, 2.5, DASHED))
