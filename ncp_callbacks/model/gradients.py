@@ -98,6 +98,8 @@ class _Finder:
     def find(self) -> Gradients:
         by_input = None
         integer = not mx.issubdtype(self._inputs.dtype, mx.floating)
+        if not integer and self._times is not None and self._missing(0, 1) is None:
+            return Gradients(notes=tuple(self._notes_on_flat_targets()))
         if not integer:
             by_input = self._missing(0)
         by_time = None if self._times is None else self._missing(1)
@@ -135,12 +137,16 @@ class _Finder:
             features,
         )
 
-    def _missing(self, argument: int) -> str | None:
-        """Return why there is no gradient by inputs (0) or elapsed times (1); None: there is."""
+    def _missing(self, *arguments: int) -> str | None:
+        """Return why there is no gradient by inputs (0) or elapsed times (1); None: there is.
+
+        Both in one pass are missing if one is: it then has to be found out which.
+        """
         with self._runner.preserved():
             try:
                 # Built and not computed: MLX raises while it builds.
-                self._built[argument] = _gradient(self._small, self._inputs, argument)
+                found = _gradients(self._small, self._inputs, arguments)
+                self._built |= dict(zip(arguments, found, strict=True))
             except Exception as error:
                 reason = no_gradient(error)
                 if reason is None:
@@ -190,7 +196,8 @@ class _Finder:
             some = self._runner.take(held_out.spread(min(_MAX_SEQUENCES, len(held_out))))
             some.index_modules = self._small.index_modules
             with self._runner.preserved():
-                flat &= ~to_numpy(_gradient(some, some.sequence(), 0)).any(axis=(0, 1))
+                (by_input,) = _gradients(some, some.sequence(), (0,))
+                flat &= ~to_numpy(by_input).any(axis=(0, 1))
         return np.flatnonzero(flat)
 
     def _moves(self, inputs: mx.array, times: mx.array | None) -> bool:
@@ -243,16 +250,19 @@ class _Finder:
             return to_numpy(self._small.outputs(inputs, self._small.time_delta))
 
 
-def _gradient(runner: ModelRunner, inputs: mx.array, argument: int) -> mx.array:
-    """Return the gradient of the targets by inputs (0) or elapsed times (1)."""
+def _gradients(
+    runner: ModelRunner, inputs: mx.array, arguments: Sequence[int]
+) -> tuple[mx.array, ...]:
+    """Return the gradients of the targets by inputs (0) and elapsed times (1), in one pass."""
 
     def target(x: mx.array, dt: mx.array | None) -> mx.array:
         outputs = runner.outputs(x, dt)
         values: mx.array = runner.target(outputs, runner.target.choose(outputs))
         return values.sum()
 
-    found: mx.array = mx.grad(target, argnums=argument)(inputs, runner.time_delta)
-    return found
+    found: Any = mx.grad(target, argnums=list(arguments))(inputs, runner.time_delta)
+    # MLX returns one gradient alone.
+    return (found,) if isinstance(found, mx.array) else tuple(found)
 
 
 def _of_time(reason: str | None) -> str:

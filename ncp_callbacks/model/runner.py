@@ -203,11 +203,13 @@ class ModelRunner(SequenceCaller):
             outputs = self.outputs(self.sequence(), self.time_delta)
             self._modules = len(modules(self.model))
             self.target = Target(target, at, held_out, self.calling)
-            if target == "loss" or callable(target):
+            is_coupled = "inputs" in self.coupling and not callable(target)
+            if target == "loss" or callable(target) or is_coupled:
                 # Only the whole batch shows whether its targets fit.
-                mx.eval(self.target(outputs, self.target.choose(outputs)))
-            if "inputs" in self.coupling and not callable(target):
-                check_own_inputs(self.copy, self._targets, held_out)
+                targets = self.target(outputs, self.target.choose(outputs))
+                mx.eval(targets)
+                if is_coupled:
+                    check_own_inputs(self.copy, self._targets, held_out, targets)
             self.gradients = find_gradients(self)
             self.index_modules = self.gradients.index_modules
         embedded = () if self.embedding is None else (self.embedding.note,)

@@ -235,7 +235,9 @@ class Observer:
                 if Need.VARIANT_GRADIENTS in needs:
                     # Passes that need the most memory are the ones to measure.
                     needs |= {Need.INPUT_GRADIENT}
-                observation = observe(small, 0, needs)
+                # As in an analysis: what one callback has run, others don't run again.
+                shared = SharedResults(repeated_needs(callbacks))
+                observation = observe(small, 0, needs, shared=shared)
             # The standard set takes no time; others may take seconds.
             for callback in progress(callbacks, "dry run", "callback", min_items=8):
                 # A copy, so that nothing is remembered of an analysis that doesn't count.
@@ -247,7 +249,9 @@ class Observer:
                     if rehearsal.target is None:
                         own = observation.declaring(rehearsal.needs)
                     else:
-                        own = observe(small, 0, rehearsal.needs, target=rehearsal.target)
+                        own = observe(
+                            small, 0, rehearsal.needs, target=rehearsal.target, shared=shared
+                        )
                     own = own.limited(rehearsal.max_sequences)
                     found = checked_records(rehearsal, rehearsal.measure(own))
                     records += [record for record in found if not isinstance(record, Note)]

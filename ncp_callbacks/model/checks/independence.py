@@ -69,11 +69,14 @@ def find_coupling(
     check = _Check(copy, run, batch)
     even = np.arange(len(batch)) % 2 == 0
     if any(check.reaches(batch.arrays, changed) for changed in (even, ~even)):
-        found = tuple(
-            name
-            for name in batch.arrays
-            if any(check.reaches([name], changed) for changed in (even, ~even))
-        )
+        names = tuple(batch.arrays)
+        found = names
+        if len(names) > 1:
+            found = tuple(
+                name
+                for name in names
+                if any(check.reaches([name], changed) for changed in (even, ~even))
+            )
         if "inputs" in found and check.steps_are_sequences() and not check.order_is_free():
             raise ModelError(
                 "the outputs of a sequence depend on the order of the sequences in the batch, and "
@@ -82,26 +85,27 @@ def find_coupling(
                 f"inputs, time_delta: {check.transposed_call}"
             )
         # Arrays that act only together still act.
-        return found or tuple(batch.arrays)
+        return found or names
     if any_size and not check.parts_agree() and not check.draws_random_numbers():
         return ("position",)
     return ()
 
 
-def check_own_inputs(copy: ModelCopy, run: Run, held_out: HeldOutBatch) -> None:
+def check_own_inputs(copy: ModelCopy, run: Run, held_out: HeldOutBatch, targets: mx.array) -> None:
     """Check that targets depend on the inputs of their own sequences.
 
     Args:
         copy: The model, which is restored before each run.
         run: Returns the targets ``(B,)`` of a batch.
         held_out: The batch, in which sequences act on each other.
+        targets: The targets ``(B,)`` of this batch itself.
 
     Raises:
         ModelError: If half of the targets, or more, depend on other sequences only.
     """
     if len(held_out) < 2:
         return
-    check = _Check(copy, run, held_out)
+    check = _Check(copy, run, held_out, targets)
     tried = held_out.spread(_TARGETS).tolist()
     of_others: list[int] = []
     for number, row in enumerate(tried, start=1):
@@ -145,11 +149,20 @@ def coupling_note(channels: Collection[str]) -> str:
 
 
 class _Check:
-    """Run variants of a batch, each from the same state of the model and random generators."""
+    """Run variants of a batch, each from the same state of the model and random generators.
 
-    def __init__(self, copy: ModelCopy, run: Run, batch: HeldOutBatch) -> None:
+    Args:
+        copy: The model, which is restored before each run.
+        run: Runs the model.
+        batch: The batch.
+        outputs: What running it on this batch returns; None: it is run.
+    """
+
+    def __init__(
+        self, copy: ModelCopy, run: Run, batch: HeldOutBatch, outputs: mx.array | None = None
+    ) -> None:
         self._copy, self._run, self._batch = copy, run, batch
-        self._outputs = self._outputs_of(batch)
+        self._outputs = self._outputs_of(batch) if outputs is None else outputs
 
     def _outputs_of(self, batch: HeldOutBatch) -> mx.array:
         with self._copy.preserved():
@@ -198,6 +211,8 @@ class _Check:
             for axis in range(before.ndim):
                 along = moved.any(axis=tuple(i for i in range(before.ndim) if i != axis))
                 alone[axis] &= np.flatnonzero(along).tolist() == [step]
+            if not alone[:2].any():
+                return False
         return len(asked) > 1 and bool(alone[:2].any())
 
     def order_is_free(self) -> bool:
