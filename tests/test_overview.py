@@ -158,8 +158,8 @@ def _all_that_is_wrong() -> Facts:
     run = RunFacts(
         sequences=12, time_steps=240, duration=1e5, takes_time=True, chance_loss=0.000123,
         feature_names=("blood pressure", "respiratory rate"), feature_sds=(1e-5, 123.0),
-        class_names=("survives", "dies in hospital"), class_counts=(11, 1), padding=0.876,
-        coupled=True, callbacks={kind: kind for kind in kinds},
+        class_names=("survives", "dies in hospital", "dies at home"), class_counts=(11, 1, 6),
+        padding=0.876, coupled=True, callbacks={kind: kind for kind in kinds},
     )  # fmt: skip
     odd = n(0.0123, 0.00999, 0.0145)
     wide, high = n(0.123, -0.456, 0.789), n(0.987, 0.956, 0.995)
@@ -188,6 +188,11 @@ def _all_that_is_wrong() -> Facts:
             "_ncp/removal_block_shares": shares,
             "_ncp/removal_blocks": np.array([[0, 120.0], [119, 239], [1, 1]]),
             "_ncp/transitions_unit_speed_max": np.full(128, 0.5),
+            "_ncp/held_out_confusion": np.diag([999, 99, 99.0]) + 888 * np.eye(3, k=1)[::-1, ::-1],
+            "_ncp/attribution_confused": np.array([1.0, 2, 888, 999]),
+            "_ncp/attribution_confused_shares": np.tile(
+                [[-1], [-1], [0.0123], [0.00999], [0.0145], [0.987], [0.956], [0.995], [1]], 2
+            ),
         },
         tuple(
             Past(step, {**numbers, "held_out/loss": n(value)})

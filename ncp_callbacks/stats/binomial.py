@@ -11,7 +11,7 @@ def share_ci(hits: int, total: int, level: float = 0.95) -> tuple[float, float]:
     Args:
         hits: Number of cases that count.
         total: Number of all cases, at least 1.
-        level: How often the interval has the true share, or more often.
+        level: How often the CI has the true share, at least.
 
     Source: Clopper & Pearson 1934 (Biometrika 26, 404-413).
     """

@@ -62,16 +62,16 @@ class ConfusesClasses(Rule):
             facts,
             Severity.WARNING if rate.at_least > _MANY else Severity.INFO,
             f"{one} and {other} are confused most: {between} of {count(mistakes, 'mistake')} are "
-            f"between them, {percent(share)} against {percent(expected)} if mistakes were spread "
-            f"evenly. {int(matrix[a, b])} of {one} are taken for {other}, {int(matrix[b, a])} the "
-            f"other way: {percent(rate)} of both{since(found[1], facts.step)}.",
-            "Check the labels of these sequences, and look for inputs that tell the two apart.",
+            f"between them, {percent(share)} against {percent(expected)} if spread evenly, and "
+            f"{percent(rate)} of their sequences{since(found[1], facts.step)}.",
+            "Check their labels, and add inputs that tell the two apart.",
             {
-                f"mistakes between {one} and {other}": float(between),
+                f"{one} taken for {other}": float(matrix[a, b]),
+                f"{other} taken for {one}": float(matrix[b, a]),
                 "share of all mistakes": share,
                 "share of the sequences of both": rate,
             },
-            "classes confused",
+            "confusion",
         )
 
 

@@ -55,17 +55,17 @@ class MistakesRestOn(Rule):
         texts = []
         for place in order[:_MAX_NAMED].tolist():
             name = _name(facts, shares[:2, place], place)
-            there, else_where = (Number(*shares[i : i + 3, place].tolist()) for i in (2, 5))
-            numbers[f"{name}, confused"], numbers[f"{name}, right"] = there, else_where
-            texts.append(f"{name} {percent(there)} instead of {percent(else_where)}")
+            there, elsewhere = (Number(*shares[i : i + 3, place].tolist()) for i in (2, 5))
+            numbers[f"{name}, confused"], numbers[f"{name}, right"] = there, elsewhere
+            texts.append(f"{name} {percent(there)} instead of {percent(elsewhere)}")
         one, other = class_name(facts, a), class_name(facts, b)
         yield self.finding(
             facts,
             Severity.INFO,
-            f"Where {one} and {other} are confused, in {count(confused, 'sequence')}, the "
-            f"prediction rests on other inputs than in the {right} that are right: of the "
-            f"attribution, {joined(texts)}{since(found[1], facts.step)}.",
-            "Look at such sequences: is what should decide missing, or another input misleading?",
+            f"Where {one} and {other} are confused ({count(confused, 'sequence')}), the "
+            f"attribution is not as in the {right} that are right: {joined(texts)}"
+            f"{since(found[1], facts.step)}.",
+            "See such sequences with SinglePredictions: what is missing, or misleading?",
             numbers,
             "mistakes differ",
         )
