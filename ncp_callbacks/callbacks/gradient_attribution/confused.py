@@ -105,8 +105,9 @@ def _compared(
     for parts in (wrong, right):
         whole = parts.sum(axis=1, keepdims=True)
         shares = (parts / np.where(whole > 0, whole, 1.0))[whole[:, 0] > 0]
-        shown = [Estimate.mean(share, SHARE) for share in shares.T]
+        ones = np.ones(len(shares))  # All means at once, as ratios.
+        shown = Estimate.ratios(shares, ones, SHARE)
         rows += [np.array([[e.value for e in shown]]), ci_array(shown)]
         # Of a share that is 0 in all sequences, the logit tells nothing.
-        sides.append([Estimate.mean(share) for share in shares.T])
+        sides.append(Estimate.ratios(shares, ones))
     return np.concatenate(rows), list(zip(*sides, strict=True))
