@@ -30,6 +30,9 @@ from .time_order import Mask
 
 __all__ = ["Inspection", "inspect_model", "two_sequences"]
 
+# Sequences that show how a model runs in which sequences act on each other.
+_FEW = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
@@ -42,12 +45,15 @@ class Inspection:
             :func:`~.checks.independence.find_coupling`; empty if they don't.
         whole_batch_only: True if the model runs one number of sequences, or parts of the batch are
             run otherwise than the whole.
+        few: Indices of a few sequences that the model runs in the same way as the whole batch,
+            though not with the same results; None: there are none but the whole.
     """
 
     caller: SequenceCaller
     hook_points: HookPoints
     coupling: tuple[str, ...]
     whole_batch_only: bool
+    few: npt.NDArray[np.intp] | None
 
 
 def inspect_model(
@@ -82,7 +88,7 @@ def inspect_model(
     def called_on(batch: HeldOutBatch) -> Calling:
         return find_calling(copy, batch, forward, horizon, state.restore)
 
-    some = two_sequences(held_out)
+    some = two = two_sequences(held_out)
     few, any_size = held_out.take(some), True
     try:
         calling = called_on(few)
@@ -129,7 +135,16 @@ def inspect_model(
         found = replace(found, notes=(*found.notes, note))
     rows = _RowFinder(caller, max_sequences)
     part = None if whole_batch_only else np.arange(1, len(held_out))
-    return Inspection(caller, put_in_order(found, rows.find, part), coupling, whole_batch_only)
+    placed = put_in_order(found, rows.find, part)
+    alike: npt.NDArray[np.intp] | None = two
+    if whole_batch_only:
+        # Standardised over two sequences, all values would be 1 or -1.
+        alike = np.union1d(two, held_out.spread(_FEW))
+        hooks: list[CellHook | LayerHook] = [*placed.cells, *placed.layers]
+        in_place = not any(hook.rows for hook in hooks)
+        if varying or not any_size or "position" in coupling or not in_place:
+            alike = None
+    return Inspection(caller, placed, coupling, whole_batch_only, alike)
 
 
 def two_sequences(held_out: HeldOutBatch) -> npt.NDArray[np.intp]:

@@ -198,6 +198,7 @@ class ModelRunner(SequenceCaller):
             super().__init__(model, held_out, caller.calling, caller.state, caller.embedding)
             self.hook_points, self.coupling = found.hook_points, found.coupling
             self.whole_batch, self.whole_batch_only = len(held_out), found.whole_batch_only
+            self._few = found.few
             # By the number of time steps, for shorter sequences than the batch's.
             self._embeddings: dict[int, Embedding | None] = {}
             outputs = self.outputs(self.sequence(), self.time_delta)
@@ -257,7 +258,7 @@ class ModelRunner(SequenceCaller):
         return self._limits["room"]
 
     @room.setter
-    def room(self, count: int) -> None:
+    def room(self, count: int | None) -> None:
         self._limits["room"] = count
 
     def variants_at_once(self, *, gradient: bool) -> int:
@@ -348,6 +349,17 @@ class ModelRunner(SequenceCaller):
     def small(self) -> ModelRunner:
         """Return a runner of two sequences, or of all if the batch is not divisible."""
         return self.take(two_sequences(self.held_out)) if self.divisible else self
+
+    def few(self) -> ModelRunner:
+        """Return a runner of a few sequences, to see what runs; or of all, if few run otherwise.
+
+        If sequences act on each other, its results are not those of the same sequences in the whole
+        batch, as they are with :meth:`small`.
+        """
+        is_part = len(self.held_out) < self.whole_batch
+        if self._few is None or is_part or callable(self._wanted[0]):
+            return self.small()
+        return self.take(self._few)
 
     def _targets(self, batch: HeldOutBatch) -> mx.array:
         """Return the targets ``(B,)`` of a batch like the whole one."""

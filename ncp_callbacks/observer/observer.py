@@ -227,9 +227,9 @@ class Observer:
         records: list[Record] = []
         notes: list[str] = [*self.runner.notes, *self._check_reproducible()]
         not_applicable: list[str] = []
-        small = self.runner.small()
+        small = self.runner.few()
         callbacks = list(self._callbacks.values())
-        with small.analysing(), one_blas_thread():
+        with small.analysing(), self._room_for_the_batch(small), one_blas_thread():
             with self._memory.measure(len(small.held_out)):
                 needs = frozenset[Need]().union(*(c.needs for c in callbacks))
                 if Need.VARIANT_GRADIENTS in needs:
@@ -268,9 +268,21 @@ class Observer:
         self._disable(not_applicable)
         return DryRun(tuple(records), tuple(notes), tuple(not_applicable))
 
+    @contextmanager
+    def _room_for_the_batch(self, small: ModelRunner) -> Iterator[None]:
+        """Let passes of a few sequences hold variants, up to the size of the whole batch.
+
+        How many more there is memory for is known after the first pass of the whole batch.
+        """
+        before, small.room = small.room, self._batch
+        try:
+            yield
+        finally:
+            small.room = before
+
     def _check_reproducible(self) -> Iterator[str]:
         """Yield a note if two runs from the same start differ, or change something outside."""
-        small = self.runner.small()
+        small = self.runner.few()
         before = values_outside(self._copy.model)
         outputs: list[bytes] = []
         for _ in range(2):
