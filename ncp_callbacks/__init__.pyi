@@ -23,7 +23,7 @@ from .cross_validation.training import cross_validate as cross_validate
 from .extra_passes.extra_passes import ExtraPasses as ExtraPasses
 from .findings.finding import Finding as Finding
 from .held_out import HeldOutBatch as HeldOutBatch
-from .integrations import ReportCallback as ReportCallback
+from .integrations import MlxLmHook as MlxLmHook
 from .integrations import ReportHook as ReportHook
 from .integrations import TrainerCallback as TrainerCallback
 from .interpret import Interpretation as Interpretation

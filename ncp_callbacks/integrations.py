@@ -2,7 +2,7 @@
 
 ``mlx_lm`` calls back with reports::
 
-    train(model, optimizer, data, training_callback=ncp.ReportCallback(monitor))
+    train(model, optimizer, data, training_callback=ncp.MlxLmHook(monitor))
 
 Trainers with the callbacks of Hugging Face's, such as that of ``unsloth_zoo`` for MLX, also call
 back at each step::
@@ -26,7 +26,7 @@ from typing import Any
 
 from .monitor import Monitor
 
-__all__ = ["ReportCallback", "ReportHook", "TrainerCallback"]
+__all__ = ["MlxLmHook", "ReportHook", "TrainerCallback"]
 
 _STEPS = ("step", "global_step", "iteration", "iter", "it")
 
@@ -50,7 +50,7 @@ def _receive(monitor: Monitor) -> bool:
     return True
 
 
-class ReportCallback:
+class MlxLmHook:
     """Pass the reports of ``mlx_lm``'s trainer to a monitor, as its ``training_callback``.
 
     Numbers of training reports are logged as ``train/<name>`` at due steps, and all numbers of

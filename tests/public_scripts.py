@@ -435,7 +435,7 @@ model = Net()
 monitor = ncp.Monitor(model, ncp.HeldOutBatch(X, DT), log_dir="runs/a", every=4)  #+
 losses = train(
     model, optim.Adam(1e-2), BATCHES, iters=12,
-    training_callback=ncp.ReportCallback(monitor),  #+
+    training_callback=ncp.MlxLmHook(monitor),  #+
 )
 """,
     "a trainer with callbacks, as Hugging Face's": """

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 import ncp_callbacks as ncp
-from ncp_callbacks.integrations import ReportCallback
+from ncp_callbacks.integrations import MlxLmHook
 from ncp_callbacks.models import CfC
 
 
@@ -51,7 +51,7 @@ def test_the_monitor_hangs_in_a_trainer_of_reports() -> None:
     model, writer, other = CfC(2, 4, backbone_units=4), ncp.MemoryWriter(), Other()
     held_out = ncp.HeldOutBatch(mx.random.normal((3, 4, 2)), 1.0)
     with ncp.Monitor(model, held_out, writer=writer, every=20) as monitor:
-        Trainer(every=15, evaluate=30).train(60, ReportCallback(monitor, then=other))
+        Trainer(every=15, evaluate=30).train(60, MlxLmHook(monitor, then=other))
     # Reports come at 15, 30, 45 and 60: the first at or after 20, 40 and 60.
     assert writer.scalars("train/loss") == [(30, 1 / 30), (45, 1 / 45), (60, 1 / 60)]
     assert [s for s, _ in writer.scalars("hidden/pc1_share")] == [30, 45, 60]

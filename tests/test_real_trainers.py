@@ -128,9 +128,9 @@ def test_mlx_lm_trains_the_same_bit_by_bit_and_all_its_reports_reach_the_log(
     plain, reports, writer = Reports(), Reports(), ncp.MemoryWriter()
     watched: list[ncp.Monitor] = []
 
-    def attach(model: nn.Module, held_out: ncp.HeldOutBatch) -> ncp.ReportCallback:
+    def attach(model: nn.Module, held_out: ncp.HeldOutBatch) -> ncp.MlxLmHook:
         watched.append(ncp.Monitor(model, held_out, "light", writer=writer, every=4))
-        return ncp.ReportCallback(watched[0], then=reports)
+        return ncp.MlxLmHook(watched[0], then=reports)
 
     others = {"grad_accumulation_steps": accumulate}
     arrays, *random = trained(make, tmp_path, lambda model, held_out: plain, **others)
