@@ -15,12 +15,18 @@ from test_log_odds import LABELS, Head, X
 import ncp_callbacks as ncp
 from ncp_callbacks import passes
 from ncp_callbacks.attribution import Attribution, InputXGradient
-from ncp_callbacks.callbacks.confusions import confusion_matrix, most_confused
 from ncp_callbacks.callbacks.gradient_attribution.confused import confused_shares
 from ncp_callbacks.findings import RunFacts, Severity
 from ncp_callbacks.model import ModelRunner
 from ncp_callbacks.runs.findings import findings_of
-from ncp_callbacks.stats import Estimate, at_least_p, differ_beyond_chance, share_ci
+from ncp_callbacks.stats import (
+    Estimate,
+    at_least_p,
+    confusion_matrix,
+    differ_beyond_chance,
+    most_confused,
+    share_ci,
+)
 
 NAMES = ("walk", "run", "sit")
 RUN = RunFacts(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .facts import Number
 
-__all__ = ["amount", "count", "joined", "percent", "since"]
+__all__ = ["amount", "count", "joined", "percent", "since", "time_steps"]
 
 
 def percent(number: Number | float) -> str:
@@ -34,6 +34,11 @@ def count(number: int, name: str, plural: str = "") -> str:
 def joined(parts: Sequence[str]) -> str:
     """Return ``"a, b and c"``."""
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def time_steps(first: int, last: int) -> str:
+    """Return ``"time step 3"`` or ``"time steps 3–5"``."""
+    return f"time steps {first}–{last}" if last > first else f"time step {first}"
 
 
 def since(number: Number, step: int) -> str:

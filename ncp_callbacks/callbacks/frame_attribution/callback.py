@@ -26,7 +26,7 @@ from ...plotting.text import number
 from ...records import Array, Figure, Note, Record, Scalar
 from ...results import FloatArray, compact
 from ...scheduling import ScheduleLike
-from ...stats import SIZE, Estimate
+from ...stats import SIZE, Estimate, class_name
 from .analysis import half_area, most_important_steps, pixel_maps, region_share
 from .plot import Strip, plot_frame_strip
 
@@ -300,15 +300,11 @@ def _truth_and_prediction(observation: Observation, place: int) -> tuple[str, st
     if own is not None and own.ndim and own.shape[0] == held_out.inputs_shape[1]:
         own = own[last]  # One for each time step.
     if own is not None and not mx.issubdtype(own.dtype, mx.floating) and own.size == 1:
-        return _class(int(np.array(own).item()), names), _class(int(output.argmax()), names)
+        return class_name(names, int(np.array(own).item())), class_name(names, int(output.argmax()))
     if own is None or own.size != output.size:
         return "", _numbers_in_words(output, names)
     # The names once: there is room for no more.
     return _numbers_in_words(to_numpy(own).reshape(-1), names), _numbers_in_words(output, None)
-
-
-def _class(index: int, names: tuple[str, ...] | None) -> str:
-    return names[index] if names is not None and 0 <= index < len(names) else f"class {index}"
 
 
 def _numbers_in_words(values: FloatArray, names: tuple[str, ...] | None) -> str:

@@ -37,9 +37,8 @@ from ...model import NotApplicable, TargetLike
 from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...scheduling import ScheduleLike
-from ...stats import SHARE, Estimate
+from ...stats import MAX_CLASSES, SHARE, Estimate
 from ...stats.reliability import cosine, order_correlation
-from ..confusions import MAX_CLASSES
 from ..feature_curves import FeatureCurves, shares_array
 from .confused import confused_shares
 from .doubts import Disputes, completeness, mostly_time

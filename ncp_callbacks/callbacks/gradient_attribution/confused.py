@@ -10,8 +10,15 @@ import numpy.typing as npt
 from ...attribution import Attribution
 from ...attribution.removal import MIN_DIFFERENCE, time_blocks
 from ...results import FloatArray
-from ...stats import MIN_SEQUENCES_FOR_CI, SHARE, Estimate, ci_array, differ_beyond_chance
-from ..confusions import confusion_matrix, most_confused
+from ...stats import (
+    MIN_SEQUENCES_FOR_CI,
+    SHARE,
+    Estimate,
+    ci_array,
+    confusion_matrix,
+    differ_beyond_chance,
+    most_confused,
+)
 
 __all__ = ["Confused", "confused_shares"]
 

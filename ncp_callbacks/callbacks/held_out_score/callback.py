@@ -10,8 +10,7 @@ from ...callback import Callback, non_finite_count, scalar_with_ci
 from ...model import NotApplicable
 from ...observation import Need, Observation
 from ...records import Array, Note, Record
-from ...stats import SHARE, SIZE, Estimate
-from ..confusions import MAX_CLASSES, confusion_matrix
+from ...stats import MAX_CLASSES, SHARE, SIZE, Estimate, confusion_matrix
 
 __all__ = ["HeldOutScore"]
 

@@ -14,6 +14,7 @@ from ...observation import Need, Observation
 from ...records import Array, Figure, Note, Place, Record, Scalar
 from ...results import FloatArray
 from ...scheduling import ScheduleLike
+from ...stats import class_name
 from ..state_space.analysis import Basis, StateSpace, state_space
 from ..time_sensitivity.analysis import checked_scales
 from .plot import Prediction, plot_prediction
@@ -213,8 +214,7 @@ def _class_name(held_out: HeldOutBatch, place: int) -> str:
     classes, names = held_out.sequence_classes, held_out.class_names
     if classes is None:
         return ""
-    own = int(classes[place])
-    return names[own] if names is not None and 0 <= own < len(names) else f"class {own}"
+    return class_name(names, int(classes[place]))
 
 
 def _grow(limits: Mapping[str, AxisLimit], found: Prediction) -> None:

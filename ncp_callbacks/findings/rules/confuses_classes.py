@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...stats import at_least_p, share_ci
+from ...stats import at_least_p, class_name, most_confused, share_ci
 from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
 from ..words import count, percent, since
 
-__all__ = ["ConfusesClasses", "class_name"]
+__all__ = ["ConfusesClasses"]
 
 _MIN_MISTAKES, _ALPHA, _MANY = 8, 0.01, 0.1
 
@@ -42,14 +42,14 @@ class ConfusesClasses(Rule):
             return
         if not np.isfinite(matrix).all() or (matrix < 0).any():
             return
-        wrong = np.triu(matrix + matrix.T, 1)
         # A class that is neither there nor predicted can't be confused with any.
         classes = int(((matrix.sum(axis=0) + matrix.sum(axis=1)) > 0).sum())
-        mistakes = int(wrong.sum())
-        if classes < 3 or mistakes < _MIN_MISTAKES:
+        mistakes = int(matrix.sum() - np.trace(matrix))
+        pair = most_confused(matrix)
+        if pair is None or classes < 3 or mistakes < _MIN_MISTAKES:
             return
-        a, b = (int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
-        between, of_both = int(wrong[a, b]), int(matrix[[a, b]].sum())
+        a, b = pair
+        between, of_both = int(matrix[a, b] + matrix[b, a]), int(matrix[[a, b]].sum())
         expected = of_both / ((classes - 1) * float(matrix.sum()))
         pairs = classes * (classes - 1) / 2
         if expected >= 1 or pairs * at_least_p(between, mistakes, expected) >= _ALPHA:
@@ -57,7 +57,7 @@ class ConfusesClasses(Rule):
         share = Number(between / mistakes, *share_ci(between, mistakes))
         # A sequence of either that is taken for the other.
         rate = Number(between / of_both, *share_ci(between, of_both))
-        one, other = class_name(facts, a), class_name(facts, b)
+        one, other = (class_name(facts.run.class_names, index) for index in pair)
         yield self.finding(
             facts,
             Severity.WARNING if rate.at_least > _MANY else Severity.INFO,
@@ -73,9 +73,3 @@ class ConfusesClasses(Rule):
             },
             "confusion",
         )
-
-
-def class_name(facts: Facts, which: int) -> str:
-    """Return the name of a class."""
-    names = facts.run.class_names
-    return names[which] if names is not None and which < len(names) else f"class {which}"

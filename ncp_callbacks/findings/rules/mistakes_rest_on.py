@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...stats import MIN_SEQUENCES_FOR_CI
+from ...stats import MIN_SEQUENCES_FOR_CI, class_name
 from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
-from ..words import count, joined, percent, since
-from .confuses_classes import class_name
+from ..words import count, joined, percent, since, time_steps
 
 __all__ = ["MistakesRestOn"]
 
@@ -58,7 +57,7 @@ class MistakesRestOn(Rule):
             there, elsewhere = (Number(*shares[i : i + 3, place].tolist()) for i in (2, 5))
             numbers[f"{name}, confused"], numbers[f"{name}, right"] = there, elsewhere
             texts.append(f"{name} {percent(there)} instead of {percent(elsewhere)}")
-        one, other = class_name(facts, a), class_name(facts, b)
+        one, other = (class_name(facts.run.class_names, index) for index in (a, b))
         yield self.finding(
             facts,
             Severity.INFO,
@@ -74,6 +73,6 @@ class MistakesRestOn(Rule):
 def _name(facts: Facts, steps: np.ndarray, place: int) -> str:
     first, last = (int(step) for step in steps)
     if first >= 0:
-        return f"time steps {first}–{last}" if last > first else f"time step {first}"
+        return time_steps(first, last)
     names = facts.run.feature_names
     return names[place] if place < len(names) else f"feature {place}"

@@ -10,7 +10,7 @@ import numpy as np
 from ..facts import Facts, Number
 from ..finding import Finding, Severity, Topic
 from ..rule import Rule
-from ..words import percent, since
+from ..words import percent, since, time_steps
 from .disagreement import APART, are_apart
 
 __all__ = ["BlockDifference", "RemovalDisagreesOnTime", "block_difference"]
@@ -64,7 +64,7 @@ def block_difference(facts: Facts) -> BlockDifference | None:
     first, last = (int(edge) for edge in blocks[:2, place])
     own, other = shares[:3, place].tolist(), shares[3:6, place].tolist()
     return BlockDifference(
-        f"time steps {first}–{last}" if last > first else f"time step {first}",
+        time_steps(first, last),
         Number(own[0], own[1], own[2], step=step),
         Number(other[0], other[1], other[2], step=step),
         bool(shares[6, place]),

@@ -1,14 +1,22 @@
-"""Count how often each class is taken for each other one."""
+"""Name classes, and count how often each is taken for each other one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CLASSES", "confusion_matrix", "most_confused"]
+__all__ = ["MAX_CLASSES", "class_name", "confusion_matrix", "most_confused"]
 
 MAX_CLASSES = 64
 """Largest number of classes that are counted, so that the counts stay small."""
+
+
+def class_name(names: Sequence[str] | None, index: int) -> str:
+    """Return the name of a class, or ``"class 3"`` without one."""
+    return names[index] if names is not None and 0 <= index < len(names) else f"class {index}"
 
 
 def confusion_matrix(classes: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.int64]:
@@ -24,7 +32,7 @@ def confusion_matrix(classes: npt.NDArray[np.integer], count: int) -> npt.NDArra
     return np.bincount(places, minlength=count**2).reshape(count, count)
 
 
-def most_confused(matrix: npt.NDArray[np.integer]) -> tuple[int, int] | None:
+def most_confused(matrix: npt.NDArray[np.number[Any]]) -> tuple[int, int] | None:
     """Return the two classes that are taken for each other most often; None without mistakes.
 
     Args:
