@@ -405,8 +405,7 @@ class HeldOutBatch:
     def take(self, rows: slice | npt.NDArray[np.intp]) -> HeldOutBatch:
         """Return a batch of some of the sequences; targets that are no arrays stay whole."""
         part = copy.copy(self)
-        # MLX takes no negative strides.
-        picked = rows if isinstance(rows, slice) else to_mlx(np.ascontiguousarray(rows))
+        picked = rows if isinstance(rows, slice) else to_mlx(rows)
         part._inputs = self._inputs[picked]
         if isinstance(self._container, dict):
             part._container = {

@@ -218,7 +218,7 @@ def _are_rounded_starts(sequences: list[npt.NDArray[np.float64]]) -> bool:
     return (
         len(starts) == len(sequences) >= _SEVERAL
         and max(map(len, sequences)) > 2
-        and _rise(sequences)
+        and _never_falls(sequences)
         and all((t == t.astype(np.float32)).all() for t in sequences)
     )
 
@@ -233,7 +233,7 @@ def _date(value: float, unit: str) -> str:
 
 def _rises(sequences: list[npt.NDArray[np.float64]]) -> bool:
     """Tell if values rise along every sequence, which isn't by chance."""
-    if not _rise(sequences):
+    if not _never_falls(sequences):
         return False
     # Sampling may be regular at first, and sparse later. Timestamps are equal where single
     # precision has made them so.
@@ -248,7 +248,7 @@ def _rises(sequences: list[npt.NDArray[np.float64]]) -> bool:
     return chance <= math.log(_BY_CHANCE)
 
 
-def _rise(sequences: list[npt.NDArray[np.float64]]) -> bool:
+def _never_falls(sequences: list[npt.NDArray[np.float64]]) -> bool:
     """Tell if no value falls along any sequence."""
     return not any((np.diff(t) < 0).any() for t in sequences)
 

@@ -141,17 +141,19 @@ def _arrays(
             for hook in runner.hook_points.layers
             if not hook.skipped
         )
-    if Need.LOSSES in needs:
-        losses = runner.losses(to_mlx(outputs))
-        arrays[Need.LOSSES] = None if losses is None else read_only(to_numpy(losses))
-    if Need.HITS in needs:
-        hits = runner.hits(to_mlx(outputs))
-        arrays[Need.HITS] = None if hits is None else read_only(to_numpy(hits))
-    if Need.CLASSES in needs:
-        classes = runner.classes(to_mlx(outputs))
-        arrays[Need.CLASSES] = (
-            None if classes is None else read_only(to_numpy(classes).astype(np.int64))
-        )
+    against_targets = {
+        Need.LOSSES: runner.losses,
+        Need.HITS: runner.hits,
+        Need.CLASSES: runner.classes,
+    }
+    if asked := against_targets.keys() & needs:
+        given = to_mlx(outputs)
+        for need in asked:
+            found = against_targets[need](given)
+            kind = np.int64 if need is Need.CLASSES else np.float32
+            arrays[need] = (
+                None if found is None else read_only(to_numpy(found).astype(kind, copy=False))
+            )
     if Need.PARAMETERS in needs:
         arrays[Need.PARAMETERS] = MappingProxyType(
             {p.name: read_only(to_numpy(p.array)) for p in trainable_parameters(runner.model)}

@@ -192,7 +192,8 @@ class SanityCheck(Callback):
         return self._attributor.summary
 
     def measure(self, observation: Observation) -> Iterable[Record | Note]:
-        result = _cascade(observation, self._attributor, self._stages)
+        own = self._attributor.attribute(observation)
+        result = _cascade(observation, own, self._attributor, self._stages)
         group, method = self.name + observation.target_slug, self._attributor.method.label
         yield from non_finite_count(
             group, result.non_finite, "sequences", "a map, at some stage, had NaN or infinity"
@@ -201,7 +202,7 @@ class SanityCheck(Callback):
         yield from _similarities(result, group)
         least = None
         if _is_alike(_order(result.rank_correlation[-1])):
-            least = _least_alike(observation, self._attributor, result)
+            least = _least_alike(observation, own, self._attributor, result)
             description = _DESCRIPTIONS["rank_correlation_min"].format(shuffles=_SHUFFLES)
             tag = f"{group}/rank_correlation_min"
             yield scalar_with_ci(tag, least.value, least, description, place="data")
@@ -234,9 +235,10 @@ def _is_alike(order: Estimate | None) -> bool:
     return lowest > ALIKE
 
 
-def _least_alike(observation: Observation, attributor: Attributor, result: Cascade) -> Estimate:
+def _least_alike(
+    observation: Observation, own: Attribution, attributor: Attributor, result: Cascade
+) -> Estimate:
     """Return the rank correlation that is least, of the shuffle of the cascade and of others."""
-    own = attributor.attribute(observation)
     found = [_order(result.rank_correlation[-1])]
     for draw in range(1, _SHUFFLES):
         with observation.extra_passes.randomised(1, draw) as cascade:
@@ -270,9 +272,10 @@ def _figures(
     yield Figure(tag, plot_sanity_measures, result, options, _DESCRIPTIONS["measures"])
 
 
-def _cascade(observation: Observation, attributor: Attributor, stages: int) -> Cascade:
+def _cascade(
+    observation: Observation, own: Attribution, attributor: Attributor, stages: int
+) -> Cascade:
     """Return the maps' similarity to those of the trained model, and measures of both models."""
-    own = attributor.attribute(observation)
     similar = [map_similarity(own.inputs, own.inputs, observation.mask)]
     finite = _finite(own, observation.mask)
     names: list[tuple[str, ...]] = []
