@@ -15,7 +15,7 @@ from .hook_points import LayerHook
 from .pytrees import Path, leaves
 from .recording import Call, Values
 
-__all__ = ["activation_between", "activation_of", "is_layer", "layer_hooks"]
+__all__ = ["activation_of", "is_layer", "layer_hooks"]
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -62,13 +62,6 @@ def layer_hooks(
             )
         )
     return hook_points
-
-
-def activation_between(before: mx.array, after: mx.array, values: Values) -> str | None:
-    """Return the name of the activation that turns one array into another, in any shape."""
-    if before.size != after.size:
-        return None
-    return recognise_activation(values.of(before).ravel(), values.of(after).ravel())
 
 
 def activation_of(calls: Sequence[Call], values: Values) -> str:

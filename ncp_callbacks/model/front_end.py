@@ -16,8 +16,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..activations import recognise_activation
 from ..arrays import to_mlx
-from .backbone import activation_between, activation_of, is_layer, layer_hooks
+from .backbone import activation_of, is_layer, layer_hooks
 from .hook_points import LayerHook
 from .model_copy import ModelCopy
 from .pytrees import Path
@@ -89,16 +90,17 @@ class FrontEnd:
                 found[call.path] = self._by_module[call.path]
             if call.parent is None or id(call.parent) in around:
                 outer[call.path] = self._by_module[call.path]
-        hook_points, notes = [], []
+        hidden: list[LayerHook] = []
         for parts in self._by_step(list(outer.values())):
             # The calls of a step, as though they were those inside a cell.
             steps = [_together(number, part) for number, part in enumerate(parts)]
-            hidden = layer_hooks(steps, cells, self._by_module, self._values)
-            hook_points += [hook for hook in hidden if hook.name in found]
-        known = {hook.name for hook in hook_points}
+            hidden += layer_hooks(steps, cells, self._by_module, self._values)
+        hook_points, notes = [], []
         for path, calls in found.items():
-            if path not in known:
-                hook_points.append(self._last_layer(path, calls, before))
+            read = [hook for hook in hidden if hook.name == path]
+            # What is left of a layer after pooling is not its activations.
+            whole = all(self._size(hook) == _size(calls) for hook in read)
+            hook_points += read if read and whole else [self._read_elsewhere(path, calls, before)]
         placed = [self._placed(hook) for hook in hook_points]
         for hook, other in zip(hook_points, placed, strict=True):
             if other is None and self._depends_on_frames(found[hook.name]):
@@ -141,17 +143,84 @@ class FrontEnd:
             calls_in_all=len(calls),
         )
 
-    def _last_layer(self, path: str, calls: Sequence[Call], before: int) -> LayerHook:
-        """Return a hook of a layer that no other layer of the front end reads."""
-        out = next(iter(calls[0].outputs.items()))
-        if len(calls) == 1:
-            start = self._calls.index(calls[0]) + 1
-            for reader in self._calls[start : before + 1]:
-                for place, array in reader.inputs.items():
-                    name = activation_between(out[1], array, self._values)
-                    if name is not None and len(self._by_module[reader.path]) == 1:
-                        return LayerHook(path, reader.path, place, True, name, (0,), 1)
-        return self._output(path, calls, out[0])
+    def _read_elsewhere(self, path: str, calls: Sequence[Call], before: int) -> LayerHook:
+        """Return a hook of the activations of a layer that no other layer takes as they are.
+
+        They are read where a module takes or returns an activation of the layer's output, or of
+        this output after a norm. Where no module does, the output itself is read: then the
+        activation is unknown, unless a layer or the recurrent part takes this output.
+        """
+        own = self._output(path, calls, next(iter(calls[0].outputs)))
+        rows = self._rows(own)
+        if rows is None:
+            return own
+        sources, taken = [rows], False
+        for hook in self._hooks_between(calls, before, rows.size):
+            values = self._rows(hook)
+            if values is None:
+                continue
+            values = values.reshape(rows.shape)
+            names = [recognise_activation(source, values) for source in sources]
+            for name in names:
+                if name is not None and name != "identity":
+                    return replace(hook, activation=name)
+            taken |= names[0] == "identity" and not self._is_between(hook.module)
+            if names[0] is None and not hook.at_input:
+                sources.append(values)
+        return own if taken else replace(own, activation="unknown")
+
+    def _hooks_between(self, calls: Sequence[Call], before: int, size: int) -> Iterator[LayerHook]:
+        """Yield hooks of arrays of a size that modules before the cells take or return.
+
+        Args:
+            calls: The calls of the layer after which the modules run.
+            before: Index of the first call of a cell.
+            size: The number of values for all sequences and time steps.
+        """
+        start = self._calls.index(calls[0]) + 1
+        for path in dict.fromkeys(call.path for call in self._calls[start : before + 1]):
+            own = self._by_module[path]
+            places = [(place, True) for place in own[0].inputs]
+            if self._is_between(path):
+                places += [(place, False) for place in own[0].outputs]
+            for group in self._groups(own):
+                for place, at_input in places:
+                    numbers = tuple(call.number for call in group)
+                    hook = LayerHook(
+                        calls[0].name, path, place, at_input, "identity", numbers, len(own)
+                    )
+                    if self._size(hook) == size:
+                        yield hook
+
+    def _is_between(self, path: str) -> bool:
+        """Return whether a module lies between layers, as activations, norms and pooling do."""
+        call = self._by_module[path][0]
+        return not call.children and not is_layer(call.module)
+
+    def _groups(self, calls: Sequence[Call]) -> list[Sequence[Call]]:
+        """Return the calls one by one, or those of all time steps together, if there are such."""
+        each, rest = divmod(len(calls), self._steps)
+        if rest or self._steps == 1:
+            return [[call] for call in calls]
+        return [calls[start::each] for start in range(each)]
+
+    def _size(self, hook: LayerHook) -> int:
+        """Return the number of values that a hook reads."""
+        calls = [self._by_module[hook.module][number] for number in hook.calls]
+        return sum(0 if array is None else array.size for array in (_array(c, hook) for c in calls))
+
+    def _rows(self, hook: LayerHook) -> npt.NDArray[np.floating[Any]] | None:
+        """Return what a hook reads, ``(B, T, N)``; None if it doesn't belong to frames."""
+        placed = self._placed(hook)
+        if placed is None:
+            return None
+        calls = [self._by_module[placed.module][number] for number in placed.calls]
+        arrays = [self._values.of(a) for a in (_array(c, placed) for c in calls) if a is not None]
+        if not placed.whole_sequence:
+            return np.stack([array.reshape(self._batch, -1) for array in arrays], axis=1)
+        if placed.axis == 1:
+            return arrays[0].reshape(self._steps, self._batch, -1).swapaxes(0, 1)
+        return arrays[0].reshape(self._batch, self._steps, -1)
 
     def _placed(self, hook: LayerHook) -> LayerHook | None:
         """Return the hook with its rows in order; None if they don't belong to frames."""
@@ -249,6 +318,11 @@ def _above(call: Call) -> Sequence[Call]:
 def _together(number: int, calls: Sequence[Call]) -> Call:
     """Return a call that stands for all these calls together."""
     return Call(calls[0].module, "", number, None, children=list(calls))
+
+
+def _size(calls: Sequence[Call]) -> int:
+    """Return the number of values in the first output of all calls."""
+    return sum(array.size for call in calls for array in list(call.outputs.values())[:1])
 
 
 def _moved(changed: npt.NDArray[np.bool_]) -> list[list[int]]:
