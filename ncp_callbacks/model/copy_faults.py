@@ -17,7 +17,7 @@ from .model_pickle import Packer
 from .own_arrays import array_bytes, evaluates
 from .pytrees import filled_slots
 
-__all__ = ["difference", "find_cause"]
+__all__ = ["difference", "find_cause", "parts"]
 
 
 def find_cause(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:
@@ -28,7 +28,7 @@ def find_cause(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:
     try:
         Packer(io.BytesIO(), None).dump(value)
     except Exception as error:
-        for name, part in _parts(value):
+        for name, part in parts(value):
             found = find_cause(part, f"{path}{name}", seen)
             if found is not None:
                 return found
@@ -36,7 +36,7 @@ def find_cause(value: Any, path: str, seen: set[int]) -> tuple[str, str] | None:
     return None
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+def parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Iterate over what an object holds, with how it is written in Python."""
     if isinstance(value, nn.Module):
         yield from ((f".{key}", part) for key, part in dict.items(value))
@@ -84,7 +84,7 @@ def _difference(a: Any, b: Any, path: str, seen: set[int]) -> str | None:
         return None if compiled or type(a).__module__.startswith(kinds) else path
     if isinstance(a, bool | int | float | complex | str | bytes | None):
         return None if a == b or a != a else path
-    mine, other = dict(_parts(a)), dict(_parts(b))
+    mine, other = dict(parts(a)), dict(parts(b))
     for name, part in mine.items():
         if name not in other:
             return f"{path}{name}"

@@ -10,6 +10,7 @@ import io
 import pickle
 import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 
 from .own_arrays import own_view
 
-__all__ = ["Packer", "Unpacker"]
+__all__ = ["Packer", "Unpacker", "compiled_function"]
 
 # Smaller numpy arrays stay in the skeleton: comparing them there costs less than a slot.
 _NUMPY_SLOT_BYTES = 16 << 10
@@ -30,6 +31,8 @@ _LOCKS: dict[type, Callable[[], Any]] = {
     type(make()): make for make in (threading.Lock, threading.RLock)
 }
 _RANDOM_STATE = type(mx.random.state)
+_MLX = ("mlx.core", "nanobind", "mlx.core.random")
+_MLX_FUNCTIONS = ("nb_func", "_gc_func", "custom_function")
 
 # cloudpickle's functions that make a class, and where they take its identity.
 _MAKERS = {"_make_skeleton_class": 4, "_make_skeleton_enum": 5, "_make_typevar": 5}
@@ -66,8 +69,13 @@ class Packer(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        if kind.__module__ in ("mlx.core", "nanobind", "mlx.core.random"):
+        if kind.__module__ in _MLX:
             return self._reduce_mlx(obj, kind)
+        if kind is types.MethodType and isinstance(obj.__self__, nn.Module):
+            module = obj.__self__
+            if obj.__func__ in (type(module).__call__, _call):
+                # A call of the module itself, so that it is recorded as one.
+                return _bound_call, (module,)
         if kind in _LOCKS:
             return _LOCKS[kind], ()
         if isinstance(obj, io.IOBase) and not (
@@ -88,13 +96,13 @@ class Packer(cloudpickle.Pickler):  # type: ignore[misc]
             return mx.default_stream, (obj.device,)
         if kind is _RANDOM_STATE:
             return _named, ("mlx.core", "random", "state")
-        if kind.__name__ in ("nb_func", "_gc_func", "custom_function"):
+        if kind.__name__ in _MLX_FUNCTIONS:
             path = _importable(obj)
             if path is not None:
                 return _named, path
             if kind is mx.custom_function:
                 return _custom_function(obj)
-            compiled = _compiled(obj)
+            compiled = compiled_function(obj)
             if compiled is not None:
                 return _itself, (compiled,)
             raise pickle.PicklingError("a function made by mx.grad, mx.vmap or mx.checkpoint")
@@ -176,16 +184,26 @@ def _importable(obj: Any) -> tuple[str, str] | None:
         return None
 
 
-def _compiled(obj: Any) -> Any:
-    """Return the function that ``mx.compile`` was given; None for other transformations.
+def compiled_function(obj: Any) -> Any:
+    """Return the function that ``mx.compile`` was given; None for anything else.
 
     MLX doesn't say which transformation a function is; a compiled one alone holds, for the
     garbage collector, its captured inputs and outputs beside the function.
     """
+    if type(obj).__module__ not in _MLX or type(obj).__name__ not in _MLX_FUNCTIONS:
+        return None
     held = gc.get_referents(obj)
     if len(held) == 4 and not any(isinstance(part, int) for part in held[1:3]):
         return held[3]
     return None
+
+
+def _bound_call(module: nn.Module) -> Any:
+    return types.MethodType(_call, module)
+
+
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
 
 
 def _custom_function(obj: Any) -> Any:

@@ -22,6 +22,7 @@ from .capture import Tap
 from .checks.independence import check_own_inputs, coupling_note
 from .checks.state_between_batches import StateBetweenBatches
 from .compilation import CompilationSwitch
+from .compiled_weights import compiled_weights_notes
 from .conventions import Forward
 from .embedding import Embedding
 from .embedding_finder import find_embedding
@@ -170,8 +171,10 @@ class ModelRunner(SequenceCaller):
                 f"forward takes {inspect.signature(forward)}; it is called as "
                 "forward(model, inputs, time_delta): pass a callable that takes these three"
             )
+        kept: list[str] = []
         if isinstance(model, nn.Module):
-            model = ModelCopy.of(Subject(model, forward, target if callable(target) else None))
+            subject = Subject(model, forward, target if callable(target) else None)
+            model, kept = ModelCopy.of(subject), compiled_weights_notes(subject)
         if horizon is not None and not isinstance(horizon, bool):
             raise TypeError(f"horizon is a {type(horizon).__name__}; pass True, False or None")
         if model.target is not None:
@@ -218,6 +221,7 @@ class ModelRunner(SequenceCaller):
             note
             for note in (
                 *held_out.notes,
+                *kept,
                 coupling_note(self.coupling),
                 *self.state.notes,
                 *self.hook_points.notes,

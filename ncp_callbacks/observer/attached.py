@@ -21,6 +21,7 @@ from ..callback import Callback
 from ..errors import one_line
 from ..held_out import HeldOutBatch
 from ..model import CopyError, ModelCopy, ModelError, ModelRunner, Subject
+from ..model.compiled_weights import compiled_weights_notes
 from ..model.model_copy import check_copy
 from ..overhead import Overhead
 from ..records import Scalar
@@ -137,6 +138,8 @@ class AttachedObserver:
         copied = ModelCopy()
         SnapshotLoader(copied).load(snapshot)
         check_copy(self._subject, copied)
+        for note in compiled_weights_notes(self._subject):
+            self._log.report(note)
         observer = Observer(copied, self._held_out, self._callbacks, self._settings)
         # An observer that is started later finds the state of a training batch in the model.
         self._settings = dataclasses.replace(self._settings, state=observer.runner.state)
