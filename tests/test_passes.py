@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import mlx.core as mx
@@ -114,6 +114,62 @@ def test_variants_follow_the_output_of_the_batch_itself() -> None:
     log_odds = now[~others] - logsumexp(now, axis=1, b=others)
     np.testing.assert_allclose(flipped, log_odds, rtol=1e-4, atol=1e-6)
     assert (now.argmax(axis=-1) != followed).any(), "the test needs a prediction that changes"
+
+
+class Counting(Net):
+    """Note how many sequences each pass has."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __call__(self, x: mx.array, time_delta: mx.array | None = None) -> mx.array:
+        self.seen.append(len(x))
+        return super().__call__(x, time_delta)
+
+
+@pytest.mark.parametrize("way", ["alike", "other inputs", "other times", "own times", "gradient"])
+def test_sequences_that_are_alike_are_run_once(way: str) -> None:
+    """As at a constant baseline; each sequence still has the output that it follows."""
+    model, targets = Counting(), np.arange(B) % 3
+    seen = observe(model, ncp.HeldOutBatch(X, DT, targets=targets))
+    x, delta = np.full((2, B, T, F), 0.5, np.float32), np.full((2, B, T), 1.5, np.float32)
+    x[1] = -2.0
+    if way == "other inputs":
+        x[1, -1, -1, -1] = 0.25
+    elif way == "other times":
+        delta[0, 3, 1] = 1.0
+    times = None if way == "own times" else delta
+    Counting.seen.clear()
+    found = seen.extra_passes.evaluate(x, times, gradient=way == "gradient", loss=way != "gradient")
+    assert sum(Counting.seen) == (2 * 2 if way == "alike" else 2 * B)
+    followed = seen.outputs[:, -1].argmax(axis=-1)
+    for k in range(2):
+        here = DT if times is None else delta[k]
+        out = np.array(model(mx.array(x[k]), mx.array(here)))[:, -1].astype(np.float64)
+        others = np.arange(3) != followed[:, None]
+        odds = out[~others] - logsumexp(out, axis=1, b=others)
+        np.testing.assert_allclose(found.values[k], odds, rtol=1e-4, atol=1e-6)
+        if way != "gradient":
+            assert found.loss is not None
+            losses = logsumexp(out, axis=1) - out[np.arange(B), targets]
+            np.testing.assert_allclose(found.loss[k], losses, rtol=1e-4, atol=1e-6)
+
+
+def test_sequences_with_companions_of_their_own_are_not_alike() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def __call__(self, inputs: dict[str, mx.array]) -> mx.array:
+            return self.net(inputs["x"]) * inputs["weight"][:, None, None]
+
+    weights = np.linspace(1.0, 2.0, B).astype(np.float32)
+    held_out = ncp.HeldOutBatch({"x": X, "weight": weights})
+    model = Weighted()
+    seen = observe(model, held_out, target=0)
+    found = seen.extra_passes.evaluate(np.full((1, B, T, F), 0.5, np.float32)).values[0]
+    one = float(model.net(mx.full((1, T, F), 0.5))[0, -1, 0])
+    np.testing.assert_allclose(found, one * weights, rtol=1e-4)
 
 
 def test_variants_that_do_not_fit() -> None:

@@ -35,8 +35,8 @@ from peers.training import Training
 __all__ = ["PERIOD", "Monitored", "timed"]
 
 # Seconds without a picture, after which the first snapshot has drawn all, and that one may take.
-PERIOD = 3
-"""Snapshots after which all parts of a set have come once: features are removed at every third."""
+PERIOD = 4
+"""Snapshots after which all parts of a set have come once: features are removed at every fourth."""
 _QUIET, _LIMIT = 2.0, 60.0
 
 

@@ -424,6 +424,7 @@ class ModelRunner(SequenceCaller):
         *,
         gradient: bool = False,
         loss: bool = False,
+        alike: bool = False,
     ) -> Variants:
         """Compute the targets of ``K`` variants of the batch in one pass.
 
@@ -433,6 +434,7 @@ class ModelRunner(SequenceCaller):
             chosen: ``(B,)``, the outputs to follow, see :meth:`Target.choose`.
             gradient: Also compute gradients with respect to sequences and elapsed times.
             loss: Also compute :attr:`loss`; ignored with ``gradient``.
+            alike: The first sequences of each variant stand for all, which are equal to them.
         """
         if gradient:
             self.require_input_gradient()
@@ -444,6 +446,9 @@ class ModelRunner(SequenceCaller):
         def total(x: mx.array, dt: mx.array | None) -> tuple[mx.array, mx.array]:
             recorder.clear()
             parts = self.outputs_of_variants(x, dt)
+            if alike:
+                size = len(self.held_out)
+                parts = [mx.broadcast_to(part[:1], (size, *part.shape[1:])) for part in parts]
             values = mx.stack([self.target(part, chosen) for part in parts])
             if loss and not gradient:
                 of_loss = self.loss
