@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -52,7 +52,7 @@ def checked_inputs(inputs: Any) -> tuple[mx.array, Any]:
         raise ValueError(
             f"inputs holds {shapes}; expected one sequence among them, floating (batch, time "
             "steps, features) or frames (batch, time steps, ..., channels), or tokens (batch, "
-            f"time steps). {_joined(list(floating.values()))}Pass the one to analyse alone, "
+            f"time steps). {_joined(floating)}Pass the one to analyse alone, "
             "and add the others in forward=lambda model, inputs, time_delta: ..."
         )
     key = sequences[0]
@@ -98,14 +98,23 @@ def _checked_sequence(inputs: Any) -> mx.array:
     return array
 
 
-def _joined(sequences: Sequence[mx.array]) -> str:
-    """Return how to pass sequences of equal lengths as one; "" if they can't be."""
-    if len(sequences) < 2 or len({a.shape[:-1] for a in sequences}) > 1:
+def _joined(sequences: Mapping[Any, mx.array]) -> str:
+    """Return how to pass sequences of equal lengths as one; "" if they can't be.
+
+    Args:
+        sequences: By their key in a dict, or their index.
+    """
+    arrays = list(sequences.values())
+    if len(arrays) < 2 or len({a.shape[:-1] for a in arrays}) > 1:
         return ""
-    ends = np.cumsum([a.shape[-1] for a in sequences[:-1]]).tolist()
+    ends = np.cumsum([a.shape[-1] for a in arrays[:-1]]).tolist()
+    parts = f"*mx.split(inputs, {ends}, axis=-1)"
+    if all(isinstance(key, str) for key in sequences):
+        parts = f"dict(zip({list(sequences)}, {parts[1:]}))"
     return (
         "To analyse them together, pass inputs=mx.concatenate([...], axis=-1) and forward=lambda "
-        f"model, inputs, time_delta: model(*mx.split(inputs, {ends}, axis=-1)). "
+        f"model, inputs, time_delta: model({parts}), with the elapsed times if the model takes "
+        "them. "
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -147,3 +148,43 @@ def test_a_norm_may_lie_before_the_activation(norm: Any) -> None:
     # Without a module behind the activation, only the layer's output is known.
     model = Normed(norm(), None)
     check(layers_of(model)["conv"], "unknown", model.conv(frames))
+
+
+class Stereo(nn.Module):
+    """Two cameras, in a dict or as two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(C, 2, 3, stride=4), nn.Conv2d(1, 2, 3, stride=4)
+        self.rnn, self.head = nn.GRU(16, 5), nn.Linear(5, 2)
+
+    def __call__(self, left: Any, right: mx.array | None = None) -> mx.array:
+        if right is None:
+            left, right = left["left"], left["right"]
+        batch, steps, *_ = left.shape
+        parts = [
+            nn.relu(conv(x.reshape(-1, *x.shape[2:]))).reshape(batch, steps, -1)
+            for conv, x in ((self.left, left), (self.right, right))
+        ]
+        return self.head(self.rnn(mx.concatenate(parts, axis=-1))[:, -1])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_two_cameras_are_analysed_together_as_the_error_tells(named: bool) -> None:
+    left, right = mx.array(FRAMES), mx.array(FRAMES[..., :1] ** 2)
+    given: Any = {"left": left, "right": right} if named else (left, right)
+    with pytest.raises(ValueError, match="To analyse them together") as caught:
+        ncp.HeldOutBatch(given)
+    advice = re.search(r"forward=(lambda .*), with the elapsed times", str(caught.value))
+    assert advice is not None
+    model = Stereo()
+    forward = eval(advice[1], {"mx": mx})
+    joined = mx.concatenate([left, right], axis=-1)
+    runner = ModelRunner(model, ncp.HeldOutBatch(joined), target=0, forward=forward)
+    with runner.analysing():
+        found = observe(runner, 0, {ncp.Need.INPUT_GRADIENT}).input_gradient
+    both = mx.grad(lambda a, b: model(a, b)[:, 0].sum(), argnums=(0, 1))(left, right)
+    assert found is not None
+    np.testing.assert_allclose(
+        found, np.array(mx.concatenate(both, axis=-1)).reshape(B, T, -1), rtol=1e-4, atol=1e-7
+    )

@@ -12,6 +12,7 @@ from small_nets import TanhCell
 
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelError, ModelRunner
+from ncp_callbacks.models import CfC
 from ncp_callbacks.passes import observe
 
 B, T, F, H = 5, 6, 3, 4
@@ -283,6 +284,73 @@ def test_a_layer_that_runs_along_the_features_is_reported() -> None:
         forward=lambda model, inputs, time_delta: model(inputs.swapaxes(1, 2)).swapaxes(1, 2),
     )
     assert [hook.name for hook in followed.hook_points.cells] == ["rnn"]
+
+
+@pytest.mark.parametrize("build", [nn.GRU, lambda features, units: CfC(features, units)])
+def test_frames_with_time_behind_the_channels_are_reported_with_the_fix(build: Any) -> None:
+    class Video(nn.Module):
+        """Takes (batch, channels, time steps, height, width)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = build(2 * 3 * 4, H), nn.Linear(H, 1)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            rows = x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
+            states = self.rnn(rows)
+            return self.head((states[0] if isinstance(states, tuple) else states)[:, -1])
+
+    model, x = Video(), mx.random.normal((B, 2, 7, 3, 4), key=mx.random.key(2))
+    note = ModelRunner(model, ncp.HeldOutBatch(x)).hook_points.no_cells
+    assert f"If axis 2 of inputs {tuple(x.shape)} is time, pass mx.moveaxis(inputs, 2, 1)" in note
+    followed = ModelRunner(
+        model,
+        ncp.HeldOutBatch(mx.moveaxis(x, 2, 1), channel_axis=2),
+        forward=lambda model, inputs, time_delta: model(mx.moveaxis(inputs, 1, 2)),
+    )
+    assert [cell.skipped for cell in followed.hook_points.cells] == [""]
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_one_time_step_has_no_recurrence(channels_first: bool) -> None:
+    """A cell that is called for each of seven channels has no states at the only time step."""
+
+    class Channels(Loop):
+        def setup(self) -> None:
+            self.cell = CfC(F, H).cell if channels_first else TanhCell(F, H)
+
+        def step(self, x: mx.array, h: mx.array) -> mx.array:
+            found = self.cell(x, h)
+            return found[-1] if isinstance(found, tuple) else found
+
+        def __call__(self, x: mx.array) -> mx.array:
+            h = self.start(x)
+            for channel in range(7):
+                h = self.step(x[:, 0, channel], h)
+            return self.out(h)
+
+    x = mx.random.normal((B, 1, 7, F), key=mx.random.key(2))
+    points = ModelRunner(Channels(), ncp.HeldOutBatch(x)).hook_points
+    assert points.cells == ()
+    assert points.no_cells == "no recurrent cell was found: the sequences have one time step"
+
+
+def test_no_other_layout_is_advised_where_no_axis_is_as_long() -> None:
+    class Shortened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.rnn = nn.Conv1d(F, 4, 3, stride=2), nn.GRU(4, H)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return self.rnn(self.conv(x))[:, -1]
+
+    x = mx.random.normal((B, 2 * T + 1, F), key=mx.random.key(2))
+    assert T != F
+    note = ModelRunner(Shortened(), ncp.HeldOutBatch(x)).hook_points.no_cells
+    assert note.endswith(
+        f"rnn runs over {T} steps, not over the {2 * T + 1} time steps. Let it run over each time "
+        "step once"
+    )
 
 
 class Silent(Loop):

@@ -23,7 +23,12 @@ from .hook_points import CellHook, HookPoints, LayerHook, numbered_layers, reaso
 from .hook_verifier import HookVerifier
 from .model_copy import ModelCopy
 from .named_modules import NamedModules
-from .no_cells import listed, notes_on_fewer_calls, reason_for_no_cell
+from .no_cells import (
+    if_time_is_another_axis,
+    listed,
+    notes_on_fewer_calls,
+    reason_for_no_cell,
+)
 from .recurrence import outermost
 from .time_parts import TimeParts, in_order
 
@@ -42,7 +47,7 @@ def find_hook_points(
     *,
     cells: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
-    frames: bool = False,
+    inputs_shape: tuple[int, ...] = (),
     forecast: bool = False,
 ) -> HookPoints:
     """Record a run of the copy, and find cells and backbone layers in it.
@@ -54,7 +59,8 @@ def find_hook_points(
         cells: Paths or globs of modules to take as cells; None: found automatically.
         layers: Paths or globs of modules whose outputs to take as backbone layers; None: found
             automatically.
-        frames: True if inputs are frames, whose layers before the cells are backbone layers too.
+        inputs_shape: The shape of the inputs. If they are frames, layers before the cells are
+            backbone layers too.
         forecast: True if axis 1 of the outputs holds the steps of a forecast.
 
     Raises:
@@ -70,7 +76,7 @@ def find_hook_points(
     if layers is not None:
         found_layers = named.layers(layers)
     else:
-        before = finder.front_end(found) if frames else []
+        before = finder.front_end(found) if len(inputs_shape) > 3 else []
         found_layers = [*before, *finder.layers()]
     found = [verifier.cell(hook) for hook in found]
     found_layers = [verifier.layer(hook) for hook in found_layers]
@@ -84,11 +90,15 @@ def find_hook_points(
     for cell in found:
         notes += [cell.skipped] if cell.skipped else cell.notes
     notes += [layer.skipped for layer in found_layers if layer.skipped]
+    no_cells = reasons(found)
+    for count in dict.fromkeys(cell.calls_in_all for cell in found) if no_cells else ():
+        hint = if_time_is_another_axis(inputs_shape, count)
+        no_cells += f". {hint}" if hint and count != evidence.steps else ""
     return HookPoints(
         tuple(found),
         tuple(found_layers),
         tuple(dict.fromkeys(notes)),
-        reasons(found) if found else reason_for_no_cell(evidence),
+        no_cells if found else reason_for_no_cell(evidence, inputs_shape),
         reasons(found_layers) if found_layers else _NO_LAYERS,
     )
 

@@ -65,13 +65,15 @@ class Evidence:
             for key, calls in self.by_module.items()
         }
         self.recurrences = {key: listed for key, listed in found.items() if listed}
-        changed, self.added = find_changed_recurrences(
-            Rerun(copy, first, self.calls),
-            self.by_module,
-            self.recurrences,
-            self.values,
-        )
-        self.recurrences |= changed
+        self.added: list[str] = []
+        if self.steps > 1:
+            changed, self.added = find_changed_recurrences(
+                Rerun(copy, first, self.calls),
+                self.by_module,
+                self.recurrences,
+                self.values,
+            )
+            self.recurrences |= changed
         recurrences = [part for listed in self.recurrences.values() for part in listed]
         count = self._sequences_tried()
         trial = spread(count) if count > self.batch else first

@@ -120,7 +120,7 @@ def inspect_model(
         spread,
         cells=cells,
         layers=layers,
-        frames=held_out.has_frames,
+        inputs_shape=tuple(held_out.inputs.shape),
         forecast=calling.horizon is not None,
     )
     varying = () if whole_batch_only else _cells_of_varying_calls(caller, found)

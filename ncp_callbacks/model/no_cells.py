@@ -12,7 +12,13 @@ from .pytrees import leaves, modules
 from .recording import Call
 from .recurrence import find_recurrences
 
-__all__ = ["listed", "notes_on_fewer_calls", "part_of_state", "reason_for_no_cell"]
+__all__ = [
+    "if_time_is_another_axis",
+    "listed",
+    "notes_on_fewer_calls",
+    "part_of_state",
+    "reason_for_no_cell",
+]
 
 _LET_THE_CELL = (
     "Let the cell be a module that takes its state as an argument and returns the next one, called "
@@ -54,7 +60,7 @@ def notes_on_fewer_calls(evidence: Evidence) -> list[str]:
     return found
 
 
-def reason_for_no_cell(evidence: Evidence) -> str:
+def reason_for_no_cell(evidence: Evidence, inputs_shape: tuple[int, ...]) -> str:
     """Return why no cell was found, with the fix."""
     reason = "no recurrent cell was found: "
     if evidence.steps < 2:
@@ -68,7 +74,7 @@ def reason_for_no_cell(evidence: Evidence) -> str:
     seen = [calls for calls in evidence.by_module.values() if calls[0].outputs]
     repeated = [calls for calls in seen if len(calls) > 1]
     once_a_step = [c for c in repeated if len(c) % evidence.steps == 0]
-    other = [f"{c[0].name} {len(c)} times" for c in repeated if len(c) % evidence.steps]
+    unlike = [f"{c[0].name} {len(c)} times" for c in repeated if len(c) % evidence.steps]
     # Only what keeps a state: the output of another module is none.
     holding = [c[0].name for c in once_a_step[:_MAX_TRIED] if evidence.holds_state(c)[0]]
     packed = [c[0].name for c in once_a_step if _takes_fewer(c)]
@@ -83,31 +89,62 @@ def reason_for_no_cell(evidence: Evidence) -> str:
             f"{reason}. {listed(holding)} keeps a state between calls: pass "
             f"cells={holding[-1]!r} to take what it returns for its states"
         )
-    other_axis = [
-        f"{c[0].name} runs over {given.shape[-2]} steps, not over the {evidence.steps} time steps"
-        for c in seen
-        if isinstance(c[0].module, SEQUENCE_LAYERS)
-        for given in list(c[0].inputs.values())[:1]
-        if given.ndim > 1 and given.shape[-2] != evidence.steps
-    ]
-    if other_axis:
-        return (
-            f"{reason}. {'; '.join(other_axis[:_MAX_NAMES])}. If inputs are (batch, features, "
-            "time steps), pass inputs.swapaxes(1, 2) and forward=lambda model, inputs, "
-            "time_delta: model(inputs.swapaxes(1, 2))"
-        )
+    other = _over_another_axis(evidence, seen, inputs_shape)
+    if other:
+        return f"{reason}. {other}"
     over_all = _over_the_sequence(evidence, seen)
     if once_a_step:
         names = [calls[0].name for calls in once_a_step]
         reason += f"; called once per step are {listed(names)}, but they pass nothing on"
-    elif other:
-        reason += f"; called repeatedly are {listed(other)}, for {evidence.steps} steps"
+    elif unlike:
+        reason += f"; called repeatedly are {listed(unlike)}, for {evidence.steps} steps"
     if over_all:
         reason += (
             f"; {listed(over_all)} may be a layer that runs over the whole sequence: if what "
             "it returns at each time step is its state, pass its path as cells=[path]"
         )
-    return f"{reason}. {_LET_THE_CELL}"
+    counts = {} if once_a_step else {len(calls): None for calls in repeated}
+    hints = (if_time_is_another_axis(inputs_shape, count) for count in counts)
+    return f"{reason}. {next(filter(None, hints), _LET_THE_CELL)}"
+
+
+def _over_another_axis(
+    evidence: Evidence, seen: Sequence[Sequence[Call]], inputs_shape: tuple[int, ...]
+) -> str:
+    """Return which layers of MLX run over another number of steps than time steps, or ""."""
+    found = {
+        c[0].name: given.shape[-2]
+        for c in seen
+        if isinstance(c[0].module, SEQUENCE_LAYERS)
+        for given in list(c[0].inputs.values())[:1]
+        if given.ndim > 1 and given.shape[-2] != evidence.steps
+    }
+    if not found:
+        return ""
+    runs = "; ".join(
+        f"{name} runs over {steps} steps, not over the {evidence.steps} time steps"
+        for name, steps in list(found.items())[:_MAX_NAMES]
+    )
+    fix = if_time_is_another_axis(inputs_shape, next(iter(found.values())))
+    return f"{runs}. {fix or 'Let it run over each time step once'}"
+
+
+def if_time_is_another_axis(inputs_shape: tuple[int, ...], steps: int) -> str:
+    """Return what to pass if the axis of inputs that is so long is time; "" if no axis is."""
+    axes = [axis for axis, size in enumerate(inputs_shape) if size == steps and axis > 1]
+    if not axes:
+        return ""
+    if len(inputs_shape) == 3:
+        return (
+            "If inputs are (batch, features, time steps), pass inputs.swapaxes(1, 2) and "
+            "forward=lambda model, inputs, time_delta: model(inputs.swapaxes(1, 2))"
+        )
+    axis = axes[0]
+    return (
+        f"If axis {axis} of inputs {inputs_shape} is time, pass mx.moveaxis(inputs, {axis}, 1) "
+        "with channel_axis= for the place where the channels are then, and forward=lambda model, "
+        f"inputs, time_delta: model(mx.moveaxis(inputs, 1, {axis}))"
+    )
 
 
 def _over_the_sequence(evidence: Evidence, seen: Sequence[Sequence[Call]]) -> list[str]:
