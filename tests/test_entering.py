@@ -183,8 +183,10 @@ def test_the_dry_run_takes_few_sequences_where_these_run_as_all_do(
         model, batch(model), writer=ncp.MemoryWriter(), every=1, background=False
     ) as monitor:
         dry_run = calls[number:]
-        assert len(dry_run) > F
-        assert set(dry_run) == {most}
+        assert sum(dry_run) > F * most
+        # Passes of few sequences hold several variants, as only what runs is of interest.
+        assert (min(dry_run), max(dry_run) > most) == (most, most < B)
+        assert {size % most for size in dry_run} == {0}
         calls.clear()
         monitor.on_step_end(1)
         # Analyses take the whole batch.

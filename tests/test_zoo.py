@@ -928,6 +928,41 @@ def test_the_time_order_is_that_of_each_sequence(order, forward, per_step, layer
         close(seen.values[real], to_numpy(expected)[real])
 
 
+class PaddedTogether(Padded):
+    """Standardises the inputs over the batch: of each time step, or of all together."""
+
+    def __init__(self, order, layer, axes):
+        super().__init__(order, layer)
+        self.axes = axes
+
+    def states(self, x, lengths):
+        centred = (x - x.mean(self.axes, keepdims=True)) / (x.std(self.axes, keepdims=True) + 0.1)
+        return super().states(centred, lengths)
+
+
+@CELL_OR_LAYER
+@pytest.mark.parametrize("axes", [(0,), (0, 1)])
+@pytest.mark.parametrize("order", ["flipped", "reversed", "sorted"])
+def test_the_order_is_found_on_some_of_many_sequences_that_act_on_each_other(order, axes, layer):
+    """States that are read are those of a loop, or are skipped with a reason."""
+    x, lengths, mask = many_padded(17, seed=3)
+    mx.random.seed(1)
+    model = PaddedTogether(order, layer, axes)
+    runner = ModelRunner(model, ncp.HeldOutBatch((x, lengths), mask=mask), target=0)
+    assert runner.coupling == ("inputs",)
+    with runner.analysing():
+        states = observe(runner, 0, {ncp.Need.STATES}).states
+    expected = model.states(x, lengths)
+    for seen in states:
+        close(seen.values[mask], to_numpy(expected[seen.cell])[mask])
+        assert seen.reverse == (seen.cell == "back" and order != "sorted")
+    unread = {"ahead", "back"} - {seen.cell for seen in states}
+    for name in unread:
+        assert any(name in note and "skipped" in note for note in runner.notes)
+    # Every row moves with every sequence, so that sorted rows can't be told apart.
+    assert not unread or axes == (0, 1) or order == "sorted"
+
+
 @CELL_OR_LAYER
 def test_an_unknown_time_order_skips_one_cell_alone(layer):
     """Without the mask, nobody knows in which order each sequence is read."""

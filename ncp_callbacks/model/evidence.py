@@ -16,10 +16,10 @@ from .pytrees import modules
 from .recording import Call, Values, record
 from .recurrence import find_recurrences
 
-__all__ = ["Evidence"]
+__all__ = ["MAX_SEQUENCES", "Evidence"]
 
 # Sequences on which hook points are verified: those that three sets tell apart.
-_MAX_SEQUENCES = 7
+MAX_SEQUENCES = 7
 # Recorded arrays of these sequences, in about as many runs as are kept.
 _MAX_BYTES, _RUNS_KEPT = 256 << 20, 5
 
@@ -84,7 +84,7 @@ class Evidence:
         """Return on how many sequences hook points are verified, so that their arrays stay few."""
         arrays = (a for c in self.calls for a in (*c.inputs.values(), *c.outputs.values()))
         recorded = sum({id(a): a.nbytes for a in arrays}.values()) / self.batch
-        return min(_MAX_SEQUENCES, int(_MAX_BYTES / (_RUNS_KEPT * max(1.0, recorded))))
+        return min(MAX_SEQUENCES, int(_MAX_BYTES / (_RUNS_KEPT * max(1.0, recorded))))
 
     def is_sequence(self, array: mx.array) -> bool:
         """Return whether an array is ``(B, T, N)`` or ``(T, B, N)``."""

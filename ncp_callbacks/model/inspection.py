@@ -21,6 +21,7 @@ from .conventions import Calling, Forward, find_calling
 from .discovery import find_hook_points
 from .embedding_finder import find_embedding
 from .errors import ModelError
+from .evidence import MAX_SEQUENCES
 from .hook_points import CellHook, HookPoints, LayerHook
 from .hook_recorder import HookRecorder
 from .model_copy import ModelCopy
@@ -104,13 +105,15 @@ def inspect_model(
     coupling = find_coupling(copy, caller.call_on, held_out, any_size=any_size)
     whole_batch_only = not any_size or bool(coupling)
     if whole_batch_only:
-        few, some = held_out, np.arange(len(held_out))
+        count = len(held_out) if not any_size or "position" in coupling else MAX_SEQUENCES
+        some = _spread_by_length(held_out, count)
+        few = held_out if len(some) == len(held_out) else held_out.take(some)
     if held_out.tokens:
         caller.embedding = find_embedding(copy, few, caller.call)
     first = caller.part(some).trial()
 
     def spread(count: int) -> Trial:
-        if len(few) == len(held_out):
+        if whole_batch_only or len(few) == len(held_out):
             return first
         return caller.part(_spread_by_length(held_out, count)).trial()
 

@@ -201,7 +201,7 @@ class ModelRunner(SequenceCaller):
             super().__init__(model, held_out, caller.calling, caller.state, caller.embedding)
             self.hook_points, self.coupling = found.hook_points, found.coupling
             self.whole_batch, self.whole_batch_only = len(held_out), found.whole_batch_only
-            self._few = found.few
+            self._few, self._variants_share_passes = found.few, not found.whole_batch_only
             # By the number of time steps, for shorter sequences than the batch's.
             self._embeddings: dict[int, Embedding | None] = {}
             outputs = self.outputs(self.sequence(), self.time_delta)
@@ -363,7 +363,9 @@ class ModelRunner(SequenceCaller):
         is_part = len(self.held_out) < self.whole_batch
         if self._few is None or is_part or callable(self._wanted[0]):
             return self.small()
-        return self.take(self._few)
+        part = self.take(self._few)
+        part._variants_share_passes = True
+        return part
 
     def _targets(self, batch: HeldOutBatch) -> mx.array:
         """Return the targets ``(B,)`` of a batch like the whole one."""
@@ -407,7 +409,7 @@ class ModelRunner(SequenceCaller):
     ) -> list[mx.array]:
         """Return the outputs for each of ``(K, B, T, F)``, in one call if the model permits."""
         copies, batch = sequences.shape[:2]
-        if self.whole_batch_only:
+        if not self._variants_share_passes:
             return [
                 self.outputs(sequences[k], None if time_deltas is None else time_deltas[k])
                 for k in range(copies)

@@ -51,13 +51,15 @@ class _Questions:
         asked: ``(P, B)``, time steps.
         inputs: The ``P`` changed inputs.
         changed: ``(P, B)``, true at sequences that differ.
-        runs: Calls of the ``P`` runs, by the calls that return what they did.
+        runs: Calls of runs by their number, by the calls that return what they did.
     """
 
     asked: Steps
     inputs: list[mx.array]
     changed: Mask
-    runs: dict[frozenset[_Number], list[dict[_Number, Call] | None]] = field(default_factory=dict)
+    runs: dict[frozenset[_Number], dict[int, dict[_Number, Call] | None]] = field(
+        default_factory=dict
+    )
 
 
 class Readings:
@@ -119,11 +121,17 @@ class Readings:
         """
         numbers = [(call.path, call.number) for call in calls]
         questions = self._asked(way)
-        runs = self._runs(questions, frozenset(numbers if way is Way.ALONE else ()))
+        held = frozenset(numbers if way is Way.ALONE else ())
         hits = np.zeros((*questions.asked.shape, len(numbers)), bool)
-        for p, run in enumerate(runs):
+        # The middle one first: every call may read the first time step, or the last, for another
+        # reason. If it moves all calls, as where inputs are standardised over time, so do others.
+        middle = len(hits) // 2
+        for p in (middle, *(p for p in range(len(hits)) if p != middle)):
+            run = self._run(questions, held, p)
             if run is not None:
                 hits[p] = self._read_by(numbers, states, run)
+            if way is not Way.MIXED and hits[middle].all():
+                break
         return questions.asked, self._of_changed(hits, numbers, questions)
 
     def _of_changed(self, hits: Mask, numbers: Sequence[_Number], questions: _Questions) -> Mask:
@@ -281,19 +289,26 @@ class Readings:
     def _runs(
         self, questions: _Questions, held: frozenset[_Number]
     ) -> list[dict[_Number, Call] | None]:
-        """Return the calls of each run; None for a run that changes nothing, or makes other calls.
+        """Return the calls of each run, see :meth:`_run`."""
+        return [self._run(questions, held, p) for p in range(len(questions.inputs))]
+
+    def _run(
+        self, questions: _Questions, held: frozenset[_Number], which: int
+    ) -> dict[_Number, Call] | None:
+        """Return the calls of a run; None for one that changes nothing, or makes other calls.
 
         Args:
             questions: The changed inputs.
             held: Calls that return what they returned in the unchanged run.
+            which: The number of the changed inputs.
         """
-        if held not in questions.runs:
-            questions.runs[held] = []
-            for inputs, changed in zip(questions.inputs, questions.changed, strict=True):
-                found = self.rerun(inputs, self._run_call(held, {})) if changed.any() else None
-                calls = None if found is None else dict(zip(self._before, found[0], strict=True))
-                questions.runs[held].append(calls)
-        return questions.runs[held]
+        runs = questions.runs.setdefault(held, {})
+        if which not in runs:
+            changes = questions.changed[which].any()
+            run_call = self._run_call(held, {})
+            found = self.rerun(questions.inputs[which], run_call) if changes else None
+            runs[which] = None if found is None else dict(zip(self._before, found[0], strict=True))
+        return runs[which]
 
     def _run_call(
         self, held: frozenset[_Number], changed: dict[_Number, Call]
