@@ -25,12 +25,26 @@ def freedom(values):
     return count - 1 if kurtosis <= 3 else max(1, 2 * count / (kurtosis - 1) - 1)
 
 
+def t_of_sides(influences, level=0.95, df=None):
+    """Return how many standard errors a CI reaches below, and above: Johnson's t if it is more.
+
+    With ``df`` they are those of Student's t.
+    """
+    count, p = len(influences), (1 + level) / 2
+    if df is not None:
+        return 2 * (stats.t.ppf(p, df),)
+    skewness = stats.skew(influences) if np.ptp(influences) else 0.0
+    tail = skewness * (1 + 2 * stats.norm.ppf(p) ** 2) / (6 * math.sqrt(count))
+    students, plain = stats.t.ppf(p, freedom(influences)), stats.t.ppf(p, count - 1)
+    return max(students, plain - tail), max(students, plain + tail)
+
+
 def ci_by_leaving_out(statistic, rows, scale="identity", level=0.95, df=None):
     """Return the delete-one jackknife CI of ``statistic(rows)``; rows are sequences."""
     to, back = SCALES[scale]
     count = len(rows)
     without = np.array([to(statistic(np.delete(rows, i, axis=0))) for i in range(count)])
     error = math.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
-    half = stats.t.ppf((1 + level) / 2, df or freedom(without)) * error
+    below, above = t_of_sides(-without, level, df)
     centre = to(statistic(rows))
-    return float(back(centre - half)), float(back(centre + half))
+    return float(back(centre - below * error)), float(back(centre + above * error))

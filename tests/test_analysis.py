@@ -223,7 +223,8 @@ def test_mean_lag_counts_from_each_sequences_last_real_step():
     gradient = np.zeros((2, 5, 1))
     gradient[0, 1], gradient[1, 2] = 3.0, 1.0
     mask = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
-    assert temporal_importance(x, gradient, mask=mask).mean_lag == pytest.approx((3 * 0 + 2) / 4)
+    # 0 steps before the last one, and 2: strong sequences count as much as weak ones.
+    assert temporal_importance(x, gradient, mask=mask).mean_lag == pytest.approx((0 + 2) / 2)
 
 
 def test_the_ci_of_a_mean_lag_ends_at_the_longest_lag():
@@ -232,8 +233,17 @@ def test_the_ci_of_a_mean_lag_ends_at_the_longest_lag():
     gradient[:, 5] = 1.0
     gradient[:, 0, 0] = [1.0] + 16 * [1e-12]
     estimate = temporal_importance(np.ones((17, 6, 1)), gradient).estimates()["mean_lag"]
-    assert estimate.value == pytest.approx(5 / 18)
+    assert estimate.value == pytest.approx(5 / 2 / 17)
     assert estimate.ci()[1] == 5.0
+
+
+def test_a_mean_lag_is_that_of_sequences_with_attributions():
+    gradient = np.zeros((4, 6, 2))
+    gradient[0, 5], gradient[1, 1], gradient[2, 3, 1] = 1.0, 7.0, -2.0
+    found = temporal_importance(np.ones((4, 6, 2)), gradient)
+    assert found.mean_lag == pytest.approx((0 + 4 + 2) / 3)
+    assert found.estimates()["mean_lag"].value == pytest.approx(2.0)
+    assert math.isnan(temporal_importance(np.ones((4, 6, 2)), 0 * gradient).mean_lag)
 
 
 def test_importance_takes_other_dtypes_and_defaults():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jackknife import ci_by_leaving_out, freedom
+from jackknife import ci_by_leaving_out, freedom, t_of_sides
 from scipy import integrate, special, stats
 
 from ncp_callbacks.analysis import (
@@ -81,12 +81,22 @@ def test_t_quantile_inverts_the_integral_of_the_density(p, freedom):
     assert area == pytest.approx(p - 0.5, abs=1e-9)
 
 
+def of_sides(values, level=0.95):
+    """Return the CI of a mean by hand."""
+    below, above = t_of_sides(values - values.mean(), level)
+    error = stats.sem(values)
+    return values.mean() - below * error, values.mean() + above * error
+
+
 @given(seeds, st.integers(2, 40), st.sampled_from([0.8, 0.95]))
-def test_the_ci_of_a_mean_is_students(rng, count, level):
+def test_the_ci_of_a_mean_is_students_or_longer_on_the_side_of_the_longer_tail(rng, count, level):
     values = rng.normal(size=count)
     df = freedom(values)
     assert df <= count - 1
-    expected = stats.t.interval(level, df, loc=values.mean(), scale=stats.sem(values))
+    expected = of_sides(values, level)
+    low, high = stats.t.interval(level, df, loc=values.mean(), scale=stats.sem(values))
+    assert expected[0] <= low + 1e-12
+    assert expected[1] >= high - 1e-12
     close(Estimate.mean(values).ci(level), expected)
     # Each way to get it gives the same.
     without_each = (values.sum() - values) / (count - 1)
@@ -195,18 +205,34 @@ def test_the_jackknife_takes_away_the_bias_of_a_variance():
     found = Estimate.jackknife(values.var(), without, bias_corrected=True)
     close(found.value - found.bias, values.var(ddof=1))
     low, high = found.ci()
-    close((low + high) / 2, values.var(ddof=1))
+    below, above = t_of_sides(found.influence)
+    close((above * low + below * high) / (above + below), values.var(ddof=1))
+
+
+def test_a_longer_tail_makes_the_ci_longer_on_its_side():
+    # A quarter of the sequences is 4: the skewness of a Bernoulli variable is 2 / sqrt(3), its
+    # kurtosis below that of normal values.
+    values = np.array(12 * [0.0] + 4 * [4.0])
+    low, high = Estimate.mean(values).ci()
+    term = 2 / math.sqrt(3) * (1 + 2 * 1.959964**2) / (6 * 4)
+    assert term == pytest.approx(0.4178, abs=1e-4)
+    error, students = math.sqrt(3 / 15), stats.t.ppf(0.975, 15)
+    close(1 - low, students * error, rtol=1e-6)
+    close(high - 1, (students + term) * error, rtol=1e-6)
+    mirrored = Estimate.mean(-values).ci()
+    close(mirrored, [-high, -low])
 
 
 def test_median_of_lognormal_values():
     logs = np.array([-1.0, 0.0, 1.0, 4.0])
     found = Estimate.median(np.exp(logs))
-    half = math.sqrt(math.pi / 2) * stats.t.ppf(0.975, 3) * stats.sem(logs)
+    below, above = t_of_sides(logs - logs.mean())
+    error = math.sqrt(math.pi / 2) * stats.sem(logs)
     middle = math.log(np.median(np.exp(logs)))
-    close(np.log(found.ci()), [middle - half, middle + half])
+    close(np.log(found.ci()), [middle - below * error, middle + above * error])
     mean = Estimate.geometric_mean(logs)
     close(mean.value, stats.gmean(np.exp(logs)))
-    close(np.log(mean.ci()), stats.t.interval(0.95, 3, loc=1.0, scale=stats.sem(logs)))
+    close(np.log(mean.ci()), of_sides(logs))
 
 
 @given(seeds, st.sampled_from([0.1, 0.5, 0.9]))
@@ -869,7 +895,7 @@ def test_cis_of_many_numbers_are_those_of_each(rng):
     found = with_cis(estimates)
     for name, one in estimates.items():
         assert found[name].ci() == pytest.approx(one.ci())
-    assert found["real"].known_ci == pytest.approx(students_ci(values[1] - 1))
+    assert found["real"].known_ci == pytest.approx(of_sides(values[1] - 1))
     assert found["equal"].known_ci is None
     assert found["one"].known_ci is None
     assert found["known"].known_ci == (1.0, 2.0)

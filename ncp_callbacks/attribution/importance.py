@@ -39,8 +39,9 @@ class TemporalImportance(ArrayResult):
         unit: The unit of the attributions, for example "units of the target".
         sequences: Number of sequences in the means.
         non_finite: Number of sequences skipped because their attribution had NaN or infinity.
-        mean_lag: Importance-weighted mean number of time steps between an input and its sequence's
-            last real time step; NaN if every attribution is 0.
+        mean_lag: Mean number of time steps between an input and its sequence's last real time step,
+            weighted by importance in each sequence; its mean over the sequences with attributions;
+            NaN if there are none. Weighted over all sequences, a few large ones would decide.
         feature_names: One name per feature.
         by_sequence: ``(S, F)``, contribution of each feature to the target of each sequence of the
             means, in the order of the batch: ``|sum_t A|``. Pushes that cancel over the sequence
@@ -50,7 +51,8 @@ class TemporalImportance(ArrayResult):
             has a target of its own, it is ``sum_t |A|``.
         strength_by_sequence: ``(S,)``, strength of each sequence; its mean is the sum of
             ``importance``.
-        lag_by_sequence: ``(S, 2)``, sum of each sequence's strengths, and of strength times lag.
+        lag_by_sequence: ``(S, 2)``, 1 and the mean lag of each sequence, or 0 and 0 for one without
+            attributions.
         time_delta_by_sequence: ``(S,)``, contribution of elapsed time to the target of each
             sequence, as for features; None if nothing is attributed to elapsed time.
         share_ci: ``(2, F)``, 95 % CI of ``feature_share`` over sequences.
@@ -117,8 +119,9 @@ class TemporalImportance(ArrayResult):
     def estimates(self, features: Sequence[str] = ()) -> dict[str, Estimate]:
         """Return estimates over sequences, each with its CI, by name.
 
-        They are ``strength``, ``mean_lag``, ``entropy`` and ``time_share``, as far as they are
-        defined.
+        They are ``strength``, ``mean_lag`` and ``time_share``, as far as they are defined. The
+        entropy has none: where shares are nearly equal, chance makes it smaller, and CIs that were
+        tried cover it in .86 of the batches only.
 
         Args:
             features: Names of features whose shares are added, as ``share/<feature>``.
@@ -134,8 +137,6 @@ class TemporalImportance(ArrayResult):
                 self.lag_by_sequence[:, 1], self.lag_by_sequence[:, 0], longest
             ),
         }
-        if len(self.feature_share) > 1 and whole.sum() > 0:
-            found["entropy"] = Estimate.of_sums(_entropy, parts, SHARE)
         own = self.time_delta_by_sequence
         if own is not None and self.time_delta_share is not None:
             found["time_share"] = Estimate.ratio(own, own + whole, SHARE)
@@ -146,11 +147,12 @@ class TemporalImportance(ArrayResult):
         return found
 
 
-def _entropy(strength: FloatArray) -> FloatArray:
-    """Return the entropy of ``(..., F)`` strengths, as a fraction of that of equal strengths."""
-    p = strength / strength.sum(axis=-1, keepdims=True)
-    terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
-    return np.asarray(-terms.sum(axis=-1) / np.log(strength.shape[-1]))
+def _mean_lags(weight: FloatArray, lag: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    """Return ``(S, 2)``: 1 and the mean lag of each sequence, or 0 and 0 without attributions."""
+    total = weight.sum(axis=1)
+    some = total > 0
+    mean = np.divide((weight * lag).sum(axis=1), total, out=np.zeros(len(total)), where=some)
+    return np.stack([some, mean], axis=1)
 
 
 def _shares(strength: FloatArray) -> FloatArray:
@@ -233,7 +235,7 @@ def summarize(
     last = steps - 1 - np.argmax(real[:, ::-1], axis=1)
     weight = strength.sum(axis=2)
     lag = last[finite][:, None] - np.arange(steps)
-    total = weight.sum()
+    lags = _mean_lags(weight, lag)
     # A time step that fewer sequences have counts for more in each of them.
     by_step = weight @ (len(kept) / count)
     adds_up = one_target and not attribution.method.is_slope
@@ -256,11 +258,11 @@ def summarize(
         unit=attribution.method.unit,
         sequences=int(finite.sum()),
         non_finite=int((~finite).sum()),
-        mean_lag=float((weight * lag).sum() / total) if total > 0 else float("nan"),
+        mean_lag=float(lags[:, 1].sum() / lags[:, 0].sum()) if lags[:, 0].any() else float("nan"),
         feature_names=feature_names or tuple(f"feature {i}" for i in range(features)),
         by_sequence=compact(by_sequence),
         strength_by_sequence=compact(by_step),
-        lag_by_sequence=np.stack([weight.sum(axis=1), (weight * lag).sum(axis=1)], axis=1),
+        lag_by_sequence=lags,
         share_ci=cis[:, 1:].astype(np.float32),
         strength_ci=compact(cis[:, 0]),
         reliability=split_half(strength, kept_real),

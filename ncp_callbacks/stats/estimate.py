@@ -15,10 +15,11 @@ many time steps it has.
 The standard error is taken on the scale on which the number's errors are roughly symmetric: the
 logarithm for sizes, the logit for shares, Fisher's z for correlations. Its ends are turned back, so
 that they stay inside the range of the number. Student's t has fewer degrees of freedom where few
-sequences carry the uncertainty (:attr:`Estimate.degrees_of_freedom`).
+sequences carry the uncertainty (:attr:`Estimate.degrees_of_freedom`), and a CI is longer on the
+side to which the influences are skewed, as far as Johnson's modified t says; it is shorter on none.
 
 Source: Quenouille 1956 and Tukey 1958 for the jackknife; Efron & Tibshirani, An Introduction to the
-Bootstrap (1993), chapter 11.
+Bootstrap (1993), chapter 11; Johnson 1978 (JASA 73, 536-544) for the skewness.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -338,7 +340,7 @@ class Estimate:
         Source: matching moments as Satterthwaite 1946; for the jackknife, the idea is that of
         Hinkley 1977 (Biometrika 64, 21-28).
         """
-        return float(_spreads([self.influence])[1][0])
+        return float(_spreads([self.influence]).freedom[0])
 
     def ci(self, level: float = 0.95) -> tuple[float, float] | None:
         """Return the confidence interval by Student's t, inside the range of the number.
@@ -366,7 +368,7 @@ class Estimate:
             ValueError: If the numbers of sequences differ.
         """
         difference, apart = self._apart(before)
-        error = float(_spreads([apart])[0][0])
+        error = float(_spreads([apart]).error[0])
         if not math.isfinite(difference + error):
             return None
         half = t_quantile((1 + level) / 2, self.sequences - 1) * error
@@ -421,7 +423,8 @@ class Estimate:
 
 def ci_array(estimates: Sequence[Estimate], level: float = 0.95) -> FloatArray:
     """Return ``(2, N)`` ends of :meth:`Estimate.ci` of ``N`` estimates; NaN where there is none."""
-    error, freedom = _spreads([estimate.influence for estimate in estimates])
+    p = (1 + level) / 2
+    spreads = _spreads([estimate.influence for estimate in estimates])
     found = np.full((2, len(estimates)), np.nan)
     by_scale: dict[Scale, list[int]] = {}
     for place, estimate in enumerate(estimates):
@@ -430,14 +433,20 @@ def ci_array(estimates: Sequence[Estimate], level: float = 0.95) -> FloatArray:
         else:
             by_scale.setdefault(estimate.scale, []).append(place)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        half = t_quantile((1 + level) / 2, freedom) * error
+        # Rare sequences that few batches have are likelier on the side of the longer tail.
+        normal, fewer = t_quantile(p, spreads.sequences - 1), t_quantile(p, spreads.freedom)
+        longer = spreads.skewness * (1 + 2 * NormalDist().inv_cdf(p) ** 2) / 6
+        longer = longer / np.sqrt(spreads.sequences)
+        below, above = (
+            spreads.error * np.maximum(fewer, normal + tail) for tail in (-longer, longer)
+        )
         for scale, places in by_scale.items():
             value, bias = np.array([(estimates[i].value, estimates[i].bias) for i in places]).T
             # Equal sequences differ by rounding.
             rounding = 1e-12 * (np.abs(value) if scale.name == REAL.name else 1.0)
-            centre, apart = scale.transform(value) - bias, half[places]
-            ends = scale.inverse(np.array([centre - apart, centre + apart]))
-            some = (rounding < error[places]) & np.isfinite(ends).all(axis=0)
+            centre = scale.transform(value) - bias
+            ends = scale.inverse(np.array([centre - below[places], centre + above[places]]))
+            some = (rounding < spreads.error[places]) & np.isfinite(ends).all(axis=0)
             found[:, places] = np.where(some, np.clip(ends, scale.low, scale.high), np.nan)
     return found
 
@@ -472,13 +481,22 @@ def sd_of_sums(sums: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(np.maximum(second / count - mean**2, 0.0)))
 
 
-def _spreads(influences: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """Return standard errors and their degrees of freedom, NaN where they are unknown.
+class _Spreads(NamedTuple):
+    """Hold what the influences of ``N`` numbers tell of their errors, NaN where it is unknown."""
+
+    error: FloatArray
+    freedom: FloatArray
+    skewness: FloatArray
+    sequences: FloatArray
+
+
+def _spreads(influences: Sequence[FloatArray]) -> _Spreads:
+    """Return standard errors, their degrees of freedom, and the skewness of the influences.
 
     Args:
         influences: ``N`` arrays ``(S,)``, whose lengths may differ.
     """
-    error, freedom = np.full((2, len(influences)), np.nan)
+    found = _Spreads(*np.full((4, len(influences)), np.nan))
     by_length: dict[int, list[int]] = {}
     for place, influence in enumerate(influences):
         by_length.setdefault(len(influence), []).append(place)
@@ -490,13 +508,18 @@ def _spreads(influences: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
             deviation = some - some.mean(axis=1, keepdims=True)
             largest = np.abs(deviation).max(axis=1)
             # Scaled, so that fourth powers neither overflow nor vanish.
-            squares = (deviation / np.where(largest > 0, largest, 1.0)[:, None]) ** 2
+            scaled = deviation / np.where(largest > 0, largest, 1.0)[:, None]
+            squares = scaled**2
             second, fourth = squares.sum(axis=1), (squares**2).sum(axis=1)
-            error[places] = largest * np.sqrt(second / (count * (count - 1)))
-            kurtosis = count * fourth / np.where(second > 0, second, 1.0) ** 2
+            third = (squares * scaled).sum(axis=1)
+            found.error[places] = largest * np.sqrt(second / (count * (count - 1)))
+            divisor = np.where(second > 0, second, 1.0)
+            kurtosis = count * fourth / divisor**2
+            found.skewness[places] = math.sqrt(count) * third / divisor**1.5
         # 3 is the kurtosis of normal values.
-        freedom[places] = np.maximum(1.0, 2 * count / (np.maximum(kurtosis, 3.0) - 1) - 1)
-    return error, freedom
+        found.freedom[places] = np.maximum(1.0, 2 * count / (np.maximum(kurtosis, 3.0) - 1) - 1)
+        found.sequences[places] = count
+    return found
 
 
 def changed_beyond_chance(
@@ -513,7 +536,7 @@ def changed_beyond_chance(
         alpha: Family-wise error rate.
     """
     apart = [now._apart(before) for before, now in pairs]
-    errors = _spreads([influence for _, influence in apart])[0].tolist()
+    errors = _spreads([influence for _, influence in apart]).error.tolist()
     t = [_t(difference, error) for (difference, _), error in zip(apart, errors, strict=True)]
     p = _two_sided_p(t, [now.sequences - 1 for _, now in pairs])
     return [adjusted < alpha for adjusted in holm(p)]

@@ -56,8 +56,8 @@ _SCALARS = {
     "does",
     "sign_agreement": "1 if each input pushes the target the same way in all sequences, 0 if the "
     "pushes cancel",
-    "mean_lag": "Mean distance from a sequence's last time step, weighted by importance; in time "
-    "steps",
+    "mean_lag": "Distance from a sequence's last time step, weighted by importance, mean over "
+    "sequences; in time steps",
     "time_share": "Share of elapsed time in the contributions of features and elapsed time, each "
     "the absolute sum of {label} over time steps: 0 if only what was measured counts, 1 if only "
     "when it was measured counts",
@@ -113,8 +113,8 @@ class GradientAttribution(Callback):
                                                    previous snapshot: 0 if the order is unchanged
     ``attribution/strength_change``      scalar    relative change of the strength since the
                                                    previous snapshot, paired on equal sequences
-    ``attribution/numbers_changed``      scalar    number of strength, entropy, lag and shares that
-                                                   changed beyond chance
+    ``attribution/numbers_changed``      scalar    number of strength, lag and shares that changed
+                                                   beyond chance
     ``attribution/agreement``            scalar    rank correlation with the map of the method
                                                    ``agreement``
     ``attribution/disagreement``         scalar    part of the whole that attribution and removal
@@ -154,10 +154,11 @@ class GradientAttribution(Callback):
 
     With a target other than the prediction at the last time step, ``attribution`` is followed by
     its name, as in ``attribution_loss/heatmap``. For frames, features are the channels, and their
-    attributions are sums over pixels; :class:`FrameAttribution` draws the pixels. Strength,
-    entropy, mean lag and shares come with 95 % CIs over sequences, which are unreliable with fewer
-    than 16 sequences. The sign agreement has no CI: for pushes with random signs it is about 0.8
-    over the root of their number.
+    attributions are sums over pixels; :class:`FrameAttribution` draws the pixels. Strength, mean
+    lag and shares come with 95 % CIs over sequences, which are unreliable with fewer than 16
+    sequences. The sign agreement has no CI: for pushes with random signs it is about 0.8 over the
+    root of their number. The entropy has none: where shares are nearly equal, chance makes it
+    smaller.
 
     Args:
         method: A name or an object of :mod:`ncp_callbacks.attribution`, or a method of your own

@@ -38,7 +38,7 @@ class Measures:
         target_sd: SD of the target over sequences.
         magnitude: Mean length of the steps of the last cell's state.
         mean_lag: Mean number of time steps between an input and its sequence's last, weighted by
-            importance.
+            importance in each sequence.
         time_share: Share of the elapsed times in the strength of inputs and elapsed times.
         participation: Number of dimensions that the last cell's states use.
     """
