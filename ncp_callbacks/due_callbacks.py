@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .callback import Callback
 from .scheduling import Schedule, every
@@ -22,6 +22,9 @@ class DueCallbacks:
         disabled: Names of callbacks that are never due; names are added where a schedule fails.
         fail: Called with a message and the error of a schedule that failed.
         raise_errors: Raise errors of schedules instead.
+
+    Attributes:
+        is_begun: Whether the schedules know which step comes before those that are asked about.
     """
 
     def __init__(
@@ -40,11 +43,11 @@ class DueCallbacks:
         self._fail, self._raise_errors = fail, raise_errors
         self._occasions: dict[str, int] = {}
         self._last: dict[str, int] = {}
-        self._is_begun = False
+        self.is_begun = False
 
     def starts_after(self, step: int) -> None:
         """Tell the schedules which step comes before the first one that they are asked about."""
-        self._is_begun = True
+        self.is_begun = True
         for schedule in (*(s for s, _ in self._groups), self._train):
             if schedule is not None:
                 schedule.starts_after(step)
@@ -56,10 +59,31 @@ class DueCallbacks:
             step: The step.
             after: The last step before it, if that is known.
         """
-        if not self._is_begun and after is not None:
+        if not self.is_begun and after is not None:
             self.starts_after(after)
-        self._is_begun = True
-        fired = [group for schedule, group in self._groups if self._is_due(schedule, step)]
+        self.is_begun = True
+        return self._ask(step, self._groups, self._train)
+
+    def catch_up(self, steps: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Count steps that were made before an interruption, of which the log tells nothing.
+
+        Schedules that more than the step decides aren't asked.
+
+        Args:
+            steps: They increase.
+
+        Returns:
+            The steps at which callbacks were due, and those at which the loop's own numbers were.
+        """
+        groups = [(schedule, group) for schedule, group in self._groups if schedule.by_step]
+        train = self._train if self._train is None or self._train.by_step else ~every(steps=1)
+        answers = [(step, *self._ask(step, groups, train)) for step in steps]
+        return [step for step, due, _ in answers if due], [step for step, _, due in answers if due]
+
+    def _ask(
+        self, step: int, groups: Sequence[tuple[Schedule, list[Callback]]], train: Schedule | None
+    ) -> tuple[list[Callback], bool]:
+        fired = [group for schedule, group in groups if self._is_due(schedule, step)]
         due = [
             callback
             for group in fired
@@ -67,7 +91,7 @@ class DueCallbacks:
             if callback.name not in self._disabled and self._has_turn(callback)
         ]
         self._last |= {callback.name: step for callback in due}
-        return due, self._is_due(self._train, step) if self._train else bool(fired)
+        return due, self._is_due(train, step) if train else bool(fired)
 
     def never_due(self) -> dict[str, list[Callback]]:
         """Return the callbacks that no step was due for though some should be, by schedule."""

@@ -27,6 +27,7 @@ from .callback import Callback
 from .callbacks.sets import CallbackSet
 from .console import opening, show
 from .due_callbacks import DueCallbacks
+from .due_steps import DueStep
 from .findings.finding import Finding
 from .findings.run_findings import OVERVIEW
 from .held_out import HeldOutBatch
@@ -249,8 +250,9 @@ class Monitor:
             self._log.report(note)
         self._resuming.report_missing_state()
         try:
-            if self._resume == "auto" and self._log_dir is not None:
-                self._resuming.find_logged(self._log_dir)
+            auto = self._resume == "auto"
+            if self._log_dir is not None and (auto or self._resuming.first_step is not None):
+                self._resuming.find_logged(self._log_dir, auto=auto)
             self._opening = opening_records(
                 self._log,
                 beginning.runner,
@@ -325,25 +327,28 @@ class Monitor:
 
         Those that skip snapshots see the trained model, too.
         """
+        step = self._run.last_step
+        if step is None or not self._run.steps:
+            return
         never = self._due.never_due()
-        if never and self._run.last_step is not None and self._run.steps:
-            self._observer.analyse_held()
-            if self._run.steps > 1:
-                self._observer.analyse(self._run.last_step, _all(never))
+        if never:
+            # A run that goes on has no snapshot of its first step.
+            held = self._observer.analyse_held()
+            if self._run.steps > 1 or not held:
+                self._observer.analyse(step, _all(never))
+            which = "first and the last step are" if held else "last step is"
             for schedule, callbacks in never.items():
                 self._log.report(
                     f"no step was due for {', '.join(c.name for c in callbacks)} by {schedule} in "
-                    f"{self._run.steps} steps: the first and the last step are analysed. Set "
-                    "every= to fewer steps"
+                    f"{self._run.steps} steps: the {which} analysed. Set every= to fewer steps"
                 )
-        if self._run.last_step is not None and self._run.steps:
-            behind = self._due.behind(self._run.last_step)
-            if behind:
-                self._log.freeze(self._run.last_step, self._due.state_dict())
-                self._observer.analyse(self._run.last_step, behind)
+        behind = self._due.behind(step)
+        if behind:
+            self._log.freeze(step)
+            self._observer.analyse(step, behind)
         last = [c for c in self.callbacks if type(c).finish is not Callback.finish]
-        if last and self._run.last_step is not None and self._run.steps:
-            self._observer.analyse(self._run.last_step, last, finish=True)
+        if last:
+            self._observer.analyse(step, last, finish=True)
 
     @property
     def state(self) -> Literal["not started", "open", "closed"]:
@@ -399,7 +404,8 @@ class Monitor:
         """Return what a resumed run needs to log what an uninterrupted one would; JSON can hold it.
 
         Save it beside the checkpoint, and pass it to ``load_state_dict`` of the monitor that
-        continues the run with ``resume_step=``. Snapshots that wait are analysed first.
+        continues the run with ``resume_step=``. All that was logged is on the disk when it returns,
+        with the analyses and pictures of snapshots that wait.
         """
         return self._resuming.state_dict(wait=self.state == "open")
 
@@ -518,10 +524,10 @@ class Monitor:
         self._run.last_step = step
         self._run.steps += 1
         due, train_due = self._due.at(step, after=last)
-        if self._run.steps == 1 and not due:
-            self._log.freeze(step, self._due.state_dict())
+        if self._run.steps == 1 and not due and not last:
+            self._log.freeze(step)
             self._observer.hold(step, _all(self._due.never_due()))
-        if not due and not train_due:
+        if not due and not train_due and self._run.steps > 2:
             return
         self._log.last_step = step
         if train_due:
@@ -529,8 +535,11 @@ class Monitor:
             if gradients is not None:
                 numbers |= self._numbers.gradient_norms(gradients)
             self._log.write_loop(step, self._numbers.scalars(numbers))
-        if due and self._affords():
-            self._log.freeze(step, self._due.state_dict())
+        takes = bool(due) and self._affords()
+        if due or self._run.steps <= 2:  # Two tell by how much the loop counts.
+            self._log.keep_due(DueStep(step, last, takes, self._due.state_dict()))
+        if takes:
+            self._log.freeze(step)
             self._observer.analyse(step, due)
             self._log.write(step, self._overhead.records())
             self._report_large_share()

@@ -21,6 +21,7 @@ from .active_run import ActiveRun
 from .callback import Callback
 from .console import show
 from .due_callbacks import DueCallbacks
+from .due_steps import DueStep, analysed_steps, due_steps, what_is_lacking
 from .errors import one_line
 from .observer.attached import AttachedObserver
 from .records import Record
@@ -40,6 +41,8 @@ _CONDITIONS = {
     "feature_names": "the feature names",
     "target": "the target",
 }
+# Steps that the log tells nothing of are few, unless all callbacks had failed.
+_MAX_STEPS = 1_000_000
 
 
 def logged_run(log_dir: str | os.PathLike[str]) -> LoggedRun | None:
@@ -158,17 +161,25 @@ class Resuming:
         self._logged: LoggedRun | None = None
         self._without_state: set[str] = set()
         self._findings_state: Mapping[str, Any] | None = None
-        self._has_state = False
+        self._has_state = self._auto = False
+        self._known = step
+        self._kept_step: int | None = None  # of the state that was kept beside the log
+        self._occasions_step = -1
 
     @property
     def first_step(self) -> int | None:
         """Return the first step that is logged anew; None: the log begins with this run."""
         return None if self._step is None else self._step + 1
 
-    def find_logged(self, log_dir: str | os.PathLike[str]) -> None:
-        """Find the log that this run goes on with, if there is one."""
-        self._logged = logged_run(log_dir)
-        if self._logged is None:
+    def find_logged(self, log_dir: str | os.PathLike[str], *, auto: bool) -> None:
+        """Find the log that this run goes on with, if there is one.
+
+        Args:
+            log_dir: Where it is.
+            auto: Find out from where the run goes on, and with which state.
+        """
+        self._logged, self._auto = logged_run(log_dir), auto
+        if self._logged is None or not auto:
             return
         if self._step is None:
             self._step = self._run.last_step = self._logged.last_step
@@ -190,6 +201,12 @@ class Resuming:
         logged, self._logged = self._logged, None
         if logged is None:
             return
+        if self._auto:
+            self._take_up(logged, step, opening)
+        self._catch_up(logged, step)
+
+    def _take_up(self, logged: LoggedRun, step: int, opening: Sequence[Record]) -> None:
+        """Hide what is made once more, and take up the state of the snapshot before."""
         if self._run.last_step is not None and step <= self._run.last_step:
             show(
                 f"ncp_callbacks: the training goes on with step {step:,}: what was logged for it "
@@ -197,7 +214,6 @@ class Resuming:
                 verbose=self._verbose,
             )
             self._log.rewind(step, opening)
-            self._run.last_step = step - 1
         remove_states(logged.directory, step)
         state, notes = logged.state_before(step, self._log.fingerprint)
         for note in notes:
@@ -206,6 +222,7 @@ class Resuming:
             # One that the user has saved beside the checkpoint belongs to it.
             if state is not None and not self._has_state:
                 self.load_state_dict(state)
+                self._kept_step = state.get("step")
                 self.report_missing_state()
         except Exception as error:  # A callback of the user's may raise anything.
             if raised_by_signal_handler(error):
@@ -213,20 +230,63 @@ class Resuming:
             self._log.fail("the state that was kept beside the log can't be taken up", error)
         self._log.take_points(logged.loop_points(step))
 
-    def state_dict(self, *, wait: bool) -> dict[str, Any]:
-        """Return what a resumed run needs.
+    def _catch_up(self, logged: LoggedRun, step: int) -> None:
+        """Let the schedules go on as if nothing had happened, and report what is missing.
 
         Args:
-            wait: Let the snapshots that were handed over be analysed first.
+            logged: The log.
+            step: The first step that is made now.
+        """
+        # Where the log was rewound, the training goes on from before the step that was passed.
+        is_rewound = self._auto and self._known is not None and self._known >= step
+        known = None if is_rewound else self._known
+        lines = due_steps(logged.run, step if known is None else known + 1)
+        newest = lines[-1] if lines else DueStep(step - 1, None, snapshot=False, occasions={})
+        last = max(step - newest.stride, newest.step) if known is None else known
+        if lines and newest.step > self._occasions_step:
+            self._due.load_state_dict(newest.occasions)
+        begin = max(newest.step, self._occasions_step)
+        steps = range(begin + newest.stride, last + 1, newest.stride)
+        if lines or not self._due.is_begun:  # A trainer's hook may know what comes before.
+            self._due.starts_after(begin if steps else last)
+        due, train = self._due.catch_up(steps if len(steps) < _MAX_STEPS else ())
+        self._run.last_step = last
+        taken = [line.step for line in lines if line.snapshot]
+        lacking = what_is_lacking(logged.run, last + 1, [*taken, *due], train)
+        goes_on = f"what is compared with the snapshot before goes on from step {self._kept_step}"
+        if lacking:
+            is_older = self._kept_step is not None and self._kept_step < max((-1, *taken, *due))
+            then = f"; {goes_on}" if is_older else ""
+            self._log.report(
+                f"the run was killed before all was on the disk: the log lacks {lacking}{then}. To "
+                "lose nothing, call monitor.state_dict() before each checkpoint, which waits for it"
+            )
+        analysed = analysed_steps(logged.run, last + 1)
+        if self._kept_step is not None and analysed and analysed[-1] > self._kept_step:
+            self._log.report(
+                f"no state of step {analysed[-1]} is kept beside the log: {goes_on}. Save "
+                "monitor.state_dict() with each checkpoint, and pass it to load_state_dict"
+            )
+
+    def state_dict(self, *, wait: bool) -> dict[str, Any]:
+        """Return what a resumed run needs, once all that it doesn't make again is on the disk.
+
+        Args:
+            wait: Let the snapshots that were handed over be analysed, and their records be written
+                first.
         """
         known = self._observer.state(wait=wait)
         names = {c.name for c in self._observer.callbacks}
-        return {
+        state = {
             "step": self._run.last_step,
             "callbacks": {name: state for name, state in known.items() if name in names},
             "occasions": self._due.state_dict(),
             "findings": self._log.findings_state(),
         }
+        if wait:
+            self._observer.wait_for_pictures()
+            self._log.flush()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned.
@@ -242,7 +302,9 @@ class Resuming:
         known, step = state["callbacks"], state.get("step")
         if self._run.last_step is None or (step is not None and step > self._run.last_step):
             self._run.last_step = step
-        self._due.load_state_dict(state.get("occasions", {}))
+        if "occasions" in state:
+            self._due.load_state_dict(state["occasions"])
+            self._occasions_step = -1 if step is None else step
         self._findings_state = state.get("findings")
         self.load_findings()
         keeping = {c.name for c in self._observer.callbacks if _keeps_state(c)}

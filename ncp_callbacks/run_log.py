@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .due_steps import DUE, DueStep
 from .errors import one_line, traceback_of
 from .findings.run_findings import RunFindings
 from .records import Array, Data, Figure, Note, Record, Scalar, Text, protect
@@ -60,7 +61,6 @@ class RunLog:
         self._notes: list[str] = []
         self._more_notes = 0
         self._closing = False
-        self._occasions: dict[int, Mapping[str, int]] = {}
         self._kept_step: int | None = None
         self._topics: set[str] = set()
         self._tags = TagOwners(self.report)
@@ -167,20 +167,19 @@ class RunLog:
             self._tags.add("the training loop", records)
             self.write(step, records)
 
-    def freeze(self, step: int, occasions: Mapping[str, int]) -> None:
+    def freeze(self, step: int) -> None:
         """Keep the loop's numbers as they are now, for the findings of the snapshot of this step.
 
         The analysis comes back at any time, and its findings must not depend on when.
-
-        Args:
-            step: The step.
-            occasions: How often each callback was due, for the state that is kept.
         """
         with self._turn():
             if self.findings is not None:
                 self.findings.freeze(step)
-            if self.keeps_states:
-                self._occasions[step] = occasions
+
+    def keep_due(self, due: DueStep) -> None:
+        """Write at once that a step is due, for those who go on with a run that was killed."""
+        with self._turn():
+            self._guarded(lambda w: w.write_at_once(due.step, [Data(DUE, due.to_json())]))
 
     def keep_state(self, step: int, callbacks: Mapping[str, Any]) -> None:
         """Keep what a resumed run needs beside the log, if that is asked for.
@@ -193,13 +192,9 @@ class RunLog:
             return  # The first snapshot is analysed last where no step was due.
         self._kept_step = step
         with self._turn():
-            # The last snapshot of a run is taken where nothing was due.
-            due = max((s for s in self._occasions if s <= step), default=step)
-            self._occasions = {s: o for s, o in self._occasions.items() if s >= due}
             state = {
                 "step": step,
                 "callbacks": callbacks,
-                "occasions": self._occasions.get(due, {}),
                 "findings": self.findings and self.findings.state_dict(curves=False),
                 "fingerprint": self.fingerprint,
             }

@@ -29,9 +29,12 @@ class Schedule(abc.ABC):
     Attributes:
         covers_ends: True if the first and the last step of a run are analysed when no step was due,
             as with ``every(steps=100)`` in a run of 50 steps.
+        by_step: True if nothing but the step decides, so that a run that goes on can ask for steps
+            which were made before.
     """
 
     covers_ends: bool = False
+    by_step: bool = False
 
     @abc.abstractmethod
     def __call__(self, step: int) -> bool:
@@ -60,6 +63,7 @@ class _Combined(Schedule):
     def __init__(self, fold: Callable[[Iterable[bool]], bool], sign: str, *parts: Schedule) -> None:
         self._fold, self._sign, self._parts = fold, sign, parts
         self.covers_ends = fold([part.covers_ends for part in parts])
+        self.by_step = all(part.by_step for part in parts)
 
     def __call__(self, step: int) -> bool:
         # All parts are asked: one that counts time must not miss a step.
@@ -75,7 +79,7 @@ class _Combined(Schedule):
 
 class _Not(Schedule):
     def __init__(self, inner: Schedule) -> None:
-        self._inner = inner
+        self._inner, self.by_step = inner, inner.by_step
 
     def __call__(self, step: int) -> bool:
         return not self._inner(step)
@@ -99,7 +103,7 @@ class _Function(Schedule):
 
 
 class _EverySteps(Schedule):
-    covers_ends = True
+    covers_ends = by_step = True
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -147,6 +151,8 @@ class _EverySeconds(Schedule):
 
 
 class _Steps(Schedule):
+    by_step = True
+
     def __init__(self, steps: frozenset[int], text: str) -> None:
         self._steps, self._text = steps, text
         self.covers_ends = bool(steps)  # without any, no step is meant to be due

@@ -301,14 +301,15 @@ class AttachedObserver:
             # It is read once, as the snapshot on entering: most runs have a due step and drop it.
             self._held = self._request(step, due)
 
-    def analyse_held(self) -> None:
-        """Let the snapshot that :meth:`hold` read be analysed, if there is one."""
+    def analyse_held(self) -> bool:
+        """Let the snapshot that :meth:`hold` read be analysed, and return whether there is one."""
         held, self._held = self._held, None
         lost = isinstance(self.current, BackgroundObserver) and self.current.lost
         if held is None or self.current is None or lost:
             self._reader.restart()
-            return
+            return held is not None
         self.current.submit(held)
+        return True
 
     def _report_waiting(self, step: int, *, finish: bool) -> None:
         if self.dropped:
@@ -345,6 +346,11 @@ class AttachedObserver:
         if self.current is None:
             return {c.name: plain(c.state_dict()) for c in self._callbacks}
         return self.current.state() if wait else self.current.known_state
+
+    def wait_for_pictures(self) -> None:
+        """Wait until the observer's process has drawn what it was given."""
+        if isinstance(self.current, BackgroundObserver):
+            self.current.wait_for_pictures()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Give the callbacks what :meth:`state` returned.

@@ -141,7 +141,7 @@ class BackgroundObserver:
         self._changed = threading.Condition(self._lock)
         # Bytes of each snapshot that was handed over and has not come back, by number.
         self._waiting: dict[int, int] = {}
-        self._number = 0
+        self._number = self._flushed = 0
         self._progress = 0
         self._state: dict[str, Any] = {}
         self._ready = self._closing = self._closed = self._stuck = False
@@ -249,6 +249,15 @@ class BackgroundObserver:
         """
         return self._wait(lambda: not self._waiting, timeout)
 
+    def wait_for_pictures(self) -> None:
+        """Wait for the pictures of what was handed over, as long as there is progress."""
+        with self._lock:
+            if self.lost or self._asked_to_end or os.getpid() != self._pid:
+                return
+            self._number = number = self._number + 1
+            self._outgoing.put(("flush", number))
+        self._wait(lambda: self._flushed >= number, None)
+
     def close(self, timeout: float | None = None) -> int:
         """Wait for what is outstanding, then end the process; return how many were dropped.
 
@@ -350,6 +359,8 @@ class BackgroundObserver:
                 number, analysis = content
                 self._waiting.pop(number, None)
                 self._state.update(analysis.state)
+            elif kind == "flushed":
+                (self._flushed,) = content
             elif kind == "ready":
                 self._ready = True
             elif kind == "failed":
@@ -527,6 +538,9 @@ class _Server:
                     self._tell("dropped_pictures", dropped)
             elif kind == "draw":
                 renderer.submit(*content)
+            elif kind == "flush":
+                renderer.flush()
+                self._tell("flushed", *content)
             else:
                 observer.load_state(*content)
         renderer.close()

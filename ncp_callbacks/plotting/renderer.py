@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..bell import Bell
 from ..errors import one_line
 from ..records import Figure, Picture
 from ..signal_handlers import raised_by_signal_handler
@@ -134,6 +135,7 @@ class Renderer:
         # Entered as a lock: an interrupt inside Condition.__enter__ would leave it locked for ever.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._bell = Bell()
         self._jobs: deque[_Job] = deque()
         self._current: _Job | None = None
         self._bytes = 0
@@ -177,7 +179,7 @@ class Renderer:
             elif jobs and self._started():
                 self._bytes += size
                 self._jobs.extend(jobs)
-                self._changed.notify_all()
+                self._bell.ring()
             else:
                 self.dropped += len(jobs)
         if self._exiting:
@@ -215,8 +217,7 @@ class Renderer:
         if os.getpid() != self._pid or self._ended:
             return
         self._closing = True
-        with self._lock:
-            self._changed.notify_all()
+        self._bell.ring()
         if not self.flush(self._timeout if timeout is None else timeout):
             with self._lock:
                 left = [job for job in (self._current, *self._jobs) if job is not None]
@@ -268,6 +269,7 @@ class Renderer:
         with self._lock:
             self._closing = self._ended = True
             self._jobs.clear()
+            self._bell.ring()
             self._changed.notify_all()
 
     def _fail(self, count: int) -> None:
@@ -307,14 +309,15 @@ class Renderer:
 
     def _next(self) -> _Job | None:
         """Return the next job, or None when there will be none."""
-        with self._lock:
-            while not self._jobs:
+        while True:
+            with self._lock:
+                if self._jobs:
+                    self._current = self._jobs[0]
+                    return self._jobs.popleft()
                 if self._closing:
                     return None
-                # `abandon` can't wake this thread.
-                self._changed.wait(5.0)
-            self._current = self._jobs[0]
-            return self._jobs.popleft()
+            # `abandon` can't wake this thread.
+            self._bell.wait(5.0)
 
     def _draw(self, job: _Job) -> None:
         figure = job.figure

@@ -69,6 +69,12 @@ class Writer(abc.ABC):
         Only a writer that has a directory does.
         """
 
+    def write_at_once(self, step: int, records: Sequence[Record]) -> None:  # noqa: B027
+        """Take records for programs, and write all that waits to the disk, without waiting for it.
+
+        Only a writer that has a directory does.
+        """
+
     def rewind(self, first_step: int) -> None:  # noqa: B027
         """Hide what was logged for this step and later ones: they are made once more."""
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..records import Record
 from .background_writer import BackgroundWriter
 
 # tensorboardX takes long to import: only who makes one of these writers pays for it.
@@ -85,7 +86,10 @@ class TensorBoardWriter(BackgroundWriter):
     def keep_state(self, step: int, state: str) -> None:
         from .kept_states import KeptState
 
-        self._background.put(step, self._clock(), [KeptState(step, state)])
+        self._background.put(step, self._clock(), [KeptState(step, state)], at_once=True)
+
+    def write_at_once(self, step: int, records: Sequence[Record]) -> None:
+        self._background.put(step, self._clock(), records, at_once=True)
 
     def rewind(self, first_step: int) -> None:
         from .event_sink import Rewind

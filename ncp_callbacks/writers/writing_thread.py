@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeAlias
 
+from ..bell import Bell
 from ..errors import one_line
 from ..plotting.renderer import memory_of
 from ..records import Picture, Record, Scalar
@@ -80,7 +81,7 @@ class WritingThread:
     Args:
         sink: Takes the records; the thread closes it when it ends.
         flush_seconds: Least time between two rounds of writing and flushing, and so the longest
-            time that records wait.
+            time that records wait, unless some are to be written at once.
         max_bytes: Memory of all waiting records. Pictures may take half of it. Only a record that
             is larger by itself may exceed it.
         timeout: Seconds without any progress after which ``flush`` and ``close`` give up.
@@ -118,11 +119,13 @@ class WritingThread:
         # Entered as a lock: an interrupt inside Condition.__enter__ would leave it locked for ever.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._bell = Bell()
         self._waiting: deque[_Entry] = deque()
         self._bytes = 0
         self._writing = False
         self._unflushed = False
         self._callers = 0  # of flush and close
+        self._hurries = False
         self._closing = False
         self._ended = False
         self._exiting = False
@@ -140,8 +143,22 @@ class WritingThread:
         """Take the names of callbacks, see :meth:`.Writer.arrange`; call it before any ``put``."""
         self._sink.arrange(callbacks)
 
-    def put(self, step: int, wall_time: float, records: Sequence[Record | Instruction]) -> None:
-        """Queue the records of a step, and return at once."""
+    def put(
+        self,
+        step: int,
+        wall_time: float,
+        records: Sequence[Record | Instruction],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        """Queue the records of a step, and return at once.
+
+        Args:
+            step: The training step.
+            wall_time: When it was made, in seconds since 1970.
+            records: What to write.
+            at_once: Let the next round of writing begin now.
+        """
         if self._closing or self._ended or os.getpid() != self._pid:
             return
         pictures = [record for record in records if isinstance(record, Picture)]
@@ -155,9 +172,10 @@ class WritingThread:
                 size = sum(map(_size, kept))
                 self._bytes += size
                 self._waiting.append(_Entry(step, wall_time, kept, size))
-                if len(self._waiting) == 1 or self._is_half_full():
+                self._hurries = self._hurries or at_once
+                if len(self._waiting) == 1 or self._is_half_full() or at_once:
                     # Otherwise the thread already knows when to go on.
-                    self._changed.notify_all()
+                    self._bell.ring()
         if self._exiting:
             self.flush()
 
@@ -246,7 +264,7 @@ class WritingThread:
         limit = self._timeout if timeout is None else timeout
         with self._lock:
             self._callers += 1
-            self._changed.notify_all()
+            self._bell.ring()
             try:
                 heartbeat, since = self._heartbeat, time.monotonic()
                 while not (self._ended or done()):
@@ -318,18 +336,23 @@ class WritingThread:
         while True:
             with self._lock:
                 now = time.monotonic()
-                due = now >= next_flush or self._callers > 0 or self._closing
+                due = now >= next_flush or self._hurries or self._callers > 0 or self._closing
                 pending = bool(self._waiting) or self._unflushed
                 if not ((due and pending) or (self._waiting and self._is_half_full())):
                     if self._closing:
                         break
                     idle = max(self._flush_seconds, _LEAST_IDLE)
-                    self._changed.wait(next_flush - now if pending else idle)
-                    continue
-                self._writing, exiting = True, self._exiting
-                work = list(self._waiting)
-                self._waiting.clear()
-                self._unflushed = True
+                    seconds = next_flush - now if pending else idle
+                else:
+                    seconds = None
+                    self._writing, exiting = True, self._exiting
+                    work = list(self._waiting)
+                    self._waiting.clear()
+                    self._hurries = False
+                    self._unflushed = True
+            if seconds is not None:
+                self._bell.wait(seconds)
+                continue
             for entry in work:
                 self._write(entry)
             if exiting:
