@@ -1,10 +1,12 @@
 """Assign calls to time steps, from evidence of which call reads which time step.
 
 An order says which call belongs to which time step, for each sequence. It is accepted if it
-explains every time step that was asked about, at two calls or more, and no other order does so as
-well. A call that reads another time step than its own in one place only is no evidence: a decoder
-may start from the last observation. Neither is a time step that more than half of the calls read:
-a decoder may attend to all of them. It must be explained all the same.
+explains every time step that was asked about, at two calls or more of a sequence, and no other
+order does so as well. A call that reads another time step than its own in one place only is no
+evidence: a decoder may start from the last observation. Neither is a time step that many calls
+read, more than half as many as a sequence has real time steps: a decoder may attend to all of them,
+and a model may standardise them together. It must be explained all the same, but it doesn't decide
+between orders.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def asked_steps(mask: Mask) -> Steps:
     return np.unique(np.clip(rows, first, last), axis=0)
 
 
-def fit_order(asked: Steps, hits: Mask, mask: Mask, *, whole: bool = False) -> Fit | None:
+def fit_order(
+    asked: Steps, hits: Mask, mask: Mask, *, whole: bool = False, exact: bool = False
+) -> Fit | None:
     """Return the order that explains which calls read the time steps asked about, or None.
 
     Args:
@@ -94,14 +98,17 @@ def fit_order(asked: Steps, hits: Mask, mask: Mask, *, whole: bool = False) -> F
         hits: ``(P, B, N)``, true where call ``n`` reads the time step asked about.
         mask: ``(B, T)``, true at real time steps.
         whole: True to accept only shifts with a call for each time step.
+        exact: True to accept no shift, and only evidence from more than half of the time steps.
     """
     count, total = hits.shape[2], mask.shape[1]
     if total == 1:
         return Fit(Order.FORWARD, 0) if count == 1 else None
     read = hits.any(axis=2)
-    evidence = read & (hits.sum(axis=2) <= max(1, count // 2))
+    several = np.maximum(1, count * mask.sum(axis=1) // (2 * total))[None]
+    evidence, alone = read & (hits.sum(axis=2) <= several), hits.sum(axis=2) == 1
+    shifts = range(count - total + 1) if whole else range(1 - total, count)
     sequences = np.arange(hits.shape[1])[None]
-    found: list[tuple[int, Fit]] = []
+    found: list[tuple[int, Fit, bool]] = []
     seen: list[Steps] = []
     for order in Order:
         calls = calls_of_steps(order, mask)
@@ -109,19 +116,26 @@ def fit_order(asked: Steps, hits: Mask, mask: Mask, *, whole: bool = False) -> F
             continue
         seen.append(calls)
         wanted = calls[sequences, asked]
-        for shift in range(count - total + 1) if whole else range(1 - total, count):
+        for shift in [0] if exact else shifts:
             at = wanted + shift
             within = (at >= 0) & (at < count)
-            explained = np.take_along_axis(hits, np.clip(at, 0, count - 1)[..., None], axis=2)
-            used = evidence & within
+            at_own = np.take_along_axis(hits, np.clip(at, 0, count - 1)[..., None], axis=2)
+            explained, used = at_own[..., 0], evidence & within
             if (
-                len(np.unique(at[used])) > 1
-                and 2 * used.sum() > evidence.sum()
-                and explained[..., 0][read & within].all()
+                2 * used.sum() > (read if exact else evidence).sum()
+                and explained[used].all()
+                and (whole or 2 * abs(shift) < total or (alone | ~used).all())
             ):
-                found.append((int(used.sum()), Fit(order, shift)))
-    most = max((number for number, _ in found), default=0)
-    best = [fit for number, fit in found if number == most]
-    if len({fit.order for fit in best}) != 1:
+                # One call alone, or one of each sequence, has many explanations.
+                known = any(
+                    len(np.unique(of_sequence[own])) > 1
+                    for of_sequence, own in zip(at.T, used.T, strict=True)
+                )
+                known &= bool(explained[read & within].all())
+                found.append((int(used.sum()), Fit(order, shift), known))
+    most = max((number for number, _, _ in found), default=0)
+    best = [(fit, known) for number, fit, known in found if number == most]
+    if len({fit.order for fit, _ in best}) != 1:
         return None
-    return min(best, key=lambda fit: abs(fit.shift))
+    fits = [fit for fit, known in best if known]
+    return min(fits, key=lambda fit: abs(fit.shift), default=None)

@@ -60,7 +60,7 @@ class TimeParts:
     def split(self, calls: Sequence[Call], states: Sequence[Path] = ()) -> list[Part]:
         """Split calls of one module into runs over the time steps, in verified orders."""
         found: list[Part] = []
-        for way in Way:
+        for way in (Way.MIXED, Way.TOGETHER, Way.ALONE):
             asked, hits = self._evidence.readings.hits(calls, states, way)
             found = self._parts_by_input(calls, asked, hits)
             # Calls that read no time step, or only one, read no more if they return what they did.
@@ -73,20 +73,40 @@ class TimeParts:
             whole = len(calls) % self._evidence.steps == 0
             ends = calls[each - 1 :: each] if whole else calls[: self._evidence.steps]
             found = [Part(ends, calls[0], None)]
-        return [part if part.order else self._by_output(part) for part in found]
+        found = [part if part.order else self._by_output(part) for part in found]
+        if not any(part.order for part in found):
+            return self._by_most_changed(calls, states) or found
+        return found
 
-    def _parts_by_input(self, calls: Sequence[Call], asked: Steps, hits: Mask) -> list[Part]:
+    def _by_most_changed(self, calls: Sequence[Call], states: Sequence[Path]) -> list[Part]:
+        """Return parts of calls of which each reads all time steps, and its own one most."""
+        found: list[Part] = []
+        for way in (Way.LARGEST_MIXED, Way.LARGEST_TOGETHER):
+            asked, hits = self._evidence.readings.hits(calls, states, way)
+            found = self._parts_by_input(calls, asked, hits, exact=True)
+            if found:
+                break
+        note = (
+            f"each call of {calls[0].name} reads all time steps, as after standardising sequences "
+            "over time: its states are assigned to the time step that changes it most"
+        )
+        return [dataclasses.replace(part, note=note) if part.order else part for part in found]
+
+    def _parts_by_input(
+        self, calls: Sequence[Call], asked: Steps, hits: Mask, *, exact: bool = False
+    ) -> list[Part]:
         steps, mask = self._evidence.steps, self._evidence.readings.mask
         each = len(calls) // steps
         if len(calls) % steps == 0:
             fits = [
-                fit_order(asked, hits[..., i * steps : (i + 1) * steps], mask) for i in range(each)
+                fit_order(asked, hits[..., i * steps : (i + 1) * steps], mask, exact=exact)
+                for i in range(each)
             ]
             if each > 1:  # a run among others that begins with its first time step
                 fits = [fit if fit is not None and not fit.shift else None for fit in fits]
             if not any(fits) and each > 1:
                 by_step = np.any(hits.reshape(*hits.shape[:2], steps, each), axis=3)
-                fit = fit_order(asked, np.asarray(by_step), mask)
+                fit = fit_order(asked, np.asarray(by_step), mask, exact=exact)
                 if fit is not None and not fit.shift:
                     return [_part(calls[each - 1 :: each], calls[0], fit)]
             if any(fits):
@@ -95,7 +115,7 @@ class TimeParts:
                     Part(part, part[0], None) if fit is None else _part(part, part[0], fit)
                     for part, fit in zip(series, fits, strict=True)
                 ]
-        fit = fit_order(asked, hits, mask, whole=True)
+        fit = fit_order(asked, hits, mask, whole=True, exact=exact)
         if fit is None:
             return []
         part = calls[fit.shift : fit.shift + steps]

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ...arrays import to_mlx, to_numpy
 from ...signal_handlers import raised_by_signal_handler
@@ -19,7 +20,7 @@ from ..model_copy import ModelCopy
 from ..recording import Call, RunCall, record
 from ..time_order import Mask, Steps
 
-__all__ = ["Rerun", "Trial", "codes", "moved", "with_other_steps"]
+__all__ = ["Rerun", "Trial", "change", "codes", "moved", "with_other_steps"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,14 @@ def moved(before: mx.array, after: mx.array) -> Mask:
     x, y = to_numpy(before), to_numpy(after)
     differ: Mask = (x != y) & ~(np.isnan(x) & np.isnan(y))
     return differ
+
+
+def change(before: mx.array, after: mx.array) -> npt.NDArray[np.floating[Any]]:
+    """Return by how much each element of two arrays of one shape differs; NaN equals NaN."""
+    x, y = to_numpy(before), to_numpy(after)
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.abs(x - y, dtype=np.float64)
+    return np.where(moved(before, after), np.nan_to_num(size, nan=np.inf), 0.0)
 
 
 def codes(count: int) -> Mask:

@@ -4,8 +4,9 @@ While every cell receives the states of the unchanged run, another input at a ti
 arguments of the calls that read it, and no others. A few runs, in each of which some sequences have
 another input at time steps of their own, are enough for most models, and show to which sequences
 rows belong, too. If they don't determine the order, all sequences have another input at one time
-step; then the calls return what they returned before, as a model may feed outputs back; and last,
-another output of a call shows to which output step the call belongs.
+step; then the calls return what they returned before, as a model may feed outputs back; then
+another output of a call shows to which output step the call belongs. Last, if each call reads all
+time steps, the call that a time step changes most is its own.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import numpy.typing as npt
 
 from ..model_copy import ModelCopy
 from ..pytrees import Path, get_leaf, leaves, replace_leaf
 from ..recording import Call
 from ..recurrence import Recurrence
 from ..time_order import Fit, Mask, Order, Steps, asked_steps, calls_of_steps, fit_order
-from .perturb import Rerun, Trial, codes, moved, with_other_steps
+from .perturb import Rerun, Trial, change, codes, moved, with_other_steps
 from .rows import sequences_of_rows
 
 __all__ = ["SEQUENCE_LAYERS", "Readings", "Way"]
@@ -33,6 +35,7 @@ __all__ = ["SEQUENCE_LAYERS", "Readings", "Way"]
 SEQUENCE_LAYERS = (nn.RNN, nn.GRU, nn.LSTM)
 
 _Number = tuple[str, int]
+_Changes: TypeAlias = "npt.NDArray[np.floating[Any]]"
 
 
 class Way(enum.Enum):
@@ -41,6 +44,18 @@ class Way(enum.Enum):
     MIXED = "some sequences at a time, at different time steps"
     TOGETHER = "all sequences at one time step"
     ALONE = "all sequences, while the calls asked about return what they did"
+    LARGEST_MIXED = "as mixed, for the calls that a time step changes most"
+    LARGEST_TOGETHER = "as together, for the calls that a time step changes most"
+
+    @property
+    def is_mixed(self) -> bool:
+        """Return whether sequences are changed at different time steps."""
+        return self in (Way.MIXED, Way.LARGEST_MIXED)
+
+    @property
+    def is_largest(self) -> bool:
+        """Return whether only the calls count that change most."""
+        return self in (Way.LARGEST_MIXED, Way.LARGEST_TOGETHER)
 
 
 @dataclass(eq=False)
@@ -129,8 +144,9 @@ class Readings:
         for p in (middle, *(p for p in range(len(hits)) if p != middle)):
             run = self._run(questions, held, p)
             if run is not None:
-                hits[p] = self._read_by(numbers, states, run)
-            if way is not Way.MIXED and hits[middle].all():
+                chosen = _largest if way.is_largest else _localised
+                hits[p] = self._read_by(numbers, states, run, chosen)
+            if way in (Way.TOGETHER, Way.ALONE) and hits[middle].all():
                 break
         return questions.asked, self._of_changed(hits, numbers, questions)
 
@@ -158,12 +174,13 @@ class Readings:
             axis: The batch axis of its sequences; 0 or 1.
         """
         number = (call.path, call.number)
-        for way in (Way.MIXED, Way.TOGETHER):
+        for way in (Way.MIXED, Way.TOGETHER, Way.LARGEST_MIXED, Way.LARGEST_TOGETHER):
             questions = self._asked(way)
+            chosen = _largest if way.is_largest else _localised
             moved_places = self._moved_places(number, axis, _outputs, questions, _anywhere)
             for arrays in (_inputs, _outputs):
-                hits = self._moved_places(number, axis, arrays, questions, _localised)
-                found = fit_order(questions.asked, hits, self.mask)
+                hits = self._moved_places(number, axis, arrays, questions, chosen)
+                found = fit_order(questions.asked, hits, self.mask, exact=way.is_largest)
                 if found is not None:
                     return self._returned(found, moved_places, questions.asked)
         return None
@@ -217,7 +234,7 @@ class Readings:
         axis: int,
         arrays: Callable[[Call], dict[Path, mx.array]],
         questions: _Questions,
-        chosen: Callable[[Mask], Mask],
+        chosen: Callable[[_Changes], Mask],
     ) -> Mask:
         """Return ``(P, B, T)``, the places along a call's arrays that move with the time steps.
 
@@ -226,7 +243,7 @@ class Readings:
             axis: The batch axis of its sequences.
             arrays: Returns the arrays of a call.
             questions: The time steps asked about.
-            chosen: Turns ``(T, B, E)``, the elements that move, into ``(B, T)``.
+            chosen: Turns ``(T, B, E)``, the changes of elements, into ``(B, T)``.
         """
         batch, total = self.mask.shape
         shape = (batch, total) if axis == 0 else (total, batch)
@@ -240,7 +257,7 @@ class Readings:
                     continue
                 if array.shape[:2] != shape and array.shape[:1] != (batch * total,):
                     continue
-                changes = moved(array, other).reshape(*shape, -1)
+                changes = change(array, other).reshape(*shape, -1)
                 found.append(changes if axis == 1 else changes.swapaxes(0, 1))
             if found:
                 hits[p] = chosen(np.concatenate(found, axis=2))
@@ -269,7 +286,7 @@ class Readings:
     # ---- runs
 
     def _asked(self, way: Way) -> _Questions:
-        mixed = way is Way.MIXED
+        mixed = way.is_mixed
         if mixed not in self._questions:
             inputs, mask = self.rerun.trial.inputs, self.mask
             asked = asked_steps(mask)
@@ -352,7 +369,11 @@ class Readings:
     # ---- which calls read a time step
 
     def _read_by(
-        self, numbers: Sequence[_Number], states: Sequence[Path], run: dict[_Number, Call]
+        self,
+        numbers: Sequence[_Number],
+        states: Sequence[Path],
+        run: dict[_Number, Call],
+        chosen: Callable[[_Changes], Mask],
     ) -> Mask:
         """Return ``(B, N)``, true where the arguments of call ``n`` moved for a sequence.
 
@@ -363,7 +384,7 @@ class Readings:
             last = pairs[-1][0]
             found = [
                 np.stack(
-                    [_by_sequence(moved(a[place], b[place]), len(self.mask)) for a, b in pairs]
+                    [_by_sequence(change(a[place], b[place]), len(self.mask)) for a, b in pairs]
                 )
                 for place, array in last.items()
                 if (arrays is _outputs or place not in states)
@@ -374,7 +395,7 @@ class Readings:
                 )
             ]
             if any(changes.any() for changes in found):
-                return _localised(np.concatenate(found, axis=2))
+                return chosen(np.concatenate(found, axis=2))
         return np.zeros((len(self.mask), len(numbers)), bool)
 
 
@@ -393,7 +414,7 @@ def _ends(moved_places: Mask) -> tuple[Steps, Steps]:
     )
 
 
-def _by_sequence(changes: Mask, batch: int) -> Mask:
+def _by_sequence(changes: _Changes, batch: int) -> _Changes:
     """Return ``(B, E)``; changes that belong to no sequence are those of every sequence."""
     axis = next((i for i, size in enumerate(changes.shape) if size == batch), None)
     if axis is None:
@@ -401,19 +422,30 @@ def _by_sequence(changes: Mask, batch: int) -> Mask:
     return np.moveaxis(changes, axis, 0).reshape(batch, -1)
 
 
-def _anywhere(changes: Mask) -> Mask:
+def _anywhere(changes: _Changes) -> Mask:
     """Return ``(B, N)`` from ``(N, B, E)``: the calls in which any element moves."""
     return np.asarray(changes.any(axis=2).T)
 
 
-def _localised(changes: Mask) -> Mask:
+def _largest(changes: _Changes) -> Mask:
+    """Return ``(B, N)`` from ``(N, B, E)``: the calls that change by more than half of the most.
+
+    Where sequences are standardised over time, or a layer attends to all time steps, each call
+    reads all of them, and its own one most.
+    """
+    sizes = np.sqrt((changes**2).sum(axis=2)).T
+    return np.asarray(sizes > sizes.max(axis=1, keepdims=True) / 2)
+
+
+def _localised(changes: _Changes) -> Mask:
     """Return ``(B, N)`` from ``(N, B, E)``: the calls in which an element moves.
 
     Elements that move in at most half of the calls count if there are some, as an argument may join
     a step's input with a value for all steps, or with an output that was fed back.
     """
-    count = changes.sum(axis=0)
+    moves = changes > 0
+    count = moves.sum(axis=0)
     few = (count > 0) & (count <= max(1, len(changes) // 2))
     some = few | ~few.any(axis=1, keepdims=True)
-    calls: Mask = (changes & some[None]).any(axis=2).T
+    calls: Mask = (moves & some[None]).any(axis=2).T
     return calls
