@@ -188,3 +188,35 @@ def test_two_cameras_are_analysed_together_as_the_error_tells(named: bool) -> No
     np.testing.assert_allclose(
         found, np.array(mx.concatenate(both, axis=-1)).reshape(B, T, -1), rtol=1e-4, atol=1e-7
     )
+
+
+class TurnedTwice(nn.Module):
+    """Turns padded sequences round within their length, and runs its front end from the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(C, 3, 3, padding=1), nn.Conv2d(3, 4, 3, stride=4)
+        self.rnn, self.head = nn.GRU(16, 5), nn.Linear(5, 1)
+
+    def features(self, frames: mx.array) -> mx.array:
+        return mx.tanh(self.second(nn.relu(self.first(frames)))).reshape(len(frames), -1)
+
+    def __call__(self, given: tuple[mx.array, mx.array]) -> mx.array:
+        x, lengths = given
+        t = mx.arange(x.shape[1])[None]
+        turned = mx.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)
+        x = mx.take_along_axis(x, turned.reshape(*turned.shape, 1, 1, 1), axis=1)
+        back = [self.features(x[:, t]) for t in reversed(range(x.shape[1]))]
+        return self.head(self.rnn(mx.stack(back[::-1], axis=1))[:, -1])
+
+
+@pytest.mark.parametrize("lengths", [[5, 5, 2, 3], [5, 5, 4, 5, 1], [5, 2, 5]])
+def test_layers_whose_order_is_unknown_for_other_sequences_are_skipped(lengths: list[int]) -> None:
+    mask = np.arange(T)[None] < np.array(lengths)[:, None]
+    x = np.random.default_rng(1).standard_normal((len(lengths), T, SIDE, SIDE, C))
+    batch = ncp.HeldOutBatch((x.astype(np.float32), mx.array(lengths)), mask=mask)
+    runner = ModelRunner(TurnedTwice(), batch, target=0)
+    layers = {hook.name: hook.skipped for hook in runner.hook_points.layers}
+    assert all("direction can't be determined" in reason for reason in layers.values())
+    notes = " ".join(runner.notes)
+    assert all(f"{name} is " in notes for name in ("first", "second"))

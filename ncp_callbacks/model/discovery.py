@@ -165,7 +165,7 @@ class _Finder:
             [self._evidence.by_module[hook.module][number] for number in sorted(hook.calls)]
         )
         if len(parts) != 1 or parts[0].order is None:
-            return hook
+            return dataclasses.replace(hook, skipped=self._parts.unknown_order(hook.name))
         calls = tuple(call.number for call in parts[0].ends)
         return dataclasses.replace(hook, calls=calls, order=parts[0].order)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ...arrays import to_numpy
 from ..recording import Call
@@ -24,7 +25,7 @@ from .perturb import Rerun, codes, moved
 __all__ = ["PlacedRows", "Rows", "moved_rows", "sequences_of_rows"]
 
 # Relative to the largest value: other rows may change the order of summation.
-_TOLERANCE = 1e-3
+_ROUNDING, _TOLERANCE = 1e-6, 1e-3
 
 _Arrays = list[mx.array]
 
@@ -62,6 +63,14 @@ def sequences_of_rows(moves: Mask, changed: Mask) -> tuple[int, ...]:
     return tuple(rows) if sorted(rows) == list(range(changed.shape[1])) else ()
 
 
+def _tolerance(values: npt.NDArray[np.floating[Any]], axis: int) -> float:
+    """Return by how much rows along an axis may differ that are those of one sequence."""
+    size = float(np.nan_to_num(np.abs(values), posinf=0.0).max(initial=0.0))
+    # Rows may differ by little, and rounding differs by less.
+    apart = float(np.nan_to_num(np.ptp(values, axis=axis), posinf=0.0).max(initial=0.0))
+    return max(_ROUNDING * size, min(_TOLERANCE * size, apart / 100))
+
+
 class Rows:
     """Find the batch axis of arrays that are recorded in the calls of a model.
 
@@ -74,7 +83,7 @@ class Rows:
     def __init__(self, rerun: Rerun, changed: Mask, runs: Sequence[Sequence[Call]]) -> None:
         self._rerun, self._changed, self._runs = rerun, changed, runs
         self._batch = len(rerun.trial.inputs)
-        self._reordered: dict[bool, tuple[Steps, list[Call] | None]] = {}
+        self._reordered: dict[str, tuple[Steps, list[Call] | None]] = {}
         self._coupled: tuple[Mask, list[list[Call]]] | None = None
 
     def placed(
@@ -103,8 +112,15 @@ class Rows:
             return PlacedRows(axes[0])
         for axis, rows in moves.items():
             if rows.any() and not (rows & ~self._changed).any():
-                in_place = self._stays_in_place(before, read, axis)
-                return PlacedRows(axis, rows=tuple(range(self._batch)) if in_place else ())
+                if self._stays_in_place(before, read, axis):
+                    return PlacedRows(axis, rows=tuple(range(self._batch)))
+                # Rows that don't move may be those of any sequence, as where no spike comes.
+                all_move = not (self._changed & ~rows).any()
+                if all_move or all(
+                    self._moves_with_sequences(before, read, axis, other, unless_unknown=True)
+                    for other in ("shuffled", "rotated")
+                ):
+                    return PlacedRows(axis)
         for axis, rows in moves.items():
             order = sequences_of_rows(rows, self._changed)
             if order:
@@ -161,48 +177,66 @@ class Rows:
         self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], axis: int
     ) -> bool:
         """Return whether some rows keep their values if the sequences are passed in reverse."""
-        _, after = self._in_another_order(before, read, reverse=True)
+        _, after = self._in_another_order(before, read, "reversed")
         if after is None:
             return False
         values, others = (np.stack([to_numpy(a) for a in part]) for part in (before, after))
         rows = [np.moveaxis(a, axis + 1, 0).reshape(self._batch, -1) for a in (values, others)]
-        size = float(np.nan_to_num(np.abs(rows[0]), posinf=0.0).max(initial=0.0))
+        tolerance = _tolerance(values, axis + 1)
         same, moves = (
-            np.isclose(rows[1], wanted, rtol=0, atol=_TOLERANCE * size, equal_nan=True).all(axis=1)
+            np.isclose(rows[1], wanted, rtol=0, atol=tolerance, equal_nan=True).all(axis=1)
             for wanted in (rows[0], rows[0][::-1])
         )
         return bool((same & ~moves).any())
 
     def _moves_with_sequences(
-        self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], axis: int
+        self,
+        before: _Arrays,
+        read: Callable[[Sequence[Call]], _Arrays | None],
+        axis: int,
+        other: str = "shuffled",
+        *,
+        unless_unknown: bool = False,
     ) -> bool:
-        """Return whether rows change places as the sequences do, in a model that couples them."""
-        order, after = self._in_another_order(before, read, reverse=False)
+        """Return whether rows change places as the sequences do.
+
+        Args:
+            before: The arrays of the unchanged run.
+            read: Returns the arrays of another run.
+            axis: The batch axis.
+            other: The other order, see :meth:`_in_another_order`.
+            unless_unknown: What to return if the model runs no other order of the sequences.
+        """
+        order, after = self._in_another_order(before, read, other)
         if after is None:
-            return False
+            return unless_unknown
         for a, b in zip(before, after, strict=True):
             wanted, actual = np.take(to_numpy(a), order, axis=axis), to_numpy(b)
-            size = float(np.nan_to_num(np.abs(wanted), posinf=0.0).max(initial=0.0))
-            if not np.allclose(actual, wanted, rtol=0, atol=_TOLERANCE * size, equal_nan=True):
+            tolerance = _tolerance(wanted, axis)
+            if not np.allclose(actual, wanted, rtol=0, atol=tolerance, equal_nan=True):
                 return False
         return True
 
     def _in_another_order(
-        self,
-        before: _Arrays,
-        read: Callable[[Sequence[Call]], _Arrays | None],
-        *,
-        reverse: bool,
+        self, before: _Arrays, read: Callable[[Sequence[Call]], _Arrays | None], name: str
     ) -> tuple[Steps, _Arrays | None]:
-        """Return another order of the sequences, and the arrays of a run in it, if it has them."""
-        if reverse not in self._reordered:
+        """Return another order of the sequences, and the arrays of a run in it, if it has them.
+
+        Args:
+            before: The arrays of the unchanged run.
+            read: Returns the arrays of another run.
+            name: The order: "reversed", "rotated" by one, or "shuffled".
+        """
+        if name not in self._reordered:
             backward: Steps = np.arange(self._batch)[::-1]
             order: Steps = np.random.default_rng(0).permutation(self._batch)
-            if reverse or (order == np.arange(self._batch)).all():
+            if name == "rotated":
+                order = np.roll(backward[::-1], 1)
+            elif name == "reversed" or (order == np.arange(self._batch)).all():
                 order = backward
             other = self._rerun.of(self._rerun.trial.reordered(order))
-            self._reordered[reverse] = order, None if other is None else other.calls
-        order, calls = self._reordered[reverse]
+            self._reordered[name] = order, None if other is None else other.calls
+        order, calls = self._reordered[name]
         after = None if calls is None else read(calls)
         if after is None or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
             return order, None
