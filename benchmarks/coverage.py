@@ -14,9 +14,10 @@ The task: the target is the sum of the last 4 values of the first of 3 features,
 its first value. Elapsed times are exponential, so that a few are much longer than the others. The
 GRU gets the elapsed time as a fourth input.
 
-Two numbers have no CI, as those tried covered too rarely (.68 to .97): how far attribution and
-removal disagree, which chance makes larger, and the share of the best plane's variance in the plane
-of the picture of states.
+Three numbers have no CI, as those tried covered too rarely (.68 to .97): how far attribution and
+removal disagree, which chance makes larger; the entropy of shares, which chance makes smaller where
+they are nearly equal; and the share of the best plane's variance in the plane of the picture of
+states.
 
 What callbacks analyse of few sequences only is not among the numbers: Jacobians, which are of four
 sequences, and faithfulness, interactions and time constants, of eight. Their CIs say so. Nor are

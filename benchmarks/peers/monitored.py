@@ -35,8 +35,10 @@ from peers.training import Training
 __all__ = ["PERIOD", "Monitored", "timed"]
 
 # Seconds without a picture, after which the first snapshot has drawn all, and that one may take.
-PERIOD = 4
-"""Snapshots after which all parts of a set have come once: features are removed at every fourth."""
+PERIOD = 8
+"""Snapshots after which all parts of a set have come once: features are removed at the first."""
+# The first has all pictures, and the others of a period have those of the second.
+_TOLD = 2
 _QUIET, _LIMIT = 2.0, 60.0
 
 
@@ -108,11 +110,11 @@ class Monitored:
         )
         self.entering = timed(self.monitor.__enter__)
         self._step = 0
-        # Pictures of each of the first snapshots; from then on they come in the same rhythm.
+        # Pictures of the first snapshots.
         self._pictures: list[int] = []
 
     def __enter__(self) -> Monitored:
-        for _ in range(PERIOD):
+        for _ in range(_TOLD):
             self.snapshot()
             self.wait()
         return self
@@ -129,10 +131,14 @@ class Monitored:
     def _wait(self) -> None:
         if getattr(self.monitor, "in_background", False):
             self.monitor.state_dict()  # waits for the analysis
-            if len(self._pictures) < PERIOD:
+            if len(self._pictures) < _TOLD:
                 self._writer.wait_until_quiet()
                 self._pictures.append(self._writer.pictures - sum(self._pictures))
-            self._writer.wait(sum(self._pictures[i % PERIOD] for i in range(self._step)))
+            of_step = (
+                self._pictures[min(i % PERIOD, 1, len(self._pictures) - 1)]
+                for i in range(self._step)
+            )
+            self._writer.wait(sum(of_step))
         self._writer.flush()
 
     @property

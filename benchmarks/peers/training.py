@@ -63,7 +63,7 @@ class Training:
         Args:
             count: Number of sequences.
             removal: Run a forward pass for each feature, each of four blocks of time and the
-                elapsed time, too, as every fourth snapshot does.
+                elapsed time, too, as every eighth snapshot does.
         """
         inputs = [array[:count] for array in self.inputs]
         of = list(range(len(inputs)))

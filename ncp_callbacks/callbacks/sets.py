@@ -22,7 +22,7 @@ CallbackSet: TypeAlias = Literal["light", "standard", "full"]
 _SEQUENCES = 32
 # Snapshots from one removal of features to the next: a forward pass for each feature would else
 # take most of the time.
-_REMOVAL_EVERY = 4
+_REMOVAL_EVERY = 8
 
 
 def callback_set(name: str, *, pictures: bool = False) -> list[Callback]:
