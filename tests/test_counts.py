@@ -132,7 +132,7 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
     )
     writer = ncp.TensorBoardWriter(tmp_path, flush_seconds=0.0)
     with ncp.Monitor(Counted(), held_out, writer=writer, every=1) as monitor:
-        for step in (1, 2):
+        for step in range(1, 8):
             monitor.on_step_end(step)
         writer.flush()
         written = _size(tmp_path)
@@ -143,13 +143,13 @@ def test_what_is_converted_drawn_queued_and_written(tmp_path: Path) -> None:
             ) as framed,
             mock.patch.object(Redrawer, "png", autospec=True, side_effect=Redrawer.png) as drawn,
         ):
-            for step in (3, 4, 5):
+            for step in (8, 9, 10):
                 monitor.on_step_end(step)
             writer.flush()
             added = _size(tmp_path) - written
     # Inputs, outputs, targets, two gradients, the values at scales and the initial state; of three
     # more points side by side the targets and two gradients, and the target of the baseline; and
-    # what every hook shows, of all steps at once. Features and blocks are removed at every third.
+    # what every hook shows, of all steps at once. Features and blocks are removed at every eighth.
     found = ModelRunner(Counted(), held_out).hook_points
     hook_points = len(found.cells) + len(found.layers)
     assert converted.call_count == 3 * (7 + 3 + 1 + hook_points) + 2

@@ -5,6 +5,8 @@ The share of a nuisance is small, or a note of the callback that logs it names t
 
 from __future__ import annotations
 
+import re
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -50,6 +52,30 @@ def test_removal_is_right_where_gradients_are_not(name: str) -> None:
     held_out = ncp.HeldOutBatch(inputs_of(trap))
     numbers, _ = analysed(Formula(trap.function), held_out, ncp.FeatureRemoval())
     assert numbers[f"removal_share/feature {NUISANCE}"] <= 0.20
+
+
+def test_the_picture_says_at_which_step_features_were_removed() -> None:
+    """Where they aren't removed at each snapshot, the share by removal is of an earlier one."""
+    name = next(name for name, trap in TRAPS.items() if trap.noted)
+    writer, callback = ncp.MemoryWriter(), ncp.GradientAttribution(removal=3)
+    held_out = ncp.HeldOutBatch(inputs_of(TRAPS[name]))
+    options = {"writer": writer, "every": 10, "background": False}
+    with ncp.Monitor(Formula(TRAPS[name].function), held_out, [callback], **options) as monitor:
+        for step in range(10, 60, 10):
+            monitor.on_step_end(step)
+    titles = {
+        step: " ".join(text.get_text() for text in figure.plot(figure.data, **figure.options).texts)
+        for step, figure in writer.records
+        if isinstance(figure, ncp.Figure) and figure.tag == "attribution/heatmap"
+    }
+    named = {
+        step: re.search(r"by removal \d+%( at step \d+)? · step", t) for step, t in titles.items()
+    }
+    found = {step: match and match[1] for step, match in named.items()}
+    # At the first and each third one after it, and at the end of the run.
+    assert found == {10: None, 20: " at step 10", 30: " at step 10", 40: None, 50: None}
+    disputed = [step for step, _ in writer.scalars("attribution/disputed")]
+    assert disputed == [10, 40, 50]
 
 
 def test_a_small_disagreement_is_no_note() -> None:

@@ -38,7 +38,7 @@ __all__ = ["PERIOD", "Monitored", "timed"]
 PERIOD = 8
 """Snapshots after which all parts of a set have come once: features are removed at the first."""
 # The first has all pictures, and the others of a period have those of the second.
-_TOLD = 2
+_KNOWN = 2
 _QUIET, _LIMIT = 2.0, 60.0
 
 
@@ -114,7 +114,7 @@ class Monitored:
         self._pictures: list[int] = []
 
     def __enter__(self) -> Monitored:
-        for _ in range(_TOLD):
+        for _ in range(_KNOWN):
             self.snapshot()
             self.wait()
         return self
@@ -131,7 +131,7 @@ class Monitored:
     def _wait(self) -> None:
         if getattr(self.monitor, "in_background", False):
             self.monitor.state_dict()  # waits for the analysis
-            if len(self._pictures) < _TOLD:
+            if len(self._pictures) < _KNOWN:
                 self._writer.wait_until_quiet()
                 self._pictures.append(self._writer.pictures - sum(self._pictures))
             of_step = (

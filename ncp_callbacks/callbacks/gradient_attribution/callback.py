@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ...attribution import (
     DEFAULT_METHOD,
+    Agreement,
     Attribution,
     AttributionMethod,
     MethodName,
@@ -244,12 +245,9 @@ class GradientAttribution(Callback):
             features = self._curves.of(result.feature_names, result.feature_share)
             numbers = result.estimates(features)
             checked = self._disputes.compare(
-                lambda: compare(
-                    found, removal_of(observation, feature_groups(observation, features))
-                )
+                observation.step, lambda: _compared_with_removal(found, observation, features)
             )
-            removed = self._disputes.removed
-            options = {"limit": limit, "step": observation.step, "removed": removed}
+            options = {"limit": limit, "step": observation.step, **self._disputes.in_picture}
             yield _heatmap(result, f"{group}/heatmap", method, options)
             yield from self._maps_of_subsets(observation, found, group, options)
             yield from _numbers(result, group, numbers)
@@ -272,11 +270,31 @@ class GradientAttribution(Callback):
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
 
+    def finish(self, observation: Observation) -> Iterator[Record | Note]:
+        """Compare the shares with those by removal, if that wasn't done at the last step."""
+        if not self._disputes.is_behind(observation.step):
+            return
+        found = self._attributor.attribute(observation)
+        result = importance_of(observation, found)
+        if not result.sequences:
+            return
+        group = self.name + observation.target_slug
+        features = self._curves.of(result.feature_names, result.feature_share)
+        checked = self._disputes.compare_now(
+            observation.step, lambda: _compared_with_removal(found, observation, features)
+        )
+        if checked is None:
+            return
+        limit = self._limit.covering(float(np.abs(result.signed).max()))
+        options = {"limit": limit, "step": observation.step, **self._disputes.in_picture}
+        yield _heatmap(result, f"{group}/heatmap", self._attributor.method, options)
+        yield from self._disputes.records(checked, group, self._attributor.method)
+
     def _maps_of_subsets(
         self, observation: Observation, found: Attribution, group: str, options: dict[str, Any]
     ) -> Iterator[Figure | Note]:
         """Yield maps of the sequences of each class, and of the worst sequences."""
-        options = options | {"removed": None}
+        options = options | {"removed": None, "removed_at": None}
         subsets: list[tuple[str, str, npt.NDArray[np.intp]]] = []
         try:
             if self._by_class:
@@ -291,6 +309,12 @@ class GradientAttribution(Callback):
             part = summary_of(observation, found, which, words)
             if part.sequences:
                 yield _heatmap(part, f"{group}/heatmap_{name}", self._attributor.method, options)
+
+
+def _compared_with_removal(
+    found: Attribution, observation: Observation, features: Sequence[str]
+) -> Agreement | None:
+    return compare(found, removal_of(observation, feature_groups(observation, features)))
 
 
 def _feature_shares(

@@ -97,12 +97,14 @@ class Disputes:
     Attributes:
         removed: Shares, in those of all features, by removal of the features on which the last
             comparison disagreed, the largest difference first; None before the first comparison.
+        step: Training step of the last comparison; None before the first.
     """
 
     def __init__(self, every: int) -> None:
         self._every, self._snapshots = every, 0
         self._reported: dict[str, str] = {}
         self.removed: dict[str, float] | None = None
+        self.step: int | None = None
 
     def compare_always(self) -> None:
         """Compare at each snapshot, if at all."""
@@ -114,6 +116,7 @@ class Disputes:
             "snapshots": self._snapshots,
             "reported": dict(self._reported),
             "removed": None if self.removed is None else dict(self.removed),
+            "step": self.step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -122,26 +125,47 @@ class Disputes:
         self._reported = {str(name): str(note) for name, note in state["reported"].items()}
         removed = state["removed"]
         self.removed = None if removed is None else {str(n): float(v) for n, v in removed.items()}
+        self.step = None if state["step"] is None else int(state["step"])
 
     @property
     def disputed(self) -> bool | None:
         """Return whether the last comparison disagreed; None before the first."""
         return None if self.removed is None else bool(self.removed)
 
-    def compare(self, make: Callable[[], Agreement | None]) -> Agreement | None:
+    @property
+    def in_picture(self) -> dict[str, Any]:
+        """Return what the picture of the last step compared names, as its arguments."""
+        return {"removed": self.removed, "removed_at": self.step}
+
+    def compare(self, step: int, make: Callable[[], Agreement | None]) -> Agreement | None:
         """Return the comparison of this snapshot; None if it has none.
 
         Args:
+            step: Training step.
             make: Compares the two views, which costs passes.
         """
         self._snapshots += 1
         if not self._every or (self._snapshots - 1) % self._every:
             return None
+        return self.compare_now(step, make)
+
+    def is_behind(self, step: int) -> bool:
+        """Return whether snapshots were compared, but not that of this training step."""
+        return bool(self._every and self._snapshots) and self.step != step
+
+    def compare_now(self, step: int, make: Callable[[], Agreement | None]) -> Agreement | None:
+        """Return the comparison of this snapshot, whether it has one or not.
+
+        Args:
+            step: Training step.
+            make: See :meth:`compare`.
+        """
         found = make()
         if found is not None:
             # In parts of all features, as the shares of the map are, and not of elapsed time, too.
             features = np.array([name != ELAPSED_TIME for name in found.names])
             total = float(found.removed[features].sum()) or 1.0
+            self.step = step
             self.removed = {found.names[i]: float(found.removed[i]) / total for i in found.disputed}
         return found
 

@@ -40,6 +40,7 @@ def plot_feature_importance(
     step: int | None = None,
     target: str | None = None,
     removed: Mapping[str, float] | None = None,
+    removed_at: int | None = None,
     ax: Axes | None = None,
 ) -> None:
     """Draw a map of importance, features × time steps, with each feature's share.
@@ -62,6 +63,7 @@ def plot_feature_importance(
         target: Name of the target; None for the name in the result.
         removed: Shares by removal, in those of all features, where it disagrees with the map, the
             largest difference first; the title then names both shares of the first.
+        removed_at: Training step of these shares, for the title where it isn't ``step``.
         ax: Axes to draw on; None for a figure of its own.
 
     Raises:
@@ -125,6 +127,7 @@ def plot_feature_importance(
     if disputed and removed and share.any():
         which = list(feature_names).index(disputed)
         both = f": {share[which]:.0%}, by removal {removed[disputed]:.0%}"
+        both += "" if removed_at in (None, step) else f" at step {removed_at:,}"
         room = RIGHT - LEFT - text_width(f"{both} · step {step or 0:,}0")
         page.title(short_names([disputed], room)[0] + both, step)
     elif share.any():
