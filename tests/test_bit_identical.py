@@ -128,3 +128,70 @@ def test_nobody_holds_on_to_parameters_that_are_computed_in_place(
 ) -> None:
     # A reference to the initial parameters changes the tenth of these losses.
     assert losses_of_plain_descent(every, background) == losses_of_plain_descent(None)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.mid, self.head = nn.GRU(3, 6), nn.Linear(6, 6), nn.Linear(6, 1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(nn.tanh(self.mid(self.rnn(x))))[:, -1, 0]
+
+
+def accumulated(step: int) -> bool:
+    return step % 3 == 0  # Two of three steps only add up gradients.
+
+
+def paused(step: int) -> bool:
+    return not 4 <= step < 34  # The loss is a spike: these steps are not made.
+
+
+def trained_now_and_then(
+    updates: Callable[[int], bool], compiled: bool, monitored: Callable[[nn.Module], Any]
+) -> Any:
+    mx.random.seed(5)
+    model, optimizer = Small(), optim.SGD(0.05)
+    mx.eval(model.parameters())
+    x = mx.array(np.random.default_rng(0).standard_normal((8, 5, 3)).astype(np.float32))
+    losses: list[float] = []
+    with monitored(model) as monitor:
+        for step in range(1, 45):
+            if updates(step):
+                loss_and_grad = nn.value_and_grad(
+                    model, lambda x: ((model(x) - x[:, 0, 0]) ** 2).mean()
+                )
+
+                def make(x: mx.array, loss_and_grad: Any = loss_and_grad) -> mx.array:
+                    loss, gradients = loss_and_grad(x)
+                    optimizer.update(model, gradients)
+                    return loss
+
+                state = [model.state, optimizer.state]
+                run = mx.compile(make, inputs=state, outputs=state) if compiled else make
+                loss = run(x)
+                mx.eval(model.parameters(), optimizer.state)
+                losses.append(loss.item())
+            if monitor is not None:
+                monitor.on_step_end(step, loss=losses[-1] if losses else 0.0)
+    return losses, [(name, v.tolist()) for name, v in tree_flatten(model.parameters())]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("updates", [accumulated, paused])
+@pytest.mark.parametrize("background", [True, False])
+def test_what_stays_as_it_was_for_some_snapshots_is_trained_on_as_without_a_monitor(
+    updates: Callable[[int], bool], background: bool, compiled: bool
+) -> None:
+    # Whoever keeps a buffer that didn't change lets MLX round the next update another way.
+    alone = trained_now_and_then(updates, compiled, lambda model: contextlib.nullcontext())
+    x = np.random.default_rng(1).standard_normal((16, 5, 3)).astype(np.float32)
+    watched = trained_now_and_then(
+        updates,
+        compiled,
+        lambda model: ncp.Monitor(
+            model, ncp.HeldOutBatch(x), [ncp.StateTransitions()], writer=ncp.MemoryWriter(),
+            every=1, background=background,
+        ),
+    )  # fmt: skip
+    assert watched == alone

@@ -9,9 +9,9 @@ import mlx.core as mx
 
 from ..signal_handlers import raised_by_signal_handler
 
-__all__ = ["array_bytes", "evaluate_pending", "evaluates", "own_copy", "own_view"]
+__all__ = ["MAX_COPIED", "array_bytes", "evaluate_pending", "evaluates", "own_copy", "own_view"]
 
-_MAX_COPIED = 64 << 20
+MAX_COPIED = 64 << 20
 _UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 
@@ -49,7 +49,7 @@ def own_copy(array: Any) -> Any:
     """
     if not isinstance(array, mx.array):
         return array.copy()
-    if array.nbytes > _MAX_COPIED:
+    if array.nbytes > MAX_COPIED:
         return own_view(array)
     kept = array.view(_UNSIGNED[array.itemsize]) | 0
     mx.eval(kept)

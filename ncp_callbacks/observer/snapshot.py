@@ -19,7 +19,13 @@ import numpy as np
 
 from ..arrays import to_mlx
 from ..model.model_copy import ModelCopy, Subject, array_paths, pack
-from ..model.own_arrays import array_bytes, evaluate_pending, own_copy, own_view
+from ..model.own_arrays import (
+    MAX_COPIED,
+    array_bytes,
+    evaluate_pending,
+    own_copy,
+    own_view,
+)
 
 __all__ = ["ArrayBytes", "Snapshot", "SnapshotLoader", "SnapshotReader"]
 
@@ -151,15 +157,20 @@ class _Known:
         """Compare with the last call, and remember.
 
         A trained parameter is a new object after each update. An object that comes back may still
-        have been written in place: then it has another buffer than the view of it that is kept.
+        have been written in place: then its bytes are others. Of a large one no bytes are compared,
+        but a view is kept, so that it has another buffer then. Whoever holds on to a buffer that is
+        trained later, such as that of a layer which isn't frozen any more, changes the training.
         """
-        if not _has_address(array):
-            data = array_bytes(array) if isinstance(array, mx.array) else array.tobytes()
-            digest = zlib.crc32(data)
+        has_address = _has_address(array)
+        if not has_address or (array.nbytes <= MAX_COPIED and self._seen() is array):
+            digest = _digest(array)
             same = digest == self._digest
             self._digest, self._view = digest, None
             return same
         self._digest = None
+        if array.nbytes <= MAX_COPIED:
+            self._view, self._seen = None, weakref.ref(array)
+            return False
         if self._view is not None and _address(array) == _address(self._view):
             return True
         # A view is kept only of what seems not to be trained: it keeps the buffer alive.
@@ -189,6 +200,15 @@ class SnapshotLoader:
         for slot, array in snapshot.arrays.items():
             self._arrays[slot] = array.array() if isinstance(array, ArrayBytes) else array
         self._copy.load(self._skeleton, self._arrays)
+
+
+def _digest(array: Any) -> int:
+    if not isinstance(array, mx.array):
+        return zlib.crc32(array.tobytes())
+    mx.eval(array)
+    buffer: Any = array
+    data = memoryview(buffer)
+    return zlib.crc32(data if data.c_contiguous else data.tobytes())
 
 
 def _has_address(array: Any) -> bool:
