@@ -71,6 +71,12 @@ def _tolerance(values: npt.NDArray[np.floating[Any]], axis: int) -> float:
     return max(_ROUNDING * size, min(_TOLERANCE * size, apart / 100))
 
 
+def _all_differ(arrays: _Arrays, axis: int) -> bool:
+    """Return whether no two rows along an axis are equal in all arrays."""
+    values = np.moveaxis(np.stack([to_numpy(array) for array in arrays]), axis + 1, 0)
+    return len(np.unique(values.reshape(len(values), -1), axis=0)) == len(values)
+
+
 class Rows:
     """Find the batch axis of arrays that are recorded in the calls of a model.
 
@@ -126,7 +132,9 @@ class Rows:
             if order:
                 return PlacedRows(axis, rows=order)
         for axis in axes:
-            if self._moves_with_sequences(before, read, axis):
+            # Where rows are equal, others than those of the batch may move so by chance.
+            others = ("shuffled",) if _all_differ(before, axis) else ("shuffled", "rotated")
+            if all(self._moves_with_sequences(before, read, axis, other) for other in others):
                 return PlacedRows(axis)
         moved_outputs, runs = self._outputs_moved()
         # Sequences that move alike can't be distinguished.
