@@ -284,7 +284,13 @@ class Resuming:
             "findings": self._log.findings_state(),
         }
         if wait:
-            self._observer.wait_for_pictures()
+            if not self._observer.wait_for_pictures():
+                self._log.report(
+                    f"the observer's process made no progress, so that the state of step "
+                    f"{self._run.last_step} was returned before all was on the disk: a run that "
+                    "goes on from it may lack analyses and pictures",
+                    topic="state",
+                )
             self._log.flush()
         return state
 

@@ -292,6 +292,23 @@ def test_all_is_on_the_disk_when_the_state_is_returned(tmp_path: Path, backgroun
                 assert list(of) == list(range(1, step + 1)), tag
 
 
+def test_a_state_that_the_observer_did_not_get_ready_is_reported(tmp_path: Path) -> None:
+    with monitor_of(tmp_path, background=True) as monitor:
+        observer: Any = monitor._observer.current
+        monitor.on_step_end(10, loss=1.0)
+        monitor.state_dict()
+        assert monitor.notes == ()
+        observer.patience = 0.5
+        observer._process.send_signal(signal.SIGSTOP)
+        monitor.on_step_end(20, loss=1.0)
+        monitor.state_dict()
+        observer._process.send_signal(signal.SIGCONT)
+        observer.patience = 300.0
+    (note,) = monitor.notes
+    assert "the state of step 20 was returned before all was on the disk" in note
+    assert steps_of(read_run(tmp_path), "there/there") == [10, 20]
+
+
 def test_snapshots_that_were_skipped_are_not_called_lost(tmp_path: Path) -> None:
     with monitor_of(tmp_path, resume="auto", max_overhead=1e-9) as monitor:
         for step in range(1, 36):

@@ -347,10 +347,10 @@ class AttachedObserver:
             return {c.name: plain(c.state_dict()) for c in self._callbacks}
         return self.current.state() if wait else self.current.known_state
 
-    def wait_for_pictures(self) -> None:
-        """Wait until the observer's process has drawn what it was given."""
-        if isinstance(self.current, BackgroundObserver):
-            self.current.wait_for_pictures()
+    def wait_for_pictures(self) -> bool:
+        """Wait until the observer's process has drawn what it got; return false if it is stuck."""
+        process = self.current
+        return not isinstance(process, BackgroundObserver) or process.wait_for_pictures()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Give the callbacks what :meth:`state` returned.

@@ -249,14 +249,15 @@ class BackgroundObserver:
         """
         return self._wait(lambda: not self._waiting, timeout)
 
-    def wait_for_pictures(self) -> None:
-        """Wait for the pictures of what was handed over, as long as there is progress."""
+    def wait_for_pictures(self) -> bool:
+        """Wait for what was handed over, and return false where that makes no progress."""
         with self._lock:
             if self.lost or self._asked_to_end or os.getpid() != self._pid:
-                return
+                return True  # Nothing comes any more, which was reported.
             self._number = number = self._number + 1
             self._outgoing.put(("flush", number))
         self._wait(lambda: self._flushed >= number, None)
+        return self.lost or self._flushed >= number
 
     def close(self, timeout: float | None = None) -> int:
         """Wait for what is outstanding, then end the process; return how many were dropped.
