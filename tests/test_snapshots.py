@@ -19,6 +19,7 @@ from promises import told
 import ncp_callbacks as ncp
 from ncp_callbacks.model import ModelCopy, Subject
 from ncp_callbacks.model.copy_faults import difference
+from ncp_callbacks.observer import snapshot as snapshot_module
 from ncp_callbacks.observer.snapshot import ArrayBytes, Snapshot, SnapshotLoader, SnapshotReader
 
 both_ways = pytest.mark.parametrize("as_bytes", [True, False], ids=["bytes", "views"])
@@ -79,6 +80,30 @@ def test_what_is_frozen_is_sent_no_more_and_what_is_trained_always() -> None:
             assert snapshot.nbytes == 4 * (2 + 8)
 
 
+@pytest.mark.parametrize(("compared", "number"), [(0, 0), (48, 1), (1 << 20, 3)])
+def test_bytes_are_compared_up_to_a_limit(
+    compared: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model has frozen arrays of 48 and 16 bytes, and a buffer of 24, in any order."""
+    monkeypatch.setattr(snapshot_module, "_MAX_COMPARED", compared)
+    read: list[int] = []
+    digest = snapshot_module._digest
+
+    def noting(array: Any) -> int:
+        read.append(array.nbytes)
+        return digest(array)
+
+    model = Net()
+    follower = Follower(model)
+    follower.follow()
+    follower.follow()
+    monkeypatch.setattr(snapshot_module, "_digest", noting)
+    snapshot = follower.follow()
+    assert sum(read) <= compared
+    assert len(read) >= number
+    assert not snapshot.arrays
+
+
 def test_views_cost_nothing_and_are_all_there() -> None:
     follower = Follower(Net(), as_bytes=False)
     for _ in range(4):
@@ -98,8 +123,13 @@ def test_a_restarted_reader_sends_everything() -> None:
 
 
 @both_ways
+@pytest.mark.parametrize("compared", [0, 40, 1 << 20])
 @pytest.mark.parametrize("before", [1, 2, 4])
-def test_writes_in_place_are_noticed(as_bytes: bool, before: int) -> None:
+def test_writes_in_place_are_noticed(
+    as_bytes: bool, before: int, compared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where bytes are compared, of none, some or all of the arrays, or views are kept."""
+    monkeypatch.setattr(snapshot_module, "_MAX_COMPARED", compared)
     model = Net()
     model.numbers = np.zeros((64, 64))  # numpy, large enough for a slot of its own
     model.few = np.zeros(3)

@@ -36,6 +36,11 @@ _AS_INTEGERS: dict[str, np.dtype[Any]] = {
 }
 
 
+# Bytes of a model's arrays that are compared with those of the snapshot before, at some 2 GB a
+# second. Arrays beyond are the frozen ones of a large model, as a rule.
+_MAX_COMPARED = 256 << 20
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayBytes:
     """An MLX array as bytes, for another process; every bit is kept.
@@ -125,12 +130,14 @@ class SnapshotReader:
         if whole:
             self._known = {}
         arrays: dict[int, Any] = {}
-        nbytes = 0
+        nbytes = so_far = 0
         for slot, array in enumerate(packed.arrays):
+            so_far += array.nbytes
+            by_bytes = array.nbytes <= MAX_COPIED and so_far <= _MAX_COMPARED
             if id(array) in failed:
                 self._report_unreadable(array)
                 continue
-            if self._as_bytes and self._known.setdefault(slot, _Known()).still(array):
+            if self._as_bytes and self._known.setdefault(slot, _Known()).still(array, by_bytes):
                 continue
             nbytes += array.nbytes
             as_bytes = self._as_bytes and isinstance(array, mx.array)
@@ -153,22 +160,26 @@ class _Known:
         self._view: mx.array | None = None
         self._digest: int | None = None
 
-    def still(self, array: Any) -> bool:
+    def still(self, array: Any, by_bytes: bool) -> bool:
         """Compare with the last call, and remember.
 
         A trained parameter is a new object after each update. An object that comes back may still
-        have been written in place: then its bytes are others. Of a large one no bytes are compared,
-        but a view is kept, so that it has another buffer then. Whoever holds on to a buffer that is
-        trained later, such as that of a layer which isn't frozen any more, changes the training.
+        have been written in place: then its bytes are others. Where that would take long, a view is
+        kept, so that it has another buffer then. Whoever holds on to a buffer that is trained
+        later, such as that of a layer which isn't frozen any more, changes the training.
+
+        Args:
+            array: What the slot holds now.
+            by_bytes: Whether bytes are compared.
         """
         has_address = _has_address(array)
-        if not has_address or (array.nbytes <= MAX_COPIED and self._seen() is array):
+        if not has_address or (by_bytes and self._seen() is array):
             digest = _digest(array)
             same = digest == self._digest
             self._digest, self._view = digest, None
             return same
         self._digest = None
-        if array.nbytes <= MAX_COPIED:
+        if by_bytes:
             self._view, self._seen = None, weakref.ref(array)
             return False
         if self._view is not None and _address(array) == _address(self._view):
