@@ -179,6 +179,11 @@ class Callback(abc.ABC):
         """Return the records of a last snapshot, when the run ends without an error."""
         return ()
 
+    @property
+    def finishes(self) -> bool:
+        """Return whether :meth:`finish` may have something to tell."""
+        return type(self).finish is not Callback.finish
+
     def keep(self, name: str, part: _Kept) -> _Kept:
         """Keep a part of the callback through interruptions, and return it.
 

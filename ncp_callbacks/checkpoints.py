@@ -306,7 +306,7 @@ class _Worker:
         self._fit(file, weights)
         analysis = self.observer.analyse(Request(step, 0.0, self._reader.read(), self.names))
         if finish:
-            names = tuple(c.name for c in self.callbacks if type(c).finish is not Callback.finish)
+            names = tuple(c.name for c in self.callbacks if c.finishes)
             last = Request(step, 0.0, self._reader.read(), names, finish=True)
             more = self.observer.analyse(last)
             analysis.records += more.records

@@ -346,7 +346,7 @@ class Monitor:
         if behind:
             self._log.freeze(step)
             self._observer.analyse(step, behind)
-        last = [c for c in self.callbacks if type(c).finish is not Callback.finish]
+        last = [c for c in self.callbacks if c.finishes]
         if last:
             self._observer.analyse(step, last, finish=True)
 

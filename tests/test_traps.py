@@ -72,8 +72,10 @@ def test_the_picture_says_at_which_step_features_were_removed() -> None:
         step: re.search(r"by removal \d+%( at step \d+)? · step", t) for step, t in titles.items()
     }
     found = {step: match and match[1] for step, match in named.items()}
-    # At the first and each third one after it, and at the end of the run.
-    assert found == {10: None, 20: " at step 10", 30: " at step 10", 40: None, 50: None}
+    # At the first and each third one after it; and the numbers at the end of the run, too.
+    assert found == {
+        10: None, 20: " at step 10", 30: " at step 10", 40: None, 50: " at step 40",
+    }  # fmt: skip
     disputed = [step for step, _ in writer.scalars("attribution/disputed")]
     assert disputed == [10, 40, 50]
 

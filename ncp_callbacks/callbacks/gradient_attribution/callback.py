@@ -270,25 +270,25 @@ class GradientAttribution(Callback):
             group, result.non_finite, "sequences", "their attribution had NaN or infinity"
         )
 
+    @property
+    def finishes(self) -> bool:
+        """Return whether shares are compared with those by removal at some snapshots only."""
+        return self._disputes.skips
+
     def finish(self, observation: Observation) -> Iterator[Record | Note]:
-        """Compare the shares with those by removal, if that wasn't done at the last step."""
-        if not self._disputes.is_behind(observation.step):
+        """Compare the shares with those by removal, if that wasn't done at the last snapshot."""
+        if not self._disputes.is_behind:
             return
         found = self._attributor.attribute(observation)
         result = importance_of(observation, found)
-        if not result.sequences:
-            return
-        group = self.name + observation.target_slug
-        features = self._curves.of(result.feature_names, result.feature_share)
-        checked = self._disputes.compare_now(
-            observation.step, lambda: _compared_with_removal(found, observation, features)
-        )
-        if checked is None:
-            return
-        limit = self._limit.covering(float(np.abs(result.signed).max()))
-        options = {"limit": limit, "step": observation.step, **self._disputes.in_picture}
-        yield _heatmap(result, f"{group}/heatmap", self._attributor.method, options)
-        yield from self._disputes.records(checked, group, self._attributor.method)
+        if result.sequences:
+            features = self._curves.of(result.feature_names, result.feature_share)
+            checked = self._disputes.compare_now(
+                observation.step, lambda: _compared_with_removal(found, observation, features)
+            )
+            if checked is not None:
+                group = self.name + observation.target_slug
+                yield from self._disputes.records(checked, group, self._attributor.method)
 
     def _maps_of_subsets(
         self, observation: Observation, found: Attribution, group: str, options: dict[str, Any]

@@ -149,9 +149,15 @@ class Disputes:
             return None
         return self.compare_now(step, make)
 
-    def is_behind(self, step: int) -> bool:
-        """Return whether snapshots were compared, but not that of this training step."""
-        return bool(self._every and self._snapshots) and self.step != step
+    @property
+    def skips(self) -> bool:
+        """Return whether there are snapshots that aren't compared."""
+        return self._every > 1
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether the last snapshot wasn't compared."""
+        return self.skips and self._snapshots > 0 and (self._snapshots - 1) % self._every > 0
 
     def compare_now(self, step: int, make: Callable[[], Agreement | None]) -> Agreement | None:
         """Return the comparison of this snapshot, whether it has one or not.
