@@ -179,10 +179,10 @@ class GradientAttribution(Callback):
             that are all equal.
         agreement: Another method, whose map is compared with this one on 8 sequences.
         removal: Snapshots from one comparison of the shares of features with those by removal to
-            the next, beginning with the first; 0 for none. It is for methods whose values are no
-            slopes. A feature is disputed where the two differ by at least 10 % of the whole and
-            beyond chance, by paired tests over sequences that are corrected for their number by
-            Holm.
+            the next, beginning with the first, and with one at the end of a run; 0 for none. It is
+            for methods whose values are no slopes. A feature is disputed where the two differ by at
+            least 10 % of the whole and beyond chance, by paired tests over sequences that are
+            corrected for their number by Holm.
         by_class: True for a map of the sequences of each true class as well, for at most 8 integer
             classes of the held-out targets.
         worst: Number of sequences with the largest losses that have a map of their own; 0 for none.
