@@ -243,3 +243,45 @@ def test_rows_that_seldom_move_or_differ_by_little_are_right_or_skipped(
             apart = np.ptp(wanted, axis=0).max()
             np.testing.assert_allclose(states.values, wanted, rtol=0, atol=1e-2 * apart + 1e-7)
     assert found or order != sorted(order)
+
+
+class FedBack(nn.Module):
+    """Add to each input what is made of the state before, and to the first one a mean."""
+
+    def __init__(self, beginning: Callable[[mx.array], mx.array], backward: bool) -> None:
+        super().__init__()
+        self.cell, self.back, self.head = TanhCell(F, H), nn.Linear(H, F), nn.Linear(H, 1)
+        self.beginning, self.backward = beginning, backward
+
+    def states(self, x: mx.array) -> mx.array:
+        x = x[:, ::-1] if self.backward else x
+        h, fed, found = mx.zeros((len(x), H)), self.beginning(x), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t] + fed, h)
+            fed = self.back(h)
+            found.append(h)
+        states = mx.stack(found, axis=1)
+        return states[:, ::-1] if self.backward else states
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.head(self.states(x))[:, 0 if self.backward else -1]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    "beginning",
+    [lambda x: x.mean(axis=1), lambda x: x.max(axis=1), lambda x: mx.tanh(x.sum(axis=1))],
+    ids=["mean", "max", "sum"],
+)
+def test_feedback_that_begins_with_all_time_steps_is_none_of_the_later_calls(
+    beginning: Callable[[mx.array], mx.array], backward: bool
+) -> None:
+    """Each time step moves all calls, but only through what the calls before have returned."""
+    mx.random.seed(0)
+    model, x = FedBack(beginning, backward), mx.random.normal((9, 6, F))
+    runner = ModelRunner(model, ncp.HeldOutBatch(x))
+    assert not any("reads all time steps" in note for note in runner.notes)
+    with runner.analysing():
+        (states,) = observe(runner, 0, {ncp.Need.STATES}).states
+    assert states.reverse == backward
+    np.testing.assert_allclose(states.values, np.array(model.states(x)), rtol=1e-4, atol=1e-6)

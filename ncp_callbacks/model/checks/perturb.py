@@ -109,9 +109,7 @@ class Rerun:
 
 def moved(before: mx.array, after: mx.array) -> Mask:
     """Return the elements that differ between two arrays of one shape; NaN equals NaN."""
-    x, y = to_numpy(before), to_numpy(after)
-    differ: Mask = (x != y) & ~(np.isnan(x) & np.isnan(y))
-    return differ
+    return _differ(to_numpy(before), to_numpy(after))
 
 
 def change(before: mx.array, after: mx.array) -> npt.NDArray[np.floating[Any]]:
@@ -119,7 +117,12 @@ def change(before: mx.array, after: mx.array) -> npt.NDArray[np.floating[Any]]:
     x, y = to_numpy(before), to_numpy(after)
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(x - y, dtype=np.float64)
-    return np.where(moved(before, after), np.nan_to_num(size, nan=np.inf), 0.0)
+    return np.where(_differ(x, y), np.nan_to_num(size, nan=np.inf), 0.0)
+
+
+def _differ(x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]) -> Mask:
+    differ: Mask = (x != y) & ~(np.isnan(x) & np.isnan(y))
+    return differ
 
 
 def codes(count: int) -> Mask:

@@ -139,7 +139,8 @@ class Readings:
         held = frozenset(numbers if way is Way.ALONE else ())
         hits = np.zeros((*questions.asked.shape, len(numbers)), bool)
         # The middle one first: every call may read the first time step, or the last, for another
-        # reason. If it moves all calls, as where inputs are standardised over time, so do others.
+        # reason. If it moves all calls, as where inputs are standardised over time, so do others,
+        # which need no runs.
         middle = len(hits) // 2
         for p in (middle, *(p for p in range(len(hits)) if p != middle)):
             run = self._run(questions, held, p)
@@ -147,6 +148,7 @@ class Readings:
                 chosen = _largest if way.is_largest else _localised
                 hits[p] = self._read_by(numbers, states, run, chosen)
             if way in (Way.TOGETHER, Way.ALONE) and hits[middle].all():
+                hits[:] = True
                 break
         return questions.asked, self._of_changed(hits, numbers, questions)
 
