@@ -539,14 +539,15 @@ class Monitor:
         line = DueStep(step, last, takes, self._due.state_dict())
         # In the background after the snapshot is handed over, which writing would slow down.
         is_late = takes and self.in_background
-        if (due and not is_late) or self._run.steps <= 2:  # Two tell by how much the loop counts.
+        # The first two steps tell by how much the loop counts.
+        if (due or self._run.steps <= 2) and not is_late:
             self._log.keep_due(line)
         if takes:
             self._log.freeze(step)
             self._observer.analyse(step, due)
             self._log.write(step, self._overhead.records())
             self._report_large_share()
-        if is_late and self._run.steps > 2:
+        if is_late:
             self._log.keep_due(line)
         self._observer.raise_delivered()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -36,7 +37,7 @@ TRAINING = """
     import mlx.nn as nn
     import mlx.optimizers as optim
     import ncp_callbacks as ncp
-    from ncp_callbacks.models import CfC
+    from checkpointed import Net, go_on, save
 
     run, checkpoints, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     options = json.loads(sys.argv[4])
@@ -44,14 +45,6 @@ TRAINING = """
         options["every"] = lambda step: step % 9 == 0
     stride, steps = options.pop("stride", 1), options.pop("steps", 60)
     holds, dies = options.pop("holds", 10**9), options.pop("dies", 0)
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.head = CfC(2, 4, backbone_units=4), nn.Linear(4, 1)
-
-        def __call__(self, x, time_delta=None):
-            return self.head(self.rnn(x, time_delta)[0])[:, -1, 0]
 
     class Fourth(ncp.Callback):
         def __init__(self):
@@ -69,11 +62,9 @@ TRAINING = """
 
     mx.random.seed(0)
     x = mx.random.normal((16, 4, 2))
-    model, optimizer, first = Net(), optim.SGD(0.1), 1
-    saved = sorted(checkpoints.glob("*.safetensors"))
-    if saved:
-        model.load_weights(str(saved[-1]))
-        first = int(saved[-1].stem) + 1
+    model, optimizer = Net(), optim.SGD(0.1)
+    newest = go_on(model, checkpoints)
+    first = int(newest.stem) + 1 if newest else 1
     resume = {"resume": "auto"}
     if how == "state":
         resume = {"resume_step": first - 1} if run.exists() else {}
@@ -83,8 +74,8 @@ TRAINING = """
         [Holds(), ncp.GradientAttribution(), ncp.StateTransitions(), Fourth()],
         log_dir=run, **{"train_every": 1, **resume, **options},
     )
-    if how == "state" and saved:
-        monitor.load_state_dict(json.loads(saved[-1].with_suffix(".json").read_text()))
+    if how == "state" and newest:
+        monitor.load_state_dict(json.loads(newest.with_suffix(".json").read_text()))
     with monitor:
         print("open", flush=True)
         for step in range(first, steps + 1):
@@ -97,8 +88,7 @@ TRAINING = """
                 if how != "itself":
                     state = json.dumps(monitor.state_dict())
                     (checkpoints / f"{step:03}.json").write_text(state)
-                model.save_weights(str(checkpoints / "part.safetensors"))
-                (checkpoints / "part.safetensors").rename(checkpoints / f"{step:03}.safetensors")
+                save(model, checkpoints, step)
             if step == holds - stride:
                 monitor.state_dict()  # What comes before is analysed.
             if step == dies:
@@ -117,6 +107,7 @@ def train(run: Path, how: str, *, kill_after: float | None = None, **options: An
         [sys.executable, "-c", textwrap.dedent(TRAINING), run, checkpoints, how,
          json.dumps(options)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )  # fmt: skip
     assert process.stdout is not None
     if kill_after is not None:

@@ -36,19 +36,11 @@ TRAINING = """
     import mlx.nn as nn
     import mlx.optimizers as optim
     import ncp_callbacks as ncp
-    from ncp_callbacks.models import CfC
+    from checkpointed import Net, go_on, save
     from ncp_callbacks.runs import read_run
 
     run, checkpoints, ready = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     ncp.TensorBoardWriter.__init__.__kwdefaults__["flush_seconds"] = 0.05
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.head = CfC(2, 4, backbone_units=4), nn.Linear(4, 1)
-
-        def __call__(self, x, time_delta=None):
-            return self.head(self.rnn(x, time_delta)[0])[:, -1, 0]
 
     def on_disk(step):
         try:
@@ -58,11 +50,9 @@ TRAINING = """
 
     mx.random.seed(0)
     x = mx.random.normal((8, 4, 2))
-    model, optimizer, first = Net(), optim.SGD(0.1), 1
-    saved = sorted(checkpoints.glob("*.safetensors"))
-    if saved:
-        model.load_weights(str(saved[-1]))
-        first = int(saved[-1].stem) + 1
+    model, optimizer = Net(), optim.SGD(0.1)
+    newest = go_on(model, checkpoints)
+    first = int(newest.stem) + 1 if newest else 1
     loss_and_grad = nn.value_and_grad(model, lambda x: ((model(x) - x[:, 0, 0]) ** 2).mean())
     monitor = ncp.Monitor(
         model, ncp.HeldOutBatch(x, 1.0, targets=x[:, 0, 0]), log_dir=run, every=2, train_every=1,
@@ -74,10 +64,7 @@ TRAINING = """
             optimizer.update(model, gradients)
             monitor.on_step_end(step, loss=loss)
             if step % 6 == 0:
-                model.save_weights(str(checkpoints / f"{step:03}.part.safetensors"))
-                (checkpoints / f"{step:03}.part.safetensors").rename(
-                    checkpoints / f"{step:03}.safetensors"
-                )
+                save(model, checkpoints, step)
             if step == ready:
                 state = run / "monitor_state" / f"{step - step % 6}.json"
                 while not (state.exists() and on_disk(step)):
@@ -95,6 +82,7 @@ def train(run: Path, checkpoints: Path, ready: int = 0) -> tuple[str, str]:
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(TRAINING), run, checkpoints, str(ready)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )  # fmt: skip
     assert process.stdout is not None
     if ready:
