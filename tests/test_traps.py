@@ -68,10 +68,9 @@ def test_the_picture_says_at_which_step_features_were_removed() -> None:
         for step, figure in writer.records
         if isinstance(figure, ncp.Figure) and figure.tag == "attribution/heatmap"
     }
-    named = {
-        step: re.search(r"by removal \d+%( at step \d+)? · step", t) for step, t in titles.items()
-    }
-    found = {step: match and match[1] for step, match in named.items()}
+    assert all(re.search(r"by removal \d+% · step", title) for title in titles.values())
+    said = {step: re.search(r"removal is that of step (\d+)", t) for step, t in titles.items()}
+    found = {step: match and f" at step {match[1]}" for step, match in said.items()}
     # At the first and each third one after it; and the numbers at the end of the run, too.
     assert found == {
         10: None, 20: " at step 10", 30: " at step 10", 40: None, 50: " at step 40",

@@ -63,7 +63,7 @@ def plot_feature_importance(
         target: Name of the target; None for the name in the result.
         removed: Shares by removal, in those of all features, where it disagrees with the map, the
             largest difference first; the title then names both shares of the first.
-        removed_at: Training step of these shares, for the title where it isn't ``step``.
+        removed_at: Training step of these shares, which is written where it isn't ``step``.
         ax: Axes to draw on; None for a figure of its own.
 
     Raises:
@@ -127,7 +127,6 @@ def plot_feature_importance(
     if disputed and removed and share.any():
         which = list(feature_names).index(disputed)
         both = f": {share[which]:.0%}, by removal {removed[disputed]:.0%}"
-        both += "" if removed_at in (None, step) else f" at step {removed_at:,}"
         room = RIGHT - LEFT - text_width(f"{both} · step {step or 0:,}0")
         page.title(short_names([disputed], room)[0] + both, step)
     elif share.any():
@@ -144,6 +143,8 @@ def plot_feature_importance(
     if 0 < largest < _PALE * limit:
         # The limit is that of the largest step so far, and the colours of this one are pale.
         note = f"pale: now up to {'±' if signed else ''}{number(largest, 2)}"
+    if disputed and removed_at is not None and removed_at != step:
+        note = f"removal is that of step {removed_at:,}"
     color_bar(page, number(low), sign + number(limit), cmap=cmap, note=note)
     when = None if result is None else result.time_delta_share
     if when is not None and np.isfinite(when):
